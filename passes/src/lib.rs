@@ -1,0 +1,1 @@
+//! Fusion decisions by equality saturation and lowering to the tile IR

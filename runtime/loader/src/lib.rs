@@ -1,0 +1,1 @@
+//! Opens moec bundles, packs weights, binds tensors and launches

@@ -1,0 +1,1 @@
+//! Compiles and runs Mixture-of-Experts layers
