@@ -1,1 +1,3 @@
 //! PTX parser, checker and emulator
+
+pub mod ptxas;
