@@ -1,0 +1,75 @@
+//! The calling conventions between compiled kernels and whoever launches them.
+//!
+//! # GPU kernels
+//!
+//! One `.entry` for each kernel of a tile program. Parameters, all 64 bits wide, in this order:
+//! 1. a global-memory pointer to each buffer of [`Body::operands`](crate::tile::Body::operands), in that order;
+//! 2. a pointer to the token count, one `u32` in global memory.
+//!
+//! Buffers are aligned to at least [`BUFFER_ALIGN`] bytes. The launch gives at least as many blocks as the kernel's grid
+//! asks for at the token count in device memory; a kernel tolerates more.
+//!
+//! # CPU kernels
+//!
+//! One function with C calling convention for each kernel, [`CpuKernel`]. A kernel's work is cut into items; a call does
+//! the items `begin..end`, which may run on any thread in any order. The caller finishes all items of a kernel before it
+//! starts the next kernel.
+
+/// Least alignment of every buffer, in bytes.
+pub const BUFFER_ALIGN: u64 = 256;
+
+/// What a CPU kernel is called with. `#[repr(C)]`, read by generated code at these offsets: 0, 8, 16, 24.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CpuContext {
+    /// A pointer to each buffer of [`Body::operands`](crate::tile::Body::operands), in that order.
+    pub buffers: *const *mut u8,
+    /// The token count `T`.
+    pub n_tokens: u64,
+    /// Scratch memory of this call: as many bytes as the kernel asked for, aligned to [`BUFFER_ALIGN`].
+    pub scratch: *mut u8,
+    /// Functions that generated code calls.
+    pub math: *const CpuMath,
+}
+
+/// Scalar functions that generated code calls through this table, so that an object file needs no linking.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CpuMath {
+    /// `e^x`
+    pub exp: extern "C" fn(f32) -> f32,
+    /// `ln(1 + e^x)`
+    pub softplus: extern "C" fn(f32) -> f32,
+    /// `tanh(x)`
+    pub tanh: extern "C" fn(f32) -> f32,
+    /// Error function.
+    pub erf: extern "C" fn(f32) -> f32,
+    /// `x^y`
+    pub pow: extern "C" fn(f32, f32) -> f32,
+}
+
+/// A compiled CPU kernel: does the work items `begin..end`.
+pub type CpuKernel = unsafe extern "C" fn(context: *const CpuContext, begin: u64, end: u64);
+
+impl CpuMath {
+    /// The table that moec's own runtime hands out: computed in f64 and rounded once.
+    pub fn standard() -> CpuMath {
+        use crate::expr::Unary;
+        extern "C" fn exp(x: f32) -> f32 {
+            Unary::Exp.eval(x)
+        }
+        extern "C" fn softplus(x: f32) -> f32 {
+            Unary::Softplus.eval(x)
+        }
+        extern "C" fn tanh(x: f32) -> f32 {
+            Unary::Tanh.eval(x)
+        }
+        extern "C" fn erf(x: f32) -> f32 {
+            Unary::Erf.eval(x)
+        }
+        extern "C" fn pow(x: f32, y: f32) -> f32 {
+            f64::from(x).powf(f64::from(y)) as f32
+        }
+        CpuMath { exp, softplus, tanh, erf, pow }
+    }
+}

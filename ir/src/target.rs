@@ -1,0 +1,130 @@
+//! The machines that moec compiles for.
+
+use serde::{Deserialize, Serialize};
+
+/// A target: a PTX architecture, or the CPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Target {
+    /// Name on the command line and in bundles: `sm_100f`, `cpu`.
+    pub name: &'static str,
+    /// What kind of machine.
+    pub kind: TargetKind,
+    /// What the cost model assumes of the machine that stands behind the name.
+    pub machine: Machine,
+}
+
+/// What kind of machine a target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TargetKind {
+    /// The host's own processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Gpu {
+        /// PTX ISA version of the emitted text, times ten.
+        ptx_version: u32,
+        /// Compute capability of the oldest chip that runs it, times ten.
+        capability: u32,
+        /// Largest dynamic shared memory of a block, in bytes.
+        smem_bytes: u32,
+    },
+}
+
+/// Figures of a machine for the cost model. Dense rates, without sparsity.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Machine {
+    /// The chip they belong to.
+    pub chip: &'static str,
+    /// Memory bandwidth in bytes per second.
+    pub memory_bytes_per_s: f64,
+    /// bf16 multiply-add operations, counted as two flops, per second.
+    pub bf16_flops: f64,
+    /// f32 flops per second outside the tensor cores.
+    pub f32_flops: f64,
+    /// Time between the start of a launch and the start of the next, in seconds.
+    pub launch_s: f64,
+    /// Streaming multiprocessors, or cores.
+    pub n_units: u32,
+}
+
+const A100: Machine = Machine {
+    chip: "A100 SXM",
+    memory_bytes_per_s: 2.0e12,
+    bf16_flops: 312e12,
+    f32_flops: 19.5e12,
+    launch_s: 2.5e-6,
+    n_units: 108,
+};
+const H200: Machine = Machine {
+    chip: "H200 SXM",
+    memory_bytes_per_s: 4.8e12,
+    bf16_flops: 989e12,
+    f32_flops: 67e12,
+    launch_s: 2.0e-6,
+    n_units: 132,
+};
+const B200: Machine = Machine {
+    chip: "B200",
+    memory_bytes_per_s: 8.0e12,
+    bf16_flops: 2250e12,
+    f32_flops: 75e12,
+    launch_s: 2.0e-6,
+    n_units: 148,
+};
+const B300: Machine = Machine { chip: "B300", n_units: 160, ..B200 };
+const RTX5090: Machine = Machine {
+    chip: "RTX 5090",
+    memory_bytes_per_s: 1.79e12,
+    bf16_flops: 209.5e12,
+    f32_flops: 104.8e12,
+    launch_s: 2.5e-6,
+    n_units: 170,
+};
+const HOST: Machine = Machine {
+    chip: "host CPU",
+    memory_bytes_per_s: 20e9,
+    bf16_flops: 100e9,
+    f32_flops: 100e9,
+    launch_s: 5e-6,
+    n_units: 2,
+};
+
+const fn gpu(name: &'static str, ptx_version: u32, capability: u32, smem_kib: u32, machine: Machine) -> Target {
+    Target { name, kind: TargetKind::Gpu { ptx_version, capability, smem_bytes: smem_kib * 1024 }, machine }
+}
+
+/// Every target, oldest first. Shared memory: CUDA C programming guide, table of technical specifications.
+pub const TARGETS: &[Target] = &[
+    Target { name: "cpu", kind: TargetKind::Cpu, machine: HOST },
+    gpu("sm_80", 70, 80, 163, A100),
+    gpu("sm_90a", 80, 90, 227, H200),
+    gpu("sm_100a", 88, 100, 227, B200),
+    gpu("sm_100f", 88, 100, 227, B200),
+    gpu("sm_103a", 88, 103, 227, B300),
+    gpu("sm_120a", 88, 120, 99, RTX5090),
+    gpu("sm_120f", 88, 120, 99, RTX5090),
+];
+
+/// Chip names that stand for a target: `(alias, target)`.
+pub const ALIASES: &[(&str, &str)] = &[
+    ("a100", "sm_80"),
+    ("h100", "sm_90a"),
+    ("h200", "sm_90a"),
+    ("b200", "sm_100f"),
+    ("gb200", "sm_100f"),
+    ("b300", "sm_103a"),
+    ("gb300", "sm_103a"),
+    ("rtx5090", "sm_120f"),
+];
+
+impl Target {
+    /// The target or chip called `name`.
+    pub fn by_name(name: &str) -> Option<&'static Target> {
+        let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, target)| target);
+        TARGETS.iter().find(|t| t.name == name)
+    }
+
+    /// Whether this is the CPU.
+    pub fn is_cpu(&self) -> bool {
+        self.kind == TargetKind::Cpu
+    }
+}

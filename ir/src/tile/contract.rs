@@ -1,0 +1,70 @@
+//! Contractions: dense and grouped GEMMs with gathered rows and an epilogue.
+
+use super::BufferId;
+use crate::expr::Expr;
+use serde::{Deserialize, Serialize};
+
+/// One or more matrix products that are launched together; their tiles share one grid.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Contract {
+    /// The products. They do not depend on each other. At most one of them is [`Groups::ByExpert`].
+    pub segments: Vec<Segment>,
+}
+
+/// `out[r, n] = epilogue(acc_0, acc_1, …)` with
+/// `acc_p = Σ_k a[row(r), k] · panels[p][e(r), n, k] + biases[p][e(r), n]`, for every row `r` of the domain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Segment {
+    /// Activations: float `[rows, K]`, batch 1.
+    pub a: BufferId,
+    /// Which row of `a` belongs to row `r`.
+    pub a_rows: RowMap,
+    /// The rows of the domain and the expert of each.
+    pub groups: Groups,
+    /// Weights, one or two of them (gate and up) with equal shapes: `[E, N, K]`, or `[1, N, K]` for a dense segment.
+    pub panels: Vec<BufferId>,
+    /// For each panel, its bias `[E, N]` (batch 1, rows E; rows 1 for a dense segment), added in f32 before the epilogue.
+    pub biases: Vec<Option<BufferId>>,
+    /// Argument `p` is accumulator `p`.
+    pub epilogue: Expr,
+    /// The result: `[rows, N]`, batch 1; rows outside the domain are not written.
+    pub out: BufferId,
+}
+
+/// Which row of the activations belongs to a row of the domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowMap {
+    /// The same row.
+    Same,
+    /// Row `map[r]` of an i32 `[rows, 1]` buffer (gathered rows); never negative within the domain.
+    Gather(BufferId),
+}
+
+/// The rows of the domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Groups {
+    /// All rows of `out`, with one matrix.
+    Dense,
+    /// Rows `offsets[e] .. offsets[e+1]` of `out` with matrix `e`.
+    ByExpert {
+        /// i32 `[1, E+1]`, as made by [`super::Plan`].
+        offsets: BufferId,
+    },
+}
+
+impl Segment {
+    pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
+        add(self.a, false);
+        if let RowMap::Gather(map) = self.a_rows {
+            add(map, false);
+        }
+        if let Groups::ByExpert { offsets } = self.groups {
+            add(offsets, false);
+        }
+        self.panels.iter().for_each(|&p| add(p, false));
+        self.biases.iter().flatten().for_each(|&b| add(b, false));
+        add(self.out, true);
+    }
+}

@@ -1,0 +1,258 @@
+//! The tile IR: how a layer runs.
+//!
+//! A [`Program`] is a short list of [`Kernel`]s over [`Buffer`]s, launched one after another on one stream. A kernel is
+//! one of five bodies: a contraction (router, dense and grouped GEMMs), a row program (scores, top-k, weights), the
+//! dispatch plan, an elementwise map, and the combine. What is computed on each element is an [`Expr`](crate::Expr).
+//!
+//! # Rules that every backend follows
+//!
+//! * Elements are read in their buffer's type and widened to f32 (i32 stays i32); everything is computed in f32; a store
+//!   rounds to the type of the buffer, to nearest even.
+//! * The token count `T` is read from device memory when the program runs. Every kernel is right for any `T`, 0 included,
+//!   up to the largest for which the workspace was made.
+//! * Element `(b, r, c)` of a buffer is at element offset `(b * rows + r) * pitch + c`. Columns from `cols` to `pitch`
+//!   are padding: weights hold zeros there, other buffers anything.
+//! * A kernel writes only its outputs, never reads what it writes, and sees everything that earlier kernels wrote.
+
+mod contract;
+mod launch;
+mod rows;
+mod schedule;
+
+pub use contract::{Contract, Groups, RowMap, Segment};
+pub use launch::{CpuLaunch, Extent, GpuLaunch};
+pub use rows::{RowId, RowOp, RowOpKind, RowProgram, RowStore};
+pub use schedule::Schedule;
+
+use crate::DType;
+use crate::expr::Expr;
+use crate::shape::Dim;
+use serde::{Deserialize, Serialize};
+
+/// Index into [`Program::buffers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BufferId(pub u32);
+
+impl BufferId {
+    /// Index into [`Program::buffers`].
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// What a buffer is for, and who makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Given by the caller at every run: index into the graph's inputs.
+    Input(u32),
+    /// Given by the caller, written by the program: index into the graph's outputs.
+    Output(u32),
+    /// Packed once when the layer is loaded: index into the graph's parameters.
+    Weight(u32),
+    /// Intermediate; part of the workspace.
+    Workspace,
+}
+
+/// A piece of device memory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// Unique name within the program.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Number of matrices one behind the other: E for expert weights, else 1.
+    pub batch: u64,
+    /// Rows of a matrix.
+    pub rows: Dim,
+    /// Columns of a matrix, in elements.
+    pub cols: u64,
+    /// Distance of two rows, in elements; at least `cols`.
+    pub pitch: u64,
+    /// What it is for.
+    pub role: Role,
+}
+
+impl Buffer {
+    /// Size in bytes for a given token count.
+    pub fn bytes(&self, n_tokens: u64) -> u64 {
+        self.batch * self.rows.at(n_tokens) * self.pitch * self.dtype.bytes() as u64
+    }
+}
+
+/// How a layer runs on one kind of machine for a range of token counts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// Name, for people and symbol names.
+    pub name: String,
+    /// Every buffer that a kernel names.
+    pub buffers: Vec<Buffer>,
+    /// Kernels in launch order.
+    pub kernels: Vec<Kernel>,
+}
+
+impl Program {
+    /// The buffer called by `id`.
+    pub fn buffer(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.index()]
+    }
+}
+
+/// One launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// Unique name within the program; a valid symbol name (`gemm1`, `route`).
+    pub name: String,
+    /// What it computes.
+    pub body: Body,
+    /// How its work is cut up.
+    pub schedule: Schedule,
+}
+
+/// What a kernel computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Body {
+    /// Matrix products with an epilogue.
+    Contract(Contract),
+    /// A small program on each token's row.
+    Rows(RowProgram),
+    /// Expert order from the chosen experts.
+    Plan(Plan),
+    /// An elementwise expression.
+    Map(Map),
+    /// The weighted sum over a token's slots.
+    Combine(Combine),
+}
+
+/// Makes expert order from the chosen experts, by a stable counting sort.
+///
+/// A slot whose id is outside `0..n_experts` is not dispatched.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Chosen experts: i32 `[T, K]`.
+    pub ids: BufferId,
+    /// E.
+    pub n_experts: u64,
+    /// Out: i32 `[1, E+1]`; expert `e` has rows `offsets[e] .. offsets[e+1]`.
+    pub offsets: BufferId,
+    /// Out: i32 `[T, K]`; the row of each slot, or -1 when it is not dispatched.
+    pub slot_to_row: BufferId,
+    /// Out: i32 `[T*K, 1]`; the token of each row, or -1 for rows from `offsets[E]` on.
+    pub row_to_token: BufferId,
+}
+
+/// `out[r, c] = expr(args[0][r, c], args[1][r, c], …)` for all rows and columns of `out`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Map {
+    /// Arguments of the expression.
+    pub args: Vec<MapArg>,
+    /// The expression.
+    pub expr: Expr,
+    /// The result; batch 1.
+    pub out: BufferId,
+}
+
+/// One argument of an elementwise expression, and how it is addressed from `(r, c)` of the result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MapArg {
+    /// A float buffer of batch 1.
+    pub buffer: BufferId,
+    /// Which row is read.
+    pub row: RowAccess,
+    /// Which column is read.
+    pub col: ColAccess,
+}
+
+/// Which row of an argument is read for row `r` of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowAccess {
+    /// Row `r`.
+    Same,
+    /// Row 0, for every `r`.
+    First,
+    /// Row `map[r]`, counting the elements of the i32 buffer row by row (its pitch equals its columns); the argument is 0
+    /// where the map is negative.
+    Through(BufferId),
+}
+
+/// Which column of an argument is read for column `c` of the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColAccess {
+    /// Column `c + offset`.
+    From(u64),
+    /// Column 0, for every `c`.
+    First,
+}
+
+/// `out[t, c] = expr(s, args…)` with `s = Σ_j weights[t, j] · y[row(t, j), c]`, added in slot order in f32.
+///
+/// A fused multiply-add is allowed for each term. Slots without a row (-1) add nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Combine {
+    /// Expert results: `[T*K, H]`.
+    pub y: BufferId,
+    /// i32 `[T, K]`: the row of `y` of each slot; `None` when `y` is in slot order (row `t*K + j`).
+    pub slot_to_row: Option<BufferId>,
+    /// Routing weights: `[T, K]`, float.
+    pub weights: BufferId,
+    /// Arguments 1, 2, … of the expression; argument 0 is the sum.
+    pub args: Vec<MapArg>,
+    /// The expression.
+    pub expr: Expr,
+    /// `[T, H]`.
+    pub out: BufferId,
+}
+
+impl Body {
+    /// The buffers of the kernel in the order of its parameters, each once; outputs are marked `true`.
+    ///
+    /// This order is the calling convention: [`crate::abi`].
+    pub fn operands(&self) -> Vec<(BufferId, bool)> {
+        let mut list: Vec<(BufferId, bool)> = Vec::new();
+        let mut add = |id: BufferId, written: bool| {
+            if !list.iter().any(|&(b, _)| b == id) {
+                list.push((id, written));
+            }
+        };
+        fn args(list: &[MapArg], add: &mut impl FnMut(BufferId, bool)) {
+            for a in list {
+                add(a.buffer, false);
+                if let RowAccess::Through(map) = a.row {
+                    add(map, false);
+                }
+            }
+        }
+        match self {
+            Body::Contract(c) => {
+                for s in &c.segments {
+                    s.operands(&mut add);
+                }
+            }
+            Body::Rows(p) => p.operands(&mut add),
+            Body::Plan(p) => {
+                add(p.ids, false);
+                add(p.offsets, true);
+                add(p.slot_to_row, true);
+                add(p.row_to_token, true);
+            }
+            Body::Map(m) => {
+                args(&m.args, &mut add);
+                add(m.out, true);
+            }
+            Body::Combine(c) => {
+                add(c.y, false);
+                if let Some(map) = c.slot_to_row {
+                    add(map, false);
+                }
+                add(c.weights, false);
+                args(&c.args, &mut add);
+                add(c.out, true);
+            }
+        }
+        list
+    }
+}

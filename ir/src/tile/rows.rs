@@ -1,0 +1,133 @@
+//! Row programs: what is computed on each token's row of scores.
+
+use super::BufferId;
+use crate::DType;
+use crate::expr::Expr;
+use crate::graph::{GroupScore, RenormRule, RowMask};
+use crate::shape::Dim;
+use serde::{Deserialize, Serialize};
+
+/// A straight-line program that runs once for each row, on values that are rows themselves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowProgram {
+    /// How many rows there are.
+    pub rows: Dim,
+    /// Steps; operands are earlier steps.
+    pub ops: Vec<RowOp>,
+    /// What is kept.
+    pub stores: Vec<RowStore>,
+}
+
+/// Index into [`RowProgram::ops`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RowId(pub u32);
+
+/// One step: a row of `width` values, f32 or (for ids) i32.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowOp {
+    /// What it computes.
+    pub kind: RowOpKind,
+    /// Number of values.
+    pub width: u64,
+    /// Floats are rounded to this type after the step; `I32` for ids.
+    pub dtype: DType,
+}
+
+/// What a step computes. `x`, `ids`, … are earlier steps; `c` runs over the width.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RowOpKind {
+    /// Row `r` of a buffer.
+    Load(BufferId),
+    /// Row 0 of a buffer: the same for all rows (a selection bias).
+    LoadFirst(BufferId),
+    /// `x[r, :] · w[c, :] (+ bias[c])` with `x: [rows, K]`, `w: [1, width, K]`: the router itself.
+    Linear {
+        /// Activations `[rows, K]`.
+        x: BufferId,
+        /// Weights `[width, K]`.
+        w: BufferId,
+        /// Bias, one row of `width`.
+        bias: Option<BufferId>,
+    },
+    /// An expression over rows of this width, or of width 1, which are repeated.
+    Map {
+        /// The expression.
+        expr: Expr,
+        /// Its arguments.
+        args: Vec<RowId>,
+    },
+    /// Softmax over the row, in f32 with the maximum subtracted first.
+    Softmax(RowId),
+    /// `x / sqrt(mean(x²) + eps)`
+    RmsNorm {
+        /// The row.
+        x: RowId,
+        /// Added to the mean of squares.
+        eps: crate::expr::Real,
+    },
+    /// As [`crate::graph::Op::GroupLimit`].
+    GroupLimit {
+        /// Scores.
+        x: RowId,
+        /// Number of equal groups.
+        n_groups: u32,
+        /// Groups kept.
+        keep: u32,
+        /// Score of a group.
+        score: GroupScore,
+        /// What stands in the others.
+        fill: RowMask,
+    },
+    /// The indices of the `width` largest, by (value descending, index ascending), NaN first.
+    TopK(RowId),
+    /// `x[ids[c]]`
+    Gather {
+        /// Scores.
+        x: RowId,
+        /// Indices into it.
+        ids: RowId,
+    },
+    /// As [`crate::graph::Op::Renormalise`].
+    Renormalise {
+        /// Weights.
+        x: RowId,
+        /// The rule.
+        rule: RenormRule,
+    },
+}
+
+/// Keeps a row in a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowStore {
+    /// The row.
+    pub value: RowId,
+    /// `[rows, width]`.
+    pub buffer: BufferId,
+}
+
+impl RowProgram {
+    pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
+        for op in &self.ops {
+            match &op.kind {
+                RowOpKind::Load(b) | RowOpKind::LoadFirst(b) => add(*b, false),
+                RowOpKind::Linear { x, w, bias } => {
+                    add(*x, false);
+                    add(*w, false);
+                    if let Some(b) = bias {
+                        add(*b, false);
+                    }
+                }
+                RowOpKind::Map { .. }
+                | RowOpKind::Softmax(_)
+                | RowOpKind::RmsNorm { .. }
+                | RowOpKind::GroupLimit { .. }
+                | RowOpKind::TopK(_)
+                | RowOpKind::Gather { .. }
+                | RowOpKind::Renormalise { .. } => {}
+            }
+        }
+        self.stores.iter().for_each(|s| add(s.buffer, true));
+    }
+}
