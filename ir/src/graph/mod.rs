@@ -4,10 +4,12 @@
 //! so a graph is acyclic by construction. Leaves are the caller's inputs and the checkpoint's parameters.
 
 mod builder;
+mod eval;
 mod infer;
 mod op;
 
 pub use builder::GraphBuilder;
+pub use eval::{combine_expr, evaluate, evaluate_node, token_count};
 pub use infer::infer_type;
 pub use op::{GroupScore, Op, RenormRule, RowMask, Score};
 

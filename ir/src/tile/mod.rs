@@ -15,11 +15,13 @@
 //! * A kernel writes only its outputs, never reads what it writes, and sees everything that earlier kernels wrote.
 
 mod contract;
+mod eval;
 mod launch;
 mod rows;
 mod schedule;
 
 pub use contract::{Contract, Groups, RowMap, Segment};
+pub use eval::evaluate;
 pub use launch::{CpuLaunch, Extent, GpuLaunch};
 pub use rows::{RowId, RowOp, RowOpKind, RowProgram, RowStore};
 pub use schedule::Schedule;

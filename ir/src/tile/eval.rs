@@ -1,0 +1,288 @@
+//! The reference evaluator of the tile IR: what every backend's kernels are compared with.
+
+use super::{
+    Body, BufferId, ColAccess, Combine, Contract, Groups, Map, MapArg, Plan, Program, Role, RowAccess, RowMap,
+};
+use super::{RowOpKind, RowProgram, Segment};
+use crate::DType;
+use crate::diag::Diagnostic;
+use crate::reference as r;
+use crate::tensor::Tensor;
+
+/// The contents of a program's buffers while it runs; padding is not kept.
+struct Memory<'a> {
+    program: &'a Program,
+    n_tokens: usize,
+    /// `[batch * rows, cols]` of every buffer.
+    values: Vec<Tensor>,
+}
+
+/// Runs a verified program.
+///
+/// `inputs` and `params` are in the order of the graph's; weights have the shapes of the graph's parameters, unpadded.
+/// Returns the output buffers, in the order of the graph's outputs, each `[rows, cols]`.
+///
+/// # Errors
+/// `tensor-missing` or `tensor-shape` when a given tensor does not fit its buffer.
+pub fn evaluate(
+    program: &Program,
+    inputs: &[Tensor],
+    params: &[Tensor],
+    n_tokens: usize,
+) -> Result<Vec<Tensor>, Diagnostic> {
+    let mut values = Vec::with_capacity(program.buffers.len());
+    for b in &program.buffers {
+        let shape = [(b.batch * b.rows.at(n_tokens as u64)) as usize, b.cols as usize];
+        let n = shape[0] * shape[1];
+        let given = match b.role {
+            Role::Input(i) => Some(inputs.get(i as usize)),
+            Role::Weight(i) => Some(params.get(i as usize)),
+            Role::Output(_) | Role::Workspace => None,
+        };
+        values.push(match given {
+            None if b.dtype.is_float() => Tensor::float(b.dtype, &shape, vec![f32::NAN; n]),
+            None => Tensor::int(b.dtype, &shape, vec![i64::from(i32::MIN); n]),
+            Some(None) => {
+                return Err(Diagnostic::input("tensor-missing", format!("no tensor is given for `{}`", b.name)));
+            }
+            Some(Some(t)) if t.elements() != n => {
+                return Err(Diagnostic::input(
+                    "tensor-shape",
+                    format!("the tensor for `{}` is {:?}; the program takes {shape:?}", b.name, t.shape),
+                ));
+            }
+            Some(Some(t)) => Tensor { dtype: b.dtype, shape: shape.to_vec(), data: t.data.clone() },
+        });
+    }
+    let mut memory = Memory { program, n_tokens, values };
+    for kernel in &program.kernels {
+        match &kernel.body {
+            Body::Contract(c) => contract(&mut memory, c),
+            Body::Rows(p) => rows(&mut memory, p),
+            Body::Plan(p) => plan(&mut memory, p),
+            Body::Map(m) => map(&mut memory, m),
+            Body::Combine(c) => combine(&mut memory, c),
+        }
+    }
+    let mut outputs: Vec<(u32, Tensor)> = Vec::new();
+    for (b, t) in program.buffers.iter().zip(memory.values) {
+        if let Role::Output(i) = b.role {
+            outputs.push((i, t));
+        }
+    }
+    outputs.sort_by_key(|(i, _)| *i);
+    Ok(outputs.into_iter().map(|(_, t)| t).collect())
+}
+
+impl Memory<'_> {
+    fn floats(&self, b: BufferId) -> &[f32] {
+        self.values[b.index()].floats()
+    }
+
+    fn ints(&self, b: BufferId) -> &[i64] {
+        self.values[b.index()].ints()
+    }
+
+    fn row(&self, b: BufferId, row: usize) -> &[f32] {
+        let cols = self.cols(b);
+        &self.floats(b)[row * cols..(row + 1) * cols]
+    }
+
+    fn cols(&self, b: BufferId) -> usize {
+        self.program.buffer(b).cols as usize
+    }
+
+    fn n_rows(&self, b: BufferId) -> usize {
+        self.program.buffer(b).rows.at(self.n_tokens as u64) as usize
+    }
+
+    fn store(&mut self, b: BufferId, at: usize, value: f32) {
+        let t = &mut self.values[b.index()];
+        let value = t.dtype.round(value);
+        if let crate::tensor::Data::Float(v) = &mut t.data {
+            v[at] = value;
+        }
+    }
+
+    fn store_ints(&mut self, b: BufferId, values: Vec<i64>) {
+        let t = &mut self.values[b.index()];
+        *t = Tensor::int(t.dtype, &t.shape.clone(), values);
+    }
+
+    /// Argument of an elementwise expression at `(row, col)` of the result.
+    fn arg(&self, a: &MapArg, row: usize, col: usize) -> f32 {
+        let row = match a.row {
+            RowAccess::Same => row,
+            RowAccess::First => 0,
+            RowAccess::Through(map) => match usize::try_from(self.ints(map)[row]) {
+                Ok(row) => row,
+                Err(_) => return 0.0,
+            },
+        };
+        let col = match a.col {
+            ColAccess::From(offset) => col + offset as usize,
+            ColAccess::First => 0,
+        };
+        self.row(a.buffer, row)[col]
+    }
+}
+
+fn contract(m: &mut Memory, c: &Contract) {
+    for s in &c.segments {
+        let rows = m.n_rows(s.out);
+        match s.groups {
+            Groups::Dense => (0..rows).for_each(|row| contract_row(m, s, row, 0)),
+            Groups::ByExpert { offsets } => {
+                let offsets = m.ints(offsets).to_vec();
+                for e in 0..offsets.len() - 1 {
+                    (offsets[e]..offsets[e + 1]).for_each(|row| contract_row(m, s, row as usize, e));
+                }
+            }
+        }
+    }
+}
+
+fn contract_row(m: &mut Memory, s: &Segment, row: usize, expert: usize) {
+    let source = match s.a_rows {
+        RowMap::Same => row,
+        RowMap::Gather(map) => m.ints(map)[row] as usize,
+    };
+    let n = m.cols(s.out);
+    for col in 0..n {
+        let mut args = Vec::with_capacity(s.panels.len());
+        for (p, &panel) in s.panels.iter().enumerate() {
+            let acc = r::dot(m.row(s.a, source), m.row(panel, expert * n + col));
+            args.push(acc + s.biases.get(p).copied().flatten().map_or(0.0, |b| m.row(b, expert)[col]));
+        }
+        m.store(s.out, row * n + col, s.epilogue.eval(&args));
+    }
+}
+
+/// A row of a row program.
+#[derive(Clone)]
+enum Row {
+    Float(Vec<f32>),
+    Int(Vec<usize>),
+}
+
+impl Row {
+    fn floats(&self) -> &[f32] {
+        match self {
+            Row::Float(v) => v,
+            Row::Int(_) => &[],
+        }
+    }
+
+    fn ids(&self) -> &[usize] {
+        match self {
+            Row::Int(v) => v,
+            Row::Float(_) => &[],
+        }
+    }
+}
+
+fn rows(m: &mut Memory, p: &RowProgram) {
+    for row in 0..p.rows.at(m.n_tokens as u64) as usize {
+        let mut values: Vec<Row> = Vec::with_capacity(p.ops.len());
+        for op in &p.ops {
+            let width = op.width as usize;
+            let get = |id: super::RowId| &values[id.0 as usize];
+            let load = |b: BufferId, row: usize| -> Row {
+                if m.program.buffer(b).dtype.is_float() {
+                    Row::Float(m.row(b, row).to_vec())
+                } else {
+                    let cols = m.cols(b);
+                    Row::Int(m.ints(b)[row * cols..(row + 1) * cols].iter().map(|&v| v as usize).collect())
+                }
+            };
+            let value = match &op.kind {
+                RowOpKind::Load(b) => load(*b, row),
+                RowOpKind::LoadFirst(b) => load(*b, 0),
+                RowOpKind::Linear { x, w, bias } => Row::Float(
+                    (0..width)
+                        .map(|c| r::dot(m.row(*x, row), m.row(*w, c)) + bias.map_or(0.0, |b| m.row(b, 0)[c]))
+                        .collect(),
+                ),
+                RowOpKind::Map { expr, args } => {
+                    let arg = |id: &super::RowId, c: usize| {
+                        let v = get(*id).floats();
+                        if v.len() == 1 { v[0] } else { v[c] }
+                    };
+                    Row::Float(
+                        (0..width).map(|c| expr.eval(&args.iter().map(|a| arg(a, c)).collect::<Vec<_>>())).collect(),
+                    )
+                }
+                RowOpKind::Softmax(x) => Row::Float(r::softmax(get(*x).floats())),
+                RowOpKind::RmsNorm { x, eps } => Row::Float(r::rms_norm(get(*x).floats(), eps.0)),
+                RowOpKind::GroupLimit { x, n_groups, keep, score, fill } => {
+                    Row::Float(r::group_limit(get(*x).floats(), *n_groups as usize, *keep as usize, *score, *fill))
+                }
+                RowOpKind::TopK(x) => Row::Int(r::top_k(get(*x).floats(), width)),
+                RowOpKind::Gather { x, ids } => {
+                    let x = get(*x).floats();
+                    Row::Float(get(*ids).ids().iter().map(|&i| x[i]).collect())
+                }
+                RowOpKind::Renormalise { x, rule } => Row::Float(r::renormalise(get(*x).floats(), *rule)),
+            };
+            values.push(match value {
+                Row::Float(v) if op.dtype != DType::F32 => {
+                    Row::Float(v.into_iter().map(|x| op.dtype.round(x)).collect())
+                }
+                Row::Float(_) | Row::Int(_) => value,
+            });
+        }
+        for s in &p.stores {
+            let cols = m.cols(s.buffer);
+            match values[s.value.0 as usize].clone() {
+                Row::Float(v) => v.iter().enumerate().for_each(|(c, &x)| m.store(s.buffer, row * cols + c, x)),
+                Row::Int(v) => {
+                    let t = &mut m.values[s.buffer.index()];
+                    if let crate::tensor::Data::Int(out) = &mut t.data {
+                        v.iter().enumerate().for_each(|(c, &x)| out[row * cols + c] = x as i64);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn plan(m: &mut Memory, p: &Plan) {
+    let k = m.cols(p.ids).max(1);
+    let plan = r::plan(m.ints(p.ids), p.n_experts as usize);
+    let mut tokens: Vec<i64> = plan.row_to_slot.iter().map(|slot| (slot / k) as i64).collect();
+    tokens.resize(plan.slot_to_row.len(), -1);
+    m.store_ints(p.offsets, plan.offsets.iter().map(|&o| o as i64).collect());
+    m.store_ints(p.slot_to_row, plan.slot_to_row.iter().map(|row| row.map_or(-1, |row| row as i64)).collect());
+    m.store_ints(p.row_to_token, tokens);
+}
+
+fn map(m: &mut Memory, map: &Map) {
+    let cols = m.cols(map.out);
+    for row in 0..m.n_rows(map.out) {
+        for col in 0..cols {
+            let args: Vec<f32> = map.args.iter().map(|a| m.arg(a, row, col)).collect();
+            m.store(map.out, row * cols + col, map.expr.eval(&args));
+        }
+    }
+}
+
+fn combine(m: &mut Memory, c: &Combine) {
+    let (cols, k) = (m.cols(c.out), m.cols(c.weights));
+    for token in 0..m.n_rows(c.out) {
+        for col in 0..cols {
+            let mut sum = 0.0f32;
+            for slot in token * k..(token + 1) * k {
+                let row = match c.slot_to_row {
+                    None => Some(slot),
+                    Some(map) => usize::try_from(m.ints(map)[slot]).ok(),
+                };
+                if let Some(row) = row {
+                    sum = m.floats(c.weights)[slot].mul_add(m.row(c.y, row)[col], sum);
+                }
+            }
+            let mut args = vec![sum];
+            args.extend(c.args.iter().map(|a| m.arg(a, token, col)));
+            m.store(c.out, token * cols + col, c.expr.eval(&args));
+        }
+    }
+}
