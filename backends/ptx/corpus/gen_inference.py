@@ -163,4 +163,18 @@ def cases():
         c[off[e]:off[e + 1]] = f32(a)[off[e]:off[e + 1]].astype(float) @ f32(b)[e]
     case("grouped_matmul", K.grouped_matmul, dict(a_ptr=B("a"), b_ptr=B("b"), c_ptr=B("c"), off_ptr=B("off"), N=N, K=Kd), dict(E=E, NPROG=3, BM=32, BN=64, BK=32), (3,),
          dict(a=a, b=b, c=np.zeros((130, N), BF), off=off), dict(c=c.astype(F32).astype(BF)), dict(c=4e-3), num_warps=4, num_stages=2)
+    g = rng("scaletiles"); R, C, BM, BN = 40, 96, 16, 32
+    x = g.integers(-50, 50, (R, C)).astype(F32)
+    s = np.zeros((BM, BN))
+    for r in range(0, R, BM):
+        for c in range(0, C, BN):
+            t = x[r:r + BM, c:c + BN]
+            s[:t.shape[0]] += t
+    case("device_tensor_maps", K.scale_tiles, dict(x_ptr=B("x"), o_ptr=B("o"), sum_ptr=B("sum"), R=R, C=C), dict(BM=BM, BN=BN), (math.ceil(R / BM),),
+         dict(x=x, o=np.zeros((R, C), F32), sum=np.ones((BM, BN), F32)), dict(o=2 * x, sum=(s + 1).astype(F32)), dict(o=0, sum=0), targets=(90, 100, 120), interp=False,
+         note="tensor maps made by the kernel in global scratch memory")
+    g = rng("scatterrows"); n, R, C, BN = 64, 100, 128, 64
+    x = randn(g, n, BN, dt=BF); row = g.permutation(R)[:n].astype(I32); o0 = randn(g, R, C, dt=BF); o = o0.copy(); o[row, 32:96] = x
+    case("tma_scatter4", K.scatter_rows, dict(x_ptr=B("x"), o_desc=D("o", [1, BN]), row_ptr=B("row")), dict(BM=32, BN=BN), (2,),
+         dict(x=x, o=o0, row=row), dict(o=o), dict(o=0), targets=(100,), interp=False, note="cp.async.bulk.tensor tile::scatter4")
     return out

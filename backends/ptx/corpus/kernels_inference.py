@@ -220,3 +220,24 @@ def grouped_matmul(a_ptr, b_ptr, c_ptr, off_ptr, N, K, E: tl.constexpr, NPROG: t
             tl.store(c_ptr + m[:, None] * N + n[None, :], acc.to(tl.bfloat16), mask=(m < last)[:, None] & (n < N)[None, :])
             tile += NPROG
         done += tiles
+
+
+@triton.jit
+def scale_tiles(x_ptr, o_ptr, sum_ptr, R, C, BM: tl.constexpr, BN: tl.constexpr):
+    """o = 2x, sum += x (f32), through tensor maps that each program makes for itself in scratch memory."""
+    x_desc = tl.make_tensor_descriptor(x_ptr, [R, C], [C, 1], [BM, BN])
+    o_desc = tl.make_tensor_descriptor(o_ptr, [R, C], [C, 1], [BM, BN])
+    sum_desc = tl.make_tensor_descriptor(sum_ptr, [BM, BN], [BN, 1], [BM, BN])
+    r = tl.program_id(0) * BM
+    for c in range(0, C, BN):
+        x = x_desc.load([r, c])
+        o_desc.store([r, c], x + x)
+        sum_desc.atomic_add([0, 0], x)
+
+
+@triton.jit
+def scatter_rows(x_ptr, o_desc, row_ptr, BM: tl.constexpr, BN: tl.constexpr):
+    """o[row[i], 32:32+BN] = x[i]."""
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = tl.load(row_ptr + i)
+    o_desc.scatter(tl.load(x_ptr + i[:, None] * BN + tl.arange(0, BN)[None, :]), row, 32)
