@@ -19,12 +19,14 @@ mod eval;
 mod launch;
 mod rows;
 mod schedule;
+mod verify;
 
 pub use contract::{Contract, Groups, RowMap, Segment};
 pub use eval::evaluate;
 pub use launch::{CpuLaunch, Extent, GpuLaunch};
 pub use rows::{RowId, RowOp, RowOpKind, RowProgram, RowStore};
 pub use schedule::Schedule;
+pub use verify::verify;
 
 use crate::DType;
 use crate::expr::Expr;

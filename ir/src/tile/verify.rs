@@ -1,0 +1,330 @@
+//! The verifier of the tile IR. After it found nothing, backends work or refuse; they do not panic.
+//!
+//! Checked:
+//! * every buffer has a unique name, a pitch of at least its columns, and non-zero batch; every id is in range;
+//! * every kernel has a unique name that is a valid symbol, non-zero schedule, and does not read what it writes;
+//! * every kernel reads only buffers that are given or that an earlier kernel wrote, and never writes a given one;
+//! * operands have the element types and shapes that the documentation of the bodies states;
+//! * expressions refer backwards only, and to no more arguments than there are;
+//! * every output of the program is written.
+//!
+//! Not checked: that row maps and offsets hold values in range (they are made by plans).
+
+use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
+use super::{RowAccess, RowId, RowMap, RowOpKind, RowProgram, Segment};
+use crate::DType;
+use crate::diag::Diagnostic;
+use crate::expr::Expr;
+use crate::shape::Dim;
+
+/// Everything that is wrong with a program. All of it is a bug of whoever made the program: code `tile-program-invalid`.
+pub fn verify(program: &Program) -> Vec<Diagnostic> {
+    let mut v = Verifier { program, kernel: None, errors: Vec::new() };
+    v.buffers();
+    // Operand checks index buffers; they need ids in range.
+    if v.errors.is_empty() {
+        v.kernels();
+    }
+    v.errors
+}
+
+struct Verifier<'a> {
+    program: &'a Program,
+    kernel: Option<&'a Kernel>,
+    errors: Vec<Diagnostic>,
+}
+
+impl<'a> Verifier<'a> {
+    fn error(&mut self, message: impl std::fmt::Display) {
+        let at = self.kernel.map_or(String::new(), |k| format!("kernel `{}`: ", k.name));
+        let program = &self.program.name;
+        self.errors.push(Diagnostic::internal("tile-program-invalid", format!("program `{program}`: {at}{message}")));
+    }
+
+    fn expect(&mut self, ok: bool, message: impl FnOnce() -> String) {
+        if !ok {
+            self.error(message());
+        }
+    }
+
+    fn buffers(&mut self) {
+        let program = self.program;
+        for (i, b) in program.buffers.iter().enumerate() {
+            self.expect(b.pitch >= b.cols, || {
+                format!("buffer `{}` has pitch {} below its {} columns", b.name, b.pitch, b.cols)
+            });
+            self.expect(b.batch > 0, || format!("buffer `{}` has no matrices", b.name));
+            let twin = program.buffers[..i].iter().any(|o| o.name == b.name);
+            self.expect(!twin, || format!("two buffers are called `{}`", b.name));
+        }
+        for (i, k) in program.kernels.iter().enumerate() {
+            let symbol = k.name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && k.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            self.expect(symbol, || format!("`{}` is not a symbol name", k.name));
+            let twin = program.kernels[..i].iter().any(|o| o.name == k.name);
+            self.expect(!twin, || format!("two kernels are called `{}`", k.name));
+            let s = &k.schedule;
+            let whole = [s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps].iter().all(|&n| n > 0);
+            self.expect(whole, || format!("kernel `{}` has a zero in its schedule", k.name));
+            let in_range = k.body.operands().iter().all(|(b, _)| b.index() < program.buffers.len());
+            self.expect(in_range, || format!("kernel `{}` names a buffer that does not exist", k.name));
+        }
+    }
+
+    fn kernels(&mut self) {
+        let program = self.program;
+        let given = |b: &Buffer| matches!(b.role, Role::Input(_) | Role::Weight(_));
+        let mut written: Vec<bool> = program.buffers.iter().map(given).collect();
+        for k in &program.kernels {
+            self.kernel = Some(k);
+            let operands = k.body.operands();
+            for &(id, out) in &operands {
+                let b = program.buffer(id);
+                if out {
+                    self.expect(!given(b), || format!("writes `{}`, which is given", b.name));
+                } else {
+                    self.expect(written[id.index()], || format!("reads `{}` before anything wrote it", b.name));
+                }
+            }
+            match &k.body {
+                Body::Contract(c) => self.contract(c),
+                Body::Rows(p) => self.rows(p),
+                Body::Plan(p) => self.plan(p),
+                Body::Map(m) => self.map(m),
+                Body::Combine(c) => self.combine(c),
+            }
+            operands.iter().filter(|(_, out)| *out).for_each(|(id, _)| written[id.index()] = true);
+        }
+        self.kernel = None;
+        for (b, written) in program.buffers.iter().zip(written) {
+            let forgotten = matches!(b.role, Role::Output(_)) && !written;
+            self.expect(!forgotten, || format!("output `{}` is never written", b.name));
+        }
+    }
+
+    fn buffer(&self, id: BufferId) -> &'a Buffer {
+        self.program.buffer(id)
+    }
+
+    fn is_float(&mut self, id: BufferId) {
+        let b = self.buffer(id);
+        self.expect(b.dtype.is_float(), || format!("`{}` is {}; a float type is needed", b.name, b.dtype));
+    }
+
+    fn is_ints(&mut self, id: BufferId, rows: Dim, cols: u64) {
+        let b = self.buffer(id);
+        let fits = b.dtype == DType::I32 && b.batch == 1 && b.rows == rows && b.cols == cols && b.pitch == cols;
+        self.expect(fits, || {
+            format!(
+                "`{}` is {}[{}, {}, {}] with pitch {}; contiguous i32[{rows}, {cols}] is needed",
+                b.name, b.dtype, b.batch, b.rows, b.cols, b.pitch
+            )
+        });
+    }
+
+    fn has_shape(&mut self, id: BufferId, batch: u64, rows: Dim, cols: u64) {
+        let b = self.buffer(id);
+        let fits = b.batch == batch && b.rows == rows && b.cols == cols;
+        self.expect(fits, || {
+            format!("`{}` is [{}, {}, {}]; [{batch}, {rows}, {cols}] is needed", b.name, b.batch, b.rows, b.cols)
+        });
+    }
+
+    fn expr(&mut self, e: &Expr, n_args: usize) {
+        self.expect(e.is_well_formed(), || "an expression refers forwards".to_string());
+        self.expect(e.n_args() <= n_args, || {
+            format!("an expression takes {} arguments; there are {n_args}", e.n_args())
+        });
+    }
+
+    fn contract(&mut self, c: &Contract) {
+        self.expect(!c.segments.is_empty(), || "a contraction has no segments".to_string());
+        let grouped = c.segments.iter().filter(|s| matches!(s.groups, Groups::ByExpert { .. })).count();
+        self.expect(grouped <= 1, || format!("{grouped} segments are grouped by expert; one at most can be"));
+        for s in &c.segments {
+            self.segment(s);
+        }
+    }
+
+    fn segment(&mut self, s: &Segment) {
+        let (a, out) = (self.buffer(s.a), self.buffer(s.out));
+        self.is_float(s.a);
+        self.is_float(s.out);
+        self.expect(a.batch == 1 && out.batch == 1, || format!("`{}` and `{}` must have batch 1", a.name, out.name));
+        let fits = matches!(s.panels.len(), 1 | 2) && s.biases.len() == s.panels.len();
+        self.expect(fits, || format!("a segment has {} panels and {} biases", s.panels.len(), s.biases.len()));
+        if !fits {
+            return;
+        }
+        let experts = self.buffer(s.panels[0]).batch;
+        for (&p, bias) in s.panels.iter().zip(&s.biases) {
+            self.is_float(p);
+            self.has_shape(p, experts, Dim::Fixed(out.cols), a.cols);
+            if let Some(bias) = *bias {
+                self.is_float(bias);
+                self.has_shape(bias, 1, Dim::Fixed(experts), out.cols);
+            }
+        }
+        match s.groups {
+            Groups::Dense => self.expect(experts == 1, || format!("a dense segment has {experts} matrices")),
+            Groups::ByExpert { offsets } => self.is_ints(offsets, Dim::Fixed(1), experts + 1),
+        }
+        match s.a_rows {
+            RowMap::Same => {
+                self.expect(a.rows == out.rows, || {
+                    format!("`{}` has {} rows and `{}` {}", a.name, a.rows, out.name, out.rows)
+                });
+            }
+            RowMap::Gather(map) => self.is_ints(map, out.rows, 1),
+        }
+        self.expr(&s.epilogue, s.panels.len());
+    }
+
+    fn rows(&mut self, p: &RowProgram) {
+        for (i, op) in p.ops.iter().enumerate() {
+            let is_ids = matches!(op.kind, RowOpKind::TopK(_));
+            let loads = matches!(op.kind, RowOpKind::Load(_) | RowOpKind::LoadFirst(_));
+            self.expect(op.width > 0, || format!("row step {i} has no width"));
+            self.expect(loads || is_ids == (op.dtype == DType::I32), || format!("row step {i} is {}", op.dtype));
+            for operand in op_operands(&op.kind) {
+                self.expect((operand.0 as usize) < i, || format!("row step {i} refers to step {}", operand.0));
+                if operand.0 as usize >= i {
+                    return;
+                }
+            }
+            let width = |id: RowId| p.ops[id.0 as usize].width;
+            let is_int = |id: RowId| p.ops[id.0 as usize].dtype == DType::I32;
+            match &op.kind {
+                RowOpKind::Load(b) => self.has_shape(*b, 1, p.rows, op.width),
+                RowOpKind::LoadFirst(b) => self.has_shape(*b, 1, Dim::Fixed(1), op.width),
+                RowOpKind::Linear { x, w, bias } => {
+                    self.is_float(*x);
+                    self.is_float(*w);
+                    let k = self.buffer(*x).cols;
+                    self.has_shape(*x, 1, p.rows, k);
+                    self.has_shape(*w, 1, Dim::Fixed(op.width), k);
+                    if let Some(b) = bias {
+                        self.has_shape(*b, 1, Dim::Fixed(1), op.width);
+                    }
+                }
+                RowOpKind::Map { expr, args } => {
+                    let fits = args.iter().all(|&a| !is_int(a) && (width(a) == op.width || width(a) == 1));
+                    self.expect(fits, || format!("row step {i} maps rows of other widths"));
+                    self.expr(expr, args.len());
+                }
+                RowOpKind::Softmax(x) | RowOpKind::RmsNorm { x, .. } | RowOpKind::Renormalise { x, .. } => {
+                    self.expect(width(*x) == op.width && !is_int(*x), || format!("row step {i} changes the width"));
+                }
+                RowOpKind::GroupLimit { x, n_groups, keep, .. } => {
+                    let fits = width(*x) == op.width
+                        && *n_groups > 0
+                        && op.width % u64::from(*n_groups) == 0
+                        && (1..=*n_groups).contains(keep);
+                    self.expect(fits, || {
+                        format!("row step {i} keeps {keep} of {n_groups} groups of {} experts", op.width)
+                    });
+                }
+                RowOpKind::TopK(x) => {
+                    self.expect(op.width <= width(*x) && !is_int(*x), || {
+                        format!("row step {i} takes {} of {}", op.width, width(*x))
+                    });
+                }
+                RowOpKind::Gather { x, ids } => {
+                    let fits = is_int(*ids) && !is_int(*x) && width(*ids) == op.width;
+                    self.expect(fits, || format!("row step {i} gathers by a row that has no ids or another width"));
+                }
+            }
+        }
+        for s in &p.stores {
+            let Some(op) = p.ops.get(s.value.0 as usize) else {
+                self.error(format!("stores row step {}, which does not exist", s.value.0));
+                continue;
+            };
+            self.has_shape(s.buffer, 1, p.rows, op.width);
+            let b = self.buffer(s.buffer);
+            let fits = b.dtype.is_float() == (op.dtype != DType::I32);
+            self.expect(fits, || format!("stores a row of {} in `{}`, which is {}", op.dtype, b.name, b.dtype));
+        }
+    }
+
+    fn plan(&mut self, p: &Plan) {
+        let ids = self.buffer(p.ids);
+        let Dim::PerToken(per) = ids.rows else {
+            self.error(format!("`{}` has {} rows; expert ids have a row for each token", ids.name, ids.rows));
+            return;
+        };
+        self.is_ints(p.ids, Dim::PerToken(per), ids.cols);
+        self.is_ints(p.offsets, Dim::Fixed(1), p.n_experts + 1);
+        self.is_ints(p.slot_to_row, ids.rows, ids.cols);
+        self.is_ints(p.row_to_token, Dim::PerToken(per * ids.cols), 1);
+    }
+
+    fn map_args(&mut self, args: &[MapArg], out: &Buffer) {
+        for a in args {
+            self.is_float(a.buffer);
+            let b = self.buffer(a.buffer);
+            self.expect(b.batch == 1, || format!("`{}` has batch {}", b.name, b.batch));
+            let last = match a.col {
+                ColAccess::From(offset) => offset + out.cols,
+                ColAccess::First => 1,
+            };
+            self.expect(last <= b.cols, || format!("`{}` has {} columns; {last} are read", b.name, b.cols));
+            match a.row {
+                RowAccess::Same => self.expect(b.rows == out.rows, || {
+                    format!("`{}` has {} rows and `{}` {}", b.name, b.rows, out.name, out.rows)
+                }),
+                RowAccess::First => {}
+                RowAccess::Through(map) => {
+                    let m = self.buffer(map);
+                    let elements = match m.rows {
+                        Dim::Fixed(n) => Dim::Fixed(n * m.cols),
+                        Dim::PerToken(n) => Dim::PerToken(n * m.cols),
+                    };
+                    let fits = m.dtype == DType::I32 && m.pitch == m.cols && elements == out.rows;
+                    self.expect(fits, || format!("row map `{}` has {elements} entries for {} rows", m.name, out.rows));
+                }
+            }
+        }
+    }
+
+    fn map(&mut self, m: &Map) {
+        let out = self.buffer(m.out);
+        self.is_float(m.out);
+        self.expect(out.batch == 1, || format!("`{}` has batch {}", out.name, out.batch));
+        self.map_args(&m.args, out);
+        self.expr(&m.expr, m.args.len());
+    }
+
+    fn combine(&mut self, c: &Combine) {
+        let (out, y, w) = (self.buffer(c.out), self.buffer(c.y), self.buffer(c.weights));
+        self.is_float(c.out);
+        self.is_float(c.y);
+        self.is_float(c.weights);
+        let per = if let Dim::PerToken(n) = out.rows { n } else { 0 };
+        let fits = out.rows == w.rows && y.rows == Dim::PerToken(per * w.cols) && y.cols == out.cols && per > 0;
+        self.expect(fits, || {
+            format!(
+                "combines `{}` [{}, {}] with weights [{}, {}] into [{}, {}]",
+                y.name, y.rows, y.cols, w.rows, w.cols, out.rows, out.cols
+            )
+        });
+        if let Some(map) = c.slot_to_row {
+            self.is_ints(map, w.rows, w.cols);
+        }
+        self.map_args(&c.args, out);
+        self.expr(&c.expr, c.args.len() + 1);
+    }
+}
+
+fn op_operands(kind: &RowOpKind) -> Vec<RowId> {
+    match kind {
+        RowOpKind::Load(_) | RowOpKind::LoadFirst(_) | RowOpKind::Linear { .. } => Vec::new(),
+        RowOpKind::Map { args, .. } => args.clone(),
+        RowOpKind::Softmax(x)
+        | RowOpKind::RmsNorm { x, .. }
+        | RowOpKind::GroupLimit { x, .. }
+        | RowOpKind::TopK(x)
+        | RowOpKind::Renormalise { x, .. } => vec![*x],
+        RowOpKind::Gather { x, ids } => vec![*x, *ids],
+    }
+}
