@@ -1,1 +1,43 @@
-fn main() {}
+//! `cargo xtask COMMAND`: what developers of moec run.
+//!
+//! * `test` — everything that has to be green, with ptxas fetched first and a table of what ran at the end.
+//! * `bench` — the benchmarks behind the figures of the README.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
+
+mod bench;
+mod places;
+mod report;
+mod test;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of moec")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every test of the workspace, the lints and the format check.
+    Test(test::Options),
+    /// Run the benchmarks and print their figures.
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
