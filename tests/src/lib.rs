@@ -1,1 +1,1 @@
-//! Tests over the whole of moec
+//! What the tests over the whole of moec share.
