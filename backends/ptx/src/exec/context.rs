@@ -1,0 +1,476 @@
+//! What an operation sees while it runs: its warp, its cluster, the launch; and the same for the completion of an
+//! asynchronous operation.
+
+use super::cluster::{Cluster, Cta};
+use super::error::ExecError;
+use super::findings::{Check, Finding};
+use super::launch::LaunchState;
+use super::mbarrier::{Mbarrier, Misuse};
+use super::memory::{self, global::Allocation};
+use super::program::{AddressSrc, Lanes, MemorySpace, PredSrc, Slot, Src, WARP};
+use super::queue::{AsyncOp, Pending, Run, Step, Stream};
+use super::race::{AccessKind, Actor, Clock};
+use super::warp::{GroupKind, Warp};
+use super::worker::Worker;
+
+/// The parts of the machine that running warps and completing operations share.
+pub struct Machine<'a> {
+    /// Grid, parameters, device memory, options.
+    pub launch: &'a LaunchState<'a>,
+    /// The cluster of CTAs.
+    pub cluster: &'a mut Cluster,
+    /// Findings, counters and random numbers of the host thread.
+    pub worker: &'a mut Worker,
+    /// Rank of the CTA in its cluster.
+    pub cta: usize,
+    /// Warp in the CTA.
+    pub warp_index: usize,
+    /// Instruction.
+    pub pc: u32,
+}
+
+/// Splits a shared address into the CTA's rank and the offset in its window.
+#[inline]
+pub fn split_shared(address: u64) -> (usize, u64) {
+    ((address >> 24) as usize & 0xff, address & 0xff_ffff)
+}
+
+impl Machine<'_> {
+    /// The CTA that the warp belongs to.
+    pub fn own(&mut self) -> &mut Cta {
+        &mut self.cluster.ctas[self.cta]
+    }
+
+    /// Records a finding at the current instruction, if its check is on. `lane` names one thread.
+    pub fn report(&mut self, check: Check, lane: Option<u32>, message: impl FnOnce() -> String) {
+        self.report_with(check, lane, None, message);
+    }
+
+    /// As [`report`](Machine::report), with the conflicting access (actor and instruction).
+    pub fn report_with(&mut self, check: Check, lane: Option<u32>, other: Option<(u32, u32)>, message: impl FnOnce() -> String) {
+        if !self.launch.options.checks.has(check) {
+            return;
+        }
+        if let Some(known) = self.worker.findings.get_mut(&(self.pc, check)) {
+            known.count += 1;
+            return;
+        }
+        let source = &self.launch.program.source;
+        let at = source.get(self.pc as usize);
+        let other = other.map(|(actor, pc)| {
+            let (line, text) = source.get(pc as usize).map_or((0, ""), |s| (s.line, s.text.as_str()));
+            format!("{} at line {line}: {text}", self.cluster.actor_name(actor))
+        });
+        let finding = Finding {
+            check,
+            kernel: self.launch.program.entry.clone(),
+            line: at.map_or(0, |s| s.line),
+            instruction: at.map_or_else(String::new, |s| s.text.clone()),
+            block: self.cluster.ctas[self.cta].ctaid,
+            thread: lane.map(|l| self.launch.tid(self.warp_index as u32 * WARP as u32 + l)),
+            message: message(),
+            other,
+            count: 1,
+        };
+        self.worker.findings.insert((self.pc, check), finding);
+    }
+
+    /// An error that ends the launch.
+    pub fn fault(&self, message: String) -> ExecError {
+        let at = self.launch.program.source.get(self.pc as usize);
+        ExecError::Fault {
+            kernel: self.launch.program.entry.clone(),
+            line: at.map_or(0, |s| s.line),
+            text: at.map_or_else(String::new, |s| s.text.clone()),
+            message,
+        }
+    }
+
+    /// Rank and offset of a shared range that exists and is aligned to `align`; otherwise a finding and `None`.
+    /// `own_only` is for `.shared::cta` accesses, which may not name a peer.
+    pub fn shared_range(&mut self, address: u64, bytes: u64, align: u64, own_only: bool, lane: Option<u32>) -> Option<(usize, u64)> {
+        let (rank, offset) = split_shared(address);
+        let exists = address >> 32 == 0 && self.cluster.ctas.get(rank).is_some_and(|c| c.shared.holds(offset, bytes)) && !(own_only && rank != self.cta);
+        if !exists {
+            let size = self.cluster.ctas[self.cta].shared.end();
+            self.report(Check::Bounds, lane, || {
+                format!("{bytes} bytes at shared address {address:#x} are outside the shared memory (up to {size:#x}) of the CTA")
+            });
+            return None;
+        }
+        if offset % align != 0 {
+            self.report(Check::Alignment, lane, || format!("shared address {address:#x} is not a multiple of {align}"));
+            return None;
+        }
+        if self.cluster.ctas[rank].exited {
+            self.report(Check::ClusterExit, lane, || format!("shared address {address:#x} belongs to the CTA of rank {rank}, which has exited"));
+        }
+        Some((rank, offset))
+    }
+
+    /// The allocation of an aligned global range; otherwise a finding and `None`.
+    pub fn global_range(&mut self, address: u64, bytes: u64, align: u64, lane: Option<u32>) -> Option<(&Allocation, u64)> {
+        let memory = self.launch.memory;
+        let Some(a) = memory.find(address, bytes) else {
+            self.report(Check::Bounds, lane, || {
+                let near = memory.nearest(address).map_or_else(String::new, |a| {
+                    format!("; the nearest allocation below is {:#x} with {} bytes, the access is at byte {}", a.base, a.bytes, address - a.base)
+                });
+                format!("{bytes} bytes at global address {address:#x} are outside every allocation{near}")
+            });
+            return None;
+        };
+        if address % align != 0 {
+            self.report(Check::Alignment, lane, || format!("global address {address:#x} is not a multiple of {align}"));
+            return None;
+        }
+        Some((a, address - a.base))
+    }
+
+    /// Records an access in the history of a CTA's shared memory and reports races.
+    pub fn track_shared(&mut self, rank: usize, offset: u64, bytes: u64, kind: AccessKind, lane: Option<u32>, actor: Actor<'_>) {
+        let Some(history) = self.cluster.ctas[rank].shared.history.as_mut() else { return };
+        let Some(conflict) = history.access(offset as u32, bytes as u32, kind, actor) else { return };
+        let check = if conflict.proxy_only { Check::Proxy } else { Check::Race };
+        let write = matches!(kind, AccessKind::Write | AccessKind::StrongWrite);
+        self.report_with(check, lane, Some((conflict.actor, conflict.pc)), || {
+            let what = match (write, conflict.wrote) {
+                (true, true) => "writes over what another write left",
+                (true, false) => "writes what another access still reads",
+                (false, _) => "reads what another access wrote",
+            };
+            let missing = if conflict.proxy_only { "without fence.proxy.async between them" } else { "without synchronisation between them" };
+            format!("{what} at shared address {:#x}, {missing}", conflict.offset)
+        });
+    }
+
+    /// The mbarrier at a shared address (rank included), or a finding.
+    pub fn mbarrier(&mut self, address: u64, lane: Option<u32>) -> Option<&mut Mbarrier> {
+        let (rank, offset) = self.shared_range(address, 8, 8, false, lane)?;
+        if !self.cluster.ctas[rank].mbarriers.contains_key(&(offset as u32)) {
+            self.report(Check::Mbarrier, lane, || format!("there is no initialised mbarrier at shared address {address:#x}"));
+            return None;
+        }
+        self.cluster.ctas[rank].mbarriers.get_mut(&(offset as u32))
+    }
+
+    /// Handles the outcome of an arrival or completion: wakes waiters, reports misuse.
+    pub fn mbarrier_outcome(&mut self, outcome: Result<bool, Misuse>, address: u64, lane: Option<u32>) {
+        match outcome {
+            Ok(true) => self.cluster.wake(),
+            Ok(false) => {}
+            Err(Misuse(message)) => {
+                self.cluster.wake();
+                self.report(Check::Mbarrier, lane, || format!("{message} (shared address {address:#x})"));
+            }
+        }
+    }
+}
+
+/// What an operation of a running warp sees.
+pub struct Cx<'a> {
+    /// The machine.
+    pub m: Machine<'a>,
+    /// The running warp.
+    pub warp: &'a mut Warp,
+    /// Lanes that stand at the instruction, whatever the guard says.
+    pub part_mask: u32,
+    /// 0 when the operation is first executed; what it stored in a blocked attempt afterwards. Reset when it goes on.
+    pub token: u64,
+}
+
+impl Cx<'_> {
+    /// The lanes of a source.
+    #[inline]
+    pub fn lanes(&self, s: Src) -> &Lanes {
+        match s.slot() {
+            Some(slot) => &self.warp.regs[slot.0 as usize],
+            None => &self.m.launch.constants[(s.0 & !Src::CONSTANT) as usize],
+        }
+    }
+
+    /// Lanes of a source that nobody wrote.
+    #[inline]
+    pub fn poison(&self, s: Src) -> u32 {
+        self.warp.poison_of(s)
+    }
+
+    /// Writes a register for the lanes in `mask`.
+    #[inline]
+    pub fn write(&mut self, d: Slot, mask: u32, value: &Lanes, poison: u32) {
+        self.warp.write(d, mask, value, poison);
+    }
+
+    /// Effective address of a lane.
+    #[inline]
+    pub fn address(&self, a: AddressSrc, lane: usize) -> u64 {
+        self.lanes(a.base)[lane].wrapping_add_signed(a.offset)
+    }
+
+    /// Lanes for which a predicate holds.
+    pub fn pred(&self, p: PredSrc) -> u32 {
+        self.warp.pred(p)
+    }
+
+    /// Reports use of a source that some executing lane never wrote (an address, a descriptor, a count).
+    pub fn require(&mut self, s: Src, mask: u32, what: &str) {
+        let bad = self.poison(s) & mask;
+        if bad != 0 {
+            self.m.report(Check::Uninitialized, Some(bad.trailing_zeros()), || format!("{what} was never written"));
+        }
+    }
+
+    /// The value of a source that must be the same in all executing lanes; that of the first lane.
+    pub fn uniform(&self, s: Src, mask: u32) -> u64 {
+        self.lanes(s)[mask.trailing_zeros() as usize & 31]
+    }
+
+    /// The space and address of a lane of an operand.
+    pub fn resolve(&self, space: MemorySpace, address: u64) -> (MemorySpace, u64) {
+        if space == MemorySpace::Generic { memory::resolve(address) } else { (space, address) }
+    }
+
+    /// A shared address (rank included) from an operand that may be generic or 32 bits wide.
+    pub fn shared_address(&self, address: u64) -> u64 {
+        match memory::resolve(address) {
+            (MemorySpace::SharedCluster, a) => a,
+            _ => address,
+        }
+    }
+
+    /// This warp as an actor through the generic proxy.
+    pub fn actor<'c>(m: &Machine<'_>, clock: &'c Clock) -> Actor<'c> {
+        Actor { id: m.cluster.warp_actor(m.cta, m.warp_index), clock, pc: m.pc, async_proxy: false }
+    }
+
+    /// Records an access of this warp to shared memory.
+    pub fn track_shared(&mut self, rank: usize, offset: u64, bytes: u64, kind: AccessKind, lane: u32) {
+        if self.m.cluster.n_actors > 0 {
+            let actor = Self::actor(&self.m, &self.warp.clock);
+            self.m.track_shared(rank, offset, bytes, kind, Some(lane), actor);
+        }
+    }
+
+    /// Starts a new tick after a release.
+    pub fn advance(&mut self) {
+        let id = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
+        self.warp.clock.advance(id);
+    }
+
+    /// Puts an asynchronous operation of one lane (or the warp) into flight. It accesses memory as `actor`
+    /// (see [`Cluster::proxy_actor`], [`Cluster::cp_async_actor`]).
+    pub fn enqueue(&mut self, what: &'static str, stream: Stream, actor: u32, lane: u32, run: Run) {
+        let mut clock = self.warp.clock.clone();
+        if self.m.cluster.n_actors > 0 {
+            clock.seen[actor as usize] = self.m.cluster.next_tick(actor);
+        }
+        let pending = Pending {
+            op: AsyncOp { what, stream, run },
+            cta: self.m.cta,
+            warp: self.m.warp_index,
+            pc: self.m.pc,
+            lane,
+            actor,
+            clock,
+            issued: self.m.cluster.turns,
+        };
+        self.m.cluster.asyncs.list.push_back(pending);
+        self.m.worker.async_issued += 1;
+    }
+
+    /// Adds an operation to the open group of a kind; gives the group's number for [`AsyncCx::group_done`].
+    pub fn join_group(&mut self, kind: GroupKind) -> u64 {
+        let group = self.warp.groups(kind).open(0);
+        group.pending += 1;
+        group.reading += 1;
+        group.id
+    }
+
+    /// Waits for groups: `None` when they are complete (their effects are then known to the warp).
+    pub fn groups_complete(&mut self, kind: GroupKind, mask: u32, allowed: u32, reads_only: bool) -> bool {
+        let mut learned: Vec<Clock> = Vec::new();
+        let complete = self.warp.groups(kind).complete(mask, allowed, reads_only, |c| learned.push(c.clone()));
+        for c in &learned {
+            self.warp.clock.join(c);
+        }
+        complete
+    }
+}
+
+/// What the completion of an asynchronous operation sees. The issuing warp is in its CTA.
+pub struct AsyncCx<'a> {
+    /// The machine, at the issuing instruction.
+    pub m: Machine<'a>,
+    /// Issuing lane.
+    pub lane: u32,
+    /// Actor of the accesses.
+    pub actor: u32,
+    /// What the issuer had seen, and the operation's own tick.
+    pub clock: Clock,
+    pub(crate) stream: Stream,
+    pub(crate) what: &'static str,
+}
+
+impl AsyncCx<'_> {
+    fn actor(&self) -> Actor<'_> {
+        let generic = self.actor < 2 * self.m.cluster.n_warps() as u32;
+        Actor { id: self.actor, clock: &self.clock, pc: self.m.pc, async_proxy: !generic }
+    }
+
+    fn track(&mut self, rank: usize, offset: u64, bytes: u64, kind: AccessKind) {
+        if self.m.cluster.n_actors == 0 {
+            return;
+        }
+        let clock = std::mem::take(&mut self.clock);
+        let generic = self.actor < 2 * self.m.cluster.n_warps() as u32;
+        let actor = Actor { id: self.actor, clock: &clock, pc: self.m.pc, async_proxy: !generic };
+        self.m.track_shared(rank, offset, bytes, kind, Some(self.lane), actor);
+        self.clock = clock;
+    }
+
+    /// Reads shared memory (address with rank), with bounds, race and proxy checks. `init` gets the written flag of
+    /// each byte; without it, bytes that nobody wrote are a finding. False when the range does not exist.
+    pub fn read_shared(&mut self, address: u64, out: &mut [u8], init: Option<&mut [bool]>) -> bool {
+        let Some((rank, offset)) = self.m.shared_range(address, out.len() as u64, 1, false, Some(self.lane)) else {
+            return false;
+        };
+        self.track(rank, offset, out.len() as u64, AccessKind::Read);
+        let shared = &self.m.cluster.ctas[rank].shared;
+        out.copy_from_slice(shared.bytes(offset as usize, out.len()));
+        let flags = shared.initialized(offset as usize, out.len());
+        match init {
+            Some(init) => init.copy_from_slice(flags),
+            None => {
+                if let Some(at) = flags.iter().position(|f| !f) {
+                    let what = self.what;
+                    self.m.report(Check::Uninitialized, Some(self.lane), || {
+                        format!("{what} reads shared address {:#x}, which nobody wrote", address + at as u64)
+                    });
+                }
+            }
+        }
+        true
+    }
+
+    /// Writes shared memory (address with rank), with bounds and race checks. Without `init` all bytes count as written.
+    pub fn write_shared(&mut self, address: u64, data: &[u8], init: Option<&[bool]>) -> bool {
+        let Some((rank, offset)) = self.m.shared_range(address, data.len() as u64, 1, false, Some(self.lane)) else {
+            return false;
+        };
+        self.track(rank, offset, data.len() as u64, AccessKind::Write);
+        let shared = &mut self.m.cluster.ctas[rank].shared;
+        shared.write(offset as usize, data);
+        if let Some(init) = init {
+            for (i, written) in init.iter().enumerate().filter(|(_, w)| !**w) {
+                shared.set_initialized(offset as usize + i, 1, *written);
+            }
+        }
+        true
+    }
+
+    /// Reads global memory; counts traffic. As [`read_shared`](AsyncCx::read_shared) for `init`.
+    pub fn read_global(&mut self, address: u64, out: &mut [u8], init: Option<&mut [bool]>) -> bool {
+        let (lane, what) = (self.lane, self.what);
+        let Some((a, at)) = self.m.global_range(address, out.len() as u64, 1, Some(lane)) else { return false };
+        let all = a.read(at, out);
+        let mut hole = None;
+        match init {
+            Some(init) => a.initialized(at, init),
+            None if !all => {
+                let mut flags = vec![false; out.len()];
+                a.initialized(at, &mut flags);
+                hole = flags.iter().position(|f| !f);
+            }
+            None => {}
+        }
+        if let Some(hole) = hole {
+            self.m.report(Check::Uninitialized, Some(lane), || format!("{what} reads global address {:#x}, which nobody wrote", address + hole as u64));
+        }
+        self.m.count_global(address, out.len() as u64, false);
+        true
+    }
+
+    /// Writes global memory; counts traffic.
+    pub fn write_global(&mut self, address: u64, data: &[u8]) -> bool {
+        let lane = self.lane;
+        let Some((a, at)) = self.m.global_range(address, data.len() as u64, 1, Some(lane)) else { return false };
+        a.write(at, data);
+        self.m.count_global(address, data.len() as u64, true);
+        true
+    }
+
+    /// `complete_tx` of `bytes` on the mbarrier at a shared address (with rank).
+    pub fn complete_tx(&mut self, mbarrier: u64, bytes: u32) {
+        let clock = std::mem::take(&mut self.clock);
+        let outcome = self.m.mbarrier(mbarrier, Some(self.lane)).map(|b| {
+            b.clock.join(&clock);
+            b.complete_tx(bytes)
+        });
+        self.clock = clock;
+        if let Some(outcome) = outcome {
+            self.m.mbarrier_outcome(outcome, mbarrier, Some(self.lane));
+        }
+    }
+
+    /// Arrives `count` times on the mbarrier at a shared address (with rank).
+    pub fn arrive(&mut self, mbarrier: u64, count: u32) {
+        let clock = std::mem::take(&mut self.clock);
+        let outcome = self.m.mbarrier(mbarrier, Some(self.lane)).map(|b| {
+            b.clock.join(&clock);
+            b.arrive(count)
+        });
+        self.clock = clock;
+        if let Some(outcome) = outcome {
+            self.m.mbarrier_outcome(outcome, mbarrier, Some(self.lane));
+        }
+    }
+
+    /// The warp that issued the operation.
+    pub fn warp(&mut self) -> Option<&mut Warp> {
+        self.m.cluster.ctas[self.m.cta].warps[self.m.warp_index].as_deref_mut()
+    }
+
+    /// The operation has read its sources (`cp.async.bulk.wait_group.read`).
+    pub fn group_read(&mut self, kind: GroupKind, id: u64) {
+        if let Some(group) = self.warp().and_then(|w| w.groups(kind).get(id)) {
+            group.reading = group.reading.saturating_sub(1);
+        }
+        self.m.cluster.wake();
+    }
+
+    /// The operation is complete; call after [`group_read`](AsyncCx::group_read).
+    pub fn group_done(&mut self, kind: GroupKind, id: u64) {
+        let clock = self.clock.clone();
+        if let Some(group) = self.warp().and_then(|w| w.groups(kind).get(id)) {
+            group.pending = group.pending.saturating_sub(1);
+            match &mut group.clock {
+                Some(c) => c.join(&clock),
+                None => group.clock = Some(clock),
+            }
+        }
+        self.m.cluster.wake();
+    }
+
+    /// The instruction's actor, for callers that track accesses themselves.
+    pub fn who(&self) -> Actor<'_> {
+        self.actor()
+    }
+}
+
+/// Lets one operation go on; it is put back if it needs more time.
+pub(crate) fn complete(m: Machine<'_>, pending: Pending) -> Result<(), ExecError> {
+    let Pending { op, cta, warp, pc, lane, actor, clock, issued } = pending;
+    let mut cx = AsyncCx { m: Machine { cta, warp_index: warp, pc, ..m }, lane, actor, clock, stream: op.stream, what: op.what };
+    let step = (op.run)(&mut cx)?;
+    cx.m.cluster.wake();
+    if let Step::Then(run) = step {
+        let op = AsyncOp { what: cx.what, stream: cx.stream, run };
+        let again = Pending { op, cta, warp, pc, lane, actor, clock: cx.clock, issued };
+        match cx.stream {
+            Stream::Free => cx.m.cluster.asyncs.list.push_back(again),
+            // The stream's later operations stay behind it.
+            Stream::Ordered(_) => cx.m.cluster.asyncs.list.push_front(again),
+        }
+    }
+    Ok(())
+}

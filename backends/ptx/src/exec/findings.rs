@@ -1,0 +1,160 @@
+//! What the sanitizer reports.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Which checks run. All are on by default.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checks {
+    /// Accesses outside allocations, shared memory, frames, tensor memory.
+    pub bounds: bool,
+    /// Addresses that are not a multiple of the access.
+    pub alignment: bool,
+    /// Use of memory and registers that nobody wrote.
+    pub uninitialized: bool,
+    /// Unordered accesses to shared memory.
+    pub races: bool,
+    /// Generic-proxy writes read by the async proxy without the proxy fence.
+    pub proxies: bool,
+    /// Misuse of mbarriers.
+    pub mbarriers: bool,
+    /// Barriers and warp-wide instructions in diverged code.
+    pub divergence: bool,
+    /// Asynchronous results touched before their wait, tensor memory left allocated, operations nobody waited for.
+    pub asynchronous: bool,
+    /// Exit of a CTA whose shared memory a peer still uses.
+    pub cluster_exit: bool,
+}
+
+impl Checks {
+    /// Every check.
+    pub const ALL: Checks = Checks {
+        bounds: true,
+        alignment: true,
+        uninitialized: true,
+        races: true,
+        proxies: true,
+        mbarriers: true,
+        divergence: true,
+        asynchronous: true,
+        cluster_exit: true,
+    };
+    /// No check: the fastest run.
+    pub const NONE: Checks = Checks {
+        bounds: false,
+        alignment: false,
+        uninitialized: false,
+        races: false,
+        proxies: false,
+        mbarriers: false,
+        divergence: false,
+        asynchronous: false,
+        cluster_exit: false,
+    };
+
+    /// Whether findings of this kind are recorded.
+    pub fn has(&self, check: Check) -> bool {
+        match check {
+            Check::Bounds => self.bounds,
+            Check::Alignment => self.alignment,
+            Check::Uninitialized => self.uninitialized,
+            Check::Race => self.races,
+            Check::Proxy => self.proxies,
+            Check::Mbarrier => self.mbarriers,
+            Check::Divergence => self.divergence,
+            Check::Asynchronous | Check::TensorMemory => self.asynchronous,
+            Check::ClusterExit => self.cluster_exit,
+        }
+    }
+}
+
+impl Default for Checks {
+    fn default() -> Checks {
+        Checks::ALL
+    }
+}
+
+/// The kind of a finding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Check {
+    /// Access outside what is allocated.
+    Bounds,
+    /// Address not a multiple of the access.
+    Alignment,
+    /// Use of a value that nobody wrote.
+    Uninitialized,
+    /// Unordered accesses.
+    Race,
+    /// Missing proxy fence.
+    Proxy,
+    /// Mbarrier misuse.
+    Mbarrier,
+    /// Barrier or warp-wide instruction in diverged code.
+    Divergence,
+    /// Asynchronous operation not waited for.
+    Asynchronous,
+    /// Misuse or leak of tensor memory.
+    TensorMemory,
+    /// CTA left while a peer uses its shared memory.
+    ClusterExit,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Check::Bounds => "bounds",
+            Check::Alignment => "alignment",
+            Check::Uninitialized => "uninitialized",
+            Check::Race => "race",
+            Check::Proxy => "proxy",
+            Check::Mbarrier => "mbarrier",
+            Check::Divergence => "divergence",
+            Check::Asynchronous => "asynchronous",
+            Check::TensorMemory => "tensor-memory",
+            Check::ClusterExit => "cluster-exit",
+        })
+    }
+}
+
+/// Something that a kernel does wrong. Repetitions at one instruction are counted, not listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Which check.
+    pub check: Check,
+    /// Kernel.
+    pub kernel: String,
+    /// PTX line.
+    pub line: u32,
+    /// The instruction.
+    pub instruction: String,
+    /// `%ctaid` of the first occurrence.
+    pub block: [u32; 3],
+    /// `%tid` of the first occurrence, if one thread is meant.
+    pub thread: Option<[u32; 3]>,
+    /// What is wrong, with addresses and sizes.
+    pub message: String,
+    /// The other access, for races.
+    pub other: Option<String>,
+    /// Occurrences.
+    pub count: u64,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [x, y, z] = self.block;
+        write!(f, "{}: {} (`{}` line {}: {}; block {x},{y},{z}", self.check, self.message, self.kernel, self.line, self.instruction)?;
+        if let Some([x, y, z]) = self.thread {
+            write!(f, "; thread {x},{y},{z}")?;
+        }
+        if let Some(other) = &self.other {
+            write!(f, "; other access: {other}")?;
+        }
+        if self.count > 1 {
+            write!(f, "; {} times", self.count)?;
+        }
+        f.write_str(")")
+    }
+}

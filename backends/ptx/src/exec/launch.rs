@@ -1,0 +1,56 @@
+//! What is fixed for the whole of a launch.
+
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use super::Options;
+use super::memory::global::DeviceMemory;
+use super::program::{Lanes, Program};
+
+/// Grid, parameters, device memory, options of a running launch; shared by all host threads.
+pub struct LaunchState<'a> {
+    /// The kernel.
+    pub program: &'a Program,
+    /// Device memory.
+    pub memory: &'a DeviceMemory,
+    /// Checks, schedule, limits.
+    pub options: &'a Options,
+    /// CTAs in each dimension.
+    pub grid: [u32; 3],
+    /// Threads in each dimension.
+    pub block: [u32; 3],
+    /// CTAs of a cluster in each dimension.
+    pub cluster: [u32; 3],
+    /// Kernel parameters as laid out.
+    pub params: Vec<u8>,
+    pub(crate) constants: Vec<Lanes>,
+    pub(crate) const_bank: Vec<u8>,
+    /// Bytes of shared memory of each CTA, static and dynamic.
+    pub shared_bytes: u32,
+    /// Offset in the shared window at which dynamic shared memory starts.
+    pub(crate) dynamic_start: u32,
+    /// Next cluster that nobody has started (or cancelled).
+    pub(crate) next_cluster: AtomicU64,
+    pub(crate) n_clusters: u64,
+    pub(crate) executed: AtomicU64,
+    pub(crate) stop: AtomicBool,
+}
+
+impl LaunchState<'_> {
+    /// `%tid` of a thread by its number in the block.
+    pub fn tid(&self, thread: u32) -> [u32; 3] {
+        let [x, y, _] = self.block;
+        [thread % x, thread / x % y, thread / x / y]
+    }
+
+    /// Threads of a block.
+    pub fn threads(&self) -> u32 {
+        self.block.iter().product()
+    }
+
+    /// `%ctaid` of the first CTA of a cluster by its number in the grid.
+    pub(crate) fn first_ctaid(&self, cluster: u64) -> [u32; 3] {
+        let n = |d: usize| u64::from(self.grid[d] / self.cluster[d]);
+        let at = [cluster % n(0), cluster / n(0) % n(1), cluster / n(0) / n(1)];
+        [0, 1, 2].map(|d| at[d] as u32 * self.cluster[d])
+    }
+}

@@ -1,0 +1,587 @@
+//! Syntax tree to executable program.
+
+mod carry;
+mod control;
+mod convert;
+mod copy;
+mod data;
+mod float;
+mod half;
+mod integer;
+mod memory;
+mod moves;
+mod multimem;
+mod operand;
+mod sync;
+mod types;
+mod video;
+mod warp;
+
+use std::collections::HashMap;
+
+use super::Target;
+use super::counters::Class;
+use super::error::CompileError;
+use super::program::{
+    CallTarget, Constant, Custom, DataSymbol, FunctionInfo, Instr, Op, PredSlot, PredSrc, Preset, Program, Slot, SourceInfo, Src,
+};
+use crate::ast::{Function, Instruction, Module, Operand, Pos, Space, Statement, Variable};
+
+pub use types::Ty;
+
+/// Registers of a kernel and its functions beyond which a program is refused.
+const MAX_REGISTERS: u32 = 1 << 17;
+/// Instructions beyond which a program is refused.
+const MAX_INSTRUCTIONS: usize = 1 << 22;
+
+/// What a name declares.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Symbol {
+    /// `.shared` with this offset in the CTA's window.
+    Shared(u32),
+    /// `.extern .shared`: dynamic shared memory.
+    DynamicShared,
+    /// `.local` of the function: frame offset.
+    Local(u32),
+    /// `.param` of a call or a device function: frame offset.
+    Frame(u32),
+    /// `.param` of the kernel: offset in the parameter bank.
+    Param(u32),
+    /// `.global`: index into the program's globals.
+    Global(usize),
+    /// `.const`: offset in the constant bank.
+    Const(u32),
+    /// `.func`: number.
+    Function(u32),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Register {
+    Value(Slot, u32),
+    Pred(PredSlot),
+}
+
+#[derive(Clone, Debug)]
+struct Range {
+    count: u64,
+    ty: String,
+}
+
+#[derive(Default)]
+struct Scope {
+    registers: HashMap<String, Register>,
+    declared: HashMap<String, String>,
+    ranges: HashMap<String, Range>,
+    symbols: HashMap<String, Symbol>,
+    labels: HashMap<String, usize>,
+    targets: HashMap<String, Vec<String>>,
+}
+
+/// Lowers one kernel and the functions it calls. Also the interface for the lowering of tensor instructions.
+pub struct Lower<'m> {
+    module: &'m Module,
+    target: Target,
+    code: Vec<Instr>,
+    source: Vec<SourceInfo>,
+    constants: Vec<Constant>,
+    constant_index: HashMap<Constant, Src>,
+    presets: HashMap<Preset, Slot>,
+    n_slots: u32,
+    n_preds: u32,
+    scopes: Vec<Scope>,
+    /// Code position of each label, when known.
+    label_pcs: Vec<Option<u32>>,
+    /// Branches to patch: code position, index into its targets, label.
+    fixups: Vec<(usize, usize, usize)>,
+    functions: Vec<FunctionInfo>,
+    /// Functions in order of numbers; the kernel is 0.
+    bodies: Vec<&'m Function>,
+    function_index: HashMap<String, u32>,
+    calls: Vec<(u32, Option<u32>)>,
+    address_taken: Vec<u32>,
+    current_function: u32,
+    frame_bytes: u32,
+    globals: Vec<DataSymbol>,
+    const_bank: DataSymbol,
+    static_shared: u32,
+    dynamic_align: u32,
+    uses_cluster: bool,
+    current: Option<(Pos, String)>,
+    class: Class,
+    guard: PredSrc,
+}
+
+impl Program {
+    /// Lowers a kernel for execution.
+    ///
+    /// # Errors
+    /// No such kernel; an instruction or form that is not executed, by name and line; a program that contradicts itself.
+    pub fn compile(module: &Module, entry: &str) -> Result<Program, CompileError> {
+        let Some(kernel) = module.entries().find(|f| f.name == entry) else {
+            let names: Vec<&str> = module.entries().map(|f| f.name.as_str()).collect();
+            let available = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            return Err(CompileError::NoEntry { name: entry.to_owned(), available });
+        };
+        let name = module.target.first().map_or("", String::as_str);
+        let target = Target::parse(name).ok_or_else(|| CompileError::Target(name.to_owned()))?;
+        let mut lower = Lower {
+            module,
+            target,
+            code: Vec::new(),
+            source: Vec::new(),
+            constants: Vec::new(),
+            constant_index: HashMap::new(),
+            presets: HashMap::new(),
+            n_slots: 0,
+            // Slot 0 is the predicate that always holds.
+            n_preds: 1,
+            scopes: Vec::new(),
+            label_pcs: Vec::new(),
+            fixups: Vec::new(),
+            functions: Vec::new(),
+            bodies: vec![kernel],
+            function_index: HashMap::new(),
+            calls: Vec::new(),
+            address_taken: Vec::new(),
+            current_function: 0,
+            frame_bytes: 0,
+            globals: Vec::new(),
+            const_bank: DataSymbol { name: "const".to_owned(), align: 256, bytes: Vec::new(), relocations: Vec::new() },
+            static_shared: super::memory::SHARED_RESERVED,
+            dynamic_align: 1,
+            uses_cluster: false,
+            current: None,
+            class: Class::Move,
+            guard: PredSrc::TRUE,
+        };
+        lower.scopes.push(Scope::default());
+        lower.module_data()?;
+        let params = lower.kernel_params(kernel)?;
+        let mut next = 0;
+        while next < lower.bodies.len() {
+            lower.function(next as u32)?;
+            next += 1;
+        }
+        lower.patch()?;
+        lower.mark_recursion();
+        let three = |name: &str| {
+            kernel.directive(name).map(|v| {
+                let at = |i: usize| v.get(i).copied().unwrap_or(1).min(u64::from(u32::MAX)) as u32;
+                [at(0), at(1), at(2)]
+            })
+        };
+        let mut presets: Vec<(Slot, Preset)> = lower.presets.into_iter().map(|(p, s)| (s, p)).collect();
+        presets.sort_by_key(|(s, _)| *s);
+        Ok(Program {
+            entry: entry.to_owned(),
+            code: lower.code,
+            source: lower.source,
+            functions: lower.functions,
+            n_slots: lower.n_slots,
+            n_preds: lower.n_preds,
+            constants: lower.constants,
+            presets,
+            globals: lower.globals,
+            const_bank: lower.const_bank,
+            param_bytes: params.last().map_or(0, |(at, n)| at + n),
+            params,
+            static_shared_bytes: lower.static_shared - super::memory::SHARED_RESERVED,
+            dynamic_align: lower.dynamic_align,
+            uses_cluster: lower.uses_cluster,
+            required_cluster: three("reqnctapercluster").filter(|c| c.iter().all(|n| *n > 0)),
+            required_block: three("reqntid"),
+            max_block: three("maxntid").map(|b| b.iter().product()),
+            target,
+        })
+    }
+}
+
+impl<'m> Lower<'m> {
+    /// The target of the module.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// An instruction or form that is not executed.
+    pub fn unsupported(&self, message: impl Into<String>) -> CompileError {
+        let (pos, text) = self.current.clone().unwrap_or_default();
+        CompileError::Unsupported { pos, text, message: message.into() }
+    }
+
+    /// A program that contradicts PTX.
+    pub fn invalid(&self, message: impl Into<String>) -> CompileError {
+        let (pos, text) = self.current.clone().unwrap_or_default();
+        CompileError::Invalid { pos, text, message: message.into() }
+    }
+
+    /// A fresh slot for intermediate values.
+    pub fn scratch(&mut self) -> Slot {
+        self.n_slots += 1;
+        Slot(self.n_slots - 1)
+    }
+
+    /// Two adjacent fresh slots, for 128 bits.
+    pub fn scratch_pair(&mut self) -> Slot {
+        self.n_slots += 2;
+        Slot(self.n_slots - 2)
+    }
+
+    /// A fresh predicate.
+    pub fn scratch_pred(&mut self) -> PredSlot {
+        self.n_preds += 1;
+        PredSlot(self.n_preds - 1)
+    }
+
+    /// A constant source.
+    pub fn bits(&mut self, bits: u64) -> Src {
+        self.constant(Constant::Bits(bits))
+    }
+
+    pub(crate) fn constant(&mut self, c: Constant) -> Src {
+        let next = Src::constant(self.constants.len());
+        let constants = &mut self.constants;
+        *self.constant_index.entry(c.clone()).or_insert_with(|| {
+            constants.push(c);
+            next
+        })
+    }
+
+    pub(crate) fn preset(&mut self, p: Preset) -> Src {
+        if let Some(s) = self.presets.get(&p) {
+            return (*s).into();
+        }
+        let s = self.scratch();
+        self.presets.insert(p, s);
+        s.into()
+    }
+
+    /// Declares that the kernel uses cluster features.
+    pub fn uses_cluster(&mut self) {
+        self.uses_cluster = true;
+    }
+
+    /// Sets the class under which the instruction is counted.
+    pub fn class(&mut self, class: Class) {
+        self.class = class;
+    }
+
+    pub(crate) fn emit(&mut self, op: Op) {
+        let guard = self.guard;
+        self.emit_guarded(op, guard);
+    }
+
+    pub(crate) fn emit_guarded(&mut self, op: Op, guard: PredSrc) {
+        let (pos, text) = self.current.clone().unwrap_or_default();
+        self.source.push(SourceInfo { line: pos.line, text, class: self.class });
+        self.code.push(Instr { op, guard });
+    }
+
+    /// Emits an operation that is a closure.
+    pub fn emit_custom(&mut self, f: Custom) {
+        self.emit(Op::Custom(f));
+    }
+
+    fn function(&mut self, number: u32) -> Result<(), CompileError> {
+        let f = self.bodies[number as usize];
+        let Some(body) = f.body.as_ref() else {
+            self.current = Some((f.pos, f.name.clone()));
+            return Err(self.unsupported(format!("function `{}` has no body", f.name)));
+        };
+        self.current_function = number;
+        self.frame_bytes = 0;
+        while self.functions.len() <= number as usize {
+            self.functions.push(FunctionInfo::default());
+        }
+        let (first_slot, first_pred) = (self.n_slots, self.n_preds);
+        self.scopes.push(Scope::default());
+        if number > 0 {
+            let params = self.frame_variables(f.params.as_deref().unwrap_or_default())?;
+            let returns = self.frame_variables(f.returns.as_deref().unwrap_or_default())?;
+            self.functions[number as usize].params = params;
+            self.functions[number as usize].returns = returns;
+        }
+        self.functions[number as usize].name.clone_from(&f.name);
+        self.functions[number as usize].entry_pc = self.code.len() as u32;
+        self.block(body)?;
+        // Falling off the end is a return.
+        self.guard = PredSrc::TRUE;
+        self.class = Class::Control;
+        self.current = Some((f.pos, "ret".to_owned()));
+        self.emit(Op::Ret);
+        self.scopes.pop();
+        let info = &mut self.functions[number as usize];
+        info.frame_bytes = self.frame_bytes.div_ceil(16) * 16;
+        // Presets hold the same in every activation; saving them with the rest does no harm.
+        info.saved = (first_slot..self.n_slots).map(Slot).collect();
+        info.saved_preds = (first_pred..self.n_preds).map(PredSlot).collect();
+        Ok(())
+    }
+
+    fn frame_variables(&mut self, list: &'m [Variable]) -> Result<Vec<(u32, u32)>, CompileError> {
+        let mut at = Vec::new();
+        for v in list {
+            self.current = Some((v.pos, v.to_string()));
+            for d in &v.names {
+                let bytes = self.variable_bytes(v, d)?;
+                let offset = self.frame_room(bytes, v)?;
+                self.scope().symbols.insert(d.name.clone(), Symbol::Frame(offset));
+                at.push((offset, bytes));
+            }
+        }
+        Ok(at)
+    }
+
+    fn scope(&mut self) -> &mut Scope {
+        let last = self.scopes.len() - 1;
+        &mut self.scopes[last]
+    }
+
+    fn block(&mut self, body: &'m [Statement]) -> Result<(), CompileError> {
+        // Labels and tables are visible in the whole scope, also before they stand.
+        let mut label = None;
+        for s in body {
+            match s {
+                Statement::Label(pos, name) => {
+                    let id = self.label_pcs.len();
+                    self.label_pcs.push(None);
+                    if self.scope().labels.insert(name.clone(), id).is_some() {
+                        self.current = Some((*pos, format!("{name}:")));
+                        return Err(self.invalid(format!("label `{name}` stands twice")));
+                    }
+                    label = Some(name);
+                }
+                Statement::Targets { names, .. } => {
+                    if let Some(label) = label {
+                        self.scope().targets.insert(label.clone(), names.clone());
+                    }
+                }
+                _ => {}
+            }
+        }
+        for s in body {
+            self.statement(s)?;
+        }
+        Ok(())
+    }
+
+    fn statement(&mut self, s: &'m Statement) -> Result<(), CompileError> {
+        match s {
+            Statement::Label(_, name) => {
+                let pc = self.code.len() as u32;
+                if let Some(id) = self.scope().labels.get(name).copied() {
+                    self.label_pcs[id] = Some(pc);
+                }
+                Ok(())
+            }
+            Statement::Instruction(i) => self.instruction(i),
+            Statement::Variable(v) => {
+                self.current = Some((v.pos, v.to_string()));
+                self.declare(v)
+            }
+            Statement::Scope(_, inner) => {
+                self.scopes.push(Scope::default());
+                self.block(inner)?;
+                self.scopes.pop();
+                Ok(())
+            }
+            Statement::Targets { .. } | Statement::Prototype { .. } | Statement::Directive(_) => Ok(()),
+        }
+    }
+
+    fn declare(&mut self, v: &'m Variable) -> Result<(), CompileError> {
+        for d in &v.names {
+            match v.space {
+                Space::Reg => {
+                    let scope = self.scope();
+                    match &d.range {
+                        Some(range) => {
+                            let count = match range.value {
+                                crate::ast::Number::Int(n) => n as u64,
+                                crate::ast::Number::F32(_) | crate::ast::Number::F64(_) => 0,
+                            };
+                            scope.ranges.insert(d.name.clone(), Range { count, ty: v.ty.clone() });
+                        }
+                        None if v.vector > 1 => return Err(self.unsupported("vector registers")),
+                        None => {
+                            scope.declared.insert(d.name.clone(), v.ty.clone());
+                            scope.registers.remove(&d.name);
+                        }
+                    }
+                }
+                Space::Local => {
+                    let bytes = self.variable_bytes(v, d)?;
+                    let at = self.frame_room(bytes, v)?;
+                    self.scope().symbols.insert(d.name.clone(), Symbol::Local(at));
+                }
+                Space::Param => {
+                    let bytes = self.variable_bytes(v, d)?;
+                    let at = self.frame_room(bytes, v)?;
+                    self.scope().symbols.insert(d.name.clone(), Symbol::Frame(at));
+                }
+                Space::Shared | Space::Global | Space::Const => self.declare_data(v, d)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reserves frame bytes.
+    fn frame_room(&mut self, bytes: u32, v: &Variable) -> Result<u32, CompileError> {
+        let align = v.align.unwrap_or_else(|| types::type_bits(&v.ty).unwrap_or(8).div_ceil(8) * v.vector).max(1);
+        let at = self.frame_bytes.div_ceil(align) * align;
+        // 512 KiB is PTX's limit of local memory of a thread.
+        if at.checked_add(bytes).is_none_or(|end| end > 512 << 10) {
+            return Err(self.unsupported("more than 512 KiB of local memory"));
+        }
+        self.frame_bytes = at + bytes;
+        Ok(at)
+    }
+
+    fn instruction(&mut self, i: &'m Instruction) -> Result<(), CompileError> {
+        self.current = Some((i.pos, i.to_string()));
+        if self.code.len() > MAX_INSTRUCTIONS || self.n_slots > MAX_REGISTERS {
+            return Err(self.unsupported(format!("more than {MAX_INSTRUCTIONS} instructions or {MAX_REGISTERS} registers")));
+        }
+        self.guard = match &i.guard {
+            Some(g) => {
+                let p = self.pred_named(&g.name)?;
+                PredSrc { slot: p, negated: g.negated }
+            }
+            None => PredSrc::TRUE,
+        };
+        self.class = class_of(i);
+        self.dispatch(i)
+    }
+
+    /// One place that knows which file lowers which opcode.
+    fn dispatch(&mut self, i: &'m Instruction) -> Result<(), CompileError> {
+        let ty = i.modifiers.last().map_or("", String::as_str);
+        match i.opcode.as_str() {
+            "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => self.control(i),
+            "mov" | "selp" | "slct" | "cvta" | "isspacep" | "set" | "setp" | "testp" | "mapa" | "getctarank" | "pmevent" | "nanosleep" => self.moves(i),
+            "ld" | "ldu" | "st" | "atom" | "red" | "prefetch" | "prefetchu" | "applypriority" | "discard" | "createpolicy" => self.memory(i),
+            "cvt" => self.convert(i),
+            "multimem" => self.multimem(i),
+            "bar" | "barrier" | "membar" | "fence" | "mbarrier" | "griddepcontrol" | "setmaxnreg" | "clusterlaunchcontrol" => self.sync(i),
+            "cp" if matches!(i.modifiers.first().map(String::as_str), Some("async" | "reduce")) && !i.has("tensor") && !i.modifiers.iter().any(|m| m == "tensor") => {
+                self.copy(i)
+            }
+            "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => self.warp(i),
+            "vadd" | "vsub" | "vabsdiff" | "vmin" | "vmax" | "vshl" | "vshr" | "vmad" | "vset" | "vadd2" | "vsub2" | "vavrg2" | "vabsdiff2" | "vmin2" | "vmax2"
+            | "vset2" | "vadd4" | "vsub4" | "vavrg4" | "vabsdiff4" | "vmin4" | "vmax4" | "vset4" => self.video(i),
+            "add" | "sub" | "mad" if i.has("cc") => self.carry(i),
+            "addc" | "subc" | "madc" => self.carry(i),
+            "add" | "sub" | "mul" | "mad" | "fma" | "min" | "max" | "abs" | "neg" | "div" | "rem" | "copysign" | "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2"
+            | "ex2" | "tanh"
+                if types::is_float(ty) || i.modifiers.iter().any(|m| matches!(m.as_str(), "f32" | "f32x2")) =>
+            {
+                self.float(i)
+            }
+            "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "add" | "sub" | "mul" | "mad" | "mul24" | "mad24" | "sad" | "div" | "rem" | "abs" | "neg" | "min"
+            | "max" | "popc" | "clz" | "brev" | "bfe" | "bfi" | "bfind" | "fns" | "bmsk" | "szext" | "lop3" | "shf" | "prmt" | "dp4a" | "dp2a" => self.integer(i),
+            _ => match super::tensor::lower(self, i)? {
+                Some(custom) => {
+                    self.emit(Op::Custom(custom));
+                    Ok(())
+                }
+                None => Err(self.unsupported(format!("instruction `{}`", i.full_name()))),
+            },
+        }
+    }
+
+    /// The number of a function, which is then lowered too.
+    fn function_number(&mut self, name: &str) -> Option<u32> {
+        if let Some(n) = self.function_index.get(name) {
+            return Some(*n);
+        }
+        // A definition is preferred to the declaration before it.
+        let f = self.module.functions().find(|f| f.name == name && f.body.is_some()).or_else(|| self.module.functions().find(|f| f.name == name))?;
+        let n = self.bodies.len() as u32;
+        self.bodies.push(f);
+        self.function_index.insert(name.to_owned(), n);
+        Some(n)
+    }
+
+    fn label(&mut self, name: &str) -> Result<usize, CompileError> {
+        // Function scopes are separate: the search ends at the function's own scope (index 1).
+        match self.scopes[1..].iter().rev().find_map(|s| s.labels.get(name)) {
+            Some(id) => Ok(*id),
+            None => Err(self.invalid(format!("there is no label `{name}`"))),
+        }
+    }
+
+    fn patch(&mut self) -> Result<(), CompileError> {
+        for (at, index, label) in std::mem::take(&mut self.fixups) {
+            let Some(pc) = self.label_pcs[label] else {
+                return Err(self.invalid("a label without a place"));
+            };
+            match &mut self.code[at].op {
+                Op::Bra { target, .. } => *target = pc,
+                Op::Brx { targets, .. } => targets[index] = pc,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the save lists of functions that may be active twice in one thread, and drops the others.
+    fn mark_recursion(&mut self) {
+        let n = self.functions.len();
+        let mut reach = vec![vec![false; n]; n];
+        for (from, to) in &self.calls {
+            match to {
+                Some(to) => reach[*from as usize][*to as usize] = true,
+                None => self.address_taken.iter().for_each(|t| reach[*from as usize][*t as usize] = true),
+            }
+        }
+        for via in 0..n {
+            let through = reach[via].clone();
+            for row in &mut reach {
+                if row[via] {
+                    row.iter_mut().zip(&through).for_each(|(a, b)| *a |= *b);
+                }
+            }
+        }
+        for (i, row) in reach.iter().enumerate() {
+            if !row[i] {
+                self.functions[i].saved.clear();
+                self.functions[i].saved_preds.clear();
+            }
+        }
+    }
+
+    fn note_call(&mut self, target: &CallTarget) {
+        let to = match target {
+            CallTarget::Direct(n) => Some(*n),
+            CallTarget::Indirect(_) => None,
+        };
+        self.calls.push((self.current_function, to));
+    }
+}
+
+/// The class under which an instruction is counted, from its name alone.
+fn class_of(i: &Instruction) -> Class {
+    let shared = i.modifiers.iter().any(|m| m.starts_with("shared"));
+    match i.opcode.as_str() {
+        "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => Class::Control,
+        "mov" | "selp" | "slct" | "cvta" | "isspacep" | "set" | "setp" | "testp" | "mapa" | "getctarank" => Class::Move,
+        "ld" | "ldu" | "st" if shared => Class::SharedMemory,
+        "ld" | "ldu" | "st" if i.modifiers.iter().any(|m| matches!(m.as_str(), "param" | "local" | "const")) => Class::OtherMemory,
+        "ld" | "ldu" | "st" | "prefetch" | "prefetchu" | "applypriority" | "discard" | "createpolicy" => Class::GlobalMemory,
+        "atom" | "red" | "multimem" => Class::Atomic,
+        "cvt" => Class::Convert,
+        "ldmatrix" | "stmatrix" | "movmatrix" => Class::SharedMemory,
+        "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => Class::Warp,
+        "bar" | "barrier" | "membar" | "fence" | "mbarrier" | "griddepcontrol" | "setmaxnreg" | "clusterlaunchcontrol" | "nanosleep" => Class::Synchronisation,
+        "cp" | "tensormap" => Class::Copy,
+        "mma" | "wgmma" | "tcgen05" => Class::Tensor,
+        "ex2" | "lg2" | "sin" | "cos" | "tanh" | "rcp" | "rsqrt" | "sqrt" => Class::Special,
+        "div" if i.modifiers.iter().any(|m| matches!(m.as_str(), "f32" | "f64")) => Class::Special,
+        "add" | "sub" | "mul" | "mad" | "fma" | "min" | "max" | "abs" | "neg" | "copysign" if i.modifiers.iter().any(|m| types::is_float(m)) => Class::Float,
+        _ => Class::Integer,
+    }
+}
+
+/// The operands of an instruction by number, or an error that says how many there should be.
+pub(crate) fn operands<'i, const N: usize>(l: &Lower<'_>, i: &'i Instruction) -> Result<&'i [Operand; N], CompileError> {
+    i.operands.as_slice().try_into().map_err(|_| l.invalid(format!("`{}` has {} operands, {N} expected", i.full_name(), i.operands.len())))
+}

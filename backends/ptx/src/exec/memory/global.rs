@@ -1,0 +1,307 @@
+//! Device memory that all blocks share.
+//!
+//! Bytes live in 64-bit atomic words, so that blocks on several threads may access them without locks and aligned
+//! accesses up to 8 bytes are single-copy atomic, as PTX asks. A byte of initialisation bits goes with each word.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+
+use super::{HEAP, HEAP_END};
+use crate::exec::ExecError;
+
+/// Bytes between allocations that belong to nobody.
+const GUARD: u64 = 4096;
+/// Bytes of a DRAM sector.
+pub const SECTOR: u64 = 32;
+
+/// One allocation.
+pub struct Allocation {
+    /// First device address.
+    pub base: u64,
+    /// Bytes asked for.
+    pub bytes: u64,
+    words: Box<[AtomicU64]>,
+    init: Box<[AtomicU8]>,
+    /// One bit for each 32-byte sector that any launch has touched since the last [`DeviceMemory::forget_touched`].
+    touched: Box<[AtomicU64]>,
+}
+
+impl Allocation {
+    fn new(base: u64, bytes: u64) -> Allocation {
+        let words = bytes.div_ceil(8) as usize;
+        Allocation {
+            base,
+            bytes,
+            words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            init: (0..words).map(|_| AtomicU8::new(0)).collect(),
+            touched: (0..bytes.div_ceil(SECTOR * 64)).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// The value of `bytes` (1, 2, 4, 8) at an aligned offset, and whether every byte was ever written.
+    #[inline]
+    pub fn load(&self, offset: u64, bytes: u32) -> (u64, bool) {
+        let (word, byte) = ((offset / 8) as usize, (offset % 8) as u32);
+        let value = self.words[word].load(Relaxed) >> (8 * byte);
+        let init = self.init[word].load(Relaxed);
+        let need = byte_mask(bytes) << byte;
+        (if bytes == 8 { value } else { value & ((1u64 << (8 * bytes)) - 1) }, init & need == need)
+    }
+
+    /// Stores the bytes of `value` that `bytes` (a mask of bytes of one word) selects, and whether they count as written.
+    #[inline]
+    pub fn store_word(&self, word: usize, bytes: u8, value: u64, init: bool) {
+        if bytes == 0xff {
+            self.words[word].store(value, Relaxed);
+        } else {
+            let mask = spread(bytes);
+            let cell = &self.words[word];
+            let mut old = cell.load(Relaxed);
+            while let Err(now) = cell.compare_exchange_weak(old, old & !mask | value & mask, Relaxed, Relaxed) {
+                old = now;
+            }
+        }
+        let flags = &self.init[word];
+        let old = flags.load(Relaxed);
+        if init && old & bytes != bytes {
+            flags.fetch_or(bytes, Relaxed);
+        } else if !init && old & bytes != 0 {
+            flags.fetch_and(!bytes, Relaxed);
+        }
+    }
+
+    /// Replaces `bytes` (1, 2, 4, 8) at an aligned offset by `f` of the old value, atomically; gives the old value and
+    /// whether it had been written.
+    pub fn update(&self, offset: u64, bytes: u32, mut f: impl FnMut(u64) -> u64) -> (u64, bool) {
+        let (word, byte) = ((offset / 8) as usize, (offset % 8) as u32);
+        let field = if bytes == 8 { u64::MAX } else { (1u64 << (8 * bytes)) - 1 };
+        let cell = &self.words[word];
+        let mut old = cell.load(Relaxed);
+        loop {
+            let value = (old >> (8 * byte)) & field;
+            let new = old & !(field << (8 * byte)) | (f(value) & field) << (8 * byte);
+            match cell.compare_exchange_weak(old, new, Relaxed, Relaxed) {
+                Ok(_) => {
+                    let need = byte_mask(bytes) << byte;
+                    let init = self.init[word].load(Relaxed) & need == need;
+                    return (value, init);
+                }
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Marks sectors as touched; gives how many were not before.
+    pub fn touch(&self, offset: u64, bytes: u64) -> u64 {
+        let mut fresh = 0;
+        for sector in offset / SECTOR..(offset + bytes).div_ceil(SECTOR) {
+            let Some(cell) = self.touched.get((sector / 64) as usize) else { break };
+            let bit = 1u64 << (sector % 64);
+            if cell.load(Relaxed) & bit == 0 && cell.fetch_or(bit, Relaxed) & bit == 0 {
+                fresh += 1;
+            }
+        }
+        fresh
+    }
+
+    /// Copies bytes out; false if one of them was never written.
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> bool {
+        let mut all = true;
+        let mut at = 0usize;
+        while at < out.len() {
+            let position = offset + at as u64;
+            let (word, byte) = ((position / 8) as usize, (position % 8) as usize);
+            let n = (8 - byte).min(out.len() - at);
+            let bytes = self.words[word].load(Relaxed).to_le_bytes();
+            out[at..at + n].copy_from_slice(&bytes[byte..byte + n]);
+            let need = byte_mask(n as u32) << byte;
+            all &= self.init[word].load(Relaxed) & need == need;
+            at += n;
+        }
+        all
+    }
+
+    /// Which of the bytes were written, one flag a byte.
+    pub fn initialized(&self, offset: u64, out: &mut [bool]) {
+        for (i, flag) in out.iter_mut().enumerate() {
+            let position = offset + i as u64;
+            *flag = self.init[(position / 8) as usize].load(Relaxed) >> (position % 8) & 1 == 1;
+        }
+    }
+
+    /// Copies bytes in; they count as written.
+    pub fn write(&self, offset: u64, data: &[u8]) {
+        let mut at = 0usize;
+        while at < data.len() {
+            let position = offset + at as u64;
+            let (word, byte) = ((position / 8) as usize, (position % 8) as usize);
+            let n = (8 - byte).min(data.len() - at);
+            let mut bytes = [0u8; 8];
+            bytes[byte..byte + n].copy_from_slice(&data[at..at + n]);
+            self.store_word(word, byte_mask(n as u32) << byte, u64::from_le_bytes(bytes), true);
+            at += n;
+        }
+    }
+}
+
+/// `n` low bits of a byte.
+#[inline]
+pub fn byte_mask(n: u32) -> u8 {
+    if n >= 8 { 0xff } else { (1u8 << n) - 1 }
+}
+
+/// A byte of bits to a word of bytes.
+#[inline]
+fn spread(bits: u8) -> u64 {
+    let mut mask = 0;
+    for i in 0..8 {
+        if bits >> i & 1 == 1 {
+            mask |= 0xff << (8 * i);
+        }
+    }
+    mask
+}
+
+/// A group of allocations that `multimem` instructions address as one.
+pub struct Multicast {
+    /// First address of the group's own range.
+    pub base: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// First address of each member's memory.
+    pub members: Vec<u64>,
+}
+
+/// All device memory.
+pub struct DeviceMemory {
+    allocations: Vec<Allocation>,
+    multicasts: Vec<Multicast>,
+    next: u64,
+    used: u64,
+    capacity: u64,
+}
+
+impl DeviceMemory {
+    /// Memory with room for `capacity` bytes.
+    pub fn new(capacity: u64) -> DeviceMemory {
+        DeviceMemory { allocations: Vec::new(), multicasts: Vec::new(), next: HEAP, used: 0, capacity }
+    }
+
+    /// Allocates; the address is a multiple of `align` (a power of two) and of 256.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn alloc(&mut self, bytes: u64, align: u64) -> Result<u64, ExecError> {
+        let align = align.max(256);
+        let free = self.capacity - self.used;
+        let base = self.next.div_ceil(align) * align;
+        if bytes > free || base.saturating_add(bytes).saturating_add(GUARD) > HEAP_END {
+            return Err(ExecError::OutOfMemory { asked: bytes, free, total: self.capacity });
+        }
+        self.allocations.push(Allocation::new(base, bytes));
+        self.used += bytes;
+        self.next = base + bytes.max(1) + GUARD;
+        Ok(base)
+    }
+
+    /// Frees an allocation by its first address. Addresses are not reused, so that stale pointers are found.
+    ///
+    /// # Errors
+    /// `Address` when nothing starts there.
+    pub fn free(&mut self, base: u64) -> Result<(), ExecError> {
+        match self.allocations.binary_search_by_key(&base, |a| a.base) {
+            Ok(i) => {
+                self.used -= self.allocations.remove(i).bytes;
+                Ok(())
+            }
+            Err(_) => Err(ExecError::Address { address: base, bytes: 0 }),
+        }
+    }
+
+    /// A range that stands for the same range of every member.
+    ///
+    /// # Errors
+    /// `Address` when a member's range is not inside one allocation.
+    pub fn multicast(&mut self, members: &[u64], bytes: u64) -> Result<u64, ExecError> {
+        for m in members {
+            self.range(*m, bytes)?;
+        }
+        let base = self.next.div_ceil(4096) * 4096;
+        self.next = base + bytes + GUARD;
+        self.multicasts.push(Multicast { base, bytes, members: members.to_vec() });
+        Ok(base)
+    }
+
+    /// The multicast group that holds `bytes` at `address`.
+    pub fn find_multicast(&self, address: u64, bytes: u64) -> Option<&Multicast> {
+        self.multicasts.iter().find(|m| address >= m.base && address.saturating_add(bytes) <= m.base + m.bytes)
+    }
+
+    /// The allocation that holds `bytes` at `address`.
+    #[inline]
+    pub fn find(&self, address: u64, bytes: u64) -> Option<&Allocation> {
+        let i = self.allocations.partition_point(|a| a.base <= address);
+        let a = self.allocations.get(i.checked_sub(1)?)?;
+        (address - a.base <= a.bytes && bytes <= a.bytes - (address - a.base)).then_some(a)
+    }
+
+    /// The allocation that lies nearest below an address, for messages.
+    pub fn nearest(&self, address: u64) -> Option<&Allocation> {
+        let i = self.allocations.partition_point(|a| a.base <= address);
+        i.checked_sub(1).and_then(|i| self.allocations.get(i))
+    }
+
+    /// As [`find`](DeviceMemory::find), with the offset inside the allocation.
+    ///
+    /// # Errors
+    /// `Address`.
+    pub fn range(&self, address: u64, bytes: u64) -> Result<(&Allocation, u64), ExecError> {
+        self.find(address, bytes).map(|a| (a, address - a.base)).ok_or(ExecError::Address { address, bytes })
+    }
+
+    /// Starts counting first touches anew.
+    pub fn forget_touched(&self) {
+        for cell in self.allocations.iter().flat_map(|a| &a.touched) {
+            cell.store(0, Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DeviceMemory;
+
+    #[test]
+    fn bytes_round_trip_at_every_offset() {
+        let mut m = DeviceMemory::new(1 << 20);
+        let base = m.alloc(64, 1).unwrap();
+        for offset in 0..16u64 {
+            let (a, at) = m.range(base + offset, 11).unwrap();
+            let data: Vec<u8> = (0..11).map(|i| (i * 7 + offset) as u8).collect();
+            a.write(at, &data);
+            let mut back = vec![0; 11];
+            assert!(a.read(at, &mut back));
+            assert_eq!(back, data);
+        }
+    }
+
+    #[test]
+    fn what_nobody_wrote_is_known() {
+        let mut m = DeviceMemory::new(1 << 20);
+        let base = m.alloc(16, 1).unwrap();
+        let (a, _) = m.range(base, 16).unwrap();
+        a.write(4, &[1, 2, 3, 4]);
+        assert_eq!(a.load(4, 4), (0x0403_0201, true));
+        assert!(!a.load(0, 8).1);
+        assert!(m.range(base + 13, 4).is_err());
+    }
+
+    #[test]
+    fn freed_memory_is_not_found() {
+        let mut m = DeviceMemory::new(1 << 20);
+        let a = m.alloc(16, 1).unwrap();
+        let b = m.alloc(16, 1).unwrap();
+        m.free(a).unwrap();
+        assert!(m.find(a, 1).is_none() && m.find(b, 16).is_some());
+        assert!(m.alloc(1 << 30, 1).is_err());
+    }
+}

@@ -1,0 +1,246 @@
+//! The state of one warp.
+
+use std::collections::VecDeque;
+
+use super::program::{Lanes, PredSlot, PredSrc, Slot, Src, WARP, Wait};
+use super::race::Clock;
+
+/// Return address and caller of an activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub return_pc: u32,
+    /// Called function.
+    pub function: u32,
+    /// Calling function.
+    pub caller: u32,
+    /// Index of the call operation, which names arguments and results.
+    pub call_pc: u32,
+}
+
+/// Lanes of a warp that stand at the same instruction.
+#[derive(Clone, Debug)]
+pub(crate) struct Part {
+    pub pc: u32,
+    pub mask: u32,
+    pub stack: Vec<Frame>,
+    /// What the part waits for, and the cluster's event count when it began to.
+    pub blocked: Option<(Wait, u64)>,
+    /// Memory of a blocking operation between attempts; 0 at the first.
+    pub token: u64,
+    /// Backward branches since the part was picked; a part that spins makes room for the others.
+    pub spins: u32,
+    pub yielded: bool,
+}
+
+/// Which asynchronous groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupKind {
+    /// `cp.async.commit_group`
+    CpAsync,
+    /// `cp.async.bulk.commit_group`
+    Bulk,
+    /// `wgmma.commit_group`
+    Wgmma,
+}
+
+/// Operations that were committed together.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Number within the warp and kind, from 1.
+    pub id: u64,
+    /// Lanes that committed it.
+    pub lanes: u32,
+    /// Operations that have not read all their sources.
+    pub reading: u32,
+    /// Operations that are not complete.
+    pub pending: u32,
+    /// What waiting for the group makes known.
+    pub clock: Option<Clock>,
+}
+
+/// The groups of one kind of a warp: committed ones in order; the last entry is open.
+#[derive(Clone, Debug, Default)]
+pub struct Groups {
+    pub(crate) list: VecDeque<Group>,
+    next: u64,
+}
+
+impl Groups {
+    /// The open group of these lanes; operations join it until the commit.
+    pub fn open(&mut self, lanes: u32) -> &mut Group {
+        let reuse = self.list.back().is_some_and(|g| g.lanes == 0);
+        if !reuse {
+            self.next += 1;
+            self.list.push_back(Group { id: self.next, lanes: 0, reading: 0, pending: 0, clock: None });
+        }
+        let _ = lanes;
+        let last = self.list.len() - 1;
+        &mut self.list[last]
+    }
+
+    /// Closes the open group (an empty one if nothing is open).
+    pub fn commit(&mut self, lanes: u32) {
+        self.open(lanes).lanes = lanes;
+        // Complete groups at the front hold no information that a later wait could need.
+        while self.list.len() > 64 && self.list.front().is_some_and(|g| g.pending == 0 && g.lanes != 0 && g.clock.is_none()) {
+            self.list.pop_front();
+        }
+    }
+
+    /// The group by number.
+    pub fn get(&mut self, id: u64) -> Option<&mut Group> {
+        self.list.iter_mut().find(|g| g.id == id)
+    }
+
+    /// Whether, for each of `lanes`, all but the latest `allowed` committed groups are complete (or have read their
+    /// sources, if `reads_only`). On success the clocks of those groups are handed to `learn`.
+    pub fn complete(&mut self, lanes: u32, allowed: u32, reads_only: bool, mut learn: impl FnMut(&Clock)) -> bool {
+        let mut newer = [0u32; WARP];
+        for g in self.list.iter().rev().filter(|g| g.lanes != 0) {
+            let mut due = false;
+            for (lane, n) in newer.iter_mut().enumerate() {
+                if g.lanes & lanes >> lane << lane & (1 << lane) != 0 {
+                    due |= *n >= allowed;
+                    *n += 1;
+                }
+            }
+            let open = if reads_only { g.reading } else { g.pending };
+            if due && open > 0 {
+                return false;
+            }
+        }
+        let mut newer = [0u32; WARP];
+        for g in self.list.iter_mut().rev().filter(|g| g.lanes != 0) {
+            let mut due = false;
+            for (lane, n) in newer.iter_mut().enumerate() {
+                if g.lanes & lanes & (1 << lane) != 0 {
+                    due |= *n >= allowed;
+                    *n += 1;
+                }
+            }
+            if due && let Some(clock) = &g.clock {
+                learn(clock);
+                if g.pending == 0 {
+                    g.clock = None;
+                }
+            }
+        }
+        while self.list.front().is_some_and(|g| g.lanes != 0 && g.pending == 0 && g.clock.is_none()) && self.list.len() > 8 {
+            self.list.pop_front();
+        }
+        true
+    }
+
+    /// Operations that are not complete.
+    pub fn pending(&self) -> u32 {
+        self.list.iter().map(|g| g.pending).sum()
+    }
+}
+
+/// The state of one warp: registers, divergence, local memory, asynchronous groups.
+pub struct Warp {
+    pub(crate) regs: Vec<Lanes>,
+    /// Lanes of each slot that hold no written value.
+    pub(crate) poison: Vec<u32>,
+    pub(crate) preds: Vec<u32>,
+    pub(crate) pred_poison: Vec<u32>,
+    /// Condition-code carry of each lane.
+    pub(crate) carry: u32,
+    pub(crate) parts: Vec<Part>,
+    /// Lanes that have left, or never existed.
+    pub(crate) exited: u32,
+    /// Local memory and frames, lane after lane.
+    pub(crate) local: Vec<u8>,
+    pub(crate) local_init: Vec<bool>,
+    pub(crate) local_stride: u32,
+    /// Frame start of each lane.
+    pub(crate) frame: [u32; WARP],
+    /// Registers of suspended recursive activations, by call depth and lane.
+    pub(crate) saved: Vec<Vec<Lanes>>,
+    pub(crate) clock: Clock,
+    /// Groups of `cp.async`, bulk copies and wgmma.
+    pub(crate) cp_async: Groups,
+    pub(crate) bulk: Groups,
+    pub(crate) wgmma: Groups,
+    /// The cluster's event count at which every part was found blocked.
+    pub(crate) blocked_at: Option<u64>,
+    /// Counter of the lane that `elect.sync` picks, in random schedules.
+    pub(crate) executed: u64,
+    /// State of the tensor instructions.
+    pub tensor: super::tensor::WarpTensor,
+}
+
+impl Warp {
+    /// The lanes of a register. Constants live in the program, see [`Cx::lanes`](super::context::Cx::lanes).
+    pub fn slot(&self, s: Slot) -> &Lanes {
+        &self.regs[s.0 as usize]
+    }
+
+    /// The lanes of a register, to be written. Poison stays as it is.
+    pub fn slot_mut(&mut self, s: Slot) -> &mut Lanes {
+        &mut self.regs[s.0 as usize]
+    }
+
+    /// Lanes of a source that hold no written value.
+    pub fn poison_of(&self, s: Src) -> u32 {
+        s.slot().map_or(0, |s| self.poison[s.0 as usize])
+    }
+
+    /// Writes the lanes in `mask` and sets which of them are poisoned.
+    pub fn write(&mut self, d: Slot, mask: u32, value: &Lanes, poison: u32) {
+        let reg = &mut self.regs[d.0 as usize];
+        if mask == u32::MAX {
+            *reg = *value;
+        } else {
+            for i in 0..WARP {
+                let keep = 0u64.wrapping_sub(u64::from(mask >> i & 1));
+                reg[i] = value[i] & keep | reg[i] & !keep;
+            }
+        }
+        let p = &mut self.poison[d.0 as usize];
+        *p = *p & !mask | poison & mask;
+    }
+
+    /// Sets which lanes of a register count as unwritten.
+    pub fn set_poison(&mut self, d: Slot, mask: u32, poison: u32) {
+        let p = &mut self.poison[d.0 as usize];
+        *p = *p & !mask | poison & mask;
+    }
+
+    /// The lanes for which a predicate holds.
+    pub fn pred(&self, p: PredSrc) -> u32 {
+        let v = self.preds[p.slot.0 as usize];
+        if p.negated { !v } else { v }
+    }
+
+    /// The lanes for which a predicate was never written.
+    pub fn pred_poison(&self, p: PredSrc) -> u32 {
+        self.pred_poison[p.slot.0 as usize]
+    }
+
+    /// Writes the lanes in `mask` of a predicate.
+    pub fn write_pred(&mut self, d: PredSlot, mask: u32, value: u32, poison: u32) {
+        let i = d.0 as usize;
+        self.preds[i] = self.preds[i] & !mask | value & mask;
+        self.pred_poison[i] = self.pred_poison[i] & !mask | poison & mask;
+    }
+
+    /// The groups of a kind.
+    pub fn groups(&mut self, kind: GroupKind) -> &mut Groups {
+        match kind {
+            GroupKind::CpAsync => &mut self.cp_async,
+            GroupKind::Bulk => &mut self.bulk,
+            GroupKind::Wgmma => &mut self.wgmma,
+        }
+    }
+
+    /// Whether every lane has left.
+    pub(crate) fn done(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Lanes that have not left.
+    pub fn live(&self) -> u32 {
+        !self.exited
+    }
+}

@@ -1,0 +1,82 @@
+//! What belongs to one host thread during a launch.
+
+use std::collections::BTreeMap;
+
+use super::context::Machine;
+use super::counters::Counters;
+use super::findings::{Check, Finding};
+use super::memory::global::SECTOR;
+
+/// Findings, counters and random numbers of one host thread.
+pub struct Worker {
+    pub(crate) findings: BTreeMap<(u32, Check), Finding>,
+    /// Counters that operations add to themselves.
+    pub counters: Counters,
+    /// Executions and lanes of each instruction.
+    pub(crate) executed: Vec<(u64, u64)>,
+    pub(crate) async_issued: u64,
+    /// Instructions not yet added to the launch's total.
+    pub(crate) unreported: u64,
+    random: u64,
+}
+
+impl Worker {
+    pub(crate) fn new(n_instructions: usize, seed: u64) -> Worker {
+        Worker {
+            findings: BTreeMap::new(),
+            counters: Counters::default(),
+            executed: vec![(0, 0); n_instructions],
+            async_issued: 0,
+            unreported: 0,
+            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        }
+    }
+
+    /// Starts the random sequence of a cluster, so that a schedule does not depend on which thread runs it.
+    pub(crate) fn reseed(&mut self, seed: u64) {
+        self.random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d | 1;
+        self.random();
+        self.random();
+    }
+
+    /// The next random number (xorshift64*).
+    pub fn random(&mut self) -> u64 {
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        self.random.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+impl Machine<'_> {
+    /// Counts a contiguous access to global memory that exists.
+    pub fn count_global(&mut self, address: u64, bytes: u64, write: bool) {
+        if !self.launch.options.counters || bytes == 0 {
+            return;
+        }
+        let sectors = (address + bytes).div_ceil(SECTOR) - address / SECTOR;
+        let c = &mut self.worker.counters;
+        if write {
+            c.global_store_bytes += bytes;
+            c.global_store_sectors += sectors;
+        } else {
+            c.global_load_bytes += bytes;
+            c.global_load_sectors += sectors;
+        }
+        if let Some(a) = self.launch.memory.find(address, bytes) {
+            let fresh = a.touch(address - a.base, bytes) * SECTOR;
+            c.dram_bytes += fresh;
+            c.l2_footprint_bytes += fresh;
+        }
+    }
+
+    /// Counts bytes of a bulk or tensor copy.
+    pub fn count_copy(&mut self, bytes: u64, into_shared: bool) {
+        let c = &mut self.worker.counters;
+        if into_shared {
+            c.copy_in_bytes += bytes;
+        } else {
+            c.copy_out_bytes += bytes;
+        }
+    }
+}
