@@ -1,1 +1,47 @@
-fn main() {}
+//! The command line of moec. What it promises about options, streams and exit codes is in `docs/cli.md`.
+
+mod args;
+mod bug;
+mod commands;
+mod output;
+mod report;
+
+use args::{Args, Command};
+use clap::Parser;
+use moec_ir::diag::Fault;
+use output::{Ended, Outcome};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    bug::install_panic_hook();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version go to standard output with code 0, wrong usage to standard error with code 2.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let (format, color) = (args.message_format, args.color);
+    let outcome =
+        std::panic::catch_unwind(move || run(args.command)).unwrap_or_else(|_| Err(vec![bug::panic_diagnostic()]));
+    match outcome {
+        Ok(Ended::Well) => ExitCode::SUCCESS,
+        Ok(Ended::WithFindings) => ExitCode::from(1),
+        Err(diagnostics) => {
+            let shown: Vec<_> = diagnostics
+                .into_iter()
+                .map(|d| if d.fault == Fault::Internal { bug::with_repro_file(d) } else { d })
+                .collect();
+            output::remark(report::render(&shown, format, color).trim_end());
+            ExitCode::from(report::exit_code(&shown))
+        }
+    }
+}
+
+fn run(command: Command) -> Outcome {
+    match command {
+        Command::Explain(options) => commands::explain::run(&options),
+        Command::Doctor(options) => commands::doctor::run(&options),
+    }
+}

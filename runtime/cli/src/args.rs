@@ -1,0 +1,30 @@
+//! The command line, as `moec --help` shows it.
+
+use crate::report::{Color, MessageFormat};
+use clap::{Parser, Subcommand};
+
+/// Compiles Mixture-of-Experts layers to GPU and CPU code.
+#[derive(Parser, Debug)]
+#[command(name = "moec", version, max_term_width = 110, after_help = AFTER)]
+pub struct Args {
+    /// How diagnostics are written to standard error.
+    #[arg(long, global = true, value_enum, default_value = "human")]
+    pub message_format: MessageFormat,
+    /// Colours in diagnostics.
+    #[arg(long, global = true, value_enum, default_value = "auto")]
+    pub color: Color,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const AFTER: &str = "MODEL is a model directory (config.json, and *.safetensors where weights are needed), a config.json, \
+or a layer graph (a JSON file with \"moec_graph\": 1).\n\
+Exit codes: 0 done; 1 the input is wrong; 2 wrong usage, or this machine lacks something; 70 a bug of moec.";
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Explain a diagnostic code, or list the codes.
+    Explain(crate::commands::explain::Options),
+    /// Tell what this machine has, and how to get what it lacks.
+    Doctor(crate::commands::doctor::Options),
+}

@@ -1,0 +1,117 @@
+//! `moec doctor`: what this machine has, and the remedy for what it lacks.
+
+use crate::output::{self, Ended, Outcome};
+use std::path::PathBuf;
+use std::process::Command;
+
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// Print one JSON object instead of lines.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// One line of the report.
+struct Finding {
+    what: &'static str,
+    /// What was found; an error sentence when it is missing.
+    found: Result<String, String>,
+    /// What it is for, and how to get it when it is missing.
+    remedy: &'static str,
+}
+
+pub fn run(options: &Options) -> Outcome {
+    let findings = [cpu(), memory(), ptxas(), python()];
+    if options.json {
+        let list: Vec<_> = findings
+            .iter()
+            .map(|f| {
+                let (has, text) = match &f.found {
+                    Ok(text) => (true, text),
+                    Err(text) => (false, text),
+                };
+                serde_json::json!({ "what": f.what, "has": has, "found": text, "remedy": f.remedy })
+            })
+            .collect();
+        let value = serde_json::json!({ "moec": env!("CARGO_PKG_VERSION"), "findings": list });
+        output::print(&format!("{value:#}\n"));
+        return Ok(Ended::Well);
+    }
+    let mut out = format!("moec {}\n", env!("CARGO_PKG_VERSION"));
+    for f in &findings {
+        match &f.found {
+            Ok(text) => out += &format!("  has    {:<12} {text}\n", f.what),
+            Err(text) => out += &format!("  lacks  {:<12} {text}\n{:22}{}\n", f.what, "", f.remedy),
+        }
+    }
+    output::print(&out);
+    Ok(Ended::Well)
+}
+
+fn cpu() -> Finding {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = info.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == name))?;
+        Some(line.split_once(':')?.1.trim().to_string())
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let flags = field("flags").or_else(|| field("Features")).unwrap_or_default();
+    let known = ["avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"];
+    let has: Vec<&str> = known.into_iter().filter(|k| flags.split(' ').any(|f| f == *k)).collect();
+    let name = field("model name").unwrap_or_else(|| std::env::consts::ARCH.to_string());
+    Finding {
+        what: "cpu",
+        found: Ok(format!("{name}, {cores} cores, {}", has.join(" "))),
+        remedy: "runs layers with `--device cpu`",
+    }
+}
+
+fn memory() -> Finding {
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let gib = |key: &str| {
+        let line = info.lines().find(|l| l.starts_with(key))?;
+        Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / f64::from(1 << 20))
+    };
+    Finding {
+        what: "memory",
+        found: match (gib("MemTotal:"), gib("MemAvailable:")) {
+            (Some(total), Some(free)) => Ok(format!("{total:.1} GiB, {free:.1} GiB of it free")),
+            _ => Err("this system does not say how much there is".to_string()),
+        },
+        remedy: "holds the packed weights of a layer",
+    }
+}
+
+/// Where `ptxas` may be: `MOEC_PTXAS`, what the test command installs, the search path, a CUDA toolkit.
+pub fn ptxas_candidates() -> Vec<PathBuf> {
+    let mut places: Vec<PathBuf> = std::env::var_os("MOEC_PTXAS").into_iter().map(PathBuf::from).collect();
+    places.push(PathBuf::from("target/tools"));
+    if let Some(path) = std::env::var_os("PATH") {
+        places.extend(std::env::split_paths(&path));
+    }
+    places.push(PathBuf::from("/usr/local/cuda"));
+    places
+}
+
+fn ptxas() -> Finding {
+    let found = moec_ptx::ptxas::find(None, &ptxas_candidates())
+        .map_err(|_| "no ptxas in MOEC_PTXAS, target/tools, the search path or /usr/local/cuda".to_string())
+        .and_then(|path| {
+            let release = moec_ptx::ptxas::release(&path).map_err(|e| e.to_string())?;
+            Ok(format!("{release} at {}", path.display()))
+        });
+    Finding {
+        what: "ptxas",
+        found,
+        remedy: "only `--emit cubin,sass` and the tests need it: `pip install nvidia-cuda-nvcc`, or a CUDA toolkit",
+    }
+}
+
+fn python() -> Finding {
+    let found = Command::new("python3")
+        .arg("--version")
+        .output()
+        .map_err(|e| format!("python3 does not run: {e}"))
+        .map(|out| String::from_utf8_lossy(&out.stdout).trim().to_string());
+    Finding { what: "python", found, remedy: "only the test command needs it, to install ptxas: python3 with pip" }
+}
