@@ -280,8 +280,9 @@ impl Object {
         let place = if self.node.path.is_empty() { String::new() } else { format!("`{}` of ", self.node.path) };
         let codes = &self.node.doc.codes;
         let start = self.node.span.start;
-        let mut d = Diagnostic::input(codes.missing_key, format!("{place}{} has no {}", self.node.file(), names.join(" or ")))
-            .at(Some(Origin { file: self.node.file().to_string(), start, end: start + 1 }));
+        let mut d =
+            Diagnostic::input(codes.missing_key, format!("{place}{} has no {}", self.node.file(), names.join(" or ")))
+                .at(Some(Origin { file: self.node.file().to_string(), start, end: start + 1 }));
         let near = keys.iter().flat_map(|k| self.members.iter().filter(move |(m, _)| distance(m, k) <= 2)).next();
         if let Some((near, _)) = near {
             d = d.help(format!("there is a key `{near}`; is it meant to be {}?", names[0]));

@@ -1,1 +1,18 @@
-//! Reads published model configs, checkpoints and layer graphs into the moec graph IR
+//! Reads published model configs and layer graphs into the moec graph IR.
+//!
+//! [`ModelConfig`] reads a Hugging Face `config.json`. A family of models is one entry of [`families::FAMILIES`] and one
+//! file of `families/`: a small function that says what the keys of its config mean, filling in a [`spec::MoeSpec`].
+//! The rest is shared: [`keys`] collects mistakes in the config, `assemble` turns the specification into a graph.
+
+mod assemble;
+pub mod config;
+pub mod facts;
+pub mod families;
+pub mod json;
+pub mod keys;
+pub mod layers;
+pub mod layout;
+pub mod spec;
+
+pub use config::{Diagnostics, Layer, LayerOptions, ModelConfig, known_model_types};
+pub use facts::LayerFacts;

@@ -176,6 +176,11 @@ pub enum RenormRule {
 }
 
 impl Op {
+    /// Whether this is a parameter of the checkpoint.
+    pub fn is_param(&self) -> bool {
+        matches!(self, Op::Param(_))
+    }
+
     /// The name in text forms and messages.
     pub fn name(&self) -> &'static str {
         match self {

@@ -1,0 +1,184 @@
+//! Puts a bundle together from what the backends made.
+
+use crate::bundle::Bundle;
+use crate::canonical::sha256;
+use crate::manifest::{KernelEntry, Launch, LayerInfo, Manifest, Operand, TargetEntry, TokenRange, Variant, WorkspaceRule};
+use moec_ir::diag::Diagnostic;
+use moec_ir::graph::Graph;
+use moec_ir::numerics::{NumericClass, Numerics};
+use moec_ir::tile::{CpuLaunch, GpuLaunch, Program};
+use std::collections::BTreeMap;
+
+/// A compiled GPU kernel, for the kernel at the same place in its program.
+#[derive(Clone, Debug)]
+pub struct GpuKernelPart {
+    /// The `.entry` symbol.
+    pub entry: String,
+    /// The module that holds it.
+    pub ptx: String,
+    /// How it is launched.
+    pub launch: GpuLaunch,
+    /// What its schedule does to the bits.
+    pub class: NumericClass,
+}
+
+/// A program for a range of token counts and its compiled kernels, one for each of the program's, in order.
+#[derive(Clone, Debug)]
+pub struct GpuVariantPart<'a> {
+    /// The token counts, both ends included.
+    pub tokens: (u64, u64),
+    /// The program.
+    pub program: &'a Program,
+    /// Its kernels.
+    pub kernels: Vec<GpuKernelPart>,
+    /// Text of the program, kept for people.
+    pub tile_text: Option<String>,
+}
+
+/// A kernel of the CPU's object file.
+#[derive(Clone, Debug)]
+pub struct CpuKernelPart {
+    /// Its symbol in the object file.
+    pub symbol: String,
+    /// How it is launched.
+    pub launch: CpuLaunch,
+    /// What its schedule does to the bits.
+    pub class: NumericClass,
+}
+
+/// As [`GpuVariantPart`], for the CPU.
+#[derive(Clone, Debug)]
+pub struct CpuVariantPart<'a> {
+    /// The token counts, both ends included.
+    pub tokens: (u64, u64),
+    /// The program.
+    pub program: &'a Program,
+    /// Its kernels.
+    pub kernels: Vec<CpuKernelPart>,
+    /// Text of the program, kept for people.
+    pub tile_text: Option<String>,
+}
+
+/// Collects the parts of a bundle.
+#[derive(Clone, Debug)]
+pub struct BundleBuilder {
+    manifest: Manifest,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl BundleBuilder {
+    /// A bundle of `graph`, without targets.
+    pub fn new(graph: &Graph, layer: LayerInfo, numerics: Numerics) -> BundleBuilder {
+        BundleBuilder { manifest: Manifest::of_graph(graph, layer, numerics), files: BTreeMap::new() }
+    }
+
+    /// Adds a file for people or tools: `graph.json`, `graph.txt`.
+    pub fn add_file(&mut self, path: impl Into<String>, content: impl Into<Vec<u8>>) {
+        self.files.insert(path.into(), content.into());
+    }
+
+    /// Adds a GPU target. Kernels with equal PTX share one file.
+    ///
+    /// # Errors
+    /// `internal-error` when a variant has not one part for each kernel.
+    pub fn add_gpu_target(&mut self, name: &str, variants: Vec<GpuVariantPart<'_>>) -> Result<(), Diagnostic> {
+        let mut out = Vec::new();
+        for v in variants {
+            let mut kernels = Vec::new();
+            expect_parts(v.program, v.kernels.len())?;
+            for (kernel, part) in v.program.kernels.iter().zip(v.kernels) {
+                // Named by content: the same kernel of another variant finds its file there. The name in front is the
+                // first kernel's that had this content.
+                let hash = &sha256(part.ptx.as_bytes())[..12];
+                let end = format!("-{hash}.ptx");
+                let folder = format!("{name}/");
+                let known = self.files.keys().find(|f| f.starts_with(&folder) && f.ends_with(&end)).cloned();
+                let file = known.unwrap_or_else(|| format!("{folder}{}{end}", kernel.name));
+                self.files.insert(file.clone(), part.ptx.into_bytes());
+                let launch = Launch::Gpu { file, launch: part.launch };
+                kernels.push(entry(kernel, part.entry, part.class, launch));
+            }
+            out.push(self.variant(name, v.tokens, v.program, kernels, v.tile_text));
+        }
+        self.push_target(TargetEntry { name: name.into(), requires: Vec::new(), object: None, variants: out });
+        Ok(())
+    }
+
+    /// Adds the CPU target: one object file for all variants. Without an object (`None`) the bundle can be run by a
+    /// just-in-time engine that hands the kernels in, not written to disk for others.
+    ///
+    /// # Errors
+    /// `internal-error` when a variant has not one part for each kernel.
+    pub fn add_cpu_target(
+        &mut self,
+        object: Option<Vec<u8>>,
+        requires: &[&str],
+        variants: Vec<CpuVariantPart<'_>>,
+    ) -> Result<(), Diagnostic> {
+        let mut out = Vec::new();
+        for v in variants {
+            expect_parts(v.program, v.kernels.len())?;
+            let kernels = v.program.kernels.iter().zip(v.kernels);
+            let kernels = kernels.map(|(k, p)| entry(k, p.symbol, p.class, Launch::Cpu { launch: p.launch })).collect();
+            out.push(self.variant("cpu", v.tokens, v.program, kernels, v.tile_text));
+        }
+        let path = object.map(|bytes| {
+            self.files.insert("cpu/layer.o".into(), bytes);
+            "cpu/layer.o".to_string()
+        });
+        let requires = requires.iter().map(|r| r.to_string()).collect();
+        self.push_target(TargetEntry { name: "cpu".into(), requires, object: path, variants: out });
+        Ok(())
+    }
+
+    /// The finished bundle.
+    ///
+    /// # Errors
+    /// `bundle-invalid` when the parts do not fit together.
+    pub fn finish(self) -> Result<Bundle, Diagnostic> {
+        Bundle::new(self.manifest, self.files)
+    }
+
+    fn push_target(&mut self, entry: TargetEntry) {
+        self.manifest.targets.retain(|t| t.name != entry.name);
+        self.manifest.targets.push(entry);
+    }
+
+    fn variant(
+        &mut self,
+        target: &str,
+        tokens: (u64, u64),
+        program: &Program,
+        kernels: Vec<KernelEntry>,
+        tile_text: Option<String>,
+    ) -> Variant {
+        let tile_text = tile_text.map(|text| {
+            let path = format!("{target}/tile-{}-{}.txt", tokens.0, tokens.1);
+            self.files.insert(path.clone(), text.into_bytes());
+            path
+        });
+        Variant {
+            name: program.name.clone(),
+            tokens: TokenRange { min: tokens.0, max: tokens.1 },
+            buffers: program.buffers.clone(),
+            kernels,
+            workspace: WorkspaceRule::Overlay,
+            tile_text,
+        }
+    }
+}
+
+fn entry(kernel: &moec_ir::tile::Kernel, symbol: String, class: NumericClass, launch: Launch) -> KernelEntry {
+    let operands = kernel.body.operands().into_iter().map(|(buffer, written)| Operand { buffer, written }).collect();
+    KernelEntry { name: kernel.name.clone(), entry: symbol, operands, class, launch }
+}
+
+fn expect_parts(program: &Program, parts: usize) -> Result<(), Diagnostic> {
+    if program.kernels.len() == parts {
+        return Ok(());
+    }
+    Err(Diagnostic::internal(
+        "internal-error",
+        format!("`{}` has {} kernels, but {parts} were compiled", program.name, program.kernels.len()),
+    ))
+}

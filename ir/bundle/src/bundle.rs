@@ -1,0 +1,147 @@
+//! A compiled layer: the manifest and its files, in memory.
+
+use crate::canonical::{manifest_text, sha256};
+use crate::manifest::{MANIFEST_FILE, Manifest, SUMS_FILE};
+use crate::verify::{verify_manifest, version};
+use moec_ir::diag::Diagnostic;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+/// Manifests are some hundred kilobytes; what is larger than this is something else.
+const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+
+/// A compiled layer. What it holds has been checked: every file has the hash that the manifest gives, and the manifest
+/// passes [`verify_manifest`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bundle {
+    manifest: Manifest,
+    /// Exactly the files of the manifest.
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Bundle {
+    /// A bundle from its parts; sizes and hashes of the manifest's file table are filled in.
+    ///
+    /// # Errors
+    /// `bundle-invalid`.
+    pub fn new(mut manifest: Manifest, files: BTreeMap<String, Vec<u8>>) -> Result<Bundle, Diagnostic> {
+        manifest.files = files
+            .iter()
+            .map(|(path, content)| {
+                let info = crate::manifest::FileInfo { bytes: content.len() as u64, sha256: sha256(content) };
+                (path.clone(), info)
+            })
+            .collect();
+        verify_manifest(&manifest)?;
+        Ok(Bundle { manifest, files })
+    }
+
+    /// Reads the bundle in the directory `dir` and checks all of it.
+    ///
+    /// # Errors
+    /// `bundle-not-found`, `bundle-corrupt`, `bundle-version-unsupported`, `bundle-invalid`.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Bundle, Diagnostic> {
+        let dir = dir.as_ref();
+        let path = dir.join(MANIFEST_FILE);
+        if !path.is_file() {
+            return Err(Diagnostic::input("bundle-not-found", format!("there is no bundle at `{}`", dir.display()))
+                .note(format!("a bundle is a directory with a `{MANIFEST_FILE}`"))
+                .help("give the directory that `moec compile MODEL -o DIR` wrote"));
+        }
+        let text = read_limited(&path, MAX_MANIFEST_BYTES)?;
+        check_version(&path, &text)?;
+        let manifest: Manifest =
+            serde_json::from_slice(&text).map_err(|e| corrupt(&path, format!("it is no manifest: {e}")))?;
+        // What was not written by this code byte for byte has been changed since; reading on would trust the change.
+        if manifest_text(&manifest).as_bytes() != text {
+            return Err(corrupt(&path, "it is not as moec wrote it".into()));
+        }
+        verify_manifest(&manifest)?;
+        let mut files = BTreeMap::new();
+        for (name, info) in &manifest.files {
+            let path = dir.join(name);
+            let content = read_limited(&path, info.bytes)?;
+            if content.len() as u64 != info.bytes || sha256(&content) != info.sha256 {
+                return Err(corrupt(&path, "it is not the file that the compiler wrote: its SHA-256 differs".into()));
+            }
+            files.insert(name.clone(), content);
+        }
+        let bundle = Bundle { manifest, files };
+        let sums = dir.join(SUMS_FILE);
+        let want = bundle.sums_text();
+        if read_limited(&sums, want.len() as u64)? != want.as_bytes() {
+            return Err(corrupt(&sums, format!("it does not have the hashes of `{MANIFEST_FILE}` and its files")));
+        }
+        Ok(bundle)
+    }
+
+    /// What the bundle is.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Every file but the manifest and the list of hashes, by path.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.files.iter().map(|(path, content)| (path.as_str(), content.as_slice()))
+    }
+
+    /// The content of a file that the manifest names.
+    ///
+    /// # Errors
+    /// `bundle-invalid` when the bundle has no such file.
+    pub fn file(&self, path: &str) -> Result<&[u8], Diagnostic> {
+        self.files
+            .get(path)
+            .map(Vec::as_slice)
+            .ok_or_else(|| Diagnostic::input("bundle-invalid", format!("the bundle has no file `{path}`")))
+    }
+
+    /// The content of a file as text.
+    ///
+    /// # Errors
+    /// `bundle-invalid` when the bundle has no such file, or it is not UTF-8.
+    pub fn text(&self, path: &str) -> Result<&str, Diagnostic> {
+        std::str::from_utf8(self.file(path)?)
+            .map_err(|_| Diagnostic::input("bundle-invalid", format!("`{path}` in the bundle is not text")))
+    }
+
+    /// The list of hashes, in the form that `sha256sum -c` reads.
+    pub(crate) fn sums_text(&self) -> String {
+        let mut lines: BTreeMap<&str, String> =
+            self.manifest.files.iter().map(|(path, info)| (path.as_str(), info.sha256.clone())).collect();
+        lines.insert(MANIFEST_FILE, sha256(manifest_text(&self.manifest).as_bytes()));
+        lines.iter().map(|(path, hash)| format!("{hash}  {path}\n")).collect()
+    }
+}
+
+/// Tells a newer format from a damaged file, before fields that only the newer format has count as damage.
+fn check_version(path: &Path, text: &[u8]) -> Result<(), Diagnostic> {
+    let value: serde_json::Value =
+        serde_json::from_slice(text).map_err(|e| corrupt(path, format!("it is not JSON: {e}")))?;
+    let Some(found) = value.get("moec_bundle").and_then(serde_json::Value::as_u64) else {
+        return Err(corrupt(path, "it does not say which format it has (`moec_bundle`)".into()));
+    };
+    if found != u64::from(crate::manifest::FORMAT) {
+        let by = value.get("moec_version").and_then(serde_json::Value::as_str).unwrap_or("?");
+        return Err(version(found, by));
+    }
+    Ok(())
+}
+
+/// Reads a file that should have at most `limit` bytes; one byte more is read to notice a longer one.
+fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Diagnostic> {
+    let mut out = Vec::new();
+    let read = std::fs::File::open(path).and_then(|f| f.take(limit.saturating_add(1)).read_to_end(&mut out));
+    read.map_err(|e| corrupt(path, format!("it cannot be read: {e}")))?;
+    if out.len() as u64 > limit {
+        return Err(corrupt(path, format!("it is longer than {limit} bytes")));
+    }
+    Ok(out)
+}
+
+fn corrupt(path: &Path, why: String) -> Diagnostic {
+    Diagnostic::input("bundle-corrupt", format!("`{}` is damaged", path.display()))
+        .note(why)
+        .help("copy the bundle again, or compile it again")
+}

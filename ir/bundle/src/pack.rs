@@ -1,0 +1,408 @@
+//! From a checkpoint's layout to the buffer that kernels read, and back.
+
+use crate::checkpoint::Checkpoint;
+use crate::safetensors::TensorView;
+use crate::strided::{Row, Strided};
+use half::{bf16, f16};
+use moec_ir::DType;
+use moec_ir::Tensor;
+use moec_ir::abi::BUFFER_ALIGN;
+use moec_ir::diag::Diagnostic;
+use moec_ir::graph::Param;
+use moec_ir::tile::Buffer;
+use moec_ir::weights::{WeightSource, WeightStep};
+use rayon::prelude::*;
+
+/// Fills `dst` with a parameter from a checkpoint, in the layout of `buffer`.
+///
+/// Elements are rounded to the parameter's type and then to the buffer's (to nearest even; widening is exact). Columns
+/// from `cols` to `pitch` become zero. Every byte of `dst` is written. Runs on all threads of the rayon pool.
+///
+/// # Errors
+/// `tensor-missing`, `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-steps-mismatch`,
+/// `weight-out-of-range`, `buffer-shape-mismatch`, and those of [`Checkpoint::tensor`].
+pub fn pack_weight(
+    checkpoint: &Checkpoint,
+    param: &Param,
+    buffer: &Buffer,
+    dst: &mut [u8],
+) -> Result<(), Diagnostic> {
+    let layout = Layout::new(param, buffer, dst.len())?;
+    let pieces = resolve(checkpoint, param)?;
+    let per_piece = layout.rows / pieces.len().max(1) as u64;
+    for piece in &pieces {
+        if piece.view.shape().iter().product::<u64>() != per_piece * layout.cols {
+            return Err(internal(param, "pieces of a weight should have equal sizes"));
+        }
+    }
+    fill(&layout, dst, |row| {
+        // `rows` is a multiple of the number of pieces, and `row < rows`.
+        let piece = &pieces[(row / per_piece) as usize];
+        (piece.view.row(row % per_piece), piece.dtype, piece.tensor.data)
+    })
+    .map_err(|value| out_of_range(param, buffer, value))
+}
+
+/// The checkpoint's own memory as the buffer, when it needs no packing: one tensor of the wanted type, whole, in order,
+/// without padding, at an address that kernels accept.
+///
+/// # Errors
+/// As [`pack_weight`].
+pub fn borrow_weight<'a>(
+    checkpoint: &'a Checkpoint,
+    param: &Param,
+    buffer: &Buffer,
+) -> Result<Option<&'a [u8]>, Diagnostic> {
+    Layout::new(param, buffer, buffer.bytes(0) as usize)?;
+    let pieces = resolve(checkpoint, param)?;
+    let [piece] = &pieces[..] else { return Ok(None) };
+    let Some(start) = piece.view.contiguous() else { return Ok(None) };
+    let same = piece.dtype == buffer.dtype && param.ty.dtype == buffer.dtype && buffer.pitch == buffer.cols;
+    let start = start as usize * buffer.dtype.bytes();
+    let bytes = piece.tensor.data.get(start..start + buffer.bytes(0) as usize);
+    Ok(bytes.filter(|b| same && (b.as_ptr() as u64).is_multiple_of(BUFFER_ALIGN)))
+}
+
+/// As [`pack_weight`], for a parameter that is already a host tensor in the graph's layout.
+///
+/// # Errors
+/// `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-out-of-range`, `buffer-shape-mismatch`.
+pub fn pack_tensor(tensor: &Tensor, param: &Param, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
+    let layout = Layout::new(param, buffer, dst.len())?;
+    let shape: Vec<u64> = tensor.shape.iter().map(|&n| n as u64).collect();
+    if Some(&shape) != fixed_shape(param).as_ref() {
+        return Err(Diagnostic::input(
+            "tensor-shape-mismatch",
+            format!("the weight `{}` is {}{shape:?}, but the layer asks for {}", param.name, tensor.dtype, param.ty),
+        ));
+    }
+    if tensor.dtype.is_float() != buffer.dtype.is_float() || tensor.dtype == DType::F64 {
+        return Err(unsupported(param, "the tensor that was given", &tensor.dtype.to_string()));
+    }
+    let bytes = tensor.to_bytes();
+    let view = Strided::dense(&shape);
+    fill(&layout, dst, |row| (view.row(row), tensor.dtype, &bytes[..]))
+        .map_err(|value| out_of_range(param, buffer, value))
+}
+
+/// The inverse of packing: a parameter in the graph's layout, from the bytes of its buffer. Padding is dropped.
+///
+/// # Errors
+/// `buffer-shape-mismatch` when parameter, buffer and bytes do not fit each other.
+pub fn unpack_weight(param: &Param, buffer: &Buffer, src: &[u8]) -> Result<Tensor, Diagnostic> {
+    let layout = Layout::new(param, buffer, src.len())?;
+    let row_bytes = layout.cols as usize * buffer.dtype.bytes();
+    let mut dense = Vec::with_capacity(layout.rows as usize * row_bytes);
+    if layout.pitch_bytes > 0 {
+        src.chunks_exact(layout.pitch_bytes).for_each(|row| dense.extend_from_slice(&row[..row_bytes]));
+    }
+    let shape: Vec<usize> = fixed_shape(param).unwrap_or_default().into_iter().map(|n| n as usize).collect();
+    Tensor::from_bytes(buffer.dtype, &shape, &dense).ok_or_else(|| internal(param, "unpacked rows should fill the shape"))
+}
+
+/// How a parameter lies in its buffer: rows of `cols` elements, `pitch_bytes` apart.
+struct Layout {
+    rows: u64,
+    cols: u64,
+    pitch_bytes: usize,
+    /// The type that the layer gives the parameter: a rounding point before the buffer's own type.
+    through: DType,
+    dtype: DType,
+}
+
+impl Layout {
+    fn new(param: &Param, buffer: &Buffer, len: usize) -> Result<Layout, Diagnostic> {
+        let unfit = |why: String| {
+            Diagnostic::input(
+                "buffer-shape-mismatch",
+                format!("the buffer `{}` cannot hold the weight `{}`, {}", buffer.name, param.name, param.ty),
+            )
+            .note(why)
+            .help("the bundle is inconsistent; compile it again with the same version of moec")
+        };
+        let shape = fixed_shape(param).ok_or_else(|| unfit("a weight cannot depend on the token count".into()))?;
+        let cols = shape.last().copied().unwrap_or(1);
+        let leading = &shape[..shape.len().saturating_sub(1)];
+        let rows = leading.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+        let held = buffer.rows.fixed().and_then(|r| r.checked_mul(buffer.batch));
+        if rows.is_none() || rows != held || cols != buffer.cols || buffer.pitch < cols {
+            return Err(unfit(format!(
+                "the buffer is {}[{}, {}, {}] with rows {} elements apart",
+                buffer.dtype, buffer.batch, buffer.rows, buffer.cols, buffer.pitch
+            )));
+        }
+        let rows = rows.unwrap_or(0);
+        let pitch_bytes = buffer.pitch.checked_mul(buffer.dtype.bytes() as u64);
+        let bytes = pitch_bytes.and_then(|p| p.checked_mul(rows));
+        if bytes != Some(len as u64) {
+            return Err(unfit(format!("{len} bytes were given for it")));
+        }
+        if buffer.dtype.is_float() != param.ty.dtype.is_float() || buffer.dtype == DType::F64 {
+            return Err(unfit(format!("its element type is {}", buffer.dtype)));
+        }
+        let pitch_bytes = pitch_bytes.unwrap_or(0) as usize;
+        Ok(Layout { rows, cols, pitch_bytes, through: param.ty.dtype, dtype: buffer.dtype })
+    }
+}
+
+fn fixed_shape(param: &Param) -> Option<Vec<u64>> {
+    param.ty.shape.iter().map(|d| d.fixed()).collect()
+}
+
+/// A stored tensor and the view of it that a source describes.
+struct Piece<'a> {
+    tensor: TensorView<'a>,
+    dtype: DType,
+    view: Strided,
+}
+
+/// Finds the tensors of a parameter and checks that they have its shape: one piece, or one for each expert.
+fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a>>, Diagnostic> {
+    let source = choose(checkpoint, &param.source).ok_or_else(|| missing(checkpoint, param))?;
+    let want = fixed_shape(param).unwrap_or_default();
+    match source {
+        WeightSource::Tensor { names, steps } => {
+            let name = names.iter().find(|n| checkpoint.contains(n)).ok_or_else(|| missing(checkpoint, param))?;
+            Ok(vec![piece(checkpoint, param, name, steps, &want)?])
+        }
+        WeightSource::PerExpert { names, count, steps } => {
+            let template = template(checkpoint, names).ok_or_else(|| missing(checkpoint, param))?;
+            if want.first() != Some(count) || *count > checkpoint.names().count() as u64 {
+                return Err(missing(checkpoint, param).note(format!(
+                    "{count} experts are asked for, the weight is {}, and the checkpoint has {} tensors in all",
+                    param.ty,
+                    checkpoint.names().count()
+                )));
+            }
+            (0..*count)
+                .map(|e| piece(checkpoint, param, &template.replace("{e}", &e.to_string()), steps, &want[1..]))
+                .collect()
+        }
+        WeightSource::FirstOf(_) => Err(missing(checkpoint, param)),
+    }
+}
+
+/// The first source, depth first, that has tensors in the checkpoint.
+fn choose<'s>(checkpoint: &Checkpoint, source: &'s WeightSource) -> Option<&'s WeightSource> {
+    match source {
+        WeightSource::Tensor { names, .. } => names.iter().any(|n| checkpoint.contains(n)).then_some(source),
+        WeightSource::PerExpert { names, .. } => template(checkpoint, names).map(|_| source),
+        WeightSource::FirstOf(list) => list.iter().find_map(|s| choose(checkpoint, s)),
+    }
+}
+
+fn template<'s>(checkpoint: &Checkpoint, names: &'s [String]) -> Option<&'s String> {
+    names.iter().find(|n| checkpoint.contains(&n.replace("{e}", "0")))
+}
+
+fn piece<'a>(
+    checkpoint: &'a Checkpoint,
+    param: &Param,
+    name: &str,
+    steps: &[WeightStep],
+    want: &[u64],
+) -> Result<Piece<'a>, Diagnostic> {
+    let tensor = checkpoint.tensor(name)?.ok_or_else(|| {
+        missing(checkpoint, param).note(format!("`{name}` is not there, though other tensors of this weight are"))
+    })?;
+    let file = tensor.file.display();
+    let mut view = Strided::dense(tensor.shape);
+    for step in steps {
+        view = view.step(step).map_err(|why| {
+            Diagnostic::input(
+                "weight-steps-mismatch",
+                format!(
+                    "`{name}` in `{file}` is {}, which cannot be brought into the layout of `{}`, {}",
+                    tensor.describe(),
+                    param.name,
+                    param.ty
+                ),
+            )
+            .note(why)
+            .help("config.json and weights do not belong together, or the model's family stores this weight another way")
+        })?;
+    }
+    let dtype = tensor.dtype.dtype().filter(|d| {
+        if param.ty.dtype.is_float() { matches!(d, DType::F32 | DType::F16 | DType::BF16) } else { !d.is_float() }
+    });
+    let Some(dtype) = dtype else {
+        return Err(unsupported(param, &format!("`{name}` in `{file}`"), tensor.dtype.name()));
+    };
+    if view.shape() != want {
+        let found = view.shape();
+        let how = if found == tensor.shape { String::new() } else { format!(" ({found:?} in the layer's layout)") };
+        return Err(Diagnostic::input(
+            "tensor-shape-mismatch",
+            format!(
+                "`{name}` in `{file}` is {}{how}, but the layer asks for {want:?} (`{}`, {})",
+                tensor.describe(),
+                param.name,
+                param.ty
+            ),
+        )
+        .help("config.json and weights do not belong together; check that both come from the same model"));
+    }
+    Ok(Piece { tensor, dtype, view })
+}
+
+/// Rows of one task: enough to share cache lines between rows when the source is transposed.
+const ROWS_PER_TASK: usize = 32;
+/// Columns that a task reads from all its rows before it goes on.
+const COLS_PER_STEP: u64 = 64;
+
+/// Fills every row of `dst`; `row_source` gives where a row's elements are, their type and the stored bytes.
+/// The error is an integer that does not fit.
+fn fill<'a>(
+    layout: &Layout,
+    dst: &mut [u8],
+    row_source: impl Fn(u64) -> (Row<'a>, DType, &'a [u8]) + Sync,
+) -> Result<(), i64> {
+    if layout.pitch_bytes == 0 {
+        return Ok(());
+    }
+    let width = layout.dtype.bytes();
+    dst.par_chunks_mut(layout.pitch_bytes * ROWS_PER_TASK).enumerate().try_for_each(|(task, chunk)| {
+        let first = (task * ROWS_PER_TASK) as u64;
+        let rows: Vec<_> = (0..chunk.len() / layout.pitch_bytes).map(|r| row_source(first + r as u64)).collect();
+        let mut c = 0;
+        while c < layout.cols {
+            // Contiguous rows are done in one go; strided ones in steps, so that rows side by side share cache lines.
+            let step = match rows[0].0.affine() {
+                Some((_, 1)) => layout.cols,
+                _ => COLS_PER_STEP.min(layout.cols - c),
+            };
+            for (r, (row, from, data)) in rows.iter().enumerate() {
+                let at = r * layout.pitch_bytes;
+                let out = &mut chunk[at + c as usize * width..at + (c + step) as usize * width];
+                copy(row, *from, data, c, layout, out)?;
+            }
+            c += step;
+        }
+        for row in chunk.chunks_exact_mut(layout.pitch_bytes) {
+            row[layout.cols as usize * width..].fill(0);
+        }
+        Ok(())
+    })
+}
+
+/// Columns `c..` of a row, as many as `out` has room for.
+fn copy(row: &Row<'_>, from: DType, data: &[u8], c: u64, layout: &Layout, out: &mut [u8]) -> Result<(), i64> {
+    let n = out.len() / layout.dtype.bytes();
+    let size = from.bytes();
+    if let (Some((start, 1)), true) = (row.affine(), from == layout.dtype && from == layout.through) {
+        let at = (start + c) as usize * size;
+        out.copy_from_slice(&data[at..at + n * size]);
+        return Ok(());
+    }
+    let position = |i: usize| match row.affine() {
+        Some((start, stride)) => (start + (c + i as u64) * stride) as usize * size,
+        None => row.at(c + i as u64) as usize * size,
+    };
+    if !from.is_float() {
+        for (i, out) in out.chunks_exact_mut(layout.dtype.bytes()).enumerate() {
+            let bytes = &data[position(i)..];
+            let value = match from {
+                DType::I32 => i64::from(i32::from_le_bytes(first(bytes))),
+                DType::I64 | DType::F64 | DType::F32 | DType::F16 | DType::BF16 => i64::from_le_bytes(first(bytes)),
+            };
+            if layout.dtype == DType::I64 {
+                out.copy_from_slice(&value.to_le_bytes());
+            } else {
+                out.copy_from_slice(&i32::try_from(value).map_err(|_| value)?.to_le_bytes());
+            }
+        }
+        return Ok(());
+    }
+    // The loops are written out by type so that each is a tight loop of its own.
+    let through = layout.through;
+    match from {
+        DType::F32 => convert(layout.dtype, out, through, |i| f32::from_le_bytes(first(&data[position(i)..]))),
+        DType::F16 => convert(layout.dtype, out, through, |i| f16::from_le_bytes(first(&data[position(i)..])).to_f32()),
+        DType::BF16 => {
+            convert(layout.dtype, out, through, |i| bf16::from_le_bytes(first(&data[position(i)..])).to_f32());
+        }
+        DType::F64 | DType::I32 | DType::I64 => {}
+    }
+    Ok(())
+}
+
+/// The first bytes of a slice that is known to be long enough.
+#[inline]
+fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes.first_chunk::<N>().copied().unwrap_or([0; N])
+}
+
+fn convert(to: DType, out: &mut [u8], through: DType, get: impl Fn(usize) -> f32) {
+    let narrow = through != to && matches!(through, DType::F16 | DType::BF16);
+    let get = |i| if narrow { through.round(get(i)) } else { get(i) };
+    match to {
+        DType::F32 => {
+            for (i, o) in out.chunks_exact_mut(4).enumerate() {
+                o.copy_from_slice(&get(i).to_le_bytes());
+            }
+        }
+        DType::F16 => {
+            for (i, o) in out.chunks_exact_mut(2).enumerate() {
+                o.copy_from_slice(&f16::from_f32(get(i)).to_le_bytes());
+            }
+        }
+        DType::BF16 => {
+            for (i, o) in out.chunks_exact_mut(2).enumerate() {
+                o.copy_from_slice(&bf16::from_f32(get(i)).to_le_bytes());
+            }
+        }
+        DType::F64 | DType::I32 | DType::I64 => {}
+    }
+}
+
+fn missing(checkpoint: &Checkpoint, param: &Param) -> Diagnostic {
+    let mut tried = Vec::new();
+    candidates(&param.source, &mut tried);
+    let mut d = Diagnostic::input(
+        "tensor-missing",
+        format!("`{}` has no tensor for the weight `{}`, {}", checkpoint.path().display(), param.name, param.ty),
+    )
+    .note(format!("looked for {}", tried.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")));
+    for name in &tried {
+        for suffix in ["_blocks", "_packed", ".qweight"] {
+            let quantised = name.strip_suffix(".weight").unwrap_or(name).to_string() + suffix;
+            if checkpoint.contains(&quantised) || checkpoint.contains(&format!("{name}{suffix}")) {
+                return d
+                    .note("the checkpoint has it in a quantised form")
+                    .help("float32, float16 and bfloat16 weights are supported here; give a checkpoint that was converted to bfloat16");
+            }
+        }
+    }
+    if let Some(near) = tried.first().and_then(|n| checkpoint.nearest(n)) {
+        d = d.note(format!("the most similar name there is `{near}`"));
+    }
+    d.help("check the layer number, and that config.json and weights come from the same model")
+}
+
+fn candidates(source: &WeightSource, out: &mut Vec<String>) {
+    match source {
+        WeightSource::Tensor { names, .. } => out.extend(names.iter().cloned()),
+        WeightSource::PerExpert { names, .. } => out.extend(names.iter().map(|n| n.replace("{e}", "0"))),
+        WeightSource::FirstOf(list) => list.iter().for_each(|s| candidates(s, out)),
+    }
+}
+
+fn unsupported(param: &Param, what: &str, found: &str) -> Diagnostic {
+    let supported = if param.ty.dtype.is_float() { "float32, float16 or bfloat16" } else { "int32 or int64" };
+    Diagnostic::input(
+        "weight-type-unsupported",
+        format!("{what} is stored as {found}, but `{}`, {}, has to be read from {supported}", param.name, param.ty),
+    )
+    .help("give a checkpoint that was converted to one of these types")
+}
+
+fn out_of_range(param: &Param, buffer: &Buffer, value: i64) -> Diagnostic {
+    Diagnostic::input(
+        "weight-out-of-range",
+        format!("the weight `{}` holds {value}, which does not fit {}", param.name, buffer.dtype),
+    )
+}
+
+fn internal(param: &Param, what: &str) -> Diagnostic {
+    Diagnostic::internal("internal-error", format!("{what} (weight `{}`)", param.name))
+}

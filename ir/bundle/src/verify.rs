@@ -1,0 +1,286 @@
+//! Checks everything that a manifest says before anything is computed from it.
+
+use crate::manifest::{FORMAT, KernelEntry, Launch, Manifest, TargetEntry, Variant};
+use moec_ir::diag::Diagnostic;
+use moec_ir::shape::{Dim, TensorType};
+use moec_ir::tile::{Buffer, Extent, Role};
+use moec_ir::weights::{WeightSource, WeightStep};
+use std::collections::BTreeSet;
+
+/// Largest token count that a bundle may be compiled for: token counts are u32 in device memory, slots i32.
+pub const MAX_TOKENS: u64 = 1 << 30;
+/// Largest size of one buffer; keeps every sum of sizes far from overflowing.
+const MAX_BYTES: u64 = 1 << 46;
+/// Most parameters of a kernel, the token count included: what fits a launch without allocating.
+pub const MAX_KERNEL_PARAMS: usize = 64;
+/// Most operands and kernels are a handful; a list longer than this is not a program.
+const MAX_LIST: usize = 4096;
+
+/// Checks that every index, path, size and range of a manifest is possible. After this a loader may trust it, as far as
+/// its own files go.
+///
+/// # Errors
+/// `bundle-version-unsupported`, `bundle-invalid`.
+pub fn verify_manifest(m: &Manifest) -> Result<(), Diagnostic> {
+    if m.moec_bundle != FORMAT {
+        return Err(version(u64::from(m.moec_bundle), &m.moec_version));
+    }
+    check(m).map_err(|why| {
+        Diagnostic::input("bundle-invalid", format!("the manifest of the bundle says something impossible: {why}"))
+            .help("compile the layer again with this version of moec")
+    })
+}
+
+pub(crate) fn version(found: u64, by: &str) -> Diagnostic {
+    Diagnostic::input(
+        "bundle-version-unsupported",
+        format!("the bundle has format {found} (written by moec {by}), but this is moec {}, which reads format {FORMAT}", env!("CARGO_PKG_VERSION")),
+    )
+    .help("compile the layer again with this version of moec")
+}
+
+fn ensure(ok: bool, why: impl FnOnce() -> String) -> Result<(), String> {
+    if ok { Ok(()) } else { Err(why()) }
+}
+
+fn check(m: &Manifest) -> Result<(), String> {
+    unique("input", m.inputs.iter().map(|t| &t.name))?;
+    unique("output", m.outputs.iter().map(|t| &t.name))?;
+    unique("parameter", m.params.iter().map(|t| &t.name))?;
+    unique("target", m.targets.iter().map(|t| &t.name))?;
+    for t in m.inputs.iter().chain(&m.outputs) {
+        matrix(&t.ty).ok_or_else(|| format!("`{}` has the type {}", t.name, t.ty))?;
+    }
+    for p in &m.params {
+        ensure(p.ty.shape.iter().all(|d| d.fixed().is_some()) && matrix(&p.ty).is_some(), || {
+            format!("the parameter `{}` has the type {}", p.name, p.ty)
+        })?;
+        source(&p.source).map_err(|why| format!("the source of `{}` {why}", p.name))?;
+    }
+    for (path, info) in &m.files {
+        ensure(is_safe_path(path), || format!("the file name `{path}` leaves the bundle or has odd characters"))?;
+        ensure(info.sha256.len() == 64 && info.sha256.bytes().all(|b| b.is_ascii_hexdigit()), || {
+            format!("`{path}` has no SHA-256")
+        })?;
+    }
+    for target in &m.targets {
+        check_target(m, target).map_err(|why| format!("target `{}`: {why}", target.name))?;
+    }
+    Ok(())
+}
+
+fn check_target(m: &Manifest, target: &TargetEntry) -> Result<(), String> {
+    ensure(!target.variants.is_empty(), || "it has no variants".into())?;
+    if let Some(object) = &target.object {
+        ensure(m.files.contains_key(object), || format!("its object file `{object}` is not in the bundle"))?;
+    }
+    let mut previous: Option<u64> = None;
+    for v in &target.variants {
+        let (min, max) = (v.tokens.min, v.tokens.max);
+        ensure(min <= max && max <= MAX_TOKENS && previous.is_none_or(|p| min > p), || {
+            format!("the token range {min}..={max} is empty, too large, or out of order")
+        })?;
+        previous = Some(max);
+    }
+    let max = target.max_tokens();
+    for v in &target.variants {
+        check_variant(m, target, v, max).map_err(|why| format!("variant `{}`: {why}", v.name))?;
+    }
+    Ok(())
+}
+
+fn check_variant(m: &Manifest, target: &TargetEntry, v: &Variant, max_tokens: u64) -> Result<(), String> {
+    ensure(v.buffers.len() <= MAX_LIST && v.kernels.len() <= MAX_LIST, || "it has thousands of buffers".into())?;
+    unique("buffer", v.buffers.iter().map(|b| &b.name))?;
+    unique("kernel", v.kernels.iter().map(|k| &k.name))?;
+    if let Some(text) = &v.tile_text {
+        ensure(m.files.contains_key(text), || format!("its text `{text}` is not in the bundle"))?;
+    }
+    let (mut given, mut made) = (BTreeSet::new(), BTreeSet::new());
+    for b in &v.buffers {
+        size(b, max_tokens).ok_or_else(|| format!("the buffer `{}` has an impossible size", b.name))?;
+        let (what, ty) = match b.role {
+            Role::Workspace => continue,
+            Role::Input(i) => {
+                ensure(given.insert(i), || format!("input {i} has two buffers"))?;
+                ("input", m.inputs.get(i as usize).map(|t| &t.ty))
+            }
+            Role::Output(i) => {
+                ensure(made.insert(i), || format!("output {i} has two buffers"))?;
+                ("output", m.outputs.get(i as usize).map(|t| &t.ty))
+            }
+            Role::Weight(i) => ("parameter", m.params.get(i as usize).map(|t| &t.ty)),
+        };
+        let ty = ty.ok_or_else(|| format!("the buffer `{}` is for an {what} that does not exist", b.name))?;
+        ensure(fits(b, ty), || {
+            format!("the buffer `{}`, {}[{}, {}, {}], is for the {what} {ty}", b.name, b.dtype, b.batch, b.rows, b.cols)
+        })?;
+    }
+    for i in 0..m.outputs.len() as u32 {
+        ensure(made.contains(&i), || format!("output {i} has no buffer"))?;
+    }
+    for k in &v.kernels {
+        check_kernel(m, target, v, k, max_tokens).map_err(|why| format!("kernel `{}`: {why}", k.name))?;
+    }
+    Ok(())
+}
+
+fn check_kernel(
+    m: &Manifest,
+    target: &TargetEntry,
+    v: &Variant,
+    k: &KernelEntry,
+    max_tokens: u64,
+) -> Result<(), String> {
+    let symbol = |s: &str| {
+        !s.is_empty() && s.len() < 1024 && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | b'.'))
+    };
+    ensure(symbol(&k.entry), || format!("`{}` is no symbol name", k.entry))?;
+    ensure(k.operands.len() < MAX_KERNEL_PARAMS, || format!("it has {} operands", k.operands.len()))?;
+    for o in &k.operands {
+        let buffer = v.buffers.get(o.buffer.index());
+        let buffer = buffer.ok_or_else(|| format!("it names buffer {}, which does not exist", o.buffer.0))?;
+        let constant = matches!(buffer.role, Role::Input(_) | Role::Weight(_));
+        ensure(!(o.written && constant), || format!("it writes `{}`, which is not its to write", buffer.name))?;
+    }
+    match &k.launch {
+        Launch::Gpu { file, launch } => {
+            ensure(m.files.contains_key(file), || format!("its PTX `{file}` is not in the bundle"))?;
+            let sizes = launch.grid.map(|e| extent(e, max_tokens));
+            let limits = [(1 << 31) - 1, 65535, 65535];
+            ensure(sizes.iter().zip(limits).all(|(n, limit)| n.is_some_and(|n| n <= limit)), || {
+                "its grid is larger than a GPU takes".into()
+            })?;
+            ensure((1..=1024).contains(&launch.block_threads), || format!("it has {} threads", launch.block_threads))?;
+            ensure((1..=16).contains(&launch.cluster), || format!("its cluster has {} blocks", launch.cluster))?;
+            ensure(launch.dynamic_smem_bytes <= 1 << 20, || "it asks for more shared memory than there is".into())
+        }
+        Launch::Cpu { launch } => {
+            ensure(target.name == "cpu", || "it is for the CPU".into())?;
+            ensure(extent(launch.items, max_tokens).is_some(), || "its number of work items overflows".into())?;
+            ensure(launch.scratch_bytes <= 1 << 32, || format!("it asks for {} bytes of scratch", launch.scratch_bytes))
+        }
+    }
+}
+
+/// Size of a buffer in bytes, when it is possible at all.
+fn size(b: &Buffer, n_tokens: u64) -> Option<u64> {
+    let rows = match b.rows {
+        Dim::Fixed(n) => n,
+        Dim::PerToken(k) => k.checked_mul(n_tokens)?,
+    };
+    let bytes = b.batch.checked_mul(rows)?.checked_mul(b.pitch)?.checked_mul(b.dtype.bytes() as u64)?;
+    (b.pitch >= b.cols && bytes <= MAX_BYTES && b.pitch <= MAX_BYTES && b.batch <= MAX_BYTES).then_some(bytes)
+}
+
+/// [`Extent::at`] without overflow or division by zero; also for every smaller token count.
+fn extent(e: Extent, n_tokens: u64) -> Option<u64> {
+    let rows = e.per_token.checked_mul(n_tokens)?;
+    let tiles = rows.checked_add(e.div)?.checked_div(e.div)?.checked_add(e.add)?;
+    e.mul.checked_mul(tiles)?;
+    Some(e.at(n_tokens)).filter(|&n| n <= MAX_BYTES)
+}
+
+/// A type as rows and columns, when its size is possible.
+fn matrix(ty: &TensorType) -> Option<(Vec<Dim>, Dim)> {
+    let mut elements: u64 = 1;
+    for d in &ty.shape {
+        let n = match d {
+            Dim::Fixed(n) => *n,
+            Dim::PerToken(k) => k.checked_mul(MAX_TOKENS)?,
+        };
+        elements = elements.checked_mul(n.max(1))?;
+    }
+    elements.checked_mul(ty.dtype.bytes() as u64)?;
+    let (last, leading) = ty.shape.split_last().map_or((Dim::Fixed(1), &[][..]), |(l, rest)| (*l, rest));
+    Some((leading.to_vec(), last))
+}
+
+/// Whether a buffer has the shape of a tensor: the same columns, and as many rows in all.
+fn fits(b: &Buffer, ty: &TensorType) -> bool {
+    let Some((leading, last)) = matrix(ty) else { return false };
+    let (mut fixed, mut per_token) = (1u64, false);
+    for d in leading {
+        match d {
+            Dim::Fixed(n) => fixed = fixed.saturating_mul(n),
+            Dim::PerToken(k) if !per_token => (fixed, per_token) = (fixed.saturating_mul(k), true),
+            Dim::PerToken(_) => return false,
+        }
+    }
+    let rows = match b.rows {
+        Dim::Fixed(n) if !per_token => n,
+        Dim::PerToken(k) if per_token => k,
+        Dim::Fixed(_) | Dim::PerToken(_) => return false,
+    };
+    b.batch.checked_mul(rows) == Some(fixed)
+        && last.fixed() == Some(b.cols)
+        && b.dtype.is_float() == ty.dtype.is_float()
+}
+
+fn source(s: &WeightSource) -> Result<(), String> {
+    let (names, steps) = match s {
+        WeightSource::Tensor { names, steps } => (names, steps),
+        WeightSource::PerExpert { names, count, steps } => {
+            ensure(*count <= 1 << 20, || format!("asks for {count} experts"))?;
+            ensure(names.iter().all(|n| n.contains("{e}")), || "has a name without `{e}`".into())?;
+            (names, steps)
+        }
+        WeightSource::FirstOf(list) => {
+            ensure(!list.is_empty(), || "is an empty choice".into())?;
+            return list.iter().try_for_each(source);
+        }
+    };
+    ensure(!names.is_empty(), || "has no names".into())?;
+    for step in steps {
+        if let WeightStep::Reshape { shape } = step {
+            let n = shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+            ensure(n.is_some() && shape.len() <= 16, || format!("has the shape {shape:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A relative path of plain parts: no `..`, no drive, no backslash, nothing hidden.
+pub(crate) fn is_safe_path(path: &str) -> bool {
+    let part = |p: &str| {
+        !p.is_empty()
+            && !p.starts_with('.')
+            && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'+'))
+    };
+    path.len() < 1024 && path.split('/').all(part) && path != crate::manifest::MANIFEST_FILE && path != crate::manifest::SUMS_FILE
+}
+
+fn unique<'a>(what: &str, names: impl Iterator<Item = &'a String>) -> Result<(), String> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        ensure(seen.insert(name), || format!("two {what}s are called `{name}`"))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_leave_the_bundle_are_refused() {
+        for path in ["../a", "a/../b", "/a", "a//b", "", ".hidden", "a/./b", "a\\b", "c:a", "a\nb", "manifest.json"] {
+            assert!(!is_safe_path(path), "{path:?}");
+        }
+        for path in ["cpu/layer.o", "sm_90a/gemm1-0123.ptx", "graph.json"] {
+            assert!(is_safe_path(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn extents_that_overflow_or_divide_by_zero_are_refused() {
+        let e = Extent { mul: 2, per_token: 8, div: 16, add: 4, min: 1 };
+        assert_eq!(extent(e, 100), Some(e.at(100)));
+        assert_eq!(extent(Extent { div: 0, ..e }, 1), None);
+        assert_eq!(extent(Extent { per_token: u64::MAX, ..e }, 2), None);
+        assert_eq!(extent(Extent { mul: u64::MAX, ..e }, 2), None);
+        assert_eq!(extent(Extent { add: u64::MAX, ..e }, 2), None);
+        assert_eq!(extent(Extent { min: u64::MAX, ..e }, 2), None);
+        assert_eq!(extent(Extent { div: u64::MAX, ..e }, 2), None);
+    }
+}

@@ -1,0 +1,303 @@
+//! From a layer's specification to its graph, in the unfused form.
+
+use crate::spec::{After, MoeSpec, Norm, Precision, Router, Shared};
+use moec_ir::diag::Diagnostic;
+use moec_ir::expr::Real;
+use moec_ir::graph::{Graph, GraphBuilder, Op, Score, ValueId};
+use moec_ir::weights::WeightSource;
+use moec_ir::{DType, Dim, TensorType};
+
+/// The graph of `spec`, called `name`, for a layer of element type `dtype`.
+///
+/// Input `input` `[T, H]`; outputs `output` `[T, H]` in `dtype`, `topk_ids` i32 `[T, K]`, `topk_weights` f32 `[T, K]`: the
+/// weights that the experts are given, without a factor on their sum. The sum of experts stays f32 until the last step
+/// of the layer has been applied.
+///
+/// # Errors
+/// Those of [`moec_ir::graph::infer_type`], for a specification that contradicts itself.
+pub fn assemble(name: &str, spec: &MoeSpec, dtype: DType) -> Result<Graph, Diagnostic> {
+    let mut a = Assembler { b: GraphBuilder::new(name), spec, dtype };
+    let x = a.b.input("input", TensorType::new(dtype, [Dim::TOKENS, Dim::Fixed(spec.hidden)]));
+    let (ids, weights) = a.route(x)?;
+    let routed_input = match &spec.experts_norm {
+        Some(norm) => a.norm("experts.norm", norm, spec.hidden, x, dtype)?,
+        None => x,
+    };
+    let routed = a.experts(routed_input, ids, weights)?;
+    let output = a.finish_sum(x, routed)?;
+    a.b.output("output", output);
+    a.b.output("topk_ids", ids);
+    a.b.output("topk_weights", weights);
+    Ok(a.b.finish())
+}
+
+struct Assembler<'a> {
+    b: GraphBuilder,
+    spec: &'a MoeSpec,
+    dtype: DType,
+}
+
+/// What is applied to the sum of experts, in order.
+enum Step<'a> {
+    Scale(f32),
+    RoutedNorm(&'a Norm),
+    Shared(&'a Shared),
+    Mean(f32),
+    Bias(&'a WeightSource),
+    Norm(&'a Norm),
+}
+
+impl Assembler<'_> {
+    fn round(&self, p: Precision) -> DType {
+        match p {
+            Precision::Layer => self.dtype,
+            Precision::F32 => DType::F32,
+        }
+    }
+
+    fn param(&mut self, name: &str, dtype: DType, shape: &[u64], source: &WeightSource) -> ValueId {
+        self.b.param(name, TensorType::fixed(dtype, shape), source.clone())
+    }
+
+    fn op(&mut self, name: &str, op: Op, inputs: &[ValueId], dtype: DType) -> Result<ValueId, Diagnostic> {
+        self.b.node_as(name, op, inputs, Some(dtype))
+    }
+
+    /// `v` in `dtype`, without a node when it has that type already.
+    fn cast(&mut self, name: &str, v: ValueId, dtype: DType) -> Result<ValueId, Diagnostic> {
+        if self.b.ty(v).dtype == dtype { Ok(v) } else { self.op(name, Op::Cast, &[v], dtype) }
+    }
+
+    fn norm(&mut self, name: &str, norm: &Norm, width: u64, x: ValueId, dtype: DType) -> Result<ValueId, Diagnostic> {
+        let w = self.param(&format!("{name}.weight"), self.dtype, &[width], &norm.weight);
+        self.op(name, Op::RmsNorm { eps: Real(norm.eps) }, &[x, w], dtype)
+    }
+
+    /// Expert ids i32 `[T, K]` and weights f32 `[T, K]`.
+    fn route(&mut self, x: ValueId) -> Result<(ValueId, ValueId), Diagnostic> {
+        let spec = self.spec;
+        let r = &spec.router;
+        let logits = self.logits(r, x)?;
+        let score_type = self.round(r.score_round);
+        let k = u32::try_from(spec.top_k).unwrap_or(u32::MAX);
+        // Scores over all experts, or the raw logits when only the chosen ones are scored.
+        let scores = if r.choose_first {
+            logits
+        } else {
+            let l = self.cast("router.logits_f32", logits, DType::F32)?;
+            self.op("router.scores", Op::Score(r.score), &[l], score_type)?
+        };
+        let mut choice = scores;
+        if let Some(bias) = &r.selection_bias {
+            let bias = self.param("router.selection_bias", DType::F32, &[spec.n_experts], bias);
+            choice = self.op("router.biased", Op::Add, &[scores, bias], DType::F32)?;
+        }
+        let mut gathered_from = scores;
+        if let Some(g) = &r.groups {
+            let op = Op::GroupLimit {
+                n_groups: u32::try_from(g.n).unwrap_or(u32::MAX),
+                keep: u32::try_from(g.keep).unwrap_or(u32::MAX),
+                score: g.score,
+                fill: g.fill,
+            };
+            choice = self.b.node("router.limited", op, &[choice])?;
+            if g.gather_filled {
+                gathered_from = choice;
+            }
+        }
+        let ids = self.b.node("topk_ids", Op::TopK { k }, &[choice])?;
+        let mut w = self.b.node("router.chosen", Op::GatherScores, &[gathered_from, ids])?;
+        if r.choose_first {
+            // Without rounding between, the score reads the logits in their own type.
+            if r.score_round == Precision::F32 {
+                w = self.cast("router.chosen_f32", w, DType::F32)?;
+            }
+            w = self.op("router.chosen_scores", Op::Score(r.score), &[w], score_type)?;
+        }
+        if let Some(rule) = r.renorm {
+            w = self.b.node("router.normalised", Op::Renormalise(rule), &[w])?;
+        }
+        if r.scale != 1.0 {
+            w = self.op("router.scaled", Op::Scale(Real(r.scale)), &[w], DType::F32)?;
+        }
+        if let Some(source) = &r.expert_scale {
+            w = self.expert_scale(source, logits, ids, w)?;
+        }
+        w = self.cast("router.rounded", w, self.round(r.weights_round))?;
+        let w = self.cast("topk_weights", w, DType::F32)?;
+        Ok((ids, w))
+    }
+
+    fn logits(&mut self, r: &Router, x: ValueId) -> Result<ValueId, Diagnostic> {
+        let spec = self.spec;
+        let mut x = x;
+        if let Some(n) = &r.input_norm {
+            x = self.op("router.input_norm", Op::RmsNorm { eps: Real(n.eps) }, &[x], self.dtype)?;
+            let scale = self.param("router.input_scale", self.dtype, &[spec.hidden], &n.scale);
+            x = self.op("router.input_scaled", Op::Mul, &[x, scale], self.dtype)?;
+            x = self.op("router.input", Op::Scale(Real(n.factor)), &[x], self.dtype)?;
+        }
+        let weight_type = r.weight_dtype.unwrap_or(self.dtype);
+        let w = self.param("router.weight", weight_type, &[spec.n_experts, spec.hidden], &r.weight);
+        let mut operands = vec![x, w];
+        if let Some(bias) = &r.bias {
+            operands.push(self.param("router.bias", self.dtype, &[spec.n_experts], bias));
+        }
+        let logits = self.op("router.logits", Op::Linear, &operands, self.round(r.logits))?;
+        if r.logit_scale == 1.0 {
+            return Ok(logits);
+        }
+        self.op("router.scaled_logits", Op::Scale(Real(r.logit_scale)), &[logits], self.round(r.logits))
+    }
+
+    /// Multiplies each weight by its expert's factor. The factors are spread over tokens by adding them to zeros.
+    fn expert_scale(
+        &mut self,
+        source: &WeightSource,
+        logits: ValueId,
+        ids: ValueId,
+        w: ValueId,
+    ) -> Result<ValueId, Diagnostic> {
+        let factors = self.param("router.expert_scale", self.dtype, &[self.spec.n_experts], source);
+        // Softmax of anything is at most 1, so that its product with 0 is 0 unless the token's logits are NaN already.
+        let l = self.cast("router.logits_f32", logits, DType::F32)?;
+        let probabilities = self.op("router.expert_scale.rows", Op::Score(Score::Softmax), &[l], DType::F32)?;
+        let zeros = self.op("router.expert_scale.zeros", Op::Scale(Real(0.0)), &[probabilities], DType::F32)?;
+        let spread = self.op("router.expert_scale.spread", Op::Add, &[zeros, factors], DType::F32)?;
+        let chosen = self.b.node("router.expert_scale.chosen", Op::GatherScores, &[spread, ids])?;
+        self.op("router.expert_scaled", Op::Mul, &[w, chosen], DType::F32)
+    }
+
+    /// The weighted sum of the chosen experts, or their only output when the weight scales the input.
+    fn experts(&mut self, x: ValueId, ids: ValueId, w: ValueId) -> Result<ValueId, Diagnostic> {
+        let spec = self.spec;
+        let e = &spec.experts;
+        let d = self.dtype;
+        let n_experts = u32::try_from(spec.n_experts).unwrap_or(u32::MAX);
+        let (mut x, mut width) = (x, spec.hidden);
+        if let Some(latent) = &spec.latent {
+            let down = self.param("latent.down", d, &[latent.width, width], &latent.down);
+            x = self.op("latent", Op::Linear, &[x, down], d)?;
+            width = latent.width;
+        }
+        if spec.router.scales_input {
+            x = self.op("experts.scaled_input", Op::Mul, &[x, w], d)?;
+        }
+        let rows = self.b.node("experts.rows", Op::Permute { n_experts }, &[x, ids])?;
+        let (wide, narrow) = ([spec.n_experts, e.ffn, width], [spec.n_experts, width, e.ffn]);
+        let bias_shape = [spec.n_experts, e.ffn];
+        let mut branches = Vec::new();
+        if e.activation.is_gated() {
+            let gate = self.param("experts.gate", d, &wide, &e.gate);
+            let mut operands = vec![rows, ids, gate];
+            if let Some(biases) = &e.biases {
+                operands.push(self.param("experts.gate_bias", d, &bias_shape, &biases.gate));
+            }
+            branches.push(self.op("experts.gate_rows", Op::GroupedLinear, &operands, d)?);
+        }
+        let up = self.param("experts.up", d, &wide, &e.up);
+        let mut operands = vec![rows, ids, up];
+        if let Some(biases) = &e.biases {
+            operands.push(self.param("experts.up_bias", d, &bias_shape, &biases.up));
+        }
+        branches.push(self.op("experts.up_rows", Op::GroupedLinear, &operands, d)?);
+        let act = self.op("experts.act", Op::Activate(e.activation.clone()), &branches, d)?;
+        let down = self.param("experts.down", d, &narrow, &e.down);
+        let mut operands = vec![act, ids, down];
+        if let Some(biases) = &e.biases {
+            operands.push(self.param("experts.down_bias", d, &[spec.n_experts, width], &biases.down));
+        }
+        let y = self.op("experts.down_rows", Op::GroupedLinear, &operands, d)?;
+        let slots = self.b.node("experts.slots", Op::Unpermute { n_experts }, &[y, ids])?;
+        let follows = !steps(spec).is_empty();
+        // A latent sum feeds a matrix product, whose operand the model rounds.
+        let sum_type = if follows && spec.latent.is_none() { DType::F32 } else { d };
+        let mut sum =
+            if spec.router.scales_input { slots } else { self.op("routed", Op::WeightedSum, &[slots, w], sum_type)? };
+        if let Some(latent) = &spec.latent {
+            if let Some(norm) = &latent.norm {
+                sum = self.norm("latent.norm", norm, width, sum, d)?;
+            }
+            let up = self.param("latent.up", d, &[spec.hidden, width], &latent.up);
+            sum = self.op("routed.full", Op::Linear, &[sum, up], if follows { DType::F32 } else { d })?;
+        }
+        Ok(sum)
+    }
+
+    /// What is applied to the sum of experts; f32 until the last step.
+    fn finish_sum(&mut self, x: ValueId, routed: ValueId) -> Result<ValueId, Diagnostic> {
+        let (spec, d) = (self.spec, self.dtype);
+        let mut sum = routed;
+        let steps = steps(spec);
+        let n_steps = steps.len();
+        for (i, step) in steps.into_iter().enumerate() {
+            let ty = if i + 1 == n_steps { d } else { DType::F32 };
+            sum = match step {
+                Step::Scale(c) => self.op("routed.scaled", Op::Scale(Real(c)), &[sum], ty)?,
+                Step::RoutedNorm(norm) => self.norm("routed.norm", norm, spec.hidden, sum, ty)?,
+                Step::Shared(shared) => {
+                    let s = self.shared(shared, x)?;
+                    self.op("sum", Op::Add, &[sum, s], ty)?
+                }
+                Step::Mean(c) => self.op("sum.scaled", Op::Scale(Real(c)), &[sum], ty)?,
+                Step::Bias(source) => {
+                    let bias = self.param("output.bias", d, &[spec.hidden], source);
+                    self.op("sum.biased", Op::Add, &[sum, bias], ty)?
+                }
+                Step::Norm(norm) => self.norm("output.norm", norm, spec.hidden, sum, ty)?,
+            };
+        }
+        Ok(sum)
+    }
+
+    fn shared(&mut self, s: &Shared, x: ValueId) -> Result<ValueId, Diagnostic> {
+        let (h, d) = (self.spec.hidden, self.dtype);
+        let x0 = x;
+        let x = match &s.in_norm {
+            Some(norm) => self.norm("shared.in_norm", norm, h, x, d)?,
+            None => x,
+        };
+        let mut branches = Vec::new();
+        if s.activation.is_gated() {
+            let gate = self.param("shared.gate", d, &[s.ffn, h], &s.gate);
+            branches.push(self.op("shared.gate_rows", Op::Linear, &[x, gate], d)?);
+        }
+        let up = self.param("shared.up", d, &[s.ffn, h], &s.up);
+        branches.push(self.op("shared.up_rows", Op::Linear, &[x, up], d)?);
+        let act = self.op("shared.act", Op::Activate(s.activation.clone()), &branches, d)?;
+        let down = self.param("shared.down", d, &[h, s.ffn], &s.down);
+        let mut y = self.op("shared", Op::Linear, &[act, down], d)?;
+        if let Some(gate) = &s.out_gate {
+            let w = self.param("shared_gate.weight", d, &[1, h], gate);
+            let logit = self.op("shared_gate.logit", Op::Linear, &[x0, w], d)?;
+            let open = self.op("shared_gate", Op::Score(Score::Sigmoid), &[logit], d)?;
+            y = self.op("shared.gated", Op::Mul, &[y, open], d)?;
+        }
+        if let Some(norm) = &s.out_norm {
+            y = self.norm("shared.out_norm", norm, h, y, d)?;
+        }
+        Ok(y)
+    }
+}
+
+fn steps(spec: &MoeSpec) -> Vec<Step<'_>> {
+    let mut steps = Vec::new();
+    if spec.routed_scale != 1.0 {
+        steps.push(Step::Scale(spec.routed_scale));
+    }
+    if let Some(norm) = &spec.routed_norm {
+        steps.push(Step::RoutedNorm(norm));
+    }
+    if let Some(shared) = &spec.shared {
+        steps.push(Step::Shared(shared));
+    }
+    if spec.sum_scale != 1.0 {
+        steps.push(Step::Mean(spec.sum_scale));
+    }
+    match &spec.after {
+        After::Nothing => {}
+        After::Bias(bias) => steps.push(Step::Bias(bias)),
+        After::Norm(norm) => steps.push(Step::Norm(norm)),
+    }
+    steps
+}

@@ -1,0 +1,355 @@
+//! A published model's `config.json`.
+
+use crate::assemble::assemble;
+use crate::facts::LayerFacts;
+use crate::families::{FAMILIES, Family, family};
+use crate::json::{CONFIG, Json, Object, distance};
+use crate::keys::Keys;
+use crate::layers;
+use crate::spec::MoeSpec;
+use moec_ir::DType;
+use moec_ir::diag::Diagnostic;
+use moec_ir::graph::Graph;
+use std::path::Path;
+
+/// What is wrong with a config, in file order. Never empty.
+pub type Diagnostics = Vec<Diagnostic>;
+
+/// A model's config, with its family recognised.
+#[derive(Clone, Debug)]
+pub struct ModelConfig {
+    text: Object,
+    family: &'static Family,
+    model_type: String,
+    dtype: DType,
+    quantization: Option<String>,
+    prefixes: Vec<String>,
+}
+
+/// Choices of the user about a layer.
+#[derive(Clone, Debug, Default)]
+pub struct LayerOptions {
+    /// Compile in this float type instead of the config's.
+    pub dtype: Option<DType>,
+}
+
+/// One MoE layer of a model.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// What it computes, in the unfused form.
+    pub graph: Graph,
+    /// The config's `model_type`.
+    pub model_type: String,
+    /// Its number, as in the weight names.
+    pub layer: u32,
+    /// Weight format of the checkpoint, when it is quantised. Such a layer compiles in float; see [`Layer::loadable`].
+    pub quantization: Option<String>,
+    /// The layer in numbers.
+    pub description: LayerFacts,
+}
+
+impl Layer {
+    /// Whether the checkpoint's weights can be read as the graph's parameters.
+    ///
+    /// # Errors
+    /// `quantised-checkpoint` when they are stored quantised.
+    pub fn loadable(&self) -> Result<(), Diagnostic> {
+        let Some(q) = &self.quantization else { return Ok(()) };
+        Err(Diagnostic::input(
+            "quantised-checkpoint",
+            format!(
+                "the weights of {} layer {} are stored quantised ({q}); moec reads float weights only",
+                self.model_type, self.layer
+            ),
+        )
+        .note("the layer compiles as a float layer, but this checkpoint cannot be loaded into it")
+        .help("use a bfloat16, float16 or float32 checkpoint of the model"))
+    }
+}
+
+/// Where nested decoder configs stand.
+const NESTED: [&str; 4] = ["text_config", "language_config", "llm_config", "thinker_config"];
+
+impl ModelConfig {
+    /// Reads `path`: a model directory with a `config.json`, or such a file.
+    ///
+    /// # Errors
+    /// `not-a-model`, `config-not-json`, `missing-config-key`, `config-key-type`, `config-value-range`,
+    /// `unknown-model-type`.
+    pub fn open(path: impl AsRef<Path>) -> Result<ModelConfig, Diagnostics> {
+        let path = path.as_ref();
+        let not_a_model = |reason: String| {
+            vec![
+                Diagnostic::input("not-a-model", reason)
+                    .help("give a model directory with a config.json, or a config.json"),
+            ]
+        };
+        let dir = path.is_dir();
+        let file = if dir { path.join("config.json") } else { path.to_path_buf() };
+        if dir && !file.exists() {
+            return Err(not_a_model(format!("{} has no config.json", path.display())));
+        }
+        let bytes = std::fs::read(&file).map_err(|e| not_a_model(format!("cannot read {}: {e}", file.display())))?;
+        let shown = file.display().to_string();
+        let text = String::from_utf8(bytes).map_err(|e| {
+            let at = e.utf8_error().valid_up_to();
+            vec![
+                Diagnostic::input("config-not-json", format!("{shown} is not UTF-8 text from byte {at} on"))
+                    .at(Some(moec_ir::Origin { file: shown.clone(), start: at, end: at + 1 })),
+            ]
+        })?;
+        let mut config = ModelConfig::from_text(&shown, text)?;
+        if dir && config.quantization.is_none() {
+            config.quantization = beside(&path.join("hf_quant_config.json"));
+        }
+        Ok(config)
+    }
+
+    /// Reads the text of a `config.json`; `file` is its name in messages.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::open`].
+    pub fn from_text(file: &str, text: String) -> Result<ModelConfig, Diagnostics> {
+        let root = Json::parse(file, text, CONFIG).and_then(|top| top.object()).map_err(|d| vec![d])?;
+        if let Some(graph) = root.get("moec_graph") {
+            return Err(vec![
+                Diagnostic::input("not-a-model", format!("{file} is a layer graph, not a model's config"))
+                    .at(Some(graph.origin()))
+                    .help("read it with `LayerGraph`; the command line accepts it wherever it takes a model"),
+            ]);
+        }
+        let (text, family, model_type, nested) = find_family(&root).map_err(|d| vec![d])?;
+        let dtype = element_type(&root, &text).map_err(|d| vec![d])?;
+        let quantization = quantization(&root, &text).map_err(|d| vec![d])?;
+        let prefixes: &[&str] = match (family.prefixes, nested) {
+            ([], false) => &["model."],
+            ([], true) => &["language_model.model.", "model.language_model.", "model."],
+            (own, _) => own,
+        };
+        let prefixes = prefixes.iter().map(|p| (*p).to_string()).collect();
+        Ok(ModelConfig { text, family, model_type, dtype, quantization, prefixes })
+    }
+
+    /// The `model_type` that selected the family.
+    pub fn model_type(&self) -> &str {
+        &self.model_type
+    }
+
+    /// The element type that the config names; bf16 when it names none.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The checkpoint's weight format, when it is quantised.
+    pub fn quantization(&self) -> Option<&str> {
+        self.quantization.as_deref()
+    }
+
+    /// The numbers of the MoE layers, ascending; empty when the config does not say (then [`ModelConfig::layer`] tells why).
+    pub fn moe_layers(&self) -> Vec<u32> {
+        let keys = self.keys(self.dtype);
+        let layers = (self.family.moe_layers)(&keys);
+        keys.finish(layers).unwrap_or_default()
+    }
+
+    /// Layer `number`, or the first MoE layer.
+    ///
+    /// # Errors
+    /// * `layer-is-dense`, `layer-out-of-range`, `no-moe-layers` — there is no such MoE layer.
+    /// * `missing-config-key`, `config-key-type`, `config-value-range`, `top-k-exceeds-experts`,
+    ///   `groups-do-not-divide-experts`, `groups-kept-exceed-groups` — the config contradicts itself.
+    /// * `unsupported-layer` — the graph IR has no operation for it.
+    pub fn layer(&self, number: Option<u32>, options: &LayerOptions) -> Result<Layer, Diagnostics> {
+        let dtype = options.dtype.unwrap_or(self.dtype);
+        let keys = self.keys(dtype);
+        let moe_layers = (self.family.moe_layers)(&keys);
+        let n_layers = keys.n_layers();
+        let extra = keys.size_or(self.family.extra_layers, 0, 64) as u32;
+        let (moe_layers, n_layers, extra) = keys.finish((moe_layers, n_layers, extra))?;
+        let layer = self.choose_layer(number, &moe_layers, n_layers, extra).map_err(|d| vec![d])?;
+        let spec = (self.family.spec)(&keys, layer);
+        let spec = keys.finish(spec)?;
+        check(&keys, &spec);
+        let spec = keys.finish(spec)?;
+        let name = format!("{} layer {layer}", self.model_type);
+        let origin = self.text.node().origin();
+        let graph = assemble(&name, &spec, dtype).map_err(|d| vec![d.at(Some(origin))])?;
+        let description = LayerFacts::new(&spec, &graph, &self.model_type, layer, dtype, self.quantization.clone());
+        Ok(Layer {
+            graph,
+            model_type: self.model_type.clone(),
+            layer,
+            quantization: self.quantization.clone(),
+            description,
+        })
+    }
+
+    fn keys(&self, dtype: DType) -> Keys {
+        Keys::new(self.text.clone(), self.model_type.clone(), dtype, self.prefixes.clone())
+    }
+
+    fn choose_layer(&self, number: Option<u32>, moe: &[u32], n_layers: u32, extra: u32) -> Result<u32, Diagnostic> {
+        let file = self.text.node().file();
+        let Some(&first) = moe.first() else {
+            return Err(Diagnostic::input(
+                "no-moe-layers",
+                format!("{file}: none of the {n_layers} layers of this `{}` model is an MoE layer", self.model_type),
+            )
+            .note("the keys that say which layers have experts leave none"));
+        };
+        let Some(number) = number else { return Ok(first) };
+        // Layers that predict further tokens follow the decoder's own and are MoE blocks of the same shape.
+        if moe.binary_search(&number).is_ok() || (number >= n_layers && number - n_layers < extra) {
+            return Ok(number);
+        }
+        let listed = format!("its MoE layers are {}", layers::ranges(moe));
+        if number >= n_layers {
+            return Err(Diagnostic::input(
+                "layer-out-of-range",
+                format!("{file}: there is no layer {number}; the model has layers 0-{}, and {listed}", n_layers - 1),
+            ));
+        }
+        Err(Diagnostic::input("layer-is-dense", format!("{file}: layer {number} is not an MoE layer; {listed}"))
+            .help(format!("choose one of these, for example {first}")))
+    }
+}
+
+/// Every `model_type` that is understood, sorted.
+pub fn known_model_types() -> Vec<&'static str> {
+    let mut all: Vec<&str> = FAMILIES.iter().flat_map(|f| f.model_types.iter().copied()).collect();
+    all.sort_unstable();
+    all
+}
+
+type Found = (Object, &'static Family, String, bool);
+
+/// The object with the decoder's keys, its family and model type, and whether it is nested in a wrapper.
+fn find_family(root: &Object) -> Result<Found, Diagnostic> {
+    // From the outside in; the innermost config of a known family wins, because wrappers repeat their own name.
+    let mut found: Option<Found> = None;
+    let mut unknown: Option<Json> = None;
+    let (mut object, mut depth) = (root.clone(), 0);
+    loop {
+        if let Some(node) = object.get("model_type") {
+            let word = node.string()?;
+            match family(&word) {
+                Some(f) => found = Some((object.clone(), f, word, depth > 0)),
+                None => unknown = Some(node.clone()),
+            }
+        }
+        let inner = NESTED.iter().find_map(|k| object.get(k)).filter(|v| v.is_object());
+        let Some(inner) = inner.filter(|_| depth < 4) else { break };
+        object = inner.object()?;
+        depth += 1;
+        // A wrapper of a known type around a decoder that does not say its own.
+        if let Some((text, f, word, _)) = &found
+            && object.get("model_type").is_none_or(|v| v.string().is_ok_and(|w| family(&w).is_none()))
+            && NESTED.iter().any(|k| text.get(k).is_some())
+        {
+            found = Some((object.clone(), f, word.clone(), true));
+        }
+    }
+    if let Some(found) = found {
+        return Ok(found);
+    }
+    let file = root.node().file();
+    let Some(node) = unknown else {
+        return Err(root
+            .missing(&["model_type"])
+            .help("moec needs a Hugging Face config.json; `model_type` names the family"));
+    };
+    let word = node.string()?;
+    let known = known_model_types();
+    let nearest = known
+        .iter()
+        .min_by_key(|k| distance(k, &word))
+        .filter(|k| distance(k, &word) <= word.chars().count().min(k.len()) / 2);
+    let mut d = Diagnostic::input("unknown-model-type", format!("{file}: moec does not know the model type {word:?}"))
+        .at(Some(node.origin()))
+        .note(format!("known model types: {}", known.join(", ")));
+    if let Some(near) = nearest {
+        d = d.help(format!("the nearest known one is {near:?}"));
+    }
+    Err(d)
+}
+
+fn element_type(root: &Object, text: &Object) -> Result<DType, Diagnostic> {
+    let keys = ["dtype", "torch_dtype"];
+    let node = keys.iter().find_map(|k| text.get(k)).or_else(|| keys.iter().find_map(|k| root.get(k)));
+    // Published MoE checkpoints that do not name their type are bfloat16.
+    let Some(node) = node else { return Ok(DType::BF16) };
+    let word = node.string()?;
+    match word.trim_start_matches("torch.") {
+        "bfloat16" | "auto" => Ok(DType::BF16),
+        "float16" | "half" => Ok(DType::F16),
+        "float32" | "float" => Ok(DType::F32),
+        _ => Err(node.out_of_range("\"bfloat16\", \"float16\" or \"float32\"")),
+    }
+}
+
+/// The checkpoint's weight format in a few words.
+fn quantization(root: &Object, text: &Object) -> Result<Option<String>, Diagnostic> {
+    let keys = ["quantization_config", "compression_config"];
+    let Some(node) = keys.iter().find_map(|k| text.get(k).or_else(|| root.get(k))) else { return Ok(None) };
+    let q = node.object()?;
+    let mut words = Vec::new();
+    for key in ["quant_method", "quant_algo", "format", "fmt"] {
+        if let Some(v) = q.get(key).filter(|v| v.is_string()) {
+            words.push(v.string()?);
+        }
+    }
+    if let Some(v) = q.get("weight_block_size").filter(|v| v.is_list()) {
+        let sizes: Vec<String> = v.list()?.iter().map(Json::shown).collect();
+        words.push(format!("{} blocks", sizes.join("x")));
+    }
+    if let Some(v) = q.get("bits") {
+        words.push(format!("{} bits", v.shown()));
+    }
+    words.dedup();
+    Ok(Some(if words.is_empty() { "unnamed format".to_string() } else { words.join(" ") }))
+}
+
+/// The format that ModelOpt's own file beside the config names, if it can be read.
+fn beside(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let top = Json::parse(&path.display().to_string(), text, CONFIG).ok()?.object().ok()?;
+    let q = top.get("quantization")?.object().ok()?;
+    Some(format!("modelopt {}", q.get("quant_algo")?.string().ok()?))
+}
+
+/// Contradictions between values that are each in range.
+fn check(keys: &Keys, spec: &MoeSpec) {
+    let at = |names: &[&str]| keys.get(names).map(Json::origin);
+    let file = keys.text.node().file();
+    if spec.top_k > spec.n_experts {
+        keys.problem(
+            Diagnostic::input(
+                "top-k-exceeds-experts",
+                format!("{file} chooses {} experts per token, but there are {}", spec.top_k, spec.n_experts),
+            )
+            .at(at(crate::families::TOP_K)),
+        );
+    }
+    if let Some(g) = &spec.router.groups {
+        if spec.n_experts % g.n.max(1) != 0 {
+            keys.problem(
+                Diagnostic::input(
+                    "groups-do-not-divide-experts",
+                    format!("{file} splits {} experts into {} groups", spec.n_experts, g.n),
+                )
+                .note("every group must have the same number of experts")
+                .at(at(&["n_group"])),
+            );
+        }
+        if g.keep == 0 || g.keep > g.n {
+            keys.problem(
+                Diagnostic::input(
+                    "groups-kept-exceed-groups",
+                    format!("{file} keeps {} of {} groups of experts", g.keep, g.n),
+                )
+                .note("the number of groups kept must be at least 1 and at most the number of groups")
+                .at(at(&["topk_group"])),
+            );
+        }
+    }
+}

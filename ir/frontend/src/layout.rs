@@ -1,0 +1,120 @@
+//! Tensor names of one layer, and the layouts in which families publish their experts.
+
+use crate::keys::Keys;
+use crate::spec::Experts;
+use moec_ir::Activation;
+use moec_ir::weights::{WeightSource, WeightStep};
+
+/// Names tensors of one layer.
+pub struct Names {
+    bases: Vec<String>,
+}
+
+/// Which half of a fused gate-and-up tensor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The gate.
+    Gate,
+    /// The linear branch.
+    Up,
+}
+
+impl Names {
+    /// Names below `layers.N.` of a decoder.
+    pub fn layer(keys: &Keys, layer: u32) -> Names {
+        Names { bases: keys.prefixes.iter().map(|p| format!("{p}layers.{layer}.")).collect() }
+    }
+
+    /// Names below other stems, `{p}` standing for what precedes `layers.` elsewhere.
+    pub fn under(keys: &Keys, stems: &[&str]) -> Names {
+        let bases = stems.iter().flat_map(|s| keys.prefixes.iter().map(move |p| s.replace("{p}", p)));
+        let mut out: Vec<String> = Vec::new();
+        for b in bases {
+            if !out.contains(&b) {
+                out.push(b);
+            }
+        }
+        Names { bases: out }
+    }
+
+    fn all(&self, suffixes: &[&str]) -> Vec<String> {
+        suffixes.iter().flat_map(|s| self.bases.iter().map(move |b| format!("{b}{s}"))).collect()
+    }
+
+    /// The first of `suffixes` that exists, as it is.
+    pub fn tensor(&self, suffixes: &[&str]) -> WeightSource {
+        self.steps(suffixes, Vec::new())
+    }
+
+    /// The first of `suffixes` that exists, after `steps`.
+    pub fn steps(&self, suffixes: &[&str], steps: Vec<WeightStep>) -> WeightSource {
+        WeightSource::Tensor { names: self.all(suffixes), steps }
+    }
+
+    /// The first of `suffixes` that exists, read as a vector of `len`: some families store `[1, E]` or a scalar axis.
+    pub fn vector(&self, suffixes: &[&str], len: u64) -> WeightSource {
+        self.steps(suffixes, vec![WeightStep::Reshape { shape: vec![len] }])
+    }
+
+    /// One tensor per expert, `{e}` standing for its number.
+    pub fn per_expert(&self, suffixes: &[&str], n_experts: u64) -> WeightSource {
+        WeightSource::PerExpert { names: self.all(suffixes), count: n_experts, steps: Vec::new() }
+    }
+
+    /// Half of a stacked `[E, 2F, H]` tensor, gate over up.
+    pub fn stacked_half(&self, suffixes: &[&str], part: Part, ffn: u64) -> WeightSource {
+        self.steps(suffixes, vec![half(1, part, ffn)])
+    }
+
+    /// Half of a stacked `[E, H, 2F]` tensor, gate before up, transposed.
+    pub fn stacked_half_transposed(&self, suffixes: &[&str], part: Part, ffn: u64) -> WeightSource {
+        self.steps(suffixes, vec![half(2, part, ffn), WeightStep::Transpose])
+    }
+
+    /// Half of a dense `[2S, H]` matrix, gate over up.
+    pub fn dense_half(&self, suffixes: &[&str], part: Part, ffn: u64) -> WeightSource {
+        self.steps(suffixes, vec![half(0, part, ffn)])
+    }
+
+    /// A stacked tensor, transposed: stored `[E, F, H]`, wanted `[E, H, F]`.
+    pub fn transposed(&self, suffixes: &[&str]) -> WeightSource {
+        self.steps(suffixes, vec![WeightStep::Transpose])
+    }
+
+    /// Experts as separate Linears below `stem` (`mlp.experts`), with the names of gate, up and down; also accepted in the
+    /// stacked form that transformers 5 holds in memory: `gate_up_proj` `[E, 2F, H]`, `down_proj` `[E, H, F]`.
+    pub fn experts(
+        &self,
+        stem: &str,
+        [gate, up, down]: [&str; 3],
+        n_experts: u64,
+        ffn: u64,
+        activation: Activation,
+    ) -> Experts {
+        let one = |name: &str| self.per_expert(&[&format!("{stem}.{{e}}.{name}.weight")], n_experts);
+        let fused = format!("{stem}.gate_up_proj");
+        let (gate, up, down) = (one(gate), one(up), one(down));
+        Experts {
+            ffn,
+            gate: WeightSource::FirstOf(vec![gate, self.stacked_half(&[&fused], Part::Gate, ffn)]),
+            up: if activation.is_gated() {
+                WeightSource::FirstOf(vec![up, self.stacked_half(&[&fused], Part::Up, ffn)])
+            } else {
+                WeightSource::FirstOf(vec![up, self.tensor(&[&format!("{stem}.up_proj")])])
+            },
+            down: WeightSource::FirstOf(vec![down, self.tensor(&[&format!("{stem}.down_proj")])]),
+            activation,
+            biases: None,
+        }
+    }
+}
+
+/// The names that most families give to the matrices of an expert.
+pub const GATE_UP_DOWN: [&str; 3] = ["gate_proj", "up_proj", "down_proj"];
+/// The names of the Mixtral line: 1 is the gate, 3 the linear branch, 2 the way down.
+pub const W1_W3_W2: [&str; 3] = ["w1", "w3", "w2"];
+
+fn half(axis: u32, part: Part, ffn: u64) -> WeightStep {
+    let start = if part == Part::Gate { 0 } else { ffn };
+    WeightStep::Slice { axis, start, step: 1, len: ffn }
+}

@@ -1,0 +1,241 @@
+//! One MoE layer in the words of its config: what a family's function fills in.
+//!
+//! Everything that distinguishes published routers and experts is a field here; [`crate::assemble`] turns it into a graph.
+
+use moec_ir::graph::{GroupScore, RenormRule, RowMask, Score};
+use moec_ir::weights::WeightSource;
+use moec_ir::{Activation, DType};
+
+/// One MoE layer.
+#[derive(Clone, Debug)]
+pub struct MoeSpec {
+    /// Hidden size H.
+    pub hidden: u64,
+    /// Number of routed experts E.
+    pub n_experts: u64,
+    /// Experts per token K.
+    pub top_k: u64,
+    /// The router.
+    pub router: Router,
+    /// The routed experts.
+    pub experts: Experts,
+    /// The projection around the experts, when they work in a narrower space.
+    pub latent: Option<Latent>,
+    /// Factor on the sum of experts. A factor on the routing weights is [`Router::scale`].
+    pub routed_scale: f32,
+    /// The expert that every token goes through.
+    pub shared: Option<Shared>,
+    /// Factor on routed plus shared (0.5: their mean).
+    pub sum_scale: f32,
+    /// What follows the sum of experts, still inside the layer.
+    pub after: After,
+    /// A norm of the layer's input before the routed experts (not the router) see it (Gemma 4).
+    pub experts_norm: Option<Norm>,
+    /// A norm of the routed sum before the shared expert is added (Gemma 4).
+    pub routed_norm: Option<Norm>,
+}
+
+/// An RMS norm: `x / sqrt(mean(x²) + eps) · weight`.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// One factor per column.
+    pub weight: WeightSource,
+}
+
+/// Where a rounding point of the model is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// The value is rounded to the layer's element type.
+    Layer,
+    /// The value stays f32.
+    F32,
+}
+
+/// From hidden states to expert ids and weights.
+#[derive(Clone, Debug)]
+pub struct Router {
+    /// `[E, H]`
+    pub weight: WeightSource,
+    /// Element type of `weight` in published checkpoints; `None`: the layer's.
+    pub weight_dtype: Option<DType>,
+    /// `[E]`, part of the logit.
+    pub bias: Option<WeightSource>,
+    /// Rounding of the logits.
+    pub logits: Precision,
+    /// Factor on the logits.
+    pub logit_scale: f32,
+    /// The score.
+    pub score: Score,
+    /// Rounding of the scores.
+    pub score_round: Precision,
+    /// The score is taken over the chosen logits only (gpt-oss, Granite).
+    pub choose_first: bool,
+    /// `[E]` f32, added to the scores for the choice only.
+    pub selection_bias: Option<WeightSource>,
+    /// Group-limited choice.
+    pub groups: Option<Groups>,
+    /// Normalisation of the chosen scores.
+    pub renorm: Option<RenormRule>,
+    /// Factor on the weights, in f32.
+    pub scale: f32,
+    /// Rounding of the weights that the experts get.
+    pub weights_round: Precision,
+    /// `[E]`: a learned factor per expert on the weights (Gemma 4).
+    pub expert_scale: Option<WeightSource>,
+    /// A norm on the router's own input (Gemma 4): RMS norm without weight, times `scale[H]`, times a constant.
+    pub input_norm: Option<InputNorm>,
+    /// The weight multiplies the expert's input instead of its output (Llama 4; one expert per token).
+    pub scales_input: bool,
+}
+
+/// Group-limited choice of experts.
+#[derive(Clone, Copy, Debug)]
+pub struct Groups {
+    /// Number of groups; divides E.
+    pub n: u64,
+    /// Groups kept.
+    pub keep: u64,
+    /// Score of a group.
+    pub score: GroupScore,
+    /// What stands for the scores of other groups.
+    pub fill: RowMask,
+    /// The weights are gathered from the filled scores, not from the unfilled ones (DeepSeek-V2).
+    pub gather_filled: bool,
+}
+
+/// The norm before a router.
+#[derive(Clone, Debug)]
+pub struct InputNorm {
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// `[H]`
+    pub scale: WeightSource,
+    /// A constant factor.
+    pub factor: f32,
+}
+
+/// The routed experts: two or three matrices each.
+#[derive(Clone, Debug)]
+pub struct Experts {
+    /// Expert width F.
+    pub ffn: u64,
+    /// What stands between the matrices; tells whether there is a gate.
+    pub activation: Activation,
+    /// `[E, F, H]`; unused by ungated activations.
+    pub gate: WeightSource,
+    /// `[E, F, H]`
+    pub up: WeightSource,
+    /// `[E, H, F]`
+    pub down: WeightSource,
+    /// Biases, when the experts have them.
+    pub biases: Option<ExpertBiases>,
+}
+
+/// Biases of the routed experts.
+#[derive(Clone, Debug)]
+pub struct ExpertBiases {
+    /// `[E, F]`
+    pub gate: WeightSource,
+    /// `[E, F]`
+    pub up: WeightSource,
+    /// `[E, H]`
+    pub down: WeightSource,
+}
+
+/// Experts in a narrower space than the hidden states.
+#[derive(Clone, Debug)]
+pub struct Latent {
+    /// Width of the experts' input and output.
+    pub width: u64,
+    /// `[width, H]`
+    pub down: WeightSource,
+    /// `[H, width]`
+    pub up: WeightSource,
+    /// RMS norm of the summed experts before `up`; weight `[width]`.
+    pub norm: Option<Norm>,
+}
+
+/// A dense expert beside the routed ones.
+#[derive(Clone, Debug)]
+pub struct Shared {
+    /// Its width.
+    pub ffn: u64,
+    /// Its activation.
+    pub activation: Activation,
+    /// `[S, H]`; unused by ungated activations.
+    pub gate: WeightSource,
+    /// `[S, H]`
+    pub up: WeightSource,
+    /// `[H, S]`
+    pub down: WeightSource,
+    /// `[1, H]`: the output is multiplied by the sigmoid of this row times the input (Qwen2).
+    pub out_gate: Option<WeightSource>,
+    /// A norm of its input (Gemma 4).
+    pub in_norm: Option<Norm>,
+    /// A norm of its output (Gemma 4).
+    pub out_norm: Option<Norm>,
+}
+
+/// What follows routed plus shared experts inside the layer.
+#[derive(Clone, Debug)]
+pub enum After {
+    /// Nothing.
+    Nothing,
+    /// `[H]` is added (JetMoE).
+    Bias(WeightSource),
+    /// An RMS norm with weight `[H]` (A.X-K1).
+    Norm(Norm),
+}
+
+impl Router {
+    /// A router with nothing but a weight and a score over all experts, in f32; fields are then set as the family needs.
+    pub fn new(weight: WeightSource, score: Score) -> Router {
+        Router {
+            weight,
+            weight_dtype: None,
+            bias: None,
+            logits: Precision::F32,
+            logit_scale: 1.0,
+            score,
+            score_round: Precision::F32,
+            choose_first: false,
+            selection_bias: None,
+            groups: None,
+            renorm: None,
+            scale: 1.0,
+            weights_round: Precision::F32,
+            expert_scale: None,
+            input_norm: None,
+            scales_input: false,
+        }
+    }
+}
+
+impl MoeSpec {
+    /// A layer of a router and experts; fields are then set as the family needs.
+    pub fn new(hidden: u64, n_experts: u64, top_k: u64, router: Router, experts: Experts) -> MoeSpec {
+        MoeSpec {
+            hidden,
+            n_experts,
+            top_k,
+            router,
+            experts,
+            latent: None,
+            routed_scale: 1.0,
+            shared: None,
+            sum_scale: 1.0,
+            after: After::Nothing,
+            experts_norm: None,
+            routed_norm: None,
+        }
+    }
+}
+
+impl Shared {
+    /// A gated dense expert from its three matrices.
+    pub fn new(ffn: u64, activation: Activation, gate: WeightSource, up: WeightSource, down: WeightSource) -> Shared {
+        Shared { ffn, activation, gate, up, down, out_gate: None, in_norm: None, out_norm: None }
+    }
+}

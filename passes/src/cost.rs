@@ -1,0 +1,109 @@
+//! What a graph node costs on a machine: a roofline of bytes and flops, plus launches.
+//!
+//! The model decides between equal graphs; it does not predict a time to the microsecond. Its one subtle figure is the
+//! number of experts that a batch touches, `E·(1 − (1 − k/E)^T)`: it decides how many weight bytes are read.
+
+use moec_ir::graph::{Graph, Op};
+use moec_ir::target::Machine;
+use moec_ir::{DType, TensorType};
+
+/// A machine and a token count.
+#[derive(Clone, Copy, Debug)]
+pub struct CostModel {
+    /// The machine.
+    pub machine: Machine,
+    /// The token count of the bucket that is compiled for.
+    pub n_tokens: u64,
+}
+
+impl CostModel {
+    /// Modelled time of one node, in seconds; infinite for a form that has no kernel.
+    ///
+    /// `joined` says that a weight operand is a `Concat`, which only fused forms can read.
+    pub fn node(&self, op: &Op, operands: &[&TensorType], result: &TensorType, joined: bool) -> f64 {
+        let bytes = |t: &TensorType| t.bytes(self.n_tokens) as f64;
+        let all: f64 = operands.iter().map(|t| bytes(t)).sum::<f64>() + bytes(result);
+        match op {
+            Op::Input(_) | Op::Param(_) | Op::Concat { .. } => 0.0,
+            Op::Linear | Op::GroupedLinear | Op::GatherGroupedLinear if joined => f64::INFINITY,
+            Op::Linear | Op::LinearAct { .. } => {
+                let flops = 2.0 * self.rows(operands[0]) * elements(operands[1]);
+                self.kernel(all, flops, operands[1].dtype)
+            }
+            Op::GroupedLinear | Op::GatherGroupedLinear | Op::GroupedLinearAct { .. } => {
+                let (ids, w) = (operands[1], operands[2]);
+                let k = ids.last().and_then(|d| d.fixed()).unwrap_or(1) as f64;
+                let experts = w.shape[0].fixed().unwrap_or(1) as f64;
+                let touched = experts * (1.0 - (1.0 - k / experts).max(0.0).powf(self.n_tokens as f64));
+                let weights = bytes(w) / experts * touched;
+                let slots = k * self.n_tokens as f64;
+                // Gathered rows are read from the token rows, which are k times fewer.
+                let traffic = weights + bytes(operands[0]) + bytes(result);
+                self.kernel(traffic, 2.0 * slots * elements(w) / experts, w.dtype)
+            }
+            // Choice and scores share one launch, which every way of writing the router has: only their work counts.
+            Op::Score(_)
+            | Op::GroupLimit { .. }
+            | Op::TopK { .. }
+            | Op::GatherScores
+            | Op::Renormalise(_)
+            | Op::RmsNorm { .. } => self.elementwise(all),
+            Op::Add | Op::Mul | Op::Scale(_) | Op::Cast if self.is_small(result) => self.elementwise(all),
+            Op::Add | Op::Mul | Op::Scale(_) | Op::Cast | Op::Activate(_) | Op::Half(_) => {
+                self.kernel(all, 0.0, DType::F32)
+            }
+            Op::Permute { .. } | Op::Unpermute { .. } => self.kernel(2.0 * bytes(result), 0.0, DType::F32),
+            Op::WeightedSum | Op::Combine { .. } => self.kernel(all, 0.0, DType::F32),
+        }
+    }
+
+    fn kernel(&self, bytes: f64, flops: f64, dtype: DType) -> f64 {
+        let peak = match dtype {
+            DType::BF16 | DType::F16 => self.machine.bf16_flops,
+            DType::F64 | DType::F32 | DType::I32 | DType::I64 => self.machine.f32_flops,
+        };
+        self.machine.launch_s + (bytes / self.machine.memory_bytes_per_s).max(flops / peak)
+    }
+
+    fn elementwise(&self, bytes: f64) -> f64 {
+        // A thousandth of a launch for each step keeps shorter programs ahead at small token counts.
+        self.machine.launch_s * 1e-3 + bytes / self.machine.memory_bytes_per_s
+    }
+
+    fn rows(&self, x: &TensorType) -> f64 {
+        let last = x.last().map_or(1, |d| d.at(self.n_tokens)).max(1);
+        x.elements(self.n_tokens) as f64 / last as f64
+    }
+
+    /// Whether a value is a row of scores or weights rather than of activations.
+    fn is_small(&self, ty: &TensorType) -> bool {
+        is_score_row(ty)
+    }
+}
+
+/// Whether a value is `[T, n]` with few enough columns to stay in a row program.
+pub fn is_score_row(ty: &TensorType) -> bool {
+    use moec_ir::Dim;
+    matches!(ty.shape[..], [Dim::PerToken(1), Dim::Fixed(n)] if n <= 1024)
+}
+
+fn elements(ty: &TensorType) -> f64 {
+    ty.shape.iter().map(|d| d.fixed().unwrap_or(1) as f64).product()
+}
+
+/// Modelled time of every node that the outputs need.
+pub fn graph_cost(model: &CostModel, graph: &Graph) -> f64 {
+    let mut needed = vec![false; graph.nodes.len()];
+    graph.outputs.iter().for_each(|(_, v)| needed[v.index()] = true);
+    let mut total = 0.0;
+    for (i, node) in graph.nodes.iter().enumerate().rev() {
+        if !needed[i] {
+            continue;
+        }
+        node.inputs.iter().for_each(|v| needed[v.index()] = true);
+        let types: Vec<&TensorType> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
+        let joined = node.inputs.iter().any(|&v| matches!(graph.node(v).op, Op::Concat { .. }));
+        total += model.node(&node.op, &types, &node.ty, joined);
+    }
+    total
+}

@@ -1,0 +1,354 @@
+//! Graph → tile program: one kernel for each value that is stored.
+//!
+//! Lowering is driven by demand, from the outputs upwards, so kernels come out in an order in which every value is made
+//! before it is read, and values that nothing needs make no kernel. Score rows are clustered into one row program
+//! (`route`) when `fuse_rows` is set; everything else that is fused was fused in the graph.
+
+mod cluster;
+mod rows;
+
+use moec_ir::expr::{Binary, ExprBuilder};
+use moec_ir::graph::{Graph, Node, Op, ValueId, combine_expr};
+use moec_ir::tile::{
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role, RowAccess,
+    RowMap, Schedule, Segment,
+};
+use moec_ir::{Activation, DType, Diagnostic, Dim, Expr, TensorType};
+
+/// Rows of weights start at multiples of this many bytes, so that 16-byte copies never straddle a row.
+const ROW_ALIGN_BYTES: u64 = 16;
+
+/// Buffers of one dispatch plan.
+#[derive(Clone, Copy)]
+struct PlanBuffers {
+    offsets: BufferId,
+    slot_to_row: BufferId,
+    row_to_token: BufferId,
+}
+
+struct Lowering<'a> {
+    graph: &'a Graph,
+    program: Program,
+    /// The buffer of each value that has one.
+    stored: Vec<Option<BufferId>>,
+    /// For each value, the cluster of score rows it belongs to.
+    cluster_of: Vec<Option<usize>>,
+    clusters: Vec<cluster::Cluster>,
+    plans: Vec<(ValueId, u64, PlanBuffers)>,
+}
+
+/// Lowers a verified graph. Schedules are left at one; [`crate::schedule`] sets them.
+///
+/// # Errors
+/// `unsupported-op` when a value has a form that no kernel computes: a reason of the closed list of `moec check`.
+pub fn lower_graph(graph: &Graph, fuse_rows: bool) -> Result<Program, Diagnostic> {
+    let (clusters, cluster_of) = cluster::find(graph, fuse_rows);
+    let mut l = Lowering {
+        graph,
+        program: Program { name: graph.name.clone(), buffers: Vec::new(), kernels: Vec::new() },
+        stored: vec![None; graph.nodes.len()],
+        cluster_of,
+        clusters,
+        plans: Vec::new(),
+    };
+    for i in 0..graph.outputs.len() {
+        l.output(i)?;
+    }
+    Ok(l.program)
+}
+
+impl<'a> Lowering<'a> {
+    fn node(&self, v: ValueId) -> &'a Node {
+        self.graph.node(v)
+    }
+
+    fn ty(&self, v: ValueId) -> &'a TensorType {
+        self.graph.ty(v)
+    }
+
+    fn unsupported(&self, v: ValueId, why: impl std::fmt::Display) -> Diagnostic {
+        let node = self.node(v);
+        Diagnostic::input("unsupported-op", format!("`{}` ({}) cannot be compiled: {why}", node.name, node.op.name()))
+            .at(node.origin.clone())
+    }
+
+    /// Makes the `i`-th output, copying when its value is a leaf or is another output too.
+    fn output(&mut self, i: usize) -> Result<(), Diagnostic> {
+        let (name, v) = &self.graph.outputs[i];
+        let leaf = matches!(self.node(*v).op, Op::Input(_) | Op::Param(_));
+        let first = self.graph.outputs.iter().position(|(_, w)| w == v) == Some(i);
+        if first && !leaf {
+            self.value(*v)?;
+            return Ok(());
+        }
+        let source = self.value(*v)?;
+        if !self.ty(*v).dtype.is_float() {
+            return Err(self.unsupported(*v, "expert ids can be one output only"));
+        }
+        let out = self.buffer_for(*v, name, Role::Output(i as u32))?;
+        let args = vec![MapArg { buffer: source, row: RowAccess::Same, col: ColAccess::From(0) }];
+        self.push(&format!("copy_{name}"), Body::Map(Map { args, expr: Expr::identity(), out }));
+        Ok(())
+    }
+
+    /// The buffer that holds a value, after the kernels that make it.
+    fn value(&mut self, v: ValueId) -> Result<BufferId, Diagnostic> {
+        if let Some(b) = self.stored[v.index()] {
+            return Ok(b);
+        }
+        if let Some(c) = self.cluster_of[v.index()] {
+            self.row_program(c)?;
+            return self.stored[v.index()].ok_or_else(|| self.unsupported(v, "its row program does not keep it"));
+        }
+        let node = self.node(v);
+        match &node.op {
+            Op::Input(i) => return self.leaf(v, Role::Input(*i)),
+            Op::Param(i) => return self.leaf(v, Role::Weight(*i)),
+            Op::Concat { .. } => return Err(self.unsupported(v, "joined weights can be read by fused products only")),
+            Op::Linear => self.dense(v, None)?,
+            Op::LinearAct { act, round } => self.dense(v, Some((act, *round)))?,
+            Op::GroupedLinear => self.grouped(v, false, None)?,
+            Op::GatherGroupedLinear => self.grouped(v, true, None)?,
+            Op::GroupedLinearAct { act, round, gather } => self.grouped(v, *gather, Some((act, *round)))?,
+            Op::Permute { n_experts } => {
+                let plan = self.plan(node.inputs[1], u64::from(*n_experts))?;
+                self.take_rows(v, plan.row_to_token)?;
+            }
+            Op::Unpermute { n_experts } => {
+                let plan = self.plan(node.inputs[1], u64::from(*n_experts))?;
+                self.take_rows(v, plan.slot_to_row)?;
+            }
+            Op::WeightedSum => {
+                let (y, weights) = (self.value(node.inputs[0])?, self.value(node.inputs[1])?);
+                let out = self.result(v)?;
+                let body = Combine { y, slot_to_row: None, weights, args: Vec::new(), expr: Expr::identity(), out };
+                self.push("combine", Body::Combine(body));
+            }
+            Op::Combine { n_experts, scale, round, gate_round } => {
+                let y = self.value(node.inputs[0])?;
+                let plan = self.plan(node.inputs[1], u64::from(*n_experts))?;
+                let weights = self.value(node.inputs[2])?;
+                let mut args = Vec::new();
+                for (i, &extra) in node.inputs[3..].iter().enumerate() {
+                    let col = if i == 0 { ColAccess::From(0) } else { ColAccess::First };
+                    args.push(MapArg { buffer: self.value(extra)?, row: RowAccess::Same, col });
+                }
+                let expr = combine_expr(scale.0, *round, *gate_round, args.len());
+                let out = self.result(v)?;
+                let slot_to_row = Some(plan.slot_to_row);
+                self.push("combine", Body::Combine(Combine { y, slot_to_row, weights, args, expr, out }));
+            }
+            Op::Add => self.elementwise(v, binary(Binary::Add))?,
+            Op::Mul => self.elementwise(v, binary(Binary::Mul))?,
+            Op::Scale(c) => self.elementwise(v, scaled(c.0))?,
+            Op::Cast => self.elementwise(v, Expr::identity())?,
+            Op::Activate(act) => self.elementwise(v, act.expr())?,
+            Op::Half(which) => {
+                let cols = self.columns(v)?;
+                let source = self.value(node.inputs[0])?;
+                let out = self.result(v)?;
+                let col = ColAccess::From(cols * u64::from(*which));
+                let args = vec![MapArg { buffer: source, row: RowAccess::Same, col }];
+                self.push(&node.name, Body::Map(Map { args, expr: Expr::identity(), out }));
+            }
+            Op::Score(_)
+            | Op::RmsNorm { .. }
+            | Op::GroupLimit { .. }
+            | Op::TopK { .. }
+            | Op::GatherScores
+            | Op::Renormalise(_) => return Err(self.unsupported(v, "rows of scores are made by row programs only")),
+        }
+        self.stored[v.index()].ok_or_else(|| self.unsupported(v, "its kernel stores nothing"))
+    }
+
+    fn leaf(&mut self, v: ValueId, role: Role) -> Result<BufferId, Diagnostic> {
+        let name = self.node(v).name.clone();
+        let b = self.buffer_for(v, &name, role)?;
+        self.stored[v.index()] = Some(b);
+        Ok(b)
+    }
+
+    /// A buffer for the value of a node, as the output that it is, or in the workspace.
+    fn result(&mut self, v: ValueId) -> Result<BufferId, Diagnostic> {
+        let output = self.graph.outputs.iter().position(|(_, w)| *w == v);
+        let role = output.map_or(Role::Workspace, |i| Role::Output(i as u32));
+        let name = output.map_or(self.node(v).name.as_str(), |i| self.graph.outputs[i].0.as_str());
+        let b = self.buffer_for(v, name, role)?;
+        self.stored[v.index()] = Some(b);
+        Ok(b)
+    }
+
+    fn buffer_for(&mut self, v: ValueId, name: &str, role: Role) -> Result<BufferId, Diagnostic> {
+        let ty = self.ty(v);
+        let fixed = |d: Dim| {
+            d.fixed().ok_or_else(|| self.unsupported(v, "only the outermost axis may depend on the token count"))
+        };
+        let (batch, rows, cols) = match ty.shape[..] {
+            [n] => (1, Dim::Fixed(1), fixed(n)?),
+            [rows, cols] => (1, rows, fixed(cols)?),
+            [batch, rows, cols] => (fixed(batch)?, Dim::Fixed(fixed(rows)?), fixed(cols)?),
+            _ => return Err(self.unsupported(v, format!("{ty} has more than three axes"))),
+        };
+        let align = ROW_ALIGN_BYTES / ty.dtype.bytes() as u64;
+        let pitch = match role {
+            // The caller's rows are contiguous.
+            Role::Input(_) | Role::Output(_) => cols,
+            Role::Weight(_) if ty.shape.len() == 1 => cols,
+            Role::Weight(_) | Role::Workspace => cols.next_multiple_of(align),
+        };
+        let pitch = if ty.dtype.is_float() { pitch } else { cols };
+        Ok(self.add_buffer(name, ty.dtype, (batch, rows, cols), pitch, role))
+    }
+
+    fn add_buffer(&mut self, name: &str, dtype: DType, shape: (u64, Dim, u64), pitch: u64, role: Role) -> BufferId {
+        let name = unique(name, |n| self.program.buffers.iter().any(|b| b.name == n));
+        let (batch, rows, cols) = shape;
+        self.program.buffers.push(Buffer { name, dtype, batch, rows, cols, pitch, role });
+        BufferId(self.program.buffers.len() as u32 - 1)
+    }
+
+    fn push(&mut self, name: &str, body: Body) {
+        let symbol: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let symbol = if symbol.starts_with(|c: char| c.is_ascii_digit()) { format!("k{symbol}") } else { symbol };
+        let name = unique(&symbol, |n| self.program.kernels.iter().any(|k| k.name == n));
+        let schedule = Schedule { tile_m: 1, tile_n: 1, tile_k: 1, stages: 1, warps: 1 };
+        self.program.kernels.push(Kernel { name: name.replace('.', "_"), body, schedule });
+    }
+
+    /// The plan of a batch's expert ids, made once.
+    fn plan(&mut self, ids: ValueId, n_experts: u64) -> Result<PlanBuffers, Diagnostic> {
+        if let Some((_, _, p)) = self.plans.iter().find(|(v, e, _)| *v == ids && *e == n_experts) {
+            return Ok(*p);
+        }
+        let ids_buffer = self.value(ids)?;
+        let k = self.columns(ids)?;
+        let mut ints = |name: &str, rows: Dim, cols: u64| {
+            self.add_buffer(name, DType::I32, (1, rows, cols), cols, Role::Workspace)
+        };
+        let p = PlanBuffers {
+            offsets: ints("offsets", Dim::Fixed(1), n_experts + 1),
+            slot_to_row: ints("slot_to_row", Dim::TOKENS, k),
+            row_to_token: ints("row_to_token", Dim::PerToken(k), 1),
+        };
+        let PlanBuffers { offsets, slot_to_row, row_to_token } = p;
+        self.push("plan", Body::Plan(Plan { ids: ids_buffer, n_experts, offsets, slot_to_row, row_to_token }));
+        self.plans.push((ids, n_experts, p));
+        Ok(p)
+    }
+
+    fn columns(&self, v: ValueId) -> Result<u64, Diagnostic> {
+        self.ty(v)
+            .last()
+            .and_then(Dim::fixed)
+            .ok_or_else(|| self.unsupported(v, "its last axis depends on the token count"))
+    }
+
+    /// The parameters that a weight operand is made of: itself, or gate and up.
+    fn panels(&mut self, w: ValueId) -> Result<Vec<BufferId>, Diagnostic> {
+        let node = self.node(w);
+        match node.op {
+            Op::Concat { .. } => node.inputs.clone().into_iter().map(|p| self.value(p)).collect(),
+            _ => Ok(vec![self.value(w)?]),
+        }
+    }
+
+    /// Weights, biases and epilogue of a product.
+    fn product(
+        &mut self,
+        v: ValueId,
+        w: ValueId,
+        bias: Option<ValueId>,
+        act: Option<(&Activation, DType)>,
+    ) -> Result<(Vec<BufferId>, Vec<Option<BufferId>>, Expr), Diagnostic> {
+        let panels = self.panels(w)?;
+        let biases = match bias {
+            None => vec![None; panels.len()],
+            Some(b) => self.panels(b)?.into_iter().map(Some).collect(),
+        };
+        let wanted = act.map_or(1, |(a, _)| if a.is_gated() { 2 } else { 1 });
+        if panels.len() != wanted || biases.len() != wanted {
+            return Err(self.unsupported(v, format!("{wanted} weight panels are needed; there are {}", panels.len())));
+        }
+        let epilogue = match act {
+            None => Expr::identity(),
+            Some((a, round)) => {
+                let rounded: Vec<Expr> = (0..wanted as u32).map(|i| Expr::round_to(round).renumber(|_| i)).collect();
+                a.expr().compose(&rounded)
+            }
+        };
+        Ok((panels, biases, epilogue))
+    }
+
+    fn dense(&mut self, v: ValueId, act: Option<(&Activation, DType)>) -> Result<(), Diagnostic> {
+        let inputs = &self.node(v).inputs;
+        let a = self.value(inputs[0])?;
+        let (panels, biases, epilogue) = self.product(v, inputs[1], inputs.get(2).copied(), act)?;
+        let out = self.result(v)?;
+        let segment = Segment { a, a_rows: RowMap::Same, groups: Groups::Dense, panels, biases, epilogue, out };
+        self.push(&self.node(v).name, Body::Contract(Contract { segments: vec![segment] }));
+        Ok(())
+    }
+
+    fn grouped(&mut self, v: ValueId, gather: bool, act: Option<(&Activation, DType)>) -> Result<(), Diagnostic> {
+        let inputs = &self.node(v).inputs;
+        let n_experts = self.ty(inputs[2]).shape[0].fixed().unwrap_or(0);
+        let plan = self.plan(inputs[1], n_experts)?;
+        let a = self.value(inputs[0])?;
+        let (panels, biases, epilogue) = self.product(v, inputs[2], inputs.get(3).copied(), act)?;
+        let out = self.result(v)?;
+        let a_rows = if gather { RowMap::Gather(plan.row_to_token) } else { RowMap::Same };
+        let groups = Groups::ByExpert { offsets: plan.offsets };
+        let segment = Segment { a, a_rows, groups, panels, biases, epilogue, out };
+        self.push(&self.node(v).name, Body::Contract(Contract { segments: vec![segment] }));
+        Ok(())
+    }
+
+    fn take_rows(&mut self, v: ValueId, map: BufferId) -> Result<(), Diagnostic> {
+        let source = self.value(self.node(v).inputs[0])?;
+        let out = self.result(v)?;
+        let args = vec![MapArg { buffer: source, row: RowAccess::Through(map), col: ColAccess::From(0) }];
+        self.push(&self.node(v).name, Body::Map(Map { args, expr: Expr::identity(), out }));
+        Ok(())
+    }
+
+    /// One kernel for an elementwise node, with numpy's broadcasting.
+    fn elementwise(&mut self, v: ValueId, expr: Expr) -> Result<(), Diagnostic> {
+        let out_ty = self.ty(v).clone();
+        let mut args = Vec::new();
+        for &x in &self.node(v).inputs {
+            let shape = &self.ty(x).shape;
+            let rows = if shape.len() >= 2 { shape[shape.len() - 2] } else { Dim::Fixed(1) };
+            let same_rows = out_ty.shape.len() >= 2 && rows == out_ty.shape[out_ty.shape.len() - 2];
+            if shape.len() > 2 || !(same_rows || rows == Dim::Fixed(1)) {
+                return Err(self.unsupported(v, format!("operand {} does not broadcast by row or column", self.ty(x))));
+            }
+            let col = if self.ty(x).last() == out_ty.last() { ColAccess::From(0) } else { ColAccess::First };
+            let row = if same_rows { RowAccess::Same } else { RowAccess::First };
+            args.push(MapArg { buffer: self.value(x)?, row, col });
+        }
+        let out = self.result(v)?;
+        self.push(&self.node(v).name, Body::Map(Map { args, expr, out }));
+        Ok(())
+    }
+}
+
+fn binary(f: Binary) -> Expr {
+    let mut b = ExprBuilder::new();
+    let (x, y) = (b.arg(0), b.arg(1));
+    let r = b.binary(f, x, y);
+    b.finish(r)
+}
+
+fn scaled(c: f32) -> Expr {
+    let mut b = ExprBuilder::new();
+    let (c, x) = (b.constant(c), b.arg(0));
+    let r = b.binary(Binary::Mul, c, x);
+    b.finish(r)
+}
+
+fn unique(name: &str, taken: impl Fn(&str) -> bool) -> String {
+    if !taken(name) {
+        return name.to_string();
+    }
+    (2u32..).map(|i| format!("{name}_{i}")).find(|n| !taken(n)).unwrap_or_else(|| name.to_string())
+}

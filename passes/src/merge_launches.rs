@@ -1,0 +1,59 @@
+//! Puts a dense product beside a grouped one that runs at the same time: the shared expert beside the routed ones.
+//!
+//! Both become segments of one launch, so that their tiles fill the machine together. Legal when nothing between the two
+//! kernels makes what the moved one reads or reads what it makes.
+
+use moec_ir::tile::{Body, Groups, Kernel, Program};
+
+/// Merges every dense product into a grouped one where that is legal. Numeric class: exact.
+pub fn merge_launches(program: &mut Program) {
+    while let Some((dense, grouped)) = find(program) {
+        let Body::Contract(moved) = program.kernels[dense].body.clone() else { return };
+        if let Body::Contract(into) = &mut program.kernels[grouped].body {
+            into.segments.extend(moved.segments);
+        }
+        program.kernels.remove(dense);
+    }
+}
+
+fn find(program: &Program) -> Option<(usize, usize)> {
+    let is = |k: &Kernel, want_grouped: bool| match &k.body {
+        Body::Contract(c) => c.segments.iter().any(|s| matches!(s.groups, Groups::ByExpert { .. })) == want_grouped,
+        Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Combine(_) => false,
+    };
+    let kernels = &program.kernels;
+    for (d, dense) in kernels.iter().enumerate().filter(|(_, k)| is(k, false)) {
+        for (g, _) in kernels.iter().enumerate().filter(|(_, k)| is(k, true)) {
+            let between = if d < g { &kernels[d + 1..=g] } else { &kernels[g..d] };
+            if may_pass(dense, between, d < g) && same_types(program, d, g) {
+                return Some((d, g));
+            }
+        }
+    }
+    None
+}
+
+/// Whether `kernel` may run with the last (moving down) or first (moving up) of `others` instead of where it is.
+fn may_pass(kernel: &Kernel, others: &[Kernel], down: bool) -> bool {
+    let mine = kernel.body.operands();
+    others.iter().all(|other| {
+        other.body.operands().iter().all(|&(buffer, written)| {
+            mine.iter().all(|&(b, mine_written)| {
+                let conflict = b == buffer && (written || mine_written);
+                // Moving down, only what I make matters; moving up, only what they make. Both are conflicts on a buffer.
+                !(conflict && (if down { mine_written || written } else { written || mine_written }))
+            })
+        })
+    })
+}
+
+/// One launch has one kind of multiply: element types of activations and weights have to agree.
+fn same_types(program: &Program, d: usize, g: usize) -> bool {
+    let types = |k: usize| match &program.kernels[k].body {
+        Body::Contract(c) => {
+            c.segments.first().map(|s| (program.buffer(s.a).dtype, program.buffer(s.panels[0]).dtype, s.panels.len()))
+        }
+        Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Combine(_) => None,
+    };
+    types(d) == types(g)
+}

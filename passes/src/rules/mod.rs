@@ -1,0 +1,116 @@
+//! The rewrite catalogue. Rules are grouped by theme, one file each; numbers in comments are those of the literature list
+//! in `docs/rewrites.md`.
+
+mod algebra;
+mod combine;
+mod gemm;
+mod routing;
+
+use crate::language::{ENode, Facts, LayerEGraph};
+use egg::{Applier, EClass, Id, PatternAst, SearchMatches, Searcher, Subst, Symbol};
+use moec_ir::graph::Op;
+use moec_ir::{DType, NumericClass, TensorType};
+
+/// A directed rewrite of one graph node, which may look at how its operands are made.
+#[derive(Clone, Copy)]
+pub struct Rule {
+    /// Kebab-case verb phrase.
+    pub name: &'static str,
+    /// The room of the catalogue: `gemm`, `combine`, `routing`, `algebra`.
+    pub theme: &'static str,
+    /// What it does to the bits.
+    pub class: NumericClass,
+    /// When it may fire, and what it saves: one sentence.
+    pub about: &'static str,
+    /// The other ways to make the value of `node`.
+    pub rewrite: fn(&LayerEGraph, &ENode) -> Vec<Tree>,
+}
+
+/// A value to be built: an existing class, or a new node.
+#[derive(Clone, Debug)]
+pub enum Tree {
+    /// A value that exists.
+    Class(Id),
+    /// A node over other values, with its rounding point.
+    Node(Op, DType, Vec<Tree>),
+}
+
+/// Every rule, in the order of the catalogue.
+pub fn catalogue() -> Vec<Rule> {
+    [gemm::RULES, combine::RULES, routing::RULES, algebra::RULES].concat()
+}
+
+impl Tree {
+    fn add(&self, egraph: &mut LayerEGraph) -> Id {
+        match self {
+            Tree::Class(id) => *id,
+            Tree::Node(op, dtype, children) => {
+                let children = children.iter().map(|c| c.add(egraph)).collect();
+                egraph.add(ENode { op: op.clone(), dtype: *dtype, children })
+            }
+        }
+    }
+}
+
+/// The type of a class.
+fn ty(egraph: &LayerEGraph, id: Id) -> &TensorType {
+    &egraph[id].data
+}
+
+/// Every way in which `pick` reads a node of class `id`.
+fn ways<'a, T>(
+    egraph: &'a LayerEGraph,
+    id: Id,
+    pick: impl Fn(&'a ENode) -> Option<T> + 'a,
+) -> impl Iterator<Item = T> + 'a {
+    egraph[id].nodes.iter().filter_map(pick)
+}
+
+impl Rule {
+    fn all(&self, egraph: &LayerEGraph, class: &EClass<ENode, TensorType>) -> Vec<Tree> {
+        class.nodes.iter().flat_map(|n| (self.rewrite)(egraph, n)).collect()
+    }
+
+    /// The rule as `egg` wants it.
+    pub fn to_egg(self) -> egg::Rewrite<ENode, Facts> {
+        egg::Rewrite::new(self.name, self, self).expect("a rule without pattern variables should be well formed")
+    }
+}
+
+impl Searcher<ENode, Facts> for Rule {
+    fn search_eclass_with_limit(
+        &self,
+        egraph: &LayerEGraph,
+        id: Id,
+        _limit: usize,
+    ) -> Option<SearchMatches<'_, ENode>> {
+        let found = !self.all(egraph, &egraph[id]).is_empty();
+        found.then(|| SearchMatches { eclass: id, substs: vec![Subst::default()], ast: None })
+    }
+
+    fn vars(&self) -> Vec<egg::Var> {
+        Vec::new()
+    }
+}
+
+impl Applier<ENode, Facts> for Rule {
+    fn apply_one(
+        &self,
+        egraph: &mut LayerEGraph,
+        id: Id,
+        _subst: &Subst,
+        _ast: Option<&PatternAst<ENode>>,
+        _rule: Symbol,
+    ) -> Vec<Id> {
+        let trees = self.all(egraph, &egraph[id]);
+        let mut changed = Vec::new();
+        for tree in trees {
+            let new = tree.add(egraph);
+            debug_assert_eq!(egraph[new].data, egraph[id].data, "rule `{}` should keep the type", self.name);
+            if egraph.union(id, new) {
+                changed.push(id);
+            }
+        }
+        changed
+    }
+}

@@ -1,0 +1,182 @@
+//! Graph → e-graph → graph: runs the rules and takes the cheapest layer out.
+
+use crate::cost::CostModel;
+use crate::extract::extract;
+use crate::language::{ENode, Facts, LayerEGraph};
+use crate::rules::{Rule, catalogue};
+use egg::{Id, Runner, SimpleScheduler, StopReason};
+use moec_ir::graph::{Graph, Node, Op, ValueId};
+use moec_ir::{Diagnostic, Numerics, TensorType};
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+/// Limits of a saturation. Never a time: the same input has to give the same result on every machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most e-nodes.
+    pub nodes: usize,
+    /// Most rounds of all rules.
+    pub iterations: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { nodes: 10_000, iterations: 30 }
+    }
+}
+
+/// What a saturation did.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Saturation {
+    /// Rules that found something new, with the number of times, in the order of the catalogue.
+    pub fired: Vec<(String, usize)>,
+    /// E-nodes at the end.
+    pub nodes: usize,
+    /// E-classes at the end.
+    pub classes: usize,
+    /// Rounds.
+    pub iterations: usize,
+    /// Whether nothing more could be found (and no limit was hit).
+    pub saturated: bool,
+    /// Modelled time of the layer as given, in seconds.
+    pub cost_before: f64,
+    /// Modelled time of the layer that was taken out, in seconds.
+    pub cost_after: f64,
+}
+
+/// Rewrites `graph` with the rules that `numerics` allows, and takes out the cheapest equal graph.
+///
+/// # Errors
+/// `internal-error` when no finite-cost graph comes out: a rule is wrong.
+pub fn optimise(
+    graph: &Graph,
+    numerics: Numerics,
+    cost: &CostModel,
+    limits: Limits,
+) -> Result<(Graph, Saturation), Diagnostic> {
+    let rules: Vec<Rule> = catalogue().into_iter().filter(|r| numerics.allows(r.class)).collect();
+    optimise_with(graph, &rules, cost, limits)
+}
+
+/// As [`optimise`], with the rules given.
+///
+/// # Errors
+/// As [`optimise`].
+pub fn optimise_with(
+    graph: &Graph,
+    rules: &[Rule],
+    cost: &CostModel,
+    limits: Limits,
+) -> Result<(Graph, Saturation), Diagnostic> {
+    let mut egraph = LayerEGraph::new(Facts::of(graph));
+    let ids = add_graph(&mut egraph, graph);
+    let cost_before = crate::cost::graph_cost(cost, graph);
+    let rewrites: Vec<_> = rules.iter().map(|r| r.to_egg()).collect();
+    let runner = Runner::<ENode, Facts, ()>::new(Facts::of(graph))
+        .with_egraph(egraph)
+        .with_scheduler(SimpleScheduler)
+        .with_node_limit(limits.nodes)
+        .with_iter_limit(limits.iterations)
+        // A watchdog against a runaway rule, not a limit that a layer can meet.
+        .with_time_limit(Duration::from_secs(60))
+        .run(&rewrites);
+    let roots: Vec<Id> = graph.outputs.iter().map(|(_, v)| runner.egraph.find(ids[v.index()])).collect();
+    let choice = extract(&runner.egraph, &roots, cost).ok_or_else(|| {
+        Diagnostic::internal(
+            "internal-error",
+            format!("no finite way to compute `{}` came out of the e-graph", graph.name),
+        )
+    })?;
+    let out = rebuild(graph, &runner.egraph, &ids, &roots, &choice);
+    let mut fired: BTreeMap<String, usize> = BTreeMap::new();
+    for iteration in &runner.iterations {
+        // Counted into a sorted map, so the order of this map does not matter.
+        iteration.applied.iter().for_each(|(name, n)| *fired.entry(name.to_string()).or_default() += n);
+    }
+    let report = Saturation {
+        fired: rules.iter().filter_map(|r| Some((r.name.to_string(), *fired.get(r.name)?))).collect(),
+        nodes: runner.egraph.total_number_of_nodes(),
+        classes: runner.egraph.number_of_classes(),
+        iterations: runner.iterations.len(),
+        saturated: matches!(runner.stop_reason, Some(StopReason::Saturated)),
+        cost_before,
+        cost_after: crate::cost::graph_cost(cost, &out),
+    };
+    tracing::debug!(?report, "saturated");
+    Ok((out, report))
+}
+
+/// Adds every node; returns the class of each.
+fn add_graph(egraph: &mut LayerEGraph, graph: &Graph) -> Vec<Id> {
+    let mut ids: Vec<Id> = Vec::with_capacity(graph.nodes.len());
+    for node in &graph.nodes {
+        let children = node.inputs.iter().map(|v| ids[v.index()]).collect();
+        ids.push(egraph.add(ENode { op: node.op.clone(), dtype: node.ty.dtype, children }));
+    }
+    egraph.rebuild();
+    ids
+}
+
+/// Writes the chosen nodes as a graph, in depth-first order from the outputs, with the user's names where a value had one.
+fn rebuild(source: &Graph, egraph: &LayerEGraph, ids: &[Id], roots: &[Id], choice: &HashMap<Id, ENode>) -> Graph {
+    let mut original: HashMap<Id, &Node> = HashMap::new();
+    for (node, &id) in source.nodes.iter().zip(ids) {
+        // The last node of a class is the one closest to the results: its name says most.
+        original.insert(egraph.find(id), node);
+    }
+    let mut out = Graph {
+        name: source.name.clone(),
+        inputs: source.inputs.clone(),
+        params: source.params.clone(),
+        ..Graph::default()
+    };
+    let mut made: HashMap<Id, ValueId> = HashMap::new();
+    // Leaves first and in the source's order: they are the calling convention.
+    for node in source.nodes.iter().zip(ids) {
+        if matches!(node.0.op, Op::Input(_) | Op::Param(_)) {
+            let id = egraph.find(*node.1);
+            made.entry(id).or_insert_with(|| {
+                out.nodes.push(node.0.clone());
+                ValueId(out.nodes.len() as u32 - 1)
+            });
+        }
+    }
+    for &root in roots {
+        emit(egraph, root, choice, &original, &mut made, &mut out);
+    }
+    out.outputs = source.outputs.iter().zip(roots).map(|((name, _), root)| (name.clone(), made[root])).collect();
+    out
+}
+
+fn emit(
+    egraph: &LayerEGraph,
+    id: Id,
+    choice: &HashMap<Id, ENode>,
+    original: &HashMap<Id, &Node>,
+    made: &mut HashMap<Id, ValueId>,
+    out: &mut Graph,
+) {
+    let id = egraph.find(id);
+    if made.contains_key(&id) {
+        return;
+    }
+    let node = &choice[&id];
+    for &child in &node.children {
+        emit(egraph, child, choice, original, made, out);
+    }
+    let inputs = node.children.iter().map(|&c| made[&egraph.find(c)]).collect();
+    let source = original.get(&id);
+    let name = source.map_or(node.op.name(), |n| n.name.as_str());
+    let name = unique(out, name);
+    let ty: TensorType = egraph[id].data.clone();
+    out.nodes.push(Node { name, op: node.op.clone(), inputs, ty, origin: source.and_then(|n| n.origin.clone()) });
+    made.insert(id, ValueId(out.nodes.len() as u32 - 1));
+}
+
+fn unique(graph: &Graph, name: &str) -> String {
+    let taken = |n: &str| graph.nodes.iter().any(|node| node.name == n);
+    if !taken(name) {
+        return name.to_string();
+    }
+    (2u32..).map(|i| format!("{name}.{i}")).find(|n| !taken(n)).unwrap_or_else(|| name.to_string())
+}

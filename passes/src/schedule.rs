@@ -1,0 +1,61 @@
+//! Tile sizes for a machine and a range of token counts: a table, no search.
+
+use moec_ir::target::{Target, TargetKind};
+use moec_ir::tile::{Body, Contract, Groups, Kernel, Program, Schedule};
+use moec_ir::{DType, Dim};
+
+/// Chooses a schedule for every kernel. `n_tokens` is the largest token count that the variant is meant for.
+pub fn set_schedules(program: &mut Program, target: &Target, n_tokens: u64) {
+    let schedules: Vec<Schedule> = program.kernels.iter().map(|k| schedule(program, k, target, n_tokens)).collect();
+    for (kernel, schedule) in program.kernels.iter_mut().zip(schedules) {
+        kernel.schedule = schedule;
+    }
+}
+
+fn schedule(program: &Program, kernel: &Kernel, target: &Target, n_tokens: u64) -> Schedule {
+    match &kernel.body {
+        Body::Contract(c) => contract(program, c, target, n_tokens),
+        // Few rows for a block while there are few tokens: the logits of a row are the longest step.
+        Body::Rows(_) => {
+            Schedule { tile_m: if n_tokens <= 64 { 4 } else { 16 }, tile_n: 1, tile_k: 64, stages: 1, warps: 8 }
+        }
+        Body::Plan(_) => Schedule { tile_m: 1, tile_n: 1, tile_k: 1, stages: 1, warps: 32 },
+        Body::Map(_) | Body::Combine(_) => Schedule { tile_m: 1, tile_n: 1024, tile_k: 1, stages: 1, warps: 4 },
+    }
+}
+
+/// Rows of a tile follow the rows that an expert has on average; columns and depth follow from shared memory.
+fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> Schedule {
+    let grouped = c.segments.iter().find(|s| matches!(s.groups, Groups::ByExpert { .. })).or(c.segments.first());
+    let Some(segment) = grouped else { return Schedule { tile_m: 16, tile_n: 64, tile_k: 32, stages: 2, warps: 4 } };
+    let per_token = if let Dim::PerToken(n) = program.buffer(segment.out).rows { n } else { 1 };
+    let experts = program.buffer(segment.panels[0]).batch;
+    let rows = (n_tokens.saturating_mul(per_token)).div_ceil(experts.max(1));
+    let is_half =
+        program.buffer(segment.panels[0]).dtype != DType::F32 && program.buffer(segment.a).dtype != DType::F32;
+    let gated = segment.panels.len() == 2;
+    let small_smem = matches!(target.kind, TargetKind::Gpu { smem_bytes, .. } if smem_bytes < 128 * 1024);
+    let tile_m = match rows {
+        0..=16 => 16,
+        17..=48 => 32,
+        49..=96 => 64,
+        _ => 128,
+    };
+    if !is_half {
+        // Exact f32 on the ordinary units.
+        return Schedule {
+            tile_m: tile_m.min(64),
+            tile_n: if gated { 32 } else { 64 },
+            tile_k: 32,
+            stages: 2,
+            warps: 4,
+        };
+    }
+    let tile_n = if gated { 64 } else { 128 };
+    let stages = match (tile_m, small_smem) {
+        (128, true) => 2,
+        (128, false) | (_, true) => 3,
+        (_, false) => 4,
+    };
+    Schedule { tile_m, tile_n, tile_k: 64, stages, warps: if tile_m == 128 { 8 } else { 4 } }
+}
