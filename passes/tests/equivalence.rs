@@ -1,0 +1,106 @@
+//! The layer as written, rewritten, unfused and fused gives the same result.
+
+mod layers;
+
+use layers::{Layer, deepseek, plain, tensors};
+use moec_ir::expr::Real;
+use moec_ir::graph::{self, Graph};
+use moec_ir::target::Target;
+use moec_ir::tensor::Tensor;
+use moec_ir::tile::{self, Body};
+use moec_ir::{Activation, DType, Numerics};
+use moec_passes::{CompileOptions, Variant, compile};
+
+fn variants(graph: &Graph, opt_level: u8, numerics: Numerics) -> Vec<Variant> {
+    let target = Target::by_name("sm_100f").unwrap();
+    compile(graph, target, &CompileOptions { opt_level, numerics, ..CompileOptions::default() }).unwrap()
+}
+
+fn layers() -> Vec<Layer> {
+    let mut list = Vec::new();
+    for d in [DType::F32, DType::BF16] {
+        list.push(plain(d));
+        list.push(deepseek(d));
+        list.push(Layer { bias: true, act: Activation::SwiGluOai { alpha: Real(1.702), limit: Real(0.7) }, ..plain(d) });
+        list.push(Layer { shared: Some(12), shared_gate: true, ..plain(d) });
+        list.push(Layer { act: Activation::Relu2, ..deepseek(d) });
+        list.push(Layer { top_k: 6, scale: 3.0, ..plain(d) });
+        list.push(Layer { experts: 1, top_k: 1, hidden: 5, ffn: 3, ..plain(d) });
+    }
+    list
+}
+
+fn same(got: &[Tensor], want: &[Tensor], tolerance: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (g, w) in got.iter().zip(want) {
+        assert_eq!(g.ints(), w.ints(), "{what}");
+        let error = g.relative_error(w);
+        assert!(error <= tolerance, "{what}: error {error}");
+    }
+}
+
+#[test]
+fn rewriting_keeps_the_value_of_a_layer() {
+    for layer in layers() {
+        let graph = layer.graph();
+        for n_tokens in [0, 1, 7] {
+            let (inputs, params) = tensors(&graph, n_tokens, 3);
+            let want = graph::evaluate(&graph, &inputs, &params).unwrap();
+            for v in variants(&graph, 2, Numerics::Bitwise) {
+                let got = graph::evaluate(&v.graph, &inputs, &params).unwrap();
+                same(&got, &want, 0.0, &format!("{layer:?} bitwise"));
+            }
+            for v in variants(&graph, 2, Numerics::Deterministic) {
+                let got = graph::evaluate(&v.graph, &inputs, &params).unwrap();
+                same(&got, &want, if layer.dtype == DType::F32 { 1e-6 } else { 5e-3 }, &format!("{layer:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn tile_programs_compute_the_layer_at_every_level() {
+    for layer in layers() {
+        let graph = layer.graph();
+        for n_tokens in [0u64, 1, 7] {
+            let (inputs, params) = tensors(&graph, n_tokens, 5);
+            let want = graph::evaluate(&graph, &inputs, &params).unwrap();
+            for level in 0..=2 {
+                for v in variants(&graph, level, Numerics::Bitwise) {
+                    let got = tile::evaluate(&v.program, &inputs, &params, n_tokens as usize).unwrap();
+                    same(&got, &want, 0.0, &format!("{layer:?} -O{level} T={n_tokens}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_whole_layer_is_at_most_five_launches() {
+    for layer in layers() {
+        for v in variants(&layer.graph(), 2, Numerics::Deterministic) {
+            let names: Vec<&str> = v.program.kernels.iter().map(|k| k.name.as_str()).collect();
+            // A factor on a result that was already rounded cannot join the sum.
+            let late_factor = layer.scale != 1.0 && layer.selection.is_none() && layer.dtype != DType::F32;
+            assert!(names.len() <= 5 + usize::from(late_factor), "{layer:?}: {names:?}");
+        }
+    }
+}
+
+#[test]
+fn the_shared_expert_runs_beside_the_routed_ones() {
+    let v = variants(&deepseek(DType::BF16).graph(), 2, Numerics::Deterministic).remove(0);
+    let segments = v.program.kernels.iter().filter_map(|k| match &k.body {
+        Body::Contract(c) => Some(c.segments.len()),
+        _ => None,
+    });
+    assert_eq!(segments.collect::<Vec<_>>(), [2, 2]);
+}
+
+#[test]
+fn compiling_twice_gives_the_same_programs() {
+    for layer in layers() {
+        let graph = layer.graph();
+        assert_eq!(variants(&graph, 2, Numerics::Fast), variants(&graph, 2, Numerics::Fast));
+    }
+}
