@@ -1,0 +1,76 @@
+//! What a user calls a model: a directory, a config, or a layer graph.
+
+use moec_bundle::manifest::LayerInfo;
+use moec_frontend::{LayerFacts, LayerOptions, ModelConfig};
+use moec_ir::diag::Diagnostic;
+use moec_ir::graph::Graph;
+use std::path::{Path, PathBuf};
+
+/// A model whose config has been read.
+#[derive(Clone, Debug)]
+pub struct Model {
+    config: ModelConfig,
+    checkpoint: Option<PathBuf>,
+}
+
+/// One layer of a model, ready to be compiled.
+#[derive(Clone, Debug)]
+pub struct ModelLayer {
+    /// What it computes, in the unfused form.
+    pub graph: Graph,
+    /// What bundles and tables say about it.
+    pub info: LayerInfo,
+    /// The layer in numbers; `None` for a layer graph.
+    pub facts: Option<LayerFacts>,
+    /// The directory with its weights, when there is one.
+    pub checkpoint: Option<PathBuf>,
+    /// Why the weights of the checkpoint cannot be loaded, if they cannot.
+    pub not_loadable: Option<Diagnostic>,
+}
+
+impl Model {
+    /// Reads `path`: a model directory, a `config.json`, or a layer graph (`"moec_graph": 1`).
+    ///
+    /// # Errors
+    /// Those of the front end, all that were found.
+    pub fn open(path: impl AsRef<Path>) -> Result<Model, Vec<Diagnostic>> {
+        let path = path.as_ref();
+        let config = ModelConfig::open(path)?;
+        let folder = if path.is_dir() { Some(path) } else { path.parent() };
+        let checkpoint = folder.filter(|f| has_weights(f)).map(Path::to_path_buf);
+        Ok(Model { config, checkpoint })
+    }
+
+    /// Layer `number` by the model's own count, or its first MoE layer.
+    ///
+    /// # Errors
+    /// `layer-is-dense`, `layer-out-of-range`, and what contradicts itself in the config.
+    pub fn layer(&self, number: Option<u32>) -> Result<ModelLayer, Vec<Diagnostic>> {
+        let layer = self.config.layer(number, &LayerOptions::default())?;
+        let f = &layer.description;
+        let facts = [("hidden", f.hidden), ("experts", f.n_experts), ("top_k", f.top_k), ("ffn", f.ffn)];
+        let info = LayerInfo {
+            name: layer.graph.name.clone(),
+            model_type: Some(layer.model_type.clone()),
+            layer: Some(layer.layer),
+            facts: facts.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
+        };
+        Ok(ModelLayer {
+            not_loadable: layer.loadable().err(),
+            info,
+            facts: Some(layer.description),
+            graph: layer.graph,
+            checkpoint: self.checkpoint.clone(),
+        })
+    }
+}
+
+fn has_weights(folder: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(if folder.as_os_str().is_empty() { Path::new(".") } else { folder }) else {
+        return false;
+    };
+    entries.filter_map(Result::ok).any(|e| {
+        let name = e.file_name().to_string_lossy().into_owned();
+        name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+    })
+}
