@@ -355,10 +355,35 @@ impl ExprBuilder {
         map.last().copied().unwrap_or(0)
     }
 
-    /// The expression whose result is step `result`; steps after it, which nothing can use, are dropped.
-    pub fn finish(mut self, result: u32) -> Expr {
-        self.ops.truncate(result as usize + 1);
-        Expr { ops: self.ops }
+    /// The expression whose result is step `result`: the steps that it needs, each after its operands, in the order in
+    /// which a depth-first walk first leaves them. Equal computations come out equal, however they were built.
+    pub fn finish(self, result: u32) -> Expr {
+        let mut out = ExprBuilder::new();
+        let mut moved: Vec<Option<u32>> = vec![None; self.ops.len()];
+        // Operands are earlier steps, so the walk's stack is bounded by the number of steps.
+        let mut stack = vec![result];
+        while let Some(&top) = stack.last() {
+            let operands: &[u32] = match &self.ops[top as usize] {
+                ExprOp::Arg(_) | ExprOp::Const(_) => &[],
+                ExprOp::Unary(_, a) | ExprOp::Round(_, a) => &[*a],
+                ExprOp::Binary(_, a, b) => &[*a, *b],
+            };
+            if let Some(&next) = operands.iter().find(|&&o| moved[o as usize].is_none()) {
+                stack.push(next);
+                continue;
+            }
+            stack.pop();
+            let at = |o: &u32| moved[*o as usize].unwrap_or(0);
+            let op = match &self.ops[top as usize] {
+                op @ (ExprOp::Arg(_) | ExprOp::Const(_)) => op.clone(),
+                ExprOp::Unary(f, a) => ExprOp::Unary(*f, at(a)),
+                ExprOp::Round(d, a) => ExprOp::Round(*d, at(a)),
+                ExprOp::Binary(f, a, b) => ExprOp::Binary(*f, at(a), at(b)),
+            };
+            let id = out.push(op);
+            moved[top as usize] = Some(id);
+        }
+        Expr { ops: out.ops }
     }
 }
 

@@ -33,6 +33,7 @@ pub mod reference;
 pub mod shape;
 pub mod target;
 pub mod tensor;
+pub mod text;
 pub mod tile;
 pub mod weights;
 

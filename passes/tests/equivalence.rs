@@ -104,3 +104,16 @@ fn compiling_twice_gives_the_same_programs() {
         assert_eq!(variants(&graph, 2, Numerics::Fast), variants(&graph, 2, Numerics::Fast));
     }
 }
+
+#[test]
+fn printed_tile_programs_parse_back() {
+    for layer in layers() {
+        for level in 0..=2 {
+            for v in variants(&layer.graph(), level, Numerics::Deterministic) {
+                let text = v.program.to_string();
+                let parsed = tile::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+                assert_eq!(parsed, v.program, "{text}");
+            }
+        }
+    }
+}

@@ -2,7 +2,9 @@
 
 use crate::bundle::Bundle;
 use crate::canonical::sha256;
-use crate::manifest::{KernelEntry, Launch, LayerInfo, Manifest, Operand, TargetEntry, TokenRange, Variant, WorkspaceRule};
+use crate::manifest::{
+    KernelEntry, Launch, LayerInfo, Manifest, Operand, TargetEntry, TokenRange, Variant, WorkspaceRule,
+};
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Graph;
 use moec_ir::numerics::{NumericClass, Numerics};

@@ -66,8 +66,7 @@ impl Checkpoint {
         if names.iter().any(|n| n == "model.safetensors") {
             return Checkpoint::from_files(path, vec![path.join("model.safetensors")]);
         }
-        let files: Vec<PathBuf> =
-            names.iter().filter(|n| n.ends_with(".safetensors")).map(|n| path.join(n)).collect();
+        let files: Vec<PathBuf> = names.iter().filter(|n| n.ends_with(".safetensors")).map(|n| path.join(n)).collect();
         if files.is_empty() {
             return Err(not_found(path, "the directory holds no `*.safetensors` file".into()));
         }
@@ -145,7 +144,11 @@ impl Checkpoint {
         let Some(entry) = mapped.entries.get(name) else {
             return Err(Diagnostic::input(
                 "checkpoint-index-invalid",
-                format!("the index of `{}` says that `{name}` is in `{}`, but it is not", self.path.display(), shard.path.display()),
+                format!(
+                    "the index of `{}` says that `{name}` is in `{}`, but it is not",
+                    self.path.display(),
+                    shard.path.display()
+                ),
             )
             .help("index and shards belong to different versions of the model; download both again"));
         };

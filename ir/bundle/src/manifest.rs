@@ -262,8 +262,8 @@ impl Variant {
     pub fn workspace_layout(&self, rule: WorkspaceRule, n_tokens: u64) -> WorkspaceLayout {
         const ALIGN: u64 = moec_ir::abi::BUFFER_ALIGN;
         let alive = |id: usize| {
-            let mut users = (0..self.kernels.len())
-                .filter(|&k| self.kernels[k].operands.iter().any(|o| o.buffer.index() == id));
+            let mut users =
+                (0..self.kernels.len()).filter(|&k| self.kernels[k].operands.iter().any(|o| o.buffer.index() == id));
             let first = users.next();
             (first.unwrap_or(0), users.last().or(first).unwrap_or(0))
         };

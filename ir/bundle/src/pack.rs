@@ -21,12 +21,7 @@ use rayon::prelude::*;
 /// # Errors
 /// `tensor-missing`, `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-steps-mismatch`,
 /// `weight-out-of-range`, `buffer-shape-mismatch`, and those of [`Checkpoint::tensor`].
-pub fn pack_weight(
-    checkpoint: &Checkpoint,
-    param: &Param,
-    buffer: &Buffer,
-    dst: &mut [u8],
-) -> Result<(), Diagnostic> {
+pub fn pack_weight(checkpoint: &Checkpoint, param: &Param, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
     let layout = Layout::new(param, buffer, dst.len())?;
     let pieces = resolve(checkpoint, param)?;
     let per_piece = layout.rows / pieces.len().max(1) as u64;
@@ -97,7 +92,8 @@ pub fn unpack_weight(param: &Param, buffer: &Buffer, src: &[u8]) -> Result<Tenso
         src.chunks_exact(layout.pitch_bytes).for_each(|row| dense.extend_from_slice(&row[..row_bytes]));
     }
     let shape: Vec<usize> = fixed_shape(param).unwrap_or_default().into_iter().map(|n| n as usize).collect();
-    Tensor::from_bytes(buffer.dtype, &shape, &dense).ok_or_else(|| internal(param, "unpacked rows should fill the shape"))
+    Tensor::from_bytes(buffer.dtype, &shape, &dense)
+        .ok_or_else(|| internal(param, "unpacked rows should fill the shape"))
 }
 
 /// How a parameter lies in its buffer: rows of `cols` elements, `pitch_bytes` apart.
@@ -219,7 +215,9 @@ fn piece<'a>(
                 ),
             )
             .note(why)
-            .help("config.json and weights do not belong together, or the model's family stores this weight another way")
+            .help(
+                "config.json and weights do not belong together, or the model's family stores this weight another way",
+            )
         })?;
     }
     let dtype = tensor.dtype.dtype().filter(|d| {

@@ -143,10 +143,7 @@ pub(crate) fn parse_header(file: &Path, bytes: &[u8]) -> Result<BTreeMap<String,
             .help("download the file again, or check that it is safetensors and not another format")
     };
     let Some(length) = bytes.first_chunk::<8>() else {
-        return Err(truncated(
-            file,
-            format!("it has {} bytes; the shortest safetensors file has 10", bytes.len()),
-        ));
+        return Err(truncated(file, format!("it has {} bytes; the shortest safetensors file has 10", bytes.len())));
     };
     let length = u64::from_le_bytes(*length);
     let room = bytes.len() as u64 - 8;

@@ -34,7 +34,10 @@ pub fn verify_manifest(m: &Manifest) -> Result<(), Diagnostic> {
 pub(crate) fn version(found: u64, by: &str) -> Diagnostic {
     Diagnostic::input(
         "bundle-version-unsupported",
-        format!("the bundle has format {found} (written by moec {by}), but this is moec {}, which reads format {FORMAT}", env!("CARGO_PKG_VERSION")),
+        format!(
+            "the bundle has format {found} (written by moec {by}), but this is moec {}, which reads format {FORMAT}",
+            env!("CARGO_PKG_VERSION")
+        ),
     )
     .help("compile the layer again with this version of moec")
 }
@@ -133,7 +136,9 @@ fn check_kernel(
     max_tokens: u64,
 ) -> Result<(), String> {
     let symbol = |s: &str| {
-        !s.is_empty() && s.len() < 1024 && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | b'.'))
+        !s.is_empty()
+            && s.len() < 1024
+            && s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | b'.'))
     };
     ensure(symbol(&k.entry), || format!("`{}` is no symbol name", k.entry))?;
     ensure(k.operands.len() < MAX_KERNEL_PARAMS, || format!("it has {} operands", k.operands.len()))?;
@@ -145,6 +150,7 @@ fn check_kernel(
     }
     match &k.launch {
         Launch::Gpu { file, launch } => {
+            ensure(target.name != "cpu", || "it is for a GPU".into())?;
             ensure(m.files.contains_key(file), || format!("its PTX `{file}` is not in the bundle"))?;
             let sizes = launch.grid.map(|e| extent(e, max_tokens));
             let limits = [(1 << 31) - 1, 65535, 65535];
@@ -247,7 +253,10 @@ pub(crate) fn is_safe_path(path: &str) -> bool {
             && !p.starts_with('.')
             && p.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'+'))
     };
-    path.len() < 1024 && path.split('/').all(part) && path != crate::manifest::MANIFEST_FILE && path != crate::manifest::SUMS_FILE
+    path.len() < 1024
+        && path.split('/').all(part)
+        && path != crate::manifest::MANIFEST_FILE
+        && path != crate::manifest::SUMS_FILE
 }
 
 fn unique<'a>(what: &str, names: impl Iterator<Item = &'a String>) -> Result<(), String> {

@@ -17,6 +17,8 @@
 mod contract;
 mod eval;
 mod launch;
+mod parse;
+mod print;
 mod rows;
 mod schedule;
 mod verify;
@@ -24,6 +26,7 @@ mod verify;
 pub use contract::{Contract, Groups, RowMap, Segment};
 pub use eval::evaluate;
 pub use launch::{CpuLaunch, Extent, GpuLaunch};
+pub use parse::parse;
 pub use rows::{RowId, RowOp, RowOpKind, RowProgram, RowStore};
 pub use schedule::Schedule;
 pub use verify::verify;

@@ -1,0 +1,291 @@
+//! Reads the text form of tile programs, as [`super::print`] writes it.
+
+use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
+use super::{RowAccess, RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment};
+use crate::diag::Diagnostic;
+use crate::expr::Real;
+use crate::graph::{GroupScore, RenormRule, RowMask};
+use crate::text::Cursor;
+
+/// The program that `text` spells. It is well formed as text; [`super::verify`] says whether it is valid.
+///
+/// # Errors
+/// `text-syntax`, with line and column.
+pub fn parse(text: &str) -> Result<Program, Diagnostic> {
+    let mut c = Cursor::new(text);
+    c.expect("program")?;
+    let name = c.string()?;
+    c.expect("{")?;
+    let mut program = Program { name, buffers: Vec::new(), kernels: Vec::new() };
+    while !c.take("}") {
+        if c.take("kernel") {
+            program.kernels.push(kernel(&mut c)?);
+        } else {
+            let n = buffer_id(&mut c)?;
+            if n.index() != program.buffers.len() {
+                return Err(c.error(&format!("buffers in order, %{} next", program.buffers.len())));
+            }
+            program.buffers.push(buffer(&mut c)?);
+        }
+    }
+    if c.at_end() { Ok(program) } else { Err(c.error("the end")) }
+}
+
+type Parsed<T> = Result<T, Diagnostic>;
+
+fn buffer_id(c: &mut Cursor) -> Parsed<BufferId> {
+    c.expect("%")?;
+    Ok(BufferId(c.small()?))
+}
+
+fn row_id(c: &mut Cursor) -> Parsed<RowId> {
+    match c.word()?.strip_prefix('r').and_then(|n| n.parse().ok()) {
+        Some(n) => Ok(RowId(n)),
+        None => Err(c.error("a row, r0 or later, before this")),
+    }
+}
+
+fn real(c: &mut Cursor) -> Parsed<Real> {
+    Ok(Real(c.real()?))
+}
+
+fn buffer(c: &mut Cursor) -> Parsed<Buffer> {
+    c.expect("=")?;
+    let dtype = c.dtype()?;
+    c.expect("[")?;
+    let batch = c.integer()?;
+    c.expect(",")?;
+    let rows = c.dim()?;
+    c.expect(",")?;
+    let cols = c.integer()?;
+    c.expect("]")?;
+    c.expect("pitch")?;
+    let pitch = c.integer()?;
+    let role = if c.take("input") {
+        Role::Input(c.small()?)
+    } else if c.take("output") {
+        Role::Output(c.small()?)
+    } else if c.take("weight") {
+        Role::Weight(c.small()?)
+    } else {
+        c.expect("workspace")?;
+        Role::Workspace
+    };
+    Ok(Buffer { name: c.string()?, dtype, batch, rows, cols, pitch, role })
+}
+
+fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
+    let name = c.word()?.to_string();
+    c.expect("(")?;
+    let tile_m = c.small()?;
+    c.expect("x")?;
+    let tile_n = c.small()?;
+    c.expect("x")?;
+    let tile_k = c.small()?;
+    c.expect(",")?;
+    let stages = c.small()?;
+    c.expect("stages")?;
+    c.expect(",")?;
+    let warps = c.small()?;
+    c.expect("warps")?;
+    c.expect(")")?;
+    let body = match c.word()? {
+        "contract" => Body::Contract(contract(c)?),
+        "rows" => Body::Rows(rows(c)?),
+        "plan" => Body::Plan(plan(c)?),
+        "map" => {
+            let expr = c.expr()?;
+            let args = args(c)?;
+            c.expect("->")?;
+            Body::Map(Map { args, expr, out: buffer_id(c)? })
+        }
+        "combine" => Body::Combine(combine(c)?),
+        _ => return Err(c.error("contract, rows, plan, map or combine before this")),
+    };
+    Ok(Kernel { name, body, schedule: Schedule { tile_m, tile_n, tile_k, stages, warps } })
+}
+
+fn contract(c: &mut Cursor) -> Parsed<Contract> {
+    c.expect("{")?;
+    let mut segments = Vec::new();
+    while !c.take("}") {
+        let a = buffer_id(c)?;
+        let a_rows = if c.take("rows") { RowMap::Gather(buffer_id(c)?) } else { RowMap::Same };
+        let groups = if c.take("dense") {
+            Groups::Dense
+        } else {
+            c.expect("by")?;
+            Groups::ByExpert { offsets: buffer_id(c)? }
+        };
+        let (mut panels, mut biases) = (Vec::new(), Vec::new());
+        while c.take("*") {
+            panels.push(buffer_id(c)?);
+            biases.push(if c.take("+") { Some(buffer_id(c)?) } else { None });
+        }
+        c.expect(":")?;
+        let epilogue = c.expr()?;
+        c.expect("->")?;
+        segments.push(Segment { a, a_rows, groups, panels, biases, epilogue, out: buffer_id(c)? });
+    }
+    Ok(Contract { segments })
+}
+
+fn rows(c: &mut Cursor) -> Parsed<RowProgram> {
+    let rows = c.dim()?;
+    c.expect("{")?;
+    let mut p = RowProgram { rows, ops: Vec::new(), stores: Vec::new() };
+    while !c.take("}") {
+        if c.take("store") {
+            let value = row_id(c)?;
+            c.expect("->")?;
+            p.stores.push(RowStore { value, buffer: buffer_id(c)? });
+            continue;
+        }
+        if row_id(c)?.0 as usize != p.ops.len() {
+            return Err(c.error(&format!("rows in order, r{} before this", p.ops.len())));
+        }
+        c.expect("=")?;
+        let kind = row_op(c)?;
+        c.expect(":")?;
+        let dtype = c.dtype()?;
+        c.expect("[")?;
+        let width = c.integer()?;
+        c.expect("]")?;
+        p.ops.push(RowOp { kind, width, dtype });
+    }
+    Ok(p)
+}
+
+fn row_op(c: &mut Cursor) -> Parsed<RowOpKind> {
+    Ok(match c.word()? {
+        "load" => RowOpKind::Load(buffer_id(c)?),
+        "load_first" => RowOpKind::LoadFirst(buffer_id(c)?),
+        "linear" => {
+            let x = buffer_id(c)?;
+            c.expect("*")?;
+            let w = buffer_id(c)?;
+            let bias = if c.take("+") { Some(buffer_id(c)?) } else { None };
+            RowOpKind::Linear { x, w, bias }
+        }
+        "map" => {
+            let expr = c.expr()?;
+            c.expect("(")?;
+            let mut args = Vec::new();
+            while !c.take(")") {
+                if !args.is_empty() {
+                    c.expect(",")?;
+                }
+                args.push(row_id(c)?);
+            }
+            RowOpKind::Map { expr, args }
+        }
+        "softmax" => RowOpKind::Softmax(row_id(c)?),
+        "rms_norm" => {
+            let x = row_id(c)?;
+            c.expect("eps")?;
+            RowOpKind::RmsNorm { x, eps: real(c)? }
+        }
+        "group_limit" => {
+            let x = row_id(c)?;
+            c.expect("keep")?;
+            let keep = c.small()?;
+            c.expect("of")?;
+            let n_groups = c.small()?;
+            c.expect("by")?;
+            let score = if c.take("max") {
+                GroupScore::Max
+            } else {
+                c.expect("top2_sum")?;
+                GroupScore::Top2Sum
+            };
+            c.expect("fill")?;
+            let fill = if c.take("zero") {
+                RowMask::Zero
+            } else {
+                c.expect("neg_inf")?;
+                RowMask::NegInf
+            };
+            RowOpKind::GroupLimit { x, n_groups, keep, score, fill }
+        }
+        "top_k" => RowOpKind::TopK(row_id(c)?),
+        "gather" => {
+            let x = row_id(c)?;
+            c.expect(",")?;
+            RowOpKind::Gather { x, ids: row_id(c)? }
+        }
+        "renormalise" => {
+            let x = row_id(c)?;
+            let rule = match c.word()? {
+                "sum" => RenormRule::Sum { eps: real(c)? },
+                "sum_at_least" => RenormRule::SumAtLeast { min: real(c)? },
+                "p_norm" => RenormRule::PNorm { p: real(c)? },
+                _ => return Err(c.error("sum, sum_at_least or p_norm before this")),
+            };
+            RowOpKind::Renormalise { x, rule }
+        }
+        _ => return Err(c.error("a row operation before this")),
+    })
+}
+
+fn plan(c: &mut Cursor) -> Parsed<Plan> {
+    let ids = buffer_id(c)?;
+    c.expect("of")?;
+    let n_experts = c.integer()?;
+    c.expect("->")?;
+    let offsets = buffer_id(c)?;
+    c.expect(",")?;
+    let slot_to_row = buffer_id(c)?;
+    c.expect(",")?;
+    Ok(Plan { ids, n_experts, offsets, slot_to_row, row_to_token: buffer_id(c)? })
+}
+
+fn args(c: &mut Cursor) -> Parsed<Vec<MapArg>> {
+    c.expect("(")?;
+    let mut args = Vec::new();
+    while !c.take(")") {
+        if !args.is_empty() {
+            c.expect(",")?;
+        }
+        let buffer = buffer_id(c)?;
+        c.expect("[")?;
+        let row = if c.take("r") {
+            RowAccess::Same
+        } else if c.take("0") {
+            RowAccess::First
+        } else {
+            let map = buffer_id(c)?;
+            c.expect("[")?;
+            c.expect("r")?;
+            c.expect("]")?;
+            RowAccess::Through(map)
+        };
+        c.expect(",")?;
+        let col = if c.take("c") {
+            ColAccess::From(if c.take("+") { c.integer()? } else { 0 })
+        } else {
+            c.expect("0")?;
+            ColAccess::First
+        };
+        c.expect("]")?;
+        args.push(MapArg { buffer, row, col });
+    }
+    Ok(args)
+}
+
+fn combine(c: &mut Cursor) -> Parsed<Combine> {
+    let y = buffer_id(c)?;
+    let slot_to_row = if c.take("[") {
+        let map = buffer_id(c)?;
+        c.expect("]")?;
+        Some(map)
+    } else {
+        None
+    };
+    c.expect("*")?;
+    let weights = buffer_id(c)?;
+    c.expect(":")?;
+    let expr = c.expr()?;
+    let args = args(c)?;
+    c.expect("->")?;
+    Ok(Combine { y, slot_to_row, weights, args, expr, out: buffer_id(c)? })
+}

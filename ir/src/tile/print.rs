@@ -1,0 +1,184 @@
+//! The text form of tile programs. [`super::parse`] reads it back.
+
+use super::{
+    Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Program, Role, RowAccess, RowMap,
+};
+use super::{RowId, RowOp, RowOpKind, RowProgram, Segment};
+use crate::graph::{GroupScore, RenormRule, RowMask};
+use std::fmt::{Display, Formatter, Result, Write};
+
+impl Display for BufferId {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "%{}", self.0)
+    }
+}
+
+impl Display for RowId {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "r{}", self.0)
+    }
+}
+
+impl Display for Program {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        writeln!(f, "program {:?} {{", self.name)?;
+        for (i, b) in self.buffers.iter().enumerate() {
+            let role = match b.role {
+                Role::Input(n) => format!("input {n}"),
+                Role::Output(n) => format!("output {n}"),
+                Role::Weight(n) => format!("weight {n}"),
+                Role::Workspace => "workspace".to_string(),
+            };
+            writeln!(
+                f,
+                "  %{i} = {}[{}, {}, {}] pitch {} {role} {:?}",
+                b.dtype, b.batch, b.rows, b.cols, b.pitch, b.name
+            )?;
+        }
+        self.kernels.iter().try_for_each(|k| write!(f, "{k}"))?;
+        f.write_str("}\n")
+    }
+}
+
+impl Display for Kernel {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let s = &self.schedule;
+        write!(
+            f,
+            "  kernel {} ({} x {} x {}, {} stages, {} warps) ",
+            self.name, s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps
+        )?;
+        match &self.body {
+            Body::Contract(c) => write!(f, "{c}"),
+            Body::Rows(p) => write!(f, "{p}"),
+            Body::Plan(p) => {
+                writeln!(f, "plan {} of {} -> {}, {}, {}", p.ids, p.n_experts, p.offsets, p.slot_to_row, p.row_to_token)
+            }
+            Body::Map(m) => write!(f, "{m}"),
+            Body::Combine(c) => write!(f, "{c}"),
+        }
+    }
+}
+
+impl Display for Contract {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        f.write_str("contract {\n")?;
+        self.segments.iter().try_for_each(|s| write!(f, "{s}"))?;
+        f.write_str("  }\n")
+    }
+}
+
+impl Display for Segment {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "    {}", self.a)?;
+        if let RowMap::Gather(map) = self.a_rows {
+            write!(f, " rows {map}")?;
+        }
+        match self.groups {
+            Groups::Dense => f.write_str(" dense")?,
+            Groups::ByExpert { offsets } => write!(f, " by {offsets}")?,
+        }
+        for (panel, bias) in self.panels.iter().zip(&self.biases) {
+            write!(f, " * {panel}")?;
+            if let Some(b) = bias {
+                write!(f, " + {b}")?;
+            }
+        }
+        writeln!(f, " : {} -> {}", self.epilogue, self.out)
+    }
+}
+
+impl Display for RowProgram {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        writeln!(f, "rows {} {{", self.rows)?;
+        for (i, op) in self.ops.iter().enumerate() {
+            writeln!(f, "    r{i} = {op}")?;
+        }
+        for s in &self.stores {
+            writeln!(f, "    store {} -> {}", s.value, s.buffer)?;
+        }
+        f.write_str("  }\n")
+    }
+}
+
+impl Display for RowOp {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        match &self.kind {
+            RowOpKind::Load(b) => write!(f, "load {b}"),
+            RowOpKind::LoadFirst(b) => write!(f, "load_first {b}"),
+            RowOpKind::Linear { x, w, bias } => {
+                write!(f, "linear {x} * {w}")?;
+                bias.map_or(Ok(()), |b| write!(f, " + {b}"))
+            }
+            RowOpKind::Map { expr, args } => {
+                write!(f, "map {expr} (")?;
+                list(f, args)?;
+                f.write_char(')')
+            }
+            RowOpKind::Softmax(x) => write!(f, "softmax {x}"),
+            RowOpKind::RmsNorm { x, eps } => write!(f, "rms_norm {x} eps {eps}"),
+            RowOpKind::GroupLimit { x, n_groups, keep, score, fill } => {
+                let score = match score {
+                    GroupScore::Max => "max",
+                    GroupScore::Top2Sum => "top2_sum",
+                };
+                let fill = match fill {
+                    RowMask::NegInf => "neg_inf",
+                    RowMask::Zero => "zero",
+                };
+                write!(f, "group_limit {x} keep {keep} of {n_groups} by {score} fill {fill}")
+            }
+            RowOpKind::TopK(x) => write!(f, "top_k {x}"),
+            RowOpKind::Gather { x, ids } => write!(f, "gather {x}, {ids}"),
+            RowOpKind::Renormalise { x, rule } => match rule {
+                RenormRule::Sum { eps } => write!(f, "renormalise {x} sum {eps}"),
+                RenormRule::SumAtLeast { min } => write!(f, "renormalise {x} sum_at_least {min}"),
+                RenormRule::PNorm { p } => write!(f, "renormalise {x} p_norm {p}"),
+            },
+        }?;
+        write!(f, " : {}[{}]", self.dtype, self.width)
+    }
+}
+
+impl Display for Map {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "map {} (", self.expr)?;
+        list(f, &self.args)?;
+        writeln!(f, ") -> {}", self.out)
+    }
+}
+
+impl Display for MapArg {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "{}[", self.buffer)?;
+        match self.row {
+            RowAccess::Same => f.write_str("r")?,
+            RowAccess::First => f.write_str("0")?,
+            RowAccess::Through(map) => write!(f, "{map}[r]")?,
+        }
+        match self.col {
+            ColAccess::From(0) => f.write_str(", c]"),
+            ColAccess::From(n) => write!(f, ", c + {n}]"),
+            ColAccess::First => f.write_str(", 0]"),
+        }
+    }
+}
+
+impl Display for Combine {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "combine {}", self.y)?;
+        if let Some(map) = self.slot_to_row {
+            write!(f, "[{map}]")?;
+        }
+        write!(f, " * {} : {} (", self.weights, self.expr)?;
+        list(f, &self.args)?;
+        writeln!(f, ") -> {}", self.out)
+    }
+}
+
+fn list(f: &mut Formatter<'_>, items: &[impl Display]) -> Result {
+    for (i, item) in items.iter().enumerate() {
+        write!(f, "{}{item}", if i > 0 { ", " } else { "" })?;
+    }
+    Ok(())
+}
