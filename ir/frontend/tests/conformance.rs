@@ -43,7 +43,12 @@ fn check_checkpoint(dir: &Path) -> usize {
         }
         let golden = Tensors::open(&file);
         let layer = config.layer(Some(layer), &LayerOptions::default()).unwrap_or_else(|d| panic!("{name}: {d:?}"));
-        let inputs: Vec<Tensor> = layer.graph.inputs.iter().map(|i| golden.get(&i.name).unwrap_or_else(|| panic!("{name}: {}", i.name))).collect();
+        let inputs: Vec<Tensor> = layer
+            .graph
+            .inputs
+            .iter()
+            .map(|i| golden.get(&i.name).unwrap_or_else(|| panic!("{name}: {}", i.name)))
+            .collect();
         let params: Vec<Tensor> = layer
             .graph
             .params
@@ -76,13 +81,25 @@ fn same_routing(name: &str, got: (&Tensor, &Tensor), want: (&Tensor, &Tensor), t
     let k = want.0.cols();
     let rows = |t: (&Tensor, &Tensor)| -> Vec<Vec<(i64, f32)>> {
         let pairs: Vec<(i64, f32)> = t.0.ints().iter().copied().zip(t.1.floats().iter().copied()).collect();
-        pairs.chunks(k).map(|row| { let mut row = row.to_vec(); row.sort_by_key(|p| p.0); row }).collect()
+        pairs
+            .chunks(k)
+            .map(|row| {
+                let mut row = row.to_vec();
+                row.sort_by_key(|p| p.0);
+                row
+            })
+            .collect()
     };
     for (token, (g, w)) in rows(got).iter().zip(rows(want)).enumerate() {
         let ids = |row: &[(i64, f32)]| row.iter().map(|p| p.0).collect::<Vec<_>>();
         assert_eq!(ids(g), ids(&w), "{name}: experts of token {token}");
         for (a, b) in g.iter().zip(&w) {
-            assert!((a.1 - b.1).abs() <= tolerance * b.1.abs().max(0.05), "{name}: token {token}: weight {} should be {}", a.1, b.1);
+            assert!(
+                (a.1 - b.1).abs() <= tolerance * b.1.abs().max(0.05),
+                "{name}: token {token}: weight {} should be {}",
+                a.1,
+                b.1
+            );
         }
     }
 }

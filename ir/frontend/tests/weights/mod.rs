@@ -22,7 +22,10 @@ impl Tensors {
                 safetensors::Dtype::I64 => DType::I64,
                 _ => continue,
             };
-            out.insert(name, Tensor::from_bytes(dtype, view.shape(), view.data()).expect("length should fit the shape"));
+            out.insert(
+                name,
+                Tensor::from_bytes(dtype, view.shape(), view.data()).expect("length should fit the shape"),
+            );
         }
         Tensors(out)
     }
@@ -35,13 +38,16 @@ impl Tensors {
     pub fn resolve(&self, source: &WeightSource, shape: &[usize]) -> Result<Tensor, String> {
         match source {
             WeightSource::Tensor { names, steps } => {
-                let name = names.iter().find(|n| self.0.contains_key(*n)).ok_or_else(|| format!("none of {names:?}"))?;
+                let name =
+                    names.iter().find(|n| self.0.contains_key(*n)).ok_or_else(|| format!("none of {names:?}"))?;
                 steps.iter().try_fold(self.0[name].clone(), |t, s| apply(s, &t))
             }
             WeightSource::PerExpert { names, count, steps } => {
                 let at = |template: &str, e: u64| template.replace("{e}", &e.to_string());
-                let template =
-                    names.iter().find(|n| self.0.contains_key(&at(n, 0))).ok_or_else(|| format!("none of {names:?}"))?;
+                let template = names
+                    .iter()
+                    .find(|n| self.0.contains_key(&at(n, 0)))
+                    .ok_or_else(|| format!("none of {names:?}"))?;
                 let mut parts = Vec::new();
                 for e in 0..*count {
                     let t = self.0.get(&at(template, e)).ok_or_else(|| format!("no {}", at(template, e)))?;
