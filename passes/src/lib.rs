@@ -9,6 +9,7 @@ mod merge_launches;
 mod rules;
 mod saturate;
 mod schedule;
+pub mod soundness;
 
 pub use lower::lower_graph;
 pub use rules::{Rule, catalogue};

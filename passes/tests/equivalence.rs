@@ -21,7 +21,11 @@ fn layers() -> Vec<Layer> {
     for d in [DType::F32, DType::BF16] {
         list.push(plain(d));
         list.push(deepseek(d));
-        list.push(Layer { bias: true, act: Activation::SwiGluOai { alpha: Real(1.702), limit: Real(0.7) }, ..plain(d) });
+        list.push(Layer {
+            bias: true,
+            act: Activation::SwiGluOai { alpha: Real(1.702), limit: Real(0.7) },
+            ..plain(d)
+        });
         list.push(Layer { shared: Some(12), shared_gate: true, ..plain(d) });
         list.push(Layer { act: Activation::Relu2, ..deepseek(d) });
         list.push(Layer { top_k: 6, scale: 3.0, ..plain(d) });
