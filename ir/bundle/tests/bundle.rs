@@ -57,7 +57,7 @@ fn program() -> Program {
         role,
     };
     let map = |from: u32, to: u32| {
-        let arg = MapArg { buffer: BufferId(from), row: RowAccess::Same, col: ColAccess::Same };
+        let arg = MapArg { buffer: BufferId(from), row: RowAccess::Same, col: ColAccess::From(0) };
         Body::Map(Map { args: vec![arg], expr: Expr::identity(), out: BufferId(to) })
     };
     let schedule = Schedule { tile_m: 1, tile_n: 8, tile_k: 1, stages: 1, warps: 1 };

@@ -235,7 +235,7 @@ fn a_host_tensor_packs_like_a_stored_one() {
 fn empty_weights_are_fine() {
     let (_dir, c) = checkpoint(&[("w", &Tensor::float(DType::F32, &[0, 3], vec![]))]);
     let p = param(DType::F32, &[0, 3], WeightSource::tensor("w"));
-    assert_eq!(pack(&c, &p, &buffer(DType::F32, 0, 1, 3, 3)).expect("pack"), []);
+    assert!(pack(&c, &p, &buffer(DType::F32, 0, 1, 3, 3)).expect("pack").is_empty());
 }
 
 proptest! {
