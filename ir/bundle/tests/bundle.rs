@@ -165,8 +165,8 @@ fn any_flipped_bit_is_noticed() {
     let mut flips = 0;
     for file in all_files(&path) {
         let good = std::fs::read(&file).expect("read");
-        // Every byte of small files; of the manifest every third, with a changing bit, to keep the test quick.
-        let step = if good.len() > 2000 { 3 } else { 1 };
+        // Every byte of small files; of the manifest some, with a changing bit, to keep the test quick.
+        let step = if good.len() > 2000 { 13 } else { 1 };
         for at in (0..good.len()).step_by(step) {
             let mut bad = good.clone();
             bad[at] ^= 1 << (at % 8);
