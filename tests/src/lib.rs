@@ -1,1 +1,7 @@
-//! What the tests over the whole of moec share.
+//! What the tests over the whole of moec share: cases, engines, data.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "this crate is tests only")]
+
+pub mod cases;
+pub mod compare;
+pub mod data;
+pub mod engines;
