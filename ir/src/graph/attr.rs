@@ -60,7 +60,11 @@ impl Op {
             Op::Concat { axis } => vec![("axis", whole(axis))],
             Op::Half(n) => vec![("index", whole(n))],
             Op::GroupedLinearAct { act, round, gather } => {
-                vec![("activation", activation_attr(act)), ("round", word(round.name())), ("gather", Attr::Flag(*gather))]
+                vec![
+                    ("activation", activation_attr(act)),
+                    ("round", word(round.name())),
+                    ("gather", Attr::Flag(*gather)),
+                ]
             }
             Op::LinearAct { act, round } => vec![("activation", activation_attr(act)), ("round", word(round.name()))],
             Op::Combine { n_experts, scale, round, gate_round } => vec![
@@ -258,7 +262,12 @@ impl Attrs<'_> {
     }
 
     /// A word and the value of its arguments, which must be exactly those of `table` for that word.
-    fn call(&self, key: &'static str, expected: &str, table: &[(&str, &[&str])]) -> Result<(String, Vec<Real>), AttrError> {
+    fn call(
+        &self,
+        key: &'static str,
+        expected: &str,
+        table: &[(&str, &[&str])],
+    ) -> Result<(String, Vec<Real>), AttrError> {
         let unfit = || AttrError::Unfit(key, expected.to_string());
         let Attr::Word(word, args) = self.need(key)? else { return Err(unfit()) };
         let (_, names) = table.iter().find(|(n, _)| *n == word).ok_or_else(unfit)?;

@@ -3,15 +3,23 @@
 //! A [`Graph`] is a list of nodes in topological order; each node makes one value. Values refer only to earlier nodes,
 //! so a graph is acyclic by construction. Leaves are the caller's inputs and the checkpoint's parameters.
 
+mod attr;
 mod builder;
 mod eval;
 mod infer;
 mod op;
+mod parse;
+mod print;
+mod verify;
 
+pub use attr::{Attr, AttrError};
 pub use builder::GraphBuilder;
 pub use eval::{combine_expr, evaluate, evaluate_node, token_count};
 pub use infer::infer_type;
 pub use op::{GroupScore, Op, RenormRule, RowMask, Score};
+pub use parse::parse;
+pub use print::{print, source as print_source};
+pub use verify::verify;
 
 use crate::diag::Origin;
 use crate::shape::TensorType;

@@ -114,11 +114,8 @@ impl<'a> Parser<'a> {
         let found: String = self.rest().chars().take_while(|&c| c != '\n').take(20).collect();
         let found = if found.is_empty() { "the end of the line".to_string() } else { format!("`{found}`") };
         let end = self.at + self.rest().chars().next().map_or(0, char::len_utf8);
-        Diagnostic::input(
-            "graph-syntax",
-            format!("{}:{line}:{column}: expected {what}; found {found}", self.file),
-        )
-        .at(Some(Origin { file: self.file.to_string(), start: self.at, end }))
+        Diagnostic::input("graph-syntax", format!("{}:{line}:{column}: expected {what}; found {found}", self.file))
+            .at(Some(Origin { file: self.file.to_string(), start: self.at, end }))
     }
 
     fn eat(&mut self, token: &str) -> bool {
@@ -274,7 +271,8 @@ impl<'a> Parser<'a> {
                 break;
             }
             let at = self.at;
-            let key = self.word().map_err(|_| self.expected("an attribute (key=value) or the operands in parentheses"))?;
+            let key =
+                self.word().map_err(|_| self.expected("an attribute (key=value) or the operands in parentheses"))?;
             self.token("=")?;
             let attr = self.attr()?;
             attrs.push((key, at, attr));
