@@ -23,8 +23,16 @@ Exit codes: 0 done; 1 the input is wrong; 2 wrong usage, or this machine lacks s
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Explain a diagnostic code, or list the codes.
+    /// Compile a layer for one or more targets and write a bundle.
+    Compile(crate::commands::compile::Options),
+    /// Tell whether a layer can be compiled, and if not, why.
+    Check(crate::commands::check::Options),
+    /// Tell which rewrites a layer gets and what each saves, or explain a diagnostic code.
     Explain(crate::commands::explain::Options),
+    /// Show the kernels of a bundle: variants, launches, parameters.
+    Inspect(crate::commands::inspect::Options),
+    /// List the rewrites, their numeric classes and side conditions.
+    Rules(crate::commands::rules::Options),
     /// Tell what this machine has, and how to get what it lacks.
     Doctor(crate::commands::doctor::Options),
 }

@@ -4,6 +4,7 @@ mod args;
 mod bug;
 mod commands;
 mod output;
+mod progress;
 mod report;
 
 use args::{Args, Command};
@@ -41,7 +42,11 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Outcome {
     match command {
+        Command::Compile(options) => commands::compile::run(&options),
+        Command::Check(options) => commands::check::run(&options),
         Command::Explain(options) => commands::explain::run(&options),
+        Command::Inspect(options) => commands::inspect::run(&options),
+        Command::Rules(options) => commands::rules::run(&options),
         Command::Doctor(options) => commands::doctor::run(&options),
     }
 }

@@ -1,4 +1,10 @@
-//! One file for each subcommand.
+//! One file for each subcommand, and what several of them share.
 
+pub mod check;
+pub mod compile;
 pub mod doctor;
 pub mod explain;
+pub mod inspect;
+pub mod kernel_table;
+pub mod rules;
+pub mod subject;

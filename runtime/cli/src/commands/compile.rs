@@ -1,0 +1,101 @@
+//! `moec compile`: a layer to a bundle.
+
+use super::kernel_table;
+use super::subject::{CompileArgs, ModelArgs, parse_target, parse_tokens};
+use crate::output::{self, Ended, Outcome};
+use crate::progress::Progress;
+use moec::{CompileRequest, Compiled, Phase, Target, Timing};
+use std::path::PathBuf;
+
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// What to compile for: sm_80 sm_90a sm_100f sm_100a sm_103a sm_120f sm_120a, a chip (h200 b200 gb200 gb300 rtx5090), or cpu.
+    #[arg(long, short, required = true, value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
+    pub target: Vec<&'static Target>,
+    /// The directory for the bundle; an older bundle there is replaced.
+    #[arg(long, short, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Smallest and largest token count, as A..B with both included.
+    #[arg(long, value_parser = parse_tokens, value_name = "A..B", conflicts_with = "phase")]
+    pub tokens: Option<(u64, u64)>,
+    /// The token counts of a phase: decode up to 256, prefill above.
+    #[arg(long, value_enum, default_value = "both")]
+    pub phase: PhaseArg,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+    /// Say on standard error what was decided and how long each step took.
+    #[arg(long)]
+    pub remarks: bool,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum PhaseArg {
+    Decode,
+    Prefill,
+    Both,
+}
+
+pub fn run(options: &Options) -> Outcome {
+    let layer = options.model.open()?;
+    let phase = match options.phase {
+        PhaseArg::Decode => Phase::Decode,
+        PhaseArg::Prefill => Phase::Prefill,
+        PhaseArg::Both => Phase::Both,
+    };
+    let mut targets = options.target.clone();
+    targets.dedup_by_key(|t| t.name);
+    let request = CompileRequest {
+        info: layer.info.clone(),
+        numerics: options.compile.numerics,
+        opt_level: options.compile.opt_level,
+        tokens: options.tokens.unwrap_or(phase.tokens()),
+        ..CompileRequest::new(&layer.graph, targets)
+    };
+    let progress = Progress::start("compiling");
+    let compiled = moec::compile_reporting(&request, &mut |step| progress.say(step)).map_err(|d| vec![d])?;
+    drop(progress);
+    compiled.bundle.write(&options.output).map_err(|d| vec![d])?;
+    if options.remarks {
+        output::remark(&remarks(&compiled));
+    }
+    let kernels = |target: &str, variant: usize| {
+        let t = compiled.targets.iter().find(|t| t.target.name == target)?;
+        Some(t.variants.get(variant)?.program.kernels.clone())
+    };
+    output::print(&format!(
+        "{}{}",
+        kernel_table::headline(compiled.bundle.manifest()),
+        kernel_table::render(&compiled.bundle, &kernels)
+    ));
+    Ok(Ended::Well)
+}
+
+/// Decisions and times, one a line.
+fn remarks(compiled: &Compiled) -> String {
+    let mut lines = Vec::new();
+    for t in &compiled.targets {
+        for v in &t.variants {
+            let Some(s) = &v.saturation else { continue };
+            let fired: Vec<String> = s.fired.iter().map(|(name, n)| format!("{name} x{n}")).collect();
+            lines.push(format!(
+                "remark: {} {}..{}: {} e-nodes in {} rounds; modelled {:.1} us instead of {:.1} us; {}",
+                t.target.name,
+                v.tokens.0,
+                v.tokens.1,
+                s.nodes,
+                s.iterations,
+                s.cost_after * 1e6,
+                s.cost_before * 1e6,
+                fired.join(", ")
+            ));
+        }
+    }
+    lines.extend(compiled.timings.iter().map(timing_words));
+    lines.join("\n")
+}
+
+fn timing_words(t: &Timing) -> String {
+    format!("remark: {} {}: {:.1} ms", t.step, t.target.unwrap_or("all"), t.seconds * 1e3)
+}

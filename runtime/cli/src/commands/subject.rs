@@ -1,0 +1,105 @@
+//! Options and helpers that several commands share: targets, ranges, models and bundles.
+
+use moec::{Bundle, Diagnostic, Model, ModelLayer, Target};
+use moec_ir::target::{ALIASES, TARGETS};
+use std::path::{Path, PathBuf};
+
+/// Reads a target or chip name.
+pub fn parse_target(name: &str) -> Result<&'static Target, String> {
+    Target::by_name(name).ok_or_else(|| {
+        let targets: Vec<&str> = TARGETS.iter().map(|t| t.name).collect();
+        let chips: Vec<&str> = ALIASES.iter().map(|(a, _)| *a).collect();
+        format!("moec knows the targets {} and the chips {}", targets.join(", "), chips.join(", "))
+    })
+}
+
+/// Reads `A..B`: token counts from A to B, both included.
+pub fn parse_tokens(text: &str) -> Result<(u64, u64), String> {
+    let expected = || "give two numbers as A..B, both included, such as 1..4096".to_string();
+    let (a, b) = text.split_once("..").ok_or_else(expected)?;
+    let number = |t: &str| t.trim_start_matches('=').parse::<u64>().map_err(|_| expected());
+    let (a, b) = (number(a)?, number(b)?);
+    let most = moec_passes::MAX_TOKENS;
+    if a > b || b > most {
+        return Err(format!("the range {a}..{b} is not within 0..{most} in ascending order"));
+    }
+    Ok((a, b))
+}
+
+/// A model, or a layer that has been compiled before.
+pub enum Subject {
+    /// A model directory, a config or a layer graph.
+    Model(Box<Model>),
+    /// A bundle directory.
+    Bundle(Box<Bundle>),
+}
+
+/// Opens what the user named.
+pub fn open(path: &Path) -> Result<Subject, Vec<Diagnostic>> {
+    if path.join(moec_bundle::manifest::MANIFEST_FILE).is_file() {
+        return Ok(Subject::Bundle(Box::new(Bundle::open(path).map_err(|d| vec![d])?)));
+    }
+    Ok(Subject::Model(Box::new(Model::open(path)?)))
+}
+
+/// A layer of the model at `path`; remembered for a repro file.
+pub fn open_layer(path: &Path, number: Option<u32>) -> Result<ModelLayer, Vec<Diagnostic>> {
+    let layer = Model::open(path)?.layer(number)?;
+    let config = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
+    let text = std::fs::read_to_string(&config).unwrap_or_default();
+    crate::bug::working_on(format!("layer: {}\n{}:\n{text}", layer.info.name, config.display()));
+    Ok(layer)
+}
+
+/// The model argument and the layer of it.
+#[derive(clap::Args, Debug)]
+pub struct ModelArgs {
+    /// Model directory, config.json or layer graph.
+    pub model: PathBuf,
+    /// The layer, by the model's own number [default: its first MoE layer].
+    #[arg(long, value_name = "N")]
+    pub layer: Option<u32>,
+}
+
+impl ModelArgs {
+    /// The layer.
+    pub fn open(&self) -> Result<ModelLayer, Vec<Diagnostic>> {
+        open_layer(&self.model, self.layer)
+    }
+}
+
+/// How to compile; the same for every command that does.
+#[derive(clap::Args, Debug)]
+pub struct CompileArgs {
+    /// What may happen to the bits of results.
+    #[arg(long, value_parser = parse_numerics, default_value = "deterministic",
+          value_name = "bitwise|batch-invariant|deterministic|fast")]
+    pub numerics: moec::Numerics,
+    /// 0: a kernel for each operation; 1: rewrites; 2 and 3: launches are merged too.
+    #[arg(short = 'O', value_name = "LEVEL", default_value = "2", value_parser = clap::value_parser!(u8).range(0..=3))]
+    pub opt_level: u8,
+}
+
+fn parse_numerics(name: &str) -> Result<moec::Numerics, String> {
+    moec::Numerics::from_name(name).ok_or_else(|| "one of bitwise, batch-invariant, deterministic, fast".to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_ranges_include_both_ends() {
+        assert_eq!(parse_tokens("1..4096"), Ok((1, 4096)));
+        assert_eq!(parse_tokens("8..=8"), Ok((8, 8)));
+        for wrong in ["", "5", "9..1", "a..b", "0..99999999999"] {
+            assert!(parse_tokens(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_chip_stands_for_its_target() {
+        assert_eq!(parse_target("gb200").map(|t| t.name), Ok("sm_100f"));
+        assert!(parse_target("sm_42").is_err_and(|e| e.contains("sm_90a") && e.contains("rtx5090")));
+    }
+}
