@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::spec::{
-    Interleave, Launch, LaunchError, Outside, Param, Patch, PatchValue, Swizzle, TensorMap,
-    TensorType,
-};
+use super::spec::{Launch, LaunchError, Param, Patch, PatchValue, SWIZZLES, TENSOR_TYPES, TensorMap};
+use crate::tensor::swizzle::Swizzle;
+use crate::tensor::tensormap::MapElem;
 
 type Result<T> = std::result::Result<T, LaunchError>;
 
@@ -27,12 +26,8 @@ struct At<'a> {
 /// [`LaunchError::Json`] with line and column, [`LaunchError::Field`] with the path of the guilty field, what was found
 /// and what was expected.
 pub fn parse(text: &str) -> Result<Launch> {
-    let root: Value =
-        serde_json::from_str(text).map_err(|error| LaunchError::Json(error.to_string()))?;
-    let root = At {
-        path: String::new(),
-        value: &root,
-    };
+    let root: Value = serde_json::from_str(text).map_err(|error| LaunchError::Json(error.to_string()))?;
+    let root = At { path: String::new(), value: &root };
     let known = [
         "entry",
         "target",
@@ -52,49 +47,30 @@ pub fn parse(text: &str) -> Result<Launch> {
     let block = root.need(object, "block")?.triple(1024)?;
     let threads = block.iter().product::<u32>();
     if threads > 1024 {
-        return Err(root
-            .child("block")
-            .wrong(format!("{threads} threads"), "at most 1024"));
+        return Err(root.child("block").wrong(format!("{threads} threads"), "at most 1024"));
     }
     let cluster = match root.get(object, "cluster") {
         Some(at) => at.triple(16)?,
         None => [1; 3],
     };
     if cluster.iter().product::<u32>() > 16 {
-        return Err(root
-            .child("cluster")
-            .wrong(format!("{cluster:?}"), "at most 16 CTAs"));
+        return Err(root.child("cluster").wrong(format!("{cluster:?}"), "at most 16 CTAs"));
     }
     if let Some(axis) = (0..3).find(|axis| grid[*axis] % cluster[*axis] != 0) {
         let expected = format!("multiples of the cluster {cluster:?}");
-        return Err(root
-            .child(&format!("grid[{axis}]"))
-            .wrong(grid[axis].to_string(), &expected));
+        return Err(root.child(&format!("grid[{axis}]")).wrong(grid[axis].to_string(), &expected));
     }
     let dynamic_smem_bytes = match root.get(object, "dynamic_smem_bytes") {
         Some(at) => at.unsigned(232_448)? as u32,
         None => 0,
     };
-    let params = root
-        .need(object, "params")?
-        .list()?
-        .iter()
-        .map(At::param)
-        .collect::<Result<Vec<_>>>()?;
-    let outputs = root
-        .need(object, "outputs")?
-        .list()?
-        .iter()
-        .map(At::string)
-        .collect::<Result<Vec<_>>>()?;
+    let params = root.need(object, "params")?.list()?.iter().map(At::param).collect::<Result<Vec<_>>>()?;
+    let outputs = root.need(object, "outputs")?.list()?.iter().map(At::string).collect::<Result<Vec<_>>>()?;
     let tolerance = match root.get(object, "tolerance") {
         Some(at) => at.tolerance(&outputs)?,
         None => BTreeMap::new(),
     };
-    let text_of = |name: &str| {
-        root.get(object, name)
-            .map_or(Ok(String::new()), |at| at.string())
-    };
+    let text_of = |name: &str| root.get(object, name).map_or(Ok(String::new()), |at| at.string());
     Ok(Launch {
         entry: root.need(object, "entry")?.string()?,
         target: root.need(object, "target")?.string()?,
@@ -112,23 +88,12 @@ pub fn parse(text: &str) -> Result<Launch> {
 
 impl<'a> At<'a> {
     fn child(&self, name: &str) -> Self {
-        let path = if self.path.is_empty() {
-            name.to_string()
-        } else {
-            format!("{}.{name}", self.path)
-        };
-        Self {
-            path,
-            value: self.value,
-        }
+        let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
+        Self { path, value: self.value }
     }
 
     fn wrong(&self, found: String, expected: &str) -> LaunchError {
-        LaunchError::Field {
-            field: self.path.clone(),
-            found,
-            expected: expected.to_string(),
-        }
+        LaunchError::Field { field: self.path.clone(), found, expected: expected.to_string() }
     }
 
     /// An error about the value itself, shown as JSON, shortened.
@@ -147,43 +112,29 @@ impl<'a> At<'a> {
             return Err(self.unlike(&expected));
         };
         match object.keys().find(|key| !known.contains(&key.as_str())) {
-            Some(key) => Err(self
-                .child(key)
-                .wrong("an unknown field".to_string(), &expected)),
+            Some(key) => Err(self.child(key).wrong("an unknown field".to_string(), &expected)),
             None => Ok(object),
         }
     }
 
     fn get(&self, object: &'a Map<String, Value>, name: &str) -> Option<Self> {
-        object.get(name).map(|value| Self {
-            path: self.child(name).path,
-            value,
-        })
+        object.get(name).map(|value| Self { path: self.child(name).path, value })
     }
 
     fn need(&self, object: &'a Map<String, Value>, name: &str) -> Result<Self> {
-        self.get(object, name).ok_or_else(|| {
-            self.child(name)
-                .wrong("no such field".to_string(), "it to be given")
-        })
+        self.get(object, name).ok_or_else(|| self.child(name).wrong("no such field".to_string(), "it to be given"))
     }
 
     fn list(&self) -> Result<Vec<Self>> {
         let Value::Array(items) = self.value else {
             return Err(self.unlike("a list"));
         };
-        let at = |(i, value)| Self {
-            path: format!("{}[{i}]", self.path),
-            value,
-        };
+        let at = |(i, value)| Self { path: format!("{}[{i}]", self.path), value };
         Ok(items.iter().enumerate().map(at).collect())
     }
 
     fn string(&self) -> Result<String> {
-        self.value
-            .as_str()
-            .map(str::to_string)
-            .ok_or_else(|| self.unlike("a string"))
+        self.value.as_str().map(str::to_string).ok_or_else(|| self.unlike("a string"))
     }
 
     fn unsigned(&self, max: u64) -> Result<u64> {
@@ -207,9 +158,7 @@ impl<'a> At<'a> {
             Value::String(text) if text == "nan" => Ok(f64::NAN),
             Value::String(text) if text == "inf" => Ok(f64::INFINITY),
             Value::String(text) if text == "-inf" => Ok(f64::NEG_INFINITY),
-            other => other
-                .as_f64()
-                .ok_or_else(|| self.unlike("a number, \"nan\", \"inf\" or \"-inf\"")),
+            other => other.as_f64().ok_or_else(|| self.unlike("a number, \"nan\", \"inf\" or \"-inf\"")),
         }
     }
 
@@ -231,29 +180,16 @@ impl<'a> At<'a> {
 
     fn numbers(&self, min: u64, max: u64) -> Result<Vec<u64>> {
         let one = |item: &Self| match item.unsigned(max)? {
-            number if number < min => {
-                Err(item.unlike(&format!("a whole number from {min} to {max}")))
-            }
+            number if number < min => Err(item.unlike(&format!("a whole number from {min} to {max}"))),
             number => Ok(number),
         };
         self.list()?.iter().map(one).collect()
     }
 
     fn one_of<T: Copy>(&self, names: &[(&str, T)]) -> Result<T> {
-        let found = self
-            .value
-            .as_str()
-            .and_then(|text| names.iter().find(|(name, _)| *name == text));
-        let all = || {
-            names
-                .iter()
-                .map(|(name, _)| *name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        found
-            .map(|(_, value)| *value)
-            .ok_or_else(|| self.unlike(&format!("one of {}", all())))
+        let found = self.value.as_str().and_then(|text| names.iter().find(|(name, _)| *name == text));
+        let all = || names.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        found.map(|(_, value)| *value).ok_or_else(|| self.unlike(&format!("one of {}", all())))
     }
 
     fn tolerance(&self, outputs: &[String]) -> Result<BTreeMap<String, f64>> {
@@ -262,15 +198,9 @@ impl<'a> At<'a> {
         };
         let mut all = BTreeMap::new();
         for (name, value) in object {
-            let at = Self {
-                path: self.child(name).path,
-                value,
-            };
+            let at = Self { path: self.child(name).path, value };
             if !outputs.contains(name) {
-                return Err(at.wrong(
-                    format!("`{name}`"),
-                    &format!("one of the outputs {}", outputs.join(", ")),
-                ));
+                return Err(at.wrong(format!("`{name}`"), &format!("one of the outputs {}", outputs.join(", "))));
             }
             let limit = at.need(at.object(&["rel_fro"])?, "rel_fro")?;
             match limit.float()? {
@@ -301,38 +231,23 @@ impl<'a> At<'a> {
             "patch",
         ];
         let object = self.object(&KINDS)?;
-        let extra =
-            |allowed: &[&str]| match object.keys().find(|key| !allowed.contains(&key.as_str())) {
-                Some(key) => Err(self.child(key).wrong(
-                    "a field".to_string(),
-                    &format!("only {}", allowed.join(", ")),
-                )),
-                None => Ok(()),
-            };
+        let extra = |allowed: &[&str]| match object.keys().find(|key| !allowed.contains(&key.as_str())) {
+            Some(key) => Err(self.child(key).wrong("a field".to_string(), &format!("only {}", allowed.join(", ")))),
+            None => Ok(()),
+        };
         if let Some(name) = self.get(object, "buffer") {
             extra(&["buffer", "offset_bytes"])?;
-            return Ok(Param::Buffer {
-                name: name.string()?,
-                offset_bytes: self.offset(object)?,
-            });
+            return Ok(Param::Buffer { name: name.string()?, offset_bytes: self.offset(object)? });
         }
         if let Some(null) = self.get(object, "null") {
             extra(&["null"])?;
-            return if null.value == &Value::Bool(true) {
-                Ok(Param::Null)
-            } else {
-                Err(null.unlike("true"))
-            };
+            return if null.value == &Value::Bool(true) { Ok(Param::Null) } else { Err(null.unlike("true")) };
         }
         if let Some(bytes) = self.get(object, "bytes") {
             extra(&["bytes", "patch"])?;
             let bytes = bytes.hex()?;
             let patches = match self.get(object, "patch") {
-                Some(list) => list
-                    .list()?
-                    .iter()
-                    .map(|at| at.patch(bytes.len()))
-                    .collect::<Result<Vec<_>>>()?,
+                Some(list) => list.list()?.iter().map(|at| at.patch(bytes.len())).collect::<Result<Vec<_>>>()?,
                 None => Vec::new(),
             };
             return Ok(Param::Bytes { bytes, patches });
@@ -349,13 +264,9 @@ impl<'a> At<'a> {
         Ok(Param::Scalar(match kind.as_str() {
             "u8" => vec![at.unsigned(u64::from(u8::MAX))? as u8],
             "i8" => vec![at.signed(8)? as u8],
-            "u16" => (at.unsigned(u64::from(u16::MAX))? as u16)
-                .to_le_bytes()
-                .to_vec(),
+            "u16" => (at.unsigned(u64::from(u16::MAX))? as u16).to_le_bytes().to_vec(),
             "i16" => (at.signed(16)? as i16).to_le_bytes().to_vec(),
-            "u32" => (at.unsigned(u64::from(u32::MAX))? as u32)
-                .to_le_bytes()
-                .to_vec(),
+            "u32" => (at.unsigned(u64::from(u32::MAX))? as u32).to_le_bytes().to_vec(),
             "i32" => (at.signed(32)? as i32).to_le_bytes().to_vec(),
             "u64" => at.unsigned(u64::MAX)?.to_le_bytes().to_vec(),
             "i64" => at.signed(64)?.to_le_bytes().to_vec(),
@@ -366,21 +277,15 @@ impl<'a> At<'a> {
     }
 
     fn offset(&self, object: &'a Map<String, Value>) -> Result<u64> {
-        self.get(object, "offset_bytes")
-            .map_or(Ok(0), |at| at.unsigned(1 << 48))
+        self.get(object, "offset_bytes").map_or(Ok(0), |at| at.unsigned(1 << 48))
     }
 
     fn hex(&self) -> Result<Vec<u8>> {
         let expected = "an even number of hexadecimal digits";
         let text = self.value.as_str().ok_or_else(|| self.unlike(expected))?;
-        let digits = text
-            .chars()
-            .map(|c| c.to_digit(16).map(|d| d as u8))
-            .collect::<Option<Vec<u8>>>();
+        let digits = text.chars().map(|c| c.to_digit(16).map(|d| d as u8)).collect::<Option<Vec<u8>>>();
         match digits {
-            Some(digits) if digits.len() % 2 == 0 => {
-                Ok(digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect())
-            }
+            Some(digits) if digits.len() % 2 == 0 => Ok(digits.chunks(2).map(|d| d[0] << 4 | d[1]).collect()),
             _ => Err(self.unlike(expected)),
         }
     }
@@ -390,13 +295,7 @@ impl<'a> At<'a> {
         let place = self.need(object, "at")?;
         let at = place.unsigned(size as u64)? as usize;
         let (value, width) = match (self.get(object, "buffer"), self.get(object, "tensor_map")) {
-            (Some(name), None) => (
-                PatchValue::Buffer {
-                    name: name.string()?,
-                    offset_bytes: self.offset(object)?,
-                },
-                8,
-            ),
+            (Some(name), None) => (PatchValue::Buffer { name: name.string()?, offset_bytes: self.offset(object)? }, 8),
             (None, Some(map)) => (PatchValue::TensorMap(map.tensor_map()?), 128),
             _ => return Err(self.unlike("either `buffer` or `tensor_map` beside `at`")),
         };
@@ -420,7 +319,7 @@ impl<'a> At<'a> {
             "interleave",
             "oob",
         ])?;
-        let dtype = self.need(object, "dtype")?.one_of(&TensorType::NAMES)?;
+        let dtype = self.need(object, "dtype")?.one_of(&TENSOR_TYPES)?;
         let dims_at = self.need(object, "dims")?;
         let dims = dims_at.numbers(1, 1 << 32)?;
         let rank = dims.len();
@@ -429,33 +328,21 @@ impl<'a> At<'a> {
         }
         let of_rank = |at: &Self, count: usize, want: usize| {
             let found = format!("{count} numbers");
-            if count == want {
-                Ok(())
-            } else {
-                Err(at.wrong(found, &format!("{want}, since `dims` has {rank}")))
-            }
+            if count == want { Ok(()) } else { Err(at.wrong(found, &format!("{want}, since `dims` has {rank}"))) }
         };
         let strides_bytes = match self.get(object, "strides_bytes") {
             Some(at) => {
                 let strides = at.numbers(0, (1 << 40) - 1)?;
                 of_rank(&at, strides.len(), rank - 1)?;
-                let unit = if dtype == TensorType::B4x16P64 || dtype == TensorType::B6x16P32 {
-                    32
-                } else {
-                    16
-                };
+                let unit = if dtype == MapElem::B4x16P64 || dtype == MapElem::B6x16P32 { 32 } else { 16 };
                 if let Some(stride) = strides.iter().find(|stride| *stride % unit != 0) {
-                    return Err(
-                        at.wrong(format!("{stride} bytes"), &format!("multiples of {unit}"))
-                    );
+                    return Err(at.wrong(format!("{stride} bytes"), &format!("multiples of {unit}")));
                 }
                 strides
             }
             None if rank == 1 => Vec::new(),
             None => {
-                return Err(self
-                    .child("strides_bytes")
-                    .wrong("no such field".into(), "it to be given"));
+                return Err(self.child("strides_bytes").wrong("no such field".into(), "it to be given"));
             }
         };
         let box_at = self.need(object, "box")?;
@@ -470,25 +357,16 @@ impl<'a> At<'a> {
             None => vec![1; rank],
         };
         let named = |name: &str| self.get(object, name);
-        let swizzle =
-            named("swizzle").map_or(Ok(Swizzle::None), |at| at.one_of(&Swizzle::NAMES))?;
-        let interleave =
-            named("interleave").map_or(Ok(Interleave::None), |at| at.one_of(&Interleave::NAMES))?;
-        let outside = named("oob").map_or(Ok(Outside::Zero), |at| at.one_of(&Outside::NAMES))?;
-        let row_bytes = u64::from(box_dims[0]) * u64::from(dtype.shared_bits()) / 8;
-        if interleave == Interleave::None {
-            if row_bytes % 16 != 0 {
-                return Err(box_at.wrong(
-                    format!("{row_bytes} bytes innermost"),
-                    "a multiple of 16 bytes",
-                ));
-            }
-            if let Some(span) = swizzle.span_bytes()
-                && row_bytes > u64::from(span)
-            {
-                let expected = format!("at most the {span} bytes of the swizzle");
-                return Err(box_at.wrong(format!("{row_bytes} bytes innermost"), &expected));
-            }
+        let swizzle = named("swizzle").map_or(Ok(Swizzle::None), |at| at.one_of(&SWIZZLES))?;
+        named("interleave").map_or(Ok(()), |at| at.one_of(&[("none", ())]))?;
+        let fill_nan = named("oob").map_or(Ok(false), |at| at.one_of(&[("zero", false), ("nan", true)]))?;
+        let row_bytes = dtype.shared_bytes(u64::from(box_dims[0]));
+        if row_bytes % 16 != 0 {
+            return Err(box_at.wrong(format!("{row_bytes} bytes innermost"), "a multiple of 16 bytes"));
+        }
+        if swizzle != Swizzle::None && row_bytes > u64::from(swizzle.span()) {
+            let expected = format!("at most the {} bytes of the swizzle", swizzle.span());
+            return Err(box_at.wrong(format!("{row_bytes} bytes innermost"), &expected));
         }
         Ok(TensorMap {
             buffer: self.need(object, "buffer")?.string()?,
@@ -499,8 +377,7 @@ impl<'a> At<'a> {
             box_dims,
             element_strides,
             swizzle,
-            interleave,
-            outside,
+            fill_nan,
         })
     }
 }
@@ -534,32 +411,12 @@ mod tests {
         assert_eq!(launch.tolerance["c"], 0.01);
         let sizes: Vec<usize> = launch.params.iter().map(Param::size_bytes).collect();
         assert_eq!(sizes, [8, 8, 8, 4, 4, 8, 4, 2, 1, 2, 8, 8, 128]);
-        assert_eq!(
-            launch.params[1],
-            Param::Buffer {
-                name: "a".into(),
-                offset_bytes: 128
-            }
-        );
+        assert_eq!(launch.params[1], Param::Buffer { name: "a".into(), offset_bytes: 128 });
         assert_eq!(launch.params[4], Param::Scalar(vec![255; 4]));
-        assert_eq!(
-            launch.params[6],
-            Param::Scalar(1.5f32.to_le_bytes().to_vec())
-        );
-        assert_eq!(
-            launch.params[7],
-            Param::Bytes {
-                bytes: vec![0, 255],
-                patches: vec![]
-            }
-        );
-        let Param::TensorMap(map) = &launch.params[12] else {
-            panic!()
-        };
-        assert_eq!(
-            (map.swizzle, map.dtype, map.outside),
-            (Swizzle::B128, TensorType::Bf16, Outside::Zero)
-        );
+        assert_eq!(launch.params[6], Param::Scalar(1.5f32.to_le_bytes().to_vec()));
+        assert_eq!(launch.params[7], Param::Bytes { bytes: vec![0, 255], patches: vec![] });
+        let Param::TensorMap(map) = &launch.params[12] else { panic!() };
+        assert_eq!((map.swizzle, map.dtype, map.fill_nan), (Swizzle::B128, MapElem::Bf16, false));
     }
 
     #[test]
@@ -568,19 +425,13 @@ mod tests {
             error(&with(r#"{"i32": 1}, {"i16": 40000}"#)),
             "launch recipe: `params[1].i16`: found 40000, expected a whole number from -32768 to 32767"
         );
-        assert_eq!(
-            error(&with(r#"{"buffer": 3}"#)),
-            "launch recipe: `params[0].buffer`: found 3, expected a string"
-        );
+        assert_eq!(error(&with(r#"{"buffer": 3}"#)), "launch recipe: `params[0].buffer`: found 3, expected a string");
         assert_eq!(
             error(&with("").replace("[4,1,1]", "[3,1,1]")),
             "launch recipe: `grid[0]`: found 3, expected multiples of the cluster [2, 1, 1]"
         );
         assert_eq!(
-            error(&with("").replace("\"block\"", "\"blok\""))
-                .split(", expected")
-                .next()
-                .unwrap(),
+            error(&with("").replace("\"block\"", "\"blok\"")).split(", expected").next().unwrap(),
             "launch recipe: `blok`: found an unknown field"
         );
         assert_eq!(
@@ -602,18 +453,9 @@ mod tests {
                 "element_strides":[1,1],"swizzle":"128B","interleave":"none","oob":"zero"}}"#;
             error(&with(&text.replace(change.0, change.1)))
         };
-        assert!(
-            map(("\"128B\"", "\"64B\""))
-                .contains("found 128 bytes innermost, expected at most the 64 bytes")
-        );
-        assert!(
-            map(("[128],\"box\"", "[120],\"box\""))
-                .contains("found 120 bytes, expected multiples of 16")
-        );
-        assert!(
-            map(("[64,64]", "[64]"))
-                .contains("`params[0].tensor_map.box`: found 1 numbers, expected 2")
-        );
+        assert!(map(("\"128B\"", "\"64B\"")).contains("found 128 bytes innermost, expected at most the 64 bytes"));
+        assert!(map(("[128],\"box\"", "[120],\"box\"")).contains("found 120 bytes, expected multiples of 16"));
+        assert!(map(("[64,64]", "[64]")).contains("`params[0].tensor_map.box`: found 1 numbers, expected 2"));
         assert!(map(("[64,64]", "[64,257]")).contains("`params[0].tensor_map.box[1]`: found 257"));
         assert!(map(("\"bf16\"", "\"bf17\"")).contains("one of u8, u16"));
         assert!(map(("[64,64]", "[4,64]")).contains("a multiple of 16 bytes"));

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::tensor::TensorError;
+use crate::tensor::swizzle::Swizzle;
+use crate::tensor::tensormap::{self, MapElem};
+
 /// How to launch one entry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launch {
@@ -97,7 +101,7 @@ pub struct TensorMap {
     /// Where in the buffer the tensor starts.
     pub offset_bytes: u64,
     /// Element type.
-    pub dtype: TensorType,
+    pub dtype: MapElem,
     /// Elements a dimension.
     pub dims: Vec<u64>,
     /// Bytes from one index to the next, for all dimensions but the innermost.
@@ -108,157 +112,63 @@ pub struct TensorMap {
     pub element_strides: Vec<u32>,
     /// Permutation of 16-byte (or 32-byte) chunks in shared memory.
     pub swizzle: Swizzle,
-    /// Interleaved layout.
-    pub interleave: Interleave,
-    /// What reads outside the tensor give.
-    pub outside: Outside,
+    /// Whether reads outside the tensor give NaN instead of zero.
+    pub fill_nan: bool,
 }
 
-/// Element type of a tensor map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum TensorType {
-    U8,
-    U16,
-    U32,
-    I32,
-    U64,
-    I64,
-    F16,
-    F32,
-    /// f32 with denormals flushed.
-    F32Ftz,
-    F64,
-    Bf16,
-    Tf32,
-    /// tf32 with denormals flushed.
-    Tf32Ftz,
-    /// 16 4-bit elements in 8 bytes of global memory, spread to 16 bytes of shared memory.
-    B4x16P64,
-    /// 16 4-bit elements in 8 bytes, packed in shared memory too.
-    B4x16,
-    /// 16 6-bit elements in 12 bytes of global memory, spread to 16 bytes of shared memory.
-    B6x16P32,
-}
-
-impl TensorType {
-    /// Every type with its name in a launch recipe.
-    pub const NAMES: [(&'static str, Self); 16] = [
-        ("u8", Self::U8),
-        ("u16", Self::U16),
-        ("u32", Self::U32),
-        ("i32", Self::I32),
-        ("u64", Self::U64),
-        ("i64", Self::I64),
-        ("f16", Self::F16),
-        ("f32", Self::F32),
-        ("f32_ftz", Self::F32Ftz),
-        ("f64", Self::F64),
-        ("bf16", Self::Bf16),
-        ("tf32", Self::Tf32),
-        ("tf32_ftz", Self::Tf32Ftz),
-        ("b4x16_p64", Self::B4x16P64),
-        ("b4x16", Self::B4x16),
-        ("b6x16_p32", Self::B6x16P32),
-    ];
-
-    /// Width of an element in global memory.
-    #[must_use]
-    pub fn global_bits(self) -> u32 {
-        match self {
-            Self::B4x16P64 | Self::B4x16 => 4,
-            Self::B6x16P32 => 6,
-            Self::U8 => 8,
-            Self::U16 | Self::F16 | Self::Bf16 => 16,
-            Self::U32 | Self::I32 | Self::F32 | Self::F32Ftz | Self::Tf32 | Self::Tf32Ftz => 32,
-            Self::U64 | Self::I64 | Self::F64 => 64,
+impl TensorMap {
+    /// The 128-byte object for a tensor at `address`.
+    ///
+    /// # Errors
+    /// What `cuTensorMapEncodeTiled` would refuse, naming the argument.
+    pub fn encode(&self, address: u64) -> Result<[u8; tensormap::BYTES], TensorError> {
+        let filled = |list: &[u32]| std::array::from_fn(|d| list.get(d).copied().unwrap_or(1));
+        tensormap::TensorMap {
+            address,
+            elem: self.dtype,
+            rank: self.dims.len(),
+            dims: std::array::from_fn(|d| self.dims.get(d).copied().unwrap_or(1)),
+            strides: std::array::from_fn(|d| self.strides_bytes.get(d).copied().unwrap_or(0)),
+            box_dims: filled(&self.box_dims),
+            element_strides: filled(&self.element_strides),
+            interleave: 0,
+            swizzle: self.swizzle,
+            fill_nan: self.fill_nan,
         }
-    }
-
-    /// Width of an element in shared memory, padding included.
-    #[must_use]
-    pub fn shared_bits(self) -> u32 {
-        match self {
-            Self::B4x16P64 | Self::B6x16P32 => 8,
-            Self::B4x16 => 4,
-            other => other.global_bits(),
-        }
+        .encode()
     }
 }
 
-/// Swizzle mode of a tensor map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Swizzle {
-    /// Rows as they are.
-    None,
-    /// 16-byte chunks permuted within 32 bytes.
-    B32,
-    /// 16-byte chunks permuted within 64 bytes.
-    B64,
-    /// 16-byte chunks permuted within 128 bytes.
-    B128,
-    /// 32-byte chunks permuted within 128 bytes.
-    B128Atom32,
-    /// 32-byte chunks permuted within 128 bytes, halves of 8 bytes flipped on odd rows.
-    B128Atom32Flip8,
-    /// 64-byte chunks permuted within 128 bytes.
-    B128Atom64,
-}
+/// Element types with their names in a launch recipe.
+pub const TENSOR_TYPES: [(&str, MapElem); 16] = [
+    ("u8", MapElem::U8),
+    ("u16", MapElem::U16),
+    ("u32", MapElem::U32),
+    ("i32", MapElem::S32),
+    ("u64", MapElem::U64),
+    ("i64", MapElem::S64),
+    ("f16", MapElem::F16),
+    ("f32", MapElem::F32),
+    ("f32_ftz", MapElem::F32Ftz),
+    ("f64", MapElem::F64),
+    ("bf16", MapElem::Bf16),
+    ("tf32", MapElem::Tf32),
+    ("tf32_ftz", MapElem::Tf32Ftz),
+    ("b4x16_p64", MapElem::B4x16P64),
+    ("b4x16", MapElem::B4x16),
+    ("b6x16_p32", MapElem::B6x16P32),
+];
 
-impl Swizzle {
-    /// Every mode with its name in a launch recipe.
-    pub const NAMES: [(&'static str, Self); 7] = [
-        ("none", Self::None),
-        ("32B", Self::B32),
-        ("64B", Self::B64),
-        ("128B", Self::B128),
-        ("128B_atom_32B", Self::B128Atom32),
-        ("128B_atom_32B_flip_8B", Self::B128Atom32Flip8),
-        ("128B_atom_64B", Self::B128Atom64),
-    ];
-
-    /// Bytes of the row that is permuted; the innermost box extent may not be wider. `None` has no limit.
-    #[must_use]
-    pub fn span_bytes(self) -> Option<u32> {
-        match self {
-            Self::None => None,
-            Self::B32 => Some(32),
-            Self::B64 => Some(64),
-            Self::B128 | Self::B128Atom32 | Self::B128Atom32Flip8 | Self::B128Atom64 => Some(128),
-        }
-    }
-}
-
-/// Interleaved layout of a tensor map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Interleave {
-    /// Not interleaved.
-    None,
-    /// Slices of 16 bytes (NC/8HWC8).
-    B16,
-    /// Slices of 32 bytes (NC/16HWC16).
-    B32,
-}
-
-impl Interleave {
-    /// Every layout with its name in a launch recipe.
-    pub const NAMES: [(&'static str, Self); 3] =
-        [("none", Self::None), ("16B", Self::B16), ("32B", Self::B32)];
-}
-
-/// What a copy reads outside the tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outside {
-    /// Zero.
-    Zero,
-    /// A NaN that only a few instructions make.
-    Nan,
-}
-
-impl Outside {
-    /// Both with their names in a launch recipe.
-    pub const NAMES: [(&'static str, Self); 2] = [("zero", Self::Zero), ("nan", Self::Nan)];
-}
+/// Swizzle modes with their names in a launch recipe.
+pub const SWIZZLES: [(&str, Swizzle); 7] = [
+    ("none", Swizzle::None),
+    ("32B", Swizzle::B32),
+    ("64B", Swizzle::B64),
+    ("128B", Swizzle::B128),
+    ("128B_atom_32B", Swizzle::B128Atom32),
+    ("128B_atom_32B_flip_8B", Swizzle::B128Atom32Flip8),
+    ("128B_atom_64B", Swizzle::B128Atom64),
+];
 
 /// What is wrong with a launch recipe.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
