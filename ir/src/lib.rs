@@ -29,6 +29,7 @@ pub mod dtype;
 pub mod expr;
 pub mod graph;
 pub mod numerics;
+pub mod quant;
 pub mod reference;
 pub mod shape;
 pub mod target;

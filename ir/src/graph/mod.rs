@@ -3,6 +3,8 @@
 //! A [`Graph`] is a list of nodes in topological order; each node makes one value. Values refer only to earlier nodes,
 //! so a graph is acyclic by construction. Leaves are the caller's inputs and the checkpoint's parameters.
 
+#[cfg(any(test, feature = "arbitrary"))]
+pub mod arbitrary;
 mod attr;
 mod builder;
 mod eval;
