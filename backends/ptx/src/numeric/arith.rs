@@ -23,11 +23,7 @@ fn to_odd(sum: f64, error: f64) -> f64 {
     }
     // An even last bit and a non-zero error: step toward the error, which makes the bit odd.
     let toward_larger_magnitude = (error > 0.0) == (sum > 0.0);
-    f64::from_bits(if toward_larger_magnitude {
-        sum.to_bits() + 1
-    } else {
-        sum.to_bits() - 1
-    })
+    f64::from_bits(if toward_larger_magnitude { sum.to_bits() + 1 } else { sum.to_bits() - 1 })
 }
 
 /// Rounds an f64 (exact, or rounded to odd) to f32.
@@ -46,12 +42,7 @@ pub fn to_f32(x: f64, rounding: Rounding) -> f32 {
 pub fn add_f32(a: f32, b: f32, rounding: Rounding) -> f32 {
     match rounding {
         Rounding::NearestEven => a + b,
-        _ => signed_zero(
-            to_f32(add_to_odd(f64::from(a), f64::from(b)), rounding),
-            a,
-            b,
-            rounding,
-        ),
+        _ => signed_zero(to_f32(add_to_odd(f64::from(a), f64::from(b)), rounding), a, b, rounding),
     }
 }
 
@@ -140,16 +131,7 @@ fn overflow(result: f64, rounding: Rounding) -> f64 {
 /// f64 multiplication.
 #[must_use]
 pub fn mul_f64(a: f64, b: f64, rounding: Rounding) -> f64 {
-    fma_f64(
-        a,
-        b,
-        if a * b == 0.0 {
-            0f64.copysign(a * b)
-        } else {
-            -0.0
-        },
-        rounding,
-    )
+    fma_f64(a, b, if a * b == 0.0 { 0f64.copysign(a * b) } else { -0.0 }, rounding)
 }
 
 /// f64 fused multiply-add, through a 106-bit product and a wide sum.
@@ -163,10 +145,7 @@ pub fn fma_f64(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
         return overflow(nearest, rounding);
     }
     if a == 0.0 || b == 0.0 {
-        return if c == 0.0
-            && rounding == Rounding::Down
-            && (a * b).is_sign_negative() != c.is_sign_negative()
-        {
+        return if c == 0.0 && rounding == Rounding::Down && (a * b).is_sign_negative() != c.is_sign_negative() {
             -0.0
         } else {
             nearest
@@ -174,11 +153,7 @@ pub fn fma_f64(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
     }
     let order = compare_fma(a, b, c, nearest);
     if order == 0 {
-        return if nearest == 0.0 && rounding == Rounding::Down && c != 0.0 {
-            -0.0
-        } else {
-            nearest
-        };
+        return if nearest == 0.0 && rounding == Rounding::Down && c != 0.0 { -0.0 } else { nearest };
     }
     if nearest == 0.0 {
         // A product below half of the smallest subnormal.
@@ -197,21 +172,8 @@ fn compare_fma(a: f64, b: f64, c: f64, r: f64) -> i8 {
     // Sum of signed big integers over a common exponent, as little-endian limbs. The span of exponents is below 4300 bits.
     let (ma, ea) = format::split(a);
     let (mb, eb) = format::split(b);
-    let terms = [
-        (
-            u128::from(ma) * u128::from(mb),
-            ea + eb,
-            (a < 0.0) != (b < 0.0),
-        ),
-        part(c, false),
-        part(r, true),
-    ];
-    let base = terms
-        .iter()
-        .filter(|t| t.0 != 0)
-        .map(|t| t.1)
-        .min()
-        .unwrap_or(0);
+    let terms = [(u128::from(ma) * u128::from(mb), ea + eb, (a < 0.0) != (b < 0.0)), part(c, false), part(r, true)];
+    let base = terms.iter().filter(|t| t.0 != 0).map(|t| t.1).min().unwrap_or(0);
     let mut limbs = [0i64; 150];
     for (magnitude, exponent, negative) in terms {
         if magnitude == 0 {

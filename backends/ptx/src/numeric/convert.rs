@@ -27,15 +27,7 @@ impl FloatCvt {
     /// A conversion without modifiers.
     #[must_use]
     pub const fn new(from: Format, to: Format, rounding: Rounding) -> Self {
-        Self {
-            from,
-            to,
-            rounding,
-            ftz: false,
-            sat: false,
-            relu: false,
-            satfinite: false,
-        }
+        Self { from, to, rounding, ftz: false, sat: false, relu: false, satfinite: false }
     }
 }
 
@@ -50,11 +42,7 @@ pub fn float_to_float(bits: u64, cvt: &FloatCvt) -> u64 {
         x = 0f64.copysign(x);
     }
     if cvt.sat {
-        x = if x.is_nan() {
-            0.0
-        } else {
-            x.clamp(0.0, 1.0) + 0.0
-        };
+        x = if x.is_nan() { 0.0 } else { x.clamp(0.0, 1.0) + 0.0 };
     }
     let mut result = format::encode(x, &cvt.to, cvt.rounding, cvt.satfinite);
     if cvt.relu && !cvt.to.is_nan(result) && result & cvt.to.sign_mask() != 0 {
@@ -72,26 +60,15 @@ pub fn float_to_float(bits: u64, cvt: &FloatCvt) -> u64 {
 /// with only the top bit set. The result stands in the low `bits` bits.
 #[must_use]
 pub fn float_to_int(x: f64, rounding: Rounding, signed: bool, bits: u32, from_f64: bool) -> u64 {
-    let mask = if bits == 64 {
-        u64::MAX
-    } else {
-        (1 << bits) - 1
-    };
+    let mask = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
     if x.is_nan() {
-        return if from_f64 || bits == 64 {
-            1 << (bits - 1)
-        } else {
-            0
-        };
+        return if from_f64 || bits == 64 { 1 << (bits - 1) } else { 0 };
     }
     let rounded = round_to_integral(x, rounding);
     // `as` saturates at the 128-bit range, which contains every destination's.
     let value = rounded as i128;
-    let (low, high) = if signed {
-        (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
-    } else {
-        (0, (1i128 << bits) - 1)
-    };
+    let (low, high) =
+        if signed { (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) } else { (0, (1i128 << bits) - 1) };
     value.clamp(low, high) as u64 & mask
 }
 

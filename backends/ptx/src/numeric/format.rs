@@ -72,12 +72,7 @@ pub enum Rounding {
 
 impl Format {
     const fn new(exponent_bits: u32, mantissa_bits: u32, bias: i32, special: Special) -> Self {
-        Self {
-            exponent_bits,
-            mantissa_bits,
-            bias,
-            special,
-        }
+        Self { exponent_bits, mantissa_bits, bias, special }
     }
 
     /// Width in bits with the sign.
@@ -136,11 +131,7 @@ impl Format {
 #[must_use]
 pub fn decode(bits: u64, format: &Format) -> f64 {
     let magnitude = bits & (format.sign_mask() - 1);
-    let sign = if bits & format.sign_mask() != 0 {
-        -1.0
-    } else {
-        1.0
-    };
+    let sign = if bits & format.sign_mask() != 0 { -1.0 } else { 1.0 };
     if format.is_nan(bits) {
         return f64::NAN;
     }
@@ -149,21 +140,14 @@ pub fn decode(bits: u64, format: &Format) -> f64 {
     }
     let exponent = (magnitude >> format.mantissa_bits) as i32;
     let mantissa = magnitude & ((1 << format.mantissa_bits) - 1);
-    let (significand, exponent) = if exponent == 0 {
-        (mantissa, 1)
-    } else {
-        (mantissa | 1 << format.mantissa_bits, exponent)
-    };
+    let (significand, exponent) =
+        if exponent == 0 { (mantissa, 1) } else { (mantissa | 1 << format.mantissa_bits, exponent) };
     sign * significand as f64 * exp2i(exponent - format.bias - format.mantissa_bits as i32)
 }
 
 /// 2^e as f64, also where the result is subnormal.
 fn exp2i(e: i32) -> f64 {
-    if e >= -1022 {
-        f64::from_bits(((e + 1023) as u64) << 52)
-    } else {
-        f64::from_bits(1u64 << (e + 1074).max(0))
-    }
+    if e >= -1022 { f64::from_bits(((e + 1023) as u64) << 52) } else { f64::from_bits(1u64 << (e + 1074).max(0)) }
 }
 
 /// Splits a finite, non-zero f64 into `(magnitude, exponent)` with value `magnitude · 2^exponent`.
@@ -172,11 +156,7 @@ pub fn split(x: f64) -> (u64, i32) {
     let bits = x.to_bits();
     let exponent = ((bits >> 52) & 0x7ff) as i32;
     let mantissa = bits & ((1 << 52) - 1);
-    if exponent == 0 {
-        (mantissa, -1074)
-    } else {
-        (mantissa | 1 << 52, exponent - 1075)
-    }
+    if exponent == 0 { (mantissa, -1074) } else { (mantissa | 1 << 52, exponent - 1075) }
 }
 
 /// Rounds the exact value `±magnitude · 2^exponent` to `format`.
@@ -216,11 +196,7 @@ pub fn round_pack(
             Rounding::Down => negative && rest != 0,
             Rounding::Up => !negative && rest != 0,
             Rounding::Stochastic { bits, count } => {
-                let top_bits = if places >= count {
-                    rest >> (places - count)
-                } else {
-                    rest << (count - places)
-                };
+                let top_bits = if places >= count { rest >> (places - count) } else { rest << (count - places) };
                 top_bits + u128::from(bits & ((1 << count) - 1)) >= 1u128 << count
             }
         };
@@ -228,11 +204,7 @@ pub fn round_pack(
     }
     // A subnormal has exponent field 0; a carry into the hidden bit or the next exponent comes out right by addition.
     let field = (ulp + format.mantissa_bits as i32 + format.bias - 1) as u64;
-    let packed = if kept >> format.mantissa_bits == 0 {
-        kept
-    } else {
-        (field << format.mantissa_bits) + kept
-    };
+    let packed = if kept >> format.mantissa_bits == 0 { kept } else { (field << format.mantissa_bits) + kept };
     if packed > format.max_finite() {
         let stays_finite = match rounding {
             Rounding::Zero => true,
@@ -240,11 +212,7 @@ pub fn round_pack(
             Rounding::Up => negative,
             Rounding::NearestEven | Rounding::NearestAway | Rounding::Stochastic { .. } => false,
         };
-        let magnitude = if satfinite || stays_finite {
-            format.max_finite()
-        } else {
-            format.infinity()
-        };
+        let magnitude = if satfinite || stays_finite { format.max_finite() } else { format.infinity() };
         // The NaN of a format without infinity has no sign in PTX.
         return if magnitude == format.nan() && format.special == Special::NanOnly {
             magnitude
@@ -265,17 +233,9 @@ pub fn encode(x: f64, format: &Format, rounding: Rounding, satfinite: bool) -> u
     }
     let negative = x.is_sign_negative();
     if x.is_infinite() {
-        let magnitude = if satfinite {
-            format.max_finite()
-        } else {
-            format.infinity()
-        };
+        let magnitude = if satfinite { format.max_finite() } else { format.infinity() };
         let unsigned = magnitude == format.nan() && format.special == Special::NanOnly;
-        return if negative && !unsigned {
-            format.sign_mask() | magnitude
-        } else {
-            magnitude
-        };
+        return if negative && !unsigned { format.sign_mask() | magnitude } else { magnitude };
     }
     if x == 0.0 {
         return if negative { format.sign_mask() } else { 0 };
