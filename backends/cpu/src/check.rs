@@ -1,0 +1,71 @@
+//! What this backend needs of a program beyond what the verifier of the tile IR asks.
+
+use crate::error::internal;
+use moec_ir::tile::{Body, Program, RowOpKind, RowProgram, Segment, verify};
+use moec_ir::{DType, Diagnostic};
+
+/// Largest distance of two rows, in bytes: eight of them are addressed with 32-bit offsets.
+const MOST_PITCH: u64 = 1 << 24;
+/// Largest scratch memory of a row program's rows, in elements.
+const MOST_WIDTH: u64 = 1 << 20;
+
+/// Whether code can be generated for a program.
+///
+/// # Errors
+/// The verifier's first error, or `internal-error` for what this backend does not do: f64 elements, panels of different
+/// layout, rows of more than 16 MiB.
+pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
+    let mut errors = verify(program);
+    if !errors.is_empty() {
+        return Err(errors.swap_remove(0));
+    }
+    for b in &program.buffers {
+        if b.dtype == DType::F64 {
+            return Err(internal(format!("buffer `{}` is f64, which has no code", b.name)));
+        }
+        if b.pitch.saturating_mul(b.dtype.bytes() as u64) > MOST_PITCH {
+            return Err(internal(format!("rows of buffer `{}` are {} elements apart", b.name, b.pitch)));
+        }
+    }
+    for kernel in &program.kernels {
+        let wrong = match &kernel.body {
+            Body::Contract(c) => c.segments.iter().find_map(|s| segment(program, s)),
+            Body::Rows(p) => rows(program, p),
+            Body::Plan(_) | Body::Map(_) | Body::Combine(_) => None,
+        };
+        if let Some(wrong) = wrong {
+            return Err(internal(format!("kernel `{}`: {wrong}", kernel.name)));
+        }
+    }
+    Ok(())
+}
+
+fn segment(program: &Program, s: &Segment) -> Option<String> {
+    let first = program.buffer(s.panels[0]);
+    let twin = s.panels.iter().map(|&p| program.buffer(p)).find(|b| (b.dtype, b.pitch) != (first.dtype, first.pitch));
+    twin.map(|b| format!("panels `{}` and `{}` differ in type or pitch", first.name, b.name))
+}
+
+fn rows(program: &Program, p: &RowProgram) -> Option<String> {
+    p.ops.iter().enumerate().find_map(|(i, op)| {
+        let is_float = match &op.kind {
+            RowOpKind::Load(b) | RowOpKind::LoadFirst(b) => program.buffer(*b).dtype.is_float() == op.dtype.is_float(),
+            RowOpKind::Linear { bias: Some(b), .. } => program.buffer(*b).dtype.is_float(),
+            RowOpKind::Linear { bias: None, .. }
+            | RowOpKind::Map { .. }
+            | RowOpKind::Softmax(_)
+            | RowOpKind::RmsNorm { .. }
+            | RowOpKind::GroupLimit { .. }
+            | RowOpKind::TopK(_)
+            | RowOpKind::Gather { .. }
+            | RowOpKind::Renormalise { .. } => true,
+        };
+        if op.width > MOST_WIDTH {
+            Some(format!("row step {i} has {} values", op.width))
+        } else if !is_float {
+            Some(format!("row step {i} reads integers as floats or floats as integers"))
+        } else {
+            None
+        }
+    })
+}
