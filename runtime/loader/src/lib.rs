@@ -1,1 +1,45 @@
-//! Opens moec bundles, packs weights, binds tensors and launches
+//! Runs compiled layers: opens a bundle, packs the weights, binds tensors and launches.
+//!
+//! ```no_run
+//! use moec_bundle::{Bundle, Checkpoint};
+//! use moec_runtime::{Device, Layer, LoadOptions, Weights};
+//!
+//! # fn main() -> Result<(), moec_ir::Diagnostic> {
+//! let bundle = Bundle::open("target/r1")?;
+//! let weights = Weights::from_checkpoint(Checkpoint::open("models/deepseek-r1")?);
+//! let options = LoadOptions { device: Device::parse("cpu")?, max_tokens: 64, ..LoadOptions::default() };
+//! let mut layer = Layer::load(&bundle, &weights, options)?;
+//! let input = moec_ir::Tensor::float(moec_ir::DType::BF16, &[1, 7168], vec![0.0; 7168]);
+//! let run = layer.run_host(&[("input", &input)])?;
+//! println!("{:?}", run.output("output").map(|t| &t.shape));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # For engines
+//!
+//! Everything is allocated by [`Layer::load`]: packed weights, workspace for `max_tokens` tokens, the token count in
+//! device memory. Launching neither allocates nor synchronises nor reads back. On CUDA the stream is the caller's, and a
+//! launch can be captured into a graph: see [`cuda::CudaLayer`]. On the CPU see [`cpu::CpuLayer::launch`].
+//!
+//! # Features
+//!
+//! `cuda` (default) brings NVIDIA GPUs through the driver, which is looked for at run time; `emulator` (default) runs
+//! PTX on the CPU with checks. Without both the crate has no dependencies beyond reading files.
+#![warn(missing_docs)]
+
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod device;
+#[cfg(feature = "emulator")]
+pub mod emulator;
+mod host;
+mod layer;
+mod memory;
+mod plan;
+mod weights;
+
+pub use device::{Device, best_target};
+pub use layer::{Layer, LoadOptions, RunResult};
+pub use weights::Weights;

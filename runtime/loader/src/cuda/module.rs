@@ -1,0 +1,203 @@
+//! PTX modules, compiled by the driver.
+
+use super::driver::{CudaDevice, RawStream, check};
+use cudarc::driver::sys::{self, CUjit_option, CUresult};
+use moec_ir::diag::Diagnostic;
+use moec_ir::tile::GpuLaunch;
+use std::ffi::{CString, c_void};
+
+/// A module on a device; unloaded when dropped.
+#[derive(Debug)]
+pub(crate) struct Module {
+    device: CudaDevice,
+    module: sys::CUmodule,
+}
+
+// SAFETY: modules and functions of the driver API may be used from any thread.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+/// A kernel of a module. Used only while its module lives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function(sys::CUfunction);
+
+// SAFETY: as for modules.
+unsafe impl Send for Function {}
+// SAFETY: as above.
+unsafe impl Sync for Function {}
+
+/// What the driver says about a compiled kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FunctionInfo {
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Local memory of a thread in bytes; spilled registers are there.
+    pub local_bytes: u32,
+}
+
+const LOG_BYTES: usize = 16 * 1024;
+
+impl Module {
+    /// Compiles PTX on the device.
+    ///
+    /// # Errors
+    /// `ptx-rejected` with the driver's log; `cuda-driver-too-old` when the driver does not know the PTX version.
+    pub fn load(device: &CudaDevice, file: &str, ptx: &str) -> Result<Module, Diagnostic> {
+        let image = CString::new(ptx)
+            .map_err(|_| Diagnostic::input("ptx-rejected", format!("`{file}` has a zero byte, which no PTX has")))?;
+        let _entered = device.enter()?;
+        let (mut errors, mut infos) = (vec![0u8; LOG_BYTES], vec![0u8; LOG_BYTES]);
+        let mut options = [
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER,
+            CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+            CUjit_option::CU_JIT_INFO_LOG_BUFFER,
+            CUjit_option::CU_JIT_INFO_LOG_BUFFER_SIZE_BYTES,
+        ];
+        // Sizes are handed over in place of pointers. One byte less than there is: the text then always ends in zero.
+        let limit = (LOG_BYTES - 1) as *mut c_void;
+        let mut values = [errors.as_mut_ptr().cast::<c_void>(), limit, infos.as_mut_ptr().cast::<c_void>(), limit];
+        let mut module = std::ptr::null_mut();
+        // SAFETY: the image is null-terminated text; options and values have the length that is given; the buffers have
+        // the sizes that are given and outlive the call.
+        let result = unsafe {
+            sys::cuModuleLoadDataEx(
+                &mut module,
+                image.as_ptr().cast::<c_void>(),
+                options.len() as u32,
+                options.as_mut_ptr(),
+                values.as_mut_ptr(),
+            )
+        };
+        if result == CUresult::CUDA_SUCCESS {
+            return Ok(Module { device: device.clone(), module });
+        }
+        let info = device.info();
+        let failed = check(result, "compile PTX").map_or_else(|d| d.message, |()| String::new());
+        let mut d = if result == CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION {
+            Diagnostic::machine(
+                "cuda-driver-too-old",
+                format!(
+                    "the driver, for CUDA {}.{}, does not know the PTX version of `{file}`",
+                    info.driver_version / 1000,
+                    info.driver_version % 1000 / 10
+                ),
+            )
+            .help("install a newer NVIDIA driver, or compile for an older target")
+        } else {
+            Diagnostic::machine("ptx-rejected", format!("{} does not accept `{file}`: {failed}", info.name))
+        };
+        for log in [errors, infos] {
+            let text = String::from_utf8_lossy(&log);
+            for line in text.trim_end_matches('\0').lines().map(str::trim_end).filter(|l| !l.is_empty()) {
+                d = d.note(line.trim_matches('\0'));
+            }
+        }
+        Err(d)
+    }
+
+    /// The kernel called `entry`, prepared for its launch.
+    ///
+    /// # Errors
+    /// `ptx-rejected` when there is no such kernel or it cannot be launched like this.
+    pub fn function(&self, file: &str, entry: &str, launch: &GpuLaunch) -> Result<Function, Diagnostic> {
+        let rejected = |why: String| {
+            Diagnostic::machine("ptx-rejected", format!("the kernel `{entry}` of `{file}` cannot be launched: {why}"))
+        };
+        let name = CString::new(entry).map_err(|e| rejected(e.to_string()))?;
+        let _entered = self.device.enter()?;
+        let mut function = std::ptr::null_mut();
+        // SAFETY: the module is alive; the name is null-terminated.
+        check(unsafe { sys::cuModuleGetFunction(&mut function, self.module, name.as_ptr()) }, "find it")
+            .map_err(|d| rejected(d.message))?;
+        let set = |attribute, value: i32, what: &str| {
+            // SAFETY: the function is of a living module.
+            check(unsafe { sys::cuFuncSetAttribute(function, attribute, value) }, what).map_err(|d| rejected(d.message))
+        };
+        use sys::CUfunction_attribute_enum as A;
+        // Beyond 48 KiB a kernel has to ask for its dynamic shared memory; below, asking is harmless.
+        if launch.dynamic_smem_bytes > 0 {
+            let what = format!("give it {} bytes of shared memory", launch.dynamic_smem_bytes);
+            set(A::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, launch.dynamic_smem_bytes as i32, &what)?;
+        }
+        if launch.cluster > 8 {
+            set(A::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, "give it a cluster of more than 8 blocks")?;
+        }
+        Ok(Function(function))
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if let Ok(_entered) = self.device.enter() {
+            // SAFETY: loaded by `load` and unloaded once.
+            let _ = unsafe { sys::cuModuleUnload(self.module) };
+        }
+    }
+}
+
+impl Function {
+    /// Registers and local memory.
+    pub fn info(self, device: &CudaDevice) -> FunctionInfo {
+        let Ok(_entered) = device.enter() else { return FunctionInfo::default() };
+        let get = |attribute| {
+            let mut value = 0;
+            // SAFETY: the function is alive; the pointer is valid for the write. A failure leaves 0.
+            let _ = unsafe { sys::cuFuncGetAttribute(&mut value, attribute, self.0) };
+            u32::try_from(value).unwrap_or(0)
+        };
+        use sys::CUfunction_attribute_enum as A;
+        FunctionInfo {
+            registers: get(A::CU_FUNC_ATTRIBUTE_NUM_REGS),
+            local_bytes: get(A::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES),
+        }
+    }
+
+    /// Launches the kernel for up to `n_tokens` tokens. Does not allocate or wait.
+    ///
+    /// # Safety
+    /// The context is current, the module alive, and `params` are the kernel's: 64 bits each, as many as it has.
+    pub unsafe fn launch(
+        self,
+        launch: &GpuLaunch,
+        n_tokens: u64,
+        params: &mut [u64],
+        stream: RawStream,
+    ) -> Result<(), CUresult> {
+        let grid = launch.grid.map(|e| e.at(n_tokens));
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        // Whole clusters only; a kernel tolerates more blocks than it asks for.
+        let grid_x = grid[0].next_multiple_of(u64::from(launch.cluster.max(1)));
+        let mut pointers = [std::ptr::null_mut::<c_void>(); moec_bundle::MAX_KERNEL_PARAMS];
+        for (pointer, param) in pointers.iter_mut().zip(params.iter_mut()) {
+            *pointer = (param as *mut u64).cast::<c_void>();
+        }
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 },
+            },
+        };
+        let config = sys::CUlaunchConfig {
+            // Checked against the GPU's limits when the manifest was verified.
+            gridDimX: grid_x as u32,
+            gridDimY: grid[1] as u32,
+            gridDimZ: grid[2] as u32,
+            blockDimX: launch.block_threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.dynamic_smem_bytes,
+            hStream: stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(launch.cluster > 1),
+        };
+        // SAFETY: the caller's contract; the parameter list has a pointer for every parameter, and list and attribute
+        // outlive the call, which copies them.
+        let result = unsafe { sys::cuLaunchKernelEx(&config, self.0, pointers.as_mut_ptr(), std::ptr::null_mut()) };
+        if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(result) }
+    }
+}

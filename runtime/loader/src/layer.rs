@@ -1,0 +1,182 @@
+//! A loaded layer on any device.
+
+use crate::cpu::{CpuLayer, JitKernels, Pool};
+use crate::device::Device;
+use crate::host::bind_inputs;
+use crate::weights::Weights;
+use moec_bundle::{Bundle, Manifest};
+use moec_ir::Tensor;
+use moec_ir::diag::Diagnostic;
+use std::sync::Arc;
+
+/// How a layer is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Where it runs.
+    pub device: Device,
+    /// Most tokens of one run; decides how much workspace is allocated.
+    pub max_tokens: u64,
+    /// CPU: the threads; a pool of one thread for each core is made when there is none. Share one between layers.
+    pub pool: Option<Arc<Pool>>,
+    /// CPU: kernels compiled in this process, instead of the bundle's object file.
+    pub jit: Option<JitKernels>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> LoadOptions {
+        LoadOptions { device: Device::Cpu, max_tokens: 1, pool: None, jit: None }
+    }
+}
+
+/// What a run on host tensors gives.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct RunResult {
+    /// The results in the layer's order: `output`, `topk_ids`, `topk_weights`.
+    pub outputs: Vec<(String, Tensor)>,
+    /// Emulator only: what its checks found, for people. Empty is good.
+    pub findings: Vec<String>,
+    /// Name of the target that ran.
+    pub target: String,
+    /// Index of the variant that was chosen for the token count.
+    pub variant: usize,
+}
+
+impl RunResult {
+    /// The result called `name`.
+    pub fn output(&self, name: &str) -> Option<&Tensor> {
+        self.outputs.iter().find(|(n, _)| n == name).map(|(_, t)| t)
+    }
+}
+
+/// A layer that is ready to run.
+pub struct Layer {
+    manifest: Manifest,
+    engine: Engine,
+}
+
+enum Engine {
+    Cpu(Box<CpuLayer>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<crate::cuda::CudaLayer>),
+    #[cfg(feature = "emulator")]
+    Emulator(Box<crate::emulator::EmulatorLayer>),
+}
+
+impl Layer {
+    /// Loads a layer: packs its weights for the device and allocates everything that runs of up to
+    /// `options.max_tokens` tokens need.
+    ///
+    /// # Errors
+    /// Those of the bundle, of packing ([`moec_bundle::pack_weight`]) and of the device ([`CpuLayer::load`],
+    /// [`crate::cuda::CudaLayer::load`]); `device-not-built-in` when the crate was built without the device's feature.
+    pub fn load(bundle: &Bundle, weights: &Weights<'_>, options: LoadOptions) -> Result<Layer, Diagnostic> {
+        let engine = match options.device {
+            Device::Cpu => {
+                let pool = options.pool.unwrap_or_else(|| Arc::new(Pool::new(0)));
+                Engine::Cpu(Box::new(CpuLayer::load(bundle, weights, options.max_tokens, pool, options.jit)?))
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda { ordinal } => Engine::Cuda(Box::new(crate::cuda::CudaLayer::load(
+                bundle,
+                weights,
+                &crate::cuda::CudaDevice::open(ordinal)?,
+                options.max_tokens,
+            )?)),
+            #[cfg(feature = "emulator")]
+            Device::Emulator { target } => Engine::Emulator(Box::new(crate::emulator::EmulatorLayer::load(
+                bundle,
+                weights,
+                target,
+                options.max_tokens,
+            )?)),
+            #[cfg(not(all(feature = "cuda", feature = "emulator")))]
+            device => {
+                return Err(Diagnostic::machine(
+                    "device-not-built-in",
+                    format!("this build has no support for {device}"),
+                )
+                .help("build moec-runtime with the features `cuda` and `emulator`"));
+            }
+        };
+        Ok(Layer { manifest: bundle.manifest().clone(), engine })
+    }
+
+    /// What the layer is: inputs, outputs, parameters.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Name of the target that runs.
+    pub fn target(&self) -> &str {
+        &self.plan().target
+    }
+
+    /// Most tokens of one run.
+    pub fn max_tokens(&self) -> u64 {
+        self.plan().max_tokens
+    }
+
+    /// Bytes of workspace that were allocated.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.plan().workspace_bytes
+    }
+
+    /// Bytes of packed weights on the device, or mapped in place.
+    pub fn weight_bytes(&self) -> u64 {
+        self.plan().weights.iter().map(|w| w.buffer.bytes(0)).sum()
+    }
+
+    fn plan(&self) -> &crate::plan::Plan {
+        match &self.engine {
+            Engine::Cpu(l) => l.plan(),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(l) => l.plan(),
+            #[cfg(feature = "emulator")]
+            Engine::Emulator(l) => l.plan(),
+        }
+    }
+
+    /// Runs the layer on host tensors and waits for the results. `inputs` are found by name; more may be given than the
+    /// layer needs.
+    ///
+    /// # Errors
+    /// `input-missing`, `input-shape-mismatch`, `input-type-mismatch`, `too-many-tokens`, and those of the device.
+    pub fn run_host(&mut self, inputs: &[(&str, &Tensor)]) -> Result<RunResult, Diagnostic> {
+        let (inputs, n_tokens) = bind_inputs(&self.manifest.inputs, inputs)?;
+        let variant = self.plan().variant_for(n_tokens)?;
+        let (outputs, findings) = match &mut self.engine {
+            Engine::Cpu(l) => (l.run_host(&self.manifest, &inputs, n_tokens)?, Vec::new()),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(l) => (l.run_host(&self.manifest, &inputs, n_tokens)?, Vec::new()),
+            #[cfg(feature = "emulator")]
+            Engine::Emulator(l) => l.run_host(&self.manifest, &inputs, n_tokens)?,
+        };
+        let names = self.manifest.outputs.iter().map(|o| o.name.clone());
+        Ok(RunResult { outputs: names.zip(outputs).collect(), findings, target: self.target().to_string(), variant })
+    }
+
+    /// The layer on the CPU, when that is where it is.
+    pub fn as_cpu(&mut self) -> Option<&mut CpuLayer> {
+        match &mut self.engine {
+            Engine::Cpu(l) => Some(l),
+            #[cfg(any(feature = "cuda", feature = "emulator"))]
+            _ => None,
+        }
+    }
+
+    /// The layer on a GPU, when that is where it is.
+    #[cfg(feature = "cuda")]
+    pub fn as_cuda(&mut self) -> Option<&mut crate::cuda::CudaLayer> {
+        match &mut self.engine {
+            Engine::Cuda(l) => Some(l),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Layer").field("name", &self.manifest.layer.name).field("target", &self.target()).finish()
+    }
+}
