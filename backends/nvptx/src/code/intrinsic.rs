@@ -1,0 +1,144 @@
+//! The LLVM intrinsics that kernels use, with their signatures.
+//!
+//! Source: `IntrinsicsNVVM.td` of LLVM 22, checked with the functions of the linked library when a module is verified.
+
+use inkwell::AddressSpace;
+use inkwell::context::Context;
+use inkwell::module::Module;
+use inkwell::types::{BasicMetadataTypeEnum, BasicType, BasicTypeEnum};
+use inkwell::values::FunctionValue;
+
+/// One intrinsic; the index of its row in [`TABLE`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intrinsic {
+    TidX,
+    CtaidX,
+    CtaidY,
+    CtaidZ,
+    LaneId,
+    LaneMaskLt,
+    Barrier,
+    WarpBarrier,
+    ShflIdx,
+    ShflUp,
+    ShflBfly,
+    Ballot,
+    MatchAny,
+    ReduxUmax,
+    ReduxUmin,
+    CpAsync4,
+    CpAsync8,
+    CpAsync16,
+    CpAsyncCommit,
+    CpAsyncWait,
+    LdMatrix2,
+    LdMatrix4,
+    MmaBf16,
+    MmaF16,
+    PackBf16,
+    Ex2,
+    Fma,
+    Rint,
+    RoundToInt,
+    Sqrt,
+    Abs,
+    CopySign,
+    Minimum,
+    Maximum,
+    Popcount,
+}
+
+/// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `b` i1, `f` float, `g` pointer to
+/// global memory, `s` pointer to shared memory, `h` `<2 x half>`, `x` `<2 x bfloat>`; several results are a struct.
+const TABLE: [(Intrinsic, &str, &str); 35] = [
+    (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
+    (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
+    (Intrinsic::CtaidY, "llvm.nvvm.read.ptx.sreg.ctaid.y", "i()"),
+    (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
+    (Intrinsic::LaneId, "llvm.nvvm.read.ptx.sreg.laneid", "i()"),
+    (Intrinsic::LaneMaskLt, "llvm.nvvm.read.ptx.sreg.lanemask.lt", "i()"),
+    (Intrinsic::Barrier, "llvm.nvvm.barrier.cta.sync.aligned.all", "v(i)"),
+    (Intrinsic::WarpBarrier, "llvm.nvvm.bar.warp.sync", "v(i)"),
+    (Intrinsic::ShflIdx, "llvm.nvvm.shfl.sync.idx.i32", "i(iiii)"),
+    (Intrinsic::ShflUp, "llvm.nvvm.shfl.sync.up.i32", "i(iiii)"),
+    (Intrinsic::ShflBfly, "llvm.nvvm.shfl.sync.bfly.i32", "i(iiii)"),
+    (Intrinsic::Ballot, "llvm.nvvm.vote.ballot.sync", "i(ib)"),
+    (Intrinsic::MatchAny, "llvm.nvvm.match.any.sync.i32", "i(ii)"),
+    (Intrinsic::ReduxUmax, "llvm.nvvm.redux.sync.umax", "i(ii)"),
+    (Intrinsic::ReduxUmin, "llvm.nvvm.redux.sync.umin", "i(ii)"),
+    (Intrinsic::CpAsync4, "llvm.nvvm.cp.async.ca.shared.global.4.s", "v(sgi)"),
+    (Intrinsic::CpAsync8, "llvm.nvvm.cp.async.ca.shared.global.8.s", "v(sgi)"),
+    (Intrinsic::CpAsync16, "llvm.nvvm.cp.async.cg.shared.global.16.s", "v(sgi)"),
+    (Intrinsic::CpAsyncCommit, "llvm.nvvm.cp.async.commit.group", "v()"),
+    (Intrinsic::CpAsyncWait, "llvm.nvvm.cp.async.wait.group", "v(i)"),
+    (Intrinsic::LdMatrix2, "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x2.b16.p3", "ii(s)"),
+    (Intrinsic::LdMatrix4, "llvm.nvvm.ldmatrix.sync.aligned.m8n8.x4.b16.p3", "iiii(s)"),
+    (Intrinsic::MmaBf16, "llvm.nvvm.mma.m16n8k16.row.col.bf16", "ffff(iiiiiiffff)"),
+    (Intrinsic::MmaF16, "llvm.nvvm.mma.m16n8k16.row.col.f32.f32", "ffff(hhhhhhffff)"),
+    (Intrinsic::PackBf16, "llvm.nvvm.ff2bf16x2.rn", "x(ff)"),
+    (Intrinsic::Ex2, "llvm.nvvm.ex2.approx.f32", "f(f)"),
+    (Intrinsic::Fma, "llvm.fma.f32", "f(fff)"),
+    (Intrinsic::Rint, "llvm.rint.f32", "f(f)"),
+    (Intrinsic::RoundToInt, "llvm.nvvm.f2i.rn", "i(f)"),
+    (Intrinsic::Sqrt, "llvm.nvvm.sqrt.rn.f", "f(f)"),
+    (Intrinsic::Abs, "llvm.fabs.f32", "f(f)"),
+    (Intrinsic::CopySign, "llvm.copysign.f32", "f(ff)"),
+    (Intrinsic::Minimum, "llvm.minimum.f32", "f(ff)"),
+    (Intrinsic::Maximum, "llvm.maximum.f32", "f(ff)"),
+    (Intrinsic::Popcount, "llvm.ctpop.i32", "i(i)"),
+];
+
+impl Intrinsic {
+    /// Whether a call must not be moved to where fewer or more lanes reach it. LLVM marks the others itself, but calls
+    /// of `mma` are `memory(none)` and would be sunk into divergent code.
+    pub fn needs_convergent(self) -> bool {
+        matches!(self, Intrinsic::MmaBf16 | Intrinsic::MmaF16)
+    }
+}
+
+/// The intrinsics as functions of one module.
+pub struct Declarations<'c>(Vec<FunctionValue<'c>>);
+
+impl<'c> Declarations<'c> {
+    pub fn new(context: &'c Context, module: &Module<'c>) -> Declarations<'c> {
+        Declarations(TABLE.iter().map(|&(_, name, signature)| declare(context, module, name, signature)).collect())
+    }
+
+    pub fn get(&self, intrinsic: Intrinsic) -> FunctionValue<'c> {
+        self.0[intrinsic as usize]
+    }
+}
+
+fn declare<'c>(context: &'c Context, module: &Module<'c>, name: &str, signature: &str) -> FunctionValue<'c> {
+    let ty = |letter: char| -> BasicTypeEnum<'c> {
+        match letter {
+            'i' => context.i32_type().into(),
+            'b' => context.bool_type().into(),
+            'f' => context.f32_type().into(),
+            'h' => context.f16_type().vec_type(2).into(),
+            'x' => context.bf16_type().vec_type(2).into(),
+            'g' => context.ptr_type(AddressSpace::from(1)).into(),
+            's' => context.ptr_type(AddressSpace::from(3)).into(),
+            other => unreachable!("no type is written `{other}` in the table of intrinsics"),
+        }
+    };
+    let (result, params) = signature.trim_end_matches(')').split_once('(').unwrap_or((signature, ""));
+    let params: Vec<BasicMetadataTypeEnum> = params.chars().map(|l| ty(l).into()).collect();
+    let results: Vec<BasicTypeEnum> = result.chars().filter(|&l| l != 'v').map(ty).collect();
+    let function = match results.as_slice() {
+        [] => context.void_type().fn_type(&params, false),
+        [one] => one.fn_type(&params, false),
+        several => context.struct_type(several, false).fn_type(&params, false),
+    };
+    module.add_function(name, function, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_the_table_stand_in_the_order_of_the_enum() {
+        assert!(TABLE.iter().enumerate().all(|(i, row)| row.0 as usize == i));
+    }
+}

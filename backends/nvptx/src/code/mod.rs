@@ -1,0 +1,225 @@
+//! A thin typed layer over inkwell in which kernels are written.
+//!
+//! [`Code`] is one kernel being built. Its values ([`I32`], [`F32`], [`Global`], …) carry their element type and address
+//! space and have operators; control flow takes closures; variables become registers. Nothing here returns an error
+//! or panics: what LLVM's builder refuses is remembered, and [`Code::finish`] tells.
+
+mod flow;
+mod intrinsic;
+mod memory;
+mod tensor;
+mod value;
+mod warp;
+
+pub use flow::Var;
+pub use intrinsic::Intrinsic;
+pub use tensor::MmaType;
+pub use value::{Bool, F32, Global, I32, I64, Shared, ToI32, ToI64, Value};
+
+use inkwell::AddressSpace;
+use inkwell::attributes::{Attribute, AttributeLoc};
+use inkwell::builder::{Builder, BuilderError};
+use inkwell::context::Context;
+use inkwell::module::Module;
+use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, CallSiteValue, FunctionValue, PointerValue};
+use intrinsic::Declarations;
+use std::cell::RefCell;
+
+/// Address space of global memory.
+const GLOBAL: u16 = 1;
+/// Address space of a block's shared memory.
+const SHARED: u16 = 3;
+/// LLVM's calling convention `ptx_kernel`.
+const PTX_KERNEL: u32 = 71;
+
+/// A kernel being built.
+pub struct Code<'c> {
+    context: &'c Context,
+    builder: Builder<'c>,
+    /// Stands at the end of the entry block, which holds only variables.
+    entry: Builder<'c>,
+    function: FunctionValue<'c>,
+    intrinsics: Declarations<'c>,
+    dynamic_shared: PointerValue<'c>,
+    fault: RefCell<Option<String>>,
+}
+
+/// A parameter of a kernel: a pointer to global memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Param {
+    /// Whether the kernel only reads through it, and no other parameter reaches the same memory to write it.
+    pub read_only: bool,
+}
+
+impl<'c> Code<'c> {
+    /// Starts the kernel `name` for blocks of exactly `threads` threads, with pointers to global memory as parameters.
+    pub fn new(context: &'c Context, module: &Module<'c>, name: &str, params: &[Param], threads: u32) -> Code<'c> {
+        let pointer = context.ptr_type(AddressSpace::from(GLOBAL));
+        let types = vec![pointer.into(); params.len()];
+        let function = module.add_function(name, context.void_type().fn_type(&types, false), None);
+        function.set_call_conventions(PTX_KERNEL);
+        let reqntid = context.create_string_attribute("nvvm.reqntid", &threads.to_string());
+        function.add_attribute(AttributeLoc::Function, reqntid);
+        function.add_attribute(AttributeLoc::Function, flag(context, "nounwind"));
+        for (i, param) in params.iter().enumerate().filter(|(_, p)| p.read_only) {
+            // Together they let LLVM use the read-only path (`ld.global.nc`).
+            let _ = param;
+            for name in ["noalias", "readonly"] {
+                function.add_attribute(AttributeLoc::Param(i as u32), flag(context, name));
+            }
+        }
+        let bytes = context.i8_type().array_type(0);
+        let shared = module.add_global(bytes, Some(AddressSpace::from(SHARED)), "shared_memory");
+        shared.set_alignment(128);
+        let (builder, entry) = (context.create_builder(), context.create_builder());
+        let [variables, start] = ["entry", "start"].map(|n| context.append_basic_block(function, n));
+        entry.position_at_end(variables);
+        builder.position_at_end(start);
+        let intrinsics = Declarations::new(context, module);
+        let dynamic_shared = shared.as_pointer_value();
+        let code = Code { context, builder, entry, function, intrinsics, dynamic_shared, fault: RefCell::new(None) };
+        code
+    }
+
+    /// Ends the kernel.
+    ///
+    /// # Errors
+    /// What LLVM's builder refused first.
+    pub fn finish(&self) -> Result<(), String> {
+        self.check(self.builder.build_return(None));
+        if let Some(start) = self.function.get_basic_blocks().get(1) {
+            self.check(self.entry.build_unconditional_branch(*start));
+        }
+        self.fault.borrow_mut().take().map_or(Ok(()), Err)
+    }
+
+    /// The n-th parameter.
+    pub fn param(&'c self, n: usize) -> Global<'c> {
+        let pointer = match self.function.get_nth_param(n as u32) {
+            Some(BasicValueEnum::PointerValue(p)) => p,
+            _ => {
+                self.fail("a kernel asked for a parameter that it does not have");
+                self.context.ptr_type(AddressSpace::from(GLOBAL)).const_null()
+            }
+        };
+        Global { code: self, v: pointer }
+    }
+
+    /// The start of the block's dynamic shared memory.
+    pub fn shared(&'c self) -> Shared<'c> {
+        Shared { code: self, v: self.dynamic_shared }
+    }
+
+    pub fn i32(&'c self, x: u32) -> I32<'c> {
+        I32 { code: self, v: self.context.i32_type().const_int(x.into(), false) }
+    }
+
+    pub fn i64(&'c self, x: u64) -> I64<'c> {
+        I64 { code: self, v: self.context.i64_type().const_int(x, false) }
+    }
+
+    pub fn f32(&'c self, x: f32) -> F32<'c> {
+        // By its bits: a NaN keeps its payload, and nothing goes through decimal text.
+        self.i32(x.to_bits()).as_f32()
+    }
+
+    pub fn bool(&'c self, x: bool) -> Bool<'c> {
+        Bool { code: self, v: self.context.bool_type().const_int(x.into(), false) }
+    }
+
+    /// The number of the thread in its block.
+    pub fn thread(&'c self) -> I32<'c> {
+        self.call_i32(Intrinsic::TidX, &[])
+    }
+
+    /// The number of the thread in its warp.
+    pub fn lane(&'c self) -> I32<'c> {
+        self.thread() & 31
+    }
+
+    /// The number of the warp in its block, the same register for all its lanes.
+    pub fn warp(&'c self) -> I32<'c> {
+        self.from_lane(self.thread() >> 5, 0)
+    }
+
+    /// The number of the block along x.
+    pub fn block_x(&'c self) -> I32<'c> {
+        self.call_i32(Intrinsic::CtaidX, &[])
+    }
+
+    /// The number of the block along y.
+    pub fn block_y(&'c self) -> I32<'c> {
+        self.call_i32(Intrinsic::CtaidY, &[])
+    }
+
+    /// The number of the block along z.
+    pub fn block_z(&'c self) -> I32<'c> {
+        self.call_i32(Intrinsic::CtaidZ, &[])
+    }
+
+    /// The mask of the lanes before this one.
+    pub fn lanes_before(&'c self) -> I32<'c> {
+        self.call_i32(Intrinsic::LaneMaskLt, &[])
+    }
+
+    fn call(&'c self, intrinsic: Intrinsic, args: &[BasicMetadataValueEnum<'c>]) -> Option<CallSiteValue<'c>> {
+        let call = self.builder.build_call(self.intrinsics.get(intrinsic), args, "");
+        match call {
+            Ok(call) => {
+                if intrinsic.needs_convergent() {
+                    call.add_attribute(AttributeLoc::Function, flag(self.context, "convergent"));
+                }
+                Some(call)
+            }
+            Err(e) => {
+                self.fail(&format!("a call of {intrinsic:?}: {e}"));
+                None
+            }
+        }
+    }
+
+    fn call_i32(&'c self, intrinsic: Intrinsic, args: &[BasicMetadataValueEnum<'c>]) -> I32<'c> {
+        match self.call(intrinsic, args).and_then(|c| c.try_as_basic_value().basic()) {
+            Some(BasicValueEnum::IntValue(v)) => I32 { code: self, v },
+            _ => {
+                self.fail(&format!("{intrinsic:?} gave no integer"));
+                self.i32(0)
+            }
+        }
+    }
+
+    fn call_f32(&'c self, intrinsic: Intrinsic, args: &[BasicMetadataValueEnum<'c>]) -> F32<'c> {
+        match self.call(intrinsic, args).and_then(|c| c.try_as_basic_value().basic()) {
+            Some(BasicValueEnum::FloatValue(v)) => F32 { code: self, v },
+            _ => {
+                self.fail(&format!("{intrinsic:?} gave no float"));
+                self.f32(0.0)
+            }
+        }
+    }
+
+    /// The value, or `otherwise` after remembering the fault.
+    fn take<T>(&self, result: Result<T, BuilderError>, otherwise: impl Into<T>) -> T {
+        match result {
+            Ok(value) => value,
+            Err(e) => {
+                self.fail(&e.to_string());
+                otherwise.into()
+            }
+        }
+    }
+
+    fn check<T>(&self, result: Result<T, BuilderError>) {
+        if let Err(e) = result {
+            self.fail(&e.to_string());
+        }
+    }
+
+    fn fail(&self, what: &str) {
+        self.fault.borrow_mut().get_or_insert_with(|| what.to_string());
+    }
+}
+
+fn flag(context: &Context, name: &str) -> Attribute {
+    context.create_enum_attribute(Attribute::get_named_enum_kind_id(name), 0)
+}

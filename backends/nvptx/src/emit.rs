@@ -1,0 +1,116 @@
+//! From a program to PTX, one module and one LLVM context for each kernel.
+
+use crate::code::Code;
+use crate::kernel::{self, Design, Kernel};
+use crate::{machine, sm80};
+use inkwell::context::Context;
+use moec_ir::Diagnostic;
+use moec_ir::target::{Target, TargetKind};
+use moec_ir::tile::{self, Body, GpuLaunch, Program};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// One kernel, compiled for one GPU target.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GpuKernelImage {
+    /// Index into the program's kernels.
+    pub kernel: usize,
+    /// Name of the `.entry`.
+    pub entry: String,
+    /// PTX text of a module with this one entry.
+    pub ptx: String,
+    /// The optimised LLVM IR, when asked for.
+    pub llvm_ir: Option<String>,
+    /// How it is launched.
+    pub launch: GpuLaunch,
+}
+
+/// What to emit beside PTX, and how.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EmitOptions {
+    /// Keep the optimised LLVM IR.
+    pub llvm_ir: bool,
+    /// Threads to compile on; 0 for as many as the machine has.
+    pub threads: usize,
+}
+
+/// Compiles every kernel of a verified program for one GPU target. Same program and target, same bytes.
+///
+/// # Errors
+/// `not-a-gpu-target` for the CPU; `element-type-not-on-gpu` and `row-too-wide` for what no kernel computes;
+/// `internal-error`, with the LLVM IR as a note, when LLVM refuses the code.
+pub fn emit(program: &Program, target: &Target) -> Result<Vec<GpuKernelImage>, Diagnostic> {
+    emit_with(program, target, &EmitOptions::default())
+}
+
+/// As [`emit`], with options.
+///
+/// # Errors
+/// As [`emit`].
+pub fn emit_with(program: &Program, target: &Target, options: &EmitOptions) -> Result<Vec<GpuKernelImage>, Diagnostic> {
+    let n = program.kernels.len();
+    let results: Vec<Mutex<Option<Result<GpuKernelImage, Diagnostic>>>> = (0..n).map(|_| Mutex::new(None)).collect();
+    let threads = match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, |t| t.get()),
+        given => given,
+    };
+    let next = AtomicUsize::new(0);
+    let work = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(slot) = results.get(i) else { return };
+            let image = emit_kernel(program, i, target, options);
+            *slot.lock().unwrap_or_else(|e| e.into_inner()) = Some(image);
+        }
+    };
+    if threads.min(n) <= 1 {
+        work();
+    } else {
+        std::thread::scope(|scope| (0..threads.min(n)).for_each(|_| drop(scope.spawn(work))));
+    }
+    let missing = || Err(Diagnostic::internal("internal-error", "a kernel was never compiled"));
+    let take = |slot: Mutex<Option<_>>| slot.into_inner().unwrap_or_else(|e| e.into_inner()).unwrap_or_else(missing);
+    results.into_iter().map(take).collect()
+}
+
+fn emit_kernel(
+    program: &Program,
+    n: usize,
+    target: &Target,
+    options: &EmitOptions,
+) -> Result<GpuKernelImage, Diagnostic> {
+    let TargetKind::Gpu { ptx_version, smem_bytes, .. } = target.kind else {
+        return Err(Diagnostic::input("not-a-gpu-target", format!("`{}` is not a GPU target", target.name)));
+    };
+    let kernel = &program.kernels[n];
+    kernel::check_types(program, &kernel.body)?;
+    let Design { launch, body } = design(program, kernel, smem_bytes)?;
+    let context = Context::create();
+    let module = context.create_module(&kernel.name);
+    let broken = |what: String, ir: String| {
+        Diagnostic::internal("internal-error", format!("kernel `{}` for {}: {what}", kernel.name, target.name)).note(ir)
+    };
+    let machine = machine::machine(target.name, ptx_version).map_err(|e| broken(e, String::new()))?;
+    machine::prepare(&module, &machine);
+    let params = kernel::params(&kernel.body);
+    let code = Code::new(&context, &module, &kernel.name, &params, launch.block_threads);
+    body(&Kernel::new(&code, program, &kernel.body));
+    code.finish()
+        .and_then(|()| machine::optimise(&module, &machine))
+        .map_err(|e| broken(e, module.print_to_string().to_string()))?;
+    let llvm_ir = options.llvm_ir.then(|| module.print_to_string().to_string());
+    let ptx = machine::ptx(&module, &machine).map_err(|e| broken(e, module.print_to_string().to_string()))?;
+    Ok(GpuKernelImage { kernel: n, entry: kernel.name.clone(), ptx, llvm_ir, launch })
+}
+
+/// How a kernel is launched and what builds it.
+fn design<'p>(program: &'p Program, kernel: &'p tile::Kernel, smem_limit: u32) -> Result<Design<'p>, Diagnostic> {
+    let schedule = &kernel.schedule;
+    Ok(match &kernel.body {
+        Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit),
+        Body::Rows(p) => return kernel::rows::rows(program, p, schedule, smem_limit),
+        Body::Plan(p) => kernel::plan(program, p, schedule, smem_limit),
+        Body::Map(m) => kernel::map(program, m, schedule),
+        Body::Combine(c) => kernel::combine(program, c, schedule),
+    })
+}

@@ -1,0 +1,123 @@
+//! What all kernels share: their parameters, views of buffers, the elements of a launch.
+
+mod combine;
+mod elementwise;
+mod geometry;
+mod map;
+mod plan;
+pub mod rows;
+
+pub use combine::combine;
+pub use geometry::{Grid, round_warps};
+pub use map::map;
+pub use plan::plan;
+
+use crate::code::{Code, Global, I32, I64, Param};
+use moec_ir::shape::Dim;
+use moec_ir::tile::{Body, BufferId, GpuLaunch, Program};
+use moec_ir::{DType, Diagnostic};
+
+/// A kernel before code is built for it: how it is launched, and what builds its body.
+pub struct Design<'p> {
+    pub launch: GpuLaunch,
+    pub body: Builder<'p>,
+}
+
+/// Builds the body of a kernel.
+pub type Builder<'p> = Box<dyn for<'c> FnOnce(&Kernel<'c, 'p>) + 'p>;
+
+/// The kernel being built, with its parameters by buffer.
+pub struct Kernel<'c, 'p> {
+    pub code: &'c Code<'c>,
+    program: &'p Program,
+    operands: Vec<(BufferId, bool)>,
+}
+
+/// The parameters of a kernel, in the order of the calling convention: its buffers, then the token count.
+pub fn params(body: &Body) -> Vec<Param> {
+    let buffers = body.operands().into_iter().map(|(_, written)| Param { read_only: !written });
+    buffers.chain([Param { read_only: true }]).collect()
+}
+
+impl<'c, 'p> Kernel<'c, 'p> {
+    pub fn new(code: &'c Code<'c>, program: &'p Program, body: &Body) -> Kernel<'c, 'p> {
+        Kernel { code, program, operands: body.operands() }
+    }
+
+    /// The token count, read from device memory.
+    pub fn n_tokens(&self) -> I32<'c> {
+        self.code.load_i32(self.code.param(self.operands.len()))
+    }
+
+    /// A buffer as the kernel sees it.
+    pub fn view(&self, id: BufferId) -> View<'c> {
+        let n = self.operands.iter().position(|&(b, _)| b == id).unwrap_or(self.operands.len() + 1);
+        let buffer = self.program.buffer(id);
+        View { base: self.code.param(n), dtype: buffer.dtype, cols: buffer.cols, pitch: buffer.pitch }
+    }
+
+    /// An axis at the token count of this run.
+    pub fn length(&self, dim: Dim, n_tokens: I32<'c>) -> I32<'c> {
+        match dim {
+            Dim::Fixed(n) => self.code.i32(n as u32),
+            Dim::PerToken(1) => n_tokens,
+            Dim::PerToken(k) => n_tokens * k as u32,
+        }
+    }
+}
+
+/// A buffer in a kernel. Rows of all matrices of a batch are counted through.
+#[derive(Clone, Copy)]
+pub struct View<'c> {
+    pub base: Global<'c>,
+    pub dtype: DType,
+    pub cols: u64,
+    /// Elements from one row to the next.
+    pub pitch: u64,
+}
+
+impl<'c> View<'c> {
+    /// The address of column 0 of a row.
+    pub fn row(&self, row: I32<'c>) -> Global<'c> {
+        self.base.plus(row.wide() * (self.pitch * self.dtype.bytes() as u64))
+    }
+
+    /// The address of an element.
+    pub fn at(&self, row: I32<'c>, col: I32<'c>) -> Global<'c> {
+        self.row(row).plus(col.wide() * self.dtype.bytes() as u64)
+    }
+
+    /// The address of the n-th element, counting row by row without padding.
+    pub fn nth(&self, n: I32<'c>) -> Global<'c> {
+        if self.pitch == self.cols {
+            return self.base.plus(n.wide() * self.dtype.bytes() as u64);
+        }
+        self.at(n / self.cols as u32, n % self.cols as u32)
+    }
+
+    /// A byte offset from elements of this buffer.
+    pub fn bytes(&self, elements: I32<'c>) -> I64<'c> {
+        elements.wide() * self.dtype.bytes() as u64
+    }
+}
+
+/// Refuses element types that no kernel computes with.
+///
+/// # Errors
+/// `element-type-not-on-gpu` for 64-bit elements.
+pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
+    for (id, _) in body.operands() {
+        let buffer = program.buffer(id);
+        if matches!(buffer.dtype, DType::F64 | DType::I64) {
+            return Err(Diagnostic::input(
+                "element-type-not-on-gpu",
+                format!(
+                    "buffer `{}` has elements of type {}; GPU kernels take f32, f16, bf16 and i32",
+                    buffer.name, buffer.dtype
+                ),
+            )
+            .help("give the layer's inputs and parameters in one of these types"));
+        }
+    }
+    Ok(())
+}

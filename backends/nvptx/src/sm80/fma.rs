@@ -1,0 +1,154 @@
+//! A tile in exact f32: products and sums on the ordinary units, k ascending, one fused multiply-add for each term.
+//!
+//! One tile of each operand is in shared memory, transposed so that a warp reads whole rows of it; the next is in
+//! registers meanwhile.
+
+use super::contract::Tile;
+use super::epilogue::Epilogue;
+use super::geometry::FmaGeometry;
+use crate::code::{Bool, Code, F32, Global, I32, Shared, Var};
+use crate::kernel::Kernel;
+use moec_ir::DType;
+use moec_ir::tile::{Program, RowMap, Segment};
+
+/// Computes one tile and stores it.
+pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &FmaGeometry, tile: &Tile<'c>) {
+    let c = k.code;
+    let k_total = program.buffer(segment.a).cols as u32;
+    let operands = operands(k, program, segment, g, tile);
+    let (thread_m, thread_n) = (c.thread() / g.threads_n, c.thread() % g.threads_n);
+    let (rows, cols) = (g.rows_per_thread(), g.cols_per_thread());
+    let sum = || (0..cols).map(|_| c.var(c.f32(0.0))).collect::<Vec<_>>();
+    let sums: Vec<Vec<Vec<Var<F32>>>> = (0..g.panels).map(|_| (0..rows).map(|_| sum()).collect()).collect();
+
+    operands.iter().for_each(|o| o.fetch(c, g, c.i32(0), k_total));
+    c.range(0, k_total, g.tile_k, |at| {
+        operands.iter().for_each(|o| o.put(c, g));
+        c.barrier();
+        let next = at + g.tile_k;
+        c.when(next.lt(k_total), || operands.iter().for_each(|o| o.fetch(c, g, next, k_total)));
+        c.range(0, g.tile_k, 1, |kk| {
+            let line = |o: &Operand<'c>| c.shared().plus(kk * (o.pitch * 4)).at(o.smem);
+            let row = line(&operands[0]).plus((thread_m * rows) << 2);
+            let a: Vec<F32> = (0..rows).map(|i| c.load_f32(row.at(4 * i))).collect();
+            for (operand, sums) in operands[1..].iter().zip(&sums) {
+                let col = line(operand).plus(thread_n << 2);
+                let b: Vec<F32> = (0..cols).map(|j| c.load_f32(col.at(4 * j * g.threads_n))).collect();
+                for (a, sums) in a.iter().zip(sums) {
+                    b.iter().zip(sums).for_each(|(b, sum)| sum.set(a.fma(*b, sum.get())));
+                }
+            }
+        });
+        c.barrier();
+    });
+
+    let epilogue = Epilogue::new(k, program, segment, tile.expert);
+    for j in 0..cols {
+        let col = tile.col + thread_n + j * g.threads_n;
+        let biases = epilogue.biases(col, 1);
+        for i in 0..rows {
+            let row = thread_m * rows + i;
+            let values: Vec<Vec<F32>> = sums.iter().map(|p| vec![p[i as usize][j as usize].get()]).collect();
+            epilogue.store(tile.row + row, row.lt(tile.rows), col, &values, &biases);
+        }
+    }
+}
+
+/// One operand: the elements that a thread brings from each tile.
+struct Operand<'c> {
+    dtype: DType,
+    /// Byte offset of its tile in shared memory.
+    smem: u32,
+    /// f32 elements from one k to the next in shared memory.
+    pitch: u32,
+    parts: Vec<Part<'c>>,
+    /// The element of a tile row that this thread brings.
+    kk: I32<'c>,
+}
+
+struct Part<'c> {
+    /// Column 0 of the row.
+    from: Global<'c>,
+    row: I32<'c>,
+    exists: Bool<'c>,
+    /// Whether the row lies in the tile at all; `None` when all do.
+    in_tile: Option<Bool<'c>>,
+    value: Var<'c, F32<'c>>,
+}
+
+impl<'c> Operand<'c> {
+    fn new(
+        c: &'c Code<'c>,
+        g: &FmaGeometry,
+        dtype: DType,
+        rows: u32,
+        smem: u32,
+        valid_rows: I32<'c>,
+        address: &dyn Fn(I32<'c>) -> Global<'c>,
+    ) -> Operand<'c> {
+        let step = g.threads / g.tile_k;
+        let (first, kk) = (c.thread() / g.tile_k, c.thread() % g.tile_k);
+        let parts = (0..rows.div_ceil(step)).map(|i| {
+            let row = first + i * step;
+            let exists = row.lt(valid_rows);
+            // Rows that do not exist stand at the first, so that every address is one that may be read.
+            let from = address(c.select(exists, row, c.i32(0)));
+            let in_tile = ((i + 1) * step > rows).then(|| row.lt(rows));
+            Part { from, row, exists, in_tile, value: c.var(c.f32(0.0)) }
+        });
+        Operand { dtype, smem, pitch: rows + 1, parts: parts.collect(), kk }
+    }
+
+    /// Loads this thread's elements of the tile that begins at element `at` of the rows.
+    fn fetch(&self, c: &'c Code<'c>, g: &FmaGeometry, at: I32<'c>, k_total: u32) {
+        let column = at + self.kk;
+        let in_row = column.lt(k_total);
+        let column = if k_total.is_multiple_of(g.tile_k) { column } else { c.select(in_row, column, c.i32(0)) };
+        let offset = column.wide().bytes_of(self.dtype);
+        for part in &self.parts {
+            let value = c.load_elements(part.from.plus(offset), self.dtype, 1)[0];
+            part.value.set(c.select(part.exists.and(in_row), value, c.f32(0.0)));
+        }
+    }
+
+    /// Puts the loaded elements where the products read them.
+    fn put(&self, c: &'c Code<'c>, _: &FmaGeometry) {
+        let line: Shared = c.shared().plus(self.kk * (self.pitch * 4)).at(self.smem);
+        for part in &self.parts {
+            let put = || c.store_f32(line.plus(part.row << 2), part.value.get());
+            match part.in_tile {
+                Some(condition) => c.when(condition, put),
+                None => put(),
+            }
+        }
+    }
+}
+
+/// Activations first, then the panels.
+fn operands<'c>(
+    k: &Kernel<'c, '_>,
+    program: &Program,
+    segment: &Segment,
+    g: &FmaGeometry,
+    tile: &Tile<'c>,
+) -> Vec<Operand<'c>> {
+    let c = k.code;
+    let a = k.view(segment.a);
+    let map = if let RowMap::Gather(map) = segment.a_rows { Some(k.view(map)) } else { None };
+    let a_row = |row: I32<'c>| {
+        let row = tile.row + row;
+        a.row(map.map_or(row, |map| c.load_i32(map.nth(row))))
+    };
+    let mut all = vec![Operand::new(c, g, a.dtype, g.tile_m, 0, tile.rows, &a_row)];
+    let n = program.buffer(segment.out).cols as u32;
+    let valid = (c.i32(n) - tile.col).min(g.tile_n);
+    for (i, &panel) in segment.panels.iter().enumerate() {
+        let w = k.view(panel);
+        let first = tile.expert.wide() * u64::from(n) + tile.col.wide();
+        let row_bytes = w.pitch * w.dtype.bytes() as u64;
+        let w_row = |row: I32<'c>| w.base.plus((first + row.wide()) * row_bytes);
+        let smem = (g.pitch_a() + i as u32 * g.pitch_b()) * g.tile_k * 4;
+        all.push(Operand::new(c, g, w.dtype, g.tile_n, smem, valid, &w_row));
+    }
+    all
+}
