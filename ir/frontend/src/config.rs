@@ -78,28 +78,9 @@ impl ModelConfig {
     /// `unknown-model-type`.
     pub fn open(path: impl AsRef<Path>) -> Result<ModelConfig, Diagnostics> {
         let path = path.as_ref();
-        let not_a_model = |reason: String| {
-            vec![
-                Diagnostic::input("not-a-model", reason)
-                    .help("give a model directory with a config.json, or a config.json"),
-            ]
-        };
-        let dir = path.is_dir();
-        let file = if dir { path.join("config.json") } else { path.to_path_buf() };
-        if dir && !file.exists() {
-            return Err(not_a_model(format!("{} has no config.json", path.display())));
-        }
-        let bytes = std::fs::read(&file).map_err(|e| not_a_model(format!("cannot read {}: {e}", file.display())))?;
-        let shown = file.display().to_string();
-        let text = String::from_utf8(bytes).map_err(|e| {
-            let at = e.utf8_error().valid_up_to();
-            vec![
-                Diagnostic::input("config-not-json", format!("{shown} is not UTF-8 text from byte {at} on"))
-                    .at(Some(moec_ir::Origin { file: shown.clone(), start: at, end: at + 1 })),
-            ]
-        })?;
+        let (shown, text) = crate::open::read(path)?;
         let mut config = ModelConfig::from_text(&shown, text)?;
-        if dir && config.quantization.is_none() {
+        if path.is_dir() && config.quantization.is_none() {
             config.quantization = beside(&path.join("hf_quant_config.json"));
         }
         Ok(config)
@@ -115,7 +96,7 @@ impl ModelConfig {
             return Err(vec![
                 Diagnostic::input("not-a-model", format!("{file} is a layer graph, not a model's config"))
                     .at(Some(graph.origin()))
-                    .help("read it with `LayerGraph`; the command line accepts it wherever it takes a model"),
+                    .help("the command line accepts it wherever it takes a model, without a layer number"),
             ]);
         }
         let (text, family, model_type, nested) = find_family(&root).map_err(|d| vec![d])?;

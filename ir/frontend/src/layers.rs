@@ -38,10 +38,13 @@ pub fn by_sparse_step(c: &Keys) -> Vec<u32> {
 /// Layers whose entry in the list of words `key` is one of the MoE words; `None` when there is no such list.
 pub fn from_types(c: &Keys, key: &str, n_layers: u32) -> Option<Vec<u32>> {
     let node = c.text.get(key)?;
-    let list = node.list().unwrap_or_else(|d| {
-        c.problem(d);
-        Vec::new()
-    });
+    let list = match node.list() {
+        Ok(list) => list,
+        Err(d) => {
+            c.problem(d);
+            return Some(Vec::new());
+        }
+    };
     if list.len() != n_layers as usize {
         c.problem(
             node.out_of_range(&format!(

@@ -3,6 +3,8 @@
 //! [`ModelConfig`] reads a Hugging Face `config.json`. A family of models is one entry of [`families::FAMILIES`] and one
 //! file of `families/`: a small function that says what the keys of its config mean, filling in a [`spec::MoeSpec`].
 //! The rest is shared: [`keys`] collects mistakes in the config, `assemble` turns the specification into a graph.
+//!
+//! [`layer_graph`] reads and writes layers as JSON, for what no published config describes. [`open`] takes either.
 
 mod assemble;
 pub mod config;
@@ -10,9 +12,12 @@ pub mod facts;
 pub mod families;
 pub mod json;
 pub mod keys;
+pub mod layer_graph;
 pub mod layers;
 pub mod layout;
+mod open;
 pub mod spec;
 
 pub use config::{Diagnostics, Layer, LayerOptions, ModelConfig, known_model_types};
 pub use facts::LayerFacts;
+pub use open::{Opened, open};

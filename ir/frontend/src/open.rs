@@ -1,0 +1,62 @@
+//! What the user calls a model: a directory, a config, or a layer graph.
+
+use crate::config::{Diagnostics, ModelConfig};
+use crate::json::{GRAPH, Json};
+use crate::layer_graph;
+use moec_ir::Origin;
+use moec_ir::diag::Diagnostic;
+use moec_ir::graph::Graph;
+use std::path::Path;
+
+/// What was found at a path.
+#[derive(Clone, Debug)]
+pub enum Opened {
+    /// A published model: choose a layer of it.
+    Model(Box<ModelConfig>),
+    /// One layer, as a graph.
+    Graph(Graph),
+}
+
+/// Opens a model directory, a `config.json`, or a layer graph (`"moec_graph": 1`).
+///
+/// # Errors
+/// Those of [`ModelConfig::open`] and [`layer_graph::from_json`].
+pub fn open(path: impl AsRef<Path>) -> Result<Opened, Diagnostics> {
+    let path = path.as_ref();
+    if !path.is_dir() {
+        let (file, text) = read(path)?;
+        let is_graph = Json::parse(&file, text.clone(), GRAPH)
+            .and_then(|top| top.object())
+            .is_ok_and(|top| top.get_or_null("moec_graph").is_some());
+        if is_graph {
+            return Ok(Opened::Graph(layer_graph::from_json(&file, text)?));
+        }
+    }
+    Ok(Opened::Model(Box::new(ModelConfig::open(path)?)))
+}
+
+/// The name in messages and the text of `path`, or of the `config.json` in it.
+pub(crate) fn read(path: &Path) -> Result<(String, String), Diagnostics> {
+    let not_a_model = |reason: String| {
+        vec![
+            Diagnostic::input("not-a-model", reason)
+                .help("give a model directory with a config.json, a config.json, or a layer graph"),
+        ]
+    };
+    let dir = path.is_dir();
+    let file = if dir { path.join("config.json") } else { path.to_path_buf() };
+    if dir && !file.exists() {
+        return Err(not_a_model(format!("{} has no config.json", path.display())));
+    }
+    let bytes = std::fs::read(&file).map_err(|e| not_a_model(format!("cannot read {}: {e}", file.display())))?;
+    let shown = file.display().to_string();
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok((shown, text)),
+        Err(e) => {
+            let at = e.utf8_error().valid_up_to();
+            let message = format!("{shown} is not UTF-8 text from byte {at} on");
+            let origin = Origin { file: shown, start: at, end: at + 1 };
+            Err(vec![Diagnostic::input("config-not-json", message).at(Some(origin))])
+        }
+    }
+}
