@@ -4,6 +4,8 @@
 
 pub mod ast;
 pub mod buffers;
+// pub mod coverage;
+pub mod exec;
 pub mod launch;
 pub mod numeric;
 pub mod parse;

@@ -15,7 +15,7 @@ pub(crate) struct Barrier {
     pub generation: u64,
     /// Threads that have arrived in this generation.
     pub arrived: u32,
-    /// Threads that this generation needs; 0 before the first arrival.
+    /// Threads that this generation needs; 0 for all threads of the CTA that have not left.
     pub expected: u32,
     /// `bar.red` accumulations: count, and, or.
     pub count: u32,
@@ -71,6 +71,19 @@ pub struct Cluster {
     pub(crate) next_warp: usize,
     pub(crate) quantum_left: i64,
     pub(crate) failed_polls: u64,
+    /// Tick of each actor that is no warp.
+    pub(crate) ticks: Vec<u32>,
+    /// Waits that gave up because nothing else could go on; a `try_wait` returns false when this has grown.
+    pub(crate) timeouts: u64,
+    /// Set when only barriers that do not ask for convergence can go on with some of a warp's lanes.
+    pub(crate) loose: bool,
+    /// Warp instructions left before another cluster gets its turn; waiting in loops uses it up faster.
+    pub(crate) slice_left: i64,
+    /// Random state while the cluster is not running.
+    pub(crate) random: u64,
+    /// Consecutive times that nothing could go on without a timeout, and the event count then.
+    pub(crate) stuck: (u32, u64),
+    pub(crate) index: u64,
 }
 
 /// Actors of the async proxy in each cluster's clocks.
@@ -81,6 +94,17 @@ impl Cluster {
     pub fn wake(&mut self) {
         self.events += 1;
         self.failed_polls = 0;
+    }
+
+    /// The next tick of an asynchronous actor.
+    pub(crate) fn next_tick(&mut self, actor: u32) -> u32 {
+        match self.ticks.get_mut(actor as usize) {
+            Some(t) => {
+                *t += 1;
+                *t
+            }
+            None => 0,
+        }
     }
 
     /// Warps of the cluster.

@@ -1,5 +1,6 @@
 //! What is fixed for the whole of a launch.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::Options;
@@ -33,6 +34,8 @@ pub struct LaunchState<'a> {
     pub(crate) n_clusters: u64,
     pub(crate) executed: AtomicU64,
     pub(crate) stop: AtomicBool,
+    /// Held by 128-bit atomics.
+    pub(crate) wide: Mutex<()>,
 }
 
 impl LaunchState<'_> {
@@ -52,5 +55,20 @@ impl LaunchState<'_> {
         let n = |d: usize| u64::from(self.grid[d] / self.cluster[d]);
         let at = [cluster % n(0), cluster / n(0) % n(1), cluster / n(0) / n(1)];
         [0, 1, 2].map(|d| at[d] as u32 * self.cluster[d])
+    }
+}
+
+impl LaunchState<'_> {
+    /// Takes the next cluster that nobody has started.
+    pub(crate) fn claim(&self) -> Option<u64> {
+        use std::sync::atomic::Ordering::Relaxed;
+        let mut next = self.next_cluster.load(Relaxed);
+        while next < self.n_clusters {
+            match self.next_cluster.compare_exchange_weak(next, next + 1, Relaxed, Relaxed) {
+                Ok(_) => return Some(next),
+                Err(now) => next = now,
+            }
+        }
+        None
     }
 }

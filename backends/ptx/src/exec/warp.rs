@@ -1,6 +1,6 @@
 //! The state of one warp.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::program::{Lanes, PredSlot, PredSrc, Slot, Src, WARP, Wait};
 use super::race::Clock;
@@ -30,6 +30,13 @@ pub(crate) struct Part {
     /// Backward branches since the part was picked; a part that spins makes room for the others.
     pub spins: u32,
     pub yielded: bool,
+}
+
+/// The registers of an activation that another activation of the same function uses meanwhile.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SavedFrame {
+    pub regs: Vec<(Lanes, u32)>,
+    pub preds: Vec<(u32, u32)>,
 }
 
 /// Which asynchronous groups.
@@ -155,8 +162,8 @@ pub struct Warp {
     pub(crate) local_stride: u32,
     /// Frame start of each lane.
     pub(crate) frame: [u32; WARP],
-    /// Registers of suspended recursive activations, by call depth and lane.
-    pub(crate) saved: Vec<Vec<Lanes>>,
+    /// Registers of suspended activations, by call depth and function; each lane has its own.
+    pub(crate) saved: HashMap<(usize, u32), SavedFrame>,
     pub(crate) clock: Clock,
     /// Groups of `cp.async`, bulk copies and wgmma.
     pub(crate) cp_async: Groups,
@@ -166,6 +173,9 @@ pub struct Warp {
     pub(crate) blocked_at: Option<u64>,
     /// Counter of the lane that `elect.sync` picks, in random schedules.
     pub(crate) executed: u64,
+    /// Generation of the cluster barrier that the warp's last arrival completes.
+    pub(crate) cluster_arrival: u64,
+    pub(crate) blocked_turn: u64,
     /// State of the tensor instructions.
     pub tensor: super::tensor::WarpTensor,
 }

@@ -17,7 +17,9 @@ pub struct Worker {
     pub(crate) async_issued: u64,
     /// Instructions not yet added to the launch's total.
     pub(crate) unreported: u64,
-    random: u64,
+    pub(crate) random: u64,
+    /// Warps of finished blocks, whose memory the next ones use.
+    pub(crate) spare: Vec<Box<super::warp::Warp>>,
 }
 
 impl Worker {
@@ -29,14 +31,8 @@ impl Worker {
             async_issued: 0,
             unreported: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            spare: Vec::new(),
         }
-    }
-
-    /// Starts the random sequence of a cluster, so that a schedule does not depend on which thread runs it.
-    pub(crate) fn reseed(&mut self, seed: u64) {
-        self.random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x2545_f491_4f6c_dd1d | 1;
-        self.random();
-        self.random();
     }
 
     /// The next random number (xorshift64*).

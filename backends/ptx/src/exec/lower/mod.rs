@@ -8,13 +8,13 @@ mod data;
 mod float;
 mod half;
 mod integer;
+pub(crate) mod lanes;
 mod memory;
 mod moves;
 mod multimem;
 mod operand;
 mod sync;
 mod types;
-mod video;
 mod warp;
 
 use std::collections::HashMap;
@@ -462,12 +462,8 @@ impl<'m> Lower<'m> {
             "cvt" => self.convert(i),
             "multimem" => self.multimem(i),
             "bar" | "barrier" | "membar" | "fence" | "mbarrier" | "griddepcontrol" | "setmaxnreg" | "clusterlaunchcontrol" => self.sync(i),
-            "cp" if matches!(i.modifiers.first().map(String::as_str), Some("async" | "reduce")) && !i.has("tensor") && !i.modifiers.iter().any(|m| m == "tensor") => {
-                self.copy(i)
-            }
+            "cp" if !i.has("tensor") => self.copy(i),
             "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => self.warp(i),
-            "vadd" | "vsub" | "vabsdiff" | "vmin" | "vmax" | "vshl" | "vshr" | "vmad" | "vset" | "vadd2" | "vsub2" | "vavrg2" | "vabsdiff2" | "vmin2" | "vmax2"
-            | "vset2" | "vadd4" | "vsub4" | "vavrg4" | "vabsdiff4" | "vmin4" | "vmax4" | "vset4" => self.video(i),
             "add" | "sub" | "mad" if i.has("cc") => self.carry(i),
             "addc" | "subc" | "madc" => self.carry(i),
             "add" | "sub" | "mul" | "mad" | "fma" | "min" | "max" | "abs" | "neg" | "div" | "rem" | "copysign" | "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2"

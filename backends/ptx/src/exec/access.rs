@@ -1,0 +1,491 @@
+//! Loads, stores and atomics of a warp.
+
+use super::context::{Cx, split_shared};
+use super::error::ExecError;
+use super::findings::Check;
+use super::memory::global::{SECTOR, byte_mask};
+use super::memory::resolve;
+use super::program::{AddressSrc, Lanes, MemorySpace, Slot, Src, WARP};
+use super::race::AccessKind;
+
+/// A load: the elements of a vector go to slots.
+pub(crate) struct LoadOp {
+    pub space: MemorySpace,
+    pub address: AddressSrc,
+    pub elements: Box<[Slot]>,
+    /// Bytes of an element, at most 8.
+    pub bytes: u32,
+    pub signed: bool,
+    pub register_bits: u32,
+    /// volatile, relaxed, acquire
+    pub strong: bool,
+}
+
+/// A store.
+pub(crate) struct StoreOp {
+    pub space: MemorySpace,
+    pub address: AddressSrc,
+    pub elements: Box<[Src]>,
+    pub bytes: u32,
+    pub strong: bool,
+}
+
+/// The lanes of a mask.
+#[inline]
+pub(crate) fn lanes_of(mask: u32) -> impl Iterator<Item = usize> {
+    let mut left = mask;
+    std::iter::from_fn(move || {
+        if left == 0 {
+            return None;
+        }
+        let l = left.trailing_zeros() as usize;
+        left &= left - 1;
+        Some(l)
+    })
+}
+
+/// Effective addresses of all lanes.
+#[inline]
+pub(crate) fn addresses(cx: &mut Cx<'_>, a: AddressSrc, mask: u32) -> Lanes {
+    let mut out = *cx.lanes(a.base);
+    if a.offset != 0 {
+        for v in &mut out {
+            *v = v.wrapping_add_signed(a.offset);
+        }
+    }
+    cx.require(a.base, mask, "the address");
+    out
+}
+
+/// Splits a mask by the spaces of generic addresses and strips the windows; gives (space, lanes) pairs.
+pub(crate) fn by_space(space: MemorySpace, at: &mut Lanes, mask: u32) -> Vec<(MemorySpace, u32)> {
+    if space != MemorySpace::Generic {
+        return vec![(space, mask)];
+    }
+    let mut groups: Vec<(MemorySpace, u32)> = Vec::with_capacity(1);
+    for l in lanes_of(mask) {
+        let (s, a) = resolve(at[l]);
+        at[l] = a;
+        match groups.iter_mut().find(|(g, _)| *g == s) {
+            Some((_, m)) => *m |= 1 << l,
+            None => groups.push((s, 1 << l)),
+        }
+    }
+    groups
+}
+
+fn extend(value: u64, bytes: u32, register_bits: u32) -> u64 {
+    let bits = bytes * 8;
+    let wide = ((value as i64) << (64 - bits) >> (64 - bits)) as u64;
+    if register_bits >= 64 { wide } else { wide & ((1 << register_bits) - 1) }
+}
+
+/// Executes a load for the lanes in `mask`.
+pub(crate) fn load(cx: &mut Cx<'_>, op: &LoadOp, mask: u32) -> Result<(), ExecError> {
+    let mut at = addresses(cx, op.address, mask);
+    if op.strong {
+        cx.m.cluster.quantum_left -= 32;
+        cx.m.cluster.slice_left -= 200;
+    }
+    for (space, lanes) in by_space(op.space, &mut at, mask) {
+        match space {
+            MemorySpace::Global | MemorySpace::Generic => load_global(cx, op, &at, lanes),
+            MemorySpace::Shared | MemorySpace::SharedCluster => load_shared(cx, op, &at, lanes, space == MemorySpace::Shared),
+            MemorySpace::Local | MemorySpace::Frame => load_local(cx, op, &at, lanes, space == MemorySpace::Frame),
+            MemorySpace::Const | MemorySpace::Param => load_bank(cx, op, &at, lanes, space == MemorySpace::Const),
+        }
+    }
+    Ok(())
+}
+
+/// Writes what a load found to its slots.
+fn deliver(cx: &mut Cx<'_>, op: &LoadOp, lanes: u32, values: &[Lanes], poison: &[u32]) {
+    for (n, d) in op.elements.iter().enumerate() {
+        if op.signed {
+            let v = values[n].map(|v| extend(v, op.bytes, op.register_bits));
+            cx.warp.write(*d, lanes, &v, poison[n]);
+        } else {
+            cx.warp.write(*d, lanes, &values[n], poison[n]);
+        }
+    }
+}
+
+const MAX_ELEMENTS: usize = 8;
+
+fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
+    let n = op.elements.len();
+    let total = u64::from(op.bytes) * n as u64;
+    let mut values = [[0u64; WARP]; MAX_ELEMENTS];
+    let mut poison = [0u32; MAX_ELEMENTS];
+    let memory = cx.m.launch.memory;
+    let mut current: Option<&super::memory::global::Allocation> = None;
+    for l in lanes_of(lanes) {
+        let address = at[l];
+        let inside = |a: &super::memory::global::Allocation| address >= a.base && address - a.base <= a.bytes && total <= a.bytes - (address - a.base);
+        let allocation = match current.filter(|a| inside(a)) {
+            Some(a) if address % total == 0 => Some(a),
+            _ => {
+                // The finding, if there is one, is made here.
+                if cx.m.global_range(address, total, total, Some(l as u32)).is_some() { memory.find(address, total) } else { None }
+            }
+        };
+        let Some(a) = allocation else {
+            poison.iter_mut().for_each(|p| *p |= 1 << l);
+            continue;
+        };
+        current = Some(a);
+        let offset = address - a.base;
+        for e in 0..n {
+            let (v, init) = a.load(offset + e as u64 * u64::from(op.bytes), op.bytes);
+            values[e][l] = v;
+            poison[e] |= u32::from(!init) << l;
+        }
+    }
+    if cx.m.launch.options.counters {
+        count_global(cx, at, lanes, total, false);
+    }
+    deliver(cx, op, lanes, &values[..n], &poison[..n]);
+}
+
+/// Sectors and first touches of a warp's access.
+pub(crate) fn count_global(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, write: bool) {
+    let mut sectors: Vec<u64> = Vec::with_capacity(64);
+    for l in lanes_of(lanes) {
+        for s in at[l] / SECTOR..(at[l] + total).div_ceil(SECTOR) {
+            if sectors.last() != Some(&s) {
+                sectors.push(s);
+            }
+        }
+    }
+    sectors.sort_unstable();
+    sectors.dedup();
+    let memory = cx.m.launch.memory;
+    let mut fresh = 0;
+    let mut current = None;
+    for s in &sectors {
+        let address = s * SECTOR;
+        let hit = current.filter(|a: &&super::memory::global::Allocation| address >= a.base && address < a.base + a.bytes);
+        current = hit.or_else(|| memory.find(address, 1));
+        if let Some(a) = current {
+            fresh += a.touch(address - a.base, 1);
+        }
+    }
+    let c = &mut cx.m.worker.counters;
+    let (bytes, n) = (u64::from(lanes.count_ones()) * total, sectors.len() as u64);
+    if write {
+        c.global_store_bytes += bytes;
+        c.global_store_sectors += n;
+    } else {
+        c.global_load_bytes += bytes;
+        c.global_load_sectors += n;
+    }
+    c.dram_bytes += fresh * SECTOR;
+    c.l2_footprint_bytes += fresh * SECTOR;
+}
+
+/// Contiguous runs of the lanes' accesses, in lane order: (address, bytes, first lane).
+fn runs(at: &Lanes, lanes: u32, total: u64) -> Vec<(u64, u64, u32)> {
+    let mut out: Vec<(u64, u64, u32)> = Vec::with_capacity(8);
+    for l in lanes_of(lanes) {
+        match out.last_mut() {
+            Some((start, bytes, _)) if *start + *bytes == at[l] => *bytes += total,
+            // Lanes that read the same word in a row add nothing.
+            Some((start, bytes, _)) if at[l] >= *start && at[l] + total <= *start + *bytes => {}
+            _ => out.push((at[l], total, l as u32)),
+        }
+    }
+    out
+}
+
+/// Counts bank conflicts: accesses of more than 4 bytes go in groups of lanes that fill 128 bytes.
+fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
+    let per_pass = (128 / total.max(4)).clamp(1, 32) as usize;
+    let (mut passes, mut ideal) = (0u64, 0u64);
+    for group in 0..WARP / per_pass {
+        let member = if per_pass == 32 { u32::MAX } else { ((1u32 << per_pass) - 1) << (group * per_pass) };
+        let active = lanes & member;
+        if active == 0 {
+            continue;
+        }
+        let mut words = [0u64; 64];
+        let mut n = 0;
+        for l in lanes_of(active) {
+            for w in at[l] / 4..(at[l] + total).div_ceil(4) {
+                if n < words.len() && !(n > 0 && words[n - 1] == w) {
+                    words[n] = w;
+                    n += 1;
+                }
+            }
+        }
+        let words = &mut words[..n];
+        words.sort_unstable();
+        let mut counts = [0u8; 32];
+        let mut last = u64::MAX;
+        for w in words.iter() {
+            if *w != last {
+                counts[(w % 32) as usize] += 1;
+                last = *w;
+            }
+        }
+        passes += u64::from(counts.iter().copied().max().unwrap_or(0));
+        ideal += 1;
+    }
+    let line = cx.m.launch.program.source.get(cx.m.pc as usize).map_or(0, |s| s.line);
+    let b = cx.m.worker.counters.banks.entry(line).or_default();
+    b.accesses += 1;
+    b.passes += passes;
+    b.ideal_passes += ideal;
+}
+
+/// Bounds, alignment and race checks of a warp's access to shared memory; gives the lanes that may go on.
+pub(crate) fn shared_lanes(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, own_only: bool, kind: AccessKind) -> u32 {
+    let mut good = 0;
+    let cta = cx.m.cta;
+    let end = u64::from(cx.m.cluster.ctas[cta].shared.end());
+    let base = u64::from(super::memory::SHARED_RESERVED);
+    for l in lanes_of(lanes) {
+        let (rank, offset) = split_shared(at[l]);
+        let quick = rank == cta && at[l] >> 32 == 0 && offset >= base && offset + total <= end && offset % total == 0;
+        if quick || cx.m.shared_range(at[l], total, total, own_only, Some(l as u32)).is_some() {
+            good |= 1 << l;
+        }
+    }
+    if cx.m.cluster.n_actors > 0 && good != 0 {
+        for (start, bytes, lane) in runs(at, good, total) {
+            let (rank, offset) = split_shared(start);
+            cx.track_shared(rank, offset, bytes, kind, lane);
+        }
+    }
+    if cx.m.launch.options.counters && good != 0 {
+        count_banks(cx, at, good, total);
+    }
+    good
+}
+
+fn load_shared(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, own_only: bool) {
+    let n = op.elements.len();
+    let total = u64::from(op.bytes) * n as u64;
+    let kind = if op.strong { AccessKind::StrongRead } else { AccessKind::Read };
+    let good = shared_lanes(cx, at, lanes, total, own_only, kind);
+    let mut values = [[0u64; WARP]; MAX_ELEMENTS];
+    let mut poison = [lanes & !good; MAX_ELEMENTS];
+    for l in lanes_of(good) {
+        let (rank, offset) = split_shared(at[l]);
+        let shared = &cx.m.cluster.ctas[rank].shared;
+        for e in 0..n {
+            let (v, init) = shared.load(offset as usize + e * op.bytes as usize, op.bytes as usize);
+            values[e][l] = v;
+            poison[e] |= u32::from(!init) << l;
+        }
+    }
+    if op.strong {
+        acquire_shared(cx, at, good);
+    }
+    deliver(cx, op, lanes, &values[..n], &poison[..n]);
+}
+
+/// A strong read learns what strong writes of the place have released.
+pub(crate) fn acquire_shared(cx: &mut Cx<'_>, at: &Lanes, lanes: u32) {
+    if cx.m.cluster.n_actors == 0 {
+        return;
+    }
+    for l in lanes_of(lanes) {
+        let (rank, offset) = split_shared(at[l]);
+        if let Some(clock) = cx.m.cluster.ctas.get(rank).and_then(|c| c.shared.history.as_ref()).and_then(|h| h.acquired(offset as u32)) {
+            cx.warp.clock.join(clock);
+        }
+    }
+}
+
+/// A strong write releases what the warp knows.
+pub(crate) fn release_shared(cx: &mut Cx<'_>, at: &Lanes, lanes: u32) {
+    if cx.m.cluster.n_actors == 0 || lanes == 0 {
+        return;
+    }
+    for l in lanes_of(lanes) {
+        let (rank, offset) = split_shared(at[l]);
+        if let Some(h) = cx.m.cluster.ctas.get_mut(rank).and_then(|c| c.shared.history.as_mut()) {
+            h.release(offset as u32, &cx.warp.clock);
+        }
+    }
+    cx.advance();
+}
+
+/// Start of a lane's access in the warp's local memory, or a finding.
+fn local_start(cx: &mut Cx<'_>, address: u64, total: u64, frame: bool, l: usize) -> Option<usize> {
+    let address = if frame { address + u64::from(cx.warp.frame[l]) } else { address };
+    if address.checked_add(total).is_none_or(|end| end > u64::from(cx.warp.local_stride)) {
+        cx.m.report(Check::Bounds, Some(l as u32), || format!("{total} bytes at local address {address:#x} are outside the thread's local memory"));
+        return None;
+    }
+    if address % total != 0 {
+        cx.m.report(Check::Alignment, Some(l as u32), || format!("local address {address:#x} is not a multiple of {total}"));
+        return None;
+    }
+    Some(l * cx.warp.local_stride as usize + address as usize)
+}
+
+fn load_local(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, frame: bool) {
+    let n = op.elements.len();
+    let total = u64::from(op.bytes) * n as u64;
+    let mut values = [[0u64; WARP]; MAX_ELEMENTS];
+    let mut poison = [0u32; MAX_ELEMENTS];
+    for l in lanes_of(lanes) {
+        let Some(start) = local_start(cx, at[l], total, frame, l) else {
+            poison.iter_mut().for_each(|p| *p |= 1 << l);
+            continue;
+        };
+        for e in 0..n {
+            let (from, bytes) = (start + e * op.bytes as usize, op.bytes as usize);
+            let mut v = [0u8; 8];
+            v[..bytes].copy_from_slice(&cx.warp.local[from..from + bytes]);
+            values[e][l] = u64::from_le_bytes(v);
+            let init = cx.warp.local_init[from..from + bytes].iter().all(|b| *b);
+            poison[e] |= u32::from(!init) << l;
+        }
+    }
+    deliver(cx, op, lanes, &values[..n], &poison[..n]);
+}
+
+fn load_bank(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, constant: bool) {
+    let n = op.elements.len();
+    let total = u64::from(op.bytes) * n as u64;
+    let launch = cx.m.launch;
+    let bank: &[u8] = if constant { &launch.const_bank } else { &launch.params };
+    let mut values = [[0u64; WARP]; MAX_ELEMENTS];
+    let mut poison = [0u32; MAX_ELEMENTS];
+    for l in lanes_of(lanes) {
+        let room = usize::try_from(at[l]).ok().and_then(|from| bank.get(from..from.checked_add(total as usize)?));
+        let Some(room) = room else {
+            let name = if constant { "constant" } else { "parameter" };
+            cx.m.report(Check::Bounds, Some(l as u32), || format!("{total} bytes at {name} address {:#x} are outside the bank of {} bytes", at[l], bank.len()));
+            poison.iter_mut().for_each(|p| *p |= 1 << l);
+            continue;
+        };
+        for e in 0..n {
+            let bytes = op.bytes as usize;
+            let mut v = [0u8; 8];
+            v[..bytes].copy_from_slice(&room[e * bytes..(e + 1) * bytes]);
+            values[e][l] = u64::from_le_bytes(v);
+        }
+    }
+    deliver(cx, op, lanes, &values[..n], &poison[..n]);
+}
+
+/// Executes a store for the lanes in `mask`.
+pub(crate) fn store(cx: &mut Cx<'_>, op: &StoreOp, mask: u32) -> Result<(), ExecError> {
+    let mut at = addresses(cx, op.address, mask);
+    for (space, lanes) in by_space(op.space, &mut at, mask) {
+        match space {
+            MemorySpace::Global | MemorySpace::Generic => store_global(cx, op, &at, lanes),
+            MemorySpace::Shared | MemorySpace::SharedCluster => store_shared(cx, op, &at, lanes, space == MemorySpace::Shared),
+            MemorySpace::Local | MemorySpace::Frame => store_local(cx, op, &at, lanes, space == MemorySpace::Frame),
+            MemorySpace::Const | MemorySpace::Param => {
+                cx.m.report(Check::Bounds, Some(lanes.trailing_zeros()), || "a store to constant or parameter memory".to_owned());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
+    let n = op.elements.len();
+    let bytes = op.bytes;
+    let total = u64::from(bytes) * n as u64;
+    for s in &op.elements {
+        let bad = cx.poison(*s) & lanes;
+        if bad != 0 {
+            cx.m.report(Check::Uninitialized, Some(bad.trailing_zeros()), || "a value that was never written is stored to global memory".to_owned());
+        }
+    }
+    let memory = cx.m.launch.memory;
+    let mut current: Option<&super::memory::global::Allocation> = None;
+    // Neighbouring lanes fill words together, so that most words are stored at once.
+    let mut pending: Option<(&super::memory::global::Allocation, usize, u8, u64)> = None;
+    for l in lanes_of(lanes) {
+        let address = at[l];
+        let inside = current.is_some_and(|a| address >= a.base && address - a.base <= a.bytes && total <= a.bytes - (address - a.base) && address % total == 0);
+        if !inside {
+            current = if cx.m.global_range(address, total, total, Some(l as u32)).is_some() { memory.find(address, total) } else { None };
+        }
+        let Some(a) = current else { continue };
+        for (e, s) in op.elements.iter().enumerate() {
+            let offset = address - a.base + e as u64 * u64::from(bytes);
+            let (word, byte) = ((offset / 8) as usize, (offset % 8) as u32);
+            let mask = byte_mask(bytes) << byte;
+            let value = cx.lanes(*s)[l];
+            let value = if bytes == 8 { value } else { (value & ((1 << (8 * bytes)) - 1)) << (8 * byte) };
+            match &mut pending {
+                Some((pa, pw, pm, pv)) if std::ptr::eq(*pa, a) && *pw == word && *pm & mask == 0 => {
+                    *pm |= mask;
+                    *pv |= value;
+                }
+                _ => {
+                    if let Some((pa, pw, pm, pv)) = pending.replace((a, word, mask, value)) {
+                        pa.store_word(pw, pm, pv, true);
+                    }
+                }
+            }
+        }
+    }
+    if let Some((pa, pw, pm, pv)) = pending {
+        pa.store_word(pw, pm, pv, true);
+    }
+    if cx.m.launch.options.counters {
+        count_global(cx, at, lanes, total, true);
+    }
+}
+
+fn store_shared(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, own_only: bool) {
+    let total = u64::from(op.bytes) * op.elements.len() as u64;
+    let kind = if op.strong { AccessKind::StrongWrite } else { AccessKind::Write };
+    let good = shared_lanes(cx, at, lanes, total, own_only, kind);
+    for l in lanes_of(good) {
+        let (rank, offset) = split_shared(at[l]);
+        for (e, s) in op.elements.iter().enumerate() {
+            let value = cx.lanes(*s)[l];
+            let init = cx.poison(*s) >> l & 1 == 0;
+            cx.m.cluster.ctas[rank].shared.store(offset as usize + e * op.bytes as usize, op.bytes as usize, value, init);
+        }
+    }
+    if op.strong {
+        release_shared(cx, at, good);
+    }
+}
+
+fn store_local(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, frame: bool) {
+    let total = u64::from(op.bytes) * op.elements.len() as u64;
+    for l in lanes_of(lanes) {
+        let Some(start) = local_start(cx, at[l], total, frame, l) else { continue };
+        for (e, s) in op.elements.iter().enumerate() {
+            let (to, bytes) = (start + e * op.bytes as usize, op.bytes as usize);
+            let value = cx.lanes(*s)[l].to_le_bytes();
+            let init = cx.poison(*s) >> l & 1 == 0;
+            cx.warp.local[to..to + bytes].copy_from_slice(&value[..bytes]);
+            cx.warp.local_init[to..to + bytes].fill(init);
+        }
+    }
+}
+
+/// Replaces the element of a lane by `f` of the old value; gives the old value and whether it had been written.
+/// `None` after a finding.
+pub(crate) fn update(cx: &mut Cx<'_>, space: MemorySpace, address: u64, bytes: u32, lane: usize, f: &mut dyn FnMut(u64) -> u64) -> Option<(u64, bool)> {
+    match space {
+        MemorySpace::Global | MemorySpace::Generic => {
+            let (a, offset) = cx.m.global_range(address, u64::from(bytes), u64::from(bytes), Some(lane as u32))?;
+            Some(a.update(offset, bytes, f))
+        }
+        MemorySpace::Shared | MemorySpace::SharedCluster => {
+            let (rank, offset) = cx.m.shared_range(address, u64::from(bytes), u64::from(bytes), space == MemorySpace::Shared, Some(lane as u32))?;
+            cx.track_shared(rank, offset, u64::from(bytes), AccessKind::StrongWrite, lane as u32);
+            let shared = &mut cx.m.cluster.ctas[rank].shared;
+            let (old, init) = shared.load(offset as usize, bytes as usize);
+            shared.store(offset as usize, bytes as usize, f(old), init);
+            Some((old, init))
+        }
+        MemorySpace::Local | MemorySpace::Frame | MemorySpace::Const | MemorySpace::Param => {
+            cx.m.report(Check::Bounds, Some(lane as u32), || "an atomic outside of global and shared memory".to_owned());
+            None
+        }
+    }
+}

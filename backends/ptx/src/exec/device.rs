@@ -1,0 +1,440 @@
+//! Devices, launches, reports.
+
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use super::counters::Counters;
+use super::error::ExecError;
+use super::findings::{Checks, Finding};
+use super::launch::LaunchState;
+use super::memory::global::DeviceMemory;
+use super::memory::{CONST_WINDOW, FUNCTION_WINDOW, SHARED_RESERVED};
+use super::program::{Constant, DataSymbol, Lanes, Program, RelocationTarget, WARP};
+use super::schedule;
+
+/// A GPU architecture such as `sm_90a`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// 80, 90, 100, 103, 120 …
+    pub sm: u32,
+    /// `a`: features of exactly this architecture; `f`: of its family.
+    pub suffix: Option<char>,
+}
+
+impl Target {
+    /// Reads `sm_90a`.
+    pub fn parse(name: &str) -> Option<Target> {
+        let rest = name.strip_prefix("sm_")?;
+        let digits = rest.trim_end_matches(['a', 'f']);
+        let suffix = match &rest[digits.len()..] {
+            "" => None,
+            "a" => Some('a'),
+            "f" => Some('f'),
+            _ => return None,
+        };
+        let sm = digits.parse().ok().filter(|sm| (50..=130).contains(sm))?;
+        Some(Target { sm, suffix })
+    }
+
+    /// Streaming multiprocessors of the largest part: A100, H100 SXM, B200, RTX PRO 6000.
+    pub fn sm_count(self) -> u32 {
+        match self.sm {
+            90 => 132,
+            100..=119 => 148,
+            120.. => 188,
+            _ => 108,
+        }
+    }
+
+    /// Bytes of shared memory that a CTA may use (CUDA C++ Programming Guide, table of technical specifications).
+    pub fn max_shared_bytes(self) -> u32 {
+        match self.sm {
+            80 | 87 => 163 << 10,
+            90..=119 => 227 << 10,
+            86 | 89 | 120.. => 99 << 10,
+            70..=72 => 96 << 10,
+            75 => 64 << 10,
+            _ => 48 << 10,
+        }
+    }
+
+    /// Whether code for `code` runs on this device.
+    pub fn runs(self, code: Target) -> bool {
+        match code.suffix {
+            None => code.sm <= self.sm,
+            Some('f') => code.sm / 10 == self.sm / 10 && code.sm <= self.sm,
+            Some(_) => code.sm == self.sm,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sm_{}", self.sm)?;
+        self.suffix.iter().try_for_each(|s| write!(f, "{s}"))
+    }
+}
+
+/// A kernel argument.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Param {
+    /// A byte.
+    U8(u8),
+    /// 16 bits.
+    U16(u16),
+    /// 32 bits.
+    U32(u32),
+    /// 32 bits, signed.
+    I32(i32),
+    /// 64 bits: an integer or a device address.
+    U64(u64),
+    /// 64 bits, signed.
+    I64(i64),
+    /// binary32
+    F32(f32),
+    /// binary64
+    F64(f64),
+    /// A struct, a tensor map: raw bytes.
+    Bytes(Vec<u8>),
+}
+
+impl Param {
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Param::U8(v) => vec![*v],
+            Param::U16(v) => v.to_le_bytes().to_vec(),
+            Param::U32(v) => v.to_le_bytes().to_vec(),
+            Param::I32(v) => v.to_le_bytes().to_vec(),
+            Param::U64(v) => v.to_le_bytes().to_vec(),
+            Param::I64(v) => v.to_le_bytes().to_vec(),
+            Param::F32(v) => v.to_le_bytes().to_vec(),
+            Param::F64(v) => v.to_le_bytes().to_vec(),
+            Param::Bytes(v) => v.clone(),
+        }
+    }
+}
+
+/// How a kernel is launched. Grids count CTAs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// CTAs in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads in x, y, z.
+    pub block: [u32; 3],
+    /// CTAs of a cluster in x, y, z; all 1 takes what the kernel requires.
+    pub cluster: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub dynamic_smem_bytes: u32,
+    /// Arguments in order, each of the size that the kernel declares.
+    pub params: Vec<Param>,
+}
+
+impl Default for Launch {
+    fn default() -> Launch {
+        Launch { grid: [1; 3], block: [1; 3], cluster: [1; 3], dynamic_smem_bytes: 0, params: Vec::new() }
+    }
+}
+
+/// The order in which warps run and asynchronous operations complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    /// Warps in turn; operations complete late, in the order of issue.
+    RoundRobin,
+    /// Random turns and completions; the same seed gives the same order within a cluster.
+    Random(u64),
+}
+
+/// How a launch runs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// What is checked.
+    pub checks: Checks,
+    /// Order of execution.
+    pub schedule: Schedule,
+    /// Warp instructions, of all warps together, after which the launch is stopped.
+    pub instruction_limit: u64,
+    /// Whether memory traffic and bank conflicts are counted.
+    pub counters: bool,
+    /// Host threads; 0 takes all cores.
+    pub threads: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { checks: Checks::ALL, schedule: Schedule::RoundRobin, instruction_limit: 4_000_000_000, counters: true, threads: 0 }
+    }
+}
+
+impl Options {
+    /// Without checks and counters: the fastest run.
+    pub fn fast() -> Options {
+        Options { checks: Checks::NONE, counters: false, ..Options::default() }
+    }
+}
+
+/// What a launch found and counted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// What the checks found, in code order.
+    pub findings: Vec<Finding>,
+    /// What was executed and moved.
+    pub counters: Counters,
+    /// Executed lane instructions.
+    pub instructions: u64,
+    /// Executions and lanes of each instruction of [`Program::source`].
+    pub profile: Vec<(u64, u64)>,
+}
+
+/// An emulated GPU: a target and memory that lasts over launches.
+pub struct Device {
+    target: Target,
+    memory: DeviceMemory,
+}
+
+impl Device {
+    /// A device with 8 GiB of memory; allocations take host memory.
+    pub fn new(target: Target) -> Device {
+        Device::with_capacity(target, 8 << 30)
+    }
+
+    /// A device with room for `bytes`.
+    pub fn with_capacity(target: Target, bytes: u64) -> Device {
+        Device { target, memory: DeviceMemory::new(bytes) }
+    }
+
+    /// The target.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// The memory.
+    pub fn memory(&self) -> &DeviceMemory {
+        &self.memory
+    }
+
+    /// The memory, to allocate with special alignment or make multicast groups.
+    pub fn memory_mut(&mut self) -> &mut DeviceMemory {
+        &mut self.memory
+    }
+
+    /// Allocates bytes that nobody has written; the address is a multiple of 256.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn alloc(&mut self, bytes: u64) -> Result<u64, ExecError> {
+        self.memory.alloc(bytes, 256)
+    }
+
+    /// Frees an allocation.
+    ///
+    /// # Errors
+    /// `Address` when nothing starts there.
+    pub fn free(&mut self, address: u64) -> Result<(), ExecError> {
+        self.memory.free(address)
+    }
+
+    /// Copies bytes to the device.
+    ///
+    /// # Errors
+    /// `Address` when the range is not inside one allocation.
+    pub fn upload(&mut self, address: u64, data: &[u8]) -> Result<(), ExecError> {
+        let (a, at) = self.memory.range(address, data.len() as u64)?;
+        a.write(at, data);
+        Ok(())
+    }
+
+    /// Copies bytes from the device; bytes that nobody wrote are 0.
+    ///
+    /// # Errors
+    /// `Address` when the range is not inside one allocation.
+    pub fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>, ExecError> {
+        let (a, at) = self.memory.range(address, bytes as u64)?;
+        let mut out = vec![0; bytes];
+        a.read(at, &mut out);
+        Ok(out)
+    }
+
+    /// Runs a kernel to its end.
+    ///
+    /// # Errors
+    /// A launch that does not fit, a deadlock, the instruction limit, a fault. Findings of checks are no errors.
+    pub fn launch(&mut self, program: &Program, launch: &Launch, options: &Options) -> Result<Report, ExecError> {
+        let plan = self.plan(program, launch)?;
+        // Module variables get their initial values at every launch.
+        let mut globals = Vec::new();
+        let result = self.with_globals(program, launch, options, &plan, &mut globals);
+        for address in globals {
+            self.memory.free(address)?;
+        }
+        result
+    }
+
+    fn plan(&self, program: &Program, launch: &Launch) -> Result<Plan, ExecError> {
+        let refuse = |message: String| Err(ExecError::Launch { kernel: program.entry.clone(), message });
+        if !self.target.runs(program.target) {
+            return refuse(format!("code for {} does not run on {}", program.target, self.target));
+        }
+        let product = |v: [u32; 3]| v.iter().map(|n| u64::from(*n)).product::<u64>();
+        let threads = product(launch.block);
+        if threads == 0 || threads > 1024 {
+            return refuse(format!("{threads} threads in a block (1 to 1024)"));
+        }
+        if product(launch.grid) == 0 || launch.grid[0] > 0x7fff_ffff || launch.grid[1] > 65535 || launch.grid[2] > 65535 {
+            return refuse(format!("grid {:?}", launch.grid));
+        }
+        if let Some(required) = program.required_block
+            && required != launch.block
+        {
+            return refuse(format!("block {:?}, but the kernel requires {required:?} (.reqntid)", launch.block));
+        }
+        if let Some(max) = program.max_block.filter(|m| threads > u64::from(*m)) {
+            return refuse(format!("{threads} threads in a block, but the kernel allows {max} (.maxntid)"));
+        }
+        let cluster = match program.required_cluster {
+            Some(required) if launch.cluster == [1; 3] || launch.cluster == required => required,
+            Some(required) => return refuse(format!("clusters of {:?}, but the kernel requires {required:?} (.reqnctapercluster)", launch.cluster)),
+            None => launch.cluster,
+        };
+        let size = product(cluster);
+        if size == 0 || size > 16 || (size > 1 && self.target.sm < 90) {
+            return refuse(format!("clusters of {size} CTAs"));
+        }
+        if (0..3).any(|d| launch.grid[d] % cluster[d] != 0) {
+            return refuse(format!("grid {:?} is not a multiple of the cluster {cluster:?}", launch.grid));
+        }
+        // Compilers rely on swizzle atoms of 1024 bytes starting with the dynamic part.
+        let static_end = SHARED_RESERVED + program.static_shared_bytes;
+        let dynamic_start = static_end.div_ceil(1024.max(program.dynamic_align)) * 1024.max(program.dynamic_align);
+        let used = u64::from(program.static_shared_bytes) + u64::from(launch.dynamic_smem_bytes);
+        if used > u64::from(self.target.max_shared_bytes()) {
+            return refuse(format!("{used} bytes of shared memory; {} has {}", self.target, self.target.max_shared_bytes()));
+        }
+        let shared_bytes = if launch.dynamic_smem_bytes == 0 { program.static_shared_bytes } else { dynamic_start - SHARED_RESERVED + launch.dynamic_smem_bytes };
+        if launch.params.len() != program.params.len() {
+            return refuse(format!("{} arguments for {} parameters", launch.params.len(), program.params.len()));
+        }
+        let mut params = vec![0u8; program.param_bytes as usize];
+        for (n, (arg, (at, bytes))) in launch.params.iter().zip(&program.params).enumerate() {
+            let data = arg.bytes();
+            if data.len() != *bytes as usize {
+                return refuse(format!("argument {n} has {} bytes, the parameter {bytes}", data.len()));
+            }
+            params[*at as usize..(*at + *bytes) as usize].copy_from_slice(&data);
+        }
+        Ok(Plan { cluster, dynamic_start, shared_bytes, params })
+    }
+
+    fn with_globals(&mut self, program: &Program, launch: &Launch, options: &Options, plan: &Plan, globals: &mut Vec<u64>) -> Result<Report, ExecError> {
+        for g in &program.globals {
+            globals.push(self.memory.alloc(g.bytes.len() as u64, g.align)?);
+        }
+        for (g, address) in program.globals.iter().zip(globals.iter()) {
+            let bytes = relocated(g, globals);
+            self.upload(*address, &bytes)?;
+        }
+        let const_bank = relocated(&program.const_bank, globals);
+        let threads: u32 = launch.block.iter().product();
+        let size: u32 = plan.cluster.iter().product();
+        let constant = |c: &Constant| -> u64 {
+            match *c {
+                Constant::Bits(b) => b,
+                Constant::Global(index, offset) => globals[index].wrapping_add_signed(offset),
+                Constant::GridDim(d) => u64::from(launch.grid[d as usize]),
+                Constant::BlockDim(d) => u64::from(launch.block[d as usize]),
+                Constant::ClusterDim(d) => u64::from(plan.cluster[d as usize]),
+                Constant::ClusterSize => u64::from(size),
+                Constant::GridClusters(d) => u64::from(launch.grid[d as usize] / plan.cluster[d as usize]),
+                Constant::WarpCount => u64::from(threads.div_ceil(WARP as u32)),
+                Constant::DynamicSharedBytes => u64::from(launch.dynamic_smem_bytes),
+                Constant::TotalSharedBytes => u64::from(plan.shared_bytes),
+            }
+        };
+        let constants: Vec<Lanes> = program.constants.iter().map(|c| [constant(c); WARP]).collect();
+        if options.counters {
+            self.memory.forget_touched();
+        }
+        let state = LaunchState {
+            program,
+            memory: &self.memory,
+            options,
+            grid: launch.grid,
+            block: launch.block,
+            cluster: plan.cluster,
+            params: plan.params.clone(),
+            constants,
+            const_bank,
+            shared_bytes: plan.shared_bytes,
+            dynamic_start: plan.dynamic_start,
+            next_cluster: AtomicU64::new(0),
+            n_clusters: launch.grid.iter().map(|n| u64::from(*n)).product::<u64>() / u64::from(size),
+            executed: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            wide: Mutex::new(()),
+        };
+        let threads = if options.threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { options.threads };
+        let workers = schedule::run(&state, threads)?;
+        Ok(collect(program, workers))
+    }
+}
+
+struct Plan {
+    cluster: [u32; 3],
+    dynamic_start: u32,
+    shared_bytes: u32,
+    params: Vec<u8>,
+}
+
+/// A symbol's bytes with addresses filled in.
+fn relocated(symbol: &DataSymbol, globals: &[u64]) -> Vec<u8> {
+    let mut bytes = symbol.bytes.clone();
+    for r in &symbol.relocations {
+        let value = match r.target {
+            RelocationTarget::Global(i) => globals.get(i).copied().unwrap_or(0),
+            RelocationTarget::Const(c) => c,
+            RelocationTarget::Function(n) => FUNCTION_WINDOW + u64::from(n) * 16,
+        };
+        debug_assert!(CONST_WINDOW > 0);
+        let value = value.wrapping_add_signed(r.addend).to_le_bytes();
+        bytes[r.at..r.at + r.bytes].copy_from_slice(&value[..r.bytes]);
+    }
+    bytes
+}
+
+fn collect(program: &Program, workers: Vec<super::worker::Worker>) -> Report {
+    let mut findings = std::collections::BTreeMap::new();
+    let mut counters = Counters::default();
+    let mut profile = vec![(0u64, 0u64); program.code.len()];
+    for w in workers {
+        counters.add(&w.counters);
+        counters.async_operations += w.async_issued;
+        for (sum, n) in profile.iter_mut().zip(&w.executed) {
+            sum.0 += n.0;
+            sum.1 += n.1;
+        }
+        for (key, finding) in w.findings {
+            match findings.entry(key) {
+                std::collections::btree_map::Entry::Vacant(v) => {
+                    v.insert(finding);
+                }
+                std::collections::btree_map::Entry::Occupied(mut o) => {
+                    let known: &mut Finding = o.get_mut();
+                    let count = known.count + finding.count;
+                    // The occurrence of the lowest block is shown, whichever thread met it.
+                    if finding.block.iter().rev().lt(known.block.iter().rev()) {
+                        *known = finding;
+                    }
+                    known.count = count;
+                }
+            }
+        }
+    }
+    for (n, source) in profile.iter().zip(&program.source) {
+        if n.0 > 0 {
+            counters.warp_instructions += n.0;
+            counters.lane_instructions += n.1;
+            *counters.by_class.entry(source.class).or_default() += n.0;
+        }
+    }
+    Report { findings: findings.into_values().collect(), instructions: counters.lane_instructions, counters, profile }
+}

@@ -1,0 +1,180 @@
+//! Variables of module and function scope: sizes, initial bytes, addresses.
+
+use super::operand::literal_bits;
+use super::{Lower, Symbol, Ty, types};
+use crate::ast::{Declarator, Function, Initializer, Number, Space, Variable};
+use crate::exec::error::CompileError;
+use crate::exec::memory::{CONST_WINDOW, FUNCTION_WINDOW, SHARED_RESERVED};
+use crate::exec::program::{DataSymbol, Relocation, RelocationTarget};
+
+/// Bytes of initialised data beyond which a module is refused.
+const MAX_DATA: u64 = 1 << 28;
+
+impl<'m> Lower<'m> {
+    pub(super) fn module_data(&mut self) -> Result<(), CompileError> {
+        let module = self.module;
+        // Addresses in initialisers may name later variables, so all of them are placed first.
+        for v in module.variables() {
+            self.current = Some((v.pos, v.to_string()));
+            for d in &v.names {
+                self.declare_data(v, d)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of a declared name; 0 for `x[]` without initial values.
+    pub(super) fn variable_bytes(&self, v: &Variable, d: &Declarator) -> Result<u32, CompileError> {
+        let Some(bits) = types::type_bits(&v.ty) else {
+            return Err(self.unsupported(format!("variables of type `.{}`", v.ty)));
+        };
+        let mut bytes = u64::from(bits.div_ceil(8)) * u64::from(v.vector);
+        for dim in &d.dims {
+            let n = match dim.as_ref().map(|l| l.value) {
+                Some(Number::Int(n)) => n as u64,
+                Some(Number::F32(_) | Number::F64(_)) => return Err(self.invalid("a dimension is a whole number")),
+                None => match &d.init {
+                    Some(Initializer::List(list)) => list.len() as u64,
+                    _ => 0,
+                },
+            };
+            bytes = bytes.saturating_mul(n);
+        }
+        if bytes > MAX_DATA {
+            return Err(self.unsupported(format!("`{}` with {bytes} bytes", d.name)));
+        }
+        Ok(bytes as u32)
+    }
+
+    pub(super) fn declare_data(&mut self, v: &'m Variable, d: &'m Declarator) -> Result<(), CompileError> {
+        let bytes = self.variable_bytes(v, d)?;
+        let natural = types::type_bits(&v.ty).unwrap_or(8).div_ceil(8) * v.vector;
+        let align = v.align.unwrap_or(natural).max(1);
+        let symbol = match v.space {
+            Space::Shared if bytes == 0 => {
+                self.dynamic_align = self.dynamic_align.max(align);
+                Symbol::DynamicShared
+            }
+            Space::Shared => {
+                let at = self.static_shared.div_ceil(align) * align;
+                if u64::from(at) + u64::from(bytes) > 256 << 10 {
+                    return Err(self.invalid(format!("static shared memory is above 256 KiB with `{}`", d.name)));
+                }
+                self.static_shared = at + bytes;
+                debug_assert!(at >= SHARED_RESERVED);
+                Symbol::Shared(at)
+            }
+            Space::Global => {
+                if v.linkage.iter().any(|l| l == "extern") && d.init.is_none() {
+                    return Err(self.unsupported(format!("`{}` from another module", d.name)));
+                }
+                let index = self.globals.len();
+                self.globals.push(DataSymbol { name: d.name.clone(), align: u64::from(align), bytes: vec![0; bytes as usize], relocations: Vec::new() });
+                // The name must be known to initialisers that point at it.
+                self.scope().symbols.insert(d.name.clone(), Symbol::Global(index));
+                if let Some(init) = &d.init {
+                    let mut symbol = std::mem::replace(
+                        &mut self.globals[index],
+                        DataSymbol { name: String::new(), align: 1, bytes: Vec::new(), relocations: Vec::new() },
+                    );
+                    let mut at = 0;
+                    self.initialize(&mut symbol, init, &v.ty, &mut at)?;
+                    self.globals[index] = symbol;
+                }
+                return Ok(());
+            }
+            Space::Const => {
+                let start = (self.const_bank.bytes.len() as u32).div_ceil(align) * align;
+                self.const_bank.bytes.resize((start + bytes) as usize, 0);
+                self.scope().symbols.insert(d.name.clone(), Symbol::Const(start));
+                if let Some(init) = &d.init {
+                    let mut bank = std::mem::replace(
+                        &mut self.const_bank,
+                        DataSymbol { name: String::new(), align: 1, bytes: Vec::new(), relocations: Vec::new() },
+                    );
+                    let mut at = start as usize;
+                    let result = self.initialize(&mut bank, init, &v.ty, &mut at);
+                    self.const_bank = bank;
+                    result?;
+                }
+                return Ok(());
+            }
+            Space::Reg | Space::Local | Space::Param => return Err(self.invalid(format!("`.{}` at module scope", v.space.keyword()))),
+        };
+        self.scope().symbols.insert(d.name.clone(), symbol);
+        Ok(())
+    }
+
+    fn initialize(&mut self, data: &mut DataSymbol, init: &Initializer, ty: &str, at: &mut usize) -> Result<(), CompileError> {
+        let bits = types::type_bits(ty).unwrap_or(8);
+        let bytes = bits.div_ceil(8) as usize;
+        match init {
+            Initializer::List(list) => {
+                for i in list {
+                    self.initialize(data, i, ty, at)?;
+                }
+                return Ok(());
+            }
+            Initializer::Literal(l) => {
+                let Some(value) = Ty::parse(ty).and_then(|t| literal_bits(l, t)) else {
+                    return Err(self.invalid(format!("`{}` is not a `.{ty}`", l.text)));
+                };
+                let Some(room) = data.bytes.get_mut(*at..*at + bytes) else {
+                    return Err(self.invalid("more initial values than elements"));
+                };
+                room.copy_from_slice(&value.to_le_bytes()[..bytes]);
+            }
+            Initializer::Symbol { operator, name, offset } => {
+                if operator.as_deref().is_some_and(|o| o != "generic") {
+                    return Err(self.unsupported("byte masks of addresses in initial values"));
+                }
+                let addend = offset.as_ref().map_or(0, |o| o.value);
+                let generic = operator.is_some();
+                let target = match self.symbol(name).or_else(|| self.later_symbol(name)) {
+                    Some(Symbol::Global(i)) => RelocationTarget::Global(i),
+                    Some(Symbol::Const(c)) => RelocationTarget::Const(u64::from(c) + if generic { CONST_WINDOW } else { 0 }),
+                    Some(Symbol::Function(n)) => {
+                        self.address_taken.push(n);
+                        debug_assert!(FUNCTION_WINDOW > 0);
+                        RelocationTarget::Function(n)
+                    }
+                    _ => return Err(self.unsupported(format!("the address of `{name}` as an initial value"))),
+                };
+                if *at + bytes > data.bytes.len() {
+                    return Err(self.invalid("more initial values than elements"));
+                }
+                data.relocations.push(Relocation { at: *at, bytes, target, addend });
+            }
+        }
+        *at += bytes;
+        Ok(())
+    }
+
+    /// A `.global` that stands after its use in an initialiser: its index is its position among the globals.
+    fn later_symbol(&mut self, name: &str) -> Option<Symbol> {
+        let position = self.module.variables().filter(|v| v.space == Space::Global).flat_map(|v| &v.names).position(|d| d.name == name)?;
+        Some(Symbol::Global(position))
+    }
+
+    /// Lays the kernel's parameters out; gives offset and bytes of each.
+    pub(super) fn kernel_params(&mut self, kernel: &'m Function) -> Result<Vec<(u32, u32)>, CompileError> {
+        let mut list = Vec::new();
+        let mut end = 0u32;
+        for v in kernel.params.as_deref().unwrap_or_default() {
+            self.current = Some((v.pos, v.to_string()));
+            for d in &v.names {
+                let bytes = self.variable_bytes(v, d)?;
+                let align = v.align.unwrap_or_else(|| types::type_bits(&v.ty).unwrap_or(8).div_ceil(8) * v.vector).max(1);
+                let at = end.div_ceil(align) * align;
+                end = at + bytes;
+                // 32764 bytes is PTX's limit since 8.1.
+                if end > 32764 {
+                    return Err(self.invalid("more than 32764 bytes of parameters"));
+                }
+                list.push((at, bytes));
+                self.scope().symbols.insert(d.name.clone(), Symbol::Param(at));
+            }
+        }
+        Ok(list)
+    }
+}
