@@ -1,1 +1,209 @@
-//! placeholder
+//! Layers on the PTX emulator: the GPU's program on the host's processor, with checks.
+//!
+//! Every buffer is an allocation of its own with exactly its size at the run's token count, and nobody has written the
+//! intermediate ones before: reads beyond a buffer and of what no kernel wrote are found.
+
+use crate::host;
+use crate::plan::{Place, Plan, find_target};
+use crate::weights::Weights;
+use moec_bundle::Bundle;
+use moec_bundle::manifest::{Launch, Manifest};
+use moec_ir::Tensor;
+use moec_ir::diag::Diagnostic;
+use moec_ir::tile::{GpuLaunch, Role};
+use moec_ptx::ast::Module;
+use moec_ptx::exec::{self, Device, ExecError, Options, Param, Program, Report};
+use std::collections::BTreeMap;
+
+/// A layer that is ready to run on the emulator.
+pub struct EmulatorLayer {
+    device: Device,
+    plan: Plan,
+    variants: Vec<Vec<Step>>,
+    programs: Vec<Program>,
+    /// Addresses of the packed weights.
+    weights: Vec<u64>,
+    options: Options,
+    reports: Vec<(String, Report)>,
+}
+
+struct Step {
+    name: String,
+    program: usize,
+    launch: GpuLaunch,
+    /// Indices of the variant's buffers.
+    operands: Vec<usize>,
+}
+
+impl EmulatorLayer {
+    /// Loads a GPU target of a bundle. `options` say what is checked.
+    ///
+    /// # Errors
+    /// `target-not-in-bundle`, `too-many-tokens`, `emulator-refused` for PTX that the emulator cannot execute, and those
+    /// of packing weights.
+    pub fn load(
+        bundle: &Bundle,
+        weights: &Weights<'_>,
+        target: &str,
+        max_tokens: u64,
+        options: Options,
+    ) -> Result<EmulatorLayer, Diagnostic> {
+        let manifest = bundle.manifest();
+        let plan = Plan::new(find_target(manifest, target)?, max_tokens, None)?;
+        let architecture = exec::Target::parse(target).ok_or_else(|| {
+            Diagnostic::machine("emulator-refused", format!("the emulator does not know the target {target}"))
+        })?;
+        let mut modules: BTreeMap<&str, Module> = BTreeMap::new();
+        let mut by_entry: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        let (mut programs, mut variants) = (Vec::new(), Vec::new());
+        for variant in &plan.variants {
+            let mut steps = Vec::new();
+            for entry in &variant.kernels {
+                let Launch::Gpu { file, launch } = &entry.launch else {
+                    return Err(Diagnostic::input("bundle-invalid", format!("`{}` is no GPU kernel", entry.name)));
+                };
+                let refused = |why: String| {
+                    Diagnostic::machine("emulator-refused", format!("the emulator cannot execute `{file}`"))
+                        .note(why)
+                        .help("a kernel that ptxas accepts and the emulator does not is worth a bug report")
+                };
+                let key = (file.as_str(), entry.entry.as_str());
+                let program = match by_entry.get(&key) {
+                    Some(&p) => p,
+                    None => {
+                        if !modules.contains_key(key.0) {
+                            let module = Module::parse(bundle.text(file)?).map_err(|e| refused(e.to_string()))?;
+                            modules.insert(key.0, module);
+                        }
+                        let compiled = modules.get(key.0).map(|m| Program::compile(m, key.1));
+                        programs.extend(compiled.transpose().map_err(|e| refused(e.to_string()))?);
+                        by_entry.insert(key, programs.len() - 1);
+                        programs.len() - 1
+                    }
+                };
+                steps.push(Step {
+                    name: entry.name.clone(),
+                    program,
+                    launch: launch.clone(),
+                    operands: entry.operands.iter().map(|o| o.buffer.index()).collect(),
+                });
+            }
+            variants.push(steps);
+        }
+        // The capacity is only a limit; memory is taken as it is allocated.
+        let mut device = Device::with_capacity(architecture, 1 << 40);
+        let mut addresses = Vec::new();
+        for slot in &plan.weights {
+            let param = &manifest.params[slot.param];
+            let mut packed = vec![0; slot.buffer.bytes(0) as usize];
+            weights.pack(param, &slot.buffer, &mut packed)?;
+            addresses.push(place(&mut device, Some(&packed), packed.len() as u64).map_err(failed)?);
+        }
+        Ok(EmulatorLayer { device, plan, variants, programs, weights: addresses, options, reports: Vec::new() })
+    }
+
+    pub(crate) fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What each kernel of the last run found and counted, by name, in launch order.
+    pub fn reports(&self) -> &[(String, Report)] {
+        &self.reports
+    }
+
+    /// Runs the layer on host tensors; gives the outputs and what the checks found.
+    pub(crate) fn run_host(
+        &mut self,
+        manifest: &Manifest,
+        inputs: &[Tensor],
+        n_tokens: u64,
+    ) -> Result<(Vec<Tensor>, Vec<String>), Diagnostic> {
+        let v = self.plan.variant_for(n_tokens)?;
+        let mut made = Vec::new();
+        let result = self.run_on(manifest, v, inputs, n_tokens, &mut made);
+        for address in made {
+            self.device.free(address).map_err(failed)?;
+        }
+        result
+    }
+
+    /// `made` gets every allocation of this run.
+    fn run_on(
+        &mut self,
+        manifest: &Manifest,
+        v: usize,
+        inputs: &[Tensor],
+        n_tokens: u64,
+        made: &mut Vec<u64>,
+    ) -> Result<(Vec<Tensor>, Vec<String>), Diagnostic> {
+        let mut addresses = Vec::new();
+        for (buffer, place_of) in self.plan.variants[v].buffers.iter().zip(&self.plan.places[v]) {
+            let bytes = buffer.bytes(n_tokens);
+            let content = match buffer.role {
+                Role::Input(i) => {
+                    let mut content = vec![0; bytes as usize];
+                    host::write_rows(&inputs[i as usize], buffer, &mut content);
+                    Some(content)
+                }
+                Role::Output(_) | Role::Weight(_) | Role::Workspace => None,
+            };
+            addresses.push(match *place_of {
+                Place::Weight(w) => self.weights[w],
+                Place::Input(_) | Place::Output(_) | Place::Workspace(_) => {
+                    let address = place(&mut self.device, content.as_deref(), bytes).map_err(failed)?;
+                    made.push(address);
+                    address
+                }
+            });
+        }
+        let count = place(&mut self.device, Some(&(n_tokens as u32).to_le_bytes()), 4).map_err(failed)?;
+        made.push(count);
+        self.reports.clear();
+        let mut findings = Vec::new();
+        for step in &self.variants[v] {
+            let grid = step.launch.grid.map(|e| e.at(n_tokens));
+            if grid.contains(&0) {
+                continue;
+            }
+            let cluster = step.launch.cluster.max(1);
+            let mut params: Vec<Param> = step.operands.iter().map(|&b| Param::U64(addresses[b])).collect();
+            params.push(Param::U64(count));
+            let launch = exec::Launch {
+                grid: [grid[0].next_multiple_of(u64::from(cluster)) as u32, grid[1] as u32, grid[2] as u32],
+                block: [step.launch.block_threads, 1, 1],
+                cluster: [cluster, 1, 1],
+                dynamic_smem_bytes: step.launch.dynamic_smem_bytes,
+                params,
+            };
+            let report = self
+                .device
+                .launch(&self.programs[step.program], &launch, &self.options)
+                .map_err(|e| failed(e).note(format!("kernel `{}`, {n_tokens} tokens", step.name)))?;
+            findings.extend(report.findings.iter().map(|f| format!("{}: {f}", step.name)));
+            self.reports.push((step.name.clone(), report));
+        }
+        let buffers = self.plan.output_buffers(v);
+        let mut out = Vec::with_capacity(buffers.len());
+        for (info, buffer) in manifest.outputs.iter().zip(buffers) {
+            let at = self.plan.variants[v].buffers.iter().position(|b| b.name == buffer.name);
+            let address = at.map(|i| addresses[i]).unwrap_or_default();
+            let bytes = self.device.download(address, buffer.bytes(n_tokens) as usize).map_err(failed)?;
+            out.push(host::read_rows(info, buffer, n_tokens, &bytes)?);
+        }
+        Ok((out, findings))
+    }
+}
+
+/// Device memory of `bytes` bytes, at least one, holding `content` when there is any.
+fn place(device: &mut Device, content: Option<&[u8]>, bytes: u64) -> Result<u64, ExecError> {
+    let address = device.alloc(bytes.max(1))?;
+    if let Some(content) = content.filter(|c| !c.is_empty()) {
+        device.upload(address, content)?;
+    }
+    Ok(address)
+}
+
+fn failed(e: ExecError) -> Diagnostic {
+    Diagnostic::input("emulator-refused", format!("the emulator stopped: {e}"))
+        .help("a kernel of moec that does this is a bug worth reporting")
+}

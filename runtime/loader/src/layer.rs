@@ -20,11 +20,21 @@ pub struct LoadOptions {
     pub pool: Option<Arc<Pool>>,
     /// CPU: kernels compiled in this process, instead of the bundle's object file.
     pub jit: Option<JitKernels>,
+    /// Emulator: what is checked, and how far a kernel may run; all checks unless told otherwise.
+    #[cfg(feature = "emulator")]
+    pub emulator: moec_ptx::exec::Options,
 }
 
 impl Default for LoadOptions {
     fn default() -> LoadOptions {
-        LoadOptions { device: Device::Cpu, max_tokens: 1, pool: None, jit: None }
+        LoadOptions {
+            device: Device::Cpu,
+            max_tokens: 1,
+            pool: None,
+            jit: None,
+            #[cfg(feature = "emulator")]
+            emulator: moec_ptx::exec::Options::default(),
+        }
     }
 }
 
@@ -89,6 +99,7 @@ impl Layer {
                 weights,
                 target,
                 options.max_tokens,
+                options.emulator,
             )?)),
             #[cfg(not(all(feature = "cuda", feature = "emulator")))]
             device => {
@@ -161,6 +172,15 @@ impl Layer {
         match &mut self.engine {
             Engine::Cpu(l) => Some(l),
             #[cfg(any(feature = "cuda", feature = "emulator"))]
+            _ => None,
+        }
+    }
+
+    /// The layer on the emulator, when that is where it is.
+    #[cfg(feature = "emulator")]
+    pub fn as_emulator(&mut self) -> Option<&mut crate::emulator::EmulatorLayer> {
+        match &mut self.engine {
+            Engine::Emulator(l) => Some(l),
             _ => None,
         }
     }
