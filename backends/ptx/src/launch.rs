@@ -3,10 +3,10 @@
 //! The format is described in the README of this crate. [`parse`] reads it and names a guilty field by its path, with
 //! what was found and what was expected.
 
-// mod emulate;
+mod emulate;
 mod json;
 mod spec;
 
-// pub use emulate::{EmulateError, Emulation, Options, emulate, emulate_launch};
+pub use emulate::{EmulateError, Emulation, Options, emulate, emulate_launch};
 pub use json::parse;
 pub use spec::{Launch, LaunchError, Param, Patch, PatchValue, SWIZZLES, TENSOR_TYPES, TensorMap};

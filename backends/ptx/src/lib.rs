@@ -4,7 +4,7 @@
 
 pub mod ast;
 pub mod buffers;
-// pub mod coverage;
+pub mod coverage;
 pub mod exec;
 pub mod launch;
 pub mod numeric;

@@ -9,14 +9,9 @@ use std::path::PathBuf;
 use moec_ptx::ptxas::{self, PtxasError};
 
 fn places() -> Vec<PathBuf> {
-    let mut places: Vec<PathBuf> = std::env::var_os("MOEC_PTXAS")
-        .map(PathBuf::from)
-        .into_iter()
-        .collect();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target"),
-        PathBuf::from,
-    );
+    let mut places: Vec<PathBuf> = std::env::var_os("MOEC_PTXAS").map(PathBuf::from).into_iter().collect();
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target"), PathBuf::from);
     places.push(target.join("tools"));
     places.push(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/tools"));
     if let Some(path) = std::env::var_os("PATH") {
@@ -78,11 +73,7 @@ fn registers_shared_memory_and_spills_of_a_kernel_are_reported() {
     let Some(cuobjdump) = tool("cuobjdump") else {
         return;
     };
-    assert!(
-        ptxas::resource_usage(&cuobjdump, &assembled.cubin)
-            .unwrap()
-            .contains("REG:")
-    );
+    assert!(ptxas::resource_usage(&cuobjdump, &assembled.cubin).unwrap().contains("REG:"));
 }
 
 #[test]
@@ -93,16 +84,10 @@ fn a_register_limit_makes_spills_show_in_the_report() {
          .reg .b64 %rd<3>;\n.reg .f32 %f<65>;\nld.param.u64 %rd1, [p];\n",
     );
     for i in 0..64 {
-        ptx.push_str(&format!(
-            "ld.volatile.global.f32 %f{i}, [%rd1+{}];\n",
-            4 * i
-        ));
+        ptx.push_str(&format!("ld.volatile.global.f32 %f{i}, [%rd1+{}];\n", 4 * i));
     }
     for i in 0..64 {
-        ptx.push_str(&format!(
-            "st.volatile.global.f32 [%rd1+{}], %f{i};\n",
-            4 * (63 - i)
-        ));
+        ptx.push_str(&format!("st.volatile.global.f32 [%rd1+{}], %f{i};\n", 4 * (63 - i)));
     }
     ptx.push_str("ret;\n}\n");
     let free = ptxas::assemble(&path, &ptx, "sm_90a").unwrap();
@@ -110,10 +95,7 @@ fn a_register_limit_makes_spills_show_in_the_report() {
     let tight = ptxas::assemble_with(&path, &ptx, "sm_90a", &["--maxrregcount=32"]).unwrap();
     let entry = tight.report.entry("wide").unwrap();
     assert!(entry.registers <= 32);
-    assert!(
-        entry.spill_store_bytes >= 4 * 32 && entry.spill_load_bytes >= 4 * 32,
-        "{entry:?}"
-    );
+    assert!(entry.spill_store_bytes >= 4 * 32 && entry.spill_load_bytes >= 4 * 32, "{entry:?}");
 }
 
 #[test]
@@ -121,9 +103,7 @@ fn a_refused_ptx_names_the_guilty_lines() {
     let Some(path) = tool("ptxas") else { return };
     let ptx = SPILLING_FREE.replace("add.rn.f32 %f2, %f2, %f2;", "frob.f32 %f2;");
     let error = ptxas::assemble(&path, &ptx, "sm_90a").unwrap_err();
-    let PtxasError::Rejected { rejection, target } = &error else {
-        panic!("{error}")
-    };
+    let PtxasError::Rejected { rejection, target } = &error else { panic!("{error}") };
     assert_eq!(target, "sm_90a");
     assert_eq!(rejection.messages[0].line, Some(15));
     assert_eq!(rejection.excerpts[0], "frob.f32 %f2;");
@@ -141,10 +121,7 @@ fn a_target_that_does_not_exist_is_refused_with_the_words_of_ptxas() {
 fn the_release_is_read_from_the_version_text() {
     let Some(path) = tool("ptxas") else { return };
     let release = ptxas::release(&path).unwrap();
-    assert!(
-        release.split('.').all(|part| part.parse::<u32>().is_ok()),
-        "{release}"
-    );
+    assert!(release.split('.').all(|part| part.parse::<u32>().is_ok()), "{release}");
 }
 
 #[test]

@@ -89,14 +89,14 @@ pub fn emulate_launch(
         grid: launch.grid,
         block: launch.block,
         cluster: launch.cluster,
-        dynamic_shared: launch.dynamic_smem_bytes,
+        dynamic_smem_bytes: launch.dynamic_smem_bytes,
         params,
     };
     let report = device.launch(&program, &call, options)?;
     let mut outputs = Buffers::new();
     for name in &launch.outputs {
         let (Some(address), Some(buffer)) = (addresses.get(name), buffers.get(name)) else { continue };
-        let bytes = device.download(*address, buffer.bytes.len() as u64)?;
+        let bytes = device.download(*address, buffer.bytes.len())?;
         outputs.insert(name.clone(), Buffer { bytes, ..buffer.clone() });
     }
     Ok(Emulation { outputs, report })

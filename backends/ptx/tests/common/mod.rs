@@ -17,8 +17,9 @@ pub struct Entry {
     pub expected: Buffers,
 }
 
+/// The corpus of this crate, or another folder of entries that `MOEC_CORPUS` names.
 pub fn corpus_folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus")
+    std::env::var_os("MOEC_CORPUS").map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus"), PathBuf::from)
 }
 
 /// The folder for what tests write: the build folder's `ptx-reports`.
