@@ -248,13 +248,8 @@ impl Idesc {
         };
         let transposed_bytes = self.b_major == Major::Mn && self.b.bits() == 8;
         let step = match (kind, cta_group) {
-            (Kind::I8, 1) => {
-                if n <= 32 {
-                    8
-                } else {
-                    16
-                }
-            }
+            (Kind::I8, 1) if n <= 32 => 8,
+            (Kind::I8, 1) => 16,
             (Kind::I8, _) => 32,
             (_, 1) if transposed_bytes => 16,
             (_, 1) => 8,

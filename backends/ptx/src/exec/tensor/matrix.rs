@@ -149,10 +149,7 @@ fn address_mask(form: &MatrixMove) -> u32 {
 /// Rank and offset of the 16-byte row at a lane's address, or a finding.
 fn row(cx: &mut Cx<'_>, at: AddressSrc, lane: usize) -> Option<(usize, u64)> {
     let address = cx.address(at, lane);
-    let mut address = cx.shared_address(address);
-    if address >> 24 == 0 {
-        address |= (cx.m.cta as u64) << 24;
-    }
+    let address = cx.shared_address(address);
     cx.m.shared_range(address, 16, 16, true, Some(lane as u32))
 }
 

@@ -10,12 +10,14 @@ mod tma;
 mod wgmma;
 
 pub use state::{CtaTensor, WarpTensor};
+pub(crate) use tma::acquire_map;
 
-use super::context::{Cx, Machine};
+use super::context::{AsyncCx, Cx, Machine};
 use super::error::{CompileError, ExecError};
 use super::findings::Check;
 use super::lower::Lower;
 use super::program::{Custom, Flow, Wait};
+use super::queue::Stream;
 use crate::ast::Instruction;
 use crate::tensor::TensorError;
 
@@ -76,4 +78,25 @@ fn whole_warp(cx: &mut Cx<'_>, mask: u32) -> Option<Flow> {
         });
     }
     None
+}
+
+/// The machine as an asynchronous operation sees it, for reads that happen when the operation is issued. They count under `actor`,
+/// with a tick that nobody knows until the operation is waited for.
+fn at_issue<'a>(cx: &'a mut Cx<'_>, actor: u32, lane: u32, what: &'static str) -> AsyncCx<'a> {
+    let mut clock = cx.warp.clock.clone();
+    if cx.m.cluster.n_actors > 0 {
+        let tick = cx.m.cluster.next_tick(actor);
+        if let Some(seen) = clock.seen.get_mut(actor as usize) {
+            *seen = tick;
+        }
+    }
+    let m = Machine {
+        launch: cx.m.launch,
+        cluster: &mut *cx.m.cluster,
+        worker: &mut *cx.m.worker,
+        cta: cx.m.cta,
+        warp_index: cx.m.warp_index,
+        pc: cx.m.pc,
+    };
+    AsyncCx { m, lane, actor, clock, stream: Stream::Free, what }
 }

@@ -7,15 +7,13 @@ use crate::exec::findings::Check;
 use crate::exec::race::{AccessKind, Actor, Clock, History};
 use crate::tensor::tmem::{COLUMNS, LANES, Tmem, TmemFault};
 
-/// What is known of an accumulator register between wgmma and its wait.
+/// What is known of an accumulator register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Accumulator {
-    /// wgmma instructions on the register that are not complete.
-    pub pending: u32,
-    /// The last group that works on the register.
+    /// The last group that works on the register; 0 once it was waited for.
     pub group: u64,
-    /// Hash of what wgmma last wrote there, once complete.
-    pub written: Option<u64>,
+    /// Hash of what wgmma last wrote there.
+    pub written: u64,
 }
 
 /// Tensor state of a warp.

@@ -81,7 +81,7 @@ impl Tensor {
 fn read_map(m: &mut Machine<'_>, address: u64, lane: u32) -> Result<[u8; BYTES], ExecError> {
     let mut bytes = [0u8; BYTES];
     let (space, at) = memory::resolve(address);
-    if at % 64 != 0 {
+    if !at.is_multiple_of(64) {
         m.report(Check::Alignment, Some(lane), || format!("the tensor map at {address:#x} is not aligned to 64 bytes"));
     }
     let bank = match space {
@@ -166,7 +166,7 @@ fn load(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError> {
         l.uses_cluster();
     }
     // ptxas drops the multicast on sm_120: only the issuing CTA gets the data.
-    let multicast_works = l.target().arch() / 10 != 12;
+    let multicast_works = l.target().sm / 10 != 12;
     let cta_only = i.has("shared::cta");
     Ok(Box::new(move |cx, mask| {
         for lane in lanes(mask) {
@@ -182,7 +182,7 @@ fn load(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError> {
                     format!("the destination {dst:#x} is not in the shared memory of the CTA")
                 });
             }
-            if dst_offset % BOX_ALIGN != 0 {
+            if !dst_offset.is_multiple_of(BOX_ALIGN) {
                 cx.m.report(Check::Alignment, Some(lane as u32), || {
                     format!("the destination {dst:#x} of a tensor copy is not a multiple of {BOX_ALIGN}")
                 });
@@ -276,7 +276,7 @@ fn store(l: &mut Lower<'_>, i: &Instruction, reduce: bool) -> Result<Custom, Com
             cx.require(src.base, 1 << lane, "the source address");
             let src = shared(cx, src, lane);
             let rows = tensor.mode.rows(&map, &coordinates).map_err(|e| fault(&cx.m, &e))?;
-            if src % BOX_ALIGN != 0 {
+            if !src.is_multiple_of(BOX_ALIGN) {
                 cx.m.report(Check::Alignment, Some(lane as u32), || {
                     format!("the source {src:#x} of a tensor copy is not a multiple of {BOX_ALIGN}")
                 });
@@ -292,6 +292,14 @@ fn store(l: &mut Lower<'_>, i: &Instruction, reduce: bool) -> Result<Custom, Com
                 lane as u32,
                 Box::new(move |cx| {
                     let data = store_rows(cx, &map, &rows, src);
+                    // A wait for the reads makes them known.
+                    let clock = cx.clock.clone();
+                    if let Some(group) = cx.warp().and_then(|w| w.groups(GroupKind::Bulk).get(group)) {
+                        match &mut group.clock {
+                            Some(c) => c.join(&clock),
+                            None => group.clock = Some(clock),
+                        }
+                    }
                     cx.group_read(GroupKind::Bulk, group);
                     Ok(Step::Then(Box::new(move |cx| {
                         for (row, bytes) in rows.iter().zip(&data).filter(|(_, b)| !b.is_empty()) {
@@ -322,7 +330,7 @@ fn store_rows(cx: &mut AsyncCx<'_>, map: &TensorMap, rows: &[Row], src: u64) -> 
                 let from = range.start.max(row.start as usize);
                 let to = range.end.min(row.end as usize);
                 if from < to {
-                    let address = (rank as u64) << 24 | u64::from(address) + (from - range.start) as u64;
+                    let address = ((rank as u64) << 24) + u64::from(address) + (from - range.start) as u64;
                     cx.read_shared(address, &mut image[from..to], None);
                 }
             }

@@ -1,12 +1,15 @@
 //! `wgmma`: asynchronous matrix products of a warpgroup.
 //!
-//! Each warp of the group computes its own 16 rows, in order within the warp, when the scheduler lets the operation complete.
-//! Between issue and `wgmma.wait_group` the accumulators count as unwritten, so that a use before the wait is found; they hold the
-//! old values until the operation completes.
+//! Each warp of the group computes its own 16 rows at issue; the group completes when the scheduler lets it, and until then its
+//! reads of shared memory are ordered before nothing, so that an early overwrite is a race. Between issue and `wgmma.wait_group`
+//! the accumulators count as unwritten, so that a use before the wait is found. Copies of accumulators before the wait
+//! (`mov`, unpacking), which compilers emit and ptxas turns into renaming, get the right values, and the mark goes with the wait.
+
+use std::collections::BTreeSet;
 
 use super::mma::{destinations, shape, sources};
 use super::state::Accumulator;
-use super::{fault, whole_warp};
+use super::{at_issue, fault, whole_warp};
 use crate::ast::Instruction;
 use crate::exec::context::{AsyncCx, Cx};
 use crate::exec::error::{CompileError, ExecError};
@@ -93,7 +96,7 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
                 return Ok(flow);
             }
             cx.warp.tensor.fenced = true;
-            cx.warp.tensor.accumulators.retain(|_, a| a.pending > 0);
+            cx.warp.tensor.accumulators.retain(|_, a| a.group > 0);
             Ok(Flow::Next)
         })),
         Some("commit_group") => Ok(Box::new(|cx, mask| {
@@ -127,24 +130,44 @@ fn wait(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError> {
         }
         cx.warp.tensor.fenced = false;
         if let Some(last) = last {
-            let done: Vec<u32> = cx
-                .warp
-                .tensor
-                .accumulators
-                .iter()
-                .filter(|(_, a)| a.pending == 0 && a.group <= last)
-                .map(|(slot, _)| *slot)
-                .collect();
-            for slot in done {
-                cx.warp.set_poison(Slot(slot), u32::MAX, 0);
-                if let Some(a) = cx.warp.tensor.accumulators.get_mut(&slot) {
-                    // Waited for: only the record of what was written remains.
-                    a.group = 0;
-                }
-            }
+            release(cx, last);
         }
         Ok(Flow::Next)
     }))
+}
+
+/// The accumulators of all groups up to `last`, and copies of them, may be used.
+fn release(cx: &mut Cx<'_>, last: u64) {
+    let done: Vec<u32> =
+        cx.warp.tensor.accumulators.iter().filter(|(_, a)| a.group > 0 && a.group <= last).map(|(s, _)| *s).collect();
+    // Values that a copy of an accumulator, whole or half, may hold.
+    let mut copies: [BTreeSet<u64>; 2] = Default::default();
+    let mut overwritten = false;
+    for slot in &done {
+        overwritten |= cx.warp.poison_of(Slot(*slot).into()) != u32::MAX;
+        cx.warp.set_poison(Slot(*slot), u32::MAX, 0);
+        let lanes = *cx.warp.slot(Slot(*slot));
+        for part in [lanes, lanes.map(|x| x & 0xffff), lanes.map(|x| x >> 16)] {
+            copies[0].insert(part[0]);
+            copies[1].insert(hash(&part));
+        }
+        if let Some(a) = cx.warp.tensor.accumulators.get_mut(slot) {
+            a.group = 0;
+        }
+    }
+    let in_flight = |slot: &u32| cx.warp.tensor.accumulators.get(slot).is_some_and(|a| a.group > 0);
+    let copied: Vec<u32> = (0..cx.warp.poison.len() as u32)
+        .filter(|s| cx.warp.poison[*s as usize] == u32::MAX && !in_flight(s))
+        .filter(|s| copies[0].contains(&cx.warp.slot(Slot(*s))[0]) && copies[1].contains(&hash(cx.warp.slot(Slot(*s)))))
+        .collect();
+    for slot in copied {
+        cx.warp.set_poison(Slot(slot), u32::MAX, 0);
+    }
+    if overwritten {
+        cx.m.report(Check::Asynchronous, None, || {
+            "an accumulator register was written between wgmma and wgmma.wait_group".to_owned()
+        });
+    }
 }
 
 fn hash(lanes: &Lanes) -> u64 {
@@ -222,10 +245,10 @@ fn mma_async(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError>
     }))
 }
 
-/// A of this warp's rows: values taken at issue, or where they lie in shared memory.
+/// A of this warp's rows: as values, or where they lie in shared memory.
 enum Rows {
     Memory(SmemDesc),
-    Values { matrix: Vec<f32>, slots: Vec<(Slot, u64)> },
+    Values(Vec<f32>),
 }
 
 fn issue(
@@ -257,32 +280,26 @@ fn issue(
                     decode_word(*word as u32, form.a, Packing::Dense, &mut matrix[row * form.k + col..][..e]);
                 }
             }
-            let slots = list.iter().filter_map(|s| s.slot().map(|slot| (slot, hash(cx.lanes(*s))))).collect();
-            Rows::Values { matrix, slots }
+            Rows::Values(matrix)
         }
     };
     check_registers(cx, form, d, accumulate);
     let group = cx.join_group(GroupKind::Wgmma);
-    for slot in d {
-        let entry =
-            cx.warp.tensor.accumulators.entry(slot.0).or_insert(Accumulator { pending: 0, group, written: None });
-        entry.pending += 1;
-        entry.group = group;
-        entry.written = None;
-        cx.warp.set_poison(*slot, u32::MAX, u32::MAX);
-    }
     let rank = cx.m.cta;
-    let first_row = cx.m.warp_index % 4 * 16;
-    let key = u64::from(cx.m.cluster.warp_actor(rank, cx.m.warp_index));
-    let actor = cx.m.cluster.proxy_actor(key << 8 | 0x67);
-    let (form, d) = (form.clone(), d.to_vec());
+    let key = u64::from(cx.m.cluster.warp_actor(rank, cx.m.warp_index)) << 8 | 0x67;
+    let actor = cx.m.cluster.proxy_actor(key);
+    let lane = mask.trailing_zeros() & 31;
+    let partial = {
+        let mut reads = at_issue(cx, actor, lane, "wgmma");
+        product(&mut reads, form, rows, &b_desc)
+    };
+    store(cx, form, d, &partial, accumulate, group);
     cx.enqueue(
         "wgmma",
-        Stream::Ordered(key << 8 | 0x67),
+        Stream::Ordered(key),
         actor,
-        mask.trailing_zeros() & 31,
+        lane,
         Box::new(move |cx| {
-            complete(cx, &form, &d, rows, &b_desc, rank, first_row, accumulate);
             cx.group_read(GroupKind::Wgmma, group);
             cx.group_done(GroupKind::Wgmma, group);
             Ok(Step::Done)
@@ -294,12 +311,11 @@ fn issue(
 /// Finds accumulators that nobody wrote, and register writes that no `wgmma.fence` orders before this instruction.
 fn check_registers(cx: &mut Cx<'_>, form: &Form, d: &[Slot], accumulate: bool) {
     let tensor = &cx.warp.tensor;
-    let in_flight = |slot: &Slot| tensor.accumulators.get(&slot.0).is_some_and(|a| a.pending > 0 || a.group > 0);
+    let in_flight = |slot: &Slot| tensor.accumulators.get(&slot.0).is_some_and(|a| a.group > 0);
     let unwritten = accumulate && d.iter().any(|s| !in_flight(s) && cx.warp.poison_of((*s).into()) != 0);
     let unfenced = !tensor.fenced
         && d.iter().any(|s| match tensor.accumulators.get(&s.0) {
-            Some(a) if a.pending > 0 || a.group > 0 => false,
-            Some(a) => a.written != Some(hash(cx.warp.slot(*s))),
+            Some(a) => a.group == 0 && a.written != hash(cx.warp.slot(*s)),
             None => true,
         });
     if unwritten {
@@ -315,37 +331,20 @@ fn check_registers(cx: &mut Cx<'_>, form: &Form, d: &[Slot], accumulate: bool) {
     }
 }
 
-#[expect(clippy::too_many_arguments)]
-fn complete(
-    cx: &mut AsyncCx<'_>,
-    form: &Form,
-    d: &[Slot],
-    rows: Rows,
-    b_desc: &SmemDesc,
-    rank: usize,
-    first_row: usize,
-    accumulate: bool,
-) {
+/// The product of this warp's 16 rows of A with B, f32 `[16, n]`.
+fn product(cx: &mut AsyncCx<'_>, form: &Form, rows: Rows, b_desc: &SmemDesc) -> Vec<f32> {
     let (n, k) = (form.n, form.k);
-    let base = (rank as u64) << 24;
+    let base = (cx.m.cta as u64) << 24;
+    let first_row = cx.m.warp_index % 4 * 16;
     let mut b = vec![0f32; n * k];
     let shape = OperandShape { lines: n, k, elem: form.b, packing: Packing::Dense, major: form.b_major };
-    let read = |cx: &mut AsyncCx<'_>, address: u32| {
+    let Ok(()) = fetch(b_desc, &shape, Order::KByLine { n_total: n, first: 0 }, &mut b, |address| {
         let mut unit = [0u8; 16];
         cx.read_shared(base | u64::from(address), &mut unit, None);
         Ok::<_, std::convert::Infallible>(unit)
-    };
-    let Ok(()) = fetch(b_desc, &shape, Order::KByLine { n_total: n, first: 0 }, &mut b, |at| read(cx, at));
+    });
     let mut a = match rows {
-        Rows::Values { matrix, slots } => {
-            let modified = cx.warp().is_some_and(|w| slots.iter().any(|(slot, h)| hash(w.slot(*slot)) != *h));
-            if modified {
-                cx.m.report(Check::Asynchronous, None, || {
-                    "a register of A was written while wgmma could still read it".to_owned()
-                });
-            }
-            matrix
-        }
+        Rows::Values(matrix) => matrix,
         Rows::Memory(desc) => fetch_rows(cx, &desc, form, base, first_row),
     };
     if form.negate {
@@ -355,45 +354,39 @@ fn complete(
     }
     let mut partial = vec![0f32; 16 * n];
     matmul::multiply(16, n, k, &a, &b, &mut partial);
-    let mut overwritten = false;
-    if let Some(warp) = cx.warp() {
-        for (j, slot) in d.iter().enumerate() {
-            overwritten |= warp.poison_of((*slot).into()) != u32::MAX;
-            let lanes = warp.slot_mut(*slot);
-            for (lane, cell) in lanes.iter_mut().enumerate() {
-                let (g, t) = (lane / 4, lane % 4);
-                *cell = match form.d {
-                    Acc::F16 => {
-                        // Register j packs elements 2j and 2j + 1 of the fragment.
-                        let at = (g + 8 * (j & 1)) * n + 8 * (j >> 1) + 2 * t;
-                        let old = |shift: u32| if accumulate { half::f16_to_f32((*cell >> shift) as u16) } else { 0.0 };
-                        u64::from(half::f32_to_f16(old(0) + partial[at]))
-                            | u64::from(half::f32_to_f16(old(16) + partial[at + 1])) << 16
+    partial
+}
+
+/// Adds the product to the accumulators, and marks them as in flight.
+fn store(cx: &mut Cx<'_>, form: &Form, d: &[Slot], partial: &[f32], accumulate: bool, group: u64) {
+    let n = form.n;
+    for (j, slot) in d.iter().enumerate() {
+        let lanes = cx.warp.slot_mut(*slot);
+        for (lane, cell) in lanes.iter_mut().enumerate() {
+            let (g, t) = (lane / 4, lane % 4);
+            *cell = match form.d {
+                Acc::F16 => {
+                    // Register j packs elements 2j and 2j + 1 of the fragment.
+                    let at = (g + 8 * (j & 1)) * n + 8 * (j >> 1) + 2 * t;
+                    let old = |shift: u32| if accumulate { half::f16_to_f32((*cell >> shift) as u16) } else { 0.0 };
+                    u64::from(half::f32_to_f16(old(0) + partial[at]))
+                        | u64::from(half::f32_to_f16(old(16) + partial[at + 1])) << 16
+                }
+                _ => {
+                    let at = (g + 8 * (j >> 1 & 1)) * n + 8 * (j >> 2) + 2 * t + (j & 1);
+                    if form.d == Acc::S32 {
+                        let old = if accumulate { *cell as u32 as i32 } else { 0 };
+                        u64::from(matmul::add_s32(old, partial[at], form.satfinite) as u32)
+                    } else {
+                        let old = if accumulate { f32::from_bits(*cell as u32) } else { 0.0 };
+                        u64::from((old + partial[at]).to_bits())
                     }
-                    _ => {
-                        let at = (g + 8 * (j >> 1 & 1)) * n + 8 * (j >> 2) + 2 * t + (j & 1);
-                        if form.d == Acc::S32 {
-                            let old = if accumulate { *cell as u32 as i32 } else { 0 };
-                            u64::from(matmul::add_s32(old, partial[at], form.satfinite) as u32)
-                        } else {
-                            let old = if accumulate { f32::from_bits(*cell as u32) } else { 0.0 };
-                            u64::from((old + partial[at]).to_bits())
-                        }
-                    }
-                };
-            }
-            let written = hash(lanes);
-            warp.set_poison(*slot, u32::MAX, u32::MAX);
-            if let Some(entry) = warp.tensor.accumulators.get_mut(&slot.0) {
-                entry.pending = entry.pending.saturating_sub(1);
-                entry.written = Some(written);
-            }
+                }
+            };
         }
-    }
-    if overwritten {
-        cx.m.report(Check::Asynchronous, None, || {
-            "an accumulator register was written between wgmma and wgmma.wait_group".to_owned()
-        });
+        let written = hash(lanes);
+        cx.warp.tensor.accumulators.insert(slot.0, Accumulator { group, written });
+        cx.warp.set_poison(*slot, u32::MAX, u32::MAX);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::exec::error::{CompileError, ExecError};
 use crate::exec::findings::Check;
 use crate::exec::lower::{Lower, Ty};
 use crate::exec::program::{Custom, Flow, Wait};
-use crate::exec::race::AccessKind;
+use crate::exec::race::{AccessKind, Actor};
 use crate::tensor::tmem::{LANES, split_address};
 
 const WAITS: Wait = Wait::Other("free tensor memory or the peer's tcgen05.alloc");
@@ -40,11 +40,26 @@ pub(super) fn lower_alloc(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, 
         let Some(column) = granted else { return Ok(Flow::Block(WAITS)) };
         let address = cx.shared_address(cx.address(dst, lane));
         if let Some((rank, offset)) = cx.m.shared_range(address, 4, 4, true, Some(lane as u32)) {
-            cx.track_shared(rank, offset, 4, AccessKind::Write, lane as u32);
+            write_address(cx, rank, offset, lane as u32);
             cx.m.cluster.ctas[rank].shared.store(offset as usize, 4, u64::from(column), true);
         }
         Ok(Flow::Next)
     }))
+}
+
+/// Records the write of the address. It is no generic-proxy store: kernels of trusted compilers overwrite the word by TMA without
+/// a proxy fence. The warp itself knows it at once.
+fn write_address(cx: &mut Cx<'_>, rank: usize, offset: u64, lane: u32) {
+    if cx.m.cluster.n_actors == 0 {
+        return;
+    }
+    let id = cx.m.cluster.proxy_actor(u64::from(cx.m.cluster.warp_actor(rank, cx.m.warp_index)) << 8 | 0xa1);
+    let tick = cx.m.cluster.next_tick(id);
+    if let Some(seen) = cx.warp.clock.seen.get_mut(id as usize) {
+        *seen = (*seen).max(tick);
+    }
+    let actor = Actor { id, clock: &cx.warp.clock, pc: cx.m.pc, async_proxy: false };
+    cx.m.track_shared(rank, offset, 4, AccessKind::Write, Some(lane), actor);
 }
 
 /// Both CTAs of a pair ask; the second one allocates for both, at the same address.
