@@ -84,7 +84,7 @@ fn emit_kernel(
     };
     let kernel = &program.kernels[n];
     kernel::check_types(program, &kernel.body)?;
-    let Design { launch, body } = design(program, kernel, smem_bytes)?;
+    let Design { launch, registers, body } = design(program, kernel, smem_bytes)?;
     let context = Context::create();
     let module = context.create_module(&kernel.name);
     let broken = |what: String, ir: String| {
@@ -93,7 +93,7 @@ fn emit_kernel(
     let machine = machine::machine(target.name, ptx_version).map_err(|e| broken(e, String::new()))?;
     machine::prepare(&module, &machine);
     let params = kernel::params(&kernel.body);
-    let code = Code::new(&context, &module, &kernel.name, &params, launch.block_threads);
+    let code = Code::new(&context, &module, &kernel.name, &params, launch.block_threads, registers);
     body(&Kernel::new(&code, program, &kernel.body));
     code.finish()
         .and_then(|()| machine::optimise(&module, &machine))

@@ -13,9 +13,7 @@ use inkwell::values::FunctionValue;
 pub enum Intrinsic {
     TidX,
     CtaidX,
-    CtaidY,
     CtaidZ,
-    LaneId,
     LaneMaskLt,
     Barrier,
     WarpBarrier,
@@ -50,12 +48,10 @@ pub enum Intrinsic {
 
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `b` i1, `f` float, `g` pointer to
 /// global memory, `s` pointer to shared memory, `h` `<2 x half>`, `x` `<2 x bfloat>`; several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 35] = [
+const TABLE: [(Intrinsic, &str, &str); 33] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
-    (Intrinsic::CtaidY, "llvm.nvvm.read.ptx.sreg.ctaid.y", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
-    (Intrinsic::LaneId, "llvm.nvvm.read.ptx.sreg.laneid", "i()"),
     (Intrinsic::LaneMaskLt, "llvm.nvvm.read.ptx.sreg.lanemask.lt", "i()"),
     (Intrinsic::Barrier, "llvm.nvvm.barrier.cta.sync.aligned.all", "v(i)"),
     (Intrinsic::WarpBarrier, "llvm.nvvm.bar.warp.sync", "v(i)"),

@@ -14,8 +14,9 @@ mod warp;
 pub use flow::Var;
 pub use intrinsic::Intrinsic;
 pub use tensor::MmaType;
-pub use value::{Bool, F32, Global, I32, I64, Shared, ToI32, ToI64, Value};
+pub use value::{Bool, F32, Global, I32, I64, Shared};
 
+use crate::kernel::Registers;
 use inkwell::AddressSpace;
 use inkwell::attributes::{Attribute, AttributeLoc};
 use inkwell::builder::{Builder, BuilderError};
@@ -53,17 +54,27 @@ pub struct Param {
 
 impl<'c> Code<'c> {
     /// Starts the kernel `name` for blocks of exactly `threads` threads, with pointers to global memory as parameters.
-    pub fn new(context: &'c Context, module: &Module<'c>, name: &str, params: &[Param], threads: u32) -> Code<'c> {
+    pub fn new(
+        context: &'c Context,
+        module: &Module<'c>,
+        name: &str,
+        params: &[Param],
+        threads: u32,
+        registers: Registers,
+    ) -> Code<'c> {
         let pointer = context.ptr_type(AddressSpace::from(GLOBAL));
         let types = vec![pointer.into(); params.len()];
         let function = module.add_function(name, context.void_type().fn_type(&types, false), None);
         function.set_call_conventions(PTX_KERNEL);
         let reqntid = context.create_string_attribute("nvvm.reqntid", &threads.to_string());
         function.add_attribute(AttributeLoc::Function, reqntid);
+        if registers == Registers::Plenty {
+            let one_block = context.create_string_attribute("nvvm.minctasm", "1");
+            function.add_attribute(AttributeLoc::Function, one_block);
+        }
         function.add_attribute(AttributeLoc::Function, flag(context, "nounwind"));
-        for (i, param) in params.iter().enumerate().filter(|(_, p)| p.read_only) {
-            // Together they let LLVM use the read-only path (`ld.global.nc`).
-            let _ = param;
+        // Together they let LLVM use the read-only path (`ld.global.nc`).
+        for (i, _) in params.iter().enumerate().filter(|(_, p)| p.read_only) {
             for name in ["noalias", "readonly"] {
                 function.add_attribute(AttributeLoc::Param(i as u32), flag(context, name));
             }
@@ -145,11 +156,6 @@ impl<'c> Code<'c> {
     /// The number of the block along x.
     pub fn block_x(&'c self) -> I32<'c> {
         self.call_i32(Intrinsic::CtaidX, &[])
-    }
-
-    /// The number of the block along y.
-    pub fn block_y(&'c self) -> I32<'c> {
-        self.call_i32(Intrinsic::CtaidY, &[])
     }
 
     /// The number of the block along z.

@@ -1,7 +1,7 @@
 //! The weighted sum over a token's slots.
 
 use super::elementwise::Cut;
-use super::{Design, Kernel, View};
+use super::{Design, Kernel, Registers, View};
 use crate::code::{Code, F32, I32, Var};
 use crate::math::evaluate;
 use moec_ir::shape::Dim;
@@ -16,7 +16,7 @@ pub fn combine<'p>(program: &'p Program, combine: &'p Combine, schedule: &Schedu
     let rows = program.buffer(combine.out).rows;
     let slots = program.buffer(combine.weights).cols as u32;
     let body = move |k: &Kernel| build(k, combine, &cut, rows, slots);
-    Design { launch: cut.launch(rows), body: Box::new(body) }
+    Design { launch: cut.launch(rows), registers: Registers::Plenty, body: Box::new(body) }
 }
 
 fn build<'c>(k: &Kernel<'c, '_>, combine: &Combine, cut: &Cut, rows: Dim, slots: u32) {

@@ -1,7 +1,7 @@
 //! Elementwise expressions.
 
 use super::elementwise::Cut;
-use super::{Design, Kernel};
+use super::{Design, Kernel, Registers};
 use crate::code::F32;
 use crate::math::evaluate;
 use moec_ir::tile::{Map, Program, Schedule};
@@ -19,5 +19,5 @@ pub fn map<'p>(program: &'p Program, map: &'p Map, schedule: &Schedule) -> Desig
             k.code.store_elements(out.at(row, col), out.dtype, &values);
         });
     };
-    Design { launch: cut.launch(rows), body: Box::new(body) }
+    Design { launch: cut.launch(rows), registers: Registers::Plenty, body: Box::new(body) }
 }

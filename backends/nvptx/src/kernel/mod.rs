@@ -20,7 +20,17 @@ use moec_ir::{DType, Diagnostic};
 /// A kernel before code is built for it: how it is launched, and what builds its body.
 pub struct Design<'p> {
     pub launch: GpuLaunch,
+    pub registers: Registers,
     pub body: Builder<'p>,
+}
+
+/// How many registers the assembler may give a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registers {
+    /// As it thinks best for occupancy.
+    Default,
+    /// As many as the thread wants: the assembler would rather spill a few than have fewer blocks on a multiprocessor.
+    Plenty,
 }
 
 /// Builds the body of a kernel.

@@ -3,7 +3,7 @@
 //! Each warp takes a contiguous run of slots and counts its experts; the counts become, for each warp and expert, the
 //! first row; each warp then goes over its slots again and hands out rows. Nothing depends on timing.
 
-use super::{Design, Kernel, View, round_warps};
+use super::{Design, Kernel, Registers, View, round_warps};
 use crate::code::{Code, I32, Shared};
 use moec_ir::tile::{Extent, GpuLaunch, Plan, Program, Schedule};
 
@@ -22,7 +22,7 @@ pub fn plan<'p>(program: &'p Program, plan: &'p Plan, schedule: &Schedule, smem_
         dynamic_smem_bytes: counter_bytes(warps, n_experts),
     };
     let body = move |k: &Kernel| build(k, program, plan, warps);
-    Design { launch, body: Box::new(body) }
+    Design { launch, registers: Registers::Default, body: Box::new(body) }
 }
 
 fn counter_bytes(warps: u32, n_experts: u32) -> u32 {

@@ -6,7 +6,7 @@
 use super::geometry::{Geometry, cut};
 use super::{fma, mma};
 use crate::code::{Bool, I32};
-use crate::kernel::{Design, Grid, Kernel};
+use crate::kernel::{Design, Grid, Kernel, Registers};
 use moec_ir::DType;
 use moec_ir::shape::Dim;
 use moec_ir::tile::{Contract, Extent, GpuLaunch, Groups, Program, Schedule, Segment};
@@ -39,6 +39,8 @@ pub fn contract<'p>(program: &'p Program, contract: &'p Contract, schedule: &Sch
         cluster: 1,
         dynamic_smem_bytes: cuts.iter().map(Geometry::smem_bytes).max().unwrap_or(0),
     };
+    let registers =
+        if cuts.iter().any(|g| matches!(g, Geometry::Fma(_))) { Registers::Plenty } else { Registers::Default };
     let body = move |k: &Kernel| {
         for (i, (segment, geometry)) in contract.segments.iter().zip(&cuts).enumerate() {
             let mine = k.code.block_z().eq(i as u32);
@@ -50,7 +52,7 @@ pub fn contract<'p>(program: &'p Program, contract: &'p Contract, schedule: &Sch
             }
         }
     };
-    Design { launch, body: Box::new(body) }
+    Design { launch, registers, body: Box::new(body) }
 }
 
 fn extent(program: &Program, segment: &Segment, geometry: &Geometry) -> Extent {

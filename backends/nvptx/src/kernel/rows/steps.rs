@@ -1,0 +1,108 @@
+//! The steps of a row program other than the router, one warp to a row.
+
+use super::super::{Kernel, View};
+use super::{Warp, choice};
+use crate::code::{F32, I32};
+use crate::math::{evaluate, exp, pow};
+use moec_ir::graph::RenormRule;
+use moec_ir::tile::{RowId, RowOpKind};
+
+/// Weights up to which a sum is made in index order by every lane for itself.
+const MOST_SERIAL: u32 = 64;
+
+/// Runs step `i` for row `row`. The operands are in shared memory, seen by all lanes.
+pub fn step<'c>(k: &Kernel<'c, '_>, warp: &Warp<'_, 'c>, i: usize, row: I32<'c>) {
+    let c = warp.c;
+    let op = &warp.ops[i];
+    let out = warp.row(RowId(i as u32));
+    let keep = |col: I32<'c>, value: F32<'c>| out.set_float(col, c.round(op.dtype, value));
+    match &op.kind {
+        // Done before, by the whole block.
+        RowOpKind::Linear { .. } => {}
+        RowOpKind::Load(b) => load(warp, &k.view(*b), row, &out),
+        RowOpKind::LoadFirst(b) => load(warp, &k.view(*b), c.i32(0), &out),
+        RowOpKind::Map { expr, args } => {
+            let args: Vec<_> = args.iter().map(|&a| warp.row(a)).collect();
+            warp.for_columns(out.width, |col| {
+                let read = |a: &super::Values<'c>| a.float(if a.width == 1 { c.i32(0) } else { col });
+                keep(col, evaluate(c, expr, &args.iter().map(read).collect::<Vec<_>>()));
+            });
+        }
+        RowOpKind::Softmax(x) => {
+            let x = warp.row(*x);
+            let most = c.var(c.f32(f32::NEG_INFINITY));
+            warp.for_columns(x.width, |col| most.set(most.get().maximum(x.float(col))));
+            let most = c.warp_maximum(most.get());
+            let sum = c.var(c.f32(0.0));
+            warp.for_columns(x.width, |col| {
+                let e = exp(c, x.float(col) - most);
+                out.set_float(col, e);
+                sum.set(sum.get() + e);
+            });
+            let sum = c.warp_sum(sum.get());
+            // Each lane reads what it wrote itself.
+            warp.for_columns(x.width, |col| keep(col, out.float(col) / sum));
+        }
+        RowOpKind::RmsNorm { x, eps } => {
+            let x = warp.row(*x);
+            let sum = c.var(c.f32(0.0));
+            warp.for_columns(x.width, |col| {
+                let v = x.float(col);
+                sum.set(v.fma(v, sum.get()));
+            });
+            let mean = c.warp_sum(sum.get()) / x.width as f32;
+            let by = (mean + eps.0).sqrt();
+            warp.for_columns(x.width, |col| keep(col, x.float(col) / by));
+        }
+        RowOpKind::GroupLimit { x, n_groups, keep, score, fill } => {
+            let rule = choice::GroupRule { n_groups: *n_groups, keep: *keep, score: *score, fill: *fill };
+            choice::group_limit(warp, &warp.row(*x), &warp.scratch(i), &rule, op.dtype, &out);
+        }
+        RowOpKind::TopK(x) => choice::top_k(warp, &warp.row(*x), &out),
+        RowOpKind::Gather { x, ids } => {
+            let (x, ids) = (warp.row(*x), warp.row(*ids));
+            warp.for_columns(out.width, |col| {
+                let id = ids.int(col);
+                let exists = id.lt(x.width);
+                let value = x.float(c.select(exists, id, c.i32(0)));
+                keep(col, c.select(exists, value, c.f32(0.0)));
+            });
+        }
+        RowOpKind::Renormalise { x, rule } => {
+            let x = warp.row(*x);
+            let sum = |f: &dyn Fn(F32<'c>) -> F32<'c>| row_sum(warp, &x, f);
+            let by = match *rule {
+                RenormRule::Sum { eps } => sum(&|v| v) + eps.0,
+                RenormRule::SumAtLeast { min } => sum(&|v| v).maximum(min.0),
+                RenormRule::PNorm { p } if p.0 == 1.0 => sum(&|v| v.abs()),
+                RenormRule::PNorm { p } if p.0 == 2.0 => sum(&|v| v * v).sqrt(),
+                RenormRule::PNorm { p } => pow(c, sum(&|v| pow(c, v.abs(), p.0)), 1.0 / p.0),
+            };
+            warp.for_columns(out.width, |col| keep(col, x.float(col) / by));
+        }
+    }
+}
+
+fn load<'c>(warp: &Warp<'_, 'c>, from: &View<'c>, row: I32<'c>, out: &super::Values<'c>) {
+    let c = warp.c;
+    warp.for_columns(out.width, |col| {
+        let at = from.at(row, col);
+        if out.is_int {
+            out.set_int(col, c.load_i32(at));
+        } else {
+            out.set_float(col, c.load_elements(at, from.dtype, 1)[0]);
+        }
+    });
+}
+
+/// `Σ f(x)` in every lane: in index order for a short row, in lanes' partial sums for a long one.
+fn row_sum<'c>(warp: &Warp<'_, 'c>, x: &super::Values<'c>, f: &dyn Fn(F32<'c>) -> F32<'c>) -> F32<'c> {
+    let c = warp.c;
+    let sum = c.var(c.f32(0.0));
+    if x.width <= MOST_SERIAL {
+        c.range(0, x.width, 1, |col| sum.set(sum.get() + f(x.float(col))));
+        return sum.get();
+    }
+    warp.for_columns(x.width, |col| sum.set(sum.get() + f(x.float(col))));
+    c.warp_sum(sum.get())
+}
