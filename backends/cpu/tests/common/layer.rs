@@ -62,12 +62,14 @@ pub struct Builder {
     pub params: Vec<Tensor>,
     pub random: Random,
     padding: u64,
+    /// Whether parameters get values; without, they are empty.
+    values: bool,
 }
 
 impl Builder {
     pub fn new(seed: u64, padding: u64) -> Builder {
         let program = Program { name: "layer".to_string(), buffers: Vec::new(), kernels: Vec::new() };
-        Builder { program, params: Vec::new(), random: Random(seed | 1), padding }
+        Builder { program, params: Vec::new(), random: Random(seed | 1), padding, values: true }
     }
 
     pub fn buffer(&mut self, name: &str, dtype: DType, batch: u64, rows: Dim, cols: u64, role: Role) -> BufferId {
@@ -79,7 +81,8 @@ impl Builder {
 
     pub fn weight(&mut self, name: &str, dtype: DType, shape: [u64; 3], scale: f32) -> BufferId {
         let role = Role::Weight(self.params.len() as u32);
-        let tensor = self.random.tensor(dtype, &shape.map(|d| d as usize), scale);
+        let filled = if self.values { shape } else { [0; 3] };
+        let tensor = self.random.tensor(dtype, &filled.map(|d| d as usize), scale);
         self.params.push(tensor);
         self.buffer(name, dtype, shape[0], Dim::Fixed(shape[1]), shape[2], role)
     }
@@ -97,7 +100,17 @@ pub fn op(kind: RowOpKind, width: u64) -> RowOp {
 /// The program of a layer and its parameters. Inputs: `x [T, H]`, then the logits `[T, E]` when they are given.
 /// Outputs: the result, the chosen experts, their weights.
 pub fn build(l: &Layer) -> (Program, Vec<Tensor>) {
+    build_with(l, true)
+}
+
+/// The program of a layer whose weights somebody else fills.
+pub fn build_program(l: &Layer) -> Program {
+    build_with(l, false).0
+}
+
+fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
     let mut b = Builder::new(l.experts * 1009 + l.hidden, l.padding);
+    b.values = values;
     let (t, slots) = (Dim::TOKENS, Dim::PerToken(l.top_k));
     let w_scale = 1.0 / (l.hidden as f32).sqrt() * 2.0;
     let x = b.buffer("x", l.acts, 1, t, l.hidden, Role::Input(0));
