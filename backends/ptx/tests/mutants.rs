@@ -110,7 +110,11 @@ const MUTANTS: &[Mutant] = &[
         Replace("cp.async.wait_group \t2", 0, "cp.async.wait_group 4"),
     ),
     mutant("triton_matmul_bf16_tn_sm80", "no barrier after the wait", Remove("bar.sync", 0)),
-    mutant("triton_matmul_bf16_tn_sm80", "no wait in the loop", Remove("cp.async.wait_group", 1)),
+    mutant(
+        "triton_matmul_bf16_tn_sm80",
+        "no wait in the loop",
+        Replace("cp.async.wait_group \t2;\n\tcp.async.wait_group \t2;", 0, ""),
+    ),
     mutant("triton_matmul_bf16_tn_sm80", "no barrier before a stage is overwritten", Remove("bar.sync", 2)),
     // Barriers.
     mutant("nvcc_named_bar_sm90", "no named barrier between two warps", Remove("bar.sync 1, 64", 0)),
@@ -119,7 +123,7 @@ const MUTANTS: &[Mutant] = &[
     mutant("nvcc_mma_ldmatrix_sm90", "no barrier before ldmatrix", Remove("bar.sync", 0)),
     mutant("nvcc_mma_ldmatrix_sm90", "no barrier before the tile is overwritten", Remove("bar.sync", 1)),
     mutant("triton_reduce_atomic_sm90", "no barrier between the warps of a reduction", Remove("bar.sync", 0)),
-    mutant("triton_reduce_atomic_sm90", "no barrier after the first warp reduced", Remove("bar.sync", 1)),
+    mutant("triton_reduce_atomic_sm90", "no barrier between the warps of the second reduction", Remove("bar.sync", 3)),
     mutant("triton_softmax_sm90", "no barrier in the row sum", Remove("bar.sync", 0)),
     mutant("nvcc_cuda_barrier_sm90", "no arrival of the consumers", Remove("mbarrier.arrive.shared::cta", 3)),
     mutant(
@@ -154,9 +158,9 @@ const MUTANTS: &[Mutant] = &[
     ),
     mutant("triton_matmul_tma_bf16_tn_sm90", "expects half the bytes", Replace("[%r6], 32768", 0, "[%r6], 16384")),
     mutant(
-        "triton_matmul_tma_bf16_tn_sm90",
+        "triton_attention_tma_sm90",
         "lets one wgmma group too many run on",
-        Replace("wgmma.wait_group.sync.aligned 1", 0, "wgmma.wait_group.sync.aligned 2"),
+        Replace("wgmma.wait_group.sync.aligned 0", 0, "wgmma.wait_group.sync.aligned 1"),
     ),
     mutant(
         "triton_matmul_tma_bf16_tn_sm90",

@@ -73,7 +73,8 @@ pub fn mul_f32(a: f32, b: f32, rounding: Rounding) -> f32 {
 pub fn fma_f32(a: f32, b: f32, c: f32, rounding: Rounding) -> f32 {
     let product = f64::from(a) * f64::from(b);
     let result = to_f32(add_to_odd(product, f64::from(c)), rounding);
-    if result == 0.0 && rounding == Rounding::Down && product == -f64::from(c) && product != 0.0 {
+    let both_positive_zero = product.to_bits() == 0 && c.to_bits() == 0;
+    if result == 0.0 && rounding == Rounding::Down && product == -f64::from(c) && !both_positive_zero {
         return -0.0;
     }
     result
@@ -156,15 +157,44 @@ pub fn fma_f64(a: f64, b: f64, c: f64, rounding: Rounding) -> f64 {
         return if nearest == 0.0 && rounding == Rounding::Down && c != 0.0 { -0.0 } else { nearest };
     }
     if nearest == 0.0 {
-        // A product below half of the smallest subnormal.
-        let negative = (a < 0.0) != (b < 0.0);
+        // A sum below half of the smallest subnormal.
         return match rounding {
-            Rounding::Up if !negative => f64::from_bits(1),
-            Rounding::Down if negative => -f64::from_bits(1),
-            _ => nearest,
+            Rounding::Up if order > 0 => f64::from_bits(1),
+            Rounding::Down if order < 0 => -f64::from_bits(1),
+            _ => 0f64.copysign(f64::from(order)),
         };
     }
     direct(nearest, f64::from(order), rounding)
+}
+
+/// f64 division.
+#[must_use]
+pub fn div_f64(a: f64, b: f64, rounding: Rounding) -> f64 {
+    let nearest = a / b;
+    if rounding == Rounding::NearestEven || a == 0.0 || b == 0.0 || !a.is_finite() || !b.is_finite() {
+        return nearest;
+    }
+    if nearest.is_infinite() {
+        return overflow(nearest, rounding);
+    }
+    // The sign of the true quotient less `nearest` is that of the residual over `b`.
+    let order = compare_fma(-nearest, b, a, 0.0) * if b < 0.0 { -1 } else { 1 };
+    match (nearest == 0.0, rounding, order) {
+        (true, Rounding::Up, 1) => f64::from_bits(1),
+        (true, Rounding::Down, -1) => -f64::from_bits(1),
+        (true, ..) => nearest,
+        (false, ..) => direct(nearest, f64::from(order), rounding),
+    }
+}
+
+/// f64 square root.
+#[must_use]
+pub fn sqrt_f64(a: f64, rounding: Rounding) -> f64 {
+    let nearest = a.sqrt();
+    if rounding == Rounding::NearestEven || a <= 0.0 || !a.is_finite() {
+        return nearest;
+    }
+    direct(nearest, f64::from(compare_fma(-nearest, nearest, a, 0.0)), rounding)
 }
 
 /// The sign of `a·b + c − r`, exactly, for finite operands and non-zero product.

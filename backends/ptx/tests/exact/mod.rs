@@ -216,7 +216,9 @@ impl Format {
                 }
             }
         };
-        sign | (low + u64::from(up))
+        let code = low + u64::from(up);
+        // The code after the last number is the sign bit where the format has no infinity and no NaN.
+        sign | if self.special == Special::Nothing { code.min(self.end() - 1) } else { code }
     }
 
     /// As `round`, but a finite number never leaves the numbers of the format (`.satfinite`).

@@ -103,35 +103,6 @@ fn odd(q: f64, residual: f64, above: bool) -> f64 {
     f64::from_bits(if grows { q.to_bits() + 1 } else { q.to_bits() - 1 })
 }
 
-/// f64 division and square root in a directed mode: one step from the nearest result where that lies on the wrong side.
-fn directed_f64(nearest: f64, true_above: bool, exact: bool, r: Rounding) -> f64 {
-    if exact || !nearest.is_finite() || r == Rounding::NearestEven {
-        return nearest;
-    }
-    let up = match r {
-        Rounding::Up => true,
-        Rounding::Down => false,
-        _ => nearest < 0.0,
-    };
-    match (up, true_above) {
-        (true, true) => nearest.next_up(),
-        (false, false) => nearest.next_down(),
-        _ => nearest,
-    }
-}
-
-fn divide_f64(a: f64, b: f64, r: Rounding) -> f64 {
-    let q = a / b;
-    let residual = (-q).mul_add(b, a);
-    directed_f64(q, (residual > 0.0) == (b > 0.0), residual == 0.0, r)
-}
-
-fn square_root_f64(a: f64, r: Rounding) -> f64 {
-    let s = a.sqrt();
-    let residual = (-s).mul_add(s, a);
-    directed_f64(s, residual > 0.0, residual == 0.0, r)
-}
-
 /// `div.approx`: a · (1/b), whose reciprocal is 0 above 2^126.
 fn divide_approx(a: f32, b: f32) -> f32 {
     let big = b.abs();
@@ -317,13 +288,13 @@ impl Lower<'_> {
             ("rsqrt", _) if approx && i.has("ftz") => Some(map1!(|a| (1.0 / ftz64(f64::from_bits(a)).sqrt()).to_bits() & 0xffff_ffff_0000_0000)),
             ("rsqrt", _) if approx => Some(map1!(|a| (1.0 / f64::from_bits(a).sqrt()).to_bits())),
             ("rcp", Rounding::NearestEven) => Some(map1!(|a| (1.0 / f64::from_bits(a)).to_bits())),
-            ("rcp", Rounding::Zero) => Some(map1!(|a| divide_f64(1.0, f64::from_bits(a), Rounding::Zero).to_bits())),
-            ("rcp", Rounding::Down) => Some(map1!(|a| divide_f64(1.0, f64::from_bits(a), Rounding::Down).to_bits())),
-            ("rcp", Rounding::Up) => Some(map1!(|a| divide_f64(1.0, f64::from_bits(a), Rounding::Up).to_bits())),
+            ("rcp", Rounding::Zero) => Some(map1!(|a| arith::div_f64(1.0, f64::from_bits(a), Rounding::Zero).to_bits())),
+            ("rcp", Rounding::Down) => Some(map1!(|a| arith::div_f64(1.0, f64::from_bits(a), Rounding::Down).to_bits())),
+            ("rcp", Rounding::Up) => Some(map1!(|a| arith::div_f64(1.0, f64::from_bits(a), Rounding::Up).to_bits())),
             ("sqrt", Rounding::NearestEven) => Some(map1!(|a| f64::from_bits(a).sqrt().to_bits())),
-            ("sqrt", Rounding::Zero) => Some(map1!(|a| square_root_f64(f64::from_bits(a), Rounding::Zero).to_bits())),
-            ("sqrt", Rounding::Down) => Some(map1!(|a| square_root_f64(f64::from_bits(a), Rounding::Down).to_bits())),
-            ("sqrt", Rounding::Up) => Some(map1!(|a| square_root_f64(f64::from_bits(a), Rounding::Up).to_bits())),
+            ("sqrt", Rounding::Zero) => Some(map1!(|a| arith::sqrt_f64(f64::from_bits(a), Rounding::Zero).to_bits())),
+            ("sqrt", Rounding::Down) => Some(map1!(|a| arith::sqrt_f64(f64::from_bits(a), Rounding::Down).to_bits())),
+            ("sqrt", Rounding::Up) => Some(map1!(|a| arith::sqrt_f64(f64::from_bits(a), Rounding::Up).to_bits())),
             _ => None,
         };
         macro_rules! rounded {
@@ -346,9 +317,9 @@ impl Lower<'_> {
             }),
             "mul" => Some(rounded!(mul_f64, r)),
             "div" => Some(match r {
-                Rounding::Zero => map2!(|a, b| divide_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Zero).to_bits()),
-                Rounding::Down => map2!(|a, b| divide_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Down).to_bits()),
-                Rounding::Up => map2!(|a, b| divide_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Up).to_bits()),
+                Rounding::Zero => map2!(|a, b| arith::div_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Zero).to_bits()),
+                Rounding::Down => map2!(|a, b| arith::div_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Down).to_bits()),
+                Rounding::Up => map2!(|a, b| arith::div_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Up).to_bits()),
                 _ => map2!(|a, b| (f64::from_bits(a) / f64::from_bits(b)).to_bits()),
             }),
             "min" => Some(map2!(|a, b| min_max_f64(f64::from_bits(a), f64::from_bits(b), false).to_bits())),
@@ -505,20 +476,21 @@ fn ftz64(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Rounding, divide, divide_f64, square_root};
+    use crate::numeric::arith;
+    use super::{Rounding, divide, square_root};
 
     #[test]
     fn directed_division_brackets_the_quotient() {
         for (a, b) in [(1f32, 3f32), (-1.0, 3.0), (2.0, 7.0), (1e-38, 3.0), (5.0, -9.0)] {
             let (down, up) = (divide(a, b, Rounding::Down), divide(a, b, Rounding::Up));
             let exact = f64::from(a) / f64::from(b);
-            assert!(f64::from(down) < exact && exact < f64::from(up), "{a}/{b}");
+            assert!(f64::from(down) < exact && exact < f64::from(up), "{a:e}/{b}: {down:e} {exact:e} {up:e}");
             assert_eq!(down.next_up(), up);
             let zero = divide(a, b, Rounding::Zero);
             assert_eq!(zero, if exact > 0.0 { down } else { up });
         }
         assert_eq!(divide(6.0, 3.0, Rounding::Up), 2.0);
-        assert!(divide_f64(1.0, 3.0, Rounding::Up) > divide_f64(1.0, 3.0, Rounding::Down));
+        assert!(arith::div_f64(1.0, 3.0, Rounding::Up) > arith::div_f64(1.0, 3.0, Rounding::Down));
     }
 
     #[test]
