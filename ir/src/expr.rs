@@ -104,6 +104,8 @@ pub enum ExprOp {
     Unary(Unary, u32),
     /// A function of two earlier steps.
     Binary(Binary, u32, u32),
+    /// The second step where the first is greater than 0, else (also where it is NaN) the third.
+    Select(u32, u32, u32),
     /// Rounds an earlier step to a narrower type (to nearest even) and widens it back: a rounding point of the model.
     Round(DType, u32),
 }
@@ -150,6 +152,7 @@ impl Expr {
                 ExprOp::Arg(_) | ExprOp::Const(_) => true,
                 ExprOp::Unary(_, a) | ExprOp::Round(_, a) => back(i, *a),
                 ExprOp::Binary(_, a, b) => back(i, *a) && back(i, *b),
+                ExprOp::Select(c, a, b) => back(i, *c) && back(i, *a) && back(i, *b),
             })
     }
 
@@ -162,6 +165,7 @@ impl Expr {
                 ExprOp::Const(c) => c.0,
                 ExprOp::Unary(f, a) => f.eval(v[*a as usize]),
                 ExprOp::Binary(f, a, b) => f.eval(v[*a as usize], v[*b as usize]),
+                ExprOp::Select(c, a, b) => v[if v[*c as usize] > 0.0 { *a } else { *b } as usize],
                 ExprOp::Round(d, a) => d.round(v[*a as usize]),
             };
             v.push(x);
@@ -182,6 +186,7 @@ impl Expr {
                 ExprOp::Const(c) => b.constant(c.0),
                 ExprOp::Unary(f, a) => b.unary(*f, map[*a as usize]),
                 ExprOp::Binary(f, x, y) => b.binary(*f, map[*x as usize], map[*y as usize]),
+                ExprOp::Select(c, x, y) => b.select(map[*c as usize], map[*x as usize], map[*y as usize]),
                 ExprOp::Round(d, a) => b.round(*d, map[*a as usize]),
             };
             map.push(id);
@@ -331,6 +336,11 @@ impl ExprBuilder {
         self.push(ExprOp::Binary(f, a, b))
     }
 
+    /// Step `a` where step `c` is greater than 0, else step `b`.
+    pub fn select(&mut self, c: u32, a: u32, b: u32) -> u32 {
+        self.push(ExprOp::Select(c, a, b))
+    }
+
     /// A rounding point; nothing for f32 and wider.
     pub fn round(&mut self, dtype: DType, a: u32) -> u32 {
         match dtype {
@@ -348,6 +358,7 @@ impl ExprBuilder {
                 ExprOp::Const(c) => self.push(ExprOp::Const(*c)),
                 ExprOp::Unary(f, a) => self.unary(*f, map[*a as usize]),
                 ExprOp::Binary(f, a, b) => self.binary(*f, map[*a as usize], map[*b as usize]),
+                ExprOp::Select(c, a, b) => self.select(map[*c as usize], map[*a as usize], map[*b as usize]),
                 ExprOp::Round(d, a) => self.round(*d, map[*a as usize]),
             };
             map.push(id);
@@ -367,6 +378,7 @@ impl ExprBuilder {
                 ExprOp::Arg(_) | ExprOp::Const(_) => &[],
                 ExprOp::Unary(_, a) | ExprOp::Round(_, a) => &[*a],
                 ExprOp::Binary(_, a, b) => &[*a, *b],
+                ExprOp::Select(c, a, b) => &[*c, *a, *b],
             };
             if let Some(&next) = operands.iter().find(|&&o| moved[o as usize].is_none()) {
                 stack.push(next);
@@ -379,6 +391,7 @@ impl ExprBuilder {
                 ExprOp::Unary(f, a) => ExprOp::Unary(*f, at(a)),
                 ExprOp::Round(d, a) => ExprOp::Round(*d, at(a)),
                 ExprOp::Binary(f, a, b) => ExprOp::Binary(*f, at(a), at(b)),
+                ExprOp::Select(c, a, b) => ExprOp::Select(at(c), at(a), at(b)),
             };
             let id = out.push(op);
             moved[top as usize] = Some(id);
@@ -404,6 +417,13 @@ impl std::fmt::Display for Expr {
                     go(e, *x as usize, out);
                     out.push_str(", ");
                     go(e, *y as usize, out);
+                    out.push(')');
+                }
+                ExprOp::Select(c, x, y) => {
+                    for (before, step) in [("select(", c), (", ", x), (", ", y)] {
+                        out.push_str(before);
+                        go(e, *step as usize, out);
+                    }
                     out.push(')');
                 }
                 ExprOp::Round(d, a) => {

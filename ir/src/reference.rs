@@ -1,6 +1,6 @@
 //! The obvious implementations of routing and dispatch, shared by both reference evaluators.
 
-use crate::graph::{GroupScore, RenormRule, RowMask, Score};
+use crate::graph::{GroupScore, Reduce, RenormRule, RowMask, Score};
 use std::cmp::Ordering;
 
 /// Orders scores for a choice: larger first, NaN before everything, -0 equal to +0.
@@ -58,6 +58,21 @@ pub fn group_limit(x: &[f32], n_groups: usize, keep: usize, score: GroupScore, f
         RowMask::Zero => 0.0,
     };
     x.iter().enumerate().map(|(i, &v)| if kept.contains(&(i / per)) { v } else { fill }).collect()
+}
+
+/// One row of [`crate::graph::Op::Reduce`]; sums in f64.
+pub fn reduce(kind: Reduce, x: &[f32]) -> f32 {
+    use crate::expr::Binary;
+    match kind {
+        Reduce::Max => x.iter().copied().reduce(|a, b| Binary::Max.eval(a, b)).unwrap_or(f32::NEG_INFINITY),
+        Reduce::Sum => x.iter().map(|&v| f64::from(v)).sum::<f64>() as f32,
+    }
+}
+
+/// One row of [`crate::graph::Op::SumOutside`], in f32, in slot order.
+pub fn sum_outside(weights: &[f32], ids: &[i64], n_experts: u64) -> f32 {
+    let outside = |id: i64| u64::try_from(id).map_or(true, |id| id >= n_experts);
+    weights.iter().zip(ids).filter(|(_, id)| outside(**id)).fold(0.0, |sum, (w, _)| sum + w)
 }
 
 /// One row of [`crate::graph::Op::Renormalise`]; sums in f64.

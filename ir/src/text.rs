@@ -240,6 +240,12 @@ impl<'a> Cursor<'a> {
             self.expect(",")?;
             let y = self.expr_step(b, depth + 1)?;
             b.binary(f, x, y)
+        } else if name == "select" {
+            self.expect(",")?;
+            let y = self.expr_step(b, depth + 1)?;
+            self.expect(",")?;
+            let z = self.expr_step(b, depth + 1)?;
+            b.select(x, y, z)
         } else {
             self.at = start;
             return Err(self.error("a function"));

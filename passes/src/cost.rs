@@ -42,14 +42,17 @@ impl CostModel {
                 self.kernel(traffic, 2.0 * slots * elements(w) / experts, w.dtype)
             }
             // Choice and scores share one launch, which every way of writing the router has: only their work counts.
+            Op::Reduce(_) | Op::MaskChosen | Op::JoinColumns | Op::Lookup | Op::SumOutside { .. } => {
+                self.elementwise(all)
+            }
             Op::Score(_)
             | Op::GroupLimit { .. }
             | Op::TopK { .. }
             | Op::GatherScores
             | Op::Renormalise(_)
             | Op::RmsNorm { .. } => self.elementwise(all),
-            Op::Add | Op::Mul | Op::Scale(_) | Op::Cast if self.is_small(result) => self.elementwise(all),
-            Op::Add | Op::Mul | Op::Scale(_) | Op::Cast | Op::Activate(_) | Op::Half(_) => {
+            Op::Add | Op::Mul | Op::Scale(_) | Op::Cast | Op::Map(_) if self.is_small(result) => self.elementwise(all),
+            Op::Add | Op::Mul | Op::Scale(_) | Op::Cast | Op::Map(_) | Op::Activate(_) | Op::Half(_) => {
                 self.kernel(all, 0.0, DType::F32)
             }
             Op::Permute { .. } | Op::Unpermute { .. } => self.kernel(2.0 * bytes(result), 0.0, DType::F32),

@@ -58,6 +58,11 @@ fn rows(program: &Program, p: &RowProgram) -> Option<String> {
             | RowOpKind::GroupLimit { .. }
             | RowOpKind::TopK(_)
             | RowOpKind::Gather { .. }
+            | RowOpKind::Reduce { .. }
+            | RowOpKind::MaskChosen { .. }
+            | RowOpKind::Join { .. }
+            | RowOpKind::Lookup { .. }
+            | RowOpKind::SumOutside { .. }
             | RowOpKind::Renormalise { .. } => true,
         };
         if op.width > MOST_WIDTH {

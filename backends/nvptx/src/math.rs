@@ -17,6 +17,7 @@ pub fn evaluate<'c>(c: &'c Code<'c>, expr: &Expr, args: &[F32<'c>]) -> F32<'c> {
             ExprOp::Const(x) => c.f32(x.0),
             ExprOp::Unary(f, x) => unary(c, *f, step(x)),
             ExprOp::Binary(f, x, y) => binary(*f, step(x), step(y)),
+            ExprOp::Select(condition, x, y) => c.select(step(condition).gt(0.0), step(x), step(y)),
             ExprOp::Round(dtype, x) => c.round(*dtype, step(x)),
         };
         steps.push(value);

@@ -508,6 +508,7 @@ fn attr_text(attr: &Attr) -> String {
         Attr::Whole(n) => n.to_string(),
         Attr::Real(x) => real_text(*x),
         Attr::Flag(b) => b.to_string(),
+        Attr::Text(text) => quoted(text),
         Attr::Word(word, args) if args.is_empty() => quoted(word),
         Attr::Word(word, args) => {
             let args: String = args.iter().map(|(k, v)| format!(", \"{k}\": {}", real_text(*v))).collect();

@@ -1,9 +1,10 @@
 //! Operations as a name and attributes: what the text form and the JSON form of a graph have in common.
 
-use super::{GroupScore, Op, RenormRule, RowMask, Score};
+use super::{GroupScore, Op, Reduce, RenormRule, RowMask, Score};
 use crate::DType;
 use crate::activation::Activation;
-use crate::expr::Real;
+use crate::expr::{Expr, Real};
+use crate::text::Cursor;
 
 /// The value of an attribute.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +15,8 @@ pub enum Attr {
     Real(Real),
     /// A switch.
     Flag(bool),
+    /// Text: an expression.
+    Text(String),
     /// A word, with named numbers in some cases: `swiglu`, `swiglu_oai(alpha=1.702, limit=7.0)`.
     Word(String, Vec<(String, Real)>),
 }
@@ -36,10 +39,17 @@ impl Op {
         let word = |w: &str| Attr::Word(w.to_string(), Vec::new());
         match self {
             Op::Input(n) | Op::Param(n) => vec![("index", whole(n))],
+            Op::Map(expr) => vec![("expr", Attr::Text(expr.to_string()))],
+            Op::Reduce(Reduce::Max) => vec![("kind", word("max"))],
+            Op::Reduce(Reduce::Sum) => vec![("kind", word("sum"))],
+            Op::SumOutside { n_experts } => vec![("n_experts", whole(n_experts))],
             Op::Linear
             | Op::Add
             | Op::Mul
             | Op::Cast
+            | Op::MaskChosen
+            | Op::JoinColumns
+            | Op::Lookup
             | Op::GatherScores
             | Op::GroupedLinear
             | Op::WeightedSum
@@ -88,6 +98,12 @@ impl Op {
             "linear" => Op::Linear,
             "add" => Op::Add,
             "mul" => Op::Mul,
+            "map" => Op::Map(a.expr("expr")?),
+            "reduce" => Op::Reduce(a.word("kind", &[("max", Reduce::Max), ("sum", Reduce::Sum)])?),
+            "mask_chosen" => Op::MaskChosen,
+            "join_columns" => Op::JoinColumns,
+            "lookup" => Op::Lookup,
+            "sum_outside" => Op::SumOutside { n_experts: a.whole("n_experts")? },
             "scale" => Op::Scale(a.real("factor")?),
             "cast" => Op::Cast,
             "activate" => Op::Activate(a.activation("activation")?),
@@ -126,7 +142,7 @@ impl Op {
     }
 
     /// The names of all operations, sorted.
-    pub const NAMES: [&'static str; 24] = [
+    pub const NAMES: [&'static str; 30] = [
         "activate",
         "add",
         "cast",
@@ -139,15 +155,21 @@ impl Op {
         "grouped_linear_act",
         "half",
         "input",
+        "join_columns",
         "linear",
         "linear_act",
+        "lookup",
+        "map",
+        "mask_chosen",
         "mul",
         "param",
         "permute",
+        "reduce",
         "renormalise",
         "rms_norm",
         "scale",
         "score",
+        "sum_outside",
         "top_k",
         "unpermute",
         "weighted_sum",
@@ -225,7 +247,7 @@ impl Attrs<'_> {
         let unfit = || AttrError::Unfit(key, format!("a whole number up to {}", u32::MAX));
         match self.need(key)? {
             Attr::Whole(n) => u32::try_from(n).map_err(|_| unfit()),
-            Attr::Real(_) | Attr::Flag(_) | Attr::Word(..) => Err(unfit()),
+            Attr::Real(_) | Attr::Flag(_) | Attr::Word(..) | Attr::Text(_) => Err(unfit()),
         }
     }
 
@@ -233,24 +255,34 @@ impl Attrs<'_> {
         match self.need(key)? {
             Attr::Whole(n) => Ok(Real(n as f32)),
             Attr::Real(x) => Ok(x),
-            Attr::Flag(_) | Attr::Word(..) => Err(AttrError::Unfit(key, "a number".to_string())),
+            Attr::Flag(_) | Attr::Word(..) | Attr::Text(_) => Err(AttrError::Unfit(key, "a number".to_string())),
         }
     }
 
     fn flag(&self, key: &'static str) -> Result<bool, AttrError> {
         match self.need(key)? {
             Attr::Flag(b) => Ok(b),
-            Attr::Whole(_) | Attr::Real(_) | Attr::Word(..) => Err(AttrError::Unfit(key, "true or false".to_string())),
+            Attr::Whole(_) | Attr::Real(_) | Attr::Word(..) | Attr::Text(_) => {
+                Err(AttrError::Unfit(key, "true or false".to_string()))
+            }
         }
     }
 
     fn word<T: Copy>(&self, key: &'static str, table: &[(&str, T)]) -> Result<T, AttrError> {
         let found = match self.need(key)? {
             Attr::Word(w, args) if args.is_empty() => table.iter().find(|(name, _)| *name == w).map(|&(_, v)| v),
-            Attr::Whole(_) | Attr::Real(_) | Attr::Flag(_) | Attr::Word(..) => None,
+            Attr::Whole(_) | Attr::Real(_) | Attr::Flag(_) | Attr::Word(..) | Attr::Text(_) => None,
         };
         let names: Vec<&str> = table.iter().map(|(n, _)| *n).collect();
         found.ok_or_else(|| AttrError::Unfit(key, names.join(" or ")))
+    }
+
+    fn expr(&self, key: &'static str) -> Result<Expr, AttrError> {
+        let unfit = || AttrError::Unfit(key, "an expression such as \"mul(a0, sigmoid(a1))\"".to_string());
+        let (Attr::Text(text) | Attr::Word(text, _)) = self.need(key)? else { return Err(unfit()) };
+        let mut cursor = Cursor::new(&text);
+        let expr = cursor.expr().map_err(|_| unfit())?;
+        if cursor.at_end() { Ok(expr) } else { Err(unfit()) }
     }
 
     fn score(&self, key: &'static str) -> Result<Score, AttrError> {

@@ -73,6 +73,41 @@ pub fn evaluate_node(node: &Node, x: &[&Tensor], n_tokens: usize) -> Tensor {
         }
         Op::Add => float(broadcast(x[0], x[1], &shape, |a, b| a + b)),
         Op::Mul => float(broadcast(x[0], x[1], &shape, |a, b| a * b)),
+        Op::Map(expr) => {
+            let n: usize = shape.iter().product();
+            let at = |i: usize| x.iter().map(|t| t.floats()[broadcast_index(&t.shape, &shape, i)]).collect::<Vec<_>>();
+            float((0..n).map(|i| expr.eval(&at(i))).collect())
+        }
+        Op::Reduce(kind) => float(by_row(x[0], |row| vec![r::reduce(*kind, row)])),
+        Op::MaskChosen => {
+            let (e, k) = (x[0].cols(), x[1].cols());
+            let mut out = x[0].floats().to_vec();
+            for (slot, &id) in x[1].ints().iter().enumerate() {
+                if let Some(id) = usize::try_from(id).ok().filter(|&id| id < e) {
+                    out[slot / k * e + id] = f32::NEG_INFINITY;
+                }
+            }
+            float(out)
+        }
+        Op::JoinColumns => {
+            if node.ty.dtype.is_float() {
+                return float(concat(x[0], x[1], 1));
+            }
+            let rows = x[0].ints().chunks(x[0].cols()).zip(x[1].ints().chunks(x[1].cols()));
+            Tensor::int(node.ty.dtype, &shape, rows.flat_map(|(a, b)| [a, b].concat()).collect())
+        }
+        Op::Lookup => {
+            let k = x[0].cols();
+            let row = |&i: &i64| match usize::try_from(i).ok().filter(|&i| i < x[0].shape[0]) {
+                Some(i) => x[0].ints()[i * k..(i + 1) * k].to_vec(),
+                None => vec![-1; k],
+            };
+            Tensor::int(node.ty.dtype, &shape, x[1].ints().iter().flat_map(row).collect())
+        }
+        Op::SumOutside { n_experts } => {
+            let rows = x[0].floats().chunks(x[0].cols()).zip(x[1].ints().chunks(x[1].cols()));
+            float(rows.map(|(w, ids)| r::sum_outside(w, ids, u64::from(*n_experts))).collect())
+        }
         Op::Scale(c) => float(x[0].floats().iter().map(|v| c.0 * v).collect()),
         Op::Cast => float(x[0].floats().to_vec()),
         Op::Activate(a) => {
@@ -252,21 +287,24 @@ fn concat(a: &Tensor, b: &Tensor, axis: usize) -> Vec<f32> {
 }
 
 fn broadcast(a: &Tensor, b: &Tensor, shape: &[usize], f: impl Fn(f32, f32) -> f32) -> Vec<f32> {
-    let index = |t: &Tensor, flat: usize| {
-        let (mut rest, mut at, mut stride) = (flat, 0, 1);
-        for (i, &len) in shape.iter().enumerate().rev() {
-            let c = rest % len;
-            rest /= len;
-            let Some(axis) = (i + t.shape.len()).checked_sub(shape.len()) else { continue };
-            if t.shape[axis] != 1 {
-                at += c * stride;
-            }
-            stride *= t.shape[axis];
-        }
-        at
-    };
     let n: usize = shape.iter().product();
-    (0..n).map(|i| f(a.floats()[index(a, i)], b.floats()[index(b, i)])).collect()
+    let at = |t: &Tensor, i: usize| t.floats()[broadcast_index(&t.shape, shape, i)];
+    (0..n).map(|i| f(at(a, i), at(b, i))).collect()
+}
+
+/// The element of an operand of shape `of` that element `flat` of the broadcast result reads.
+fn broadcast_index(of: &[usize], result: &[usize], flat: usize) -> usize {
+    let (mut rest, mut at, mut stride) = (flat, 0, 1);
+    for (i, &len) in result.iter().enumerate().rev() {
+        let c = rest % len;
+        rest /= len;
+        let Some(axis) = (i + of.len()).checked_sub(result.len()) else { continue };
+        if of[axis] != 1 {
+            at += c * stride;
+        }
+        stride *= of[axis];
+    }
+    at
 }
 
 /// The token count that a graph input of this type and shape implies; `None` when it has no token axis.

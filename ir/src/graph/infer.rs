@@ -32,6 +32,15 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
         }
         Op::Linear | Op::LinearAct { .. } => c.linear(op),
         Op::Add | Op::Mul => c.broadcast(),
+        Op::Map(expr) => {
+            if !expr.is_well_formed() || expr.n_args() > types.len() {
+                return Err(Diagnostic::input(
+                    "operand-count",
+                    format!("`{node}` has {} operands; its expression `{expr}` takes {}", types.len(), expr.n_args()),
+                ));
+            }
+            c.broadcast()
+        }
         Op::Scale(_) | Op::Cast | Op::Score(_) => c.float(0).cloned(),
         Op::Activate(_) => {
             let first = c.float(0)?;
@@ -65,6 +74,33 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
                 ));
             }
             Ok(x.clone())
+        }
+        Op::Reduce(_) => {
+            let x = c.rank(0, 2)?;
+            Ok(TensorType::new(x.dtype, [x.shape[0], Dim::Fixed(1)]))
+        }
+        Op::MaskChosen => {
+            let x = c.rank(0, 2)?;
+            c.ids(1)?;
+            Ok(x.clone())
+        }
+        Op::JoinColumns => c.join_columns(),
+        Op::Lookup => {
+            let (table, index) = (types[0], types[1]);
+            let fits = table.dtype == DType::I32 && matches!(table.shape[..], [Dim::Fixed(_), Dim::Fixed(_)]);
+            if !fits {
+                return Err(c.mismatch("a table i32[V, K]", 0));
+            }
+            if index.dtype != DType::I64 || index.shape != [Dim::TOKENS] {
+                return Err(c.mismatch("token ids i64[T]", 1));
+            }
+            Ok(TensorType::new(DType::I32, [Dim::TOKENS, table.shape[1]]))
+        }
+        Op::SumOutside { .. } => {
+            let w = c.rank(0, 2)?;
+            c.axis_is(1, 1, w.shape[1])?;
+            c.ids(1)?;
+            Ok(TensorType::new(w.dtype, [w.shape[0], Dim::Fixed(1)]))
         }
         Op::Permute { .. } => {
             let x = c.rank(0, 2)?;
@@ -123,7 +159,10 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
 fn operand_count(op: &Op) -> (usize, usize) {
     match op {
         Op::Input(_) | Op::Param(_) => (0, 0),
-        Op::Scale(_)
+        Op::Map(_) => (1, 8),
+        Op::MaskChosen | Op::JoinColumns | Op::Lookup | Op::SumOutside { .. } => (2, 2),
+        Op::Reduce(_)
+        | Op::Scale(_)
         | Op::Cast
         | Op::Score(_)
         | Op::GroupLimit { .. }
@@ -283,8 +322,26 @@ impl<'a> Check<'a> {
         .help("store weights as [N, K], or [E, N, K] for experts; transpose them where the checkpoint has them the other way"))
     }
 
+    fn join_columns(&self) -> Result<TensorType, Diagnostic> {
+        let (a, b) = (self.types[0], self.types[1]);
+        match (&a.shape[..], &b.shape[..]) {
+            ([rows, Dim::Fixed(m)], [other, Dim::Fixed(n)]) if rows == other && a.dtype == b.dtype => {
+                Ok(TensorType::new(a.dtype, [*rows, Dim::Fixed(m + n)]))
+            }
+            _ => Err(self.mismatch(&format!("rows and element type of `{}`, {a}", self.names[0]), 1)),
+        }
+    }
+
     fn broadcast(&self) -> Result<TensorType, Diagnostic> {
-        let (a, b) = (self.float(0)?, self.float(1)?);
+        let mut ty = self.float(0)?.clone();
+        for i in 1..self.types.len() {
+            ty = self.broadcast_two(&ty, i)?;
+        }
+        Ok(ty)
+    }
+
+    fn broadcast_two(&self, a: &TensorType, operand: usize) -> Result<TensorType, Diagnostic> {
+        let b = self.float(operand)?;
         let rank = a.shape.len().max(b.shape.len());
         let axis = |t: &TensorType, i: usize| {
             let missing = rank - t.shape.len();
@@ -299,7 +356,12 @@ impl<'a> Check<'a> {
                 _ => {
                     return Err(Diagnostic::input(
                         "shape-mismatch",
-                        format!("`{}` cannot broadcast its operands: {}, {}", self.node, self.found(0), self.found(1)),
+                        format!(
+                            "`{}` cannot broadcast its operands: {}, {}",
+                            self.node,
+                            self.found(0),
+                            self.found(operand)
+                        ),
                     )
                     .note(
                         "axes are compared from the last one; two lengths fit when they are equal or one of them is 1",

@@ -18,7 +18,7 @@ pub use attr::{Attr, AttrError};
 pub use builder::GraphBuilder;
 pub use eval::{combine_expr, evaluate, evaluate_node, token_count};
 pub use infer::infer_type;
-pub use op::{GroupScore, Op, RenormRule, RowMask, Score};
+pub use op::{GroupScore, Op, Reduce, RenormRule, RowMask, Score};
 pub use parse::parse;
 pub use print::{print, source as print_source};
 pub use verify::verify;

@@ -1,7 +1,7 @@
 //! The operations of the graph IR.
 
 use crate::activation::Activation;
-use crate::expr::Real;
+use crate::expr::{Expr, Real};
 use serde::{Deserialize, Serialize};
 
 /// What a node computes.
@@ -28,6 +28,8 @@ pub enum Op {
     Scale(Real),
     /// `x -> x` in another float type.
     Cast,
+    /// `a0, a1, … -> expr(a0, a1, …)` on each element, broadcasting as `Add`: what no other operation says.
+    Map(Expr),
     /// `(gate, up) -> same shape`, or `(up)` for an ungated activation.
     Activate(Activation),
     /// Softmax, sigmoid, … along the last axis.
@@ -60,6 +62,22 @@ pub enum Op {
     GatherScores,
     /// `w[T, K] -> [T, K]`: normalises each row.
     Renormalise(RenormRule),
+
+    /// `x[T, N] -> [T, 1]`: one number for each row.
+    Reduce(Reduce),
+    /// `scores[T, E], ids[T, K] -> [T, E]`: -inf where a score has been chosen.
+    MaskChosen,
+    /// `a[T, M], b[T, N] -> [T, M+N]`, of floats or of expert ids.
+    JoinColumns,
+    /// `table i32[V, K], index i64[T] -> ids i32[T, K]`: row `index[t]` of a table (hash routing). An index outside the
+    /// table gives -1: nothing is dispatched.
+    Lookup,
+    /// `w[T, K], ids[T, K] -> [T, 1]`: the sum of the weights of slots whose id is outside `0..n_experts` (zero-compute
+    /// experts), in slot order.
+    SumOutside {
+        /// Number of experts that have weights.
+        n_experts: u32,
+    },
 
     // ---- dispatch
     /// `x[T, H], ids[T, K] -> [T*K, H]`: the token row of every slot, in expert order.
@@ -120,6 +138,16 @@ pub enum Op {
         /// The type of the unfused `base · gate`.
         gate_round: crate::DType,
     },
+}
+
+/// How a row becomes one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduce {
+    /// The largest; NaN when any is NaN.
+    Max,
+    /// The sum.
+    Sum,
 }
 
 /// A score along the last axis.
@@ -191,6 +219,7 @@ impl Op {
             Op::Mul => "mul",
             Op::Scale(_) => "scale",
             Op::Cast => "cast",
+            Op::Map(_) => "map",
             Op::Activate(_) => "activate",
             Op::Score(_) => "score",
             Op::RmsNorm { .. } => "rms_norm",
@@ -198,6 +227,11 @@ impl Op {
             Op::TopK { .. } => "top_k",
             Op::GatherScores => "gather_scores",
             Op::Renormalise(_) => "renormalise",
+            Op::Reduce(_) => "reduce",
+            Op::MaskChosen => "mask_chosen",
+            Op::JoinColumns => "join_columns",
+            Op::Lookup => "lookup",
+            Op::SumOutside { .. } => "sum_outside",
             Op::Permute { .. } => "permute",
             Op::Unpermute { .. } => "unpermute",
             Op::GroupedLinear => "grouped_linear",

@@ -313,6 +313,9 @@ impl<'a> Parser<'a> {
             self.at = start;
             return Ok(Attr::Real(self.real()?));
         }
+        if self.rest().starts_with('"') {
+            return Ok(Attr::Text(self.string()?));
+        }
         let word = self.word()?;
         match word {
             "true" => return Ok(Attr::Flag(true)),

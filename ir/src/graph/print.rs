@@ -53,6 +53,7 @@ fn attr_text(attr: &Attr) -> String {
         Attr::Whole(n) => n.to_string(),
         Attr::Real(x) => x.to_string(),
         Attr::Flag(b) => b.to_string(),
+        Attr::Text(text) => quoted(text),
         Attr::Word(word, args) if args.is_empty() => word.clone(),
         Attr::Word(word, args) => {
             let args: Vec<String> = args.iter().map(|(k, v)| format!("{k}={v}")).collect();

@@ -262,6 +262,8 @@ fn expert_order(
         | Op::Mul
         | Op::Scale(_)
         | Op::Cast
+        | Op::Map(_)
+        | Op::Reduce(_)
         | Op::Activate(_)
         | Op::Score(_)
         | Op::RmsNorm { .. }
@@ -283,7 +285,15 @@ fn expert_order(
             first
         }
         Op::Input(_) | Op::Param(_) => None,
-        Op::GroupLimit { .. } | Op::TopK { .. } | Op::GatherScores | Op::WeightedSum | Op::Concat { .. } => {
+        Op::GroupLimit { .. }
+        | Op::TopK { .. }
+        | Op::GatherScores
+        | Op::MaskChosen
+        | Op::JoinColumns
+        | Op::Lookup
+        | Op::SumOutside { .. }
+        | Op::WeightedSum
+        | Op::Concat { .. } => {
             if order(0).is_some() {
                 mismatch(format!("`{}` reads rows that are in expert order", node.name));
             }

@@ -162,7 +162,7 @@ fn contract_row(m: &mut Memory, s: &Segment, row: usize, expert: usize) {
 #[derive(Clone)]
 enum Row {
     Float(Vec<f32>),
-    Int(Vec<usize>),
+    Int(Vec<i64>),
 }
 
 impl Row {
@@ -173,7 +173,7 @@ impl Row {
         }
     }
 
-    fn ids(&self) -> &[usize] {
+    fn ids(&self) -> &[i64] {
         match self {
             Row::Int(v) => v,
             Row::Float(_) => &[],
@@ -192,7 +192,7 @@ fn rows(m: &mut Memory, p: &RowProgram) {
                     Row::Float(m.row(b, row).to_vec())
                 } else {
                     let cols = m.cols(b);
-                    Row::Int(m.ints(b)[row * cols..(row + 1) * cols].iter().map(|&v| v as usize).collect())
+                    Row::Int(m.ints(b)[row * cols..(row + 1) * cols].to_vec())
                 }
             };
             let value = match &op.kind {
@@ -217,10 +217,33 @@ fn rows(m: &mut Memory, p: &RowProgram) {
                 RowOpKind::GroupLimit { x, n_groups, keep, score, fill } => {
                     Row::Float(r::group_limit(get(*x).floats(), *n_groups as usize, *keep as usize, *score, *fill))
                 }
-                RowOpKind::TopK(x) => Row::Int(r::top_k(get(*x).floats(), width)),
+                RowOpKind::TopK(x) => {
+                    Row::Int(r::top_k(get(*x).floats(), width).into_iter().map(|i| i as i64).collect())
+                }
                 RowOpKind::Gather { x, ids } => {
                     let x = get(*x).floats();
-                    Row::Float(get(*ids).ids().iter().map(|&i| x[i]).collect())
+                    Row::Float(get(*ids).ids().iter().map(|&i| x[i as usize]).collect())
+                }
+                RowOpKind::Reduce { x, kind } => Row::Float(vec![r::reduce(*kind, get(*x).floats())]),
+                RowOpKind::MaskChosen { x, ids } => {
+                    let mut v = get(*x).floats().to_vec();
+                    for &i in get(*ids).ids() {
+                        if let Some(v) = usize::try_from(i).ok().and_then(|i| v.get_mut(i)) {
+                            *v = f32::NEG_INFINITY;
+                        }
+                    }
+                    Row::Float(v)
+                }
+                RowOpKind::Join { a, b } => match (get(*a), get(*b)) {
+                    (Row::Int(a), Row::Int(b)) => Row::Int([&a[..], b].concat()),
+                    (a, b) => Row::Float([a.floats(), b.floats()].concat()),
+                },
+                RowOpKind::Lookup { table, index } => {
+                    let row = usize::try_from(m.ints(*index)[row]).ok().filter(|&i| i < m.n_rows(*table));
+                    Row::Int(row.map_or(vec![-1; width], |i| m.ints(*table)[i * width..(i + 1) * width].to_vec()))
+                }
+                RowOpKind::SumOutside { x, ids, n_experts } => {
+                    Row::Float(vec![r::sum_outside(get(*x).floats(), get(*ids).ids(), u64::from(*n_experts))])
                 }
                 RowOpKind::Renormalise { x, rule } => Row::Float(r::renormalise(get(*x).floats(), *rule)),
             };
@@ -238,7 +261,7 @@ fn rows(m: &mut Memory, p: &RowProgram) {
                 Row::Int(v) => {
                     let t = &mut m.values[s.buffer.index()];
                     if let crate::tensor::Data::Int(out) = &mut t.data {
-                        v.iter().enumerate().for_each(|(c, &x)| out[row * cols + c] = x as i64);
+                        v.iter().enumerate().for_each(|(c, &x)| out[row * cols + c] = x);
                     }
                 }
             }

@@ -4,7 +4,7 @@ use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel
 use super::{RowAccess, RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment};
 use crate::diag::Diagnostic;
 use crate::expr::Real;
-use crate::graph::{GroupScore, RenormRule, RowMask};
+use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
 use crate::text::Cursor;
 
 /// The program that `text` spells. It is well formed as text; [`super::verify`] says whether it is valid.
@@ -212,6 +212,38 @@ fn row_op(c: &mut Cursor) -> Parsed<RowOpKind> {
             let x = row_id(c)?;
             c.expect(",")?;
             RowOpKind::Gather { x, ids: row_id(c)? }
+        }
+        "reduce" => {
+            let kind = if c.take("max") {
+                Reduce::Max
+            } else {
+                c.expect("sum")?;
+                Reduce::Sum
+            };
+            RowOpKind::Reduce { x: row_id(c)?, kind }
+        }
+        "mask_chosen" => {
+            let x = row_id(c)?;
+            c.expect(",")?;
+            RowOpKind::MaskChosen { x, ids: row_id(c)? }
+        }
+        "join" => {
+            let a = row_id(c)?;
+            c.expect(",")?;
+            RowOpKind::Join { a, b: row_id(c)? }
+        }
+        "lookup" => {
+            let table = buffer_id(c)?;
+            c.expect("[")?;
+            let index = buffer_id(c)?;
+            c.expect("]")?;
+            RowOpKind::Lookup { table, index }
+        }
+        "sum_outside" => {
+            let n_experts = c.small()?;
+            let x = row_id(c)?;
+            c.expect(",")?;
+            RowOpKind::SumOutside { x, ids: row_id(c)?, n_experts }
         }
         "renormalise" => {
             let x = row_id(c)?;

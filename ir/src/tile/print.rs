@@ -4,7 +4,7 @@ use super::{
     Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Program, Role, RowAccess, RowMap,
 };
 use super::{RowId, RowOp, RowOpKind, RowProgram, Segment};
-use crate::graph::{GroupScore, RenormRule, RowMask};
+use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
 use std::fmt::{Display, Formatter, Result, Write};
 
 impl Display for BufferId {
@@ -130,6 +130,12 @@ impl Display for RowOp {
             }
             RowOpKind::TopK(x) => write!(f, "top_k {x}"),
             RowOpKind::Gather { x, ids } => write!(f, "gather {x}, {ids}"),
+            RowOpKind::Reduce { x, kind: Reduce::Max } => write!(f, "reduce max {x}"),
+            RowOpKind::Reduce { x, kind: Reduce::Sum } => write!(f, "reduce sum {x}"),
+            RowOpKind::MaskChosen { x, ids } => write!(f, "mask_chosen {x}, {ids}"),
+            RowOpKind::Join { a, b } => write!(f, "join {a}, {b}"),
+            RowOpKind::Lookup { table, index } => write!(f, "lookup {table}[{index}]"),
+            RowOpKind::SumOutside { x, ids, n_experts } => write!(f, "sum_outside {n_experts} {x}, {ids}"),
             RowOpKind::Renormalise { x, rule } => match rule {
                 RenormRule::Sum { eps } => write!(f, "renormalise {x} sum {eps}"),
                 RenormRule::SumAtLeast { min } => write!(f, "renormalise {x} sum_at_least {min}"),

@@ -3,7 +3,7 @@
 use super::BufferId;
 use crate::DType;
 use crate::expr::Expr;
-use crate::graph::{GroupScore, RenormRule, RowMask};
+use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
 use crate::shape::Dim;
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +89,43 @@ pub enum RowOpKind {
         /// Indices into it.
         ids: RowId,
     },
+    /// As [`crate::graph::Op::Reduce`]; the width is 1.
+    Reduce {
+        /// The row.
+        x: RowId,
+        /// Maximum or sum.
+        kind: Reduce,
+    },
+    /// `x`, with -inf at the indices `ids` that lie in it.
+    MaskChosen {
+        /// Scores.
+        x: RowId,
+        /// Indices into it.
+        ids: RowId,
+    },
+    /// `a` and then `b`: both floats, or both ids.
+    Join {
+        /// The first columns.
+        a: RowId,
+        /// The others.
+        b: RowId,
+    },
+    /// Row `index[r]` of a table: i32; -1 everywhere when the index is outside the table.
+    Lookup {
+        /// i32 `[V, width]`, contiguous.
+        table: BufferId,
+        /// i64 `[rows, 1]`.
+        index: BufferId,
+    },
+    /// As [`crate::graph::Op::SumOutside`]; the width is 1.
+    SumOutside {
+        /// Weights.
+        x: RowId,
+        /// Expert ids.
+        ids: RowId,
+        /// Number of experts that have weights.
+        n_experts: u32,
+    },
     /// As [`crate::graph::Op::Renormalise`].
     Renormalise {
         /// Weights.
@@ -119,7 +156,15 @@ impl RowProgram {
                         add(*b, false);
                     }
                 }
+                RowOpKind::Lookup { table, index } => {
+                    add(*table, false);
+                    add(*index, false);
+                }
                 RowOpKind::Map { .. }
+                | RowOpKind::Reduce { .. }
+                | RowOpKind::MaskChosen { .. }
+                | RowOpKind::Join { .. }
+                | RowOpKind::SumOutside { .. }
                 | RowOpKind::Softmax(_)
                 | RowOpKind::RmsNorm { .. }
                 | RowOpKind::GroupLimit { .. }

@@ -182,8 +182,8 @@ impl<'a> Verifier<'a> {
 
     fn rows(&mut self, p: &RowProgram) {
         for (i, op) in p.ops.iter().enumerate() {
-            let is_ids = matches!(op.kind, RowOpKind::TopK(_));
-            let loads = matches!(op.kind, RowOpKind::Load(_) | RowOpKind::LoadFirst(_));
+            let is_ids = matches!(op.kind, RowOpKind::TopK(_) | RowOpKind::Lookup { .. });
+            let loads = matches!(op.kind, RowOpKind::Load(_) | RowOpKind::LoadFirst(_) | RowOpKind::Join { .. });
             self.expect(op.width > 0, || format!("row step {i} has no width"));
             self.expect(loads || is_ids == (op.dtype == DType::I32), || format!("row step {i} is {}", op.dtype));
             for operand in op_operands(&op.kind) {
@@ -228,6 +228,30 @@ impl<'a> Verifier<'a> {
                     self.expect(op.width <= width(*x) && !is_int(*x), || {
                         format!("row step {i} takes {} of {}", op.width, width(*x))
                     });
+                }
+                RowOpKind::Reduce { x, .. } => {
+                    self.expect(op.width == 1 && !is_int(*x), || {
+                        format!("row step {i} reduces to {} columns", op.width)
+                    });
+                }
+                RowOpKind::MaskChosen { x, ids } => {
+                    let fits = is_int(*ids) && !is_int(*x) && width(*x) == op.width;
+                    self.expect(fits, || format!("row step {i} masks by a row that has no ids, or changes the width"));
+                }
+                RowOpKind::Join { a, b } => {
+                    let fits = is_int(*a) == is_int(*b) && is_int(*a) == (op.dtype == DType::I32);
+                    let fits = fits && width(*a) + width(*b) == op.width;
+                    self.expect(fits, || format!("row step {i} joins rows that do not fit"));
+                }
+                RowOpKind::Lookup { table, index } => {
+                    let (t, n) = (self.buffer(*table), self.buffer(*index));
+                    self.is_ints(*table, t.rows, op.width);
+                    let fits = n.dtype == DType::I64 && n.batch == 1 && n.rows == p.rows && n.cols == 1 && n.pitch == 1;
+                    self.expect(fits, || format!("`{}` is not one i64 for each row", n.name));
+                }
+                RowOpKind::SumOutside { x, ids, .. } => {
+                    let fits = is_int(*ids) && !is_int(*x) && width(*ids) == width(*x) && op.width == 1;
+                    self.expect(fits, || format!("row step {i} sums weights of other slots"));
                 }
                 RowOpKind::Gather { x, ids } => {
                     let fits = is_int(*ids) && !is_int(*x) && width(*ids) == op.width;
@@ -325,6 +349,11 @@ fn op_operands(kind: &RowOpKind) -> Vec<RowId> {
         | RowOpKind::GroupLimit { x, .. }
         | RowOpKind::TopK(x)
         | RowOpKind::Renormalise { x, .. } => vec![*x],
-        RowOpKind::Gather { x, ids } => vec![*x, *ids],
+        RowOpKind::Lookup { .. } => Vec::new(),
+        RowOpKind::Reduce { x, .. } => vec![*x],
+        RowOpKind::Join { a, b } => vec![*a, *b],
+        RowOpKind::Gather { x, ids } | RowOpKind::MaskChosen { x, ids } | RowOpKind::SumOutside { x, ids, .. } => {
+            vec![*x, *ids]
+        }
     }
 }

@@ -94,7 +94,13 @@ fn mark(graph: &Graph, v: ValueId, in_route: &mut [bool]) {
         | Op::Add
         | Op::Mul
         | Op::Scale(_)
-        | Op::Cast => {
+        | Op::Cast
+        | Op::Map(_)
+        | Op::Reduce(_)
+        | Op::MaskChosen
+        | Op::JoinColumns
+        | Op::Lookup
+        | Op::SumOutside { .. } => {
             in_route[v.index()] = true;
             node.inputs.iter().for_each(|&x| mark(graph, x, in_route));
         }
@@ -110,6 +116,11 @@ fn only_by_rows(op: &Op) -> bool {
         | Op::GroupLimit { .. }
         | Op::TopK { .. }
         | Op::GatherScores
+        | Op::Reduce(_)
+        | Op::MaskChosen
+        | Op::JoinColumns
+        | Op::Lookup
+        | Op::SumOutside { .. }
         | Op::Renormalise(_) => true,
         Op::Input(_)
         | Op::Param(_)
@@ -118,6 +129,7 @@ fn only_by_rows(op: &Op) -> bool {
         | Op::Mul
         | Op::Scale(_)
         | Op::Cast
+        | Op::Map(_)
         | Op::Activate(_)
         | Op::Permute { .. }
         | Op::Unpermute { .. }

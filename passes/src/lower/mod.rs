@@ -142,6 +142,7 @@ impl<'a> Lowering<'a> {
             Op::Mul => self.elementwise(v, binary(Binary::Mul))?,
             Op::Scale(c) => self.elementwise(v, scaled(c.0))?,
             Op::Cast => self.elementwise(v, Expr::identity())?,
+            Op::Map(expr) => self.elementwise(v, expr.clone())?,
             Op::Activate(act) => self.elementwise(v, act.expr())?,
             Op::Half(which) => {
                 let cols = self.columns(v)?;
@@ -151,7 +152,12 @@ impl<'a> Lowering<'a> {
                 let args = vec![MapArg { buffer: source, row: RowAccess::Same, col }];
                 self.push(&node.name, Body::Map(Map { args, expr: Expr::identity(), out }));
             }
-            Op::Score(_)
+            Op::Reduce(_)
+            | Op::MaskChosen
+            | Op::JoinColumns
+            | Op::Lookup
+            | Op::SumOutside { .. }
+            | Op::Score(_)
             | Op::RmsNorm { .. }
             | Op::GroupLimit { .. }
             | Op::TopK { .. }
@@ -184,6 +190,7 @@ impl<'a> Lowering<'a> {
             d.fixed().ok_or_else(|| self.unsupported(v, "only the outermost axis may depend on the token count"))
         };
         let (batch, rows, cols) = match ty.shape[..] {
+            [rows @ Dim::PerToken(_)] => (1, rows, 1),
             [n] => (1, Dim::Fixed(1), fixed(n)?),
             [rows, cols] => (1, rows, fixed(cols)?),
             [batch, rows, cols] => (fixed(batch)?, Dim::Fixed(fixed(rows)?), fixed(cols)?),

@@ -83,6 +83,10 @@ impl Lowering<'_> {
             let bias = node.inputs.get(2).map(|&b| self.value(b)).transpose()?;
             return Ok(add(p, RowOpKind::Linear { x, w, bias }, width, dtype));
         }
+        if node.op == Op::Lookup {
+            let (table, index) = (self.value(node.inputs[0])?, self.value(node.inputs[1])?);
+            return Ok(add(p, RowOpKind::Lookup { table, index }, width, dtype));
+        }
         let mut operands = Vec::new();
         for &x in &node.inputs {
             operands.push(self.row_operand(x, members, p, row_of)?);
@@ -106,6 +110,11 @@ impl Lowering<'_> {
             }
             Op::TopK { .. } => RowOpKind::TopK(x),
             Op::GatherScores => RowOpKind::Gather { x, ids: operands[1] },
+            Op::Map(expr) => RowOpKind::Map { expr: expr.clone(), args: operands },
+            Op::Reduce(kind) => RowOpKind::Reduce { x, kind: *kind },
+            Op::MaskChosen => RowOpKind::MaskChosen { x, ids: operands[1] },
+            Op::JoinColumns => RowOpKind::Join { a: x, b: operands[1] },
+            Op::SumOutside { n_experts } => RowOpKind::SumOutside { x, ids: operands[1], n_experts: *n_experts },
             Op::Renormalise(rule) => RowOpKind::Renormalise { x, rule: *rule },
             Op::Add => RowOpKind::Map { expr: binary(Binary::Add), args: operands },
             Op::Mul => RowOpKind::Map { expr: binary(Binary::Mul), args: operands },

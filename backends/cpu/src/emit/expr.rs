@@ -23,6 +23,11 @@ impl Emit<'_> {
                 ExprOp::Const(c) => self.float(lanes, c.0),
                 ExprOp::Unary(f, a) => self.unary(f, steps[a as usize]),
                 ExprOp::Binary(f, a, b) => self.binary(f, steps[a as usize], steps[b as usize]),
+                ExprOp::Select(c, a, b) => {
+                    let zero = self.float(lanes, 0.0);
+                    let positive = self.compare(FloatCC::GreaterThan, steps[c as usize], zero);
+                    self.pick(positive, steps[a as usize], steps[b as usize])
+                }
                 ExprOp::Round(dtype, a) => self.round(dtype, steps[a as usize]),
             };
             steps.push(value);

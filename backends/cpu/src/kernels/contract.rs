@@ -58,7 +58,7 @@ pub(crate) fn emit(e: &mut Emit, contract: &Contract, schedule: Schedule) {
                 let left = e.b.ins().isub(n, first);
                 let full = e.int(width);
                 let count = e.smaller(left, full);
-                emit_segment(e, segment, &Item { first, count, part, parts });
+                emit_segment(e, segment, &Item { first, count, part, parts }, schedule);
             });
             first_block += blocks;
         }
@@ -73,7 +73,7 @@ fn parts(e: &mut Emit) -> Value {
     e.b.ins().umax(parts, one)
 }
 
-fn emit_segment(e: &mut Emit, s: &Segment, item: &Item) {
+fn emit_segment(e: &mut Emit, s: &Segment, item: &Item, schedule: Schedule) {
     match s.groups {
         Groups::Dense => {
             let rows = e.dim(e.buffer(s.out).rows);
@@ -83,7 +83,7 @@ fn emit_segment(e: &mut Emit, s: &Segment, item: &Item) {
                 e.b.ins().udiv(at, item.parts)
             });
             let expert = e.int(0);
-            emit_rows(e, s, item, expert, begin, end);
+            emit_rows(e, s, item, expert, begin, end, schedule);
         }
         Groups::ByExpert { offsets } => {
             let n_experts = e.buffer(s.panels[0]).batch;
@@ -101,14 +101,14 @@ fn emit_segment(e: &mut Emit, s: &Segment, item: &Item) {
                 let at = e.at(base, expert, 4);
                 let [begin, end] = [0, 4].map(|next| e.load_i32(at, next));
                 let some = e.b.ins().icmp(IntCC::SignedLessThan, begin, end);
-                e.when(some, |e| emit_rows(e, s, item, expert, begin, end));
+                e.when(some, |e| emit_rows(e, s, item, expert, begin, end, schedule));
             });
         }
     }
 }
 
 /// Rows `begin .. end`, all of `expert`: blocks of four, then of two and one.
-fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value, end: Value) {
+fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value, end: Value, schedule: Schedule) {
     let panel = e.buffer(s.panels[0]);
     let matrix_bytes = panel.rows.fixed().unwrap_or(0) * panel.pitch * panel.dtype.bytes() as u64;
     let panels: Vec<Value> = s
@@ -127,7 +127,7 @@ fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value
             Some(e.at(row, item.first, e.buffer(bias).dtype.bytes() as u64))
         })
         .collect();
-    let tile = Tile { segment: s, item, panels: &panels, biases: &biases };
+    let tile = Tile { segment: s, item, panels: &panels, biases: &biases, schedule };
 
     let mut from = begin;
     for rows in [4u64, 2, 1] {
@@ -151,6 +151,7 @@ struct Tile<'t> {
     panels: &'t [Value],
     /// Where the bias of the item's first column is.
     biases: &'t [Option<Value>],
+    schedule: Schedule,
 }
 
 impl Tile<'_> {
@@ -177,7 +178,8 @@ impl Tile<'_> {
                 e.at(start, self.item.first, e.buffer(s.out).dtype.bytes() as u64)
             })
             .collect();
-        let cols = (STREAMS as usize / rows / s.panels.len()).max(1);
+        let streams = if rows == 1 { self.schedule.stages as usize } else { STREAMS as usize / rows / (self.schedule.warps as usize & 15) };
+        let cols = (streams / s.panels.len()).max(1);
         let zero = e.int(0);
         let whole = e.b.ins().band_imm_s(self.item.count, -(cols as i64));
         e.repeat(zero, whole, cols as i64, &[], |e, col, _| {
@@ -202,9 +204,17 @@ impl Tile<'_> {
             a: e.buffer(s.a).dtype,
             w: panel.dtype,
             w_pitch,
+            accs: self.schedule.warps as usize & 15,
         };
         let w: Vec<Value> = self.panels.iter().map(|&p| e.at(p, col, w_pitch)).collect();
-        let mut sums = e.dot_block(block, a, &w);
+        let after = e.plus(col, 2 * cols as i64);
+        let inside = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, after, self.item.count);
+        let step = e.int(cols as u64 * w_pitch);
+        let zero = e.int(0);
+        let step = e.b.ins().select(inside, step, zero);
+        let next: Vec<Value> = w.iter().map(|&p| e.b.ins().iadd(p, step)).collect();
+        let touch = self.schedule.warps >= 16;
+        let mut sums = e.dot_block(block, a, &w, if touch { &next } else { &[] });
         for (p, bias) in self.biases.iter().enumerate() {
             if let Some(bias) = *bias {
                 let dtype = s.biases[p].map_or(moec_ir::DType::F32, |b| e.buffer(b).dtype);

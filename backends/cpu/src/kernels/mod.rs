@@ -7,6 +7,7 @@ mod elementwise;
 mod map;
 mod plan;
 mod rows;
+mod special;
 
 use crate::emit::Emit;
 use moec_ir::tile::{Body, CpuLaunch, Kernel, Program};

@@ -1,7 +1,7 @@
 //! Row programs on the CPU: a work item is a few rows; every step of the program leaves its row in scratch memory.
 
-use super::choice;
 use super::elementwise::{each_column, each_row_of, row_items};
+use super::{choice, special};
 use crate::emit::{DotBlock, Emit, Lanes, plain};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{InstBuilder, Value, types};
@@ -41,6 +41,11 @@ impl<'p> Layout<'p> {
             | RowOpKind::Softmax(_)
             | RowOpKind::RmsNorm { .. }
             | RowOpKind::Gather { .. }
+            | RowOpKind::Reduce { .. }
+            | RowOpKind::MaskChosen { .. }
+            | RowOpKind::Join { .. }
+            | RowOpKind::Lookup { .. }
+            | RowOpKind::SumOutside { .. }
             | RowOpKind::Renormalise { .. } => 0,
         });
         bytes += n_keys.max().unwrap_or(0) * 8;
@@ -97,7 +102,7 @@ impl Row {
     }
 
     /// Folds the row's values with `f`, first to last.
-    fn fold(self, e: &mut Emit, first: Value, f: impl FnOnce(&mut Emit, Value, Value) -> Value) -> Value {
+    pub fn fold(self, e: &mut Emit, first: Value, f: impl FnOnce(&mut Emit, Value, Value) -> Value) -> Value {
         let (zero, n) = (e.int(0), e.int(self.width));
         e.repeat(zero, n, 1, &[first], |e, i, state| {
             let x = self.load(e, Lanes::One, i);
@@ -180,6 +185,13 @@ fn step(e: &mut Emit, layout: &Layout, op: &RowOp, to: Row, row: Value) {
                 let v = e.choose(inside, |e| vec![x.load(e, Lanes::One, id)], |e| vec![e.float(Lanes::One, 0.0)])[0];
                 to.store(e, v, i);
             });
+        }
+        RowOpKind::Reduce { x, kind } => special::reduce(e, layout.row(*x), *kind, to),
+        RowOpKind::MaskChosen { x, ids } => special::mask_chosen(e, layout.row(*x), layout.row(*ids), to),
+        RowOpKind::Join { a, b } => special::join(e, layout.row(*a), layout.row(*b), to),
+        RowOpKind::Lookup { table, index } => special::lookup(e, *table, *index, row, to),
+        RowOpKind::SumOutside { x, ids, n_experts } => {
+            special::sum_outside(e, layout.row(*x), layout.row(*ids), *n_experts, to);
         }
         RowOpKind::Renormalise { x, rule } => renormalise(e, layout.row(*x), *rule, to),
     }
@@ -271,11 +283,12 @@ fn linear(e: &mut Emit, x: BufferId, w: BufferId, bias: Option<BufferId>, to: Ro
             a: e.buffer(x).dtype,
             w: weights.dtype,
             w_pitch,
+            accs: 1,
         };
         let (first, last) = (e.int(from), e.int(end));
         e.repeat(first, last, cols as i64, &[], |e, col, _| {
             let start = e.at(base, col, w_pitch);
-            let sums = e.dot_block(block, &[a], &[start]).remove(0);
+            let sums = e.dot_block(block, &[a], &[start], &[]).remove(0);
             if cols == 1 {
                 let v = e.b.ins().extractlane(sums[0], 0);
                 to.store(e, v, col);
@@ -335,7 +348,7 @@ fn softmax(e: &mut Emit, x: Row, to: Row) {
 }
 
 /// The sum of a row, in f64.
-fn total(e: &mut Emit, x: Row) -> Value {
+pub(super) fn total(e: &mut Emit, x: Row) -> Value {
     let zero = e.b.ins().f64const(0.0);
     x.fold(e, zero, |e, sum, x| {
         let x = e.b.ins().fpromote(types::F64, x);

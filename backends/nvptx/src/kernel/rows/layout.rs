@@ -54,14 +54,18 @@ impl Layout {
 
 fn operands(kind: &RowOpKind) -> Vec<RowId> {
     match kind {
-        RowOpKind::Load(_) | RowOpKind::LoadFirst(_) | RowOpKind::Linear { .. } => Vec::new(),
+        RowOpKind::Load(_) | RowOpKind::LoadFirst(_) | RowOpKind::Linear { .. } | RowOpKind::Lookup { .. } => Vec::new(),
         RowOpKind::Map { args, .. } => args.clone(),
         RowOpKind::Softmax(x)
         | RowOpKind::RmsNorm { x, .. }
         | RowOpKind::GroupLimit { x, .. }
         | RowOpKind::TopK(x)
         | RowOpKind::Renormalise { x, .. } => vec![*x],
-        RowOpKind::Gather { x, ids } => vec![*x, *ids],
+        RowOpKind::Reduce { x, .. } => vec![*x],
+        RowOpKind::Join { a, b } => vec![*a, *b],
+        RowOpKind::Gather { x, ids } | RowOpKind::MaskChosen { x, ids } | RowOpKind::SumOutside { x, ids, .. } => {
+            vec![*x, *ids]
+        }
     }
 }
 

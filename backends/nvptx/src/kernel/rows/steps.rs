@@ -4,7 +4,7 @@ use super::super::{Kernel, View};
 use super::{Warp, choice};
 use crate::code::{F32, I32};
 use crate::math::{evaluate, exp, pow};
-use moec_ir::graph::RenormRule;
+use moec_ir::graph::{Reduce, RenormRule};
 use moec_ir::tile::{RowId, RowOpKind};
 
 /// Weights up to which a sum is made in index order by every lane for itself.
@@ -67,6 +67,55 @@ pub fn step<'c>(k: &Kernel<'c, '_>, warp: &Warp<'_, 'c>, i: usize, row: I32<'c>)
                 let value = x.float(c.select(exists, id, c.i32(0)));
                 keep(col, c.select(exists, value, c.f32(0.0)));
             });
+        }
+        RowOpKind::Reduce { x, kind } => {
+            let x = warp.row(*x);
+            let value = match kind {
+                Reduce::Max => {
+                    let most = c.var(c.f32(f32::NEG_INFINITY));
+                    warp.for_columns(x.width, |col| most.set(most.get().maximum(x.float(col))));
+                    c.warp_maximum(most.get())
+                }
+                Reduce::Sum => row_sum(warp, &x, &|v| v),
+            };
+            warp.for_columns(1, |col| keep(col, value));
+        }
+        RowOpKind::MaskChosen { x, ids } => {
+            let (x, ids) = (warp.row(*x), warp.row(*ids));
+            warp.for_columns(out.width, |col| keep(col, x.float(col)));
+            c.warp_barrier();
+            warp.for_columns(ids.width, |i| {
+                let id = ids.int(i);
+                c.when(id.lt(out.width), || out.set_float(id, c.f32(f32::NEG_INFINITY)));
+            });
+        }
+        RowOpKind::Join { a, b } => {
+            let (a, b) = (warp.row(*a), warp.row(*b));
+            warp.for_columns(a.width, |col| out.set_int(col, a.int(col)));
+            warp.for_columns(b.width, |col| out.set_int(col + a.width, b.int(col)));
+        }
+        RowOpKind::Lookup { table, index } => {
+            let n_rows = k.length(k.program.buffer(*table).rows, k.n_tokens());
+            let (table, index) = (k.view(*table), k.view(*index));
+            // The index is an i64: both halves decide whether it lies in the table.
+            let at = index.base.plus((row << 3).wide());
+            let (low, high) = (c.load_i32(at), c.load_i32(at.plus(4u64)));
+            let inside = high.eq(0).and(low.lt(n_rows));
+            let safe = c.select(inside, low, c.i32(0));
+            warp.for_columns(out.width, |col| {
+                let id = c.load_i32(table.at(safe, col));
+                out.set_int(col, c.select(inside, id, c.i32(u32::MAX)));
+            });
+        }
+        RowOpKind::SumOutside { x, ids, n_experts } => {
+            let (x, ids) = (warp.row(*x), warp.row(*ids));
+            let sum = c.var(c.f32(0.0));
+            // Few slots, and their order counts: every lane adds them all.
+            c.range(0, x.width, 1, |slot| {
+                let more = sum.get() + x.float(slot);
+                sum.set(c.select(ids.int(slot).ge(*n_experts), more, sum.get()));
+            });
+            warp.for_columns(1, |col| keep(col, sum.get()));
         }
         RowOpKind::Renormalise { x, rule } => {
             let x = warp.row(*x);
