@@ -1,0 +1,93 @@
+//! Runs an emitted program in the PTX emulator, with every check on.
+#![allow(dead_code)]
+
+use moec_ir::target::Target;
+use moec_ir::tile::{Buffer, Program, Role};
+use moec_ir::Tensor;
+use moec_ptx::ast::Module;
+use moec_ptx::exec;
+
+/// Bytes of a buffer with `tensor` in its columns, row by row: runs of (offset, bytes). Padding is in no run.
+fn rows(buffer: &Buffer, tensor: &Tensor) -> Vec<(u64, Vec<u8>)> {
+    let bytes = tensor.to_bytes();
+    let (row, pitch) = (buffer.cols * buffer.dtype.bytes() as u64, buffer.pitch * buffer.dtype.bytes() as u64);
+    if row == 0 {
+        return Vec::new();
+    }
+    bytes.chunks(row as usize).enumerate().map(|(i, r)| (i as u64 * pitch, r.to_vec())).collect()
+}
+
+/// What the program writes to its outputs, and panics with the findings of the emulator if there are any.
+///
+/// Padding of inputs, workspace and outputs is memory that nobody has written; a kernel that uses it is found out.
+pub fn run(program: &Program, target: &Target, inputs: &[Tensor], params: &[Tensor], n_tokens: u64, extra_blocks: u32) -> Vec<Tensor> {
+    let images = moec_nvptx::emit(program, target).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
+    let mut device = exec::Device::new(exec::Target::parse(target.name).expect("a GPU target"));
+    let mut addresses = Vec::new();
+    for b in &program.buffers {
+        let bytes = b.bytes(n_tokens);
+        let address = device.alloc(bytes.max(1)).expect("memory");
+        let given = match b.role {
+            Role::Input(i) => Some(&inputs[i as usize]),
+            Role::Weight(i) => {
+                device.upload(address, &vec![0; bytes as usize]).expect("in range");
+                Some(&params[i as usize])
+            }
+            Role::Output(_) | Role::Workspace => None,
+        };
+        for (offset, row) in given.map_or(Vec::new(), |t| rows(b, t)) {
+            device.upload(address + offset, &row).expect("in range");
+        }
+        addresses.push(address);
+    }
+    let count = device.alloc(4).expect("memory");
+    device.upload(count, &(n_tokens as u32).to_le_bytes()).expect("in range");
+    for image in &images {
+        let kernel = &program.kernels[image.kernel];
+        let module = Module::parse(&image.ptx).expect("emitted PTX should parse");
+        let compiled = exec::Program::compile(&module, &image.entry).expect("emitted PTX should be known to the emulator");
+        let mut operands: Vec<u64> = kernel.body.operands().iter().map(|(b, _)| addresses[b.index()]).collect();
+        operands.push(count);
+        let mut grid = image.launch.grid.map(|e| e.at(n_tokens) as u32);
+        if grid.contains(&0) {
+            continue;
+        }
+        grid[0] += extra_blocks;
+        let launch = exec::Launch {
+            grid,
+            block: [image.launch.block_threads, 1, 1],
+            dynamic_smem_bytes: image.launch.dynamic_smem_bytes,
+            params: operands.into_iter().map(exec::Param::U64).collect(),
+            ..exec::Launch::default()
+        };
+        let options = exec::Options { counters: false, ..exec::Options::default() };
+        let report = device
+            .launch(&compiled, &launch, &options)
+            .unwrap_or_else(|e| panic!("kernel `{}` for {}, T = {n_tokens}: {e}", kernel.name, target.name));
+        if let Some(first) = report.findings.first() {
+            let n = report.findings.len();
+            panic!("kernel `{}` for {}, T = {n_tokens}: {n} findings, first: {first:?}\n{}", kernel.name, target.name, image.ptx);
+        }
+    }
+    let mut outputs: Vec<(u32, Tensor)> = Vec::new();
+    for (b, &address) in program.buffers.iter().zip(&addresses) {
+        let Role::Output(i) = b.role else { continue };
+        let n_rows = (b.batch * b.rows.at(n_tokens)) as usize;
+        let mut bytes = Vec::new();
+        for row in 0..n_rows {
+            let at = address + row as u64 * b.pitch * b.dtype.bytes() as u64;
+            bytes.extend(device.download(at, b.cols as usize * b.dtype.bytes()).expect("in range"));
+        }
+        let shape = [n_rows, b.cols as usize];
+        outputs.push((i, Tensor::from_bytes(b.dtype, &shape, &bytes).expect("as many bytes as elements")));
+    }
+    outputs.sort_by_key(|(i, _)| *i);
+    outputs.into_iter().map(|(_, t)| t).collect()
+}
+
+/// Largest relative error (Frobenius) over the outputs against the reference evaluator.
+pub fn error(program: &Program, target: &Target, inputs: &[Tensor], params: &[Tensor], n_tokens: u64) -> f64 {
+    let want = moec_ir::tile::evaluate(program, inputs, params, n_tokens as usize).expect("tensors fit");
+    let got = run(program, target, inputs, params, n_tokens, 1);
+    got.iter().zip(&want).map(|(g, w)| g.relative_error(w)).fold(0.0, f64::max)
+}

@@ -1,0 +1,5 @@
+//! Shared by the tests: programs, random tensors, and running PTX in the emulator.
+
+pub mod emulate;
+pub mod programs;
+pub mod random;
