@@ -10,7 +10,7 @@ use moec_bundle::Bundle;
 use moec_bundle::manifest::{Launch, Manifest};
 use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
-use moec_ir::tile::{GpuLaunch, Role};
+use moec_ir::tile::{Buffer, GpuLaunch, Role};
 use moec_ptx::ast::Module;
 use moec_ptx::exec::{self, Device, ExecError, Options, Param, Program, Report};
 use std::collections::BTreeMap;
@@ -25,6 +25,10 @@ pub struct EmulatorLayer {
     weights: Vec<u64>,
     options: Options,
     reports: Vec<(String, Report)>,
+    /// What the last run allocated, freed by the next.
+    made: Vec<u64>,
+    /// The last run's address of each buffer of its variant.
+    addresses: Vec<u64>,
 }
 
 struct Step {
@@ -99,7 +103,17 @@ impl EmulatorLayer {
             weights.pack(param, &slot.buffer, &mut packed)?;
             addresses.push(place(&mut device, Some(&packed), packed.len() as u64).map_err(failed)?);
         }
-        Ok(EmulatorLayer { device, plan, variants, programs, weights: addresses, options, reports: Vec::new() })
+        Ok(EmulatorLayer {
+            device,
+            plan,
+            variants,
+            programs,
+            weights: addresses,
+            options,
+            reports: Vec::new(),
+            made: Vec::new(),
+            addresses: Vec::new(),
+        })
     }
 
     pub(crate) fn plan(&self) -> &Plan {
@@ -111,6 +125,16 @@ impl EmulatorLayer {
         &self.reports
     }
 
+    /// An intermediate buffer as the last run left it: rows without padding.
+    pub(crate) fn read_buffer(&self, name: &str, n_tokens: u64) -> Result<(Buffer, Vec<u8>), Diagnostic> {
+        let v = self.plan.variant_for(n_tokens)?;
+        let (i, buffer) = self.plan.intermediate(v, name)?;
+        let lost = || Diagnostic::internal("internal-error", format!("`{name}` should be in device memory"));
+        let address = *self.addresses.get(i).ok_or_else(lost)?;
+        let bytes = self.device.download(address, buffer.bytes(n_tokens) as usize).map_err(failed)?;
+        Ok((buffer.clone(), host::read_matrix(buffer, n_tokens, &bytes).ok_or_else(lost)?))
+    }
+
     /// Runs the layer on host tensors; gives the outputs and what the checks found.
     pub(crate) fn run_host(
         &mut self,
@@ -119,24 +143,10 @@ impl EmulatorLayer {
         n_tokens: u64,
     ) -> Result<(Vec<Tensor>, Vec<String>), Diagnostic> {
         let v = self.plan.variant_for(n_tokens)?;
-        let mut made = Vec::new();
-        let result = self.run_on(manifest, v, inputs, n_tokens, &mut made);
-        for address in made {
+        self.addresses.clear();
+        for address in std::mem::take(&mut self.made) {
             self.device.free(address).map_err(failed)?;
         }
-        result
-    }
-
-    /// `made` gets every allocation of this run.
-    fn run_on(
-        &mut self,
-        manifest: &Manifest,
-        v: usize,
-        inputs: &[Tensor],
-        n_tokens: u64,
-        made: &mut Vec<u64>,
-    ) -> Result<(Vec<Tensor>, Vec<String>), Diagnostic> {
-        let mut addresses = Vec::new();
         for (buffer, place_of) in self.plan.variants[v].buffers.iter().zip(&self.plan.places[v]) {
             let bytes = buffer.bytes(n_tokens);
             let content = match buffer.role {
@@ -147,17 +157,18 @@ impl EmulatorLayer {
                 }
                 Role::Output(_) | Role::Weight(_) | Role::Workspace => None,
             };
-            addresses.push(match *place_of {
+            let address = match *place_of {
                 Place::Weight(w) => self.weights[w],
                 Place::Input(_) | Place::Output(_) | Place::Workspace(_) => {
                     let address = place(&mut self.device, content.as_deref(), bytes).map_err(failed)?;
-                    made.push(address);
+                    self.made.push(address);
                     address
                 }
-            });
+            };
+            self.addresses.push(address);
         }
         let count = place(&mut self.device, Some(&(n_tokens as u32).to_le_bytes()), 4).map_err(failed)?;
-        made.push(count);
+        self.made.push(count);
         self.reports.clear();
         let mut findings = Vec::new();
         for step in &self.variants[v] {
@@ -166,7 +177,7 @@ impl EmulatorLayer {
                 continue;
             }
             let cluster = step.launch.cluster.max(1);
-            let mut params: Vec<Param> = step.operands.iter().map(|&b| Param::U64(addresses[b])).collect();
+            let mut params: Vec<Param> = step.operands.iter().map(|&b| Param::U64(self.addresses[b])).collect();
             params.push(Param::U64(count));
             let launch = exec::Launch {
                 grid: [grid[0].next_multiple_of(u64::from(cluster)) as u32, grid[1] as u32, grid[2] as u32],
@@ -186,7 +197,7 @@ impl EmulatorLayer {
         let mut out = Vec::with_capacity(buffers.len());
         for (info, buffer) in manifest.outputs.iter().zip(buffers) {
             let at = self.plan.variants[v].buffers.iter().position(|b| b.name == buffer.name);
-            let address = at.map(|i| addresses[i]).unwrap_or_default();
+            let address = at.map(|i| self.addresses[i]).unwrap_or_default();
             let bytes = self.device.download(address, buffer.bytes(n_tokens) as usize).map_err(failed)?;
             out.push(host::read_rows(info, buffer, n_tokens, &bytes)?);
         }

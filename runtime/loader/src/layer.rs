@@ -4,9 +4,11 @@ use crate::cpu::{CpuLayer, JitKernels, Pool};
 use crate::device::Device;
 use crate::host::bind_inputs;
 use crate::weights::Weights;
+use moec_bundle::manifest::WorkspaceRule;
 use moec_bundle::{Bundle, Manifest};
 use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
+use moec_ir::tile::Role;
 use std::sync::Arc;
 
 /// How a layer is loaded.
@@ -20,6 +22,8 @@ pub struct LoadOptions {
     pub pool: Option<Arc<Pool>>,
     /// CPU: kernels compiled in this process, instead of the bundle's object file.
     pub jit: Option<JitKernels>,
+    /// Whether intermediates can be read after a run ([`Layer::read_buffer`]); takes a larger workspace.
+    pub keep_intermediates: bool,
     /// Emulator: what is checked, and how far a kernel may run; all checks unless told otherwise.
     #[cfg(feature = "emulator")]
     pub emulator: moec_ptx::exec::Options,
@@ -32,6 +36,7 @@ impl Default for LoadOptions {
             max_tokens: 1,
             pool: None,
             jit: None,
+            keep_intermediates: false,
             #[cfg(feature = "emulator")]
             emulator: moec_ptx::exec::Options::default(),
         }
@@ -81,10 +86,11 @@ impl Layer {
     /// Those of the bundle, of packing ([`moec_bundle::pack_weight`]) and of the device ([`CpuLayer::load`],
     /// [`crate::cuda::CudaLayer::load`]); `device-not-built-in` when the crate was built without the device's feature.
     pub fn load(bundle: &Bundle, weights: &Weights<'_>, options: LoadOptions) -> Result<Layer, Diagnostic> {
+        let rule = options.keep_intermediates.then_some(WorkspaceRule::Disjoint);
         let engine = match options.device {
             Device::Cpu => {
                 let pool = options.pool.unwrap_or_else(|| Arc::new(Pool::new(0)));
-                Engine::Cpu(Box::new(CpuLayer::load(bundle, weights, options.max_tokens, pool, options.jit)?))
+                Engine::Cpu(Box::new(CpuLayer::load(bundle, weights, options.max_tokens, pool, options.jit, rule)?))
             }
             #[cfg(feature = "cuda")]
             Device::Cuda { ordinal } => Engine::Cuda(Box::new(crate::cuda::CudaLayer::load(
@@ -92,6 +98,7 @@ impl Layer {
                 weights,
                 &crate::cuda::CudaDevice::open(ordinal)?,
                 options.max_tokens,
+                rule,
             )?)),
             #[cfg(feature = "emulator")]
             Device::Emulator { target } => Engine::Emulator(Box::new(crate::emulator::EmulatorLayer::load(
@@ -165,6 +172,34 @@ impl Layer {
         };
         let names = self.manifest.outputs.iter().map(|o| o.name.clone());
         Ok(RunResult { outputs: names.zip(outputs).collect(), findings, target: self.target().to_string(), variant })
+    }
+
+    /// Names of the intermediate buffers of the variant that runs `n_tokens` tokens.
+    ///
+    /// # Errors
+    /// `too-many-tokens`.
+    pub fn intermediates(&self, n_tokens: u64) -> Result<Vec<&str>, Diagnostic> {
+        let plan = self.plan();
+        let buffers = &plan.variants[plan.variant_for(n_tokens)?].buffers;
+        Ok(buffers.iter().filter(|b| b.role == Role::Workspace).map(|b| b.name.as_str()).collect())
+    }
+
+    /// An intermediate buffer as the last run, of `n_tokens` tokens, left it: `[batch * rows, cols]`, without padding.
+    /// Of use only when the layer was loaded with `keep_intermediates`; else later kernels may have reused the memory.
+    ///
+    /// # Errors
+    /// `too-many-tokens`, `no-such-buffer`, and those of the device.
+    pub fn read_buffer(&self, name: &str, n_tokens: u64) -> Result<Tensor, Diagnostic> {
+        let (buffer, bytes) = match &self.engine {
+            Engine::Cpu(l) => l.read_buffer(name, n_tokens)?,
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(l) => l.read_buffer(name, n_tokens, n_tokens)?,
+            #[cfg(feature = "emulator")]
+            Engine::Emulator(l) => l.read_buffer(name, n_tokens)?,
+        };
+        let rows = (buffer.batch * buffer.rows.at(n_tokens)) as usize;
+        Tensor::from_bytes(buffer.dtype, &[rows, buffer.cols as usize], &bytes)
+            .ok_or_else(|| Diagnostic::internal("internal-error", format!("`{name}` should fill its shape")))
     }
 
     /// The layer on the CPU, when that is where it is.

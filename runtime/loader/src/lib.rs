@@ -34,6 +34,7 @@ pub mod cuda;
 mod device;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+pub mod gpu_pack;
 mod host;
 mod layer;
 mod memory;
@@ -42,4 +43,4 @@ mod weights;
 
 pub use device::{Device, best_target};
 pub use layer::{Layer, LoadOptions, RunResult};
-pub use weights::Weights;
+pub use weights::{Fill, Weights, random_tensor};

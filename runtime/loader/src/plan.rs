@@ -87,6 +87,19 @@ impl Plan {
         found.ok_or_else(|| too_many(n_tokens, self.max_tokens, "loaded"))
     }
 
+    /// The workspace buffer called `name` of a variant, and its index.
+    ///
+    /// # Errors
+    /// `no-such-buffer`, naming those there are.
+    pub fn intermediate(&self, variant: usize, name: &str) -> Result<(usize, &Buffer), Diagnostic> {
+        let all = || self.variants[variant].buffers.iter().enumerate().filter(|(_, b)| b.role == Role::Workspace);
+        all().find(|(_, b)| b.name == name).ok_or_else(|| {
+            let names: Vec<&str> = all().map(|(_, b)| b.name.as_str()).collect();
+            Diagnostic::input("no-such-buffer", format!("the program has no intermediate buffer `{name}`"))
+                .note(format!("it has {}", names.join(", ")))
+        })
+    }
+
     /// For each input, the buffer that holds it in a variant; `None` for one that no kernel reads.
     pub fn input_buffers(&self, variant: usize, n_inputs: usize) -> Vec<Option<&Buffer>> {
         let mut out = vec![None; n_inputs];

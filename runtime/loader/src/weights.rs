@@ -2,9 +2,10 @@
 
 use moec_bundle::manifest::ParamInfo;
 use moec_bundle::{Checkpoint, borrow_weight, pack_tensor, pack_weight};
-use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::Buffer;
+use moec_ir::{DType, Tensor};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// A function that writes a parameter's packed buffer.
@@ -18,6 +19,11 @@ pub enum Weights<'a> {
     Tensors(&'a [(String, Tensor)]),
     /// Whatever the function writes; every byte is zero before.
     Fill(&'a Fill<'a>),
+    /// Numbers that look random and are the same on every machine: see [`random_tensor`].
+    Random {
+        /// Another seed gives other numbers.
+        seed: u64,
+    },
 }
 
 impl Weights<'_> {
@@ -41,6 +47,7 @@ impl Weights<'_> {
                 pack_tensor(tensor, &param.param(), buffer, dst)
             }
             Weights::Fill(fill) => fill(param, buffer, dst),
+            Weights::Random { seed } => fill_random(*seed, param, buffer, dst),
         }
     }
 
@@ -52,5 +59,107 @@ impl Weights<'_> {
     ) -> Result<Option<(*const u8, Arc<Checkpoint>)>, Diagnostic> {
         let Weights::Checkpoint(c) = self else { return Ok(None) };
         Ok(borrow_weight(c, &param.param(), buffer)?.map(|bytes| (bytes.as_ptr(), c.clone())))
+    }
+}
+
+/// The value of element `index` of the random parameter called `name`: uniform, of variance `1 / cols`, so that a
+/// product of many keeps the size of its input. Exact arithmetic only: every machine gives the same bits.
+fn random_value(key: u64, cols: u64, index: u64) -> f32 {
+    // splitmix64. Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+    let mut z = key.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^= z >> 31;
+    let unit = (z >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
+    unit * (3.0 / cols.max(1) as f32).sqrt()
+}
+
+fn random_key(seed: u64, name: &str) -> u64 {
+    // FNV-1a over the name, started from the seed.
+    name.bytes().fold(0xCBF2_9CE4_8422_2325 ^ seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3))
+}
+
+/// The parameter that [`Weights::Random`] stands for, as a host tensor in the graph's layout: for reference evaluators.
+/// Integer parameters are zero.
+///
+/// # Panics
+/// When the parameter's shape depends on the token count, which a verified graph rules out.
+pub fn random_tensor(seed: u64, name: &str, ty: &moec_ir::TensorType) -> Tensor {
+    let axis = |d: &moec_ir::Dim| d.fixed().expect("a parameter should have a fixed shape");
+    let shape: Vec<usize> = ty.shape.iter().map(|d| axis(d) as usize).collect();
+    let n: usize = shape.iter().product();
+    if !ty.dtype.is_float() {
+        return Tensor::int(ty.dtype, &shape, vec![0; n]);
+    }
+    let (key, cols) = (random_key(seed, name), shape.last().copied().unwrap_or(1) as u64);
+    Tensor::float(ty.dtype, &shape, (0..n as u64).map(|i| random_value(key, cols, i)).collect())
+}
+
+fn fill_random(seed: u64, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
+    let (cols, width) = (buffer.cols as usize, buffer.dtype.bytes());
+    let pitch = buffer.pitch as usize * width;
+    if !param.ty.dtype.is_float() || pitch == 0 {
+        dst.fill(0);
+        return Ok(());
+    }
+    let key = random_key(seed, &param.name);
+    dst.par_chunks_mut(pitch).enumerate().for_each(|(r, row)| {
+        for (c, out) in row.chunks_exact_mut(width).enumerate() {
+            // Padding is zero.
+            let value = if c < cols { random_value(key, cols as u64, (r * cols + c) as u64) } else { 0.0 };
+            let value = buffer.dtype.round(param.ty.dtype.round(value));
+            match buffer.dtype {
+                // Already rounded: the upper half is all there is.
+                DType::BF16 => out.copy_from_slice(&((value.to_bits() >> 16) as u16).to_le_bytes()),
+                DType::F16 => out.copy_from_slice(&Tensor::float(DType::F16, &[1], vec![value]).to_bytes()),
+                DType::F32 => out.copy_from_slice(&value.to_le_bytes()),
+                DType::F64 => out.copy_from_slice(&f64::from(value).to_le_bytes()),
+                DType::I32 | DType::I64 => out.fill(0),
+            }
+        }
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moec_ir::shape::{Dim, TensorType};
+    use moec_ir::tile::Role;
+    use moec_ir::weights::WeightSource;
+
+    #[test]
+    fn random_weights_are_the_packed_random_tensor() {
+        for (param_type, buffer_type) in
+            [(DType::BF16, DType::BF16), (DType::F32, DType::F32), (DType::BF16, DType::F32), (DType::F16, DType::F16)]
+        {
+            let ty = TensorType::fixed(param_type, &[3, 5, 7]);
+            let param = ParamInfo { name: "w".into(), ty: ty.clone(), source: WeightSource::tensor("w") };
+            let buffer = Buffer {
+                name: "w".into(),
+                dtype: buffer_type,
+                batch: 3,
+                rows: Dim::Fixed(5),
+                cols: 7,
+                pitch: 8,
+                role: Role::Weight(0),
+            };
+            let (mut a, mut b) =
+                (vec![0xAA; 3 * 5 * 8 * buffer_type.bytes()], vec![0xBB; 3 * 5 * 8 * buffer_type.bytes()]);
+            Weights::Random { seed: 4 }.pack(&param, &buffer, &mut a).expect("random");
+            pack_tensor(&random_tensor(4, "w", &ty), &param.param(), &buffer, &mut b).expect("packed");
+            assert_eq!(a, b, "{param_type} in {buffer_type}");
+            assert_ne!(random_tensor(4, "w", &ty), random_tensor(5, "w", &ty));
+            assert_ne!(random_tensor(4, "w", &ty), random_tensor(4, "v", &ty));
+        }
+    }
+
+    #[test]
+    fn random_values_spread_as_promised() {
+        let t = random_tensor(1, "w", &TensorType::fixed(DType::F32, &[1000, 64]));
+        let n = t.elements() as f64;
+        let mean = t.floats().iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+        let variance = t.floats().iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / n;
+        assert!(mean.abs() < 2e-3 && (variance * 64.0 - 1.0).abs() < 0.02, "mean {mean}, variance {variance}");
     }
 }

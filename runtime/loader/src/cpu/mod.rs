@@ -11,12 +11,12 @@ use crate::memory::allocate;
 use crate::plan::{Place, Plan};
 use crate::weights::Weights;
 use memmap2::MmapMut;
-use moec_bundle::manifest::{Launch, Manifest, TargetEntry};
+use moec_bundle::manifest::{Launch, Manifest, TargetEntry, WorkspaceRule};
 use moec_bundle::{Bundle, Checkpoint};
 use moec_ir::Tensor;
 use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuMath};
 use moec_ir::diag::Diagnostic;
-use moec_ir::tile::CpuLaunch;
+use moec_ir::tile::{Buffer, CpuLaunch};
 use pool::Stage;
 use std::any::Any;
 use std::sync::Arc;
@@ -89,7 +89,8 @@ unsafe impl Send for CpuLayer {}
 unsafe impl Sync for CpuLayer {}
 
 impl CpuLayer {
-    /// Loads the `cpu` target of a bundle. With `jit` the kernels come from there and not from the object file.
+    /// Loads the `cpu` target of a bundle. With `jit` the kernels come from there and not from the object file;
+    /// `workspace` replaces the bundle's workspace rule.
     ///
     /// # Errors
     /// `target-not-in-bundle`, `too-many-tokens`, `cpu-features-missing`, `cpu-object-invalid`, `out-of-memory`, and
@@ -100,10 +101,11 @@ impl CpuLayer {
         max_tokens: u64,
         pool: Arc<Pool>,
         jit: Option<JitKernels>,
+        workspace: Option<WorkspaceRule>,
     ) -> Result<CpuLayer, Diagnostic> {
         let manifest = bundle.manifest();
         let target = crate::plan::find_target(manifest, "cpu")?;
-        let plan = Plan::new(target, max_tokens, None)?;
+        let plan = Plan::new(target, max_tokens, workspace)?;
         let (variants, code) = bind_kernels(bundle, target, &plan, jit)?;
         let steps = || variants.iter().flat_map(|v| &v.kernels);
         let scratch_bytes = steps().map(|k| k.launch.scratch_bytes).max().unwrap_or(0);
@@ -195,6 +197,19 @@ impl CpuLayer {
         // that any kernel asks for.
         unsafe { self.pool.run(&self.stages) };
         Ok(())
+    }
+
+    /// An intermediate buffer as the last run left it: rows without padding.
+    pub(crate) fn read_buffer(&self, name: &str, n_tokens: u64) -> Result<(Buffer, Vec<u8>), Diagnostic> {
+        let v = self.plan.variant_for(n_tokens)?;
+        let (i, buffer) = self.plan.intermediate(v, name)?;
+        let Place::Workspace(offset) = self.plan.places[v][i] else {
+            return Err(Diagnostic::internal("internal-error", format!("`{name}` should lie in the workspace")));
+        };
+        let bytes = self.workspace.get(offset as usize..).and_then(|b| host::read_matrix(buffer, n_tokens, b));
+        let bytes =
+            bytes.ok_or_else(|| Diagnostic::internal("internal-error", "the workspace should hold its buffers"));
+        Ok((buffer.clone(), bytes?))
     }
 
     /// Runs the layer on host tensors: copies in, runs, copies out.

@@ -63,26 +63,13 @@ pub struct CudaIo<'a> {
 }
 
 impl CudaLayer {
-    /// Loads the target of a bundle that suits the GPU best.
+    /// Loads the target of a bundle that suits the GPU best. `workspace` replaces the bundle's workspace rule: with
+    /// [`WorkspaceRule::Disjoint`] every intermediate can be read after a run.
     ///
     /// # Errors
     /// `target-not-in-bundle`, `too-many-tokens`, `out-of-memory`, `ptx-rejected`, `cuda-driver-too-old`,
     /// `cuda-call-failed`, and those of packing weights.
     pub fn load(
-        bundle: &Bundle,
-        weights: &Weights<'_>,
-        device: &CudaDevice,
-        max_tokens: u64,
-    ) -> Result<CudaLayer, Diagnostic> {
-        CudaLayer::load_with(bundle, weights, device, max_tokens, None)
-    }
-
-    /// As [`CudaLayer::load`]; `workspace` replaces the bundle's workspace rule. With [`WorkspaceRule::Disjoint`] every
-    /// intermediate can be read after a run: [`CudaLayer::read_buffer`].
-    ///
-    /// # Errors
-    /// As [`CudaLayer::load`].
-    pub fn load_with(
         bundle: &Bundle,
         weights: &Weights<'_>,
         device: &CudaDevice,
@@ -249,21 +236,19 @@ impl CudaLayer {
         Ok(steps.iter().map(|s| (s.name.as_str(), s.function.info(&self.device))).collect())
     }
 
-    /// Every workspace buffer of the variant for `at_most` tokens, as it was left by the last run: rows without padding.
-    /// Only of use when the layer was loaded with [`WorkspaceRule::Disjoint`].
+    /// An intermediate buffer as the last run for up to `at_most` tokens left it: rows without padding.
     ///
     /// # Errors
-    /// `too-many-tokens`, `cuda-call-failed`, `internal-error` when there is no such buffer.
+    /// `too-many-tokens`, `no-such-buffer`, `cuda-call-failed`.
     pub fn read_buffer(&self, name: &str, at_most: u64, n_tokens: u64) -> Result<(Buffer, Vec<u8>), Diagnostic> {
         let v = self.plan.variant_for(at_most)?;
-        let missing = || Diagnostic::internal("internal-error", format!("there is no workspace buffer `{name}`"));
-        let i = self.plan.variants[v].buffers.iter().position(|b| b.name == name).ok_or_else(missing)?;
-        let Place::Workspace(offset) = self.plan.places[v][i] else { return Err(missing()) };
-        let buffer = &self.plan.variants[v].buffers[i];
+        let (i, buffer) = self.plan.intermediate(v, name)?;
+        let lost = || Diagnostic::internal("internal-error", format!("`{name}` should lie in the workspace"));
+        let Place::Workspace(offset) = self.plan.places[v][i] else { return Err(lost()) };
         self.stream.synchronize()?;
         let mut bytes = vec![0; buffer.bytes(n_tokens) as usize];
         self.workspace.download(offset, &mut bytes)?;
-        Ok((buffer.clone(), host::read_matrix(buffer, n_tokens, &bytes).ok_or_else(missing)?))
+        Ok((buffer.clone(), host::read_matrix(buffer, n_tokens, &bytes).ok_or_else(lost)?))
     }
 
     /// The layer's own device memory for inputs and outputs at up to its largest token count: `(inputs, outputs)`.

@@ -191,3 +191,68 @@ pub fn kernels() -> JitKernels {
     // SAFETY: they do what the entries of the bundle ask for, and are never unloaded.
     unsafe { JitKernels::new(vec![list.clone(), list], Arc::new(())) }
 }
+
+/// PTX of a kernel `entry(from, to, count)`: `to[t, c] = 2 * from[t + skip, c]` for `c` below [`COLS`], a thread for each
+/// token; rows lie `from_pitch` and `to_pitch` floats apart.
+pub fn double_ptx(entry: &str, from_pitch: usize, to_pitch: usize, skip: usize) -> String {
+    let mut body = String::new();
+    for c in 0..COLS {
+        let (from, to) = ((skip * from_pitch + c) * 4, c * 4);
+        body += &format!("ld.global.f32 %f1, [%rd5+{from}]; add.f32 %f1, %f1, %f1; st.global.f32 [%rd6+{to}], %f1;\n");
+    }
+    format!(
+        ".version 7.0
+.target sm_80
+.address_size 64
+.visible .entry {entry}(.param .u64 p0, .param .u64 p1, .param .u64 p2) {{
+.reg .pred %p1; .reg .b32 %r<6>; .reg .b64 %rd<8>; .reg .f32 %f<2>;
+ld.param.u64 %rd1, [p0]; ld.param.u64 %rd2, [p1]; ld.param.u64 %rd3, [p2];
+ld.global.u32 %r1, [%rd3];
+mov.u32 %r2, %tid.x; mov.u32 %r3, %ctaid.x; mov.u32 %r4, %ntid.x; mad.lo.u32 %r2, %r3, %r4, %r2;
+setp.ge.u32 %p1, %r2, %r1;
+@%p1 bra done;
+mul.wide.u32 %rd4, %r2, {}; add.s64 %rd5, %rd1, %rd4;
+mul.wide.u32 %rd7, %r2, {}; add.s64 %rd6, %rd2, %rd7;
+{body}done:
+ret;
+}}
+",
+        from_pitch * 4,
+        to_pitch * 4
+    )
+}
+
+/// A GPU layer for sm_80: `output = 4 * input`, through a padded buffer `mid`; with `skip` the first kernel reads that
+/// many rows too far.
+pub fn gpu_bundle(skip: usize) -> Bundle {
+    use moec_bundle::{GpuKernelPart, GpuVariantPart};
+    use moec_ir::tile::GpuLaunch;
+    let p = Program {
+        name: "quadruple".into(),
+        buffers: vec![
+            buffer("x", DType::F32, Dim::TOKENS, COLS, COLS, Role::Input(0)),
+            buffer("mid", DType::F32, Dim::TOKENS, COLS, PITCH, Role::Workspace),
+            buffer("y", DType::F32, Dim::TOKENS, COLS, COLS, Role::Output(0)),
+        ],
+        kernels: vec![kernel("first", map(&[0], 1)), kernel("second", map(&[1], 2))],
+    };
+    let part = |entry: &str, ptx: String| GpuKernelPart {
+        entry: entry.into(),
+        ptx,
+        launch: GpuLaunch {
+            grid: [Extent::tiles(1, 32, 1), Extent::fixed(1), Extent::fixed(1)],
+            block_threads: 32,
+            cluster: 1,
+            dynamic_smem_bytes: 0,
+        },
+        class: NumericClass::Exact,
+    };
+    let kernels = vec![
+        part("first", double_ptx("first", COLS, PITCH, skip)),
+        part("second", double_ptx("second", PITCH, COLS, 0)),
+    ];
+    let v = GpuVariantPart { tokens: (0, MAX_TOKENS), program: &p, kernels, tile_text: None };
+    let mut b = BundleBuilder::new(&graph(false), LayerInfo::default(), Numerics::default());
+    b.add_gpu_target("sm_80", vec![v]).expect("gpu target");
+    b.finish().expect("valid")
+}
