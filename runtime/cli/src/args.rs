@@ -25,6 +25,10 @@ Exit codes: 0 done; 1 the input is wrong; 2 wrong usage, or this machine lacks s
 pub enum Command {
     /// Compile a layer for one or more targets and write a bundle.
     Compile(crate::commands::compile::Options),
+    /// Run a layer on the CPU, on a GPU, or in the PTX emulator.
+    Run(crate::commands::run::Options),
+    /// Run one PTX kernel in the emulator, from a launch recipe.
+    Emulate(crate::commands::emulate::Options),
     /// Tell whether a layer can be compiled, and if not, why.
     Check(crate::commands::check::Options),
     /// Tell which rewrites a layer gets and what each saves, or explain a diagnostic code.

@@ -46,6 +46,8 @@ fn run(command: Command) -> Outcome {
         Command::Check(options) => commands::check::run(&options),
         Command::Explain(options) => commands::explain::run(&options),
         Command::Inspect(options) => commands::inspect::run(&options),
+        Command::Run(options) => commands::run::run(&options),
+        Command::Emulate(options) => commands::emulate::run(&options),
         Command::Rules(options) => commands::rules::run(&options),
         Command::Doctor(options) => commands::doctor::run(&options),
     }

@@ -2,6 +2,7 @@
 
 use moec_ir::diag::Diagnostic;
 use std::io::Write;
+use std::path::Path;
 
 /// Writes a result to standard output.
 ///
@@ -16,6 +17,22 @@ pub fn print(text: &str) {
 /// Writes a remark to standard error; nobody there to read it is no error.
 pub fn remark(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Writes a file all or nothing: it is complete under another name before it takes its own.
+///
+/// # Errors
+/// `output-not-written`.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Diagnostic> {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let scratch = path.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
+    let written = std::fs::write(&scratch, bytes).and_then(|()| std::fs::rename(&scratch, path));
+    written.map_err(|e| {
+        // Nothing can be done when the leftover cannot be removed either.
+        let _ = std::fs::remove_file(&scratch);
+        Diagnostic::input("output-not-written", format!("`{}` cannot be written: {e}", path.display()))
+            .help("check that its folder exists, is writable, and has room")
+    })
 }
 
 /// How a command ended when nothing is wrong with its input.
@@ -38,7 +55,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
             *w = (*w).max(cell.chars().count());
         }
     }
-    let is_number = |cell: &str| cell.chars().next().is_some_and(|c| c.is_ascii_digit());
+    let is_number = |cell: &str| !cell.is_empty() && cell.chars().all(|c| c.is_ascii_digit() || c == '.');
     let line = |cells: &[String]| {
         let mut out = String::new();
         for (i, (cell, &w)) in cells.iter().zip(&widths).enumerate() {

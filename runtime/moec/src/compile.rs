@@ -32,6 +32,15 @@ impl Phase {
     }
 }
 
+/// Texts for people that a bundle may hold beside its kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Keep {
+    /// Each tile program.
+    pub tile_text: bool,
+    /// The LLVM IR of each GPU kernel.
+    pub llvm_ir: bool,
+}
+
 /// What to compile, and for what.
 #[derive(Clone, Debug)]
 pub struct CompileRequest<'a> {
@@ -47,6 +56,8 @@ pub struct CompileRequest<'a> {
     pub opt_level: u8,
     /// Smallest and largest token count.
     pub tokens: (u64, u64),
+    /// What the bundle holds beside the kernels.
+    pub keep: Keep,
     /// Files to be put into the bundle beside the kernels: path and content.
     pub extra_files: Vec<(String, Vec<u8>)>,
 }
@@ -61,6 +72,7 @@ impl<'a> CompileRequest<'a> {
             numerics: Numerics::default(),
             opt_level: 2,
             tokens: Phase::Both.tokens(),
+            keep: Keep::default(),
             extra_files: Vec::new(),
         }
     }
@@ -127,6 +139,10 @@ pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(
         let start = Instant::now();
         let variants = moec_passes::compile(request.graph, target, &options)?;
         timings.push(Timing { step: "passes", target: Some(target.name), seconds: start.elapsed().as_secs_f64() });
+        progress(&format!("{}: generating code", target.name));
+        let start = Instant::now();
+        crate::codegen::add_target(&mut builder, target, &variants, request.keep)?;
+        timings.push(Timing { step: "codegen", target: Some(target.name), seconds: start.elapsed().as_secs_f64() });
         targets.push(CompiledTarget { target, variants });
     }
     for (path, content) in &request.extra_files {

@@ -1,10 +1,11 @@
 //! `moec compile`: a layer to a bundle.
 
+use super::emit::{self, Emit, Step};
 use super::kernel_table;
 use super::subject::{CompileArgs, ModelArgs, parse_target, parse_tokens};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
-use moec::{CompileRequest, Compiled, Phase, Target, Timing};
+use moec::{CompileRequest, Compiled, Keep, Phase, Target, Timing};
 use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
@@ -25,6 +26,15 @@ pub struct Options {
     pub phase: PhaseArg,
     #[command(flatten)]
     pub compile: CompileArgs,
+    /// What to write beside the kernels: graph, egraph, tile, llvm, ptx, cubin, sass, manifest, header, rust.
+    #[arg(long, value_delimiter = ',', value_enum, value_name = "KIND[,KIND…]")]
+    pub emit: Vec<Emit>,
+    /// Print the layer after a step, on standard error.
+    #[arg(long, value_enum, value_name = "PASS", conflicts_with = "print_after_all")]
+    pub print_after: Option<Step>,
+    /// Print the layer after every step, on standard error.
+    #[arg(long)]
+    pub print_after_all: bool,
     /// Say on standard error what was decided and how long each step took.
     #[arg(long)]
     pub remarks: bool,
@@ -51,11 +61,18 @@ pub fn run(options: &Options) -> Outcome {
         numerics: options.compile.numerics,
         opt_level: options.compile.opt_level,
         tokens: options.tokens.unwrap_or(phase.tokens()),
+        keep: Keep { tile_text: options.emit.contains(&Emit::Tile), llvm_ir: options.emit.contains(&Emit::Llvm) },
         ..CompileRequest::new(&layer.graph, targets)
     };
     let progress = Progress::start("compiling");
     let compiled = moec::compile_reporting(&request, &mut |step| progress.say(step)).map_err(|d| vec![d])?;
     drop(progress);
+    let compiled = emit::add_files(compiled, &options.emit, &layer.graph).map_err(|d| vec![d])?;
+    for step in Step::ALL {
+        if options.print_after_all || options.print_after == Some(step) {
+            output::remark(&emit::step_text(step, &layer.graph, &compiled).map_err(|d| vec![d])?);
+        }
+    }
     compiled.bundle.write(&options.output).map_err(|d| vec![d])?;
     if options.remarks {
         output::remark(&remarks(&compiled));

@@ -21,7 +21,7 @@ struct Finding {
 }
 
 pub fn run(options: &Options) -> Outcome {
-    let findings = [cpu(), memory(), ptxas(), python()];
+    let findings = [cpu(), memory(), llvm(), cuda(), ptxas(), python()];
     if options.json {
         let list: Vec<_> = findings
             .iter()
@@ -79,6 +79,34 @@ fn memory() -> Finding {
             _ => Err("this system does not say how much there is".to_string()),
         },
         remedy: "holds the packed weights of a layer",
+    }
+}
+
+fn llvm() -> Finding {
+    let (major, minor, patch) = moec_nvptx::llvm_version();
+    Finding { what: "llvm", found: Ok(format!("{major}.{minor}.{patch}, linked")), remedy: "makes PTX" }
+}
+
+/// The driver and every GPU that it shows, with the target that moec compiles for it.
+fn cuda() -> Finding {
+    use moec_runtime::cuda::{CudaDevice, device_count, driver_version};
+    let gpus = || -> Result<String, moec::Diagnostic> {
+        let version = driver_version()?;
+        let mut text = format!("driver for CUDA {}.{}", version / 1000, version % 1000 / 10);
+        for ordinal in 0..device_count()? {
+            let device = CudaDevice::open(ordinal)?;
+            let info = device.info();
+            let (major, minor) = info.capability;
+            let names = moec_ir::target::TARGETS.iter().filter(|t| !t.is_cpu()).map(|t| t.name);
+            let target = moec_runtime::best_target(names, major, minor).unwrap_or("no target");
+            text += &format!("; cuda:{ordinal} {}, compute capability {major}.{minor}: {target}", info.name);
+        }
+        Ok(text)
+    };
+    Finding {
+        what: "cuda",
+        found: gpus().map_err(|d| d.message),
+        remedy: "only `--device cuda` needs it: an NVIDIA GPU and its driver; the emulator runs the same kernels without",
     }
 }
 

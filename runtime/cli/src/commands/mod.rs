@@ -3,8 +3,11 @@
 pub mod check;
 pub mod compile;
 pub mod doctor;
+pub mod emit;
+pub mod emulate;
 pub mod explain;
 pub mod inspect;
 pub mod kernel_table;
 pub mod rules;
+pub mod run;
 pub mod subject;

@@ -1,0 +1,221 @@
+//! What `--emit` and `--print-after` show of a compile.
+
+use super::doctor::ptxas_candidates;
+use moec::{Bundle, Compiled, Diagnostic};
+use moec_bundle::manifest::{Launch, Manifest};
+use moec_ir::graph::Graph;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// Files that can be asked for beside the kernels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Emit {
+    /// `graph.txt`: the layer as the front end read it; `<target>/graph-A-B.txt`: after rewriting.
+    Graph,
+    /// `<target>/egraph-A-B.json`: rules that fired, sizes, costs.
+    Egraph,
+    /// `<target>/tile-A-B.txt`: the tile programs.
+    Tile,
+    /// `<target>/KERNEL-A-B.ll`: optimised LLVM IR.
+    Llvm,
+    /// The PTX, which every bundle holds.
+    Ptx,
+    /// `<target>/….cubin`, assembled by ptxas.
+    Cubin,
+    /// `<target>/….sass`, disassembled by nvdisasm.
+    Sass,
+    /// The manifest, which every bundle holds.
+    Manifest,
+    /// `layer.h`: kernels and their parameters for C and C++.
+    Header,
+    /// `layer.rs`: the same for Rust.
+    Rust,
+}
+
+/// Steps after which the layer can be printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Step {
+    /// The graph as read.
+    Frontend,
+    /// The graph after rewriting, for each variant.
+    Saturate,
+    /// The tile program before launches are merged.
+    Lower,
+    /// The tile program that is compiled.
+    Schedule,
+}
+
+impl Step {
+    /// In the order of the compile.
+    pub const ALL: [Step; 4] = [Step::Frontend, Step::Saturate, Step::Lower, Step::Schedule];
+
+    fn name(self) -> &'static str {
+        match self {
+            Step::Frontend => "frontend",
+            Step::Saturate => "saturate",
+            Step::Lower => "lower",
+            Step::Schedule => "schedule",
+        }
+    }
+}
+
+/// The layer after a step, for every target and variant.
+pub fn step_text(step: Step, graph: &Graph, compiled: &Compiled) -> Result<String, Diagnostic> {
+    if step == Step::Frontend {
+        return Ok(format!("; after frontend\n{}", moec_ir::graph::print(graph)));
+    }
+    let mut out = String::new();
+    for t in &compiled.targets {
+        for v in &t.variants {
+            let text = match step {
+                Step::Frontend => String::new(),
+                Step::Saturate => moec_ir::graph::print(&v.graph),
+                Step::Lower => moec_passes::lower_graph(&v.graph, v.saturation.is_some())?.to_string(),
+                Step::Schedule => v.program.to_string(),
+            };
+            // Writing to a string cannot fail.
+            let _ = writeln!(out, "; after {}: {} {}..{}\n{text}", step.name(), t.target.name, v.tokens.0, v.tokens.1);
+        }
+    }
+    Ok(out)
+}
+
+/// Adds the files that were asked for to the bundle.
+///
+/// # Errors
+/// `no-ptxas`, `ptxas-rejects`, `no-nvdisasm` for cubin and SASS.
+pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph) -> Result<Compiled, Diagnostic> {
+    let mut extra: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    for kind in emit {
+        match kind {
+            Emit::Graph => {
+                extra.insert("graph.txt".into(), moec_ir::graph::print(graph).into_bytes());
+                each_variant(&compiled, |target, tokens, v| {
+                    extra.insert(format!("{target}/graph-{tokens}.txt"), moec_ir::graph::print(&v.graph).into_bytes());
+                });
+            }
+            Emit::Egraph => each_variant(&compiled, |target, tokens, v| {
+                let text = serde_json::to_string_pretty(&v.saturation).unwrap_or_default();
+                extra.insert(format!("{target}/egraph-{tokens}.json"), format!("{text}\n").into_bytes());
+            }),
+            Emit::Header => {
+                extra.insert("layer.h".into(), header(compiled.bundle.manifest()).into_bytes());
+            }
+            Emit::Rust => {
+                extra.insert("layer.rs".into(), rust(compiled.bundle.manifest()).into_bytes());
+            }
+            Emit::Cubin | Emit::Sass => assembled(&compiled.bundle, *kind, &mut extra)?,
+            // Kept by the compile itself, or part of every bundle.
+            Emit::Tile | Emit::Llvm | Emit::Ptx | Emit::Manifest => {}
+        }
+    }
+    if !extra.is_empty() {
+        let mut files: BTreeMap<String, Vec<u8>> =
+            compiled.bundle.files().map(|(path, content)| (path.to_string(), content.to_vec())).collect();
+        files.append(&mut extra);
+        compiled.bundle = Bundle::new(compiled.bundle.manifest().clone(), files)?;
+    }
+    Ok(compiled)
+}
+
+fn each_variant(compiled: &Compiled, mut f: impl FnMut(&str, String, &moec::CompiledVariant)) {
+    for t in &compiled.targets {
+        t.variants.iter().for_each(|v| f(t.target.name, format!("{}-{}", v.tokens.0, v.tokens.1), v));
+    }
+}
+
+/// Assembles every PTX file of the bundle for its own target.
+fn assembled(bundle: &Bundle, kind: Emit, extra: &mut BTreeMap<String, Vec<u8>>) -> Result<(), Diagnostic> {
+    let missing = |tool: &str, package: &str| {
+        Diagnostic::machine("no-ptxas", format!("there is no {tool} on this machine")).help(format!(
+            "`pip install {package}`, or install a CUDA toolkit; `moec doctor` says where it is looked for"
+        ))
+    };
+    let places = ptxas_candidates();
+    let ptxas = moec_ptx::ptxas::find(None, &places).map_err(|_| missing("ptxas", "nvidia-cuda-nvcc"))?;
+    for (path, content) in bundle.files().filter(|(path, _)| path.ends_with(".ptx")) {
+        let target = path.split('/').next().unwrap_or_default();
+        let text = String::from_utf8_lossy(content);
+        let image = moec_ptx::ptxas::assemble(&ptxas, &text, target)
+            .map_err(|e| Diagnostic::internal("internal-error", format!("`{path}`: {e}")))?;
+        let stem = path.trim_end_matches(".ptx");
+        if kind == Emit::Sass {
+            let tool = moec_ptx::ptxas::find_tool("nvdisasm", None, &places)
+                .map_err(|_| missing("nvdisasm", "nvidia-cuda-nvdisasm"))?;
+            let sass = moec_ptx::ptxas::disassemble(&tool, &image.cubin)
+                .map_err(|e| Diagnostic::internal("internal-error", format!("`{path}`: {e}")))?;
+            extra.insert(format!("{stem}.sass"), sass.into_bytes());
+        } else {
+            extra.insert(format!("{stem}.cubin"), image.cubin);
+        }
+    }
+    Ok(())
+}
+
+/// One line for each kernel: how it is called.
+fn kernel_lines(manifest: &Manifest, mut line: impl FnMut(&str, &str, &str, &[String], &Launch)) {
+    for target in &manifest.targets {
+        for v in &target.variants {
+            for k in &v.kernels {
+                let operands: Vec<String> = k
+                    .operands
+                    .iter()
+                    .map(|o| format!("{}{}", if o.written { "out " } else { "" }, v.buffers[o.buffer.index()].name))
+                    .collect();
+                let range = format!("{}..{}", v.tokens.min, v.tokens.max);
+                line(&target.name, &range, &k.entry, &operands, &k.launch);
+            }
+        }
+    }
+}
+
+fn constants(manifest: &Manifest) -> impl Iterator<Item = (String, u64)> + '_ {
+    manifest.layer.facts.iter().map(|(k, v)| (k.to_uppercase(), *v))
+}
+
+fn header(manifest: &Manifest) -> String {
+    let mut out = format!(
+        "// {}: kernels of this bundle. Parameters are 64-bit pointers, then a pointer to the token count.\n",
+        manifest.layer.name
+    );
+    out += "#pragma once\n";
+    constants(manifest).for_each(|(k, v)| {
+        let _ = writeln!(out, "#define MOEC_{k} {v}");
+    });
+    kernel_lines(manifest, |target, range, entry, operands, launch| {
+        let _ = writeln!(
+            out,
+            "// {target}, T in {range}: {}\n{}",
+            operands.join(", "),
+            launch_words("#define ", entry, launch)
+        );
+    });
+    out
+}
+
+fn rust(manifest: &Manifest) -> String {
+    let mut out = format!(
+        "//! {}: kernels of this bundle. Parameters are 64-bit pointers, then a pointer to the token count.\n",
+        manifest.layer.name
+    );
+    constants(manifest).for_each(|(k, v)| {
+        let _ = writeln!(out, "pub const {k}: u64 = {v};");
+    });
+    out += "/// `(target, smallest T, largest T, entry, operands; written ones begin with \"out \")`\n";
+    out += "pub const KERNELS: &[(&str, u64, u64, &str, &[&str])] = &[\n";
+    kernel_lines(manifest, |target, range, entry, operands, _| {
+        let (min, max) = range.split_once("..").unwrap_or(("0", "0"));
+        let _ = writeln!(out, "    ({target:?}, {min}, {max}, {entry:?}, &{operands:?}),");
+    });
+    out + "];\n"
+}
+
+fn launch_words(prefix: &str, entry: &str, launch: &Launch) -> String {
+    match launch {
+        Launch::Gpu { launch, .. } => format!(
+            "{prefix}{entry}_BLOCK {}\n{prefix}{entry}_SMEM {}\n{prefix}{entry}_CLUSTER {}",
+            launch.block_threads, launch.dynamic_smem_bytes, launch.cluster
+        ),
+        Launch::Cpu { launch } => format!("{prefix}{entry}_SCRATCH {}", launch.scratch_bytes),
+    }
+}

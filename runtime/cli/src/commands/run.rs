@@ -1,0 +1,302 @@
+//! `moec run`: a layer on a device, with an input from a file or a generator.
+
+use super::subject::{self, CompileArgs, Subject};
+use crate::output::{self, Ended, Outcome};
+use crate::progress::Progress;
+use moec::{
+    Bundle, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, RunResult, Session, Target, Tensor, Weights,
+};
+use moec_ir::DType;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args, Debug)]
+pub struct Options {
+    /// A model directory, a layer graph, or a bundle that `moec compile` wrote.
+    #[arg(value_name = "MODEL|BUNDLE")]
+    pub subject: PathBuf,
+    /// Where it runs: cpu, cuda, cuda:N, or emulator:T with T a GPU target.
+    #[arg(long, default_value = "cpu", value_parser = parse_device, value_name = "cpu|cuda[:N]|emulator:T")]
+    pub device: Device,
+    /// The layer of a model, by its own number [default: its first MoE layer].
+    #[arg(long, value_name = "N")]
+    pub layer: Option<u32>,
+    /// A safetensors file with `input` [T, H], or a generator.
+    #[arg(long, value_parser = parse_source, value_name = "FILE|random:T=64,seed=1")]
+    pub input: Source,
+    /// Where the results go: `output`, `topk_ids`, `topk_weights`.
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// A file whose `output` the result is compared with.
+    #[arg(long, value_name = "FILE")]
+    pub expect: Option<PathBuf>,
+    /// Largest relative Frobenius error [default: 1e-5 for float32, 1e-2 otherwise].
+    #[arg(long, value_name = "ERROR")]
+    pub tolerance: Option<f64>,
+    /// Checkpoint of the weights, or random:seed=N [default: the model's directory].
+    #[arg(long, value_parser = parse_source, value_name = "DIR|random:seed=1")]
+    pub weights: Option<Source>,
+    /// On the CPU, compile in memory for this very processor instead of taking the bundle's object file.
+    #[arg(long)]
+    pub jit: bool,
+    #[command(flatten)]
+    pub compile: CompileArgs,
+}
+
+/// Where tensors come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file or directory.
+    Path(PathBuf),
+    /// A generator.
+    Random {
+        /// Token count.
+        n_tokens: u64,
+        /// Seed.
+        seed: u64,
+    },
+}
+
+fn parse_device(name: &str) -> Result<Device, String> {
+    Device::parse(name).map_err(|d| format!("{}; {}", d.message, d.help.unwrap_or_default()))
+}
+
+fn parse_source(text: &str) -> Result<Source, String> {
+    let Some(list) = text.strip_prefix("random:") else { return Ok(Source::Path(PathBuf::from(text))) };
+    let (mut n_tokens, mut seed) = (64, 1);
+    for part in list.split(',').filter(|p| !p.is_empty()) {
+        let value = |v: &str| v.parse::<u64>().map_err(|_| format!("`{part}` needs a whole number"));
+        match part.split_once('=') {
+            Some(("T", v)) => n_tokens = value(v)?,
+            Some(("seed", v)) => seed = value(v)?,
+            _ => return Err(format!("`{part}` is not T=… or seed=…")),
+        }
+    }
+    if n_tokens > moec_passes::MAX_TOKENS {
+        return Err(format!("T={n_tokens} is more than {}", moec_passes::MAX_TOKENS));
+    }
+    Ok(Source::Random { n_tokens, seed })
+}
+
+/// A layer that is ready to be loaded.
+struct Ready {
+    bundle: Bundle,
+    compiled: Option<Compiled>,
+    checkpoint: Option<PathBuf>,
+}
+
+pub fn run(options: &Options) -> Outcome {
+    let one = |d: Diagnostic| vec![d];
+    let ready = prepare(options)?;
+    let inputs = inputs(options, &ready.bundle).map_err(one)?;
+    let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).map_or(1, |&n| n as u64).max(1);
+    let progress = Progress::start("loading weights");
+    let mut session = load(options, &ready, n_tokens).map_err(one)?;
+    progress.say("running");
+    let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    let result = session.run(&named).map_err(one)?;
+    drop(progress);
+    if let Some(path) = &options.output {
+        write_results(path, &result).map_err(one)?;
+    }
+    report(options, &result, n_tokens)
+}
+
+/// Compiles a model, or opens a bundle.
+fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
+    let checkpoint = match &options.weights {
+        Some(Source::Path(path)) => Some(path.clone()),
+        Some(Source::Random { .. }) | None => None,
+    };
+    match subject::open(&options.subject)? {
+        Subject::Bundle(bundle) => {
+            if options.jit {
+                let d = Diagnostic::machine("wrong-usage", "a bundle holds compiled code; --jit needs the model");
+                return Err(vec![d.help("give the model directory")]);
+            }
+            Ok(Ready { bundle: *bundle, compiled: None, checkpoint })
+        }
+        Subject::Model(model) => {
+            let layer = model.layer(options.layer)?;
+            crate::bug::working_on(format!("layer: {}", layer.info.name));
+            if options.weights.is_none()
+                && let Some(d) = layer.not_loadable
+            {
+                return Err(vec![d]);
+            }
+            let request = CompileRequest {
+                info: layer.info.clone(),
+                numerics: options.compile.numerics,
+                opt_level: options.compile.opt_level,
+                ..CompileRequest::new(&layer.graph, targets(&options.device).map_err(|d| vec![d])?)
+            };
+            let progress = Progress::start("compiling");
+            let compiled = moec::compile_reporting(&request, &mut |step| progress.say(step)).map_err(|d| vec![d])?;
+            Ok(Ready {
+                bundle: compiled.bundle.clone(),
+                compiled: Some(compiled),
+                checkpoint: checkpoint.or(layer.checkpoint),
+            })
+        }
+    }
+}
+
+/// What has to be compiled for a device.
+fn targets(device: &Device) -> Result<Vec<&'static Target>, Diagnostic> {
+    match device {
+        Device::Cpu => Ok(Target::by_name("cpu").into_iter().collect()),
+        Device::Emulator { target } => Ok(Target::by_name(target).into_iter().collect()),
+        Device::Cuda { ordinal } => {
+            let (major, minor) = moec_runtime::cuda::CudaDevice::open(*ordinal)?.info().capability;
+            let names = moec_ir::target::TARGETS.iter().filter(|t| !t.is_cpu()).map(|t| t.name);
+            let best = moec_runtime::best_target(names, major, minor).and_then(Target::by_name);
+            best.map(|t| vec![t]).ok_or_else(|| {
+                Diagnostic::machine(
+                    "target-not-in-bundle",
+                    format!("moec has no target for {device}, a GPU of compute capability {major}.{minor}"),
+                )
+            })
+        }
+    }
+}
+
+fn inputs(options: &Options, bundle: &Bundle) -> Result<Vec<(String, Tensor)>, Diagnostic> {
+    let wanted = &bundle.manifest().inputs;
+    match &options.input {
+        Source::Random { n_tokens, seed } => {
+            Ok(wanted.iter().map(|i| (i.name.clone(), moec::random_tensor(&i.ty, *n_tokens, *seed, &i.name))).collect())
+        }
+        Source::Path(path) => {
+            let file = Checkpoint::open(path)?;
+            let mut out = Vec::new();
+            for info in wanted {
+                if let Some(tensor) = tensor(&file, &info.name)? {
+                    out.push((info.name.clone(), tensor));
+                }
+            }
+            Ok(out)
+        }
+    }
+}
+
+fn tensor(file: &Checkpoint, name: &str) -> Result<Option<Tensor>, Diagnostic> {
+    let Some(view) = file.tensor(name)? else { return Ok(None) };
+    let converted = view.to_tensor().ok_or_else(|| {
+        Diagnostic::input(
+            "input-type-mismatch",
+            format!(
+                "`{name}` in `{}` is {}; moec computes in float and integer types only",
+                file.path().display(),
+                view.describe()
+            ),
+        )
+    });
+    converted.map(Some)
+}
+
+fn load(options: &Options, ready: &Ready, n_tokens: u64) -> Result<Session, Diagnostic> {
+    let random;
+    let weights = match (&options.weights, &ready.checkpoint) {
+        (Some(Source::Random { seed, .. }), _) => {
+            random = random_weights(&ready.bundle, *seed);
+            Weights::Tensors(&random)
+        }
+        (_, Some(path)) => Weights::from_checkpoint(Checkpoint::open(path)?),
+        (_, None) => {
+            return Err(Diagnostic::input(
+                "weights-missing",
+                format!("there are no weights beside `{}`", options.subject.display()),
+            )
+            .help("give a checkpoint with --weights DIR, or --weights random:seed=1 for a trial"));
+        }
+    };
+    match (&ready.compiled, options.jit) {
+        (Some(compiled), true) => Session::jit(compiled, &weights, n_tokens),
+        _ => Session::load(&ready.bundle, &weights, options.device.clone(), n_tokens),
+    }
+}
+
+fn random_weights(bundle: &Bundle, seed: u64) -> Vec<(String, Tensor)> {
+    let graph = moec_ir::graph::Graph {
+        params: bundle.manifest().params.iter().map(moec_bundle::manifest::ParamInfo::param).collect(),
+        ..moec_ir::graph::Graph::default()
+    };
+    let tensors = moec::random_params(&graph, seed);
+    graph.params.into_iter().map(|p| p.name).zip(tensors).collect()
+}
+
+/// Writes the results; expert ids as int64, as other tools expect them.
+fn write_results(path: &Path, result: &RunResult) -> Result<(), Diagnostic> {
+    let wide = |t: &Tensor| match t.dtype {
+        DType::I32 => Tensor::int(DType::I64, &t.shape, t.ints().to_vec()),
+        DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::I64 => t.clone(),
+    };
+    let tensors: Vec<(&String, Tensor)> = result.outputs.iter().map(|(n, t)| (n, wide(t))).collect();
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    moec_bundle::safetensors::write_safetensors(path, &named)
+}
+
+fn report(options: &Options, result: &RunResult, n_tokens: u64) -> Outcome {
+    let mut ended = Ended::Well;
+    let mut text =
+        format!("ran {} (variant {}) on {} with T={n_tokens}\n", result.target, result.variant, options.device);
+    for finding in &result.findings {
+        text += &format!("finding: {finding}\n");
+        ended = Ended::WithFindings;
+    }
+    if let Some(path) = &options.expect {
+        let (line, good) = compare(options, result, path).map_err(|d| vec![d])?;
+        text += &line;
+        if !good {
+            ended = Ended::WithFindings;
+        }
+    }
+    output::print(&text);
+    Ok(ended)
+}
+
+/// The error against a file of expected results in words, and whether it is within the tolerance.
+fn compare(options: &Options, result: &RunResult, path: &Path) -> Result<(String, bool), Diagnostic> {
+    let file = Checkpoint::open(path)?;
+    let want = tensor(&file, "output")?.ok_or_else(|| {
+        Diagnostic::input("tensor-missing", format!("`{}` has no tensor `output` to compare with", path.display()))
+    })?;
+    let got =
+        result.output("output").ok_or_else(|| Diagnostic::internal("internal-error", "the layer has no `output`"))?;
+    if got.shape != want.shape {
+        return Err(Diagnostic::input(
+            "input-shape-mismatch",
+            format!("the result is {:?}; `output` in `{}` is {:?}", got.shape, path.display(), want.shape),
+        ));
+    }
+    let tolerance = options.tolerance.unwrap_or(if got.dtype == DType::F32 { 1e-5 } else { 1e-2 });
+    let error = got.relative_error(&want);
+    let mut text = format!("output: relative error {error:.2e}, tolerance {tolerance:.0e}\n");
+    if let (Some(ids), Some(want)) = (result.output("topk_ids"), tensor(&file, "topk_ids")?) {
+        let sets = |t: &Tensor| -> Vec<Vec<i64>> {
+            let sorted = |row: &[i64]| {
+                let mut row = row.to_vec();
+                row.sort_unstable();
+                row
+            };
+            t.ints().chunks(t.cols().max(1)).map(sorted).collect()
+        };
+        let differ = sets(ids).iter().zip(&sets(&want)).filter(|(a, b)| a != b).count();
+        text += &format!("topk_ids: {differ} of {} tokens chose other experts\n", ids.shape[0]);
+    }
+    Ok((text, error <= tolerance))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generators_are_read() {
+        assert!(matches!(parse_source("random:T=7,seed=3"), Ok(Source::Random { n_tokens: 7, seed: 3 })));
+        assert!(matches!(parse_source("random:"), Ok(Source::Random { n_tokens: 64, seed: 1 })));
+        assert!(matches!(parse_source("a.safetensors"), Ok(Source::Path(_))));
+        for wrong in ["random:T=x", "random:K=3", "random:T=99999999999"] {
+            assert!(parse_source(wrong).is_err(), "{wrong}");
+        }
+    }
+}

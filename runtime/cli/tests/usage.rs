@@ -1,0 +1,150 @@
+//! Streams, exit codes and promises of the command line.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{conformance, moec, moec_in, root};
+use std::process::{Command, Stdio};
+
+#[test]
+fn wrong_usage_has_exit_code_2_and_says_what_is_known() {
+    for args in [
+        &["compile"][..],
+        &["compile", "examples/models/mixtral-8x7b", "--target", "sm_42", "-o", "/tmp/x"],
+        &["run", "m", "--device", "tpu", "--input", "random:"],
+        &["frobnicate"],
+    ] {
+        let run = moec(args);
+        assert_eq!(run.code, 2, "{args:?}: {}", run.stderr);
+        assert!(run.stdout.is_empty());
+    }
+    assert!(moec(&["compile", "m", "--target", "sm_42", "-o", "x"]).stderr.contains("sm_90a"));
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for args in [&["--help"][..], &["--version"], &["compile", "--help"], &["help", "run"]] {
+        let run = moec(args);
+        assert_eq!((run.code, run.stderr.as_str()), (0, ""), "{args:?}");
+        assert!(!run.stdout.is_empty());
+    }
+}
+
+#[test]
+fn every_command_of_the_reference_is_in_the_help() {
+    let help = moec(&["--help"]).stdout;
+    for command in ["compile", "run", "emulate", "check", "explain", "inspect", "rules", "doctor"] {
+        assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_moec"))
+        .arg("rules")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn doctor_always_answers() {
+    let run = moec(&["doctor"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for part in ["cpu", "memory", "llvm", "cuda", "ptxas"] {
+        assert!(run.stdout.contains(part), "{part}: {}", run.stdout);
+    }
+    let json: serde_json::Value = serde_json::from_str(&moec(&["doctor", "--json"]).stdout).unwrap();
+    assert!(json["findings"].as_array().is_some_and(|f| f.len() >= 5));
+}
+
+#[test]
+fn the_same_input_gives_the_same_bundle() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = root().join("examples/models/gpt-oss-120b/config.json");
+    for out in ["a", "b"] {
+        let run = moec_in(dir.path(), &["compile", config.to_str().unwrap(), "--target", "sm_90a,cpu", "-o", out]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+    }
+    let sums = |out: &str| std::fs::read_to_string(dir.path().join(out).join("SHA256SUMS")).unwrap();
+    assert_eq!(sums("a"), sums("b"));
+}
+
+#[test]
+fn compile_prints_a_table_and_writes_what_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = root().join("examples/models/mixtral-8x7b/config.json");
+    let emit = "graph,egraph,tile,llvm,ptx,manifest,header,rust";
+    let args =
+        ["compile", config.to_str().unwrap(), "--target", "h200", "--tokens", "1..64", "-o", "out", "--emit", emit];
+    let run = moec_in(dir.path(), &args);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stdout.contains("sm_90a") && run.stdout.contains("kernel"), "{}", run.stdout);
+    for file in ["manifest.json", "graph.txt", "layer.h", "layer.rs"] {
+        assert!(dir.path().join("out").join(file).is_file(), "{file}");
+    }
+    let names: Vec<String> = std::fs::read_dir(dir.path().join("out/sm_90a"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    for ending in [".ptx", ".ll", ".txt", ".json"] {
+        assert!(names.iter().any(|n| n.ends_with(ending)), "{ending}: {names:?}");
+    }
+    let inspect = moec_in(dir.path(), &["inspect", "out"]);
+    assert_eq!(inspect.code, 0, "{}", inspect.stderr);
+    assert!(inspect.stdout.contains("router.weight"), "{}", inspect.stdout);
+}
+
+#[test]
+fn run_compares_with_expected_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("qwen2_moe.f32");
+    let golden = model.join("golden.layer0.safetensors");
+    let (model, golden) = (model.to_str().unwrap(), golden.to_str().unwrap());
+    let args = ["run", model, "--layer", "0", "--input", golden, "--expect", golden, "--output", "y.safetensors"];
+    for more in [&[][..], &["--jit"], &["--device", "emulator:sm_90a"]] {
+        let run = moec_in(dir.path(), &[&args[..], more].concat());
+        assert_eq!(run.code, 0, "{more:?}: {}{}", run.stdout, run.stderr);
+        assert!(run.stdout.contains("relative error"), "{}", run.stdout);
+        assert!(dir.path().join("y.safetensors").is_file());
+    }
+    let strict = moec_in(dir.path(), &[&args[..], &["--tolerance", "0"]].concat());
+    assert_eq!(strict.code, 1, "an error above the tolerance should be a failure: {}", strict.stdout);
+}
+
+#[test]
+fn a_bundle_runs_with_the_weights_of_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("mixtral.bf16");
+    let golden = model.join("golden.layer1.safetensors");
+    let (model, golden) = (model.to_str().unwrap(), golden.to_str().unwrap());
+    let made = moec_in(dir.path(), &["compile", model, "--layer", "1", "--target", "cpu", "-o", "b"]);
+    assert_eq!(made.code, 0, "{}", made.stderr);
+    let run = moec_in(dir.path(), &["run", "b", "--weights", model, "--input", golden, "--expect", golden]);
+    assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
+}
+
+#[test]
+fn check_says_yes_and_explain_says_why() {
+    let check = moec(&["check", "examples/models/kimi-k2", "--target", "gb200,cpu", "--json"]);
+    assert_eq!(check.code, 0, "{}", check.stderr);
+    let value: serde_json::Value = serde_json::from_str(&check.stdout).unwrap();
+    assert_eq!(value["targets"][0]["compiles"], true);
+    let explain = moec(&["explain", "examples/models/kimi-k2"]);
+    assert!(explain.stdout.contains("merge-gate-and-up"), "{}", explain.stdout);
+}
+
+#[test]
+fn every_code_has_a_page_with_a_meaning() {
+    let codes = moec(&["explain"]).stdout;
+    assert!(codes.lines().count() > 30);
+    for code in codes.lines() {
+        let page = moec(&["explain", code]).stdout;
+        assert!(page.starts_with(&format!("# {code}\n")), "{code}: {page}");
+    }
+}

@@ -1,0 +1,90 @@
+//! Hands tile programs to the backend of their target, and the results to the bundle.
+
+use crate::compile::Keep;
+use moec_bundle::{BundleBuilder, CpuKernelPart, CpuVariantPart, GpuKernelPart, GpuVariantPart};
+use moec_cpu::{ObjectOptions, compile_objects};
+use moec_ir::diag::Diagnostic;
+use moec_ir::numerics::NumericClass;
+use moec_ir::target::{Target, TargetKind};
+use moec_ir::tile::{Body, Kernel, Program, RowOpKind};
+use moec_nvptx::EmitOptions;
+use moec_passes::Variant;
+
+/// Compiles every variant of one target and adds it to the bundle.
+pub(crate) fn add_target(
+    builder: &mut BundleBuilder,
+    target: &'static Target,
+    variants: &[Variant],
+    keep: Keep,
+) -> Result<(), Diagnostic> {
+    match target.kind {
+        TargetKind::Cpu => add_cpu(builder, variants, keep),
+        TargetKind::Gpu { .. } => add_gpu(builder, target, variants, keep),
+    }
+}
+
+fn add_cpu(builder: &mut BundleBuilder, variants: &[Variant], keep: Keep) -> Result<(), Diagnostic> {
+    let programs: Vec<&Program> = variants.iter().map(|v| &v.program).collect();
+    let object = compile_objects(&programs, &ObjectOptions::default())?;
+    let mut parts: Vec<CpuVariantPart<'_>> = variants
+        .iter()
+        .map(|v| CpuVariantPart {
+            tokens: v.tokens,
+            program: &v.program,
+            kernels: Vec::new(),
+            tile_text: keep.tile_text.then(|| v.program.to_string()),
+        })
+        .collect();
+    for image in object.kernels {
+        let class = class_of(&variants[image.program].program.kernels[image.kernel]);
+        parts[image.program].kernels.push(CpuKernelPart { symbol: image.symbol, launch: image.launch, class });
+    }
+    let requires: Vec<&str> = object.requires.iter().map(String::as_str).collect();
+    builder.add_cpu_target(Some(object.bytes), &requires, parts)
+}
+
+fn add_gpu(
+    builder: &mut BundleBuilder,
+    target: &'static Target,
+    variants: &[Variant],
+    keep: Keep,
+) -> Result<(), Diagnostic> {
+    let options = EmitOptions { llvm_ir: keep.llvm_ir, ..EmitOptions::default() };
+    let mut parts = Vec::with_capacity(variants.len());
+    for v in variants {
+        let images = moec_nvptx::emit_with(&v.program, target, &options)?;
+        let mut kernels = Vec::with_capacity(images.len());
+        for image in images {
+            let kernel = &v.program.kernels[image.kernel];
+            if let Some(text) = image.llvm_ir {
+                let path = format!("{}/{}-{}-{}.ll", target.name, kernel.name, v.tokens.0, v.tokens.1);
+                builder.add_file(path, text.into_bytes());
+            }
+            let class = class_of(kernel);
+            kernels.push(GpuKernelPart { entry: image.entry, ptx: image.ptx, launch: image.launch, class });
+        }
+        let tile_text = keep.tile_text.then(|| v.program.to_string());
+        parts.push(GpuVariantPart { tokens: v.tokens, program: &v.program, kernels, tile_text });
+    }
+    builder.add_gpu_target(target.name, parts)
+}
+
+/// What a kernel does to the bits, compared with the reference evaluator: a backend sums dot products in its own order.
+fn class_of(kernel: &Kernel) -> NumericClass {
+    match &kernel.body {
+        Body::Contract(_) | Body::Combine(_) => NumericClass::Reassociates,
+        Body::Rows(p) => {
+            let sums = |kind: &RowOpKind| {
+                matches!(
+                    kind,
+                    RowOpKind::Linear { .. }
+                        | RowOpKind::Softmax(_)
+                        | RowOpKind::RmsNorm { .. }
+                        | RowOpKind::Renormalise { .. }
+                )
+            };
+            if p.ops.iter().any(|op| sums(&op.kind)) { NumericClass::Reassociates } else { NumericClass::Exact }
+        }
+        Body::Plan(_) | Body::Map(_) => NumericClass::Exact,
+    }
+}
