@@ -32,17 +32,19 @@ pub enum Order {
     },
 }
 
-/// Reads a matrix through its descriptor. `read` gets a byte address (a multiple of 16) and returns the 16 bytes there.
-///
-/// # Errors
-/// What `read` returns.
-pub fn fetch<E>(
+/// Sixteen bytes of shared memory, and a bit for each of them that nobody wrote.
+pub type Unit = ([u8; 16], u16);
+
+/// Reads a matrix through its descriptor. `read` gets a byte address (a multiple of 16). `unwritten` (one flag a line) is set for
+/// lines of which some byte was never written.
+pub fn fetch(
     desc: &SmemDesc,
     shape: &OperandShape,
     order: Order,
     out: &mut [f32],
-    mut read: impl FnMut(u32) -> Result<[u8; 16], E>,
-) -> Result<(), E> {
+    unwritten: &mut [bool],
+    mut read: impl FnMut(u32) -> Unit,
+) {
     let t = per_unit(shape.elem, shape.packing);
     let mut values = [0f32; 128];
     let (n_lines, n_units) = match shape.major {
@@ -51,7 +53,19 @@ pub fn fetch<E>(
     };
     for line in 0..n_lines {
         for unit in 0..n_units {
-            let bytes = read(desc.unit_address(shape.major, line as u32, unit as u32))?;
+            let (bytes, holes) = read(desc.unit_address(shape.major, line as u32, unit as u32));
+            if holes != 0 {
+                match shape.major {
+                    Major::K => unwritten[line] = true,
+                    Major::Mn => {
+                        let width = 16 / t;
+                        for i in 0..t {
+                            let mask = ((1u32 << width) - 1) << (i * width);
+                            unwritten[unit * t + i] |= u32::from(holes) & mask != 0;
+                        }
+                    }
+                }
+            }
             decode_unit(&bytes, shape.elem, shape.packing, &mut values[..t]);
             let values = &values[..t];
             match (shape.major, order) {
@@ -72,7 +86,6 @@ pub fn fetch<E>(
             }
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -100,11 +113,17 @@ mod tests {
                 }
             }
             let shape = OperandShape { lines, k, elem: Elem::Bf16, packing: Packing::Dense, major };
-            let read = |a: u32| Ok::<_, ()>(smem[a as usize..][..16].try_into().unwrap());
+            // Of the unit of line 9 and its K (or line 8 to 15 and k = 0), one byte counts as unwritten.
+            let hole = desc.unit_address(major, if major == Major::K { 9 } else { 0 }, 1);
+            let read =
+                |a: u32| -> Unit { (smem[a as usize..][..16].try_into().unwrap(), if a == hole { 4 } else { 0 }) };
+            let mut bad = vec![false; lines];
             let mut rows = vec![0f32; lines * k];
-            fetch(&desc, &shape, Order::LineByK, &mut rows, read).unwrap();
+            fetch(&desc, &shape, Order::LineByK, &mut rows, &mut bad, read);
+            assert_eq!(bad.iter().position(|b| *b), Some(9));
+            assert_eq!(bad.iter().filter(|b| **b).count(), 1);
             let mut columns = vec![0f32; (lines + 8) * k];
-            fetch(&desc, &shape, Order::KByLine { n_total: lines + 8, first: 8 }, &mut columns, read).unwrap();
+            fetch(&desc, &shape, Order::KByLine { n_total: lines + 8, first: 8 }, &mut columns, &mut bad, read);
             for line in 0..lines {
                 for p in 0..k {
                     let want = half::bf16_to_f32(half::f32_to_bf16(value(line, p)));

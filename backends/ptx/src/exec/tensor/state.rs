@@ -14,6 +14,8 @@ pub(super) struct Accumulator {
     pub group: u64,
     /// Hash of what wgmma last wrote there.
     pub written: u64,
+    /// Lanes whose value depends on memory or registers that nobody wrote.
+    pub unwritten: u32,
 }
 
 /// Tensor state of a warp.
@@ -40,6 +42,8 @@ pub struct CtaTensor {
     pub(super) asked: Option<u32>,
     /// The address that both CTAs of the pair got.
     pub(super) granted: Option<u32>,
+    /// For each warp, how many `wgmma.mma_async` it has come to, and how many it has issued.
+    pub(super) wgmma: Vec<(u64, u64)>,
     /// Tensor maps in global memory that this CTA modified, and whether the change was acquired since.
     pub(super) modified_maps: BTreeMap<u64, bool>,
 }

@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 
 use super::mma::{destinations, shape, sources};
 use super::state::Accumulator;
-use super::{at_issue, fault, whole_warp};
+use super::{at_issue, fault, read_unit, whole_warp};
 use crate::ast::Instruction;
+use crate::exec::cluster::Cta;
 use crate::exec::context::{AsyncCx, Cx};
 use crate::exec::error::{CompileError, ExecError};
 use crate::exec::findings::Check;
@@ -125,7 +126,7 @@ fn wait(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError> {
             let committed = cx.warp.groups(GroupKind::Wgmma).list.iter().rev().filter(|g| g.lanes != 0);
             committed.map(|g| g.id).nth(allowed as usize)
         };
-        if !cx.groups_complete(GroupKind::Wgmma, mask, allowed, false) {
+        if others_behind(cx) || !cx.groups_complete(GroupKind::Wgmma, mask, allowed, false) {
             return Ok(Flow::Block(Wait::Async("wgmma groups")));
         }
         cx.warp.tensor.fenced = false;
@@ -145,7 +146,15 @@ fn release(cx: &mut Cx<'_>, last: u64) {
     let mut overwritten = false;
     for slot in &done {
         overwritten |= cx.warp.poison_of(Slot(*slot).into()) != u32::MAX;
-        cx.warp.set_poison(Slot(*slot), u32::MAX, 0);
+        let unwritten = cx.warp.tensor.accumulators.get(slot).map_or(0, |a| a.unwritten);
+        cx.warp.set_poison(Slot(*slot), u32::MAX, unwritten);
+        if unwritten != 0 {
+            // Copies keep their mark as well.
+            if let Some(a) = cx.warp.tensor.accumulators.get_mut(slot) {
+                a.group = 0;
+            }
+            continue;
+        }
         let lanes = *cx.warp.slot(Slot(*slot));
         for part in [lanes, lanes.map(|x| x & 0xffff), lanes.map(|x| x >> 16)] {
             copies[0].insert(part[0]);
@@ -239,16 +248,60 @@ fn mma_async(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError>
         if let Some(flow) = whole_warp(cx, mask) {
             return Ok(flow);
         }
+        if let Some(flow) = meet(cx) {
+            return Ok(flow);
+        }
         issue(cx, mask, &form, &d, &a, b, scale_d)?;
         cx.m.worker.counters.tensor_op(&form.name, flops);
         Ok(Flow::Next)
     }))
 }
 
+/// The four warps of a warpgroup execute each product together: none goes on before all have come to it.
+///
+/// This is what the machine does, not a synchronisation that PTX grants: it makes nothing known between the warps.
+fn meet(cx: &mut Cx<'_>) -> Option<Flow> {
+    let (cta, warp) = (cx.m.cta, cx.m.warp_index);
+    let n_warps = cx.m.own().warps.len();
+    let progress = &mut cx.m.own().tensor.wgmma;
+    progress.resize(n_warps, (0, 0));
+    let turn = progress[warp].1 + 1;
+    if progress[warp].0 < turn {
+        progress[warp].0 = turn;
+        cx.m.cluster.wake();
+    }
+    let own = &cx.m.cluster.ctas[cta];
+    let missing = group_of(warp, n_warps).any(|w| own.tensor.wgmma[w].0 < turn && alive(own, w));
+    if missing {
+        return Some(Flow::Block(Wait::Other("the other warps of its warpgroup to come to the same wgmma")));
+    }
+    cx.m.own().tensor.wgmma[warp].1 = turn;
+    cx.m.cluster.wake();
+    None
+}
+
+/// Whether another warp of the warpgroup has yet to issue a product that this warp has issued: no group is complete before.
+fn others_behind(cx: &mut Cx<'_>) -> bool {
+    let (cta, warp) = (cx.m.cta, cx.m.warp_index);
+    let own = &cx.m.cluster.ctas[cta];
+    let Some((_, issued)) = own.tensor.wgmma.get(warp) else { return false };
+    group_of(warp, own.warps.len()).any(|w| own.tensor.wgmma[w].1 < *issued && alive(own, w))
+}
+
+fn group_of(warp: usize, n_warps: usize) -> std::ops::Range<usize> {
+    warp / 4 * 4..(warp / 4 * 4 + 4).min(n_warps)
+}
+
+/// The warp that executes is not in its place; it is alive.
+fn alive(cta: &Cta, warp: usize) -> bool {
+    cta.warps[warp].as_ref().is_none_or(|w| w.live() != 0)
+}
+
 /// A of this warp's rows: as values, or where they lie in shared memory.
 enum Rows {
     Memory(SmemDesc),
-    Values(Vec<f32>),
+    /// With a flag for each row that holds unwritten registers.
+    Values(Vec<f32>, [bool; 16]),
 }
 
 fn issue(
@@ -269,8 +322,12 @@ fn issue(
             Rows::Memory(SmemDesc::decode_sm90(cx.uniform(*s, mask)).map_err(|e| fault(&cx.m, &e))?)
         }
         OperandA::Registers(list) => {
-            if list.iter().any(|s| cx.poison(*s) & mask != 0) {
-                cx.m.report(Check::Uninitialized, None, || "a register of A was never written".to_owned());
+            let mut unwritten = [false; 16];
+            for (r, s) in list.iter().enumerate() {
+                let poison = cx.poison(*s);
+                for (g, flag) in unwritten[8 * (r & 1)..][..8].iter_mut().enumerate() {
+                    *flag |= poison >> (4 * g) & 0xf != 0;
+                }
             }
             let e = per_word(form.a, Packing::Dense);
             let mut matrix = vec![0f32; 16 * form.k];
@@ -280,7 +337,7 @@ fn issue(
                     decode_word(*word as u32, form.a, Packing::Dense, &mut matrix[row * form.k + col..][..e]);
                 }
             }
-            Rows::Values(matrix)
+            Rows::Values(matrix, unwritten)
         }
     };
     check_registers(cx, form, d, accumulate);
@@ -289,11 +346,11 @@ fn issue(
     let key = u64::from(cx.m.cluster.warp_actor(rank, cx.m.warp_index)) << 8 | 0x67;
     let actor = cx.m.cluster.proxy_actor(key);
     let lane = mask.trailing_zeros() & 31;
-    let partial = {
+    let result = {
         let mut reads = at_issue(cx, actor, lane, "wgmma");
         product(&mut reads, form, rows, &b_desc)
     };
-    store(cx, form, d, &partial, accumulate, group);
+    store(cx, form, d, &result, accumulate, group);
     cx.enqueue(
         "wgmma",
         Stream::Ordered(key),
@@ -332,20 +389,22 @@ fn check_registers(cx: &mut Cx<'_>, form: &Form, d: &[Slot], accumulate: bool) {
 }
 
 /// The product of this warp's 16 rows of A with B, f32 `[16, n]`.
-fn product(cx: &mut AsyncCx<'_>, form: &Form, rows: Rows, b_desc: &SmemDesc) -> Vec<f32> {
+fn product(cx: &mut AsyncCx<'_>, form: &Form, rows: Rows, b_desc: &SmemDesc) -> Product {
     let (n, k) = (form.n, form.k);
     let base = (cx.m.cta as u64) << 24;
     let first_row = cx.m.warp_index % 4 * 16;
     let mut b = vec![0f32; n * k];
+    let mut columns = vec![false; n];
     let shape = OperandShape { lines: n, k, elem: form.b, packing: Packing::Dense, major: form.b_major };
-    let Ok(()) = fetch(b_desc, &shape, Order::KByLine { n_total: n, first: 0 }, &mut b, |address| {
-        let mut unit = [0u8; 16];
-        cx.read_shared(base | u64::from(address), &mut unit, None);
-        Ok::<_, std::convert::Infallible>(unit)
-    });
+    let order = Order::KByLine { n_total: n, first: 0 };
+    fetch(b_desc, &shape, order, &mut b, &mut columns, |address| read_unit(cx, base | u64::from(address)));
+    let mut lines = vec![false; 16];
     let mut a = match rows {
-        Rows::Values(matrix) => matrix,
-        Rows::Memory(desc) => fetch_rows(cx, &desc, form, base, first_row),
+        Rows::Values(matrix, unwritten) => {
+            lines.copy_from_slice(&unwritten);
+            matrix
+        }
+        Rows::Memory(desc) => fetch_rows(cx, &desc, form, base, first_row, &mut lines),
     };
     if form.negate {
         for x in &mut a {
@@ -354,12 +413,21 @@ fn product(cx: &mut AsyncCx<'_>, form: &Form, rows: Rows, b_desc: &SmemDesc) -> 
     }
     let mut partial = vec![0f32; 16 * n];
     matmul::multiply(16, n, k, &a, &b, &mut partial);
-    partial
+    Product { partial, rows: lines, columns }
+}
+
+/// A product, and which rows of A and columns of B held bytes that nobody wrote.
+struct Product {
+    partial: Vec<f32>,
+    rows: Vec<bool>,
+    columns: Vec<bool>,
 }
 
 /// Adds the product to the accumulators, and marks them as in flight.
-fn store(cx: &mut Cx<'_>, form: &Form, d: &[Slot], partial: &[f32], accumulate: bool, group: u64) {
+fn store(cx: &mut Cx<'_>, form: &Form, d: &[Slot], product: &Product, accumulate: bool, group: u64) {
     let n = form.n;
+    let partial = &product.partial;
+    let any = product.rows.iter().chain(&product.columns).any(|b| *b);
     for (j, slot) in d.iter().enumerate() {
         let lanes = cx.warp.slot_mut(*slot);
         for (lane, cell) in lanes.iter_mut().enumerate() {
@@ -385,29 +453,49 @@ fn store(cx: &mut Cx<'_>, form: &Form, d: &[Slot], partial: &[f32], accumulate: 
             };
         }
         let written = hash(lanes);
-        cx.warp.tensor.accumulators.insert(slot.0, Accumulator { group, written });
+        let before = cx.warp.tensor.accumulators.get(&slot.0).filter(|a| a.group > 0).map(|a| a.unwritten);
+        let mut unwritten = if accumulate { before.unwrap_or_else(|| cx.warp.poison_of((*slot).into())) } else { 0 };
+        if any {
+            for lane in 0..32 {
+                let (g, t) = (lane / 4, lane % 4);
+                let (row, col, width) = match form.d {
+                    Acc::F16 => (g + 8 * (j & 1), 8 * (j >> 1) + 2 * t, 2),
+                    _ => (g + 8 * (j >> 1 & 1), 8 * (j >> 2) + 2 * t + (j & 1), 1),
+                };
+                let bad = product.rows[row] || product.columns[col..col + width].iter().any(|b| *b);
+                unwritten |= u32::from(bad) << lane;
+            }
+        }
+        cx.warp.tensor.accumulators.insert(slot.0, Accumulator { group, written, unwritten });
         cx.warp.set_poison(*slot, u32::MAX, u32::MAX);
     }
 }
 
 /// The 16 rows of A that belong to this warp. In MN-major layouts whole 16-byte units along M are read, of which a warp may need
 /// parts only (tf32 has none; 16-bit types: two units).
-fn fetch_rows(cx: &mut AsyncCx<'_>, desc: &SmemDesc, form: &Form, base: u64, first_row: usize) -> Vec<f32> {
+fn fetch_rows(
+    cx: &mut AsyncCx<'_>,
+    desc: &SmemDesc,
+    form: &Form,
+    base: u64,
+    first_row: usize,
+    unwritten: &mut [bool],
+) -> Vec<f32> {
     let k = form.k;
     let mut out = vec![0f32; 16 * k];
     let t = crate::tensor::elem::per_unit(form.a, Packing::Dense);
     let mut values = [0f32; 128];
     let unit_at = |cx: &mut AsyncCx<'_>, line: usize, unit: usize, values: &mut [f32]| {
-        let mut unit_bytes = [0u8; 16];
         let address = desc.unit_address(form.a_major, line as u32, unit as u32);
-        cx.read_shared(base | u64::from(address), &mut unit_bytes, None);
-        crate::tensor::elem::decode_unit(&unit_bytes, form.a, Packing::Dense, values);
+        let (bytes, holes) = read_unit(cx, base | u64::from(address));
+        crate::tensor::elem::decode_unit(&bytes, form.a, Packing::Dense, values);
+        holes
     };
     match form.a_major {
         Major::K => {
             for row in 0..16 {
                 for unit in 0..k / t {
-                    unit_at(cx, first_row + row, unit, &mut values[..t]);
+                    unwritten[row] |= unit_at(cx, first_row + row, unit, &mut values[..t]) != 0;
                     out[row * k + unit * t..][..t].copy_from_slice(&values[..t]);
                 }
             }
@@ -415,7 +503,9 @@ fn fetch_rows(cx: &mut AsyncCx<'_>, desc: &SmemDesc, form: &Form, base: u64, fir
         Major::Mn => {
             for line in 0..k {
                 for part in 0..16 / t {
-                    unit_at(cx, line, first_row / t + part, &mut values[..t]);
+                    if unit_at(cx, line, first_row / t + part, &mut values[..t]) != 0 {
+                        unwritten[part * t..(part + 1) * t].fill(true);
+                    }
                     for (i, value) in values[..t].iter().enumerate() {
                         out[(part * t + i) * k + line] = *value;
                     }

@@ -170,8 +170,10 @@ fn base_address(cx: &mut Cx<'_>, mask: u32, access: &Access, address: AddressSrc
             "the lanes of the warp name different tensor memory addresses".to_owned()
         });
     }
-    let (lane, column) = split_address(base);
     let quarter = cx.m.warp_index % 4;
+    // The machine takes the quarter from the warp; a kernel may leave it out of the address.
+    let base = if base >> 21 & 3 == 0 { base | (quarter as u32) << 21 } else { base };
+    let (lane, column) = split_address(base);
     let inside = lane >= 32 * quarter && lane + access.lanes() <= 32 * quarter + 32;
     if !inside {
         cx.m.report(Check::TensorMemory, Some(first as u32), || {
@@ -234,6 +236,9 @@ fn track_access(cx: &mut Cx<'_>, access: &Access, base: u32, kind: AccessKind, m
     }
     let tensor = &mut cx.warp.tensor;
     *(if loads { &mut tensor.load_tick } else { &mut tensor.store_tick }) = Some(tick);
+    if loads && !cx.m.launch.program.waits_for_tmem_loads {
+        wait(cx, true);
+    }
     let (lane, column) = split_address(base);
     let halves: &[usize] = match access.shape {
         AccessShape::S16x32bx2 { split } => &[0, split],

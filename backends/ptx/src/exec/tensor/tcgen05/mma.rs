@@ -1,7 +1,7 @@
 //! `tcgen05.mma`, dense, of all kinds, for one CTA or a pair, and `.ws`.
 
-use super::super::fault;
 use super::super::state::{Rect, report_fault, track_async};
+use super::super::{fault, read_unit};
 use super::{check_group, cta_group, group_ctas, is_address, pipe, tmem_address, tmem_value};
 use crate::ast::Instruction;
 use crate::exec::context::AsyncCx;
@@ -191,13 +191,10 @@ fn execute(cx: &mut AsyncCx<'_>, op: &Issued) -> Result<(), crate::tensor::Tenso
     let mut b = vec![0f32; k * n];
     let rows = form.rows_per_cta();
     let columns = form.columns_per_cta();
+    let mut bad_rows = vec![false; m];
+    let mut bad_columns = vec![false; n];
     for (index, rank) in op.ctas.clone().enumerate() {
         let base = (rank as u64) << 24;
-        let read = |cx: &mut AsyncCx<'_>, address: u32| {
-            let mut unit = [0u8; 16];
-            cx.read_shared(base | u64::from(address), &mut unit, None);
-            Ok::<_, std::convert::Infallible>(unit)
-        };
         let part = &mut a[index * rows * k..(index + 1) * rows * k];
         match &op.a {
             MatrixA::Shared(desc) => {
@@ -209,10 +206,12 @@ fn execute(cx: &mut AsyncCx<'_>, op: &Issued) -> Result<(), crate::tensor::Tenso
                     packing: form.kind.smem_packing(elem),
                     major: form.idesc.a_major,
                 };
-                let Ok(()) = fetch(desc, &shape, Order::LineByK, part, |at| read(cx, at));
+                fetch(desc, &shape, Order::LineByK, part, &mut bad_rows[index * rows..(index + 1) * rows], |at| {
+                    read_unit(cx, base | u64::from(at))
+                });
             }
             MatrixA::Tensor(address) => {
-                if !tensor_a(cx, form, rank, *address, part) {
+                if !tensor_a(cx, form, rank, *address, part, &mut bad_rows[index * rows..(index + 1) * rows]) {
                     return Ok(());
                 }
             }
@@ -221,7 +220,8 @@ fn execute(cx: &mut AsyncCx<'_>, op: &Issued) -> Result<(), crate::tensor::Tenso
         let shape =
             OperandShape { lines: columns, k, elem, packing: form.kind.smem_packing(elem), major: form.idesc.b_major };
         let order = Order::KByLine { n_total: n, first: index * columns };
-        let Ok(()) = fetch(&op.b, &shape, order, &mut b, |at| read(cx, at));
+        let bad = &mut bad_columns[index * columns..(index + 1) * columns];
+        fetch(&op.b, &shape, order, &mut b, bad, |at| read_unit(cx, base | u64::from(at)));
     }
     let scales = match op.scales {
         Some((sa, sb)) => match scale_factors(cx, op, sa, sb) {
@@ -232,33 +232,27 @@ fn execute(cx: &mut AsyncCx<'_>, op: &Issued) -> Result<(), crate::tensor::Tenso
     };
     let mut partial = vec![0f32; m * n];
     form.multiply(&mut a, &b, scales.as_ref(), &mut partial)?;
-    accumulate(cx, op, &partial);
+    accumulate(cx, op, &partial, &bad_rows, &bad_columns);
     Ok(())
 }
 
 /// A from tensor memory, in the lanes of D's rows. False when the cells do not exist.
-fn tensor_a(cx: &mut AsyncCx<'_>, form: &Form, rank: usize, address: u32, out: &mut [f32]) -> bool {
+fn tensor_a(cx: &mut AsyncCx<'_>, form: &Form, rank: usize, address: u32, out: &mut [f32], bad: &mut [bool]) -> bool {
     let (lane0, column0) = split_address(address);
     let k = form.k();
     let packing = form.kind.tmem_packing(form.idesc.a);
     let e = per_word(form.idesc.a, packing);
-    let rows = form.rows_per_cta();
     let issuer = Some(cx.lane);
-    let mut first_hole = None;
-    for row in 0..rows {
+    for (row, bad) in bad.iter_mut().enumerate() {
         let lane = lane0 + form.lane_of_row(row);
         let tmem = cx.m.cluster.ctas[rank].tensor.tmem();
         if let Err(f) = tmem.check(lane, column0, k / e) {
             return report_fault(&mut cx.m, issuer, &f);
         }
-        first_hole = first_hole
-            .or(tmem.first_unwritten(lane, column0, k / e).map(|column| TmemFault::Unwritten { lane, column }));
+        *bad |= tmem.first_unwritten(lane, column0, k / e).is_some();
         for (word, values) in tmem.row(lane, column0, k / e).iter().zip(out[row * k..].chunks_mut(e)) {
             decode_word(*word, form.idesc.a, packing, values);
         }
-    }
-    if let Some(f) = first_hole {
-        report_fault(&mut cx.m, issuer, &f);
     }
     for rect in rects(form, lane0, column0, k / e) {
         track_async(cx, rank, rect, AccessKind::Read);
@@ -338,7 +332,8 @@ fn read_scales(
     Some(out)
 }
 
-fn accumulate(cx: &mut AsyncCx<'_>, op: &Issued, partial: &[f32]) {
+/// Adds the product to D. Cells that depend on unwritten memory, or on unwritten cells of D, stay unwritten.
+fn accumulate(cx: &mut AsyncCx<'_>, op: &Issued, partial: &[f32], bad_rows: &[bool], bad_columns: &[bool]) {
     let form = &op.form;
     let n = form.idesc.n;
     let (lane0, column0) = split_address(op.d);
@@ -360,7 +355,7 @@ fn accumulate(cx: &mut AsyncCx<'_>, op: &Issued, partial: &[f32]) {
             track_async(cx, rank, rect, AccessKind::Write);
         }
     }
-    let mut hole = None;
+    let any_column = bad_columns.iter().any(|b| *b);
     for row in 0..form.idesc.m {
         for run in form.d_runs(row) {
             let lane = lane0 + run.lane;
@@ -373,15 +368,20 @@ fn accumulate(cx: &mut AsyncCx<'_>, op: &Issued, partial: &[f32]) {
                 report_fault(&mut cx.m, issuer, &f);
                 return;
             }
-            if op.accumulate {
-                let unwritten = tmem.first_unwritten(lane, column, run.count);
-                hole = hole.or(unwritten.map(|column| TmemFault::Unwritten { lane, column }));
+            let mut holes = Vec::new();
+            if op.accumulate && tmem.first_unwritten(lane, column, run.count).is_some() {
+                holes.extend((column..column + run.count).filter(|c| tmem.first_unwritten(lane, *c, 1).is_some()));
             }
             let sums = &partial[row * n + run.first..][..run.count];
             form.accumulate(tmem.row_mut(lane, column, run.count), sums, op.accumulate, op.scale_d);
+            if bad_rows[row] {
+                tmem.forget(lane, column, run.count);
+            } else if any_column {
+                holes.extend((0..run.count).filter(|c| bad_columns[run.first + c]).map(|c| column + c));
+            }
+            for hole in holes {
+                tmem.forget(lane, hole, 1);
+            }
         }
-    }
-    if let Some(f) = hole {
-        report_fault(&mut cx.m, issuer, &f);
     }
 }

@@ -27,6 +27,9 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
         Some("st") => access::lower_store(l, i),
         Some(wait @ ("wait::ld" | "wait::st")) => {
             let loads = wait == "wait::ld";
+            if loads {
+                l.waits_for_tmem_loads();
+            }
             Ok(Box::new(move |cx, mask| {
                 if let Some(flow) = whole_warp(cx, mask) {
                     return Ok(flow);
