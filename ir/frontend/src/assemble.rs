@@ -1,6 +1,6 @@
 //! From a layer's specification to its graph, in the unfused form.
 
-use crate::spec::{After, MoeSpec, Norm, Precision, Router, Shared};
+use crate::spec::{After, MoeSpec, Norm, NormForm, Precision, Router, Shared};
 use moec_ir::diag::Diagnostic;
 use moec_ir::expr::Real;
 use moec_ir::graph::{Graph, GraphBuilder, Op, Score, ValueId};
@@ -69,8 +69,26 @@ impl Assembler<'_> {
     }
 
     fn norm(&mut self, name: &str, norm: &Norm, width: u64, x: ValueId, dtype: DType) -> Result<ValueId, Diagnostic> {
-        let w = self.param(&format!("{name}.weight"), self.dtype, &[width], &norm.weight);
-        self.op(name, Op::RmsNorm { eps: Real(norm.eps) }, &[x, w], dtype)
+        let rms = Op::RmsNorm { eps: Real(norm.eps) };
+        let weight = format!("{name}.weight");
+        match norm.form {
+            NormForm::Scaled => {
+                let w = self.param(&weight, self.dtype, &[width], &norm.weight);
+                self.op(name, rms, &[x, w], dtype)
+            }
+            NormForm::Centered => {
+                let plain = self.op(&format!("{name}.plain"), rms, &[x], DType::F32)?;
+                let w = self.param(&weight, self.dtype, &[width], &norm.weight);
+                let scaled = self.op(&format!("{name}.scaled"), Op::Mul, &[plain, w], DType::F32)?;
+                self.op(name, Op::Add, &[plain, scaled], dtype)
+            }
+            NormForm::ScaledInput => {
+                let w = self.param(&weight, self.dtype, &[width], &norm.weight);
+                let scaled = self.op(&format!("{name}.scaled"), Op::Mul, &[x, w], DType::F32)?;
+                let sum = self.op(&format!("{name}.input"), Op::Add, &[x, scaled], self.dtype)?;
+                self.op(name, rms, &[sum], dtype)
+            }
+        }
     }
 
     /// Expert ids i32 `[T, K]` and weights f32 `[T, K]`.
@@ -158,11 +176,11 @@ impl Assembler<'_> {
         ids: ValueId,
         w: ValueId,
     ) -> Result<ValueId, Diagnostic> {
-        let factors = self.param("router.expert_scale", self.dtype, &[self.spec.n_experts], source);
         // Softmax of anything is at most 1, so that its product with 0 is 0 unless the token's logits are NaN already.
         let l = self.cast("router.logits_f32", logits, DType::F32)?;
         let probabilities = self.op("router.expert_scale.rows", Op::Score(Score::Softmax), &[l], DType::F32)?;
         let zeros = self.op("router.expert_scale.zeros", Op::Scale(Real(0.0)), &[probabilities], DType::F32)?;
+        let factors = self.param("router.expert_scale", self.dtype, &[self.spec.n_experts], source);
         let spread = self.op("router.expert_scale.spread", Op::Add, &[zeros, factors], DType::F32)?;
         let chosen = self.b.node("router.expert_scale.chosen", Op::GatherScores, &[spread, ids])?;
         self.op("router.expert_scaled", Op::Mul, &[w, chosen], DType::F32)
@@ -179,6 +197,9 @@ impl Assembler<'_> {
             let down = self.param("latent.down", d, &[latent.width, width], &latent.down);
             x = self.op("latent", Op::Linear, &[x, down], d)?;
             width = latent.width;
+            if let Some(norm) = &latent.in_norm {
+                x = self.norm("latent.in_norm", norm, width, x, d)?;
+            }
         }
         if spec.router.scales_input {
             x = self.op("experts.scaled_input", Op::Mul, &[x, w], d)?;
@@ -207,7 +228,10 @@ impl Assembler<'_> {
         if let Some(biases) = &e.biases {
             operands.push(self.param("experts.down_bias", d, &[spec.n_experts, width], &biases.down));
         }
-        let y = self.op("experts.down_rows", Op::GroupedLinear, &operands, d)?;
+        let mut y = self.op("experts.down_rows", Op::GroupedLinear, &operands, d)?;
+        if let Some(norm) = &e.out_norm {
+            y = self.norm("experts.out_norm", norm, width, y, d)?;
+        }
         let slots = self.b.node("experts.slots", Op::Unpermute { n_experts }, &[y, ids])?;
         let follows = !steps(spec).is_empty();
         // A latent sum feeds a matrix product, whose operand the model rounds.

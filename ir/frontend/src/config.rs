@@ -254,6 +254,16 @@ fn find_family(root: &Object) -> Result<Found, Diagnostic> {
     Err(d)
 }
 
+/// The family of a config without `model_type`, from the name of its class: `LongcatFlashForCausalLM`.
+fn by_architecture(root: &Object) -> Option<(&'static Family, String)> {
+    let class = root.get("architectures")?.list().ok()?.first()?.string().ok()?;
+    let stem = class.split("For").next().unwrap_or_default().trim_end_matches("CausalLM").to_lowercase();
+    let plain = |t: &str| t.replace('_', "");
+    let known = known_model_types();
+    let word = known.iter().find(|t| plain(t) == stem)?;
+    Some((family(word)?, (*word).to_string()))
+}
+
 fn element_type(root: &Object, text: &Object) -> Result<DType, Diagnostic> {
     let keys = ["dtype", "torch_dtype"];
     let node = keys.iter().find_map(|k| text.get(k)).or_else(|| keys.iter().find_map(|k| root.get(k)));

@@ -1,6 +1,6 @@
 //! A layer in numbers and in one paragraph.
 
-use crate::spec::{MoeSpec, Precision, Router};
+use crate::spec::{MoeSpec, Precision};
 use moec_ir::graph::{Graph, GroupScore, RenormRule, Score};
 use moec_ir::{Activation, DType};
 use serde::Serialize;
@@ -81,7 +81,7 @@ impl LayerFacts {
             hidden: spec.hidden,
             ffn: spec.experts.ffn,
             latent: spec.latent.as_ref().map(|l| l.width),
-            router: router_words(&spec.router, spec.n_experts, spec.top_k, dtype),
+            router: router_words(spec, dtype),
             activation: activation_words(&spec.experts.activation),
             shared: spec.shared.as_ref().map(|s| SharedFacts { ffn: s.ffn, gated: s.out_gate.is_some() }),
             dtype,
@@ -123,7 +123,8 @@ impl LayerFacts {
     }
 }
 
-fn router_words(r: &Router, n_experts: u64, k: u64, dtype: DType) -> String {
+fn router_words(spec: &MoeSpec, dtype: DType) -> String {
+    let (r, n_experts, k) = (&spec.router, spec.n_experts, spec.top_k);
     let type_of = |p: Precision| if p == Precision::Layer { dtype } else { DType::F32 };
     let mut steps = vec![format!("{} logits{}", type_of(r.logits), if r.bias.is_some() { " with bias" } else { "" })];
     if r.logit_scale != 1.0 {
@@ -162,6 +163,9 @@ fn router_words(r: &Router, n_experts: u64, k: u64, dtype: DType) -> String {
     }
     if r.expert_scale.is_some() {
         steps.push("times a factor per expert".to_string());
+    }
+    if spec.routed_scale != 1.0 {
+        steps.push(format!("the sum of experts times {}", spec.routed_scale));
     }
     if r.scales_input {
         steps.push("the weight multiplies the expert's input".to_string());

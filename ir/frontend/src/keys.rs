@@ -96,6 +96,11 @@ impl Keys {
         }
     }
 
+    /// Takes over the problems of a reader of a nested object.
+    pub fn adopt(&self, nested: Keys) {
+        nested.problems.take().into_iter().for_each(|d| self.problem(d));
+    }
+
     /// Records that the layer needs something that the graph IR does not have.
     pub fn refuse(&self, missing: Missing, detail: impl Into<String>, key: Option<&str>) {
         let origin = key.and_then(|k| self.text.get(k)).map(Json::origin);
@@ -209,7 +214,13 @@ impl Keys {
 
     /// The number of decoder layers.
     pub fn n_layers(&self) -> u32 {
-        self.size(&["num_hidden_layers", "num_layers", "n_layers"], MAX_LAYERS) as u32
+        let keys = ["num_hidden_layers", "num_layers", "n_layers"];
+        // Hybrid models may give the kind of every layer and no number.
+        let kinds = self.text.get("layers_block_type").filter(|v| v.is_list() && self.get(&keys).is_none());
+        match kinds.and_then(|v| v.list().ok()).map(|l| l.len() as u64) {
+            Some(n) if n <= MAX_LAYERS => n as u32,
+            _ => self.size(&keys, MAX_LAYERS) as u32,
+        }
     }
 
     /// The gated activation that `hidden_act` (or another key) names; SwiGLU when the key is absent.

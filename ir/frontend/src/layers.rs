@@ -85,6 +85,13 @@ pub fn from_mask(c: &Keys, list: &Json, n_layers: u32) -> Vec<u32> {
     layers
 }
 
+/// Layers from `key` on, whose default is `default`; `mlp_layer_types` decides where there is one.
+pub fn from_number(c: &Keys, key: &str, default: u64) -> Vec<u32> {
+    let n = c.n_layers();
+    from_types(c, "mlp_layer_types", n)
+        .unwrap_or_else(|| (c.size_or(&[key], default, u64::from(u32::MAX)) as u32..n).collect())
+}
+
 /// The layer numbers in the list `key`; empty when it is absent.
 pub fn numbers(c: &Keys, key: &str) -> Vec<u32> {
     let Some(node) = c.text.get(key) else { return Vec::new() };

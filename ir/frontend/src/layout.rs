@@ -1,7 +1,7 @@
 //! Tensor names of one layer, and the layouts in which families publish their experts.
 
 use crate::keys::Keys;
-use crate::spec::Experts;
+use crate::spec::{Experts, Shared};
 use moec_ir::Activation;
 use moec_ir::weights::{WeightSource, WeightStep};
 
@@ -25,16 +25,9 @@ impl Names {
         Names { bases: keys.prefixes.iter().map(|p| format!("{p}layers.{layer}.")).collect() }
     }
 
-    /// Names below other stems, `{p}` standing for what precedes `layers.` elsewhere.
-    pub fn under(keys: &Keys, stems: &[&str]) -> Names {
-        let bases = stems.iter().flat_map(|s| keys.prefixes.iter().map(move |p| s.replace("{p}", p)));
-        let mut out: Vec<String> = Vec::new();
-        for b in bases {
-            if !out.contains(&b) {
-                out.push(b);
-            }
-        }
-        Names { bases: out }
+    /// Names below these beginnings, for families that do not count `layers.N.`.
+    pub fn exact(bases: &[&str]) -> Names {
+        Names { bases: bases.iter().map(|b| (*b).to_string()).collect() }
     }
 
     fn all(&self, suffixes: &[&str]) -> Vec<String> {
@@ -105,7 +98,42 @@ impl Names {
             down: WeightSource::FirstOf(vec![down, self.tensor(&[&format!("{stem}.down_proj")])]),
             activation,
             biases: None,
+            out_norm: None,
         }
+    }
+}
+
+impl Names {
+    /// Experts in two stacked tensors: gate over up `[E, 2F, H]`, and down `[E, H, F]`.
+    pub fn stacked_experts(&self, gate_up: &[&str], down: &[&str], ffn: u64, activation: Activation) -> Experts {
+        Experts {
+            ffn,
+            activation,
+            gate: self.stacked_half(gate_up, Part::Gate, ffn),
+            up: self.stacked_half(gate_up, Part::Up, ffn),
+            down: self.tensor(down),
+            biases: None,
+            out_norm: None,
+        }
+    }
+
+    /// Experts in two stacked tensors stored the other way: `[E, H, 2F]` and `[E, F, H]`.
+    pub fn transposed_experts(&self, gate_up: &[&str], down: &[&str], ffn: u64, activation: Activation) -> Experts {
+        Experts {
+            ffn,
+            activation,
+            gate: self.stacked_half_transposed(gate_up, Part::Gate, ffn),
+            up: self.stacked_half_transposed(gate_up, Part::Up, ffn),
+            down: self.transposed(down),
+            biases: None,
+            out_norm: None,
+        }
+    }
+
+    /// A dense MLP of three Linears below `stem`.
+    pub fn mlp(&self, stem: &str, [gate, up, down]: [&str; 3], ffn: u64, activation: Activation) -> Shared {
+        let matrix = |m: &str| self.tensor(&[&format!("{stem}.{m}.weight")]);
+        Shared::new(ffn, activation, matrix(gate), matrix(up), matrix(down))
     }
 }
 

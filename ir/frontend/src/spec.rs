@@ -35,13 +35,33 @@ pub struct MoeSpec {
     pub routed_norm: Option<Norm>,
 }
 
-/// An RMS norm: `x / sqrt(mean(x²) + eps) · weight`.
+/// An RMS norm: `x / sqrt(mean(x²) + eps)`, with a weight per column.
 #[derive(Clone, Debug)]
 pub struct Norm {
     /// Added to the mean of squares.
     pub eps: f32,
-    /// One factor per column.
+    /// One value per column.
     pub weight: WeightSource,
+    /// Where the weight comes in.
+    pub form: NormForm,
+}
+
+/// Where the weight of a norm comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormForm {
+    /// The normed value times `weight`.
+    Scaled,
+    /// The normed value times `1 + weight`.
+    Centered,
+    /// `x · (1 + weight)`, rounded to the layer's type, is normed (Muse-Spark).
+    ScaledInput,
+}
+
+impl Norm {
+    /// A norm whose result is multiplied by its weight.
+    pub fn new(eps: f32, weight: WeightSource) -> Norm {
+        Norm { eps, weight, form: NormForm::Scaled }
+    }
 }
 
 /// Where a rounding point of the model is.
@@ -131,6 +151,8 @@ pub struct Experts {
     pub down: WeightSource,
     /// Biases, when the experts have them.
     pub biases: Option<ExpertBiases>,
+    /// A norm of each expert's output before its weight (Muse-Spark).
+    pub out_norm: Option<Norm>,
 }
 
 /// Biases of the routed experts.
@@ -153,6 +175,8 @@ pub struct Latent {
     pub down: WeightSource,
     /// `[H, width]`
     pub up: WeightSource,
+    /// A norm of the experts' input.
+    pub in_norm: Option<Norm>,
     /// RMS norm of the summed experts before `up`; weight `[width]`.
     pub norm: Option<Norm>,
 }

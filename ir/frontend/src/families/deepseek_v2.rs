@@ -36,6 +36,6 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     }
     let experts = names.experts("mlp.experts", GATE_UP_DOWN, n_experts, ffn, c.gated_activation("hidden_act"));
     let mut spec = MoeSpec::new(c.hidden(), n_experts, top_k, router, experts);
-    spec.shared = shared(c, &names, ffn, "n_shared_experts");
+    spec.shared = shared(c, &names, "mlp.shared_experts", ffn, c.gated_activation("hidden_act"));
     spec
 }

@@ -39,6 +39,7 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
         up: matrix(1),
         down: names.transposed(&["mlp.experts.down_proj"]),
         biases: Some(ExpertBiases { gate: bias(0), up: bias(1), down: names.tensor(&["mlp.experts.down_proj_bias"]) }),
+        out_norm: None,
     };
     let top_k = c.size(&["num_experts_per_tok", "experts_per_token"], MAX_EXPERTS);
     MoeSpec::new(c.hidden(), n_experts, top_k, router, experts)

@@ -11,7 +11,7 @@ use moec_ir::graph::{RenormRule, Score};
 pub(super) const FAMILY: Family =
     Family { model_types: &["mixtral"], prefixes: &[], moe_layers: layers::all, extra_layers: &[], spec };
 
-fn spec(c: &Keys, layer: u32) -> MoeSpec {
+pub(super) fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let names = Names::layer(c, layer);
     let n_experts = c.size(&["num_local_experts"], MAX_EXPERTS);
     let ffn = c.size(&["intermediate_size"], MAX_WIDTH);

@@ -2,11 +2,22 @@
 
 mod deepseek_v2;
 mod deepseek_v3;
+mod deepseek_v4;
+mod ernie;
+mod gemma4;
 mod gpt_oss;
+mod granite;
+mod llama4;
 mod minimax_m2;
+mod mistral;
 mod mixtral;
+mod nemotron_h;
 mod olmoe;
 mod qwen;
+mod refused;
+mod softmax_relatives;
+mod step3;
+mod v3_relatives;
 
 use crate::keys::Keys;
 use crate::spec::MoeSpec;
@@ -29,13 +40,62 @@ pub struct Family {
 /// Every family.
 pub const FAMILIES: &[Family] = &[
     deepseek_v2::FAMILY,
+    deepseek_v3::DOTS1,
     deepseek_v3::FAMILY,
+    deepseek_v3::MIMO_V2,
+    deepseek_v4::FAMILY,
+    ernie::FAMILY,
+    ernie::VL,
+    gemma4::FAMILY,
     gpt_oss::FAMILY,
+    granite::ARIA,
+    granite::GRANITE,
+    granite::JETMOE,
+    llama4::FAMILY,
     minimax_m2::FAMILY,
+    mistral::LARGE3,
+    mistral::LARGE4,
+    mistral::MISTRAL4,
     mixtral::FAMILY,
+    nemotron_h::FAMILY,
     olmoe::FAMILY,
     qwen::QWEN2_MOE,
     qwen::QWEN3_MOE,
+    refused::DOGE,
+    refused::INKLING,
+    refused::LONGCAT,
+    refused::PHIMOE,
+    refused::ZAYA,
+    softmax_relatives::COHERE2,
+    softmax_relatives::DBRX,
+    softmax_relatives::FLINT,
+    softmax_relatives::HUNYUAN,
+    softmax_relatives::INKLING2,
+    softmax_relatives::JAMBA,
+    softmax_relatives::KOLIBRI,
+    softmax_relatives::LFM2,
+    softmax_relatives::MELLUM,
+    softmax_relatives::MINIMAX,
+    softmax_relatives::QWEN3_5,
+    softmax_relatives::QWEN3_NEXT,
+    softmax_relatives::QWEN3_OMNI,
+    softmax_relatives::QWEN3_VL,
+    step3::FAMILY,
+    v3_relatives::AFMOE,
+    v3_relatives::AXK1,
+    v3_relatives::AXK2,
+    v3_relatives::BAILING_HYBRID,
+    v3_relatives::BEAM,
+    v3_relatives::DOTS3,
+    v3_relatives::EXAONE,
+    v3_relatives::GLM5_NEXT,
+    v3_relatives::HY_V3,
+    v3_relatives::HY_V4,
+    v3_relatives::KIMI_LINEAR,
+    v3_relatives::LAGUNA,
+    v3_relatives::MINIMAX_M3,
+    v3_relatives::MUSE_SPARK,
+    v3_relatives::STEP3P5,
 ];
 
 /// The keys under which configs give the number of experts per token.
@@ -48,6 +108,12 @@ pub const TOP_K: &[&str] = &[
     "moe_top_k",
     "top_k_experts",
 ];
+
+/// The keys under which configs give the number of routed experts.
+pub const EXPERTS: &[&str] = &["n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts"];
+
+/// The keys under which configs give the number of shared experts.
+pub const SHARED: &[&str] = &["n_shared_experts", "num_shared_experts"];
 
 /// The family that `model_type` selects.
 pub fn family(model_type: &str) -> Option<&'static Family> {

@@ -9,7 +9,7 @@ use moec_ir::expr::Real;
 use moec_ir::graph::{RenormRule, Score};
 
 pub(super) const FAMILY: Family =
-    Family { model_types: &["olmoe"], prefixes: &[], moe_layers: layers::all, extra_layers: &[], spec };
+    Family { model_types: &["olmoe", "flex_olmo"], prefixes: &[], moe_layers: layers::all, extra_layers: &[], spec };
 
 fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let names = Names::layer(c, layer);

@@ -14,7 +14,7 @@ pub(super) const QWEN2_MOE: Family = Family {
     moe_layers: layers::by_sparse_step,
     extra_layers: &[],
     spec: |c, layer| {
-        let mut spec = qwen3_spec(c, layer);
+        let mut spec = qwen(c, layer, c.flag_or("norm_topk_prob", false));
         spec.shared = gated_shared(c, layer);
         spec
     },
@@ -25,14 +25,14 @@ pub(super) const QWEN3_MOE: Family = Family {
     prefixes: &[],
     moe_layers: layers::by_sparse_step,
     extra_layers: &[],
-    spec: qwen3_spec,
+    spec: |c, layer| qwen(c, layer, c.flag_or("norm_topk_prob", false)),
 };
 
-fn qwen3_spec(c: &Keys, layer: u32) -> MoeSpec {
+/// A layer of the Qwen line without its shared expert.
+pub(super) fn qwen(c: &Keys, layer: u32, renormalise: bool) -> MoeSpec {
     let names = Names::layer(c, layer);
     let n_experts = c.size(&["num_experts", "num_local_experts"], MAX_EXPERTS);
     let ffn = c.size(&["moe_intermediate_size"], MAX_WIDTH);
-    let renormalise = c.flag_or("norm_topk_prob", false);
     let experts = names.experts("mlp.experts", GATE_UP_DOWN, n_experts, ffn, c.gated_activation("hidden_act"));
     MoeSpec::new(
         c.hidden(),

@@ -1,0 +1,52 @@
+//! Gemma 4: routed and dense branches side by side, each between its own norms; the layer's input is the residual stream.
+
+use super::Family;
+use crate::keys::{Keys, MAX_EXPERTS, MAX_WIDTH, Missing};
+use crate::layers;
+use crate::layout::{GATE_UP_DOWN, Names};
+use crate::spec::{InputNorm, MoeSpec, Norm, Precision, Router};
+use moec_ir::expr::Real;
+use moec_ir::graph::{RenormRule, Score};
+
+pub(super) const FAMILY: Family = Family {
+    model_types: &["gemma4", "gemma4_text"],
+    prefixes: &[],
+    moe_layers: |c| if c.flag_or("enable_moe_block", false) { layers::all(c) } else { Vec::new() },
+    extra_layers: &[],
+    spec,
+};
+
+fn spec(c: &Keys, layer: u32) -> MoeSpec {
+    let names = Names::layer(c, layer);
+    let hidden = c.hidden();
+    let n_experts = c.size(&["num_experts"], MAX_EXPERTS);
+    let ffn = c.size(&["moe_intermediate_size"], MAX_WIDTH);
+    let width = c.size(&["intermediate_size"], MAX_WIDTH);
+    let eps = c.real_or(&["rms_norm_eps"], 1e-6);
+    let key = if c.text.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
+    let activation = match c.text.get(key) {
+        Some(_) => c.gated_activation(key),
+        None => moec_ir::Activation::GeGluTanh,
+    };
+    if c.flag_or("use_double_wide_mlp", false) {
+        let detail = "dense branches of two widths";
+        c.refuse(Missing::Structure, detail, Some("use_double_wide_mlp"));
+    }
+    let mut router = Router::new(names.tensor(&["router.proj.weight"]), Score::Softmax);
+    router.logits = Precision::Layer;
+    router.renorm = Some(RenormRule::Sum { eps: Real(0.0) });
+    router.expert_scale = Some(names.tensor(&["router.per_expert_scale"]));
+    router.input_norm =
+        Some(InputNorm { eps, scale: names.tensor(&["router.scale"]), factor: (1.0 / (hidden as f64).sqrt()) as f32 });
+    let stacked = (["experts.gate_up_proj", "moe.gate_up_proj"], ["experts.down_proj", "moe.down_proj"]);
+    let experts = names.stacked_experts(&stacked.0, &stacked.1, ffn, activation.clone());
+    let mut spec = MoeSpec::new(hidden, n_experts, c.size(&["top_k_experts"], MAX_EXPERTS), router, experts);
+    let norm = |name: &str| Some(Norm::new(eps, names.tensor(&[&format!("{name}.weight")])));
+    spec.experts_norm = norm("pre_feedforward_layernorm_2");
+    spec.routed_norm = norm("post_feedforward_layernorm_2");
+    let mut dense = names.mlp("mlp", GATE_UP_DOWN, width, activation);
+    dense.in_norm = norm("pre_feedforward_layernorm");
+    dense.out_norm = norm("post_feedforward_layernorm_1");
+    spec.shared = Some(dense);
+    spec
+}
