@@ -235,6 +235,9 @@ fn find_family(root: &Object) -> Result<Found, Diagnostic> {
     }
     let file = root.node().file();
     let Some(node) = unknown else {
+        if let Some((f, word)) = by_architecture(root) {
+            return Ok((root.clone(), f, word, false));
+        }
         return Err(root
             .missing(&["model_type"])
             .help("moec needs a Hugging Face config.json; `model_type` names the family"));
