@@ -9,8 +9,9 @@ mod common;
 use std::hint::black_box;
 use std::time::Instant;
 
+use moec_ptx::ast::Module;
 use moec_ptx::buffers::{Buffer, Buffers, Dtype};
-use moec_ptx::exec::Checks;
+use moec_ptx::exec::{Checks, Counters, Program};
 use moec_ptx::launch::{Options, emulate};
 
 /// Seconds of the fastest of `times` runs.
@@ -191,23 +192,39 @@ fn mma_step() -> Step {
     ("128x128x64 step, mma.sync bf16", ptx, recipe("sm_80"), 0)
 }
 
+/// Where the time of the whole corpus goes: reading text, lowering, executing; and what is executed.
 fn corpus(options: &Options) {
-    let mut total = (0u64, 0.0);
-    let started = Instant::now();
+    let mut phases = [("parse", 0.0), ("lower", 0.0), ("place buffers, execute, read results", 0.0)];
+    let mut counters = Counters::default();
     for name in common::entry_names() {
         let entry = common::entry(&name);
-        let started = Instant::now();
-        if let Ok(result) = emulate(&entry.ptx, &entry.launch_json, &entry.buffers, options) {
-            total.0 += result.report.counters.lane_instructions;
-            total.1 += started.elapsed().as_secs_f64();
-        }
+        let times = [0, 1, 2].map(|phase| {
+            best(2, || match phase {
+                0 => drop(Module::parse(&entry.ptx)),
+                1 => drop(Module::parse(&entry.ptx).map(|module| Program::compile(&module, &entry.launch.entry))),
+                _ => {
+                    if let Ok(result) = emulate(&entry.ptx, &entry.launch_json, &entry.buffers, options) {
+                        counters.add(&result.report.counters);
+                    }
+                }
+            })
+        });
+        phases[0].1 += times[0];
+        phases[1].1 += times[1] - times[0];
+        phases[2].1 += times[2] - times[1];
     }
-    println!(
-        "{:<52} {:>9.1} million lane instructions a second, {:.1} s in all",
-        "the whole corpus, parsing and loading included",
-        total.0 as f64 / total.1 / 1e6,
-        started.elapsed().as_secs_f64()
-    );
+    let total: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
+    println!("the whole corpus: {total:.2} s");
+    for (phase, seconds) in phases {
+        println!("  {phase:<50} {:>9.1} ms {:>5.1} %", seconds * 1e3, 100.0 * seconds / total);
+    }
+    println!("  warp instructions by class, both runs together:");
+    let all: u64 = counters.by_class.values().sum();
+    let mut classes: Vec<_> = counters.by_class.iter().collect();
+    classes.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    for (class, count) in classes {
+        println!("    {:<48} {count:>12} {:>5.1} %", format!("{class:?}"), 100.0 * *count as f64 / all as f64);
+    }
 }
 
 fn main() {

@@ -1,6 +1,9 @@
 //! PTX parser, checker and emulator.
 //!
 //! * [`ast`], [`parse`], [`print`]: PTX text to a syntax tree and back.
+//! * [`launch`], [`buffers`]: launch recipes, as `moec emulate` runs them.
+//! * [`ptxas`]: NVIDIA's assembler and its report.
+//! * [`coverage`]: which instructions are executed.
 
 pub mod ast;
 pub mod buffers;
@@ -12,3 +15,7 @@ pub mod parse;
 pub mod print;
 pub mod ptxas;
 pub mod tensor;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

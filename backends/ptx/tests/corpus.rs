@@ -1,7 +1,7 @@
 //! Every kernel of the corpus comes out right, with all checks on and no finding, under three schedules.
 //!
 //! Prints a table and writes it to `target/ptx-reports/corpus.md`. A filter works as in every test: `cargo test --test
-//! corpus -- wgmma`.
+//! corpus -- wgmma`. `MOEC_CORPUS` names another folder of entries, `MOEC_CORPUS_OUT` a folder for the results.
 #![allow(clippy::print_stdout)]
 
 mod common;
@@ -89,6 +89,11 @@ fn launch(entry: &Entry, options: &Options, row: &mut Row) -> Vec<String> {
         Ok(result) => result,
         Err(error) => return vec![error.to_string()],
     };
+    if let Some(folder) = std::env::var_os("MOEC_CORPUS_OUT") {
+        let file = buffers::write(&result.outputs).expect("results should have the shapes of their buffers");
+        let path = std::path::Path::new(&folder).join(format!("{}.safetensors", entry.name));
+        std::fs::write(&path, file).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    }
     let mut problems: Vec<String> = result.report.findings.iter().take(6).map(ToString::to_string).collect();
     for name in &entry.launch.outputs {
         let tolerance = entry.launch.tolerance.get(name).copied().unwrap_or(0.0);

@@ -102,7 +102,8 @@ impl Machine<'_> {
             self.report(Check::Alignment, lane, || format!("shared address {address:#x} is not a multiple of {align}"));
             return None;
         }
-        if self.cluster.ctas[rank].exited {
+        // Operations that a CTA left behind still use its own memory.
+        if self.cluster.ctas[rank].exited && rank != self.cta {
             self.report(Check::ClusterExit, lane, || format!("shared address {address:#x} belongs to the CTA of rank {rank}, which has exited"));
         }
         Some((rank, offset))

@@ -289,6 +289,9 @@ pub struct Program {
     /// Alignment that `.extern .shared` asks for.
     pub(crate) dynamic_align: u32,
     pub(crate) uses_cluster: bool,
+    /// Whether there is a `tcgen05.wait::ld`. A kernel without one relies on the registers: a use of a loaded value waits
+    /// for the load, which the machine honours.
+    pub(crate) waits_for_tmem_loads: bool,
     pub(crate) required_cluster: Option<[u32; 3]>,
     pub(crate) required_block: Option<[u32; 3]>,
     pub(crate) max_block: Option<u32>,

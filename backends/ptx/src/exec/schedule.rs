@@ -379,7 +379,13 @@ fn run_cluster(launch: &LaunchState<'_>, worker: &mut Worker, cluster: &mut Clus
 /// The last warp of a CTA has left.
 fn leave(launch: &LaunchState<'_>, worker: &mut Worker, cluster: &mut Cluster, cta: usize) {
     cluster.ctas[cta].exited = true;
-    let open = cluster.asyncs.list.iter().find(|p| p.cta == cta && p.op.what.starts_with("cp.async.bulk") && !p.op.what.contains("prefetch"));
+    // The machine drains committed stores before it gives the shared memory away; what nobody committed, nobody can wait for.
+    let forgotten = |p: &super::queue::Pending| {
+        let store = launch.program.source.get(p.pc as usize).is_some_and(|s| s.text.contains(".bulk_group"));
+        !store || cluster.ctas[cta].warps.get(p.warp).and_then(Option::as_ref).is_some_and(|w| w.bulk.list.iter().any(|g| g.lanes == 0 && g.pending > 0))
+    };
+    let bulk = |p: &super::queue::Pending| p.op.what.starts_with("cp.async.bulk") && !p.op.what.contains("prefetch");
+    let open = cluster.asyncs.list.iter().find(|p| p.cta == cta && bulk(p) && forgotten(p));
     let open = open.map(|p| (p.pc, p.warp, p.lane, p.op.what));
     let mut m = machine(launch, cluster, worker);
     m.cta = cta;

@@ -87,6 +87,17 @@ impl MapElem {
         }
     }
 
+    /// Bytes that `complete_tx` counts for so many bytes of shared memory: the padding of the packed types does not count.
+    /// DeepGEMM's and CUTLASS's kernels for fp4 operands in 8-bit containers expect half of what the copy fills.
+    #[must_use]
+    pub fn transaction_bytes(self, shared_bytes: u64) -> u64 {
+        match self {
+            Self::B4x16P64 => shared_bytes / 2,
+            Self::B6x16P32 => shared_bytes / 4 * 3,
+            _ => shared_bytes,
+        }
+    }
+
     /// Bytes of one element; 0 for the packed types.
     #[must_use]
     pub fn element_bytes(self) -> u32 {
@@ -169,7 +180,7 @@ impl TensorMap {
         u64::from(self.box_dims[dim].div_ceil(step))
     }
 
-    /// Bytes of shared memory that one copy of the box fills, which is what `complete_tx` counts.
+    /// Bytes of shared memory that one copy of the box fills.
     #[must_use]
     pub fn box_bytes(&self) -> u64 {
         self.elem.shared_bytes(self.count(0)) * (1..self.rank).map(|d| self.count(d)).product::<u64>()

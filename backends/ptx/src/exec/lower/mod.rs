@@ -108,6 +108,7 @@ pub struct Lower<'m> {
     uses_cluster: bool,
     current: Option<(Pos, String)>,
     class: Class,
+    waits_for_tmem_loads: bool,
     guard: PredSrc,
 }
 
@@ -153,6 +154,7 @@ impl Program {
             current: None,
             class: Class::Move,
             guard: PredSrc::TRUE,
+            waits_for_tmem_loads: false,
         };
         lower.scopes.push(Scope::default());
         lower.module_data()?;
@@ -191,6 +193,7 @@ impl Program {
             required_cluster: three("reqnctapercluster").filter(|c| c.iter().all(|n| *n > 0)),
             required_block: three("reqntid"),
             max_block: three("maxntid").map(|b| b.iter().product()),
+            waits_for_tmem_loads: lower.waits_for_tmem_loads,
             target,
         })
     }
@@ -258,6 +261,11 @@ impl<'m> Lower<'m> {
     /// Declares that the kernel uses cluster features.
     pub fn uses_cluster(&mut self) {
         self.uses_cluster = true;
+    /// Declares that the kernel has a `tcgen05.wait::ld`.
+    pub(crate) fn waits_for_tmem_loads(&mut self) {
+        self.waits_for_tmem_loads = true;
+    }
+
     }
 
     /// Sets the class under which the instruction is counted.

@@ -220,7 +220,7 @@ fn load(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError> {
                 Box::new(move |cx| {
                     load_rows(cx, &map, &rows, &targets);
                     for (_, mbar) in &targets {
-                        cx.complete_tx(*mbar, bytes as u32);
+                        cx.complete_tx(*mbar, map.elem.transaction_bytes(bytes) as u32);
                     }
                     Ok(Step::Done)
                 }),
