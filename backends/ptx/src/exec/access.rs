@@ -237,7 +237,8 @@ fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
     b.ideal_passes += ideal;
 }
 
-/// Bounds, alignment and race checks of a warp's access to shared memory; gives the lanes that may go on.
+/// Bounds, alignment and (but for weak stores) race checks of a warp's access to shared memory; gives the lanes that
+/// may go on.
 pub(crate) fn shared_lanes(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, own_only: bool, kind: AccessKind) -> u32 {
     let mut good = 0;
     let cta = cx.m.cta;
@@ -250,16 +251,23 @@ pub(crate) fn shared_lanes(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, 
             good |= 1 << l;
         }
     }
-    if cx.m.cluster.n_actors > 0 && good != 0 {
-        for (start, bytes, lane) in runs(at, good, total) {
+    if cx.m.launch.options.counters && good != 0 {
+        count_banks(cx, at, good, total);
+    }
+    if kind != AccessKind::Write {
+        track_lanes(cx, at, good, total, kind);
+    }
+    good
+}
+
+/// Records the lanes' accesses in the history.
+fn track_lanes(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, kind: AccessKind) {
+    if cx.m.cluster.n_actors > 0 && lanes != 0 {
+        for (start, bytes, lane) in runs(at, lanes, total) {
             let (rank, offset) = split_shared(start);
             cx.track_shared(rank, offset, bytes, kind, lane);
         }
     }
-    if cx.m.launch.options.counters && good != 0 {
-        count_banks(cx, at, good, total);
-    }
-    good
 }
 
 fn load_shared(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, own_only: bool) {
@@ -440,6 +448,11 @@ fn store_shared(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, own_only:
     let total = u64::from(op.bytes) * op.elements.len() as u64;
     let kind = if op.strong { AccessKind::StrongWrite } else { AccessKind::Write };
     let good = shared_lanes(cx, at, lanes, total, own_only, kind);
+    if kind == AccessKind::Write && cx.m.cluster.n_actors > 0 {
+        // Compilers let several warps store the same value to the same place; a store that changes nothing is no race.
+        let changes = lanes_of(good).filter(|l| !already_there(cx, op, at[*l], *l)).fold(0u32, |m, l| m | 1 << l);
+        track_lanes(cx, at, changes, total, kind);
+    }
     for l in lanes_of(good) {
         let (rank, offset) = split_shared(at[l]);
         for (e, s) in op.elements.iter().enumerate() {
@@ -451,6 +464,16 @@ fn store_shared(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, own_only:
     if op.strong {
         release_shared(cx, at, good);
     }
+}
+
+/// Whether a lane stores what its place holds already.
+fn already_there(cx: &Cx<'_>, op: &StoreOp, address: u64, l: usize) -> bool {
+    let (rank, offset) = split_shared(address);
+    let field = if op.bytes == 8 { u64::MAX } else { (1 << (8 * op.bytes)) - 1 };
+    op.elements.iter().enumerate().all(|(e, s)| {
+        let (old, init) = cx.m.cluster.ctas[rank].shared.load(offset as usize + e * op.bytes as usize, op.bytes as usize);
+        init && cx.poison(*s) >> l & 1 == 0 && old == cx.lanes(*s)[l] & field
+    })
 }
 
 fn store_local(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, frame: bool) {

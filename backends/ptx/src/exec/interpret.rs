@@ -23,7 +23,7 @@ pub(crate) enum Outcome {
 }
 
 /// Backward branches after which a part makes room.
-const SPINS: u32 = 256;
+const SPINS: u32 = 128;
 /// Turns after which blocked parts look again even if nothing happened (see `mbarrier.try_wait`).
 const RETRY_TURNS: u64 = 4096;
 /// Nested calls beyond which a kernel is stopped.
@@ -88,7 +88,6 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
         first = false;
         let mut part = cx.warp.parts.swap_remove(best);
         part.blocked = None;
-        part.spins = 0;
         let depth = part.stack.len();
         let events = cx.m.cluster.events;
         // The part stops where another one of its depth waits to go on.
@@ -249,6 +248,7 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                         part.spins += 1;
                         if part.spins > SPINS && !cx.warp.parts.is_empty() {
                             part.yielded = true;
+                            part.spins = 0;
                             cx.warp.parts.push(part);
                             continue 'pick;
                         }
@@ -376,8 +376,8 @@ fn enter(cx: &mut Cx<'_>, call: &CallOp, part: &Part, number: u32, mask: u32) ->
         let new = old + from.frame_bytes as usize;
         // What an earlier activation left there is not this one's.
         cx.warp.local_init[new..new + to.frame_bytes as usize].fill(false);
-        for ((at, _), (param, bytes)) in call.args.iter().zip(&to.params) {
-            let (from, to, n) = (old + *at as usize, new + *param as usize, *bytes as usize);
+        for ((at, have), (param, bytes)) in call.args.iter().zip(&to.params) {
+            let (from, to, n) = (old + *at as usize, new + *param as usize, *bytes.min(have) as usize);
             cx.warp.local.copy_within(from..from + n, to);
             cx.warp.local_init.copy_within(from..from + n, to);
         }
@@ -399,8 +399,8 @@ fn return_from(cx: &mut Cx<'_>, mut part: Part, mask: u32) {
         let old = l * stride + cx.warp.frame[l] as usize;
         cx.warp.frame[l] -= to.frame_bytes;
         let new = l * stride + cx.warp.frame[l] as usize;
-        for ((at, _), (result, bytes)) in call.returns.iter().zip(&from.returns) {
-            let (from, to, n) = (old + *result as usize, new + *at as usize, *bytes as usize);
+        for ((at, have), (result, bytes)) in call.returns.iter().zip(&from.returns) {
+            let (from, to, n) = (old + *result as usize, new + *at as usize, *bytes.min(have) as usize);
             cx.warp.local.copy_within(from..from + n, to);
             cx.warp.local_init.copy_within(from..from + n, to);
         }

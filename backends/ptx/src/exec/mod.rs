@@ -47,3 +47,6 @@ pub use device::{Device, Launch, Options, Param, Report, Schedule, Target};
 pub use error::{CompileError, ExecError};
 pub use findings::{Check, Checks, Finding};
 pub use program::Program;
+
+#[cfg(test)]
+mod tests;

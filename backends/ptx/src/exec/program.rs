@@ -169,9 +169,9 @@ pub(crate) enum Op {
 /// A call of a device function.
 pub(crate) struct CallOp {
     pub target: CallTarget,
-    /// Caller frame offset, callee frame offset and bytes of each argument.
+    /// Caller frame offset and bytes of each argument.
     pub args: Vec<(u32, u32)>,
-    /// Caller frame offset of each returned value.
+    /// Caller frame offset and bytes of each returned value.
     pub returns: Vec<(u32, u32)>,
 }
 

@@ -204,8 +204,9 @@ impl History {
                 conflict = Some(Conflict { actor: writer as u32, pc: cell.write_pc, wrote: true, proxy_only: false, offset });
             }
         }
-        // The proxy rule also binds a warp to its own writes.
-        if conflict.is_none() && actor.async_proxy && u32::from(cell.writer) < self.generic_actors {
+        // The proxy rule also binds a warp to its own writes. Writing over them needs no fence (PTX orders that by the
+        // mbarrier or barrier that releases the buffer).
+        if conflict.is_none() && actor.async_proxy && kind == AccessKind::Read && u32::from(cell.writer) < self.generic_actors {
             let writer = usize::from(cell.writer);
             if actor.clock.proxied.get(writer).is_none_or(|t| *t < cell.write_tick) {
                 conflict = Some(Conflict { actor: writer as u32, pc: cell.write_pc, wrote: true, proxy_only: true, offset });

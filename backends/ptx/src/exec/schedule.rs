@@ -23,8 +23,9 @@ use super::worker::Worker;
 const QUANTUM: i64 = 256;
 /// Warp instructions before a cluster makes room for another.
 const SLICE: i64 = 2_000_000;
-/// Clusters that may have started at once.
+/// Clusters that may have started at once, and the bytes of host memory that they may take.
 const RESIDENT: usize = 256;
+const RESIDENT_BYTES: usize = 2 << 30;
 /// Failed polls of mbarriers without any event after which a cluster counts as deadlocked.
 const MAX_POLLS: u64 = 2_000_000;
 /// Times that waits may give up one after the other without an event between.
@@ -35,13 +36,15 @@ const MAX_STUCK: u32 = 48;
 struct Waiting {
     suspended: VecDeque<Cluster>,
     resident: usize,
+    most: usize,
     failed: Option<ExecError>,
 }
 
 /// Runs every cluster of the launch; gives what the host threads collected.
 pub(crate) fn run(launch: &LaunchState<'_>, threads: usize) -> Result<Vec<Worker>, ExecError> {
-    let shared = Mutex::new(Waiting::default());
-    let threads = threads.clamp(1, usize::try_from(launch.n_clusters).unwrap_or(usize::MAX).max(1));
+    let most = (RESIDENT_BYTES / cluster_bytes(launch)).clamp(1, RESIDENT);
+    let shared = Mutex::new(Waiting { most, ..Waiting::default() });
+    let threads = threads.min(most).clamp(1, usize::try_from(launch.n_clusters).unwrap_or(usize::MAX).max(1));
     let workers: Vec<Worker> = if threads == 1 {
         vec![work(launch, &shared)]
     } else {
@@ -62,6 +65,15 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize) -> Result<Vec<Worker
     }
 }
 
+/// Host memory of a running cluster, roughly.
+fn cluster_bytes(launch: &LaunchState<'_>) -> usize {
+    let size: usize = launch.cluster.iter().product::<u32>() as usize;
+    let warps = launch.threads().div_ceil(WARP as u32) as usize;
+    let frame = launch.program.functions.first().map_or(0, |f| f.frame_bytes).max(16).next_power_of_two() as usize;
+    // Shared memory has a flag a byte and 24 bytes of history a word.
+    size * (warps * (launch.program.n_slots as usize * 260 + frame * 2 * WARP) + launch.shared_bytes as usize * 8 + 4096)
+}
+
 fn work(launch: &LaunchState<'_>, shared: &Mutex<Waiting>) -> Worker {
     let mut worker = Worker::new(launch.program.code.len(), 1);
     loop {
@@ -69,7 +81,7 @@ fn work(launch: &LaunchState<'_>, shared: &Mutex<Waiting>) -> Worker {
             return worker;
         }
         let mut waiting = shared.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = if waiting.resident < RESIDENT { launch.claim() } else { None };
+        let fresh = if waiting.resident < waiting.most { launch.claim() } else { None };
         let mut cluster = match (fresh, waiting.suspended.pop_front()) {
             (Some(index), back) => {
                 if let Some(back) = back {

@@ -124,8 +124,7 @@ impl<'m> Lower<'m> {
         for o in list {
             match o {
                 Operand::Name(n) => match self.symbol(n) {
-                    // The size is the callee's to know; copying stops at the smaller of both.
-                    Some(Symbol::Frame(at)) => frames.push((at, u32::MAX)),
+                    Some(Symbol::Frame(at, bytes)) => frames.push((at, bytes)),
                     _ => return Err(self.unsupported(format!("call argument `{n}` that is not a `.param` variable"))),
                 },
                 o => return Err(self.unsupported(format!("call argument `{o}`"))),

@@ -107,7 +107,7 @@ impl Lower<'_> {
             return Err(self.invalid(format!("the source has {have} bits, {source_bits} expected")));
         }
         let (d, want) = self.dst_any(d, to.register_bits())?;
-        if want < to.register_bits() {
+        if want < to.register_bits() || want > 64 || have > 64 {
             return Err(self.invalid(format!("the destination has {want} bits, {} expected", to.register_bits())));
         }
         let (flush, sat, relu, satfinite) = (i.has("ftz"), i.has("sat"), i.has("relu"), i.has("satfinite"));

@@ -266,6 +266,9 @@ impl Lower<'_> {
     /// `st.async{.weak}.shared::cluster.mbarrier::complete_tx::bytes{.v2,.v4}.type [a], b, [mbar]`
     pub(super) fn store_async(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let ty = self.last_type(i)?;
+        if !(32..=64).contains(&ty.bits()) {
+            return Err(self.unsupported(i.full_name()));
+        }
         let [a, v, bar] = operands(self, i)?;
         let (a, bar) = (self.address(a)?, self.address(bar)?);
         let values = self.sources(self.elements(v), ty)?;
@@ -276,6 +279,9 @@ impl Lower<'_> {
     /// `red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.op.type [a], b, [mbar]`
     pub(super) fn red_async(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let ty = self.last_type(i)?;
+        if !(32..=64).contains(&ty.bits()) {
+            return Err(self.unsupported(i.full_name()));
+        }
         let [a, v, bar] = operands(self, i)?;
         let (a, bar) = (self.address(a)?, self.address(bar)?);
         let values = vec![self.src(v, ty)?];

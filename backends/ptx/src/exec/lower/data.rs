@@ -48,6 +48,12 @@ impl<'m> Lower<'m> {
 
     pub(super) fn declare_data(&mut self, v: &'m Variable, d: &'m Declarator) -> Result<(), CompileError> {
         let bytes = self.variable_bytes(v, d)?;
+        if matches!(v.space, Space::Global | Space::Const) {
+            self.data_bytes += u64::from(bytes);
+            if self.data_bytes > MAX_DATA {
+                return Err(self.unsupported(format!("module variables of more than {MAX_DATA} bytes")));
+            }
+        }
         let natural = types::type_bits(&v.ty).unwrap_or(8).div_ceil(8) * v.vector;
         let align = v.align.unwrap_or(natural).max(1);
         let symbol = match v.space {

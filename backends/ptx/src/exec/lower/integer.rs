@@ -356,6 +356,7 @@ fn two(i: &Instruction, op: &str, bits: u32, signed: bool) -> Option<Map2> {
             _ => None,
         },
         "mul" if i.has("lo") => by_width!(bits, U, S => map2!(|a, b| u64::from((a as U).wrapping_mul(b as U)))),
+        "mul24" | "bmsk" | "szext" if bits != 32 => None,
         "mul24" => match (i.has("hi"), signed) {
             (false, true) => Some(map2!(|a, b| u64::from((sext24(a) * sext24(b)) as u32))),
             (false, false) => Some(map2!(|a, b| (a & 0xff_ffff) * (b & 0xff_ffff) & 0xffff_ffff)),
@@ -436,6 +437,7 @@ fn three(i: &Instruction, op: &str, bits: u32, signed: bool) -> Option<Map3> {
             _ => None,
         },
         "mad" if i.has("lo") => by_width!(bits, U, S => map3!(|a, b, c| u64::from((a as U).wrapping_mul(b as U).wrapping_add(c as U)))),
+        "mad24" | "fns" | "shf" if bits != 32 => None,
         "mad24" => match (i.has("hi"), signed) {
             (false, true) => Some(map3!(|a, b, c| u64::from(((sext24(a) * sext24(b)) as u32).wrapping_add(c as u32)))),
             (false, false) => Some(map3!(|a, b, c| u64::from((((a & 0xff_ffff) * (b & 0xff_ffff)) as u32).wrapping_add(c as u32)))),

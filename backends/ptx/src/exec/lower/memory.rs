@@ -76,7 +76,7 @@ impl Lower<'_> {
         };
         let offset = a.offset.as_ref().map_or(0, |o| o.value);
         match self.address_symbol(o) {
-            Some(Symbol::Frame(at)) if space == MemorySpace::Param => {
+            Some(Symbol::Frame(at, _)) if space == MemorySpace::Param => {
                 let base = self.bits(0);
                 return Ok((MemorySpace::Frame, AddressSrc { base, offset: i64::from(at) + offset }));
             }
@@ -118,6 +118,9 @@ impl Lower<'_> {
             return Err(self.invalid("`ld` takes a destination and an address"));
         };
         let (space, address) = self.access_address(i, a)?;
+        if ty.bits() < 8 || self.elements(d).is_empty() {
+            return Err(self.invalid("a value of at least 8 bits expected"));
+        }
         let mut elements = Vec::new();
         let mut register_bits = 0;
         for o in self.elements(d) {
@@ -153,6 +156,9 @@ impl Lower<'_> {
             return Err(self.invalid("`st` takes an address and a value"));
         };
         let (space, address) = self.access_address(i, a)?;
+        if ty.bits() < 8 || self.elements(v).is_empty() {
+            return Err(self.invalid("a value of at least 8 bits expected"));
+        }
         let mut elements: Vec<Src> = Vec::new();
         for o in self.elements(v) {
             let (src, bits) = self.src_any(o, ty)?;
@@ -161,7 +167,7 @@ impl Lower<'_> {
             }
             elements.push(src);
             if ty.bits() == 128 {
-                elements.push(if matches!(o, Operand::Literal(_)) { self.bits(0) } else { Src(src.0 + 1) });
+                elements.push(Src(src.0 + 1));
             }
         }
         if elements.len() > 8 {
@@ -174,6 +180,9 @@ impl Lower<'_> {
     /// `atom` and `red`: `atom.op.type d, [a], b{, c}`, vectors of f32, f16, bf16.
     fn atomic(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let ty = self.last_type(i)?;
+        if ty.bits() < 16 {
+            return Err(self.unsupported(i.full_name()));
+        }
         let returns = i.opcode == "atom";
         let mut op = "";
         for m in &i.modifiers {

@@ -43,8 +43,8 @@ pub(crate) enum Symbol {
     DynamicShared,
     /// `.local` of the function: frame offset.
     Local(u32),
-    /// `.param` of a call or a device function: frame offset.
-    Frame(u32),
+    /// `.param` of a call or a device function: frame offset and bytes.
+    Frame(u32, u32),
     /// `.param` of the kernel: offset in the parameter bank.
     Param(u32),
     /// `.global`: index into the program's globals.
@@ -102,13 +102,15 @@ pub struct Lower<'m> {
     current_function: u32,
     frame_bytes: u32,
     globals: Vec<DataSymbol>,
+    /// Bytes of `.global` and `.const` variables.
+    data_bytes: u64,
     const_bank: DataSymbol,
     static_shared: u32,
     dynamic_align: u32,
     uses_cluster: bool,
+    waits_for_tmem_loads: bool,
     current: Option<(Pos, String)>,
     class: Class,
-    waits_for_tmem_loads: bool,
     guard: PredSrc,
 }
 
@@ -147,14 +149,15 @@ impl Program {
             current_function: 0,
             frame_bytes: 0,
             globals: Vec::new(),
+            data_bytes: 0,
             const_bank: DataSymbol { name: "const".to_owned(), align: 256, bytes: Vec::new(), relocations: Vec::new() },
             static_shared: super::memory::SHARED_RESERVED,
             dynamic_align: 1,
             uses_cluster: false,
+            waits_for_tmem_loads: false,
             current: None,
             class: Class::Move,
             guard: PredSrc::TRUE,
-            waits_for_tmem_loads: false,
         };
         lower.scopes.push(Scope::default());
         lower.module_data()?;
@@ -190,10 +193,10 @@ impl Program {
             static_shared_bytes: lower.static_shared - super::memory::SHARED_RESERVED,
             dynamic_align: lower.dynamic_align,
             uses_cluster: lower.uses_cluster,
+            waits_for_tmem_loads: lower.waits_for_tmem_loads,
             required_cluster: three("reqnctapercluster").filter(|c| c.iter().all(|n| *n > 0)),
             required_block: three("reqntid"),
             max_block: three("maxntid").map(|b| b.iter().product()),
-            waits_for_tmem_loads: lower.waits_for_tmem_loads,
             target,
         })
     }
@@ -258,14 +261,14 @@ impl<'m> Lower<'m> {
         s.into()
     }
 
-    /// Declares that the kernel uses cluster features.
-    pub fn uses_cluster(&mut self) {
-        self.uses_cluster = true;
     /// Declares that the kernel has a `tcgen05.wait::ld`.
     pub(crate) fn waits_for_tmem_loads(&mut self) {
         self.waits_for_tmem_loads = true;
     }
 
+    /// Declares that the kernel uses cluster features.
+    pub fn uses_cluster(&mut self) {
+        self.uses_cluster = true;
     }
 
     /// Sets the class under which the instruction is counted.
@@ -332,7 +335,7 @@ impl<'m> Lower<'m> {
             for d in &v.names {
                 let bytes = self.variable_bytes(v, d)?;
                 let offset = self.frame_room(bytes, v)?;
-                self.scope().symbols.insert(d.name.clone(), Symbol::Frame(offset));
+                self.scope().symbols.insert(d.name.clone(), Symbol::Frame(offset, bytes));
                 at.push((offset, bytes));
             }
         }
@@ -424,7 +427,7 @@ impl<'m> Lower<'m> {
                 Space::Param => {
                     let bytes = self.variable_bytes(v, d)?;
                     let at = self.frame_room(bytes, v)?;
-                    self.scope().symbols.insert(d.name.clone(), Symbol::Frame(at));
+                    self.scope().symbols.insert(d.name.clone(), Symbol::Frame(at, bytes));
                 }
                 Space::Shared | Space::Global | Space::Const => self.declare_data(v, d)?,
             }

@@ -27,7 +27,7 @@ impl Lower<'_> {
     pub(super) fn multimem(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let verb = i.modifiers.first().map_or("", String::as_str);
         let ty = self.last_type(i)?;
-        if ty.bits() > 64 {
+        if !(16..=64).contains(&ty.bits()) {
             return Err(self.unsupported(i.full_name()));
         }
         let bytes = ty.bits() / 8;

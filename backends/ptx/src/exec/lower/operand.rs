@@ -140,6 +140,9 @@ impl Lower<'_> {
 
     /// A source operand with the width of its register; numbers and addresses take the width of `ty`.
     pub fn src_any(&mut self, o: &Operand, ty: Ty) -> Result<(Src, u32), CompileError> {
+        if ty.bits() == 128 && self.register_bits(o) != Some(128) {
+            return Err(self.invalid(format!("`{o}` is not a 128-bit register")));
+        }
         match o {
             Operand::Literal(l) => {
                 let Some(bits) = literal_bits(l, ty) else {
@@ -191,7 +194,7 @@ impl Lower<'_> {
     pub(crate) fn symbol_space(&mut self, name: &str) -> Result<(MemorySpace, u64), CompileError> {
         let space = match self.symbol(name) {
             Some(Symbol::Shared(_) | Symbol::DynamicShared) => MemorySpace::Shared,
-            Some(Symbol::Local(_) | Symbol::Frame(_)) => MemorySpace::Local,
+            Some(Symbol::Local(_) | Symbol::Frame(..)) => MemorySpace::Local,
             Some(Symbol::Param(_)) => MemorySpace::Param,
             Some(Symbol::Const(_)) => MemorySpace::Const,
             Some(Symbol::Global(_) | Symbol::Function(_)) => MemorySpace::Global,
@@ -215,7 +218,7 @@ impl Lower<'_> {
                 self.address_taken.push(number);
                 self.bits(FUNCTION_WINDOW + u64::from(number) * 16)
             }
-            Symbol::Local(at) | Symbol::Frame(at) => {
+            Symbol::Local(at) | Symbol::Frame(at, _) => {
                 let d = self.scratch();
                 let at = u64::from(at).wrapping_add_signed(offset);
                 self.emit_custom(Box::new(move |cx, mask| {

@@ -1,0 +1,353 @@
+//! What the executor does with small kernels: results, schedules, findings.
+
+use super::{Check, CompileError, Device, ExecError, Launch, Options, Param, Program, Report, Schedule, Target};
+use crate::ast::Module;
+
+/// A kernel with one parameter `x`, the address of `%rd0`, and registers to spare.
+fn kernel(body: &str) -> String {
+    format!(
+        ".version 8.6\n.target sm_90a\n.address_size 64\n.extern .shared .align 16 .b8 dyn[];\n.visible .entry k(.param .u64 x)\n{{\n\
+         .reg .pred %p<16>; .reg .b16 %rs<16>; .reg .b32 %r<32>; .reg .b64 %rd<32>; .reg .f32 %f<16>;\n\
+         .shared .align 16 .b8 s[1024];\n.shared .align 8 .b64 bar;\nld.param.u64 %rd0, [x];\nmov.u32 %r0, %tid.x;\n{body}\nret;\n}}\n"
+    )
+}
+
+/// `%rd1`: the address of the thread's own word of the output.
+const OWN: &str = "mul.wide.u32 %rd1, %r0, 4; add.s64 %rd1, %rd0, %rd1;";
+
+struct Run {
+    words: Vec<u32>,
+    report: Report,
+}
+
+fn compile(body: &str) -> Result<Program, CompileError> {
+    Program::compile(&Module::parse(&kernel(body))?, "k")
+}
+
+fn launch(body: &str, l: Launch, options: &Options, init: &[u32]) -> Result<Run, ExecError> {
+    let program = compile(body).unwrap_or_else(|e| panic!("{e}"));
+    let mut device = Device::new(Target::parse("sm_90a").unwrap());
+    let x = device.alloc(init.len() as u64 * 4).unwrap();
+    let bytes: Vec<u8> = init.iter().flat_map(|w| w.to_le_bytes()).collect();
+    device.upload(x, &bytes).unwrap();
+    let report = device.launch(&program, &Launch { params: vec![Param::U64(x)], ..l }, options)?;
+    let out = device.download(x, init.len() * 4).unwrap();
+    Ok(Run { words: out.chunks(4).map(|c| u32::from_le_bytes(c.try_into().unwrap())).collect(), report })
+}
+
+fn block(threads: u32) -> Launch {
+    Launch { block: [threads, 1, 1], ..Launch::default() }
+}
+
+fn run(body: &str, threads: u32) -> Run {
+    launch(body, block(threads), &Options::default(), &vec![0; threads as usize]).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn checks_of(r: &Run) -> Vec<Check> {
+    r.report.findings.iter().map(|f| f.check).collect()
+}
+
+fn clean(r: &Run) {
+    assert!(r.report.findings.is_empty(), "{:#?}", r.report.findings);
+}
+
+#[test]
+fn lanes_of_a_warp_may_pass_a_lock_to_each_other() {
+    let body = "L: atom.global.cas.b32 %r1, [%rd0], 0, 1; setp.ne.u32 %p1, %r1, 0; @%p1 bra L;\n\
+                ld.volatile.global.u32 %r2, [%rd0+4]; add.u32 %r2, %r2, 1; st.volatile.global.u32 [%rd0+4], %r2;\n\
+                atom.global.exch.b32 %r1, [%rd0], 0;";
+    let r = run(body, 64);
+    clean(&r);
+    assert_eq!(r.words[1], 64);
+}
+
+#[test]
+fn blocks_that_wait_for_each_other_all_get_their_turn() {
+    // A grid barrier: more blocks than host threads, each spins until all have come.
+    let body = "setp.ne.u32 %p1, %r0, 0; @%p1 bra DONE; atom.global.add.u32 %r1, [%rd0], 1; mov.u32 %r3, %nctaid.x;\n\
+                L: ld.acquire.gpu.global.u32 %r2, [%rd0]; setp.lt.u32 %p2, %r2, %r3; @%p2 bra L; atom.global.add.u32 %r1, [%rd0+4], 1; DONE:";
+    for threads in [1, 2] {
+        let options = Options { threads, ..Options::default() };
+        let r = launch(body, Launch { grid: [37, 1, 1], block: [32, 1, 1], ..Launch::default() }, &options, &[0; 4]).unwrap_or_else(|e| panic!("{e}"));
+        clean(&r);
+        assert_eq!(r.words[1], 37);
+    }
+}
+
+#[test]
+fn recursion_keeps_each_activation_apart() {
+    let text = ".version 8.6\n.target sm_90a\n.address_size 64\n\
+        .func (.param .b32 r) fact(.param .b32 n) { .reg .pred %p<2>; .reg .b32 %r<6>;\n\
+        ld.param.u32 %r1, [n]; mov.u32 %r2, 1; setp.le.u32 %p1, %r1, 1; @%p1 bra E; sub.u32 %r3, %r1, 1;\n\
+        { .param .b32 a; .param .b32 b; st.param.b32 [a], %r3; call.uni (b), fact, (a); ld.param.b32 %r4, [b]; } mul.lo.u32 %r2, %r1, %r4;\n\
+        E: st.param.b32 [r], %r2; ret; }\n\
+        .visible .entry k(.param .u64 x) { .reg .b32 %r<6>; .reg .b64 %rd<4>; ld.param.u64 %rd0, [x]; mov.u32 %r0, %tid.x;\n\
+        mul.wide.u32 %rd1, %r0, 4; add.s64 %rd1, %rd0, %rd1; and.b32 %r2, %r0, 7;\n\
+        { .param .b32 a; .param .b32 b; st.param.b32 [a], %r2; call.uni (b), fact, (a); ld.param.b32 %r1, [b]; } st.global.u32 [%rd1], %r1; ret; }";
+    let program = Program::compile(&Module::parse(text).unwrap(), "k").unwrap();
+    let mut device = Device::new(Target::parse("sm_90a").unwrap());
+    let x = device.alloc(128).unwrap();
+    let report = device.launch(&program, &Launch { params: vec![Param::U64(x)], ..block(32) }, &Options::default()).unwrap();
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    let out = device.download(x, 128).unwrap();
+    let want = [1, 1, 2, 6, 24, 120, 720, 5040];
+    for (i, w) in out.chunks(4).enumerate() {
+        assert_eq!(u32::from_le_bytes(w.try_into().unwrap()), want[i % 8], "thread {i}");
+    }
+}
+
+#[test]
+fn branch_tables_split_and_join() {
+    let body = format!(
+        "{OWN} and.b32 %r1, %r0, 3; T: .branchtargets A, B, C, D; brx.idx %r1, T;\n\
+         A: mov.u32 %r2, 10; bra E; B: mov.u32 %r2, 11; bra E; C: mov.u32 %r2, 12; bra E; D: mov.u32 %r2, 13;\n\
+         E: bar.warp.sync 0xffffffff; st.global.u32 [%rd1], %r2;"
+    );
+    let r = run(&body, 32);
+    clean(&r);
+    assert!(r.words.iter().enumerate().all(|(i, w)| *w == 10 + i as u32 % 4));
+}
+
+#[test]
+fn carries_pass_from_word_to_word() {
+    let body = format!(
+        "{OWN} mov.u32 %r1, 0xffffffff; add.cc.u32 %r2, %r1, 1; addc.cc.u32 %r3, %r1, 0; addc.u32 %r4, 5, 0;\n\
+         sub.cc.u32 %r5, 0, 1; subc.u32 %r6, 7, 0; mul.lo.u32 %r4, %r4, 100; add.u32 %r4, %r4, %r6; st.global.u32 [%rd1], %r4;"
+    );
+    assert_eq!(run(&body, 1).words[0], 606);
+}
+
+#[test]
+fn a_missing_barrier_is_a_race_in_every_schedule() {
+    let shift = "mov.u32 %r1, s; mad.lo.u32 %r2, %r0, 4, %r1; xor.b32 %r3, %r0, 32; mad.lo.u32 %r3, %r3, 4, %r1; st.shared.u32 [%r2], %r0;";
+    let rest = format!("ld.shared.u32 %r4, [%r3]; {OWN} st.global.u32 [%rd1], %r4;");
+    for schedule in [Schedule::RoundRobin, Schedule::Random(1), Schedule::Random(2)] {
+        let options = Options { schedule, ..Options::default() };
+        let good = launch(&format!("{shift} bar.sync 0; {rest}"), block(64), &options, &[0; 64]).unwrap();
+        clean(&good);
+        assert_eq!(good.words[0], 32);
+        let bad = launch(&format!("{shift} {rest}"), block(64), &options, &[0; 64]).unwrap();
+        let found = checks_of(&bad);
+        assert!(found.contains(&Check::Race) || found.contains(&Check::Uninitialized), "{found:?}");
+        let race = bad.report.findings.iter().find(|f| f.check == Check::Race);
+        assert!(race.is_none_or(|f| f.other.as_ref().is_some_and(|o| o.contains("warp"))), "{race:?}");
+    }
+}
+
+#[test]
+fn values_that_nobody_wrote_are_found_where_they_matter() {
+    let body = format!("{OWN} add.u32 %r2, %r1, 1; st.global.u32 [%rd1], %r2;");
+    assert_eq!(checks_of(&run(&body, 32)), [Check::Uninitialized]);
+    // Reading garbage that is not used is no error.
+    let body = format!("{OWN} add.u32 %r2, %r1, 1; mov.u32 %r2, 7; st.global.u32 [%rd1], %r2;");
+    clean(&run(&body, 32));
+    let body = "ld.shared.u32 %r1, [s]; setp.eq.u32 %p1, %r1, 0; @%p1 bra L; L:";
+    assert_eq!(checks_of(&run(body, 32)), [Check::Uninitialized]);
+}
+
+#[test]
+fn accesses_outside_are_found_in_every_space() {
+    for (body, check) in [
+        ("st.global.u32 [%rd0+4096], %r0;", Check::Bounds),
+        ("ld.global.u32 %r1, [%rd0+2];", Check::Alignment),
+        ("ld.shared.u32 %r1, [s+65536];", Check::Bounds),
+        ("st.shared.u32 [s+1], %r0;", Check::Alignment),
+        (".local .b8 l[16]; mov.u64 %rd2, l; ld.local.u32 %r1, [%rd2+262144];", Check::Bounds),
+        ("mov.u64 %rd2, 0; ld.u32 %r1, [%rd2];", Check::Bounds),
+    ] {
+        let r = launch(body, block(1), &Options::default(), &[0; 4]).unwrap_or_else(|e| panic!("{e}"));
+        assert!(checks_of(&r).contains(&check), "{body}: {:?}", r.report.findings);
+    }
+}
+
+#[test]
+fn a_barrier_that_not_all_warps_reach_is_a_deadlock() {
+    let body = "setp.lt.u32 %p1, %r0, 32; @%p1 bra L; bar.sync 1, 64; L:";
+    let e = launch(body, block(64), &Options::default(), &[0; 64]).map(|r| r.report).unwrap_err();
+    let ExecError::Deadlock { state, .. } = e else { panic!("{e}") };
+    assert!(state.contains("Barrier { id: 1, arrived: 32, expected: 64 }") && state.contains("bar.sync 1, 64"), "{state}");
+}
+
+#[test]
+fn a_barrier_in_a_diverged_warp_is_a_deadlock() {
+    let body = "setp.lt.u32 %p1, %r0, 16; @%p1 bra A; bar.sync 0; bra B; A: bar.sync 1; B:";
+    let e = launch(body, block(32), &Options::default(), &[0; 32]).map(|r| r.report).unwrap_err();
+    assert!(matches!(e, ExecError::Deadlock { .. }), "{e}");
+}
+
+const WAIT: &str = "W: mbarrier.try_wait.parity.shared.b64 %p2, [bar], 0; @!%p2 bra W;";
+
+#[test]
+fn a_wait_for_bytes_that_never_come_is_a_deadlock() {
+    let body = format!("mbarrier.init.shared.b64 [bar], 1; mbarrier.arrive.expect_tx.shared.b64 _, [bar], 64; {WAIT}");
+    let e = launch(&body, block(1), &Options::default(), &[0; 4]).map(|r| r.report).unwrap_err();
+    let ExecError::Deadlock { state, .. } = e else { panic!("{e}") };
+    assert!(state.contains("64 bytes open"), "{state}");
+}
+
+/// Thread 0 copies 128 bytes in, all threads read them.
+fn bulk_load(init: &str, wait: &str) -> String {
+    format!(
+        "setp.ne.u32 %p1, %r0, 0; @%p1 bra J; mbarrier.init.shared.b64 [bar], 1; {init}\n\
+         mbarrier.arrive.expect_tx.shared.b64 _, [bar], 128;\n\
+         cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [s], [%rd0], 128, [bar]; J: bar.sync 0;\n\
+         {wait} mov.u32 %r1, s; and.b32 %r5, %r0, 31; mad.lo.u32 %r1, %r5, 4, %r1; ld.shared.u32 %r2, [%r1]; add.u32 %r2, %r2, 1; {OWN} st.global.u32 [%rd1+128], %r2;"
+    )
+}
+
+#[test]
+fn a_bulk_load_is_seen_after_its_wait_and_not_before() {
+    let words: Vec<u32> = (0..96).collect();
+    for schedule in [Schedule::RoundRobin, Schedule::Random(3), Schedule::Random(4)] {
+        let options = Options { schedule, ..Options::default() };
+        let good = launch(&bulk_load("fence.mbarrier_init.release.cluster;", WAIT), block(64), &options, &words).unwrap();
+        clean(&good);
+        assert_eq!(good.words[32 + 5], 6);
+        let bad = launch(&bulk_load("", ""), block(64), &options, &words).unwrap();
+        let found = checks_of(&bad);
+        assert!(found.iter().any(|c| matches!(c, Check::Race | Check::Uninitialized | Check::Asynchronous)), "{found:?}");
+    }
+}
+
+#[test]
+fn a_bulk_store_needs_the_proxy_fence() {
+    let body = |fence: &str| {
+        format!(
+            "mov.u32 %r1, s; mad.lo.u32 %r2, %r0, 4, %r1; st.shared.u32 [%r2], %r0; {fence} bar.sync 0; setp.ne.u32 %p1, %r0, 0; @%p1 bra L;\n\
+             cp.async.bulk.global.shared::cta.bulk_group [%rd0], [s], 128; cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; L:"
+        )
+    };
+    let good = run(&body("fence.proxy.async.shared::cta;"), 32);
+    clean(&good);
+    assert_eq!(good.words[31], 31);
+    assert_eq!(checks_of(&run(&body(""), 32)), [Check::Proxy]);
+}
+
+#[test]
+fn leaving_with_a_bulk_store_that_nobody_committed_is_found() {
+    let body = "st.shared.v4.u32 [s], {%r0, %r0, %r0, %r0}; fence.proxy.async.shared::cta; cp.async.bulk.global.shared::cta.bulk_group [%rd0], [s], 16;";
+    let r = launch(body, block(1), &Options::default(), &[0; 4]).unwrap();
+    assert_eq!(checks_of(&r), [Check::Asynchronous]);
+}
+
+#[test]
+fn mbarrier_misuse_is_found() {
+    for body in [
+        "mbarrier.arrive.shared.b64 %rd2, [bar];",
+        "mbarrier.init.shared.b64 [bar], 0;",
+        "mbarrier.init.shared.b64 [bar], 2; mbarrier.arrive.shared.b64 %rd2, [bar], 3;",
+        "mbarrier.init.shared.b64 [bar], 1; mbarrier.inval.shared.b64 [bar]; mbarrier.arrive.shared.b64 %rd2, [bar];",
+        "mbarrier.init.shared.b64 [bar], 1; mbarrier.arrive.noComplete.shared.b64 %rd2, [bar], 1;",
+        "mbarrier.init.shared.b64 [bar], 2; mbarrier.arrive.shared.b64 %rd2, [bar]; mbarrier.inval.shared.b64 [bar];",
+    ] {
+        let r = run(body, 1);
+        assert!(checks_of(&r).contains(&Check::Mbarrier), "{body}: {:?}", r.report.findings);
+    }
+}
+
+#[test]
+fn cp_async_data_comes_with_its_group_and_not_before() {
+    let body = |wait: &str| {
+        format!(
+            "mov.u32 %r1, s; mad.lo.u32 %r2, %r0, 16, %r1; mul.wide.u32 %rd2, %r0, 16; add.s64 %rd2, %rd0, %rd2;\n\
+             cp.async.cg.shared.global [%r2], [%rd2], 16; cp.async.commit_group; {wait} ld.shared.u32 %r3, [%r2]; add.u32 %r3, %r3, 1; st.global.u32 [%rd2], %r3;"
+        )
+    };
+    let words: Vec<u32> = (0..128).collect();
+    let good = launch(&body("cp.async.wait_group 0;"), block(32), &Options::default(), &words).unwrap();
+    clean(&good);
+    assert_eq!(good.words[4], 5);
+    for schedule in [Schedule::RoundRobin, Schedule::Random(7)] {
+        let bad = launch(&body(""), block(32), &Options { schedule, ..Options::default() }, &words).unwrap();
+        assert!(checks_of(&bad).iter().any(|c| matches!(c, Check::Race | Check::Uninitialized)), "{:?}", bad.report.findings);
+    }
+}
+
+#[test]
+fn peers_of_a_cluster_share_memory_until_one_leaves() {
+    let body = |last: &str| {
+        format!(
+            "mov.u32 %r1, %cluster_ctarank; add.u32 %r2, %r1, 70; mad.lo.u32 %r6, %r0, 4, s; st.shared.u32 [%r6], %r2;\n\
+             barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned; {last}"
+        )
+    };
+    let read = format!(
+        "xor.b32 %r3, %r1, 1; mapa.shared::cluster.u32 %r4, %r6, %r3; ld.shared::cluster.u32 %r5, [%r4];\n\
+         mov.u32 %r7, %ctaid.x; mad.lo.u32 %r0, %r7, 32, %r0; {OWN} st.global.u32 [%rd1], %r5;"
+    );
+    let two = Launch { grid: [2, 1, 1], block: [32, 1, 1], cluster: [2, 1, 1], ..Launch::default() };
+    // `s` in an immediate position is an address too.
+    let body_text = |last: &str| body(last).replace("mad.lo.u32 %r6, %r0, 4, s;", "mov.u32 %r8, s; mad.lo.u32 %r6, %r0, 4, %r8;");
+    let good = launch(&body_text(&format!("{read} barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;")), two.clone(), &Options::default(), &[0; 64]).unwrap();
+    clean(&good);
+    assert_eq!((good.words[0], good.words[63]), (71, 70));
+    // Rank 1 leaves at once; rank 0 dawdles before it reads.
+    let dawdle = format!(
+        "setp.ne.u32 %p1, %r1, 0; @%p1 bra OUT; mov.u32 %r9, 0; Z: add.u32 %r9, %r9, 1; setp.lt.u32 %p2, %r9, 5000; @%p2 bra Z; {read} OUT:"
+    );
+    let bad = launch(&body_text(&dawdle), two, &Options::default(), &[0; 64]).unwrap();
+    assert_eq!(checks_of(&bad), [Check::ClusterExit]);
+}
+
+#[test]
+fn an_endless_loop_ends_at_the_instruction_limit() {
+    let options = Options { instruction_limit: 100_000, ..Options::default() };
+    let e = launch("L: bra L;", block(32), &options, &[0; 4]).map(|r| r.report).unwrap_err();
+    assert!(matches!(e, ExecError::InstructionLimit { executed, .. } if executed < 200_000), "{e}");
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    for (body, word) in [("tex.2d.v4.f32.f32 {%f1,%f2,%f3,%f4}, [%rd0, {%f1,%f2}];", "tex.2d"), ("cvt.u32.frob.u8 %r1, %r2;", "frob"), ("add.q7 %r1, %r2, %r3;", "q7")] {
+        let e = compile(body).map(|_| ()).unwrap_err();
+        assert!(matches!(e, CompileError::Unsupported { .. }) && e.to_string().contains(word) && e.to_string().contains("line 12"), "{e}");
+    }
+    for body in ["add.u32 %r1, %rd1, 4;", "bra NOWHERE;", "mov.u32 %r1, %q1;", "mov.u32 %r99, 1;"] {
+        assert!(matches!(compile(body), Err(CompileError::Invalid { .. })), "{body}");
+    }
+}
+
+#[test]
+fn launches_that_do_not_fit_are_refused() {
+    for l in [
+        block(2048),
+        Launch { grid: [3, 1, 1], cluster: [2, 1, 1], ..block(32) },
+        Launch { dynamic_smem_bytes: 300 << 10, ..block(32) },
+        Launch { grid: [0, 1, 1], ..block(32) },
+    ] {
+        let e = launch("", l, &Options::default(), &[0; 4]).map(|r| r.report).unwrap_err();
+        assert!(matches!(e, ExecError::Launch { .. }), "{e}");
+    }
+}
+
+#[test]
+fn traffic_is_counted_by_sector_and_first_touch() {
+    let r = run(&format!("{OWN} ld.global.u32 %r1, [%rd1]; add.u32 %r1, %r1, 1; st.global.u32 [%rd1], %r1;"), 64);
+    let c = &r.report.counters;
+    assert_eq!((c.global_load_bytes, c.global_load_sectors), (256, 8));
+    assert_eq!((c.global_store_bytes, c.global_store_sectors), (256, 8));
+    assert_eq!(c.dram_bytes, 256);
+    assert_eq!(c.blocks, 1);
+}
+
+#[test]
+fn bank_conflicts_are_counted_by_line() {
+    let body = |stride: u32| format!("mov.u32 %r1, dyn; mad.lo.u32 %r2, %r0, {stride}, %r1; st.shared.u32 [%r2], %r0;");
+    for (stride, passes) in [(4, 1), (8, 2), (128, 32), (0, 1)] {
+        let l = Launch { dynamic_smem_bytes: 4096, ..block(32) };
+        let r = launch(&body(stride), l, &Options::default(), &[0; 4]).unwrap();
+        let b: Vec<_> = r.report.counters.banks.values().collect();
+        assert_eq!((b.len(), b[0].passes, b[0].ideal_passes), (1, passes, 1), "stride {stride}");
+    }
+}
+
+#[test]
+fn one_seed_gives_one_schedule() {
+    let body = format!("atom.shared.add.u32 %r1, [s], 1; {OWN} st.global.u32 [%rd1], %r1;");
+    let body = format!("st.shared.u32 [s], 0; bar.sync 0; {body}");
+    let once = |seed| launch(&body, block(256), &Options { schedule: Schedule::Random(seed), ..Options::default() }, &[0; 256]).unwrap().words;
+    assert_eq!(once(5), once(5));
+    let mut sorted = once(6);
+    sorted.sort_unstable();
+    assert_eq!(sorted, (0..256).collect::<Vec<u32>>());
+}
