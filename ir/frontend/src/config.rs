@@ -3,7 +3,7 @@
 use crate::assemble::assemble;
 use crate::facts::LayerFacts;
 use crate::families::{FAMILIES, Family, family};
-use crate::json::{CONFIG, Json, Object, distance};
+use crate::json::{CONFIG, Json, Object, nearest};
 use crate::keys::Keys;
 use crate::layers;
 use crate::spec::MoeSpec;
@@ -42,7 +42,8 @@ pub struct Layer {
     pub model_type: String,
     /// Its number, as in the weight names.
     pub layer: u32,
-    /// Weight format of the checkpoint, when it is quantised. Such a layer compiles in float; see [`Layer::loadable`].
+    /// Weight format of the checkpoint, when it is quantised. The layer computes in float, with weights dequantised when they are
+    /// loaded; see [`Layer::loadable`].
     pub quantization: Option<String>,
     /// The layer in numbers.
     pub description: LayerFacts,
@@ -52,18 +53,24 @@ impl Layer {
     /// Whether the checkpoint's weights can be read as the graph's parameters.
     ///
     /// # Errors
-    /// `quantised-checkpoint` when they are stored quantised.
+    /// `quantised-checkpoint` when they are stored in a format that is not read (AWQ, GPTQ, …).
     pub fn loadable(&self) -> Result<(), Diagnostic> {
+        // Formats whose tensors the checkpoint reader dequantises.
+        const READ: [&str; 6] = ["fp8", "mxfp4", "nvfp4", "compressed-tensors", "modelopt", "pack-quantized"];
         let Some(q) = &self.quantization else { return Ok(()) };
+        let lower = q.to_lowercase();
+        if READ.iter().any(|f| lower.contains(f)) {
+            return Ok(());
+        }
         Err(Diagnostic::input(
             "quantised-checkpoint",
             format!(
-                "the weights of {} layer {} are stored quantised ({q}); moec reads float weights only",
+                "the weights of {} layer {} are stored quantised ({q}), a format that moec does not read",
                 self.model_type, self.layer
             ),
         )
         .note("the layer compiles as a float layer, but this checkpoint cannot be loaded into it")
-        .help("use a bfloat16, float16 or float32 checkpoint of the model"))
+        .help("use a float checkpoint, or one in FP8, MXFP4, NVFP4 or INT4 of compressed-tensors"))
     }
 }
 
@@ -244,14 +251,11 @@ fn find_family(root: &Object) -> Result<Found, Diagnostic> {
     };
     let word = node.string()?;
     let known = known_model_types();
-    let nearest = known
-        .iter()
-        .min_by_key(|k| distance(k, &word))
-        .filter(|k| distance(k, &word) <= word.chars().count().min(k.len()) / 2);
-    let mut d = Diagnostic::input("unknown-model-type", format!("{file}: moec does not know the model type {word:?}"))
-        .at(Some(node.origin()))
-        .note(format!("known model types: {}", known.join(", ")));
-    if let Some(near) = nearest {
+    let mut d =
+        Diagnostic::input("unknown-model-type", format!("{file}: moec does not know the model type {}", node.shown()))
+            .at(Some(node.origin()))
+            .note(format!("known model types: {}", known.join(", ")));
+    if let Some(near) = nearest(&word, known.iter().copied(), (word.len() / 2).min(8)) {
         d = d.help(format!("the nearest known one is {near:?}"));
     }
     Err(d)

@@ -283,16 +283,27 @@ impl Object {
         let mut d =
             Diagnostic::input(codes.missing_key, format!("{place}{} has no {}", self.node.file(), names.join(" or ")))
                 .at(Some(Origin { file: self.node.file().to_string(), start, end: start + 1 }));
-        let near = keys.iter().flat_map(|k| self.members.iter().filter(move |(m, _)| distance(m, k) <= 2)).next();
-        if let Some((near, _)) = near {
+        let members = || self.members.iter().map(|(m, _)| m.as_str());
+        if let Some(near) = keys.iter().find_map(|k| nearest(k, members(), 2)) {
             d = d.help(format!("there is a key `{near}`; is it meant to be {}?", names[0]));
         }
         d
     }
 }
 
+/// The candidate with the fewest edits from `word`, when there are at most `most`. Lengths are compared first, so that
+/// long words cost nothing.
+pub fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>, most: usize) -> Option<&'a str> {
+    candidates
+        .filter(|c| c.len().abs_diff(word.len()) <= most)
+        .map(|c| (distance(c, word), c))
+        .filter(|(d, _)| *d <= most)
+        .min_by_key(|(d, _)| *d)
+        .map(|(_, c)| c)
+}
+
 /// Number of single-character edits (insert, delete, replace) from `a` to `b`.
-pub fn distance(a: &str, b: &str) -> usize {
+fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {

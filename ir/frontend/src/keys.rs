@@ -15,6 +15,9 @@ pub const MAX_EXPERTS: u64 = 1 << 16;
 /// Largest number of layers that is believed; lists of layers are allocated.
 pub const MAX_LAYERS: u64 = 1 << 12;
 
+/// Most problems that are kept.
+const MAX_PROBLEMS: usize = 100;
+
 /// The keys of one model, and what was wrong with them so far.
 pub struct Keys {
     /// The object that holds the decoder's keys: `text_config` of a multimodal model, else the whole config.
@@ -91,7 +94,7 @@ impl Keys {
     pub fn problem(&self, d: Diagnostic) {
         let mut problems = self.problems.borrow_mut();
         // A key that is read twice is wrong once.
-        if !problems.contains(&d) {
+        if problems.len() < MAX_PROBLEMS && !problems.contains(&d) {
             problems.push(d);
         }
     }

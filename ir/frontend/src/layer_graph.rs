@@ -13,7 +13,7 @@
 //! nodes. Shapes of nodes are inferred; `dtype` on a node says where the model rounds. The schema is
 //! `schema/moec_graph.schema.json`.
 
-use crate::json::{GRAPH, Json, Object, distance};
+use crate::json::{GRAPH, Json, Object, nearest};
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::expr::Real;
@@ -24,6 +24,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The version of the format that this library writes.
 pub const VERSION: u64 = 1;
+
+/// Longest name of a value, in bytes; messages repeat names.
+const MAX_NAME: usize = 256;
+
+/// Most problems that are kept.
+const MAX_PROBLEMS: usize = 100;
 
 /// How deep `first_of` may nest.
 const MAX_DEPTH: u32 = 16;
@@ -74,6 +80,7 @@ pub fn from_json(file: &str, text: String) -> Result<Graph, Vec<Diagnostic>> {
     }
     if r.problems.is_empty() {
         r.problems = verify(&r.graph);
+        r.problems.truncate(MAX_PROBLEMS);
         for d in &mut r.problems {
             d.origin = d.origin.take().or_else(|| Some(top.node().origin()));
         }
@@ -112,10 +119,16 @@ impl Reader {
         match result.map_err(Into::into) {
             Ok(v) => Some(v),
             Err(Problem::New(d)) => {
-                self.problems.push(d);
+                self.problem(d);
                 None
             }
             Err(Problem::Follows) => None,
+        }
+    }
+
+    fn problem(&mut self, d: Diagnostic) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(d);
         }
     }
 
@@ -141,10 +154,10 @@ impl Reader {
                 Diagnostic::input("unknown-graph-key", format!("{}: there is no key `{}` here", v.file(), v.path()))
                     .note(format!("known keys: {}", known.join(", ")))
                     .at(Some(v.origin()));
-            if let Some(near) = known.iter().find(|k| distance(k, key) <= 2) {
+            if let Some(near) = nearest(key, known.iter().copied(), 2) {
                 d = d.help(format!("is it meant to be `{near}`?"));
             }
-            self.problems.push(d);
+            self.problem(d);
         }
     }
 
@@ -173,19 +186,19 @@ impl Reader {
     /// The name of an input or parameter, which must be new: nodes refer to both.
     fn new_leaf(&mut self, o: &Object, op: Op, ty: &TensorType) -> Result<String, Diagnostic> {
         let node = o.require("name")?;
-        let name = node.string()?;
+        let name = short_name(node)?;
         match self.leaves.insert(name.clone(), (op, ty.clone())) {
             None => Ok(name),
-            Some(_) => Err(duplicate(node, &name)),
+            Some(_) => Err(duplicate(node)),
         }
     }
 
     fn node(&mut self, v: &Json) -> Result<(), Problem> {
         let o = v.object()?;
         let name_node = o.require("name")?;
-        let name = name_node.string()?;
+        let name = short_name(name_node)?;
         if self.values.contains_key(&name) {
-            return Err(duplicate(name_node, &name).into());
+            return Err(duplicate(name_node).into());
         }
         let op = self.op(&o)?;
         let mut keys = vec!["name", "op", "inputs", "dtype", "comment"];
@@ -233,11 +246,14 @@ impl Reader {
         let get = |key: &str| o.get(key).and_then(attr);
         Op::from_attrs(&name, &get).map_err(|e| match e {
             AttrError::UnknownOp => {
-                let near = Op::NAMES.iter().min_by_key(|n| distance(n, &name)).copied().unwrap_or_default();
-                Diagnostic::input("unknown-operation", format!("{}: there is no operation {name:?}", node.file()))
+                let message = format!("{}: there is no operation {}", node.file(), node.shown());
+                let d = Diagnostic::input("unknown-operation", message)
                     .note(format!("operations: {}", Op::NAMES.join(", ")))
-                    .help(format!("the nearest one is {near:?}"))
-                    .at(Some(node.origin()))
+                    .at(Some(node.origin()));
+                match nearest(&name, Op::NAMES.into_iter(), 8) {
+                    Some(near) => d.help(format!("the nearest one is {near:?}")),
+                    None => d,
+                }
             }
             AttrError::Absent(key) => o.missing(&[key]),
             AttrError::Unfit(key, expected) => match o.get(key) {
@@ -258,7 +274,7 @@ impl Reader {
         }
         let Some((op, ty)) = self.leaves.get(&name).cloned() else {
             let message =
-                format!("{}: `{}` is {name:?}, which is no input, parameter or earlier node", v.file(), v.path());
+                format!("{}: `{}` is {}, which is no input, parameter or earlier node", v.file(), v.path(), v.shown());
             return Err(Diagnostic::input("unknown-value", message)
                 .note("nodes are written in an order in which they can be computed")
                 .at(Some(v.origin()))
@@ -270,19 +286,22 @@ impl Reader {
     fn output(&mut self, v: &Json) -> Result<(), Problem> {
         let o = v.object()?;
         self.known_keys(&o, &["name", "value", "comment"]);
-        let name = o.require("name")?.string()?;
+        let name = short_name(o.require("name")?)?;
         let value = self.value(o.require("value")?)?;
         self.graph.outputs.push((name, value));
         Ok(())
     }
 }
 
-fn duplicate(node: &Json, name: &str) -> Diagnostic {
-    Diagnostic::input(
-        "duplicate-name",
-        format!("{}: `{}` is {name:?}, a name that is taken already", node.file(), node.path()),
-    )
-    .at(Some(node.origin()))
+fn duplicate(node: &Json) -> Diagnostic {
+    let message = format!("{}: `{}` is {}, a name that is taken already", node.file(), node.path(), node.shown());
+    Diagnostic::input("duplicate-name", message).at(Some(node.origin()))
+}
+
+/// The name of an input, parameter, node or output.
+fn short_name(node: &Json) -> Result<String, Diagnostic> {
+    let name = node.string()?;
+    if name.len() <= MAX_NAME { Ok(name) } else { Err(node.out_of_range(&format!("at most {MAX_NAME} bytes long"))) }
 }
 
 fn dtype(v: &Json) -> Result<DType, Diagnostic> {

@@ -2,6 +2,7 @@
 
 use crate::json::Json;
 use crate::keys::Keys;
+use std::collections::BTreeSet;
 
 /// Every layer.
 pub fn all(c: &Keys) -> Vec<u32> {
@@ -92,17 +93,19 @@ pub fn from_number(c: &Keys, key: &str, default: u64) -> Vec<u32> {
         .unwrap_or_else(|| (c.size_or(&[key], default, u64::from(u32::MAX)) as u32..n).collect())
 }
 
-/// The layer numbers in the list `key`; empty when it is absent.
-pub fn numbers(c: &Keys, key: &str) -> Vec<u32> {
-    let Some(node) = c.text.get(key) else { return Vec::new() };
+/// The layer numbers in the list `key`, ascending; empty when it is absent.
+pub fn numbers(c: &Keys, key: &str) -> BTreeSet<u32> {
+    let Some(node) = c.text.get(key) else { return BTreeSet::new() };
     let list = node.list().unwrap_or_else(|d| {
         c.problem(d);
         Vec::new()
     });
-    let mut out = Vec::new();
+    let mut out = BTreeSet::new();
     for v in &list {
         match v.whole(0..=u64::from(u32::MAX)) {
-            Ok(n) => out.push(n as u32),
+            Ok(n) => {
+                out.insert(n as u32);
+            }
             Err(d) => c.problem(d),
         }
     }

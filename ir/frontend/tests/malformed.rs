@@ -203,6 +203,24 @@ fn deeply_nested_files_are_refused_without_overflowing_the_stack() {
     );
 }
 
+/// Megabytes of mistakes: the work and the findings stay in proportion to the file.
+#[test]
+fn large_hostile_files_are_refused_in_time() {
+    let long = "x".repeat(2 << 20);
+    assert_eq!(layer(&GOOD.replace("deepseek_v3", &long), None).unwrap_err()[0].code, "unknown-model-type");
+    let keys: String = (0..100_000).map(|i| format!("\"key{i}\": {i}, ")).collect();
+    assert_eq!(layer(&GOOD.replacen("\"hidden_size\"", &format!("{keys}\"hidden\""), 1), None).unwrap_err().len(), 1);
+    let dense: String = (0..300_000).map(|i| format!("{i},")).collect();
+    let config = r#"{"model_type": "qwen3_moe", "num_hidden_layers": 4096, "mlp_only_layers": [LIST]}"#;
+    assert!(layer(&config.replace("LIST", dense.trim_end_matches(',')), None).is_err());
+    let nodes: String = (0..50_000).map(|i| format!("{{\"name\": \"n{i}\", \"op\": \"lin\", \"in\": 1}},")).collect();
+    let found = from_json("g.json", GRAPH.replace("\"nodes\": [", &format!("\"nodes\": [{nodes}"))).unwrap_err();
+    assert_eq!(found.len(), 100);
+    let found =
+        from_json("g.json", GRAPH.replace("\"name\": \"logits\"", &format!("\"name\": \"{long}\""))).unwrap_err();
+    assert_eq!(found[0].code, "graph-value-range");
+}
+
 proptest! {
     #[test]
     fn no_value_of_a_config_key_panics(key in 0usize..14, value in json()) {
