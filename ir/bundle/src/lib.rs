@@ -12,6 +12,7 @@ mod build;
 mod bundle;
 mod canonical;
 pub mod checkpoint;
+mod convert;
 pub mod manifest;
 mod pack;
 pub mod safetensors;

@@ -1,6 +1,7 @@
 //! From a checkpoint's layout to the buffer that kernels read, and back.
 
 use crate::checkpoint::Checkpoint;
+use crate::convert::{Source, convert_row};
 use crate::safetensors::TensorView;
 use crate::strided::{Row, Strided};
 use half::{bf16, f16};
@@ -245,8 +246,9 @@ fn piece<'a>(
 
 /// Rows of one task: enough to share cache lines between rows when the source is transposed.
 const ROWS_PER_TASK: usize = 32;
-/// Columns that a task reads from all its rows before it goes on.
-const COLS_PER_STEP: u64 = 64;
+/// Columns that a task reads from all its rows before it goes on: columns of a transposed tensor lie a power of two apart,
+/// and more of them would push each other out of the first-level cache.
+const COLS_PER_STEP: u64 = 16;
 
 /// Fills every row of `dst`; `row_source` gives where a row's elements are, their type and the stored bytes.
 /// The error is an integer that does not fit.
@@ -285,11 +287,10 @@ fn fill<'a>(
 
 /// Columns `c..` of a row, as many as `out` has room for.
 fn copy(row: &Row<'_>, from: DType, data: &[u8], c: u64, layout: &Layout, out: &mut [u8]) -> Result<(), i64> {
-    let n = out.len() / layout.dtype.bytes();
     let size = from.bytes();
-    if let (Some((start, 1)), true) = (row.affine(), from == layout.dtype && from == layout.through) {
-        let at = (start + c) as usize * size;
-        out.copy_from_slice(&data[at..at + n * size]);
+    if let (Some((start, stride)), true) = (row.affine(), from.is_float()) {
+        let source = Source { data, start: (start + c * stride) as usize * size, stride: stride as usize * size };
+        convert_row(source, from, layout.through, layout.dtype, out);
         return Ok(());
     }
     let position = |i: usize| match row.affine() {

@@ -284,3 +284,29 @@ proptest! {
         prop_assert!(padding.into_iter().all(|&x| x == 0));
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    /// A damaged file is refused or read; it never panics, and what is read stays within the file.
+    #[test]
+    fn damaged_files_never_panic(at in 0usize..700, byte: u8, cut in prop::option::of(0usize..700)) {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path().join("model.safetensors");
+        let experts = counting(DType::BF16, &[2, 5, 3]);
+        write_safetensors(&path, &[("w", &experts), ("ids", &Tensor::int(DType::I64, &[3], vec![1, 2, 3]))]).expect("write");
+        let mut bytes = std::fs::read(&path).expect("read");
+        let n = bytes.len();
+        bytes[at % n] = byte;
+        bytes.truncate(cut.unwrap_or(n));
+        std::fs::write(&path, &bytes).expect("write");
+        let Ok(c) = Checkpoint::open(&path) else { return Ok(()) };
+        let steps = vec![WeightStep::Transpose, WeightStep::Slice { axis: 2, start: 1, step: 2, len: 2 }];
+        for name in c.names().map(str::to_string).collect::<Vec<_>>() {
+            let view = c.tensor(&name).expect("opened").expect("named");
+            prop_assert!(view.data.len() < n);
+            view.to_tensor();
+            let source = WeightSource::Tensor { names: vec![name], steps: steps.clone() };
+            let _ = pack(&c, &param(DType::BF16, &[2, 3, 2], source), &buffer(DType::BF16, 2, 3, 2, 2));
+        }
+    }
+}
