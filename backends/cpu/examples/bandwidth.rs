@@ -90,11 +90,8 @@ unsafe impl Sync for Pointers<'_> {}
 
 /// Runs all kernels of the program on `threads` threads, which meet between kernels.
 fn run_layer(program: &Program, code: &Compiled, buffers: &[*mut u8], n_tokens: u64, threads: usize) -> Took {
-    let operands: Vec<Vec<*mut u8>> = program
-        .kernels
-        .iter()
-        .map(|k| k.body.operands().iter().map(|(b, _)| buffers[b.index()]).collect())
-        .collect();
+    let operands: Vec<Vec<*mut u8>> =
+        program.kernels.iter().map(|k| k.body.operands().iter().map(|(b, _)| buffers[b.index()]).collect()).collect();
     let operands: Vec<Pointers> = operands.iter().map(|o| Pointers(o)).collect();
     let next: Vec<AtomicU64> = program.kernels.iter().map(|_| AtomicU64::new(0)).collect();
     let done: Vec<AtomicUsize> = program.kernels.iter().map(|_| AtomicUsize::new(0)).collect();
@@ -107,7 +104,7 @@ fn run_layer(program: &Program, code: &Compiled, buffers: &[*mut u8], n_tokens: 
             let buffers = operands[k].0.as_ptr();
             let context = CpuContext { buffers, n_tokens, scratch: scratch.pointer(), math: &math };
             let items = launch.items.at(n_tokens);
-            let piece = (items / (threads as u64 * 8)).max(1);
+            let piece = (items / (threads as u64 * 4)).max(1);
             let start = cpu_seconds();
             loop {
                 let begin = next[k].fetch_add(piece, Ordering::Relaxed);
@@ -164,7 +161,7 @@ fn main() {
     let expert_bytes = 3 * l.hidden * l.ffn * 2;
     let router_bytes = l.experts * l.hidden * 2;
 
-    for n_tokens in [1, 2, 4, 16, 64, 512] {
+    for n_tokens in [1, 2, 4, 16, 64] {
         let (mut plain, mut forms) = (Vec::new(), [Vec::new(), Vec::new()]);
         let mut touched = Vec::new();
         for _ in 0..ROUNDS.min(2 + 256 / n_tokens as usize) {
@@ -183,11 +180,8 @@ fn main() {
                 took.push(run_layer(&program, code, &pointers, n_tokens, threads));
             }
             let offsets = program.buffers.iter().position(|b| b.name == "offsets").unwrap();
-            let offsets: Vec<i32> = memory[offsets]
-                .slice()
-                .chunks_exact(4)
-                .map(|c| i32::from_le_bytes(c.try_into().unwrap()))
-                .collect();
+            let offsets: Vec<i32> =
+                memory[offsets].slice().chunks_exact(4).map(|c| i32::from_le_bytes(c.try_into().unwrap())).collect();
             touched.push(offsets.windows(2).filter(|w| w[0] < w[1]).count() as f64);
         }
         let bytes = median(&touched, |x| *x) * expert_bytes as f64 + router_bytes as f64;

@@ -7,6 +7,9 @@
 //! `launch.scratch_bytes` of scratch memory, aligned to 256 bytes. It reads the buffer pointers, `T` and the function
 //! table from the context, keeps no state, does not allocate, and never unwinds.
 //!
+//! Neighbouring items of a contraction are neighbouring columns, and one call does them in longer runs through memory than
+//! many calls: deal items out in pieces of about a quarter of a thread's share.
+//!
 //! # What an object file guarantees
 //!
 //! A relocatable ELF file whose only section with content is `.text`. The code is position independent, has no
@@ -24,7 +27,7 @@
 //! # Schedules
 //!
 //! Contractions: `tile_n` is the columns of a work item, rounded up to a multiple of 8 within 8 … 64; `tile_m` and `tile_k`
-//! are rounded to the register block, 4, 2 or 1 rows in steps of 8 elements. Row programs: `tile_m` rows to an item.
+//! are rounded to the register block, 3, 2 or 1 rows in steps of 16 elements. Row programs: `tile_m` rows to an item.
 //! Maps and combines: `tile_m` rows by `tile_n` columns, rounded up to a multiple of 8 and at least 64.
 //! `stages` and `warps` have no meaning here.
 #![warn(missing_docs)]

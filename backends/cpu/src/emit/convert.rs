@@ -93,19 +93,10 @@ impl Emit<'_> {
         }
     }
 
-    /// Four values made ready for [`Emit::store_lane`].
-    pub fn stored(&mut self, dtype: DType, value: Value) -> Value {
-        self.narrow(dtype, value).unwrap_or(value)
-    }
-
-    /// Stores one lane of what [`Emit::stored`] gave for the same type.
-    pub fn store_lane(&mut self, dtype: DType, stored: Value, lane: u8, pointer: Value, offset: i32) {
-        let x = self.b.ins().extractlane(stored, lane);
-        if dtype.bytes() == 2 {
-            self.b.ins().istore16(plain(), x, pointer, offset);
-        } else {
-            self.b.ins().store(plain(), x, pointer, offset);
-        }
+    /// Stores one of four lanes.
+    pub fn store_lane(&mut self, dtype: DType, value: Value, lane: u8, pointer: Value, offset: i32) {
+        let x = self.b.ins().extractlane(value, lane);
+        self.store(dtype, x, pointer, offset);
     }
 
     /// Rounds to a float type and widens back.

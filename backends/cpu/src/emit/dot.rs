@@ -1,153 +1,116 @@
-//! The inner kernel of every matrix product: a few rows times a few columns, all accumulators in registers.
+//! The inner kernel of every matrix product: a few rows times one column, all accumulators in registers.
+//!
+//! One column at a time, because weights then come from memory as one sequential stream, which is what hardware
+//! prefetchers follow: eight columns at once, a few KiB apart, reached two thirds of the bandwidth of one.
 
 use super::{Emit, Lanes, plain};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use moec_ir::DType;
 
-/// A block of inner products of length `k`: `rows` activation rows by `cols` columns of each of `panels` matrices.
+/// Accumulators of four lanes for one product: enough to hide the latency of the multiply-add for a single row.
+const ACCUMULATORS: usize = 4;
+/// Elements of one turn of the loop.
+const TURN: u64 = 16;
+
+/// Inner products of length `k` of a few activation rows with one column of weights.
 ///
-/// Each product has one accumulator of four lanes, which adds elements `4i + lane` in ascending order; the lanes are
-/// added as `(0 + 2) + (1 + 3)` and the last `k mod 4` elements after that. So a product has the same bits in every block
-/// shape, and a token's result does not depend on how many rows its expert has.
+/// Element `i` goes to lane `i mod 4` of accumulator `(i / 4) mod 4`, in ascending order; accumulators are added as
+/// `(0 + 1) + (2 + 3)`, lanes as `(0 + 2) + (1 + 3)`, and the last `k mod 4` elements after that. So a product has the
+/// same bits whatever the number of rows, and a token's result does not depend on its batch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DotBlock {
-    pub rows: usize,
-    pub cols: usize,
-    pub panels: usize,
     /// Contracted elements.
     pub k: u64,
     /// Type of the activations.
     pub a: DType,
     /// Type of the weights.
     pub w: DType,
-    /// Distance of two columns' weights (rows of the weight matrix), in bytes.
-    pub w_pitch: u64,
-}
-
-impl DotBlock {
-    fn products(self) -> usize {
-        self.rows * self.cols * self.panels
-    }
 }
 
 impl Emit<'_> {
-    /// Emits the products of `a[row] · w[panel][col]`.
-    ///
-    /// `a`: where each row starts. `w`: where the first column of each panel starts. Returns for each panel its products,
-    /// row by row, four to a vector; the last vector repeats its last product where there are fewer.
-    pub fn dot_block(&mut self, block: DotBlock, a: &[Value], w: &[Value]) -> Vec<Vec<Value>> {
+    /// The products of each of one to four rows, which start at `rows`, with the column at `w`: one lane for each row.
+    pub fn dot_block(&mut self, block: DotBlock, rows: &[Value], w: Value) -> Value {
         let sizes = (block.a.bytes() as u64, block.w.bytes() as u64);
         let zero = self.float(Lanes::Four, 0.0);
-        let mut sums = vec![zero; block.products()];
-        let eights = block.k / 8 * 8;
-        if eights > 0 {
-            // Two steps a turn halve the loop's own cost; the rest, if any, is one step behind the loop.
-            let per_turn = if eights >= 32 { 16 } else { 8 };
-            let turns = eights / per_turn * per_turn;
+        let mut sums = vec![zero; rows.len() * ACCUMULATORS];
+        let turns = block.k / TURN * TURN;
+        if turns > 0 {
             let (first, last) = (self.int(0), self.int(turns));
-            sums = self.repeat(first, last, per_turn as i64, &sums, |e, i, sums| {
-                let a: Vec<Value> = a.iter().map(|&p| e.at(p, i, sizes.0)).collect();
-                let w: Vec<Value> = w.iter().map(|&p| e.at(p, i, sizes.1)).collect();
-                let mut sums = sums.to_vec();
-                for step in 0..per_turn / 8 {
-                    sums = e.step_eight(block, &a, &w, step * 8, sums);
-                }
-                sums
+            sums = self.repeat(first, last, TURN as i64, &sums, |e, i, sums| {
+                let rows: Vec<Value> = rows.iter().map(|&p| e.at(p, i, sizes.0)).collect();
+                let w = e.at(w, i, sizes.1);
+                let sums = e.step_eight(block, &rows, w, 0, sums);
+                e.step_eight(block, &rows, w, 8, &sums)
             });
-            if turns < eights {
-                sums = self.step_eight(block, a, w, turns, sums);
-            }
+        }
+        let eights = block.k / 8 * 8;
+        if eights > turns {
+            sums = self.step_eight(block, rows, w, turns, &sums);
         }
         if block.k - eights >= 4 {
-            sums = self.step_four(block, a, w, eights, sums);
+            sums = self.step_four(block, rows, w, eights, &sums);
         }
-        let tail = (block.k % 4 > 0).then(|| self.tail(block, a, w));
-
-        (0..block.panels)
-            .map(|p| {
-                let of_panel: Vec<usize> = (0..block.rows)
-                    .flat_map(|r| (0..block.cols).map(move |c| (r * block.panels + p) * block.cols + c))
-                    .collect();
-                of_panel
-                    .chunks(4)
-                    .map(|four| {
-                        let pick = |i: usize| four[i.min(four.len() - 1)];
-                        let vector = self.sums([0, 1, 2, 3].map(|i| sums[pick(i)]));
-                        let Some(tail) = &tail else { return vector };
-                        let mut last = self.float(Lanes::Four, 0.0);
-                        for i in 0..4 {
-                            last = self.b.ins().insertlane(last, tail[pick(i)], i as u8);
-                        }
-                        self.b.ins().fadd(vector, last)
-                    })
-                    .collect()
+        let mut totals: Vec<Value> = sums
+            .chunks(ACCUMULATORS)
+            .map(|accs| {
+                let low = self.b.ins().fadd(accs[0], accs[1]);
+                let high = self.b.ins().fadd(accs[2], accs[3]);
+                self.b.ins().fadd(low, high)
             })
-            .collect()
+            .collect();
+        totals.resize(4, zero);
+        let total = self.sums([totals[0], totals[1], totals[2], totals[3]]);
+        if block.k % 4 == 0 {
+            return total;
+        }
+        let mut tail = zero;
+        for (lane, x) in self.tail(block, rows, w).into_iter().enumerate() {
+            tail = self.b.ins().insertlane(tail, x, lane as u8);
+        }
+        self.b.ins().fadd(total, tail)
     }
 
-    /// Adds eight elements, `at` elements behind the pointers, to every accumulator.
-    fn step_eight(&mut self, block: DotBlock, a: &[Value], w: &[Value], at: u64, sums: Vec<Value>) -> Vec<Value> {
-        // The loads may move to their uses: their addresses depend on the loop, so they cannot leave it, and placing each
-        // beside its use keeps the block within sixteen registers.
+    /// Adds eight elements, `at` elements behind the pointers.
+    fn step_eight(&mut self, block: DotBlock, rows: &[Value], w: Value, at: u64, sums: &[Value]) -> Vec<Value> {
+        // The loads may move to their uses: their addresses depend on the loop, so they cannot leave it, and beside its
+        // use a load becomes an operand of the multiply-add.
         let flags = plain().with_readonly().with_can_move();
-        let (a_at, w_at) = (at * block.a.bytes() as u64, at * block.w.bytes() as u64);
-        let rows: Vec<[Value; 2]> = a.iter().map(|&p| self.load_eight(block.a, flags, p, a_at as i32)).collect();
-        let streams: Vec<[Value; 2]> = w
-            .iter()
-            .flat_map(|&p| (0..block.cols as u64).map(move |c| (p, (w_at + c * block.w_pitch) as i32)))
-            .map(|(p, offset)| self.load_eight(block.w, flags, p, offset))
-            .collect();
-        let mut next = Vec::with_capacity(sums.len());
-        for x in &rows {
-            for y in &streams {
-                let s = self.fma(y[0], x[0], sums[next.len()]);
-                next.push(self.fma(y[1], x[1], s));
+        let y = self.load_eight(block.w, flags, w, (at * block.w.bytes() as u64) as i32);
+        let mut next = sums.to_vec();
+        for (row, &p) in rows.iter().enumerate() {
+            let x = self.load_eight(block.a, flags, p, (at * block.a.bytes() as u64) as i32);
+            for half in 0..2 {
+                let acc = row * ACCUMULATORS + (at as usize / 4 + half) % ACCUMULATORS;
+                next[acc] = self.fma(y[half], x[half], next[acc]);
             }
         }
         next
     }
 
     /// As [`Emit::step_eight`] for four elements.
-    fn step_four(&mut self, block: DotBlock, a: &[Value], w: &[Value], at: u64, sums: Vec<Value>) -> Vec<Value> {
-        let (a_at, w_at) = (at * block.a.bytes() as u64, at * block.w.bytes() as u64);
-        let rows: Vec<Value> = a.iter().map(|&p| self.load(Lanes::Four, block.a, p, a_at as i32)).collect();
-        let mut streams = Vec::new();
-        for &p in w {
-            for c in 0..block.cols as u64 {
-                streams.push(self.load(Lanes::Four, block.w, p, (w_at + c * block.w_pitch) as i32));
-            }
-        }
-        let mut next = Vec::with_capacity(sums.len());
-        for &x in &rows {
-            for &y in &streams {
-                next.push(self.fma(y, x, sums[next.len()]));
-            }
+    fn step_four(&mut self, block: DotBlock, rows: &[Value], w: Value, at: u64, sums: &[Value]) -> Vec<Value> {
+        let y = self.load(Lanes::Four, block.w, w, (at * block.w.bytes() as u64) as i32);
+        let mut next = sums.to_vec();
+        for (row, &p) in rows.iter().enumerate() {
+            let x = self.load(Lanes::Four, block.a, p, (at * block.a.bytes() as u64) as i32);
+            let acc = row * ACCUMULATORS + at as usize / 4 % ACCUMULATORS;
+            next[acc] = self.fma(y, x, next[acc]);
         }
         next
     }
 
     /// The products of the last `k mod 4` elements, as scalars.
-    fn tail(&mut self, block: DotBlock, a: &[Value], w: &[Value]) -> Vec<Value> {
+    fn tail(&mut self, block: DotBlock, rows: &[Value], w: Value) -> Vec<Value> {
         let zero = self.float(Lanes::One, 0.0);
         let (first, last) = (self.int(block.k / 4 * 4), self.int(block.k));
-        self.repeat(first, last, 1, &vec![zero; block.products()], |e, i, sums| {
-            let mut rows = Vec::new();
-            for &p in a {
-                let p = e.at(p, i, block.a.bytes() as u64);
-                rows.push(e.load(Lanes::One, block.a, p, 0));
-            }
-            let mut streams = Vec::new();
-            for &p in w {
-                let p = e.at(p, i, block.w.bytes() as u64);
-                for c in 0..block.cols as u64 {
-                    streams.push(e.load(Lanes::One, block.w, p, (c * block.w_pitch) as i32));
-                }
-            }
+        self.repeat(first, last, 1, &vec![zero; rows.len()], |e, i, sums| {
+            let at = e.at(w, i, block.w.bytes() as u64);
+            let y = e.load(Lanes::One, block.w, at, 0);
             let mut next = Vec::with_capacity(sums.len());
-            for &x in &rows {
-                for &y in &streams {
-                    next.push(e.fma(y, x, sums[next.len()]));
-                }
+            for (&p, &sum) in rows.iter().zip(sums) {
+                let at = e.at(p, i, block.a.bytes() as u64);
+                let x = e.load(Lanes::One, block.a, at, 0);
+                next.push(e.fma(y, x, sum));
             }
             next
         })

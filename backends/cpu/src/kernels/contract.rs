@@ -1,35 +1,51 @@
 //! Contractions on the CPU.
 //!
-//! A work item is a block of output columns of one segment, for one part of its rows (or experts). It walks through the
-//! experts that have rows; for each, all rows of the expert are multiplied while the block's weights are in cache, so
+//! A work item is a block of output columns of one segment, for one part of its rows (or experts). A call walks through
+//! the experts that have rows; for each, all rows of the expert are multiplied while a block of weights is in cache, so
 //! that each needed weight is read from memory once. Items do not depend on how rows fall on experts: any routing
 //! keeps all cores busy.
+//!
+//! For up to three rows at a time, the activations are widened to f32 in scratch memory, the products of every column and
+//! panel are left there too, and the epilogue then runs along each row.
 
-use crate::emit::{DotBlock, Emit, Lanes};
+use super::elementwise::each_column;
+use crate::emit::{DotBlock, Emit, Lanes, plain};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
+use moec_ir::DType;
 use moec_ir::tile::{Contract, CpuLaunch, Extent, Groups, Program, RowMap, Schedule, Segment};
 
 /// Tokens for which the rows of a segment stay in one part.
 const TOKENS_PER_PART: u64 = 64;
-/// Columns of one register block for one row, over all panels; a column block is a multiple of it.
-const STREAMS: u64 = 8;
+/// Most rows that are multiplied together: three times four accumulators leave registers for the weights.
+const ROWS: u64 = 3;
 /// Bounds of the columns of a work item, per panel.
 const COLUMNS: (u64, u64) = (8, 64);
 
 /// Columns of a work item: `tile_n` rounded up to a multiple of eight, within 8 … 64.
 fn columns(schedule: Schedule) -> u64 {
-    u64::from(schedule.tile_n).next_multiple_of(STREAMS).clamp(COLUMNS.0, COLUMNS.1)
+    u64::from(schedule.tile_n).next_multiple_of(8).clamp(COLUMNS.0, COLUMNS.1)
+}
+
+/// Bytes of one panel's products of one row in scratch memory.
+const PRODUCTS: u64 = COLUMNS.1 * 4;
+
+/// Bytes of an activation row in scratch memory; 0 when f32 activations are read where they are.
+fn activation_bytes(program: &Program, s: &Segment) -> u64 {
+    let a = program.buffer(s.a);
+    if a.dtype == DType::F32 { 0 } else { (a.cols * 4).next_multiple_of(64) }
 }
 
 /// How the kernel is launched: one item for each column block of each segment and each part of the rows.
 pub(crate) fn launch(program: &Program, contract: &Contract, schedule: Schedule) -> CpuLaunch {
     let blocks: u64 = contract.segments.iter().map(|s| program.buffer(s.out).cols.div_ceil(columns(schedule))).sum();
     let items = Extent { min: blocks, ..Extent::tiles(1, TOKENS_PER_PART, blocks) };
-    CpuLaunch { items, scratch_bytes: 0 }
+    let scratch =
+        contract.segments.iter().map(|s| ROWS * (s.panels.len() as u64 * PRODUCTS + activation_bytes(program, s)));
+    CpuLaunch { items, scratch_bytes: scratch.max().unwrap_or(0) }
 }
 
-/// One work item: columns `first .. first + count` of a segment, part `part` of `parts`.
+/// What a call does of one segment: columns `first .. first + count`, part `part` of `parts` of the rows or experts.
 struct Item {
     first: Value,
     count: Value,
@@ -37,30 +53,40 @@ struct Item {
     parts: Value,
 }
 
-/// Emits the kernel.
-pub(crate) fn emit(e: &mut Emit, contract: &Contract, schedule: Schedule) {
+/// Emits the kernel. Item `i` is part `i / blocks` of column block `i % blocks`, counting through the segments, so that the
+/// items of one call are neighbouring columns: they are done together, in long runs through memory.
+pub(crate) fn emit(e: &mut Emit, program: &Program, contract: &Contract, schedule: Schedule) {
     let width = columns(schedule);
+    let blocks = |s: &Segment| program.buffer(s.out).cols.div_ceil(width);
+    let all: u64 = contract.segments.iter().map(blocks).sum();
     let parts = parts(e);
     let (begin, end) = (e.begin, e.end);
-    e.each(begin, end, |e, item| {
-        let part = e.b.ins().urem(item, parts);
-        let block = e.b.ins().udiv(item, parts);
+    let first_part = e.b.ins().udiv_imm_u(begin, all as i64);
+    let last_part = e.plus(end, all as i64 - 1);
+    let last_part = e.b.ins().udiv_imm_u(last_part, all as i64);
+    e.each(first_part, last_part, |e, part| {
+        let before = e.times(part, all);
         let mut first_block = 0;
         for segment in &contract.segments {
-            let n = e.buffer(segment.out).cols;
-            let blocks = n.div_ceil(width);
-            // Unsigned: blocks of earlier segments wrap around to large numbers.
-            let here = e.plus(block, -(first_block as i64));
-            let mine = e.b.ins().icmp_imm_u(IntCC::UnsignedLessThan, here, blocks as i64);
-            e.when(mine, |e| {
-                let first = e.times(here, width);
-                let n = e.int(n);
-                let left = e.b.ins().isub(n, first);
-                let full = e.int(width);
-                let count = e.smaller(left, full);
-                emit_segment(e, segment, &Item { first, count, part, parts }, schedule);
+            let n_blocks = blocks(segment);
+            let start = e.plus(before, first_block as i64);
+            let [from, to] = [begin, end].map(|i| {
+                let i = e.b.ins().isub(i, start);
+                let (zero, most) = (e.int(0), e.int(n_blocks));
+                let i = e.b.ins().smax(i, zero);
+                e.smaller(i, most)
             });
-            first_block += blocks;
+            let some = e.b.ins().icmp(IntCC::SignedLessThan, from, to);
+            e.when(some, |e| {
+                let n = e.int(program.buffer(segment.out).cols);
+                let [first, last] = [from, to].map(|block| {
+                    let col = e.times(block, width);
+                    e.smaller(col, n)
+                });
+                let count = e.b.ins().isub(last, first);
+                emit_segment(e, segment, &Item { first, count, part, parts });
+            });
+            first_block += n_blocks;
         }
     });
 }
@@ -73,7 +99,7 @@ fn parts(e: &mut Emit) -> Value {
     e.b.ins().umax(parts, one)
 }
 
-fn emit_segment(e: &mut Emit, s: &Segment, item: &Item, schedule: Schedule) {
+fn emit_segment(e: &mut Emit, s: &Segment, item: &Item) {
     match s.groups {
         Groups::Dense => {
             let rows = e.dim(e.buffer(s.out).rows);
@@ -83,7 +109,7 @@ fn emit_segment(e: &mut Emit, s: &Segment, item: &Item, schedule: Schedule) {
                 e.b.ins().udiv(at, item.parts)
             });
             let expert = e.int(0);
-            emit_rows(e, s, item, expert, begin, end, schedule);
+            emit_rows(e, s, item, expert, begin, end);
         }
         Groups::ByExpert { offsets } => {
             let n_experts = e.buffer(s.panels[0]).batch;
@@ -101,14 +127,33 @@ fn emit_segment(e: &mut Emit, s: &Segment, item: &Item, schedule: Schedule) {
                 let at = e.at(base, expert, 4);
                 let [begin, end] = [0, 4].map(|next| e.load_i32(at, next));
                 let some = e.b.ins().icmp(IntCC::SignedLessThan, begin, end);
-                e.when(some, |e| emit_rows(e, s, item, expert, begin, end, schedule));
+                e.when(some, |e| emit_rows(e, s, item, expert, begin, end));
             });
         }
     }
 }
 
-/// Rows `begin .. end`, all of `expert`: blocks of four, then of two and one.
-fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value, end: Value, schedule: Schedule) {
+/// Rows `begin .. end`, all of `expert`, by at most 64 columns at a time: their weights stay in cache over the rows.
+fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value, end: Value) {
+    let last = e.b.ins().iadd(item.first, item.count);
+    e.repeat(item.first, last, COLUMNS.1 as i64, &[], |e, first, _| {
+        let left = e.b.ins().isub(last, first);
+        let most = e.int(COLUMNS.1);
+        let count = e.smaller(left, most);
+        emit_block(e, s, Columns { first, count }, expert, begin, end);
+        Vec::new()
+    });
+}
+
+/// A block of at most 64 columns.
+#[derive(Clone, Copy)]
+struct Columns {
+    first: Value,
+    count: Value,
+}
+
+/// Rows `begin .. end` by a block of columns: blocks of three rows, then one of the rest.
+fn emit_block(e: &mut Emit, s: &Segment, columns: Columns, expert: Value, begin: Value, end: Value) {
     let panel = e.buffer(s.panels[0]);
     let matrix_bytes = panel.rows.fixed().unwrap_or(0) * panel.pitch * panel.dtype.bytes() as u64;
     let panels: Vec<Value> = s
@@ -117,23 +162,24 @@ fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value
         .map(|&p| {
             let base = e.pointer(p);
             let matrix = e.at(base, expert, matrix_bytes);
-            e.at(matrix, item.first, panel.pitch * panel.dtype.bytes() as u64)
+            e.at(matrix, columns.first, panel.pitch * panel.dtype.bytes() as u64)
         })
         .collect();
-    let biases: Vec<Option<Value>> = (0..s.panels.len())
+    let biases: Vec<Option<Bias>> = (0..s.panels.len())
         .map(|p| {
             let bias = s.biases.get(p).copied().flatten()?;
+            let dtype = e.buffer(bias).dtype;
             let row = e.row_pointer(bias, expert);
-            Some(e.at(row, item.first, e.buffer(bias).dtype.bytes() as u64))
+            Some(Bias { start: e.at(row, columns.first, dtype.bytes() as u64), dtype })
         })
         .collect();
-    let tile = Tile { segment: s, item, panels: &panels, biases: &biases, schedule };
+    let tile = Tile { segment: s, columns, panels: &panels, biases: &biases };
 
     let mut from = begin;
-    for rows in [4u64, 2, 1] {
-        // Whole blocks of `rows` from the rows that are left; at most one for 2 and 1.
+    for rows in (1..=ROWS).rev() {
         let left = e.b.ins().isub(end, from);
-        let whole = e.b.ins().band_imm_s(left, -(rows as i64));
+        let blocks = e.b.ins().udiv_imm_u(left, rows as i64);
+        let whole = e.times(blocks, rows);
         let to = e.b.ins().iadd(from, whole);
         e.repeat(from, to, rows as i64, &[], |e, row, _| {
             tile.emit(e, row, rows as usize);
@@ -143,113 +189,136 @@ fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value
     }
 }
 
-/// What the register blocks of one expert share.
+/// The bias of a panel, from the block's first column on.
+#[derive(Clone, Copy)]
+struct Bias {
+    start: Value,
+    dtype: DType,
+}
+
+/// What the row blocks of one expert share.
 struct Tile<'t> {
     segment: &'t Segment,
-    item: &'t Item,
-    /// Where the item's first column starts in each panel.
+    columns: Columns,
+    /// Where the block's first column starts in each panel.
     panels: &'t [Value],
-    /// Where the bias of the item's first column is.
-    biases: &'t [Option<Value>],
-    schedule: Schedule,
+    biases: &'t [Option<Bias>],
 }
 
 impl Tile<'_> {
-    /// All columns of the item for `rows` rows from `row`.
+    /// All columns of the block for `rows` rows from `row`.
     fn emit(&self, e: &mut Emit, row: Value, rows: usize) {
         let s = self.segment;
-        let a: Vec<Value> = (0..rows as i64)
-            .map(|r| {
-                let row = e.plus(row, r);
-                let source = match s.a_rows {
-                    RowMap::Same => row,
-                    RowMap::Gather(map) => {
-                        let at = e.row_pointer(map, row);
-                        e.load_i32(at, 0)
-                    }
-                };
-                e.row_pointer(s.a, source)
-            })
-            .collect();
-        let out: Vec<Value> = (0..rows as i64)
-            .map(|r| {
-                let row = e.plus(row, r);
-                let start = e.row_pointer(s.out, row);
-                e.at(start, self.item.first, e.buffer(s.out).dtype.bytes() as u64)
-            })
-            .collect();
-        let streams = if rows == 1 { self.schedule.stages as usize } else { STREAMS as usize / rows / (self.schedule.warps as usize & 15) };
-        let cols = (streams / s.panels.len()).max(1);
+        let (a, panel) = (e.buffer(s.a), e.buffer(s.panels[0]));
+        let w_pitch = panel.pitch * panel.dtype.bytes() as u64;
+        let activations: Vec<Value> = (0..rows as u64).map(|r| self.activations(e, row, r)).collect();
+        let block = DotBlock { k: a.cols, a: DType::F32, w: panel.dtype };
         let zero = e.int(0);
-        let whole = e.b.ins().band_imm_s(self.item.count, -(cols as i64));
-        e.repeat(zero, whole, cols as i64, &[], |e, col, _| {
-            self.block(e, &a, &out, col, cols);
-            Vec::new()
-        });
-        if cols > 1 {
-            e.each(whole, self.item.count, |e, col| self.block(e, &a, &out, col, 1));
+        for (p, &start) in self.panels.iter().enumerate() {
+            e.each(zero, self.columns.count, |e, col| {
+                let w = e.at(start, col, w_pitch);
+                let sums = e.dot_block(block, &activations, w);
+                let to = e.at(e.scratch, col, 4);
+                for r in 0..rows {
+                    e.store_lane(DType::F32, sums, r as u8, to, self.products(r, p));
+                }
+            });
+        }
+        for r in 0..rows {
+            let row = e.plus(row, r as i64);
+            self.epilogue(e, row, r);
         }
     }
 
-    /// One register block: products, bias, epilogue, store.
-    fn block(&self, e: &mut Emit, a: &[Value], out: &[Value], col: Value, cols: usize) {
+    /// Byte offset of the products of row `r` with panel `p` in scratch memory.
+    fn products(&self, r: usize, p: usize) -> i32 {
+        ((r * self.segment.panels.len() + p) as u64 * PRODUCTS) as i32
+    }
+
+    /// Where the activations of row `row + r` are as f32: in place, or widened in scratch memory.
+    fn activations(&self, e: &mut Emit, row: Value, r: u64) -> Value {
         let s = self.segment;
-        let panel = e.buffer(s.panels[0]);
-        let w_pitch = panel.pitch * panel.dtype.bytes() as u64;
-        let block = DotBlock {
-            rows: a.len(),
-            cols,
-            panels: s.panels.len(),
-            k: panel.cols,
-            a: e.buffer(s.a).dtype,
-            w: panel.dtype,
-            w_pitch,
-            accs: self.schedule.warps as usize & 15,
+        let row = e.plus(row, r as i64);
+        let source = match s.a_rows {
+            RowMap::Same => row,
+            RowMap::Gather(map) => {
+                let at = e.row_pointer(map, row);
+                e.load_i32(at, 0)
+            }
         };
-        let w: Vec<Value> = self.panels.iter().map(|&p| e.at(p, col, w_pitch)).collect();
-        let after = e.plus(col, 2 * cols as i64);
-        let inside = e.b.ins().icmp(IntCC::SignedLessThanOrEqual, after, self.item.count);
-        let step = e.int(cols as u64 * w_pitch);
-        let zero = e.int(0);
-        let step = e.b.ins().select(inside, step, zero);
-        let next: Vec<Value> = w.iter().map(|&p| e.b.ins().iadd(p, step)).collect();
-        let touch = self.schedule.warps >= 16;
-        let mut sums = e.dot_block(block, a, &w, if touch { &next } else { &[] });
-        for (p, bias) in self.biases.iter().enumerate() {
-            if let Some(bias) = *bias {
-                let dtype = s.biases[p].map_or(moec_ir::DType::F32, |b| e.buffer(b).dtype);
-                let at = e.at(bias, col, dtype.bytes() as u64);
-                let each: Vec<Value> =
-                    (0..cols).map(|c| e.load(Lanes::One, dtype, at, (c * dtype.bytes()) as i32)).collect();
-                for (group, sum) in sums[p].iter_mut().enumerate() {
-                    let mut vector = e.float(Lanes::Four, 0.0);
-                    for lane in 0..4 {
-                        let product = (group * 4 + lane).min(a.len() * cols - 1);
-                        vector = e.b.ins().insertlane(vector, each[product % cols], lane as u8);
-                    }
-                    *sum = e.b.ins().fadd(*sum, vector);
-                }
-            }
+        let from = e.row_pointer(s.a, source);
+        let a = e.buffer(s.a);
+        if a.dtype == DType::F32 {
+            return from;
         }
+        let row_bytes = (a.cols * 4).next_multiple_of(64);
+        let to = e.plus(e.scratch, (ROWS * s.panels.len() as u64 * PRODUCTS + r * row_bytes) as i64);
+        let (zero, k) = (e.int(0), e.int(a.cols));
+        let bytes = a.dtype.bytes() as u64;
+        each_column(
+            e,
+            zero,
+            k,
+            |e, i| {
+                let at = e.at(from, i, bytes);
+                let v = e.load_eight(a.dtype, plain(), at, 0);
+                let at = e.at(to, i, 4);
+                e.store_eight(DType::F32, v, at, 0);
+            },
+            |e, i| {
+                let at = e.at(from, i, bytes);
+                let v = e.load(Lanes::One, a.dtype, at, 0);
+                let at = e.at(to, i, 4);
+                e.store(DType::F32, v, at, 0);
+            },
+        );
+        to
+    }
+
+    /// Bias, epilogue and store of row `row`, whose products are those of row `r` of the block.
+    fn epilogue(&self, e: &mut Emit, row: Value, r: usize) {
+        let s = self.segment;
         let dtype = e.buffer(s.out).dtype;
-        let groups = sums[0].len();
-        for group in 0..groups {
-            let args: Vec<Value> = sums.iter().map(|panel| panel[group]).collect();
-            let value = e.expr(&s.epilogue, &args, args[0]);
-            let n = (a.len() * cols - group * 4).min(4);
-            if n == 4 && cols % 4 == 0 {
-                let (r, c) = (group * 4 / cols, group * 4 % cols);
-                let at = e.at(out[r], col, dtype.bytes() as u64);
-                e.store(dtype, value, at, (c * dtype.bytes()) as i32);
-                continue;
-            }
-            let stored = e.stored(dtype, value);
-            for lane in 0..n {
-                let product = group * 4 + lane;
-                let (r, c) = (product / cols, product % cols);
-                let at = e.at(out[r], col, dtype.bytes() as u64);
-                e.store_lane(dtype, stored, lane as u8, at, (c * dtype.bytes()) as i32);
-            }
-        }
+        let to = e.row_pointer(s.out, row);
+        let to = e.at(to, self.columns.first, dtype.bytes() as u64);
+        let zero = e.int(0);
+        each_column(
+            e,
+            zero,
+            self.columns.count,
+            |e, col| {
+                let mut halves = [Vec::new(), Vec::new()];
+                for (p, bias) in self.biases.iter().enumerate() {
+                    let at = e.at(e.scratch, col, 4);
+                    let mut v = e.load_eight(DType::F32, plain(), at, self.products(r, p));
+                    if let Some(bias) = bias {
+                        let at = e.at(bias.start, col, bias.dtype.bytes() as u64);
+                        let b = e.load_eight(bias.dtype, plain(), at, 0);
+                        v = [0, 1].map(|i| e.b.ins().fadd(v[i], b[i]));
+                    }
+                    halves[0].push(v[0]);
+                    halves[1].push(v[1]);
+                }
+                let results = halves.map(|args| e.expr(&s.epilogue, &args, args[0]));
+                let at = e.at(to, col, dtype.bytes() as u64);
+                e.store_eight(dtype, results, at, 0);
+            },
+            |e, col| {
+                let mut args = Vec::new();
+                for (p, bias) in self.biases.iter().enumerate() {
+                    let at = e.at(e.scratch, col, 4);
+                    let mut v = e.load(Lanes::One, DType::F32, at, self.products(r, p));
+                    if let Some(bias) = bias {
+                        let at = e.at(bias.start, col, bias.dtype.bytes() as u64);
+                        let b = e.load(Lanes::One, bias.dtype, at, 0);
+                        v = e.b.ins().fadd(v, b);
+                    }
+                    args.push(v);
+                }
+                let result = e.expr(&s.epilogue, &args, args[0]);
+                let at = e.at(to, col, dtype.bytes() as u64);
+                e.store(dtype, result, at, 0);
+            },
+        );
     }
 }

@@ -15,7 +15,7 @@ use moec_ir::tile::{Body, CpuLaunch, Kernel, Program};
 /// Emits the body of a kernel.
 pub(crate) fn emit(e: &mut Emit, program: &Program, kernel: &Kernel) {
     match &kernel.body {
-        Body::Contract(c) => contract::emit(e, c, kernel.schedule),
+        Body::Contract(c) => contract::emit(e, program, c, kernel.schedule),
         Body::Rows(p) => rows::emit(e, program, p, kernel.schedule),
         Body::Plan(p) => plan::emit(e, p),
         Body::Map(m) => map::emit(e, m, kernel.schedule),

@@ -10,9 +10,6 @@ use moec_ir::Expr;
 use moec_ir::graph::RenormRule;
 use moec_ir::tile::{BufferId, CpuLaunch, Program, RowId, RowOp, RowOpKind, RowProgram, RowStore, Schedule};
 
-/// Columns of a linear step that are computed together.
-const LINEAR_COLUMNS: u64 = 8;
-
 /// Where the rows are in scratch memory. Each is padded to whole vectors, whose last lanes may hold anything.
 pub(super) struct Layout<'p> {
     ops: &'p [RowOp],
@@ -272,36 +269,13 @@ fn linear(e: &mut Emit, x: BufferId, w: BufferId, bias: Option<BufferId>, to: Ro
     let weights = e.buffer(w);
     let w_pitch = weights.pitch * weights.dtype.bytes() as u64;
     let base = e.pointer(w);
-    let whole = to.width / LINEAR_COLUMNS * LINEAR_COLUMNS;
-    let mut from = 0;
-    for (cols, end) in [(LINEAR_COLUMNS, whole), (1, to.width)] {
-        let block = DotBlock {
-            rows: 1,
-            cols: cols as usize,
-            panels: 1,
-            k: weights.cols,
-            a: e.buffer(x).dtype,
-            w: weights.dtype,
-            w_pitch,
-            accs: 1,
-        };
-        let (first, last) = (e.int(from), e.int(end));
-        e.repeat(first, last, cols as i64, &[], |e, col, _| {
-            let start = e.at(base, col, w_pitch);
-            let sums = e.dot_block(block, &[a], &[start], &[]).remove(0);
-            if cols == 1 {
-                let v = e.b.ins().extractlane(sums[0], 0);
-                to.store(e, v, col);
-            } else {
-                for (i, &v) in sums.iter().enumerate() {
-                    let at = e.plus(col, i as i64 * 4);
-                    to.store(e, v, at);
-                }
-            }
-            Vec::new()
-        });
-        from = end;
-    }
+    let block = DotBlock { k: weights.cols, a: e.buffer(x).dtype, w: weights.dtype };
+    e.each_of(to.width, |e, col| {
+        let start = e.at(base, col, w_pitch);
+        let sums = e.dot_block(block, &[a], start);
+        let v = e.b.ins().extractlane(sums, 0);
+        to.store(e, v, col);
+    });
     if let Some(bias) = bias {
         let (from, dtype) = (e.pointer(bias), e.buffer(bias).dtype);
         e.each_of(to.width, |e, i| {
