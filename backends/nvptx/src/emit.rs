@@ -79,12 +79,12 @@ fn emit_kernel(
     target: &Target,
     options: &EmitOptions,
 ) -> Result<GpuKernelImage, Diagnostic> {
-    let TargetKind::Gpu { ptx_version, smem_bytes, .. } = target.kind else {
+    let TargetKind::Gpu { ptx_version, smem_bytes, capability } = target.kind else {
         return Err(Diagnostic::input("not-a-gpu-target", format!("`{}` is not a GPU target", target.name)));
     };
     let kernel = &program.kernels[n];
     kernel::check_types(program, &kernel.body)?;
-    let Design { launch, registers, body } = design(program, kernel, smem_bytes)?;
+    let Design { launch, registers, body } = design(program, kernel, smem_bytes, capability)?;
     let context = Context::create();
     let module = context.create_module(&kernel.name);
     let broken = |what: String, ir: String| {
@@ -93,7 +93,7 @@ fn emit_kernel(
     let machine = machine::machine(target.name, ptx_version).map_err(|e| broken(e, String::new()))?;
     machine::prepare(&module, &machine);
     let params = kernel::params(&kernel.body);
-    let code = Code::new(&context, &module, &kernel.name, &params, launch.block_threads, registers);
+    let code = Code::new(&context, &module, &kernel.name, &params, &launch, registers);
     body(&Kernel::new(&code, program, &kernel.body));
     code.finish()
         .and_then(|()| machine::optimise(&module, &machine))
@@ -104,11 +104,16 @@ fn emit_kernel(
 }
 
 /// How a kernel is launched and what builds it.
-fn design<'p>(program: &'p Program, kernel: &'p tile::Kernel, smem_limit: u32) -> Result<Design<'p>, Diagnostic> {
+fn design<'p>(
+    program: &'p Program,
+    kernel: &'p tile::Kernel,
+    smem_limit: u32,
+    capability: u32,
+) -> Result<Design<'p>, Diagnostic> {
     let schedule = &kernel.schedule;
     Ok(match &kernel.body {
         Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit),
-        Body::Rows(p) => return kernel::rows::rows(program, p, schedule, smem_limit),
+        Body::Rows(p) => return kernel::rows::rows(program, p, schedule, smem_limit, capability),
         Body::Plan(p) => kernel::plan(program, p, schedule, smem_limit),
         Body::Map(m) => kernel::map(program, m, schedule),
         Body::Combine(c) => kernel::combine(program, c, schedule),

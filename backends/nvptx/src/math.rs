@@ -74,9 +74,11 @@ pub fn exp<'c>(c: &'c Code<'c>, x: F32<'c>) -> F32<'c> {
     c.select(x.lt(-104.5), c.f32(0.0), y)
 }
 
-/// `1 / (1 + e^-x)`
-pub fn sigmoid<'c>(c: &'c Code<'c>, x: F32<'c>) -> F32<'c> {
-    c.f32(1.0) / (exp(c, -x) + 1.0)
+/// `1 / (1 + e^-x)`; for negative `x` as `e^x / (1 + e^x)`, which keeps results down to the smallest subnormal.
+fn sigmoid<'c>(c: &'c Code<'c>, x: F32<'c>) -> F32<'c> {
+    let e = exp(c, -x.abs());
+    let r = c.f32(1.0) / (e + 1.0);
+    c.select(x.lt(0.0), e * r, r)
 }
 
 /// `max(x, 0) + ln(1 + e^-|x|)`

@@ -94,6 +94,17 @@ impl<'c> Code<'c> {
         self.call(Intrinsic::Barrier, &[self.i32(0).v.into()]);
     }
 
+    /// Waits for all threads of the cluster; makes their writes to each other's shared memory visible.
+    pub fn cluster_barrier(&'c self) {
+        self.call(Intrinsic::ClusterArrive, &[]);
+        self.call(Intrinsic::ClusterWait, &[]);
+    }
+
+    /// The number of the block in its cluster.
+    pub fn cluster_rank(&'c self) -> I32<'c> {
+        self.call_i32(Intrinsic::ClusterRank, &[])
+    }
+
     /// Waits for all lanes of the warp; makes their shared-memory writes visible.
     pub fn warp_barrier(&'c self) {
         self.call(Intrinsic::WarpBarrier, &[self.full_warp().v.into()]);

@@ -44,11 +44,15 @@ pub enum Intrinsic {
     Minimum,
     Maximum,
     Popcount,
+    ClusterRank,
+    ClusterArrive,
+    ClusterWait,
+    MapToPeer,
 }
 
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `b` i1, `f` float, `g` pointer to
-/// global memory, `s` pointer to shared memory, `h` `<2 x half>`, `x` `<2 x bfloat>`; several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 33] = [
+/// global memory, `s` pointer to shared memory, `c` pointer to a cluster's shared memory, `h` `<2 x half>`, `x` `<2 x bfloat>`; several results are a struct.
+const TABLE: [(Intrinsic, &str, &str); 37] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -82,6 +86,10 @@ const TABLE: [(Intrinsic, &str, &str); 33] = [
     (Intrinsic::Minimum, "llvm.minimum.f32", "f(ff)"),
     (Intrinsic::Maximum, "llvm.maximum.f32", "f(ff)"),
     (Intrinsic::Popcount, "llvm.ctpop.i32", "i(i)"),
+    (Intrinsic::ClusterRank, "llvm.nvvm.read.ptx.sreg.cluster.ctarank", "i()"),
+    (Intrinsic::ClusterArrive, "llvm.nvvm.barrier.cluster.arrive.aligned", "v()"),
+    (Intrinsic::ClusterWait, "llvm.nvvm.barrier.cluster.wait.aligned", "v()"),
+    (Intrinsic::MapToPeer, "llvm.nvvm.mapa.shared.cluster", "c(si)"),
 ];
 
 impl Intrinsic {
@@ -115,6 +123,7 @@ fn declare<'c>(context: &'c Context, module: &Module<'c>, name: &str, signature:
             'x' => context.bf16_type().vec_type(2).into(),
             'g' => context.ptr_type(AddressSpace::from(1)).into(),
             's' => context.ptr_type(AddressSpace::from(3)).into(),
+            'c' => context.ptr_type(AddressSpace::from(7)).into(),
             other => unreachable!("no type is written `{other}` in the table of intrinsics"),
         }
     };

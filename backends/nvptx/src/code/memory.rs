@@ -86,6 +86,21 @@ impl<'c> Code<'c> {
         self.store_raw(place, value.raw(), 4);
     }
 
+    /// Reads 16 bytes from an address that is a multiple of 16.
+    pub fn load_words(&'c self, place: impl Place<'c>) -> [I32<'c>; 4] {
+        let all = self.load_raw(place, self.context.i32_type().vec_type(4).into(), 16);
+        std::array::from_fn(|i| I32::from_raw(self, self.element(all, i)))
+    }
+
+    /// Writes one f32 to where another block of the cluster has `place`.
+    pub fn store_f32_to_peer(&'c self, place: Shared<'c>, rank: I32<'c>, value: F32<'c>) {
+        let peer = self.call(Intrinsic::MapToPeer, &[place.v.into(), rank.v.into()]);
+        match peer.and_then(|call| call.try_as_basic_value().basic()) {
+            Some(BasicValueEnum::PointerValue(peer)) => self.store_raw(At(self, peer), value.raw(), 4),
+            _ => self.fail("mapa gave no pointer"),
+        }
+    }
+
     /// Reads one f32.
     pub fn load_f32(&'c self, place: impl Place<'c>) -> F32<'c> {
         F32::from_raw(self, self.load_raw(place, self.context.f32_type().into(), 4))

@@ -24,6 +24,7 @@ use inkwell::context::Context;
 use inkwell::module::Module;
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, CallSiteValue, FunctionValue, PointerValue};
 use intrinsic::Declarations;
+use moec_ir::tile::GpuLaunch;
 use std::cell::RefCell;
 
 /// Address space of global memory.
@@ -53,21 +54,25 @@ pub struct Param {
 }
 
 impl<'c> Code<'c> {
-    /// Starts the kernel `name` for blocks of exactly `threads` threads, with pointers to global memory as parameters.
+    /// Starts the kernel `name` for blocks and clusters of exactly the launch's size, with pointers to global memory as parameters.
     pub fn new(
         context: &'c Context,
         module: &Module<'c>,
         name: &str,
         params: &[Param],
-        threads: u32,
+        launch: &GpuLaunch,
         registers: Registers,
     ) -> Code<'c> {
         let pointer = context.ptr_type(AddressSpace::from(GLOBAL));
         let types = vec![pointer.into(); params.len()];
         let function = module.add_function(name, context.void_type().fn_type(&types, false), None);
         function.set_call_conventions(PTX_KERNEL);
-        let reqntid = context.create_string_attribute("nvvm.reqntid", &threads.to_string());
+        let reqntid = context.create_string_attribute("nvvm.reqntid", &launch.block_threads.to_string());
         function.add_attribute(AttributeLoc::Function, reqntid);
+        if launch.cluster > 1 {
+            let cluster = context.create_string_attribute("nvvm.cluster_dim", &launch.cluster.to_string());
+            function.add_attribute(AttributeLoc::Function, cluster);
+        }
         if registers == Registers::Plenty {
             let one_block = context.create_string_attribute("nvvm.minctasm", "1");
             function.add_attribute(AttributeLoc::Function, one_block);

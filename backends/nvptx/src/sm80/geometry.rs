@@ -2,7 +2,7 @@
 //!
 //! | asked | given |
 //! |---|---|
-//! | `warps` | a power of two, 1…16 |
+//! | `warps` | a power of two, 1…8: with more, a thread has too few registers for its accumulators |
 //! | `tile_m` | tensor cores: a power of two, 16…256; f32: 8…128 |
 //! | `tile_n` | a power of two, 8…256 (f32: 8…128); more when the warps would not all have columns; less when the accumulators would not fit in registers |
 //! | `tile_k` | tensor cores: a power of two, 16…128, and no more than K rounded up; f32: always 16 |
@@ -11,6 +11,9 @@
 use crate::code::MmaType;
 use crate::kernel::round_warps;
 use moec_ir::tile::{Buffer, Program, Schedule, Segment};
+
+/// Accumulators of a thread, which has 255 registers.
+const MOST_ACCUMULATORS: u32 = 128;
 
 /// How one segment is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +134,7 @@ pub fn cut(program: &Program, segment: &Segment, schedule: &Schedule, smem_limit
     let a = program.buffer(segment.a);
     let weights: Vec<&Buffer> = segment.panels.iter().map(|&p| program.buffer(p)).collect();
     let ty = MmaType::of(a.dtype).filter(|_| weights.iter().all(|w| w.dtype == a.dtype));
-    let warps = round_warps(schedule.warps, 16);
+    let warps = round_warps(schedule.warps, 8);
     match ty {
         Some(ty) => Geometry::Mma(cut_mma(ty, a, &weights, schedule, warps, smem_limit)),
         None => Geometry::Fma(cut_fma(weights.len() as u32, schedule, warps)),
@@ -155,15 +158,13 @@ fn cut_mma(ty: MmaType, a: &Buffer, weights: &[&Buffer], s: &Schedule, warps: u3
         copy_a: width(a.pitch),
         copy_b: weights.iter().map(|w| width(w.pitch)).min().unwrap_or(16),
     };
-    // Registers: 255 for a thread and 65536 for a block, of which at most half hold accumulators.
-    let most_accumulators = (65536 / g.threads / 2).min(128);
     loop {
         let Some((warps_m, warps_n)) = place_warps(&g, warps) else {
             g.tile_n *= 2;
             continue;
         };
         (g.warps_m, g.warps_n) = (warps_m, warps_n);
-        if g.accumulators() <= most_accumulators {
+        if g.accumulators() <= MOST_ACCUMULATORS {
             break;
         }
         if g.tile_n >= g.tile_m { g.tile_n /= 2 } else { g.tile_m /= 2 }

@@ -1,9 +1,9 @@
 //! Runs an emitted program in the PTX emulator, with every check on.
 #![allow(dead_code)]
 
+use moec_ir::Tensor;
 use moec_ir::target::Target;
 use moec_ir::tile::{Buffer, Program, Role};
-use moec_ir::Tensor;
 use moec_ptx::ast::Module;
 use moec_ptx::exec;
 
@@ -20,7 +20,14 @@ fn rows(buffer: &Buffer, tensor: &Tensor) -> Vec<(u64, Vec<u8>)> {
 /// What the program writes to its outputs, and panics with the findings of the emulator if there are any.
 ///
 /// Padding of inputs, workspace and outputs is memory that nobody has written; a kernel that uses it is found out.
-pub fn run(program: &Program, target: &Target, inputs: &[Tensor], params: &[Tensor], n_tokens: u64, extra_blocks: u32) -> Vec<Tensor> {
+pub fn run(
+    program: &Program,
+    target: &Target,
+    inputs: &[Tensor],
+    params: &[Tensor],
+    n_tokens: u64,
+    extra_blocks: u32,
+) -> Vec<Tensor> {
     let images = moec_nvptx::emit(program, target).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
     let mut device = exec::Device::new(exec::Target::parse(target.name).expect("a GPU target"));
     let mut addresses = Vec::new();
@@ -45,14 +52,15 @@ pub fn run(program: &Program, target: &Target, inputs: &[Tensor], params: &[Tens
     for image in &images {
         let kernel = &program.kernels[image.kernel];
         let module = Module::parse(&image.ptx).expect("emitted PTX should parse");
-        let compiled = exec::Program::compile(&module, &image.entry).expect("emitted PTX should be known to the emulator");
+        let compiled =
+            exec::Program::compile(&module, &image.entry).expect("emitted PTX should be known to the emulator");
         let mut operands: Vec<u64> = kernel.body.operands().iter().map(|(b, _)| addresses[b.index()]).collect();
         operands.push(count);
         let mut grid = image.launch.grid.map(|e| e.at(n_tokens) as u32);
         if grid.contains(&0) {
             continue;
         }
-        grid[0] += extra_blocks;
+        grid[0] += extra_blocks * image.launch.cluster;
         let launch = exec::Launch {
             grid,
             block: [image.launch.block_threads, 1, 1],
@@ -66,7 +74,10 @@ pub fn run(program: &Program, target: &Target, inputs: &[Tensor], params: &[Tens
             .unwrap_or_else(|e| panic!("kernel `{}` for {}, T = {n_tokens}: {e}", kernel.name, target.name));
         if let Some(first) = report.findings.first() {
             let n = report.findings.len();
-            panic!("kernel `{}` for {}, T = {n_tokens}: {n} findings, first: {first:?}\n{}", kernel.name, target.name, image.ptx);
+            panic!(
+                "kernel `{}` for {}, T = {n_tokens}: {n} findings, first: {first:?}\n{}",
+                kernel.name, target.name, image.ptx
+            );
         }
     }
     let mut outputs: Vec<(u32, Tensor)> = Vec::new();

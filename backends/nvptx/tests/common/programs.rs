@@ -100,8 +100,8 @@ pub struct Builder {
     pub buffers: Vec<Buffer>,
     pub kernels: Vec<Kernel>,
     pub padding: u64,
-    inputs: u32,
-    weights: u32,
+    pub inputs: u32,
+    pub weights: u32,
 }
 
 impl Builder {

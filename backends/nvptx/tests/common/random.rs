@@ -38,7 +38,11 @@ pub fn tensors(program: &Program, n_tokens: u64, seed: u64) -> (Vec<Tensor>, Vec
     for b in &program.buffers {
         let shape = [(b.batch * b.rows.at(n_tokens)) as usize, b.cols as usize];
         let make = |random: &mut Random, scale| {
-            if b.dtype.is_float() { random.tensor(b.dtype, &shape, scale) } else { Tensor::int(b.dtype, &shape, vec![0; shape[0] * shape[1]]) }
+            if b.dtype.is_float() {
+                random.tensor(b.dtype, &shape, scale)
+            } else {
+                Tensor::int(b.dtype, &shape, vec![0; shape[0] * shape[1]])
+            }
         };
         match b.role {
             Role::Input(i) => inputs.push((i, make(&mut random, 1.0))),

@@ -54,7 +54,9 @@ impl Layout {
 
 fn operands(kind: &RowOpKind) -> Vec<RowId> {
     match kind {
-        RowOpKind::Load(_) | RowOpKind::LoadFirst(_) | RowOpKind::Linear { .. } | RowOpKind::Lookup { .. } => Vec::new(),
+        RowOpKind::Load(_) | RowOpKind::LoadFirst(_) | RowOpKind::Linear { .. } | RowOpKind::Lookup { .. } => {
+            Vec::new()
+        }
         RowOpKind::Map { args, .. } => args.clone(),
         RowOpKind::Softmax(x)
         | RowOpKind::RmsNorm { x, .. }

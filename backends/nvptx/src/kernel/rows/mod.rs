@@ -1,7 +1,8 @@
 //! Row programs: router, scores, choice of experts, weights.
 //!
 //! A block takes some rows. All its warps compute the logits together; then each warp takes whole rows and runs the
-//! other steps, whose values lie in shared memory: 32 lanes beside each other along the row.
+//! other steps, whose values lie in shared memory: 32 lanes beside each other along the row. Where the machine has
+//! clusters, several blocks share the columns of the router, and then the rows.
 
 mod choice;
 mod layout;
@@ -20,6 +21,9 @@ const MOST_SCORES_PER_LANE: u32 = 64;
 /// Passes over a row up to which the loop over its columns is written out.
 const MOST_UNROLLED: u32 = 8;
 
+/// Most blocks of a cluster.
+const MOST_BLOCKS: u32 = 8;
+
 /// Runs the program for every row.
 ///
 /// # Errors
@@ -29,6 +33,7 @@ pub fn rows<'p>(
     rows: &'p RowProgram,
     schedule: &Schedule,
     smem_limit: u32,
+    capability: u32,
 ) -> Result<Design<'p>, Diagnostic> {
     for op in &rows.ops {
         let too_many = |id: RowId| rows.ops[id.0 as usize].width > u64::from(32 * MOST_SCORES_PER_LANE);
@@ -38,54 +43,119 @@ pub fn rows<'p>(
         }
     }
     let layout = Layout::new(rows);
-    if layout.row_bytes > smem_limit {
-        let (need, have) = (layout.row_bytes / 1024, smem_limit / 1024);
+    let cut = Cut::new(program, rows, schedule, &layout, smem_limit, capability).ok_or_else(|| {
+        let (need, have) = (layout.row_bytes.div_ceil(1024), smem_limit / 1024);
         let what = format!("one row of scores needs {need} KiB of shared memory; the target has {have} KiB");
-        return Err(Diagnostic::input("row-too-wide", what));
-    }
-    let cut = Cut {
-        tile_m: schedule.tile_m.clamp(1, (smem_limit / layout.row_bytes.max(1)).max(1)),
-        warps: super::round_warps(schedule.warps, 32),
-    };
+        Diagnostic::input("row-too-wide", what)
+    })?;
     let launch = GpuLaunch {
-        grid: [Grid::tiles(rows.rows, cut.tile_m, 1), Extent::fixed(1), Extent::fixed(1)],
+        grid: [Grid::tiles(rows.rows, cut.tile_m, cut.blocks.into()), Extent::fixed(1), Extent::fixed(1)],
         block_threads: cut.warps * 32,
-        cluster: 1,
-        dynamic_smem_bytes: layout.row_bytes * cut.tile_m,
+        cluster: cut.blocks,
+        dynamic_smem_bytes: cut.smem_bytes(&layout),
     };
     let body = move |k: &Kernel| build(k, program, rows, &layout, &cut);
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
 
-/// How a row program is cut: the one place where its schedule is rounded. `tile_m` rows of values must fit in shared
+/// How a row program is cut: the one place where its schedule is rounded. The values of `tile_m` rows must fit in shared
 /// memory; `warps` is a power of two, 1…32.
 struct Cut {
+    /// Rows of a cluster.
     tile_m: u32,
     warps: u32,
+    /// Blocks of a cluster. They share the columns of the router and, after it, the rows.
+    blocks: u32,
+    /// Bytes for the warps' partial sums of the router.
+    partial_bytes: u32,
+}
+
+impl Cut {
+    fn new(
+        program: &Program,
+        rows: &RowProgram,
+        schedule: &Schedule,
+        layout: &Layout,
+        smem_limit: u32,
+        capability: u32,
+    ) -> Option<Cut> {
+        let linear = rows.ops.iter().filter_map(|op| match &op.kind {
+            RowOpKind::Linear { x, w, .. } => Some((op.width as u32, linear::Way::of(program, *x, *w))),
+            _ => None,
+        });
+        let mut cut =
+            Cut { tile_m: schedule.tile_m, warps: super::round_warps(schedule.warps, 32), blocks: 1, partial_bytes: 0 };
+        for (width, way) in linear {
+            // Clusters came with sm_90; on sm_120 they are of one block.
+            if (90..120).contains(&capability) {
+                let groups = (width / 8).clamp(1, MOST_BLOCKS);
+                cut.blocks = cut.blocks.max(1 << groups.ilog2());
+            }
+            if way != linear::Way::Fma {
+                cut.partial_bytes = linear::partial_bytes(cut.warps);
+            }
+        }
+        let room = smem_limit.checked_sub(cut.partial_bytes)? / layout.row_bytes;
+        cut.tile_m = cut.tile_m.clamp(1, room.saturating_mul(cut.blocks).max(1));
+        (room > 0).then_some(cut)
+    }
+
+    /// Rows whose values one block holds.
+    fn rows_of_a_block(&self) -> u32 {
+        self.tile_m.div_ceil(self.blocks)
+    }
+
+    fn smem_bytes(&self, layout: &Layout) -> u32 {
+        self.partial_bytes + layout.row_bytes * self.rows_of_a_block()
+    }
 }
 
 fn build<'c>(k: &Kernel<'c, '_>, program: &Program, rows: &RowProgram, layout: &Layout, cut: &Cut) {
     let c = k.code;
     let n_rows = k.length(rows.rows, k.n_tokens());
-    let first = c.block_x() * cut.tile_m;
+    let first = (c.block_x() / cut.blocks) * cut.tile_m;
     c.exit_if(first.ge(n_rows));
     let n_here = (n_rows - first).min(cut.tile_m);
+    let rank = if cut.blocks > 1 { c.cluster_rank() } else { c.i32(0) };
+    let values = c.shared().at(cut.partial_bytes);
+    if cut.blocks > 1 {
+        // A block may write to its peers' memory only when they have started.
+        c.cluster_barrier();
+    }
     let mut any_linear = false;
     for (i, op) in rows.ops.iter().enumerate() {
-        if let RowOpKind::Linear { x, w, bias } = &op.kind {
-            let job = linear::Linear { x: k.view(*x), w: k.view(*w), bias: bias.map(|b| k.view(b)), op };
-            let depth = program.buffer(*x).cols as u32;
-            job.run(c, cut.warps, (first, n_here, cut.tile_m), depth, |row, col| {
-                c.shared().plus(row * layout.row_bytes + (col << 2)).at(layout.offsets[i])
-            });
-            any_linear = true;
+        let RowOpKind::Linear { x, w, bias } = &op.kind else { continue };
+        let job = linear::Linear {
+            x: k.view(*x),
+            w: k.view(*w),
+            bias: bias.map(|b| k.view(b)),
+            op,
+            depth: program.buffer(*x).cols as u32,
+            share: linear::Share { warps: cut.warps, rank, blocks: cut.blocks },
+            rows: linear::Rows { first, n: n_here, most: cut.tile_m },
+        };
+        // Row `r` of the cluster belongs to its block `r % blocks`.
+        let keep = |row: I32<'c>, col: I32<'c>, value: F32<'c>| {
+            let place = values.plus((row / cut.blocks) * layout.row_bytes + (col << 2)).at(layout.offsets[i]);
+            if cut.blocks > 1 {
+                c.store_f32_to_peer(place, row % cut.blocks, value);
+            } else {
+                c.store_f32(place, value);
+            }
+        };
+        match linear::Way::of(program, *x, *w) {
+            linear::Way::Mma(ty) => job.with_tensor_cores(c, ty, &keep),
+            linear::Way::Fma => job.with_multiply_adds(c, &keep),
         }
+        any_linear = true;
     }
-    if any_linear {
+    if cut.blocks > 1 {
+        c.cluster_barrier();
+    } else if any_linear {
         c.barrier();
     }
-    c.range(c.warp(), n_here, cut.warps, |row| {
-        let base = c.shared().plus(row * layout.row_bytes);
+    c.range(c.warp() * cut.blocks + rank, n_here, cut.warps * cut.blocks, |row| {
+        let base = values.plus((row / cut.blocks) * layout.row_bytes);
         let warp = Warp { c, ops: &rows.ops, layout, base, lane: c.lane() };
         for i in 0..rows.ops.len() {
             steps::step(k, &warp, i, first + row);

@@ -1,0 +1,173 @@
+//! Every kernel of every target is accepted by NVIDIA's assembler and keeps its values in registers.
+//!
+//! `ptxas` is looked for in `MOEC_PTXAS`, in `target/tools` and on `PATH`. Without one the test says so and passes, unless
+//! `MOEC_REQUIRE` names `ptxas`.
+#![allow(clippy::print_stderr)]
+
+mod common;
+
+use common::programs::{Layer, Schedules, layer, schedule};
+use moec_ir::expr::Real;
+use moec_ir::target::{TARGETS, Target};
+use moec_ir::tile::Program;
+use moec_ir::{Activation, DType};
+use moec_ptx::ptxas;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+fn find_ptxas() -> Option<PathBuf> {
+    let mut places: Vec<PathBuf> = std::env::var_os("MOEC_PTXAS").map(PathBuf::from).into_iter().collect();
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+    places.extend(std::env::var_os("CARGO_TARGET_DIR").map(|t| PathBuf::from(t).join("tools")));
+    places.push(workspace.join("tools"));
+    places.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
+    match ptxas::find(None, &places) {
+        Ok(path) => Some(path),
+        Err(error) => {
+            let required = std::env::var("MOEC_REQUIRE").unwrap_or_default();
+            assert!(!required.split(',').any(|r| r == "ptxas"), "{error}");
+            eprintln!("skipped: no ptxas; `cargo xtask tools` installs it");
+            None
+        }
+    }
+}
+
+/// The machines that PTX for a target is assembled for.
+fn machines(target: &str) -> &[&str] {
+    match target {
+        "sm_100f" => &["sm_100f", "sm_100a", "sm_103a", "sm_107"],
+        "sm_120f" => &["sm_120f", "sm_121a"],
+        "sm_80" => &["sm_80"],
+        "sm_90a" => &["sm_90a"],
+        "sm_100a" => &["sm_100a"],
+        "sm_103a" => &["sm_103a"],
+        "sm_120a" => &["sm_120a"],
+        other => panic!("no machine is listed for {other}"),
+    }
+}
+
+/// Assembles every kernel; returns a line for each with what it takes.
+fn assemble(ptxas: &Path, name: &str, program: &Program, target: &Target, machines: &[&str]) -> String {
+    let images = moec_nvptx::emit(program, target).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let jobs: Vec<_> = images.iter().flat_map(|i| machines.iter().map(move |m| (i, *m))).collect();
+    let lines = Mutex::new(vec![String::new(); jobs.len()]);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some((image, machine)) = jobs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) {
+                    let done = ptxas::assemble(ptxas, &image.ptx, machine);
+                    let done = done.unwrap_or_else(|e| panic!("{name}, {} for {machine}: {e}", image.entry));
+                    let entry = done.report.entry(&image.entry).expect("the entry should be reported");
+                    let spills = (entry.spill_store_bytes, entry.spill_load_bytes);
+                    assert_eq!(spills, (0, 0), "{name}, {} for {machine} spills", image.entry);
+                    let line = format!(
+                        "{name:<12} {:<8} {machine:<8} {:>3} registers, {:>4} threads, {:>6} bytes of shared memory\n",
+                        image.entry, entry.registers, image.launch.block_threads, image.launch.dynamic_smem_bytes
+                    );
+                    let at = jobs.iter().position(|j| std::ptr::eq(j.0, *image) && j.1 == *machine);
+                    lines.lock().expect("no panics above")[at.expect("a job")] = line;
+                }
+            });
+        }
+    });
+    lines.into_inner().expect("no panics above").concat()
+}
+
+#[test]
+fn the_kernels_of_deepseek_r1_assemble_for_every_machine_without_spills() {
+    let Some(ptxas) = find_ptxas() else { return };
+    let mut table = String::new();
+    for target in TARGETS.iter().filter(|t| !t.is_cpu()) {
+        for tile_m in [16, 32, 64, 128] {
+            let program = layer(&Layer::deepseek_r1(), &Schedules::for_rows(tile_m));
+            // Tiles of 32 and 64 rows differ from the others in numbers only; the main targets stand for all.
+            if matches!(tile_m, 32 | 64) && !matches!(target.name, "sm_80" | "sm_90a" | "sm_100f" | "sm_120f") {
+                continue;
+            }
+            let machines = if tile_m == 128 { machines(target.name) } else { &machines(target.name)[..1] };
+            write!(table, "{}", assemble(&ptxas, &format!("r1/{tile_m}"), &program, target, machines)).expect("memory");
+        }
+    }
+    // Registers are the assembler's choice: the table holds for one release of it.
+    if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
+        insta::assert_snapshot!("registers", table);
+    }
+}
+
+#[test]
+fn odd_sizes_and_types_assemble_without_spills() {
+    let Some(ptxas) = find_ptxas() else { return };
+    let small = Layer::small(DType::BF16);
+    let odd = Layer {
+        hidden: 41,
+        ffn: 37,
+        n_experts: 40,
+        top_k: 6,
+        biases: true,
+        shared: 19,
+        groups: Some((8, 3)),
+        ..small.clone()
+    };
+    let f32 = Layer {
+        dtype: DType::F32,
+        router: DType::F32,
+        hidden: 2880,
+        ffn: 2880,
+        n_experts: 1024,
+        top_k: 64,
+        biases: true,
+        ..small.clone()
+    };
+    let gpt_oss = Layer {
+        hidden: 2880,
+        ffn: 2880,
+        n_experts: 128,
+        top_k: 4,
+        biases: true,
+        activation: Activation::SwiGluOai { alpha: Real(1.702), limit: Real(7.0) },
+        ..small.clone()
+    };
+    let layers = [
+        ("odd f16", Layer { dtype: DType::F16, router: DType::F16, ..odd.clone() }),
+        ("odd f32", Layer { dtype: DType::F32, router: DType::F32, ..odd.clone() }),
+        ("odd pitch", Layer { padding: 1, ..odd }),
+        ("wide f32", f32),
+        ("f32 router", Layer { router: DType::F32, ..small.clone() }),
+        ("gpt-oss", gpt_oss),
+        ("gelu", Layer { activation: Activation::GeGluErf, ..small }),
+    ];
+    for (name, l) in &layers {
+        for (target, tile_m) in [("sm_80", 16), ("sm_100f", 128)] {
+            let target = Target::by_name(target).expect("a target");
+            assemble(&ptxas, name, &layer(l, &Schedules::for_rows(tile_m)), target, &[target.name]);
+        }
+    }
+}
+
+#[test]
+fn any_tile_shape_assembles_without_spills() {
+    let Some(ptxas) = find_ptxas() else { return };
+    let target = Target::by_name("sm_90a").expect("a target");
+    for dtype in [DType::BF16, DType::F32] {
+        let l = Layer { dtype, router: dtype, ..Layer::deepseek_r1() };
+        for (m, n, k, stages, warps) in [
+            (16, 32, 128, 4, 4),
+            (16, 256, 64, 3, 8),
+            (32, 128, 64, 4, 4),
+            (64, 128, 32, 4, 4),
+            (128, 128, 64, 3, 4),
+            (128, 256, 64, 3, 8),
+            (256, 128, 64, 2, 16),
+            (1, 1, 1, 1, 1),
+            (1000, 1000, 1000, 100, 100),
+        ] {
+            let s = schedule(m, n, k, stages, warps);
+            let all = Schedules { rows: s, plan: s, gemm1: s, gemm2: s, combine: schedule(m, n, 1, 1, warps) };
+            let mut program = layer(&l, &all);
+            program.kernels.retain(|k| k.name.starts_with("gemm"));
+            assemble(&ptxas, &format!("{m}x{n}x{k}"), &program, target, &["sm_90a"]);
+        }
+    }
+}
