@@ -15,6 +15,7 @@ pub mod checkpoint;
 mod convert;
 pub mod manifest;
 mod pack;
+pub mod quantised;
 pub mod safetensors;
 mod strided;
 mod verify;

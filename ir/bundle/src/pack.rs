@@ -2,7 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Source, convert_row};
-use crate::safetensors::TensorView;
+use crate::quantised::{self, Quantised};
 use crate::strided::{Row, Strided};
 use half::{bf16, f16};
 use moec_ir::DType;
@@ -13,9 +13,11 @@ use moec_ir::graph::Param;
 use moec_ir::tile::Buffer;
 use moec_ir::weights::{WeightSource, WeightStep};
 use rayon::prelude::*;
+use std::sync::Arc;
 
 /// Fills `dst` with a parameter from a checkpoint, in the layout of `buffer`.
 ///
+/// A tensor that is stored quantised is dequantised in f32 ([`crate::quantised`]).
 /// Elements are rounded to the parameter's type and then to the buffer's (to nearest even; widening is exact). Columns
 /// from `cols` to `pitch` become zero. Every byte of `dst` is written. Runs on all threads of the rayon pool.
 ///
@@ -34,7 +36,7 @@ pub fn pack_weight(checkpoint: &Checkpoint, param: &Param, buffer: &Buffer, dst:
     fill(&layout, dst, |row| {
         // `rows` is a multiple of the number of pieces, and `row < rows`.
         let piece = &pieces[(row / per_piece) as usize];
-        (piece.view.row(row % per_piece), piece.dtype, piece.tensor.data)
+        (piece.view.row(row % per_piece), piece.elements.clone())
     })
     .map_err(|value| out_of_range(param, buffer, value))
 }
@@ -51,11 +53,11 @@ pub fn borrow_weight<'a>(
 ) -> Result<Option<&'a [u8]>, Diagnostic> {
     Layout::new(param, buffer, buffer.bytes(0) as usize)?;
     let pieces = resolve(checkpoint, param)?;
-    let [piece] = &pieces[..] else { return Ok(None) };
-    let Some(start) = piece.view.contiguous() else { return Ok(None) };
-    let same = piece.dtype == buffer.dtype && param.ty.dtype == buffer.dtype && buffer.pitch == buffer.cols;
+    let [Piece { view, elements: Elements::Plain(dtype, data) }] = &pieces[..] else { return Ok(None) };
+    let Some(start) = view.contiguous() else { return Ok(None) };
+    let same = *dtype == buffer.dtype && param.ty.dtype == buffer.dtype && buffer.pitch == buffer.cols;
     let start = start as usize * buffer.dtype.bytes();
-    let bytes = piece.tensor.data.get(start..start + buffer.bytes(0) as usize);
+    let bytes = data.get(start..start + buffer.bytes(0) as usize);
     Ok(bytes.filter(|b| same && (b.as_ptr() as u64).is_multiple_of(BUFFER_ALIGN)))
 }
 
@@ -77,7 +79,7 @@ pub fn pack_tensor(tensor: &Tensor, param: &Param, buffer: &Buffer, dst: &mut [u
     }
     let bytes = tensor.to_bytes();
     let view = Strided::dense(&shape);
-    fill(&layout, dst, |row| (view.row(row), tensor.dtype, &bytes[..]))
+    fill(&layout, dst, |row| (view.row(row), Elements::Plain(tensor.dtype, &bytes)))
         .map_err(|value| out_of_range(param, buffer, value))
 }
 
@@ -148,9 +150,17 @@ fn fixed_shape(param: &Param) -> Option<Vec<u64>> {
 
 /// A stored tensor and the view of it that a source describes.
 struct Piece<'a> {
-    tensor: TensorView<'a>,
-    dtype: DType,
+    elements: Elements<'a>,
     view: Strided,
+}
+
+/// The elements of a stored tensor.
+#[derive(Clone)]
+enum Elements<'a> {
+    /// Of a type that moec has, and their bytes.
+    Plain(DType, &'a [u8]),
+    /// Codes and scales of floats.
+    Quantised(Arc<Quantised<'a>>),
 }
 
 /// Finds the tensors of a parameter and checks that they have its shape: one piece, or one for each expert.
@@ -159,7 +169,8 @@ fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a
     let want = fixed_shape(param).unwrap_or_default();
     match source {
         WeightSource::Tensor { names, steps } => {
-            let name = names.iter().find(|n| checkpoint.contains(n)).ok_or_else(|| missing(checkpoint, param))?;
+            let name =
+                names.iter().find(|n| quantised::contains(checkpoint, n)).ok_or_else(|| missing(checkpoint, param))?;
             Ok(vec![piece(checkpoint, param, name, steps, &want)?])
         }
         WeightSource::PerExpert { names, count, steps } => {
@@ -182,14 +193,16 @@ fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a
 /// The first source, depth first, that has tensors in the checkpoint.
 fn choose<'s>(checkpoint: &Checkpoint, source: &'s WeightSource) -> Option<&'s WeightSource> {
     match source {
-        WeightSource::Tensor { names, .. } => names.iter().any(|n| checkpoint.contains(n)).then_some(source),
+        WeightSource::Tensor { names, .. } => {
+            names.iter().any(|n| quantised::contains(checkpoint, n)).then_some(source)
+        }
         WeightSource::PerExpert { names, .. } => template(checkpoint, names).map(|_| source),
         WeightSource::FirstOf(list) => list.iter().find_map(|s| choose(checkpoint, s)),
     }
 }
 
 fn template<'s>(checkpoint: &Checkpoint, names: &'s [String]) -> Option<&'s String> {
-    names.iter().find(|n| checkpoint.contains(&n.replace("{e}", "0")))
+    names.iter().find(|n| quantised::contains(checkpoint, &n.replace("{e}", "0")))
 }
 
 fn piece<'a>(
@@ -199,20 +212,47 @@ fn piece<'a>(
     steps: &[WeightStep],
     want: &[u64],
 ) -> Result<Piece<'a>, Diagnostic> {
-    let tensor = checkpoint.tensor(name)?.ok_or_else(|| {
-        missing(checkpoint, param).note(format!("`{name}` is not there, though other tensors of this weight are"))
-    })?;
-    let file = tensor.file.display();
-    let mut view = Strided::dense(tensor.shape);
+    let codes = if param.ty.dtype.is_float() { quantised::find(checkpoint, name)? } else { None };
+    let (mut view, stored, file, elements) = match codes {
+        Some(q) => {
+            let mut view = Strided::dense(&q.shape());
+            if q.transposed {
+                view = view.step(&WeightStep::Transpose).map_err(|why| internal(param, &why))?;
+            }
+            let stored = format!("quantised {:?}", view.shape());
+            (view, stored, checkpoint.path(), Elements::Quantised(Arc::new(q)))
+        }
+        None => {
+            let tensor = checkpoint.tensor(name)?.ok_or_else(|| {
+                missing(checkpoint, param)
+                    .note(format!("`{name}` is not there, though other tensors of this weight are"))
+            })?;
+            let dtype = tensor.dtype.dtype().filter(|d| {
+                if param.ty.dtype.is_float() {
+                    matches!(d, DType::F32 | DType::F16 | DType::BF16)
+                } else {
+                    !d.is_float()
+                }
+            });
+            let Some(dtype) = dtype else {
+                return Err(unsupported(
+                    param,
+                    &format!("`{name}` in `{}`", tensor.file.display()),
+                    tensor.dtype.name(),
+                ));
+            };
+            (Strided::dense(tensor.shape), tensor.describe(), tensor.file, Elements::Plain(dtype, tensor.data))
+        }
+    };
+    let file = file.display();
+    let before = view.shape();
     for step in steps {
         view = view.step(step).map_err(|why| {
             Diagnostic::input(
                 "weight-steps-mismatch",
                 format!(
-                    "`{name}` in `{file}` is {}, which cannot be brought into the layout of `{}`, {}",
-                    tensor.describe(),
-                    param.name,
-                    param.ty
+                    "`{name}` in `{file}` is {stored}, which cannot be brought into the layout of `{}`, {}",
+                    param.name, param.ty
                 ),
             )
             .note(why)
@@ -221,27 +261,19 @@ fn piece<'a>(
             )
         })?;
     }
-    let dtype = tensor.dtype.dtype().filter(|d| {
-        if param.ty.dtype.is_float() { matches!(d, DType::F32 | DType::F16 | DType::BF16) } else { !d.is_float() }
-    });
-    let Some(dtype) = dtype else {
-        return Err(unsupported(param, &format!("`{name}` in `{file}`"), tensor.dtype.name()));
-    };
     if view.shape() != want {
         let found = view.shape();
-        let how = if found == tensor.shape { String::new() } else { format!(" ({found:?} in the layer's layout)") };
+        let how = if found == before { String::new() } else { format!(" ({found:?} in the layer's layout)") };
         return Err(Diagnostic::input(
             "tensor-shape-mismatch",
             format!(
-                "`{name}` in `{file}` is {}{how}, but the layer asks for {want:?} (`{}`, {})",
-                tensor.describe(),
-                param.name,
-                param.ty
+                "`{name}` in `{file}` is {stored}{how}, but the layer asks for {want:?} (`{}`, {})",
+                param.name, param.ty
             ),
         )
         .help("config.json and weights do not belong together; check that both come from the same model"));
     }
-    Ok(Piece { tensor, dtype, view })
+    Ok(Piece { elements, view })
 }
 
 /// Rows of one task: enough to share cache lines between rows when the source is transposed.
@@ -250,12 +282,12 @@ const ROWS_PER_TASK: usize = 32;
 /// and more of them would push each other out of the first-level cache.
 const COLS_PER_STEP: u64 = 16;
 
-/// Fills every row of `dst`; `row_source` gives where a row's elements are, their type and the stored bytes.
+/// Fills every row of `dst`; `row_source` gives where a row's elements are, and the stored tensor.
 /// The error is an integer that does not fit.
 fn fill<'a>(
     layout: &Layout,
     dst: &mut [u8],
-    row_source: impl Fn(u64) -> (Row<'a>, DType, &'a [u8]) + Sync,
+    row_source: impl Fn(u64) -> (Row<'a>, Elements<'a>) + Sync,
 ) -> Result<(), i64> {
     if layout.pitch_bytes == 0 {
         return Ok(());
@@ -271,10 +303,13 @@ fn fill<'a>(
                 Some((_, 1)) => layout.cols,
                 _ => COLS_PER_STEP.min(layout.cols - c),
             };
-            for (r, (row, from, data)) in rows.iter().enumerate() {
+            for (r, (row, elements)) in rows.iter().enumerate() {
                 let at = r * layout.pitch_bytes;
                 let out = &mut chunk[at + c as usize * width..at + (c + step) as usize * width];
-                copy(row, *from, data, c, layout, out)?;
+                match elements {
+                    Elements::Plain(from, data) => copy(row, *from, data, c, layout, out)?,
+                    Elements::Quantised(q) => dequantise(row, q, c, layout, out),
+                }
             }
             c += step;
         }
@@ -325,6 +360,18 @@ fn copy(row: &Row<'_>, from: DType, data: &[u8], c: u64, layout: &Layout, out: &
     Ok(())
 }
 
+/// Dequantises columns `c..` of a row, as many as `out` has room for.
+fn dequantise(row: &Row<'_>, q: &Quantised<'_>, c: u64, layout: &Layout, out: &mut [u8]) {
+    let mut values = vec![0.0; out.len() / layout.dtype.bytes()];
+    match row.affine() {
+        Some((start, stride)) => q.read(start + c * stride, stride, &mut values),
+        None => {
+            values.iter_mut().enumerate().for_each(|(i, v)| q.read(row.at(c + i as u64), 1, std::slice::from_mut(v)))
+        }
+    }
+    convert(layout.dtype, out, layout.through, |i| values[i]);
+}
+
 /// The first bytes of a slice that is known to be long enough.
 #[inline]
 fn first<const N: usize>(bytes: &[u8]) -> [u8; N] {
@@ -362,15 +409,11 @@ fn missing(checkpoint: &Checkpoint, param: &Param) -> Diagnostic {
         format!("`{}` has no tensor for the weight `{}`, {}", checkpoint.path().display(), param.name, param.ty),
     )
     .note(format!("looked for {}", tried.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")));
-    for name in &tried {
-        for suffix in ["_blocks", "_packed", ".qweight"] {
-            let quantised = name.strip_suffix(".weight").unwrap_or(name).to_string() + suffix;
-            if checkpoint.contains(&quantised) || checkpoint.contains(&format!("{name}{suffix}")) {
-                return d
-                    .note("the checkpoint has it in a quantised form")
-                    .help("float32, float16 and bfloat16 weights are supported here; give a checkpoint that was converted to bfloat16");
-            }
-        }
+    let awq = |n: &String| checkpoint.contains(&(n.strip_suffix(".weight").unwrap_or(n).to_string() + ".qweight"));
+    if tried.iter().any(awq) {
+        return d
+            .note("the checkpoint has it in the packing of AWQ or GPTQ, which is not read")
+            .help("give a bfloat16 checkpoint, or one in FP8, MXFP4, NVFP4 or INT4 of compressed-tensors");
     }
     if let Some(near) = tried.first().and_then(|n| checkpoint.nearest(n)) {
         d = d.note(format!("the most similar name there is `{near}`"));

@@ -174,7 +174,7 @@ fn wrong_shapes_show_both() {
 }
 
 #[test]
-fn quantised_weights_are_refused_by_name() {
+fn codes_without_scales_are_refused_by_name() {
     let dir = tempfile::tempdir().expect("dir");
     let data = [0u8; 4];
     let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F8_E4M3, vec![2, 2], &data).expect("view");
@@ -183,7 +183,7 @@ fn quantised_weights_are_refused_by_name() {
     let c = Checkpoint::open(dir.path()).expect("open");
     let d = pack(&c, &param(DType::BF16, &[2, 2], WeightSource::tensor("w")), &buffer(DType::BF16, 1, 2, 2, 2))
         .expect_err("quantised");
-    assert_eq!(d.code, "weight-type-unsupported");
+    assert_eq!(d.code, "quantised-scale-missing");
     assert!(d.message.contains("F8_E4M3") && d.message.contains("m.safetensors"), "{}", d.message);
 }
 

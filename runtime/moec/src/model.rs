@@ -1,7 +1,8 @@
 //! What a user calls a model: a directory, a config, or a layer graph.
 
 use moec_bundle::manifest::LayerInfo;
-use moec_frontend::{LayerFacts, LayerOptions, ModelConfig};
+use moec_frontend::{LayerFacts, LayerOptions, Opened};
+use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Graph;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// A model whose config has been read.
 #[derive(Clone, Debug)]
 pub struct Model {
-    config: ModelConfig,
+    opened: Opened,
     checkpoint: Option<PathBuf>,
 }
 
@@ -35,18 +36,30 @@ impl Model {
     /// Those of the front end, all that were found.
     pub fn open(path: impl AsRef<Path>) -> Result<Model, Vec<Diagnostic>> {
         let path = path.as_ref();
-        let config = ModelConfig::open(path)?;
+        let opened = moec_frontend::open(path)?;
         let folder = if path.is_dir() { Some(path) } else { path.parent() };
         let checkpoint = folder.filter(|f| has_weights(f)).map(Path::to_path_buf);
-        Ok(Model { config, checkpoint })
+        Ok(Model { opened, checkpoint })
     }
 
-    /// Layer `number` by the model's own count, or its first MoE layer.
+    /// Layer `number` by the model's own count, or its first MoE layer. A layer graph is one layer: it has no number.
     ///
     /// # Errors
     /// `layer-is-dense`, `layer-out-of-range`, and what contradicts itself in the config.
     pub fn layer(&self, number: Option<u32>) -> Result<ModelLayer, Vec<Diagnostic>> {
-        let layer = self.config.layer(number, &LayerOptions::default())?;
+        self.layer_as(number, None)
+    }
+
+    /// As [`Model::layer`], computing in float type `dtype` instead of the config's. A layer graph keeps its own types.
+    ///
+    /// # Errors
+    /// As [`Model::layer`].
+    pub fn layer_as(&self, number: Option<u32>, dtype: Option<DType>) -> Result<ModelLayer, Vec<Diagnostic>> {
+        let config = match &self.opened {
+            Opened::Model(config) => config,
+            Opened::Graph(graph) => return self.graph_layer(graph, number),
+        };
+        let layer = config.layer(number, &LayerOptions { dtype })?;
         let f = &layer.description;
         let facts = [("hidden", f.hidden), ("experts", f.n_experts), ("top_k", f.top_k), ("ffn", f.ffn)];
         let info = LayerInfo {
@@ -61,6 +74,20 @@ impl Model {
             facts: Some(layer.description),
             graph: layer.graph,
             checkpoint: self.checkpoint.clone(),
+        })
+    }
+
+    fn graph_layer(&self, graph: &Graph, number: Option<u32>) -> Result<ModelLayer, Vec<Diagnostic>> {
+        if let Some(n) = number {
+            let what = format!("`{}` is a layer graph; it has no layer {n}", graph.name);
+            return Err(vec![Diagnostic::input("layer-out-of-range", what).help("leave out the layer number")]);
+        }
+        Ok(ModelLayer {
+            info: LayerInfo { name: graph.name.clone(), ..LayerInfo::default() },
+            graph: graph.clone(),
+            facts: None,
+            checkpoint: self.checkpoint.clone(),
+            not_loadable: None,
         })
     }
 }

@@ -116,7 +116,8 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
             Ok(Ready { bundle: *bundle, compiled: None, checkpoint })
         }
         Subject::Model(model) => {
-            let layer = model.layer(options.layer)?;
+            // The layer computes in the type of its input.
+            let layer = model.layer_as(options.layer, input_type(options).map_err(|d| vec![d])?)?;
             crate::bug::working_on(format!("layer: {}", layer.info.name));
             if options.weights.is_none()
                 && let Some(d) = layer.not_loadable
@@ -159,6 +160,14 @@ fn targets(device: &Device) -> Result<Vec<&'static Target>, Diagnostic> {
     }
 }
 
+/// The float type of the hidden states in the input file, when there is one.
+fn input_type(options: &Options) -> Result<Option<DType>, Diagnostic> {
+    let Source::Path(path) = &options.input else { return Ok(None) };
+    let file = Checkpoint::open(path)?;
+    let input = file.tensor("input")?;
+    Ok(input.and_then(|t| t.dtype.dtype()).filter(|d| matches!(d, DType::F32 | DType::F16 | DType::BF16)))
+}
+
 fn inputs(options: &Options, bundle: &Bundle) -> Result<Vec<(String, Tensor)>, Diagnostic> {
     let wanted = &bundle.manifest().inputs;
     match &options.input {
@@ -194,12 +203,8 @@ fn tensor(file: &Checkpoint, name: &str) -> Result<Option<Tensor>, Diagnostic> {
 }
 
 fn load(options: &Options, ready: &Ready, n_tokens: u64) -> Result<Session, Diagnostic> {
-    let random;
     let weights = match (&options.weights, &ready.checkpoint) {
-        (Some(Source::Random { seed, .. }), _) => {
-            random = random_weights(&ready.bundle, *seed);
-            Weights::Tensors(&random)
-        }
+        (Some(Source::Random { seed, .. }), _) => Weights::Random { seed: *seed },
         (_, Some(path)) => Weights::from_checkpoint(Checkpoint::open(path)?),
         (_, None) => {
             return Err(Diagnostic::input(
@@ -213,15 +218,6 @@ fn load(options: &Options, ready: &Ready, n_tokens: u64) -> Result<Session, Diag
         (Some(compiled), true) => Session::jit(compiled, &weights, n_tokens),
         _ => Session::load(&ready.bundle, &weights, options.device.clone(), n_tokens),
     }
-}
-
-fn random_weights(bundle: &Bundle, seed: u64) -> Vec<(String, Tensor)> {
-    let graph = moec_ir::graph::Graph {
-        params: bundle.manifest().params.iter().map(moec_bundle::manifest::ParamInfo::param).collect(),
-        ..moec_ir::graph::Graph::default()
-    };
-    let tensors = moec::random_params(&graph, seed);
-    graph.params.into_iter().map(|p| p.name).zip(tensors).collect()
 }
 
 /// Writes the results; expert ids as int64, as other tools expect them.

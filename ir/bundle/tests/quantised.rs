@@ -1,0 +1,185 @@
+//! Quantised checkpoints under every convention that is read, against the formats' own formulas.
+
+use moec_bundle::{Checkpoint, pack_weight, unpack_weight};
+use moec_ir::graph::Param;
+use moec_ir::quant::{e2m1, e4m3, e8m0};
+use moec_ir::shape::{Dim, TensorType};
+use moec_ir::tile::{Buffer, Role};
+use moec_ir::weights::{WeightSource, WeightStep};
+use moec_ir::{DType, Diagnostic};
+
+/// A stored tensor: name, type, shape, bytes.
+type Stored<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
+
+fn checkpoint(tensors: &[Stored]) -> (tempfile::TempDir, Checkpoint) {
+    let (mut header, mut data) = (String::from("{"), Vec::new());
+    for (i, (name, dtype, shape, bytes)) in tensors.iter().enumerate() {
+        let end = data.len() + bytes.len();
+        let comma = if i > 0 { "," } else { "" };
+        header += &format!(
+            r#"{comma}"{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":[{},{end}]}}"#,
+            data.len()
+        );
+        data.extend_from_slice(bytes);
+    }
+    header.push('}');
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.extend_from_slice(&data);
+    let dir = tempfile::tempdir().expect("dir");
+    std::fs::write(dir.path().join("model.safetensors"), file).expect("write");
+    let c = Checkpoint::open(dir.path()).expect("open");
+    (dir, c)
+}
+
+/// Deterministic bytes; no e4m3 NaN among them.
+fn bytes(n: usize, seed: u32) -> Vec<u8> {
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 11) as u8 & 0xF7).collect()
+}
+
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn read_as(c: &Checkpoint, shape: &[u64], source: WeightSource) -> Result<Vec<f32>, Diagnostic> {
+    let p = Param { name: "w".into(), ty: TensorType::fixed(DType::F32, shape), source };
+    let (batch, rows, cols) = match *shape {
+        [b, r, c] => (b, r, c),
+        [r, c] => (1, r, c),
+        _ => (1, 1, shape[0]),
+    };
+    let pitch = cols + 3;
+    let b = Buffer {
+        name: "w".into(),
+        dtype: DType::F32,
+        batch,
+        rows: Dim::Fixed(rows),
+        cols,
+        pitch,
+        role: Role::Weight(0),
+    };
+    let mut out = vec![0xAB; b.bytes(0) as usize];
+    pack_weight(c, &p, &b, &mut out)?;
+    Ok(unpack_weight(&p, &b, &out)?.floats().to_vec())
+}
+
+fn nibble(codes: &[u8], i: usize) -> u8 {
+    codes[i / 2] >> (i % 2 * 4) & 15
+}
+
+#[test]
+fn fp8_blocks_are_cut_short_at_the_edges() {
+    let (n, k) = (130, 200);
+    let codes = bytes(n * k, 1);
+    let scales = [0.5f32, 2.0, 3.0, 0.25];
+    for scale_name in ["m.weight_scale_inv", "m.scale"] {
+        let (_dir, c) = checkpoint(&[
+            ("m.weight", "F8_E4M3", &[n, k], codes.clone()),
+            (scale_name, "F32", &[2, 2], floats(&scales)),
+        ]);
+        let got = read_as(&c, &[130, 200], WeightSource::tensor("m.weight")).expect("pack");
+        for (i, v) in got.iter().enumerate() {
+            let (row, col) = (i / k, i % k);
+            assert_eq!(*v, e4m3(codes[i]) * scales[row / 128 * 2 + col / 128], "{row}, {col}");
+        }
+    }
+}
+
+#[test]
+fn fp8_scales_may_be_one_a_tensor_or_one_a_channel() {
+    let codes = bytes(6, 2);
+    let (_dir, c) = checkpoint(&[
+        ("a.weight", "F8_E4M3", &[2, 3], codes.clone()),
+        ("a.weight_scale", "BF16", &[2, 1], vec![0x80, 0x3f, 0x00, 0x40]),
+        ("b.weight", "F8_E4M3", &[2, 3], codes.clone()),
+        ("b.qscale_weight", "F32", &[], floats(&[0.125])),
+    ]);
+    let a = read_as(&c, &[2, 3], WeightSource::tensor("a.weight")).expect("pack");
+    let b = read_as(&c, &[2, 3], WeightSource::tensor("b.weight")).expect("pack");
+    for i in 0..6 {
+        assert_eq!(a[i], e4m3(codes[i]) * [1.0, 2.0][i / 3]);
+        assert_eq!(b[i], e4m3(codes[i]) * 0.125);
+    }
+}
+
+#[test]
+fn global_scales_of_nvfp4_are_multiplied_or_divided_by() {
+    let (n, k) = (2, 32);
+    let codes = bytes(n * k / 2, 3);
+    let scales = bytes(n * k / 16, 4);
+    let (_dir, c) = checkpoint(&[
+        ("a.weight", "U8", &[n, k / 2], codes.clone()),
+        ("a.weight_scale", "F8_E4M3", &[n, k / 16], scales.clone()),
+        ("a.weight_scale_2", "F32", &[], floats(&[0.5])),
+        ("b.weight_packed", "U8", &[n, k / 2], codes.clone()),
+        ("b.weight_scale", "F8_E4M3", &[n, k / 16], scales.clone()),
+        ("b.weight_global_scale", "F32", &[1], floats(&[4.0])),
+    ]);
+    let a = read_as(&c, &[2, 32], WeightSource::tensor("a.weight")).expect("pack");
+    let b = read_as(&c, &[2, 32], WeightSource::tensor("b.weight")).expect("pack");
+    for i in 0..n * k {
+        let value = e2m1(nibble(&codes, i)) * e4m3(scales[i / 16]);
+        assert_eq!((a[i], b[i]), (value * 0.5, value * 0.25));
+    }
+}
+
+#[test]
+fn mxfp4_of_gpt_oss_is_the_transpose_with_halves_interleaved() {
+    let (e, n, k) = (2, 4, 64);
+    let codes = bytes(e * n * k / 2, 5);
+    let scales: Vec<u8> = (0..e * n * k / 32).map(|i| 120 + i as u8).collect();
+    let (_dir, c) = checkpoint(&[
+        ("gate_up_blocks", "U8", &[e, n, k / 32, 16], codes.clone()),
+        ("gate_up_scales", "U8", &[e, n, k / 32], scales.clone()),
+    ]);
+    // The float tensor is [E, K, N]; odd columns of N are `up`.
+    let steps = vec![WeightStep::Slice { axis: 2, start: 1, step: 2, len: 2 }, WeightStep::Transpose];
+    let source = WeightSource::Tensor { names: vec!["gate_up".into()], steps };
+    let up = read_as(&c, &[2, 2, 64], source).expect("pack");
+    for (i, v) in up.iter().enumerate() {
+        let (expert, row, col) = (i / (2 * k), i / k % 2, i % k);
+        let at = (expert * n + 2 * row + 1) * k + col;
+        assert_eq!(*v, e2m1(nibble(&codes, at)) * e8m0(scales[at / 32]));
+    }
+}
+
+#[test]
+fn experts_in_int4_and_mxfp4_are_stacked() {
+    let (n, k) = (3, 64);
+    let codes = [bytes(n * k / 2, 6), bytes(n * k / 2, 7)];
+    let scale = [0x80, 0x3f].repeat(n * 2); // 1.0 in bf16
+    let (_dir, c) = checkpoint(&[
+        ("x.0.w_packed", "I32", &[n, k / 8], codes[0].clone()),
+        ("x.0.w_scale", "BF16", &[n, 2], scale.clone()),
+        ("x.1.w_packed", "I32", &[n, k / 8], codes[1].clone()),
+        ("x.1.w_scale", "BF16", &[n, 2], scale),
+        ("y.0.w", "I8", &[n, k / 2], codes[0].clone()),
+        ("y.0.w.scale", "F8_E8M0", &[n, 2], vec![128; n * 2]),
+    ]);
+    let int4 = read_as(&c, &[2, 3, 64], WeightSource::per_expert("x.{e}.w", 2)).expect("pack");
+    for (i, v) in int4.iter().enumerate() {
+        assert_eq!(*v, f32::from(nibble(&codes[i / (n * k)], i % (n * k))) - 8.0);
+    }
+    let fp4 = read_as(&c, &[1, 3, 64], WeightSource::per_expert("y.{e}.w", 1)).expect("pack");
+    assert!(fp4.iter().enumerate().all(|(i, v)| *v == e2m1(nibble(&codes[0], i)) * 2.0));
+}
+
+#[test]
+fn scales_that_are_missing_or_do_not_fit_are_refused() {
+    let (_dir, c) = checkpoint(&[
+        ("a.weight", "F8_E4M3", &[2, 3], bytes(6, 1)),
+        ("b.weight", "F8_E4M3", &[200, 3], bytes(600, 1)),
+        ("b.weight_scale_inv", "F32", &[1, 1], floats(&[1.0])),
+        ("c.weight_packed", "U8", &[2, 8], bytes(16, 1)),
+        ("c.weight_scale", "F8_E4M3", &[3, 1], bytes(3, 1)),
+        ("d_blocks", "U8", &[2, 8], bytes(16, 1)),
+        ("d_scales", "U8", &[2, 1], bytes(2, 1)),
+        ("e.qweight", "I32", &[2, 8], bytes(64, 1)),
+    ]);
+    let code = |shape: &[u64], name: &str| read_as(&c, shape, WeightSource::tensor(name)).expect_err("refused").code;
+    assert_eq!(code(&[2, 3], "a.weight"), "quantised-scale-missing");
+    assert_eq!(code(&[200, 3], "b.weight"), "quantised-scale-mismatch");
+    assert_eq!(code(&[2, 16], "c.weight"), "quantised-scale-mismatch");
+    assert_eq!(code(&[2, 16], "d"), "quantised-scale-mismatch");
+    assert_eq!(code(&[8, 16], "e.weight"), "tensor-missing");
+}
