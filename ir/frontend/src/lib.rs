@@ -6,6 +6,8 @@
 //!
 //! [`layer_graph`] reads and writes layers as JSON, for what no published config describes. [`open`] takes either.
 
+#![warn(missing_docs)]
+
 mod assemble;
 pub mod config;
 pub mod facts;

@@ -337,7 +337,7 @@ fn quantised_checkpoints_load_where_their_format_is_read() {
         assert_eq!(layer.quantization.as_deref(), Some(format), "{name}");
         assert_eq!(layer.loadable(), Ok(()), "{name}");
     }
-    let awq = std::fs::read_to_string(configs().join("qwen3-30b-a3b.json"))
+    let awq = std::fs::read_to_string(path("qwen3-30b-a3b"))
         .unwrap()
         .replacen('{', r#"{ "quantization_config": { "quant_method": "awq", "bits": 4 },"#, 1);
     let layer = ModelConfig::from_text("config.json", awq).unwrap().layer(None, &LayerOptions::default()).unwrap();
