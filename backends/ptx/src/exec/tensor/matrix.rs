@@ -128,7 +128,13 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
         for lane in 0..form.address_lanes() {
             let Some((rank, offset)) = row(cx, at, lane) else { continue };
             addresses[lane] = Some(offset);
-            cx.track_shared(rank, offset, 16, AccessKind::Write, lane as u32);
+            // As with plain stores: several warps may store the same row to the same place.
+            let shared = &cx.m.cluster.ctas[rank].shared;
+            let at_row = offset as usize;
+            let there = shared.bytes(at_row, 16) == rows[lane] && shared.initialized(at_row, 16) == flags[lane];
+            if !there || flags[lane].contains(&false) {
+                cx.track_shared(rank, offset, 16, AccessKind::Write, lane as u32);
+            }
             let shared = &mut cx.m.cluster.ctas[rank].shared;
             shared.write(offset as usize, &rows[lane]);
             for (byte, flag) in flags[lane].iter().enumerate() {

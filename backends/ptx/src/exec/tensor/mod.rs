@@ -9,6 +9,9 @@ mod tcgen05;
 mod tma;
 mod wgmma;
 
+#[cfg(test)]
+mod tests;
+
 pub use state::{CtaTensor, WarpTensor};
 pub(crate) use tma::acquire_map;
 
