@@ -5,6 +5,8 @@
 //! * [`ptxas`]: NVIDIA's assembler and its report.
 //! * [`coverage`]: which instructions are executed.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod ast;
 pub mod buffers;
 pub mod coverage;

@@ -2,7 +2,7 @@
 //!
 //! Prints a table and writes it to `target/ptx-reports/corpus.md`. A filter works as in every test: `cargo test --test
 //! corpus -- wgmma`. `MOEC_CORPUS` names another folder of entries, `MOEC_CORPUS_OUT` a folder for the results.
-#![allow(clippy::print_stdout)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 

@@ -2,6 +2,7 @@
 //!
 //! Each case is a kernel of the corpus with a few tokens deleted, doubled, exchanged or replaced. The seed of a case that
 //! fails is in the message; `MOEC_FUZZ_SECONDS` makes the run longer, `MOEC_FUZZ_SEED` starts it elsewhere.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

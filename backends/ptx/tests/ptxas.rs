@@ -2,7 +2,7 @@
 //!
 //! It is looked for in `MOEC_PTXAS`, in `target/tools` and on `PATH`. Without one each test says so and passes, unless
 //! `MOEC_REQUIRE` names `ptxas`.
-#![allow(clippy::print_stderr)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::path::PathBuf;
 

@@ -1,4 +1,5 @@
 //! Printing what was parsed gives the same tokens again, for every kernel of the corpus.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -126,11 +126,11 @@ fn check_params(launch: &Launch, entry: &Function) -> Result<(), LaunchError> {
 fn size_bytes(variable: &Variable) -> Option<u64> {
     let digits = variable.ty.trim_start_matches(|c: char| c.is_ascii_alphabetic());
     let element: u64 = digits.parse::<u64>().ok()? / 8 * u64::from(variable.vector.max(1));
-    let extents = variable.names.first()?.dims.iter().map(|extent| match extent.as_ref()?.value {
+    let mut extents = variable.names.first()?.dims.iter().map(|extent| match extent.as_ref()?.value {
         Number::Int(value) => u64::try_from(value).ok(),
         Number::F32(_) | Number::F64(_) => None,
     });
-    extents.fold(Some(element), |size, extent| size?.checked_mul(extent?))
+    extents.try_fold(element, |size, extent| size.checked_mul(extent?))
 }
 
 /// Device memory with the buffers that were placed in it so far.

@@ -37,38 +37,29 @@ impl Exact {
         self.magnitude.iter().all(|w| *w == 0)
     }
 
-    pub fn negated(mut self) -> Self {
-        self.negative = !self.negative;
-        self
-    }
-
     /// Compares magnitudes.
     pub fn compare(&self, other: &Self) -> std::cmp::Ordering {
         self.magnitude.iter().rev().cmp(other.magnitude.iter().rev())
     }
 
     fn add_magnitude(&self, other: &Self) -> [u64; WORDS] {
-        let mut out = [0; WORDS];
         let mut carry = false;
-        for i in 0..WORDS {
+        std::array::from_fn(|i| {
             let (sum, c1) = self.magnitude[i].overflowing_add(other.magnitude[i]);
             let (sum, c2) = sum.overflowing_add(u64::from(carry));
-            out[i] = sum;
             carry = c1 || c2;
-        }
-        out
+            sum
+        })
     }
 
     fn sub_magnitude(&self, other: &Self) -> [u64; WORDS] {
-        let mut out = [0; WORDS];
         let mut borrow = false;
-        for i in 0..WORDS {
+        std::array::from_fn(|i| {
             let (rest, b1) = self.magnitude[i].overflowing_sub(other.magnitude[i]);
             let (rest, b2) = rest.overflowing_sub(u64::from(borrow));
-            out[i] = rest;
             borrow = b1 || b2;
-        }
-        out
+            rest
+        })
     }
 
     /// The sum. An exact zero takes the sign that IEEE 754 gives it: that of both, or `-` only when rounding down.
@@ -134,6 +125,8 @@ pub const E2M3: Format = Format { exponent_bits: 2, mantissa_bits: 3, special: S
 pub const E2M1: Format = Format { exponent_bits: 2, mantissa_bits: 1, special: Special::Nothing };
 
 /// What a code stands for.
+// Numbers are made and dropped one at a time; a box for each would only cost time.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
     Nan,
