@@ -18,7 +18,29 @@ fn space_of(word: &str) -> Option<Space> {
 fn is_type(word: &str) -> bool {
     matches!(
         word,
-        "b8" | "b16" | "b32" | "b64" | "b128" | "u8" | "u16" | "u32" | "u64" | "s8" | "s16" | "s32" | "s64" | "f16" | "f16x2" | "bf16" | "bf16x2" | "f32" | "f32x2" | "f64" | "pred" | "texref" | "samplerref" | "surfref"
+        "b8" | "b16"
+            | "b32"
+            | "b64"
+            | "b128"
+            | "u8"
+            | "u16"
+            | "u32"
+            | "u64"
+            | "s8"
+            | "s16"
+            | "s32"
+            | "s64"
+            | "f16"
+            | "f16x2"
+            | "bf16"
+            | "bf16x2"
+            | "f32"
+            | "f32x2"
+            | "f64"
+            | "pred"
+            | "texref"
+            | "samplerref"
+            | "surfref"
     )
 }
 
@@ -81,7 +103,12 @@ impl Parser<'_> {
         } else {
             // `.pragma` and `.alias` end with `;`, the rest with their line.
             let closed = matches!(name.text, ".pragma" | ".alias");
-            while self.peek().kind != TokenKind::End && (closed || self.peek().pos.line == name.pos.line) {
+            // Nothing that these take begins with a dot: the next directive may stand on their line.
+            let header = matches!(name.text, ".version" | ".target" | ".address_size");
+            while self.peek().kind != TokenKind::End
+                && (closed || self.peek().pos.line == name.pos.line)
+                && !(header && self.peek().kind == TokenKind::Dot)
+            {
                 let t = self.next();
                 args.push(t.text.to_owned());
                 if t.text == ";" {
@@ -115,7 +142,9 @@ impl Parser<'_> {
                 "align" => {
                     let number = self.literal()?;
                     let Number::Int(bytes @ 1..=0x1_0000) = number.value else {
-                        return Err(self.error(t.pos, format!("`.align {}` is not a power of two up to 65536", number.text)));
+                        return Err(
+                            self.error(t.pos, format!("`.align {}` is not a power of two up to 65536", number.text))
+                        );
                     };
                     if bytes & (bytes - 1) != 0 {
                         return Err(self.error(t.pos, format!("`.align {bytes}` is not a power of two")));
