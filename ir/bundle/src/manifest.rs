@@ -265,7 +265,7 @@ impl Variant {
             let mut users =
                 (0..self.kernels.len()).filter(|&k| self.kernels[k].operands.iter().any(|o| o.buffer.index() == id));
             let first = users.next();
-            (first.unwrap_or(0), users.last().or(first).unwrap_or(0))
+            (first.unwrap_or(0), users.next_back().or(first).unwrap_or(0))
         };
         // (start, end, first kernel, last kernel) of the buffers placed so far.
         let mut placed: Vec<(u64, u64, usize, usize)> = Vec::new();

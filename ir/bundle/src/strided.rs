@@ -232,7 +232,7 @@ mod tests {
     fn read(view: &Strided) -> Vec<u64> {
         let shape = view.shape();
         let cols = shape.last().copied().unwrap_or(1);
-        let rows = if cols == 0 { 0 } else { shape.iter().product::<u64>() / cols };
+        let rows = shape.iter().product::<u64>().checked_div(cols).unwrap_or(0);
         (0..rows).flat_map(|r| (0..cols).map(move |c| (r, c))).map(|(r, c)| view.row(r).at(c)).collect()
     }
 
