@@ -1,7 +1,7 @@
 //! The inner kernel of every matrix product: a few rows times one column, all accumulators in registers.
 //!
 //! One column at a time, because weights then come from memory as one sequential stream, which is what hardware
-//! prefetchers follow: eight columns at once, a few KiB apart, reached two thirds of the bandwidth of one.
+//! prefetchers follow: two or eight columns at once, a few KiB apart, reached half to two thirds of the bandwidth of one.
 
 use super::{Emit, Lanes, plain};
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -9,8 +9,8 @@ use moec_ir::DType;
 
 /// Accumulators of four lanes for one product: enough to hide the latency of the multiply-add for a single row.
 const ACCUMULATORS: usize = 4;
-/// Elements of one turn of the loop.
-const TURN: u64 = 16;
+/// Elements of one turn of the loop for one row, and for several.
+const TURN: [u64; 2] = [32, 16];
 
 /// Inner products of length `k` of a few activation rows with one column of weights.
 ///
@@ -33,19 +33,18 @@ impl Emit<'_> {
         let sizes = (block.a.bytes() as u64, block.w.bytes() as u64);
         let zero = self.float(Lanes::Four, 0.0);
         let mut sums = vec![zero; rows.len() * ACCUMULATORS];
-        let turns = block.k / TURN * TURN;
+        let turn = TURN[usize::from(rows.len() > 1)];
+        let turns = block.k / turn * turn;
         if turns > 0 {
-            let (first, last) = (self.int(0), self.int(turns));
-            sums = self.repeat(first, last, TURN as i64, &sums, |e, i, sums| {
+            sums = self.turns(turns, turn, &sums, |e, i, sums| {
                 let rows: Vec<Value> = rows.iter().map(|&p| e.at(p, i, sizes.0)).collect();
                 let w = e.at(w, i, sizes.1);
-                let sums = e.step_eight(block, &rows, w, 0, sums);
-                e.step_eight(block, &rows, w, 8, &sums)
+                (0..turn).step_by(8).fold(sums.to_vec(), |sums, at| e.step_eight(block, &rows, w, at, &sums))
             });
         }
         let eights = block.k / 8 * 8;
-        if eights > turns {
-            sums = self.step_eight(block, rows, w, turns, &sums);
+        for at in (turns..eights).step_by(8) {
+            sums = self.step_eight(block, rows, w, at, &sums);
         }
         if block.k - eights >= 4 {
             sums = self.step_four(block, rows, w, eights, &sums);

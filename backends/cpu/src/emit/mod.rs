@@ -196,6 +196,34 @@ impl<'a> Emit<'a> {
         result
     }
 
+    /// [`Emit::repeat`] over `0 .. n` with the test at the top.
+    ///
+    /// The next state is then used in one place only, without which Cranelift does not make loads operands of other
+    /// instructions; in a long body that is worth more than the jump.
+    pub fn turns(
+        &mut self,
+        n: u64,
+        step: u64,
+        carried: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> Vec<Value> {
+        let types: Vec<Type> = carried.iter().map(|&v| self.b.func.dfg.value_type(v)).collect();
+        let [head, turn, done] = [self.b.create_block(), self.b.create_block(), self.b.create_block()];
+        let i = self.b.append_block_param(head, types::I64);
+        let state: Vec<Value> = types.iter().map(|&t| self.b.append_block_param(head, t)).collect();
+        let (zero, n) = (self.int(0), self.int(n));
+        self.jump(head, &[&[zero], carried].concat());
+        self.b.switch_to_block(head);
+        let more = self.b.ins().icmp(IntCC::UnsignedLessThan, i, n);
+        self.branch(more, (turn, Vec::new()), (done, Vec::new()));
+        self.b.switch_to_block(turn);
+        let next = body(self, i, &state);
+        let after = self.b.ins().iadd_imm_s(i, step as i64);
+        self.jump(head, &[&[after], &next[..]].concat());
+        self.b.switch_to_block(done);
+        state
+    }
+
     /// [`Emit::repeat`] by ones without carried values.
     pub fn each(&mut self, begin: Value, end: Value, body: impl FnOnce(&mut Self, Value)) {
         self.repeat(begin, end, 1, &[], |e, i, _| {
