@@ -34,10 +34,10 @@ pub fn tile_rows(map: &TensorMap, coordinates: &[i32]) -> Result<Vec<Row>, Tenso
     for index in 0..n_rows {
         let mut rest = index;
         let mut outer = Some(map.address);
-        for d in 1..map.rank {
+        for (d, coordinate) in coordinates.iter().enumerate().skip(1) {
             let j = rest % map.count(d);
             rest /= map.count(d);
-            let c = i64::from(coordinates[d]) + (j * u64::from(map.element_strides[d])) as i64;
+            let c = i64::from(*coordinate) + (j * u64::from(map.element_strides[d])) as i64;
             let inside = (0..map.dims[d] as i64).contains(&c);
             outer = outer.filter(|_| inside).map(|a| a.wrapping_add(c as u64 * map.strides[d - 1]));
         }
