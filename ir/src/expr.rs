@@ -210,7 +210,9 @@ impl Unary {
             Unary::Neg => -x,
             Unary::Abs => x.abs(),
             Unary::Exp => d.exp() as f32,
-            Unary::Softplus => (d.max(0.0) + (-d.abs()).exp().ln_1p() + (d - d)) as f32,
+            // `max` would turn NaN into 0.
+            Unary::Softplus if x.is_nan() => x,
+            Unary::Softplus => (d.max(0.0) + (-d.abs()).exp().ln_1p()) as f32,
             Unary::Sigmoid => (1.0 / (1.0 + (-d).exp())) as f32,
             Unary::Tanh => d.tanh() as f32,
             Unary::Erf => erf(d) as f32,
