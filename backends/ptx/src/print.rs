@@ -5,7 +5,10 @@
 
 use std::fmt::{self, Display, Formatter, Write};
 
-use crate::ast::{Address, Declarator, Directive, Function, Guard, Initializer, Instruction, Item, Module, Offset, Operand, Statement, Variable};
+use crate::ast::{
+    Address, Declarator, Directive, Function, Guard, Initializer, Instruction, Item, Module, Offset, Operand,
+    Statement, Variable,
+};
 
 /// Writes items with a separator.
 fn joined<T: Display>(f: &mut Formatter<'_>, items: &[T], separator: &str) -> fmt::Result {

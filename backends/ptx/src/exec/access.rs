@@ -87,15 +87,25 @@ pub(crate) fn load(cx: &mut Cx<'_>, op: &LoadOp, mask: u32) -> Result<(), ExecEr
         cx.m.cluster.quantum_left -= 32;
         cx.m.cluster.slice_left -= 200;
     }
+    if op.space != MemorySpace::Generic {
+        load_from(cx, op, op.space, &at, mask);
+        return Ok(());
+    }
     for (space, lanes) in by_space(op.space, &mut at, mask) {
-        match space {
-            MemorySpace::Global | MemorySpace::Generic => load_global(cx, op, &at, lanes),
-            MemorySpace::Shared | MemorySpace::SharedCluster => load_shared(cx, op, &at, lanes, space == MemorySpace::Shared),
-            MemorySpace::Local | MemorySpace::Frame => load_local(cx, op, &at, lanes, space == MemorySpace::Frame),
-            MemorySpace::Const | MemorySpace::Param => load_bank(cx, op, &at, lanes, space == MemorySpace::Const),
-        }
+        load_from(cx, op, space, &at, lanes);
     }
     Ok(())
+}
+
+fn load_from(cx: &mut Cx<'_>, op: &LoadOp, space: MemorySpace, at: &Lanes, lanes: u32) {
+    match space {
+        MemorySpace::Global | MemorySpace::Generic => load_global(cx, op, at, lanes),
+        MemorySpace::Shared | MemorySpace::SharedCluster => {
+            load_shared(cx, op, at, lanes, space == MemorySpace::Shared)
+        }
+        MemorySpace::Local | MemorySpace::Frame => load_local(cx, op, at, lanes, space == MemorySpace::Frame),
+        MemorySpace::Const | MemorySpace::Param => load_bank(cx, op, at, lanes, space == MemorySpace::Const),
+    }
 }
 
 /// Writes what a load found to its slots.
@@ -121,12 +131,18 @@ fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
     let mut current: Option<&super::memory::global::Allocation> = None;
     for l in lanes_of(lanes) {
         let address = at[l];
-        let inside = |a: &super::memory::global::Allocation| address >= a.base && address - a.base <= a.bytes && total <= a.bytes - (address - a.base);
+        let inside = |a: &super::memory::global::Allocation| {
+            address >= a.base && address - a.base <= a.bytes && total <= a.bytes - (address - a.base)
+        };
         let allocation = match current.filter(|a| inside(a)) {
-            Some(a) if address % total == 0 => Some(a),
+            Some(a) if address.is_multiple_of(total) => Some(a),
             _ => {
                 // The finding, if there is one, is made here.
-                if cx.m.global_range(address, total, total, Some(l as u32)).is_some() { memory.find(address, total) } else { None }
+                if cx.m.global_range(address, total, total, Some(l as u32)).is_some() {
+                    memory.find(address, total)
+                } else {
+                    None
+                }
             }
         };
         let Some(a) = allocation else {
@@ -164,7 +180,8 @@ pub(crate) fn count_global(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, 
     let mut current = None;
     for s in &sectors {
         let address = s * SECTOR;
-        let hit = current.filter(|a: &&super::memory::global::Allocation| address >= a.base && address < a.base + a.bytes);
+        let hit =
+            current.filter(|a: &&super::memory::global::Allocation| address >= a.base && address < a.base + a.bytes);
         current = hit.or_else(|| memory.find(address, 1));
         if let Some(a) = current {
             fresh += a.touch(address - a.base, 1);
@@ -239,14 +256,22 @@ fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
 
 /// Bounds, alignment and (but for weak stores) race checks of a warp's access to shared memory; gives the lanes that
 /// may go on.
-pub(crate) fn shared_lanes(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, own_only: bool, kind: AccessKind) -> u32 {
+pub(crate) fn shared_lanes(
+    cx: &mut Cx<'_>,
+    at: &Lanes,
+    lanes: u32,
+    total: u64,
+    own_only: bool,
+    kind: AccessKind,
+) -> u32 {
     let mut good = 0;
     let cta = cx.m.cta;
     let end = u64::from(cx.m.cluster.ctas[cta].shared.end());
     let base = u64::from(super::memory::SHARED_RESERVED);
     for l in lanes_of(lanes) {
         let (rank, offset) = split_shared(at[l]);
-        let quick = rank == cta && at[l] >> 32 == 0 && offset >= base && offset + total <= end && offset % total == 0;
+        let quick =
+            rank == cta && at[l] >> 32 == 0 && offset >= base && offset + total <= end && offset.is_multiple_of(total);
         if quick || cx.m.shared_range(at[l], total, total, own_only, Some(l as u32)).is_some() {
             good |= 1 << l;
         }
@@ -299,7 +324,9 @@ pub(crate) fn acquire_shared(cx: &mut Cx<'_>, at: &Lanes, lanes: u32) {
     }
     for l in lanes_of(lanes) {
         let (rank, offset) = split_shared(at[l]);
-        if let Some(clock) = cx.m.cluster.ctas.get(rank).and_then(|c| c.shared.history.as_ref()).and_then(|h| h.acquired(offset as u32)) {
+        if let Some(clock) =
+            cx.m.cluster.ctas.get(rank).and_then(|c| c.shared.history.as_ref()).and_then(|h| h.acquired(offset as u32))
+        {
             cx.warp.clock.join(clock);
         }
     }
@@ -323,11 +350,15 @@ pub(crate) fn release_shared(cx: &mut Cx<'_>, at: &Lanes, lanes: u32) {
 fn local_start(cx: &mut Cx<'_>, address: u64, total: u64, frame: bool, l: usize) -> Option<usize> {
     let address = if frame { address + u64::from(cx.warp.frame[l]) } else { address };
     if address.checked_add(total).is_none_or(|end| end > u64::from(cx.warp.local_stride)) {
-        cx.m.report(Check::Bounds, Some(l as u32), || format!("{total} bytes at local address {address:#x} are outside the thread's local memory"));
+        cx.m.report(Check::Bounds, Some(l as u32), || {
+            format!("{total} bytes at local address {address:#x} are outside the thread's local memory")
+        });
         return None;
     }
-    if address % total != 0 {
-        cx.m.report(Check::Alignment, Some(l as u32), || format!("local address {address:#x} is not a multiple of {total}"));
+    if !address.is_multiple_of(total) {
+        cx.m.report(Check::Alignment, Some(l as u32), || {
+            format!("local address {address:#x} is not a multiple of {total}")
+        });
         return None;
     }
     Some(l * cx.warp.local_stride as usize + address as usize)
@@ -366,7 +397,9 @@ fn load_bank(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, constant: boo
         let room = usize::try_from(at[l]).ok().and_then(|from| bank.get(from..from.checked_add(total as usize)?));
         let Some(room) = room else {
             let name = if constant { "constant" } else { "parameter" };
-            cx.m.report(Check::Bounds, Some(l as u32), || format!("{total} bytes at {name} address {:#x} are outside the bank of {} bytes", at[l], bank.len()));
+            cx.m.report(Check::Bounds, Some(l as u32), || {
+                format!("{total} bytes at {name} address {:#x} are outside the bank of {} bytes", at[l], bank.len())
+            });
             poison.iter_mut().for_each(|p| *p |= 1 << l);
             continue;
         };
@@ -383,17 +416,29 @@ fn load_bank(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, constant: boo
 /// Executes a store for the lanes in `mask`.
 pub(crate) fn store(cx: &mut Cx<'_>, op: &StoreOp, mask: u32) -> Result<(), ExecError> {
     let mut at = addresses(cx, op.address, mask);
+    if op.space != MemorySpace::Generic {
+        store_to(cx, op, op.space, &at, mask);
+        return Ok(());
+    }
     for (space, lanes) in by_space(op.space, &mut at, mask) {
-        match space {
-            MemorySpace::Global | MemorySpace::Generic => store_global(cx, op, &at, lanes),
-            MemorySpace::Shared | MemorySpace::SharedCluster => store_shared(cx, op, &at, lanes, space == MemorySpace::Shared),
-            MemorySpace::Local | MemorySpace::Frame => store_local(cx, op, &at, lanes, space == MemorySpace::Frame),
-            MemorySpace::Const | MemorySpace::Param => {
-                cx.m.report(Check::Bounds, Some(lanes.trailing_zeros()), || "a store to constant or parameter memory".to_owned());
-            }
-        }
+        store_to(cx, op, space, &at, lanes);
     }
     Ok(())
+}
+
+fn store_to(cx: &mut Cx<'_>, op: &StoreOp, space: MemorySpace, at: &Lanes, lanes: u32) {
+    match space {
+        MemorySpace::Global | MemorySpace::Generic => store_global(cx, op, at, lanes),
+        MemorySpace::Shared | MemorySpace::SharedCluster => {
+            store_shared(cx, op, at, lanes, space == MemorySpace::Shared)
+        }
+        MemorySpace::Local | MemorySpace::Frame => store_local(cx, op, at, lanes, space == MemorySpace::Frame),
+        MemorySpace::Const | MemorySpace::Param => {
+            cx.m.report(Check::Bounds, Some(lanes.trailing_zeros()), || {
+                "a store to constant or parameter memory".to_owned()
+            });
+        }
+    }
 }
 
 fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
@@ -403,7 +448,9 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
     for s in &op.elements {
         let bad = cx.poison(*s) & lanes;
         if bad != 0 {
-            cx.m.report(Check::Uninitialized, Some(bad.trailing_zeros()), || "a value that was never written is stored to global memory".to_owned());
+            cx.m.report(Check::Uninitialized, Some(bad.trailing_zeros()), || {
+                "a value that was never written is stored to global memory".to_owned()
+            });
         }
     }
     let memory = cx.m.launch.memory;
@@ -412,9 +459,18 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
     let mut pending: Option<(&super::memory::global::Allocation, usize, u8, u64)> = None;
     for l in lanes_of(lanes) {
         let address = at[l];
-        let inside = current.is_some_and(|a| address >= a.base && address - a.base <= a.bytes && total <= a.bytes - (address - a.base) && address % total == 0);
+        let inside = current.is_some_and(|a| {
+            address >= a.base
+                && address - a.base <= a.bytes
+                && total <= a.bytes - (address - a.base)
+                && address.is_multiple_of(total)
+        });
         if !inside {
-            current = if cx.m.global_range(address, total, total, Some(l as u32)).is_some() { memory.find(address, total) } else { None };
+            current = if cx.m.global_range(address, total, total, Some(l as u32)).is_some() {
+                memory.find(address, total)
+            } else {
+                None
+            };
         }
         let Some(a) = current else { continue };
         for (e, s) in op.elements.iter().enumerate() {
@@ -458,7 +514,12 @@ fn store_shared(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, own_only:
         for (e, s) in op.elements.iter().enumerate() {
             let value = cx.lanes(*s)[l];
             let init = cx.poison(*s) >> l & 1 == 0;
-            cx.m.cluster.ctas[rank].shared.store(offset as usize + e * op.bytes as usize, op.bytes as usize, value, init);
+            cx.m.cluster.ctas[rank].shared.store(
+                offset as usize + e * op.bytes as usize,
+                op.bytes as usize,
+                value,
+                init,
+            );
         }
     }
     if op.strong {
@@ -471,7 +532,8 @@ fn already_there(cx: &Cx<'_>, op: &StoreOp, address: u64, l: usize) -> bool {
     let (rank, offset) = split_shared(address);
     let field = if op.bytes == 8 { u64::MAX } else { (1 << (8 * op.bytes)) - 1 };
     op.elements.iter().enumerate().all(|(e, s)| {
-        let (old, init) = cx.m.cluster.ctas[rank].shared.load(offset as usize + e * op.bytes as usize, op.bytes as usize);
+        let (old, init) =
+            cx.m.cluster.ctas[rank].shared.load(offset as usize + e * op.bytes as usize, op.bytes as usize);
         init && cx.poison(*s) >> l & 1 == 0 && old == cx.lanes(*s)[l] & field
     })
 }
@@ -492,14 +554,27 @@ fn store_local(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, frame: boo
 
 /// Replaces the element of a lane by `f` of the old value; gives the old value and whether it had been written.
 /// `None` after a finding.
-pub(crate) fn update(cx: &mut Cx<'_>, space: MemorySpace, address: u64, bytes: u32, lane: usize, f: &mut dyn FnMut(u64) -> u64) -> Option<(u64, bool)> {
+pub(crate) fn update(
+    cx: &mut Cx<'_>,
+    space: MemorySpace,
+    address: u64,
+    bytes: u32,
+    lane: usize,
+    f: &mut dyn FnMut(u64) -> u64,
+) -> Option<(u64, bool)> {
     match space {
         MemorySpace::Global | MemorySpace::Generic => {
             let (a, offset) = cx.m.global_range(address, u64::from(bytes), u64::from(bytes), Some(lane as u32))?;
             Some(a.update(offset, bytes, f))
         }
         MemorySpace::Shared | MemorySpace::SharedCluster => {
-            let (rank, offset) = cx.m.shared_range(address, u64::from(bytes), u64::from(bytes), space == MemorySpace::Shared, Some(lane as u32))?;
+            let (rank, offset) = cx.m.shared_range(
+                address,
+                u64::from(bytes),
+                u64::from(bytes),
+                space == MemorySpace::Shared,
+                Some(lane as u32),
+            )?;
             cx.track_shared(rank, offset, u64::from(bytes), AccessKind::StrongWrite, lane as u32);
             let shared = &mut cx.m.cluster.ctas[rank].shared;
             let (old, init) = shared.load(offset as usize, bytes as usize);
@@ -507,7 +582,9 @@ pub(crate) fn update(cx: &mut Cx<'_>, space: MemorySpace, address: u64, bytes: u
             Some((old, init))
         }
         MemorySpace::Local | MemorySpace::Frame | MemorySpace::Const | MemorySpace::Param => {
-            cx.m.report(Check::Bounds, Some(lane as u32), || "an atomic outside of global and shared memory".to_owned());
+            cx.m.report(Check::Bounds, Some(lane as u32), || {
+                "an atomic outside of global and shared memory".to_owned()
+            });
             None
         }
     }

@@ -53,7 +53,9 @@ pub(crate) fn arrive(cx: &mut Cx<'_>, id: u32, count: Option<u32>, arrival: Arri
     }
     if mask != cx.part_mask && aligned {
         let lane = (cx.part_mask & !mask).trailing_zeros();
-        cx.m.report(Check::Divergence, Some(lane), || "only some threads of the warp execute an aligned barrier".to_owned());
+        cx.m.report(Check::Divergence, Some(lane), || {
+            "only some threads of the warp execute an aligned barrier".to_owned()
+        });
     }
     if let Some(n) = count
         && (n == 0 || n % 32 != 0)
@@ -69,7 +71,9 @@ pub(crate) fn arrive(cx: &mut Cx<'_>, id: u32, count: Option<u32>, arrival: Arri
     if b.arrived > 0 && b.expected != expected {
         let before = b.expected;
         let name = |n: u32| if n == 0 { "all threads".to_owned() } else { format!("{n} threads") };
-        cx.m.report(Check::Divergence, None, || format!("barrier {id} is used with {} after an arrival with {}", name(expected), name(before)));
+        cx.m.report(Check::Divergence, None, || {
+            format!("barrier {id} is used with {} after an arrival with {}", name(expected), name(before))
+        });
     }
     let cta = &mut cx.m.cluster.ctas[cx.m.cta];
     let b = &mut cta.barriers[id as usize];
@@ -130,7 +134,9 @@ pub(crate) fn cluster_arrive(cx: &mut Cx<'_>, mask: u32, aligned: bool) -> Flow 
         return Flow::Block(Wait::Lanes(live & !cx.part_mask));
     }
     if mask != cx.part_mask && aligned {
-        cx.m.report(Check::Divergence, None, || "only some threads of the warp execute an aligned cluster barrier".to_owned());
+        cx.m.report(Check::Divergence, None, || {
+            "only some threads of the warp execute an aligned cluster barrier".to_owned()
+        });
     }
     if cx.warp.cluster_arrival > cx.m.cluster.barrier.generation && !loose {
         cx.m.report(Check::Divergence, None, || "a second barrier.cluster.arrive before the wait".to_owned());

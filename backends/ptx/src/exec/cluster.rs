@@ -83,7 +83,6 @@ pub struct Cluster {
     pub(crate) random: u64,
     /// Consecutive times that nothing could go on without a timeout, and the event count then.
     pub(crate) stuck: (u32, u64),
-    pub(crate) index: u64,
 }
 
 /// Actors of the async proxy in each cluster's clocks.

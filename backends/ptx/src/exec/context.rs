@@ -47,7 +47,13 @@ impl Machine<'_> {
     }
 
     /// As [`report`](Machine::report), with the conflicting access (actor and instruction).
-    pub fn report_with(&mut self, check: Check, lane: Option<u32>, other: Option<(u32, u32)>, message: impl FnOnce() -> String) {
+    pub fn report_with(
+        &mut self,
+        check: Check,
+        lane: Option<u32>,
+        other: Option<(u32, u32)>,
+        message: impl FnOnce() -> String,
+    ) {
         if !self.launch.options.checks.has(check) {
             return;
         }
@@ -88,9 +94,18 @@ impl Machine<'_> {
 
     /// Rank and offset of a shared range that exists and is aligned to `align`; otherwise a finding and `None`.
     /// `own_only` is for `.shared::cta` accesses, which may not name a peer.
-    pub fn shared_range(&mut self, address: u64, bytes: u64, align: u64, own_only: bool, lane: Option<u32>) -> Option<(usize, u64)> {
+    pub fn shared_range(
+        &mut self,
+        address: u64,
+        bytes: u64,
+        align: u64,
+        own_only: bool,
+        lane: Option<u32>,
+    ) -> Option<(usize, u64)> {
         let (rank, offset) = split_shared(address);
-        let exists = address >> 32 == 0 && self.cluster.ctas.get(rank).is_some_and(|c| c.shared.holds(offset, bytes)) && !(own_only && rank != self.cta);
+        let exists = address >> 32 == 0
+            && self.cluster.ctas.get(rank).is_some_and(|c| c.shared.holds(offset, bytes))
+            && !(own_only && rank != self.cta);
         if !exists {
             let size = self.cluster.ctas[self.cta].shared.end();
             self.report(Check::Bounds, lane, || {
@@ -98,30 +113,43 @@ impl Machine<'_> {
             });
             return None;
         }
-        if offset % align != 0 {
+        if !offset.is_multiple_of(align) {
             self.report(Check::Alignment, lane, || format!("shared address {address:#x} is not a multiple of {align}"));
             return None;
         }
         // Operations that a CTA left behind still use its own memory.
         if self.cluster.ctas[rank].exited && rank != self.cta {
-            self.report(Check::ClusterExit, lane, || format!("shared address {address:#x} belongs to the CTA of rank {rank}, which has exited"));
+            self.report(Check::ClusterExit, lane, || {
+                format!("shared address {address:#x} belongs to the CTA of rank {rank}, which has exited")
+            });
         }
         Some((rank, offset))
     }
 
     /// The allocation of an aligned global range; otherwise a finding and `None`.
-    pub fn global_range(&mut self, address: u64, bytes: u64, align: u64, lane: Option<u32>) -> Option<(&Allocation, u64)> {
+    pub fn global_range(
+        &mut self,
+        address: u64,
+        bytes: u64,
+        align: u64,
+        lane: Option<u32>,
+    ) -> Option<(&Allocation, u64)> {
         let memory = self.launch.memory;
         let Some(a) = memory.find(address, bytes) else {
             self.report(Check::Bounds, lane, || {
                 let near = memory.nearest(address).map_or_else(String::new, |a| {
-                    format!("; the nearest allocation below is {:#x} with {} bytes, the access is at byte {}", a.base, a.bytes, address - a.base)
+                    format!(
+                        "; the nearest allocation below is {:#x} with {} bytes, the access is at byte {}",
+                        a.base,
+                        a.bytes,
+                        address - a.base
+                    )
                 });
                 format!("{bytes} bytes at global address {address:#x} are outside every allocation{near}")
             });
             return None;
         };
-        if address % align != 0 {
+        if !address.is_multiple_of(align) {
             self.report(Check::Alignment, lane, || format!("global address {address:#x} is not a multiple of {align}"));
             return None;
         }
@@ -129,7 +157,15 @@ impl Machine<'_> {
     }
 
     /// Records an access in the history of a CTA's shared memory and reports races.
-    pub fn track_shared(&mut self, rank: usize, offset: u64, bytes: u64, kind: AccessKind, lane: Option<u32>, actor: Actor<'_>) {
+    pub fn track_shared(
+        &mut self,
+        rank: usize,
+        offset: u64,
+        bytes: u64,
+        kind: AccessKind,
+        lane: Option<u32>,
+        actor: Actor<'_>,
+    ) {
         let Some(history) = self.cluster.ctas[rank].shared.history.as_mut() else { return };
         let Some(conflict) = history.access(offset as u32, bytes as u32, kind, actor) else { return };
         let check = if conflict.proxy_only { Check::Proxy } else { Check::Race };
@@ -140,7 +176,11 @@ impl Machine<'_> {
                 (true, false) => "writes what another access still reads",
                 (false, _) => "reads what another access wrote",
             };
-            let missing = if conflict.proxy_only { "without fence.proxy.async between them" } else { "without synchronisation between them" };
+            let missing = if conflict.proxy_only {
+                "without fence.proxy.async between them"
+            } else {
+                "without synchronisation between them"
+            };
             format!("{what} at shared address {:#x}, {missing}", conflict.offset)
         });
     }
@@ -149,7 +189,9 @@ impl Machine<'_> {
     pub fn mbarrier(&mut self, address: u64, lane: Option<u32>) -> Option<&mut Mbarrier> {
         let (rank, offset) = self.shared_range(address, 8, 8, false, lane)?;
         if !self.cluster.ctas[rank].mbarriers.contains_key(&(offset as u32)) {
-            self.report(Check::Mbarrier, lane, || format!("there is no initialised mbarrier at shared address {address:#x}"));
+            self.report(Check::Mbarrier, lane, || {
+                format!("there is no initialised mbarrier at shared address {address:#x}")
+            });
             return None;
         }
         self.cluster.ctas[rank].mbarriers.get_mut(&(offset as u32))
@@ -385,7 +427,9 @@ impl AsyncCx<'_> {
             None => {}
         }
         if let Some(hole) = hole {
-            self.m.report(Check::Uninitialized, Some(lane), || format!("{what} reads global address {:#x}, which nobody wrote", address + hole as u64));
+            self.m.report(Check::Uninitialized, Some(lane), || {
+                format!("{what} reads global address {:#x}, which nobody wrote", address + hole as u64)
+            });
         }
         self.m.count_global(address, out.len() as u64, false);
         true
@@ -461,7 +505,8 @@ impl AsyncCx<'_> {
 /// Lets one operation go on; it is put back if it needs more time.
 pub(crate) fn complete(m: Machine<'_>, pending: Pending) -> Result<(), ExecError> {
     let Pending { op, cta, warp, pc, lane, actor, clock, issued } = pending;
-    let mut cx = AsyncCx { m: Machine { cta, warp_index: warp, pc, ..m }, lane, actor, clock, stream: op.stream, what: op.what };
+    let mut cx =
+        AsyncCx { m: Machine { cta, warp_index: warp, pc, ..m }, lane, actor, clock, stream: op.stream, what: op.what };
     let step = (op.run)(&mut cx)?;
     cx.m.cluster.wake();
     if let Step::Then(run) = step {

@@ -9,7 +9,7 @@ use super::error::ExecError;
 use super::findings::{Checks, Finding};
 use super::launch::LaunchState;
 use super::memory::global::DeviceMemory;
-use super::memory::{CONST_WINDOW, FUNCTION_WINDOW, SHARED_RESERVED};
+use super::memory::{FUNCTION_WINDOW, SHARED_RESERVED};
 use super::program::{Constant, DataSymbol, Lanes, Program, RelocationTarget, WARP};
 use super::schedule;
 
@@ -162,7 +162,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { checks: Checks::ALL, schedule: Schedule::RoundRobin, instruction_limit: 4_000_000_000, counters: true, threads: 0 }
+        Options {
+            checks: Checks::ALL,
+            schedule: Schedule::RoundRobin,
+            instruction_limit: 4_000_000_000,
+            counters: true,
+            threads: 0,
+        }
     }
 }
 
@@ -280,7 +286,8 @@ impl Device {
         if threads == 0 || threads > 1024 {
             return refuse(format!("{threads} threads in a block (1 to 1024)"));
         }
-        if product(launch.grid) == 0 || launch.grid[0] > 0x7fff_ffff || launch.grid[1] > 65535 || launch.grid[2] > 65535 {
+        if product(launch.grid) == 0 || launch.grid[0] > 0x7fff_ffff || launch.grid[1] > 65535 || launch.grid[2] > 65535
+        {
             return refuse(format!("grid {:?}", launch.grid));
         }
         if let Some(required) = program.required_block
@@ -293,14 +300,19 @@ impl Device {
         }
         let cluster = match program.required_cluster {
             Some(required) if launch.cluster == [1; 3] || launch.cluster == required => required,
-            Some(required) => return refuse(format!("clusters of {:?}, but the kernel requires {required:?} (.reqnctapercluster)", launch.cluster)),
+            Some(required) => {
+                return refuse(format!(
+                    "clusters of {:?}, but the kernel requires {required:?} (.reqnctapercluster)",
+                    launch.cluster
+                ));
+            }
             None => launch.cluster,
         };
         let size = product(cluster);
         if size == 0 || size > 16 || (size > 1 && self.target.sm < 90) {
             return refuse(format!("clusters of {size} CTAs"));
         }
-        if (0..3).any(|d| launch.grid[d] % cluster[d] != 0) {
+        if (0..3).any(|d| !launch.grid[d].is_multiple_of(cluster[d])) {
             return refuse(format!("grid {:?} is not a multiple of the cluster {cluster:?}", launch.grid));
         }
         // Compilers rely on swizzle atoms of 1024 bytes starting with the dynamic part.
@@ -308,9 +320,17 @@ impl Device {
         let dynamic_start = static_end.div_ceil(1024.max(program.dynamic_align)) * 1024.max(program.dynamic_align);
         let used = u64::from(program.static_shared_bytes) + u64::from(launch.dynamic_smem_bytes);
         if used > u64::from(self.target.max_shared_bytes()) {
-            return refuse(format!("{used} bytes of shared memory; {} has {}", self.target, self.target.max_shared_bytes()));
+            return refuse(format!(
+                "{used} bytes of shared memory; {} has {}",
+                self.target,
+                self.target.max_shared_bytes()
+            ));
         }
-        let shared_bytes = if launch.dynamic_smem_bytes == 0 { program.static_shared_bytes } else { dynamic_start - SHARED_RESERVED + launch.dynamic_smem_bytes };
+        let shared_bytes = if launch.dynamic_smem_bytes == 0 {
+            program.static_shared_bytes
+        } else {
+            dynamic_start - SHARED_RESERVED + launch.dynamic_smem_bytes
+        };
         if launch.params.len() != program.params.len() {
             return refuse(format!("{} arguments for {} parameters", launch.params.len(), program.params.len()));
         }
@@ -325,7 +345,14 @@ impl Device {
         Ok(Plan { cluster, dynamic_start, shared_bytes, params })
     }
 
-    fn with_globals(&mut self, program: &Program, launch: &Launch, options: &Options, plan: &Plan, globals: &mut Vec<u64>) -> Result<Report, ExecError> {
+    fn with_globals(
+        &mut self,
+        program: &Program,
+        launch: &Launch,
+        options: &Options,
+        plan: &Plan,
+        globals: &mut Vec<u64>,
+    ) -> Result<Report, ExecError> {
         for g in &program.globals {
             globals.push(self.memory.alloc(g.bytes.len() as u64, g.align)?);
         }
@@ -372,7 +399,11 @@ impl Device {
             stop: AtomicBool::new(false),
             wide: Mutex::new(()),
         };
-        let threads = if options.threads == 0 { std::thread::available_parallelism().map_or(1, usize::from) } else { options.threads };
+        let threads = if options.threads == 0 {
+            std::thread::available_parallelism().map_or(1, usize::from)
+        } else {
+            options.threads
+        };
         let workers = schedule::run(&state, threads)?;
         Ok(collect(program, workers))
     }
@@ -394,7 +425,6 @@ fn relocated(symbol: &DataSymbol, globals: &[u64]) -> Vec<u8> {
             RelocationTarget::Const(c) => c,
             RelocationTarget::Function(n) => FUNCTION_WINDOW + u64::from(n) * 16,
         };
-        debug_assert!(CONST_WINDOW > 0);
         let value = value.wrapping_add_signed(r.addend).to_le_bytes();
         bytes[r.at..r.at + r.bytes].copy_from_slice(&value[..r.bytes]);
     }

@@ -145,7 +145,11 @@ pub struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [x, y, z] = self.block;
-        write!(f, "{}: {} (`{}` line {}: {}; block {x},{y},{z}", self.check, self.message, self.kernel, self.line, self.instruction)?;
+        write!(
+            f,
+            "{}: {} (`{}` line {}: {}; block {x},{y},{z}",
+            self.check, self.message, self.kernel, self.line, self.instruction
+        )?;
         if let Some([x, y, z]) = self.thread {
             write!(f, "; thread {x},{y},{z}")?;
         }

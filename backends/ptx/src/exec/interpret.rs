@@ -9,7 +9,7 @@ use super::error::ExecError;
 use super::findings::Check;
 use super::memory::FUNCTION_WINDOW;
 use super::program::{CallOp, CallTarget, Flow, Lanes, Op, WARP};
-use super::warp::{Frame, Part, SavedFrame};
+use super::warp::{Frame, Part};
 
 /// Why a warp stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,9 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
             if instr.guard.slot.0 != 0 || instr.guard.negated {
                 let unknown = cx.warp.pred_poison(instr.guard) & mask;
                 if unknown != 0 {
-                    cx.m.report(Check::Uninitialized, Some(unknown.trailing_zeros()), || "the guard predicate was never written".to_owned());
+                    cx.m.report(Check::Uninitialized, Some(unknown.trailing_zeros()), || {
+                        "the guard predicate was never written".to_owned()
+                    });
                 }
                 mask &= cx.warp.pred(instr.guard);
             }
@@ -160,7 +162,8 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                         // A lane is known if the other operand decides: false and …, true or ….
                         let decided = |v: u32| !(f(v, 0) ^ f(v, u32::MAX)) | !(f(0, v) ^ f(u32::MAX, v));
                         let c_unknown = cx.warp.pred_poison(*c);
-                        unknown = (unknown & !(decided(c_value) & !c_unknown)) | (c_unknown & !(decided(holds) & !unknown));
+                        unknown =
+                            (unknown & !(decided(c_value) & !c_unknown)) | (c_unknown & !(decided(holds) & !unknown));
                         p = f(p, c_value);
                         q = f(q, c_value);
                     }
@@ -226,7 +229,9 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                 Op::Bra { target, p } => {
                     let unknown = cx.warp.pred_poison(*p) & part.mask;
                     if unknown != 0 {
-                        cx.m.report(Check::Uninitialized, Some(unknown.trailing_zeros()), || "the branch predicate was never written".to_owned());
+                        cx.m.report(Check::Uninitialized, Some(unknown.trailing_zeros()), || {
+                            "the branch predicate was never written".to_owned()
+                        });
                     }
                     let taken = cx.warp.pred(*p) & part.mask;
                     let next = part.pc + 1;
@@ -238,8 +243,20 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                     if taken == part.mask {
                         part.pc = *target;
                     } else {
-                        let (low, high) = if *target < next { ((*target, taken), (next, part.mask & !taken)) } else { ((next, part.mask & !taken), (*target, taken)) };
-                        let other = Part { pc: high.0, mask: high.1, stack: part.stack.clone(), blocked: None, token: 0, spins: 0, yielded: false };
+                        let (low, high) = if *target < next {
+                            ((*target, taken), (next, part.mask & !taken))
+                        } else {
+                            ((next, part.mask & !taken), (*target, taken))
+                        };
+                        let other = Part {
+                            pc: high.0,
+                            mask: high.1,
+                            stack: part.stack.clone(),
+                            blocked: None,
+                            token: 0,
+                            spins: 0,
+                            yielded: false,
+                        };
                         limit = limit.min(high.0);
                         cx.warp.parts.push(other);
                         (part.pc, part.mask) = low;
@@ -280,11 +297,22 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                     let mut left = mask;
                     while left != 0 {
                         let n = v[left.trailing_zeros() as usize];
-                        let group = (0..WARP).filter(|l| left >> l & 1 == 1 && v[*l] == n).fold(0u32, |m, l| m | 1 << l);
+                        let group =
+                            (0..WARP).filter(|l| left >> l & 1 == 1 && v[*l] == n).fold(0u32, |m, l| m | 1 << l);
                         let Some(pc) = targets.get(n as usize) else {
-                            return Err(cx.m.fault(format!("branch index {n} is outside of a table of {}", targets.len())));
+                            return Err(cx
+                                .m
+                                .fault(format!("branch index {n} is outside of a table of {}", targets.len())));
                         };
-                        cx.warp.parts.push(Part { pc: *pc, mask: group, stack: part.stack.clone(), blocked: None, token: 0, spins: 0, yielded: false });
+                        cx.warp.parts.push(Part {
+                            pc: *pc,
+                            mask: group,
+                            stack: part.stack.clone(),
+                            blocked: None,
+                            token: 0,
+                            spins: 0,
+                            yielded: false,
+                        });
                         left &= !group;
                     }
                     if part.mask & !mask != 0 {
@@ -299,7 +327,15 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                 Op::Ret | Op::Exit => {
                     let leave = matches!(instr.op, Op::Exit) || part.stack.is_empty();
                     if part.mask & !mask != 0 {
-                        cx.warp.parts.push(Part { pc: part.pc + 1, mask: part.mask & !mask, stack: part.stack.clone(), blocked: None, token: 0, spins: 0, yielded: false });
+                        cx.warp.parts.push(Part {
+                            pc: part.pc + 1,
+                            mask: part.mask & !mask,
+                            stack: part.stack.clone(),
+                            blocked: None,
+                            token: 0,
+                            spins: 0,
+                            yielded: false,
+                        });
                     }
                     if leave {
                         exit_lanes(cx, mask);
@@ -331,7 +367,15 @@ fn exit_lanes(cx: &mut Cx<'_>, mask: u32) {
 fn call_function(cx: &mut Cx<'_>, call: &CallOp, part: Part, mask: u32) -> Result<(), ExecError> {
     let rest = part.mask & !mask;
     if rest != 0 {
-        cx.warp.parts.push(Part { pc: part.pc + 1, mask: rest, stack: part.stack.clone(), blocked: None, token: 0, spins: 0, yielded: false });
+        cx.warp.parts.push(Part {
+            pc: part.pc + 1,
+            mask: rest,
+            stack: part.stack.clone(),
+            blocked: None,
+            token: 0,
+            spins: 0,
+            yielded: false,
+        });
     }
     match &call.target {
         CallTarget::Direct(n) => enter(cx, call, &part, *n, mask),
@@ -343,7 +387,10 @@ fn call_function(cx: &mut Cx<'_>, call: &CallOp, part: Part, mask: u32) -> Resul
                 let address = v[left.trailing_zeros() as usize];
                 let group = (0..WARP).filter(|l| left >> l & 1 == 1 && v[*l] == address).fold(0u32, |m, l| m | 1 << l);
                 let number = address.wrapping_sub(FUNCTION_WINDOW) / 16;
-                let known = address >= FUNCTION_WINDOW && address % 16 == 0 && number > 0 && (number as usize) < cx.m.launch.program.functions.len();
+                let known = address >= FUNCTION_WINDOW
+                    && address.is_multiple_of(16)
+                    && number > 0
+                    && (number as usize) < cx.m.launch.program.functions.len();
                 if !known {
                     return Err(cx.m.fault(format!("{address:#x} is not the address of a function")));
                 }
@@ -417,7 +464,7 @@ fn return_from(cx: &mut Cx<'_>, mut part: Part, mask: u32) {
 fn save(cx: &mut Cx<'_>, depth: usize, function: u32, mask: u32) {
     let info = &cx.m.launch.program.functions[function as usize];
     let warp = &mut *cx.warp;
-    let saved = warp.saved.entry((depth, function)).or_insert_with(SavedFrame::default);
+    let saved = warp.saved.entry((depth, function)).or_default();
     saved.regs.resize(info.saved.len(), ([0; WARP], 0));
     saved.preds.resize(info.saved_preds.len(), (0, 0));
     for (s, (lanes, poison)) in info.saved.iter().zip(&mut saved.regs) {

@@ -31,7 +31,15 @@ pub struct Misuse(pub String);
 impl Mbarrier {
     /// A fresh mbarrier for `count` arrivals, knowing what its initialiser knows.
     pub fn new(count: u32, clock: &Clock, init_pc: u32) -> Mbarrier {
-        Mbarrier { expected: count, pending: count, tx: 0, phase: 0, clock: clock.clone(), completed: clock.clone(), init_pc }
+        Mbarrier {
+            expected: count,
+            pending: count,
+            tx: 0,
+            phase: 0,
+            clock: clock.clone(),
+            completed: clock.clone(),
+            init_pc,
+        }
     }
 
     /// `expect_tx`: the current phase needs `bytes` more.
@@ -57,7 +65,8 @@ impl Mbarrier {
     /// `count` arrivals. True when this completes the phase.
     pub fn arrive(&mut self, count: u32) -> Result<bool, Misuse> {
         if count > self.pending {
-            let message = format!("{count} arrivals at an mbarrier whose phase needs {} more of {}", self.pending, self.expected);
+            let message =
+                format!("{count} arrivals at an mbarrier whose phase needs {} more of {}", self.pending, self.expected);
             self.pending = 0;
             self.turn();
             return Err(Misuse(message));

@@ -132,34 +132,68 @@ pub enum MemorySpace {
     Frame,
 }
 
-/// How a loaded element fills its register.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Element {
-    /// Bytes in memory: 1, 2, 4, 8 or 16.
-    pub bytes: u32,
-    /// Sign-extended to `register_bits`.
-    pub signed: bool,
-    /// Width of the destination register.
-    pub register_bits: u32,
-}
-
 pub(crate) enum Op {
-    Map1 { f: Map1, d: Slot, a: Src },
-    Map2 { f: Map2, d: Slot, a: Src, b: Src },
-    Map3 { f: Map3, d: Slot, a: Src, b: Src, c: Src },
+    Map1 {
+        f: Map1,
+        d: Slot,
+        a: Src,
+    },
+    Map2 {
+        f: Map2,
+        d: Slot,
+        a: Src,
+        b: Src,
+    },
+    Map3 {
+        f: Map3,
+        d: Slot,
+        a: Src,
+        b: Src,
+        c: Src,
+    },
     /// `d` (and its complement `not_d`) = combine(compare(a, b), p).
-    Setp { f: Compare, d: PredSlot, not_d: Option<PredSlot>, a: Src, b: Src, combine: Option<(Logic, PredSrc)> },
-    Logic { f: Logic, d: PredSlot, a: PredSrc, b: PredSrc },
-    Selp { d: Slot, a: Src, b: Src, p: PredSrc },
+    Setp {
+        f: Compare,
+        d: PredSlot,
+        not_d: Option<PredSlot>,
+        a: Src,
+        b: Src,
+        combine: Option<(Logic, PredSrc)>,
+    },
+    Logic {
+        f: Logic,
+        d: PredSlot,
+        a: PredSrc,
+        b: PredSrc,
+    },
+    Selp {
+        d: Slot,
+        a: Src,
+        b: Src,
+        p: PredSrc,
+    },
     /// `d[i] = (a >> shift[i]) & mask`.
-    Unpack { d: Box<[(Slot, u32)]>, a: Src, mask: u64 },
+    Unpack {
+        d: Box<[(Slot, u32)]>,
+        a: Src,
+        mask: u64,
+    },
     /// `d = a[0] | a[1] << shift …`.
-    Pack { d: Slot, a: Box<[(Src, u32)]> },
+    Pack {
+        d: Slot,
+        a: Box<[(Src, u32)]>,
+    },
     Load(Box<super::access::LoadOp>),
     Store(Box<super::access::StoreOp>),
-    Bra { target: u32, p: PredSrc },
+    Bra {
+        target: u32,
+        p: PredSrc,
+    },
     Custom(Custom),
-    Brx { index: Src, targets: Box<[u32]> },
+    Brx {
+        index: Src,
+        targets: Box<[u32]>,
+    },
     Call(Box<CallOp>),
     Ret,
     Exit,
@@ -248,7 +282,6 @@ pub(crate) enum Preset {
 /// A module-scope `.global` or `.const` variable with its initial bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct DataSymbol {
-    pub name: String,
     pub align: u64,
     pub bytes: Vec<u8>,
     /// Byte offsets at which the address of another global symbol, a const symbol, or a function is stored.
@@ -322,5 +355,10 @@ impl Program {
     /// `.reqnctapercluster`, if given.
     pub fn required_cluster(&self) -> Option<[u32; 3]> {
         self.required_cluster
+    }
+
+    /// Whether the kernel names its cluster or other CTAs of it.
+    pub fn uses_cluster(&self) -> bool {
+        self.uses_cluster
     }
 }

@@ -103,7 +103,8 @@ struct Cell {
     strong: bool,
 }
 
-const EMPTY: Cell = Cell { write_tick: 0, write_pc: 0, read_tick: 0, read_pc: 0, writer: NOBODY, reader: NOBODY, strong: false };
+const EMPTY: Cell =
+    Cell { write_tick: 0, write_pc: 0, read_tick: 0, read_pc: 0, writer: NOBODY, reader: NOBODY, strong: false };
 
 type Readers = Vec<(u16, u32, u32)>;
 
@@ -140,7 +141,7 @@ impl History {
         while at < end {
             let word = at / 4;
             let next = ((word + 1) * 4).min(end);
-            let whole = at % 4 == 0 && next - at == 4;
+            let whole = at.is_multiple_of(4) && next - at == 4;
             let mut cell = self.cells[word as usize];
             if whole && cell.writer != SPLIT {
                 if let Some(conflict) = self.touch(&mut cell, at, kind, actor) {
@@ -201,15 +202,21 @@ impl History {
             let writer = usize::from(cell.writer);
             let seen = actor.clock.seen.get(writer).is_some_and(|t| *t >= cell.write_tick);
             if !seen {
-                conflict = Some(Conflict { actor: writer as u32, pc: cell.write_pc, wrote: true, proxy_only: false, offset });
+                conflict =
+                    Some(Conflict { actor: writer as u32, pc: cell.write_pc, wrote: true, proxy_only: false, offset });
             }
         }
         // The proxy rule also binds a warp to its own writes. Writing over them needs no fence (PTX orders that by the
         // mbarrier or barrier that releases the buffer).
-        if conflict.is_none() && actor.async_proxy && kind == AccessKind::Read && u32::from(cell.writer) < self.generic_actors {
+        if conflict.is_none()
+            && actor.async_proxy
+            && kind == AccessKind::Read
+            && u32::from(cell.writer) < self.generic_actors
+        {
             let writer = usize::from(cell.writer);
             if actor.clock.proxied.get(writer).is_none_or(|t| *t < cell.write_tick) {
-                conflict = Some(Conflict { actor: writer as u32, pc: cell.write_pc, wrote: true, proxy_only: true, offset });
+                conflict =
+                    Some(Conflict { actor: writer as u32, pc: cell.write_pc, wrote: true, proxy_only: true, offset });
             }
         }
         match kind {
@@ -219,7 +226,8 @@ impl History {
                     cell.read_tick = tick;
                     cell.read_pc = actor.pc;
                 } else if cell.reader == NOBODY
-                    || (cell.reader != MANY && actor.clock.seen.get(usize::from(cell.reader)).is_some_and(|t| *t >= cell.read_tick))
+                    || (cell.reader != MANY
+                        && actor.clock.seen.get(usize::from(cell.reader)).is_some_and(|t| *t >= cell.read_tick))
                 {
                     cell.reader = me;
                     cell.read_tick = tick;
@@ -242,14 +250,34 @@ impl History {
                     if conflict.is_none() {
                         let list = &self.readers[cell.read_tick as usize];
                         if let Some((a, _, pc)) = list.iter().find(|(a, t, _)| unordered(*a, *t)) {
-                            conflict = Some(Conflict { actor: u32::from(*a), pc: *pc, wrote: false, proxy_only: false, offset });
+                            conflict = Some(Conflict {
+                                actor: u32::from(*a),
+                                pc: *pc,
+                                wrote: false,
+                                proxy_only: false,
+                                offset,
+                            });
                         }
                     }
                     self.free.push(cell.read_tick);
                 } else if cell.reader != NOBODY && conflict.is_none() && unordered(cell.reader, cell.read_tick) {
-                    conflict = Some(Conflict { actor: u32::from(cell.reader), pc: cell.read_pc, wrote: false, proxy_only: false, offset });
+                    conflict = Some(Conflict {
+                        actor: u32::from(cell.reader),
+                        pc: cell.read_pc,
+                        wrote: false,
+                        proxy_only: false,
+                        offset,
+                    });
                 }
-                *cell = Cell { write_tick: tick, write_pc: actor.pc, read_tick: 0, read_pc: 0, writer: me, reader: NOBODY, strong };
+                *cell = Cell {
+                    write_tick: tick,
+                    write_pc: actor.pc,
+                    read_tick: 0,
+                    read_pc: 0,
+                    writer: me,
+                    reader: NOBODY,
+                    strong,
+                };
             }
         }
         conflict
@@ -323,7 +351,9 @@ mod tests {
         let (mut a, _) = two_clocks();
         let mut h = History::new(64, 2);
         h.access(0, 4, AccessKind::Write, actor(0, &a));
-        let read = |h: &mut History, a: &Clock| h.access(0, 4, AccessKind::Read, Actor { id: 2, clock: a, pc: 9, async_proxy: true });
+        let read = |h: &mut History, a: &Clock| {
+            h.access(0, 4, AccessKind::Read, Actor { id: 2, clock: a, pc: 9, async_proxy: true })
+        };
         assert!(read(&mut h, &a).unwrap().proxy_only);
         a.fence_proxy();
         assert_eq!(read(&mut h, &a), None);

@@ -28,6 +28,8 @@ const RESIDENT: usize = 256;
 const RESIDENT_BYTES: usize = 2 << 30;
 /// Failed polls of mbarriers without any event after which a cluster counts as deadlocked.
 const MAX_POLLS: u64 = 2_000_000;
+/// Asynchronous operations in flight in a cluster.
+const MAX_IN_FLIGHT: usize = 2048;
 /// Times that waits may give up one after the other without an event between.
 const MAX_STUCK: u32 = 48;
 
@@ -71,7 +73,9 @@ fn cluster_bytes(launch: &LaunchState<'_>) -> usize {
     let warps = launch.threads().div_ceil(WARP as u32) as usize;
     let frame = launch.program.functions.first().map_or(0, |f| f.frame_bytes).max(16).next_power_of_two() as usize;
     // Shared memory has a flag a byte and 24 bytes of history a word.
-    size * (warps * (launch.program.n_slots as usize * 260 + frame * 2 * WARP) + launch.shared_bytes as usize * 8 + 4096)
+    size * (warps * (launch.program.n_slots as usize * 260 + frame * 2 * WARP)
+        + launch.shared_bytes as usize * 8
+        + 4096)
 }
 
 fn work(launch: &LaunchState<'_>, shared: &Mutex<Waiting>) -> Worker {
@@ -154,10 +158,11 @@ fn start(launch: &LaunchState<'_>, worker: &mut Worker, index: u64) -> Cluster {
         slice_left: SLICE,
         random: match launch.options.schedule {
             Schedule::RoundRobin => 1,
-            Schedule::Random(seed) => (seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0x2545_f491_4f6c_dd1d) | 1,
+            Schedule::Random(seed) => {
+                (seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0x2545_f491_4f6c_dd1d) | 1
+            }
         },
         stuck: (0, 0),
-        index,
     };
     for rank in 0..size {
         let [cx, cy, _] = launch.cluster;
@@ -250,7 +255,15 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
     warp
 }
 
-fn fill_presets(launch: &LaunchState<'_>, warp: &mut Warp, ctaid: [u32; 3], inside: [u32; 3], rank: u32, w: u32, index: u64) {
+fn fill_presets(
+    launch: &LaunchState<'_>,
+    warp: &mut Warp,
+    ctaid: [u32; 3],
+    inside: [u32; 3],
+    rank: u32,
+    w: u32,
+    index: u64,
+) {
     for (slot, preset) in &launch.program.presets {
         let each = |f: &dyn Fn(u32) -> u64| {
             let mut out = [0u64; WARP];
@@ -278,7 +291,9 @@ fn fill_presets(launch: &LaunchState<'_>, warp: &mut Warp, ctaid: [u32; 3], insi
             }),
             Preset::SmId => [index % u64::from(launch.program.target.sm_count()); WARP],
             Preset::SharedAddress(at) => [u64::from(at) | rank_bits; WARP],
-            Preset::DynamicShared(offset) => [(u64::from(launch.dynamic_start).wrapping_add_signed(offset) & 0xffff_ffff) | rank_bits; WARP],
+            Preset::DynamicShared(offset) => {
+                [(u64::from(launch.dynamic_start).wrapping_add_signed(offset) & 0xffff_ffff) | rank_bits; WARP]
+            }
         };
         warp.write(*slot, u32::MAX, &value, 0);
     }
@@ -300,11 +315,13 @@ fn machine<'a>(launch: &'a LaunchState<'a>, cluster: &'a mut Cluster, worker: &'
 
 /// Lets one asynchronous operation go on; false if none is in flight.
 fn complete_one(launch: &LaunchState<'_>, worker: &mut Worker, cluster: &mut Cluster) -> Result<bool, ExecError> {
-    let ready = cluster.asyncs.ready();
     let which = match launch.options.schedule {
-        Schedule::RoundRobin => ready.first().copied(),
-        Schedule::Random(_) if ready.is_empty() => None,
-        Schedule::Random(_) => Some(ready[(worker.random() % ready.len() as u64) as usize]),
+        // The oldest operation is always the first of its stream.
+        Schedule::RoundRobin => (!cluster.asyncs.list.is_empty()).then_some(0),
+        Schedule::Random(_) => {
+            let ready = cluster.asyncs.ready();
+            if ready.is_empty() { None } else { Some(ready[(worker.random() % ready.len() as u64) as usize]) }
+        }
     };
     let Some(pending) = which.and_then(|i| cluster.asyncs.list.remove(i)) else {
         return Ok(false);
@@ -322,10 +339,18 @@ fn run_cluster(launch: &LaunchState<'_>, worker: &mut Worker, cluster: &mut Clus
         cluster.turns += 1;
         // Completions come late, so that a missing wait shows; but they do come while warps poll.
         if !cluster.asyncs.list.is_empty() {
-            let due = if random { worker.random() % 4 == 0 } else { cluster.turns % (8 * n_warps as u64) == 0 };
+            let due = if random {
+                worker.random().is_multiple_of(4)
+            } else {
+                cluster.turns.is_multiple_of(8 * n_warps as u64)
+            };
             if due {
                 complete_one(launch, worker, cluster)?;
             }
+        }
+        // Operations that nobody waits for must not fill the memory.
+        while cluster.asyncs.list.len() > MAX_IN_FLIGHT {
+            complete_one(launch, worker, cluster)?;
         }
         let offset = if random { (worker.random() % n_warps as u64) as usize } else { cluster.next_warp };
         let mut next = None;
@@ -337,7 +362,8 @@ fn run_cluster(launch: &LaunchState<'_>, worker: &mut Worker, cluster: &mut Clus
                 continue;
             }
             alive = true;
-            let waits = warp.blocked_at == Some(cluster.events) && cluster.turns.wrapping_sub(warp.blocked_turn) <= 4096;
+            let waits =
+                warp.blocked_at == Some(cluster.events) && cluster.turns.wrapping_sub(warp.blocked_turn) <= 4096;
             if !waits {
                 next = Some(n);
                 break;
@@ -373,7 +399,11 @@ fn run_cluster(launch: &LaunchState<'_>, worker: &mut Worker, cluster: &mut Clus
             let executed = launch.executed.fetch_add(worker.unreported, Relaxed) + worker.unreported;
             worker.unreported = 0;
             if executed > launch.options.instruction_limit {
-                return Err(ExecError::InstructionLimit { kernel: launch.program.entry.clone(), executed, state: state(launch, cluster) });
+                return Err(ExecError::InstructionLimit {
+                    kernel: launch.program.entry.clone(),
+                    executed,
+                    state: state(launch, cluster),
+                });
             }
             if launch.stop.load(Relaxed) {
                 return Ok(false);
@@ -394,7 +424,12 @@ fn leave(launch: &LaunchState<'_>, worker: &mut Worker, cluster: &mut Cluster, c
     // The machine drains committed stores before it gives the shared memory away; what nobody committed, nobody can wait for.
     let forgotten = |p: &super::queue::Pending| {
         let store = launch.program.source.get(p.pc as usize).is_some_and(|s| s.text.contains(".bulk_group"));
-        !store || cluster.ctas[cta].warps.get(p.warp).and_then(Option::as_ref).is_some_and(|w| w.bulk.list.iter().any(|g| g.lanes == 0 && g.pending > 0))
+        !store
+            || cluster.ctas[cta]
+                .warps
+                .get(p.warp)
+                .and_then(Option::as_ref)
+                .is_some_and(|w| w.bulk.list.iter().any(|g| g.lanes == 0 && g.pending > 0))
     };
     let bulk = |p: &super::queue::Pending| p.op.what.starts_with("cp.async.bulk") && !p.op.what.contains("prefetch");
     let open = cluster.asyncs.list.iter().find(|p| p.cta == cta && bulk(p) && forgotten(p));
@@ -449,7 +484,11 @@ fn state(launch: &LaunchState<'_>, cluster: &Cluster) -> String {
                 };
                 let [x, y, z] = cta.ctaid;
                 // Writing to a string cannot fail.
-                let _ = writeln!(out, "  block {x},{y},{z} warp {w} lanes {:#010x}: {why}, at line {line}: {text}", part.mask);
+                let _ = writeln!(
+                    out,
+                    "  block {x},{y},{z} warp {w} lanes {:#010x}: {why}, at line {line}: {text}",
+                    part.mask
+                );
                 if out.len() > 16 << 10 {
                     out.push_str("  …\n");
                     return out;
@@ -457,7 +496,11 @@ fn state(launch: &LaunchState<'_>, cluster: &Cluster) -> String {
             }
         }
         for (address, b) in &cta.mbarriers {
-            let _ = writeln!(out, "  mbarrier {address:#x}: phase {}, {} of {} arrivals open, {} bytes open", b.phase, b.pending, b.expected, b.tx);
+            let _ = writeln!(
+                out,
+                "  mbarrier {address:#x}: phase {}, {} of {} arrivals open, {} bytes open",
+                b.phase, b.pending, b.expected, b.tx
+            );
         }
     }
     out

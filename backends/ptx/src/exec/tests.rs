@@ -68,7 +68,8 @@ fn blocks_that_wait_for_each_other_all_get_their_turn() {
                 L: ld.acquire.gpu.global.u32 %r2, [%rd0]; setp.lt.u32 %p2, %r2, %r3; @%p2 bra L; atom.global.add.u32 %r1, [%rd0+4], 1; DONE:";
     for threads in [1, 2] {
         let options = Options { threads, ..Options::default() };
-        let r = launch(body, Launch { grid: [37, 1, 1], block: [32, 1, 1], ..Launch::default() }, &options, &[0; 4]).unwrap_or_else(|e| panic!("{e}"));
+        let r = launch(body, Launch { grid: [37, 1, 1], block: [32, 1, 1], ..Launch::default() }, &options, &[0; 4])
+            .unwrap_or_else(|e| panic!("{e}"));
         clean(&r);
         assert_eq!(r.words[1], 37);
     }
@@ -87,7 +88,8 @@ fn recursion_keeps_each_activation_apart() {
     let program = Program::compile(&Module::parse(text).unwrap(), "k").unwrap();
     let mut device = Device::new(Target::parse("sm_90a").unwrap());
     let x = device.alloc(128).unwrap();
-    let report = device.launch(&program, &Launch { params: vec![Param::U64(x)], ..block(32) }, &Options::default()).unwrap();
+    let report =
+        device.launch(&program, &Launch { params: vec![Param::U64(x)], ..block(32) }, &Options::default()).unwrap();
     assert!(report.findings.is_empty(), "{:?}", report.findings);
     let out = device.download(x, 128).unwrap();
     let want = [1, 1, 2, 6, 24, 120, 720, 5040];
@@ -165,7 +167,10 @@ fn a_barrier_that_not_all_warps_reach_is_a_deadlock() {
     let body = "setp.lt.u32 %p1, %r0, 32; @%p1 bra L; bar.sync 1, 64; L:";
     let e = launch(body, block(64), &Options::default(), &[0; 64]).map(|r| r.report).unwrap_err();
     let ExecError::Deadlock { state, .. } = e else { panic!("{e}") };
-    assert!(state.contains("Barrier { id: 1, arrived: 32, expected: 64 }") && state.contains("bar.sync 1, 64"), "{state}");
+    assert!(
+        state.contains("Barrier { id: 1, arrived: 32, expected: 64 }") && state.contains("bar.sync 1, 64"),
+        "{state}"
+    );
 }
 
 #[test]
@@ -200,12 +205,16 @@ fn a_bulk_load_is_seen_after_its_wait_and_not_before() {
     let words: Vec<u32> = (0..96).collect();
     for schedule in [Schedule::RoundRobin, Schedule::Random(3), Schedule::Random(4)] {
         let options = Options { schedule, ..Options::default() };
-        let good = launch(&bulk_load("fence.mbarrier_init.release.cluster;", WAIT), block(64), &options, &words).unwrap();
+        let good =
+            launch(&bulk_load("fence.mbarrier_init.release.cluster;", WAIT), block(64), &options, &words).unwrap();
         clean(&good);
         assert_eq!(good.words[32 + 5], 6);
         let bad = launch(&bulk_load("", ""), block(64), &options, &words).unwrap();
         let found = checks_of(&bad);
-        assert!(found.iter().any(|c| matches!(c, Check::Race | Check::Uninitialized | Check::Asynchronous)), "{found:?}");
+        assert!(
+            found.iter().any(|c| matches!(c, Check::Race | Check::Uninitialized | Check::Asynchronous)),
+            "{found:?}"
+        );
     }
 }
 
@@ -259,7 +268,11 @@ fn cp_async_data_comes_with_its_group_and_not_before() {
     assert_eq!(good.words[4], 5);
     for schedule in [Schedule::RoundRobin, Schedule::Random(7)] {
         let bad = launch(&body(""), block(32), &Options { schedule, ..Options::default() }, &words).unwrap();
-        assert!(checks_of(&bad).iter().any(|c| matches!(c, Check::Race | Check::Uninitialized)), "{:?}", bad.report.findings);
+        assert!(
+            checks_of(&bad).iter().any(|c| matches!(c, Check::Race | Check::Uninitialized)),
+            "{:?}",
+            bad.report.findings
+        );
     }
 }
 
@@ -277,8 +290,15 @@ fn peers_of_a_cluster_share_memory_until_one_leaves() {
     );
     let two = Launch { grid: [2, 1, 1], block: [32, 1, 1], cluster: [2, 1, 1], ..Launch::default() };
     // `s` in an immediate position is an address too.
-    let body_text = |last: &str| body(last).replace("mad.lo.u32 %r6, %r0, 4, s;", "mov.u32 %r8, s; mad.lo.u32 %r6, %r0, 4, %r8;");
-    let good = launch(&body_text(&format!("{read} barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;")), two.clone(), &Options::default(), &[0; 64]).unwrap();
+    let body_text =
+        |last: &str| body(last).replace("mad.lo.u32 %r6, %r0, 4, s;", "mov.u32 %r8, s; mad.lo.u32 %r6, %r0, 4, %r8;");
+    let good = launch(
+        &body_text(&format!("{read} barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;")),
+        two.clone(),
+        &Options::default(),
+        &[0; 64],
+    )
+    .unwrap();
     clean(&good);
     assert_eq!((good.words[0], good.words[63]), (71, 70));
     // Rank 1 leaves at once; rank 0 dawdles before it reads.
@@ -298,9 +318,18 @@ fn an_endless_loop_ends_at_the_instruction_limit() {
 
 #[test]
 fn what_is_not_supported_is_named() {
-    for (body, word) in [("tex.2d.v4.f32.f32 {%f1,%f2,%f3,%f4}, [%rd0, {%f1,%f2}];", "tex.2d"), ("cvt.u32.frob.u8 %r1, %r2;", "frob"), ("add.q7 %r1, %r2, %r3;", "q7")] {
+    for (body, word) in [
+        ("tex.2d.v4.f32.f32 {%f1,%f2,%f3,%f4}, [%rd0, {%f1,%f2}];", "tex.2d"),
+        ("cvt.u32.frob.u8 %r1, %r2;", "frob"),
+        ("add.q7 %r1, %r2, %r3;", "q7"),
+    ] {
         let e = compile(body).map(|_| ()).unwrap_err();
-        assert!(matches!(e, CompileError::Unsupported { .. }) && e.to_string().contains(word) && e.to_string().contains("line 12"), "{e}");
+        assert!(
+            matches!(e, CompileError::Unsupported { .. })
+                && e.to_string().contains(word)
+                && e.to_string().contains("line 12"),
+            "{e}"
+        );
     }
     for body in ["add.u32 %r1, %rd1, 4;", "bra NOWHERE;", "mov.u32 %r1, %q1;", "mov.u32 %r99, 1;"] {
         assert!(matches!(compile(body), Err(CompileError::Invalid { .. })), "{body}");
@@ -345,9 +374,38 @@ fn bank_conflicts_are_counted_by_line() {
 fn one_seed_gives_one_schedule() {
     let body = format!("atom.shared.add.u32 %r1, [s], 1; {OWN} st.global.u32 [%rd1], %r1;");
     let body = format!("st.shared.u32 [s], 0; bar.sync 0; {body}");
-    let once = |seed| launch(&body, block(256), &Options { schedule: Schedule::Random(seed), ..Options::default() }, &[0; 256]).unwrap().words;
+    let once = |seed| {
+        launch(&body, block(256), &Options { schedule: Schedule::Random(seed), ..Options::default() }, &[0; 256])
+            .unwrap()
+            .words
+    };
     assert_eq!(once(5), once(5));
     let mut sorted = once(6);
     sorted.sort_unstable();
     assert_eq!(sorted, (0..256).collect::<Vec<u32>>());
+}
+
+#[test]
+fn shared_variables_of_other_kernels_take_no_room() {
+    let text = ".version 8.6\n.target sm_90a\n.address_size 64\n.shared .align 16 .b8 a[131072];\n.shared .align 16 .b8 b[131072];\n\
+        .visible .entry k(.param .u64 x) { .reg .b32 %r<4>; mov.u32 %r1, 1; st.shared.u32 [a], %r1; ret; }\n\
+        .visible .entry j(.param .u64 x) { .reg .b32 %r<4>; mov.u32 %r1, 1; st.shared.u32 [b], %r1; ret; }";
+    let module = Module::parse(text).unwrap();
+    for entry in ["k", "j"] {
+        let program = Program::compile(&module, entry).unwrap();
+        let mut device = Device::new(Target::parse("sm_90a").unwrap());
+        let r =
+            device.launch(&program, &Launch { params: vec![Param::U64(0)], ..block(1) }, &Options::default()).unwrap();
+        assert!(r.findings.is_empty());
+    }
+}
+
+#[test]
+fn a_bulk_store_of_zeros_fills_shared_memory() {
+    let body = format!(
+        "st.bulk.weak.shared::cta [s], 128, 0; mov.u32 %r1, s; mad.lo.u32 %r1, %r0, 4, %r1; ld.shared.u32 %r2, [%r1]; add.u32 %r2, %r2, 3; {OWN} st.global.u32 [%rd1], %r2;"
+    );
+    let r = run(&body, 32);
+    clean(&r);
+    assert_eq!(r.words, vec![3; 32]);
 }

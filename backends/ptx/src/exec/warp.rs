@@ -88,9 +88,15 @@ impl Groups {
     /// Closes the open group (an empty one if nothing is open).
     pub fn commit(&mut self, lanes: u32) {
         self.open(lanes).lanes = lanes;
-        // Complete groups at the front hold no information that a later wait could need.
-        while self.list.len() > 64 && self.list.front().is_some_and(|g| g.pending == 0 && g.lanes != 0 && g.clock.is_none()) {
-            self.list.pop_front();
+        // Kernels that never wait would pile up groups: complete ones at the front pass what they know on.
+        while self.list.len() > 256 && self.list.front().is_some_and(|g| g.pending == 0 && g.lanes != 0) {
+            let clock = self.list.pop_front().and_then(|g| g.clock);
+            if let (Some(clock), Some(next)) = (clock, self.list.front_mut()) {
+                match &mut next.clock {
+                    Some(c) => c.join(&clock),
+                    None => next.clock = Some(clock),
+                }
+            }
         }
     }
 
@@ -132,7 +138,9 @@ impl Groups {
                 }
             }
         }
-        while self.list.front().is_some_and(|g| g.lanes != 0 && g.pending == 0 && g.clock.is_none()) && self.list.len() > 8 {
+        while self.list.front().is_some_and(|g| g.lanes != 0 && g.pending == 0 && g.clock.is_none())
+            && self.list.len() > 8
+        {
             self.list.pop_front();
         }
         true

@@ -19,6 +19,8 @@ pub struct Worker {
     pub(crate) unreported: u64,
     pub(crate) random: u64,
     /// Warps of finished blocks, whose memory the next ones use.
+    // Boxed as in a CTA, so that taking a warp out for its turn moves a pointer.
+    #[allow(clippy::vec_box)]
     pub(crate) spare: Vec<Box<super::warp::Warp>>,
 }
 

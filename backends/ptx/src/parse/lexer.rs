@@ -114,7 +114,10 @@ pub fn tokenize(source: &str) -> Result<Vec<Token<'_>>, ParseError> {
             while at < bytes.len() {
                 if word_part(bytes[at]) {
                     at += 1;
-                } else if bytes[at] == b':' && bytes.get(at + 1) == Some(&b':') && bytes.get(at + 2).is_some_and(|b| word_part(*b)) {
+                } else if bytes[at] == b':'
+                    && bytes.get(at + 1) == Some(&b':')
+                    && bytes.get(at + 2).is_some_and(|b| word_part(*b))
+                {
                     at += 2;
                 } else {
                     break;
@@ -136,7 +139,28 @@ pub fn tokenize(source: &str) -> Result<Vec<Token<'_>>, ParseError> {
             TokenKind::Text
         } else if matches!(
             c,
-            b'{' | b'}' | b'(' | b')' | b'[' | b']' | b'<' | b'>' | b',' | b';' | b':' | b'=' | b'@' | b'!' | b'|' | b'+' | b'-' | b'*' | b'&' | b'^' | b'~' | b'?' | b'/'
+            b'{' | b'}'
+                | b'('
+                | b')'
+                | b'['
+                | b']'
+                | b'<'
+                | b'>'
+                | b','
+                | b';'
+                | b':'
+                | b'='
+                | b'@'
+                | b'!'
+                | b'|'
+                | b'+'
+                | b'-'
+                | b'*'
+                | b'&'
+                | b'^'
+                | b'~'
+                | b'?'
+                | b'/'
         ) {
             at += 1;
             TokenKind::Mark
@@ -146,7 +170,12 @@ pub fn tokenize(source: &str) -> Result<Vec<Token<'_>>, ParseError> {
         };
         tokens.push(Token { kind, text: &source[start..at], pos, start });
     }
-    tokens.push(Token { kind: TokenKind::End, text: "", pos: Pos { line, column: (at - line_start) as u32 + 1 }, start: at });
+    tokens.push(Token {
+        kind: TokenKind::End,
+        text: "",
+        pos: Pos { line, column: (at - line_start) as u32 + 1 },
+        start: at,
+    });
     Ok(tokens)
 }
 

@@ -65,7 +65,8 @@ impl Parser<'_> {
                 self.expect(";")?;
                 Ok(Statement::Prototype { pos: t.pos, returns, params, directives })
             }
-            ".reg" | ".shared" | ".shared::cta" | ".local" | ".param" | ".global" | ".const" | ".extern" | ".visible" | ".weak" => {
+            ".reg" | ".shared" | ".shared::cta" | ".local" | ".param" | ".global" | ".const" | ".extern"
+            | ".visible" | ".weak" => {
                 let variable = self.variable()?;
                 self.expect(";")?;
                 Ok(Statement::Variable(variable))
@@ -173,11 +174,8 @@ impl Parser<'_> {
 
     fn bracket(&mut self) -> Parsed<Operand> {
         self.expect("[")?;
-        let base = if self.at_literal() {
-            Operand::Literal(self.literal()?)
-        } else {
-            Operand::Name(self.name("an address")?)
-        };
+        let base =
+            if self.at_literal() { Operand::Literal(self.literal()?) } else { Operand::Name(self.name("an address")?) };
         let offset = self.offset()?;
         let address = Address { base: Box::new(base), offset };
         let mut coordinates = Vec::new();
@@ -185,6 +183,10 @@ impl Parser<'_> {
             coordinates.push(self.operand()?);
         }
         self.expect("]")?;
-        Ok(if coordinates.is_empty() { Operand::Address(address) } else { Operand::Tensor { map: address, coordinates } })
+        Ok(if coordinates.is_empty() {
+            Operand::Address(address)
+        } else {
+            Operand::Tensor { map: address, coordinates }
+        })
     }
 }

@@ -15,7 +15,8 @@ impl Lower<'_> {
         let bits = ty.bits();
         let full = if bits == 64 { u64::MAX } else { 0xffff_ffff };
         let (sets, takes) = (i.has("cc"), i.opcode.ends_with('c'));
-        let (product, subtract, signed, high) = (i.opcode.starts_with("mad"), i.opcode.starts_with("sub"), matches!(ty, Ty::S(_)), i.has("hi"));
+        let (product, subtract, signed, high) =
+            (i.opcode.starts_with("mad"), i.opcode.starts_with("sub"), matches!(ty, Ty::S(_)), i.has("hi"));
         let expected = if product { 4 } else { 3 };
         if i.operands.len() != expected {
             return Err(self.invalid(format!("{expected} operands expected")));
@@ -27,12 +28,12 @@ impl Lower<'_> {
         self.emit_custom(Box::new(move |cx, mask| {
             let mut out = [0u64; 32];
             let mut carry = 0u32;
-            for l in 0..32 {
+            for (l, o) in out.iter_mut().enumerate() {
                 let (mut x, mut y) = (cx.lanes(a)[l], cx.lanes(b)[l]);
                 if let Some(c) = c {
                     x = if signed && high {
                         let ext = |v: u64| if bits == 32 { i128::from(v as i32) } else { i128::from(v as i64) };
-                        (ext(x) * ext(y) >> bits) as u64 & full
+                        ((ext(x) * ext(y)) >> bits) as u64 & full
                     } else {
                         let p = u128::from(x) * u128::from(y);
                         (if high { p >> bits } else { p }) as u64 & full
@@ -48,7 +49,7 @@ impl Lower<'_> {
                     let sum = u128::from(x) + u128::from(y) + take;
                     (sum, sum > u128::from(full))
                 };
-                out[l] = value as u64 & full;
+                *o = value as u64 & full;
                 carry |= u32::from(out_carry) << l;
             }
             let poison = cx.poison(a) | cx.poison(b) | c.map_or(0, |c| cx.poison(c));

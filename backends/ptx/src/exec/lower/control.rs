@@ -28,10 +28,18 @@ impl<'m> Lower<'m> {
                 self.emit(Op::Exit);
                 Ok(())
             }
-            "trap" | "brkpt" => {
+            // There is no debugger to stop for.
+            "brkpt" => {
+                self.emit(Op::Nop);
+                Ok(())
+            }
+            "trap" => {
                 self.emit_custom(Box::new(|cx, mask| {
                     let thread = cx.m.launch.tid(cx.m.warp_index as u32 * 32 + mask.trailing_zeros());
-                    Err(cx.m.fault(format!("the kernel stopped itself (block {:?}, thread {thread:?})", cx.m.cluster.ctas[cx.m.cta].ctaid)))
+                    Err(cx.m.fault(format!(
+                        "the kernel stopped itself (block {:?}, thread {thread:?})",
+                        cx.m.cluster.ctas[cx.m.cta].ctaid
+                    )))
                 }));
                 Ok(())
             }
@@ -93,7 +101,10 @@ impl<'m> Lower<'m> {
             "__assertfail" => {
                 self.emit_custom(Box::new(|cx, mask| {
                     let thread = cx.m.launch.tid(cx.m.warp_index as u32 * 32 + mask.trailing_zeros());
-                    Err(cx.m.fault(format!("a device assertion failed (block {:?}, thread {thread:?})", cx.m.cluster.ctas[cx.m.cta].ctaid)))
+                    Err(cx.m.fault(format!(
+                        "a device assertion failed (block {:?}, thread {thread:?})",
+                        cx.m.cluster.ctas[cx.m.cta].ctaid
+                    )))
                 }));
                 Ok(Some(()))
             }
@@ -105,7 +116,9 @@ impl<'m> Lower<'m> {
                         for l in (0..32).filter(|l| mask >> l & 1 == 1) {
                             let start = (cx.warp.local_stride as usize) * l + cx.warp.frame[l] as usize + at as usize;
                             let end = start + 4;
-                            if let (Some(data), Some(init)) = (cx.warp.local.get_mut(start..end), cx.warp.local_init.get_mut(start..end)) {
+                            if let (Some(data), Some(init)) =
+                                (cx.warp.local.get_mut(start..end), cx.warp.local_init.get_mut(start..end))
+                            {
                                 data.fill(0);
                                 init.fill(true);
                             }

@@ -1,21 +1,33 @@
 //! `cvt` in every form.
 
+// Widths are written once for all types, so that some conversions change nothing.
+#![allow(clippy::useless_conversion)]
+
 use super::lanes::{by_width, map1};
 use super::{Lower, Ty};
 use crate::ast::{Instruction, Operand};
 use crate::exec::error::CompileError;
 use crate::exec::program::{Flow, Lanes, Map1, Op, Src};
-use crate::numeric::format::{self, BF16, E2M1, E2M3, E3M2, E4M3, E5M2, F16, F32, F64, Format, Rounding, TF32, TF32_SHIFT};
+use crate::numeric::format::{
+    self, BF16, E2M1, E2M3, E3M2, E4M3, E5M2, F16, F32, F64, Format, Rounding, TF32, TF32_SHIFT,
+};
 use crate::numeric::half::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::numeric::{FloatCvt, float_to_float, float_to_int, int_to_float, round_to_integral, scale};
 
 /// An element type of `cvt`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
-    Int { bits: u32, signed: bool },
+    Int {
+        bits: u32,
+        signed: bool,
+    },
     Float(Format),
     /// A number of packed elements: e4m3x2, f16x2 …; 4-bit elements take 4 bits, fp6 ones a byte.
-    Packed { format: Format, count: u32, bits: u32 },
+    Packed {
+        format: Format,
+        count: u32,
+        bits: u32,
+    },
     Ue8m0x2,
     S2f6x2,
 }
@@ -123,7 +135,11 @@ impl Lower<'_> {
             (Kind::Int { bits, signed }, Kind::Int { bits: from_bits, signed: from_signed }) => Box::new(move |v| {
                 let mut x = integer(v, from_bits, from_signed);
                 if sat {
-                    let (low, high) = if signed { (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1) } else { (0, (1i128 << bits) - 1) };
+                    let (low, high) = if signed {
+                        (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
+                    } else {
+                        (0, (1i128 << bits) - 1)
+                    };
                     x = x.clamp(low, high);
                 }
                 // The result keeps its sign in a wider register.
@@ -188,7 +204,8 @@ impl Lower<'_> {
                     [a, b, ..] => vec![a, b],
                     _ => return Err(self.invalid("two sources expected")),
                 };
-                let rest = if matches!(sources.first(), Some(Operand::Vector(_))) { &sources[1..] } else { &sources[2..] };
+                let rest =
+                    if matches!(sources.first(), Some(Operand::Vector(_))) { &sources[1..] } else { &sources[2..] };
                 for o in listed.iter().rev() {
                     elements.push((self.src(o, Ty::B(format.width()))?, 0, format.width()));
                 }
@@ -214,11 +231,18 @@ impl Lower<'_> {
                 }
                 format
             }
-            Kind::Ue8m0x2 => return self.from_ue8m0(i, d, sources),
+            Kind::Ue8m0x2 => return self.widen_ue8m0(i, d, sources),
             Kind::S2f6x2 | Kind::Int { .. } => return Err(self.unsupported(i.full_name())),
         };
-        if let (Kind::Packed { format: to_format, count: 2, .. }, Kind::Float(f), None, None, false, false, Rounding::NearestEven) =
-            (to, from, random, factor, relu, satfinite, r)
+        if let (
+            Kind::Packed { format: to_format, count: 2, .. },
+            Kind::Float(f),
+            None,
+            None,
+            false,
+            false,
+            Rounding::NearestEven,
+        ) = (to, from, random, factor, relu, satfinite, r)
             && f == F32
             && (to_format == BF16 || to_format == F16)
         {
@@ -262,7 +286,13 @@ impl Lower<'_> {
                     };
                     let element = match to {
                         Kind::Packed { format: to, .. } => {
-                            let cvt = FloatCvt { rounding, ftz: flush, relu, satfinite, ..FloatCvt::new(format, to, rounding) };
+                            let cvt = FloatCvt {
+                                rounding,
+                                ftz: flush,
+                                relu,
+                                satfinite,
+                                ..FloatCvt::new(format, to, rounding)
+                            };
                             float_to_float(v, &cvt)
                         }
                         Kind::S2f6x2 => fixed(format::decode(v, &format), relu),
@@ -279,7 +309,7 @@ impl Lower<'_> {
         Ok(())
     }
 
-    fn from_ue8m0(&mut self, i: &Instruction, d: &Operand, sources: &[Operand]) -> Result<(), CompileError> {
+    fn widen_ue8m0(&mut self, i: &Instruction, d: &Operand, sources: &[Operand]) -> Result<(), CompileError> {
         let ([a], true) = (sources, i.has("bf16x2")) else {
             return Err(self.unsupported(i.full_name()));
         };
@@ -299,7 +329,8 @@ impl Lower<'_> {
             return Err(self.invalid("operands expected"));
         };
         let words: Vec<&str> = i.modifiers.iter().map(String::as_str).filter(|m| kind(m).is_some()).collect();
-        let (Some(Kind::Int { bits, signed }), Some(&"s32")) = (words.first().and_then(|w| kind(w)), words.get(1)) else {
+        let (Some(Kind::Int { bits, signed }), Some(&"s32")) = (words.first().and_then(|w| kind(w)), words.get(1))
+        else {
             return Err(self.unsupported(i.full_name()));
         };
         let (a, b) = (self.src32(a)?, self.src32(b)?);
@@ -308,7 +339,8 @@ impl Lower<'_> {
             _ => None,
         };
         let d = self.dst(d, 32)?;
-        let (low, high) = if signed { (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1) } else { (0, (1i64 << bits) - 1) };
+        let (low, high) =
+            if signed { (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1) } else { (0, (1i64 << bits) - 1) };
         let clamp = move |v: u64| i64::from(v as i32).clamp(low, high) as u64 & ((1 << bits) - 1);
         self.emit_custom(Box::new(move |cx, mask| {
             let mut out = [0u64; 32];
@@ -402,12 +434,22 @@ fn quick(i: &Instruction, to: Kind, from: Kind, want: u32) -> Option<Map1> {
                 _ => None,
             }
         }
-        (Kind::Float(t), Kind::Float(f)) if f == F32 && (i.has("rn")) && t == BF16 => Some(map1!(|a| u64::from(bf16(a)))),
+        (Kind::Float(t), Kind::Float(f)) if f == F32 && (i.has("rn")) && t == BF16 => {
+            Some(map1!(|a| u64::from(bf16(a))))
+        }
         (Kind::Float(t), Kind::Float(f)) if f == F32 && (i.has("rn")) && t == F16 => Some(map1!(|a| u64::from(f16(a)))),
-        (Kind::Float(t), Kind::Float(f)) if t == F32 && f == BF16 => Some(map1!(|a| u64::from(bf16_to_f32(a as u16).to_bits()))),
-        (Kind::Float(t), Kind::Float(f)) if t == F32 && f == F16 => Some(map1!(|a| u64::from(f16_to_f32(a as u16).to_bits()))),
-        (Kind::Float(t), Kind::Int { bits: 32, signed: true }) if t == F32 && i.has("rn") => Some(map1!(|a| u64::from((a as i32 as f32).to_bits()))),
-        (Kind::Float(t), Kind::Int { bits: 32, signed: false }) if t == F32 && i.has("rn") => Some(map1!(|a| u64::from((a as u32 as f32).to_bits()))),
+        (Kind::Float(t), Kind::Float(f)) if t == F32 && f == BF16 => {
+            Some(map1!(|a| u64::from(bf16_to_f32(a as u16).to_bits())))
+        }
+        (Kind::Float(t), Kind::Float(f)) if t == F32 && f == F16 => {
+            Some(map1!(|a| u64::from(f16_to_f32(a as u16).to_bits())))
+        }
+        (Kind::Float(t), Kind::Int { bits: 32, signed: true }) if t == F32 && i.has("rn") => {
+            Some(map1!(|a| u64::from((a as i32 as f32).to_bits())))
+        }
+        (Kind::Float(t), Kind::Int { bits: 32, signed: false }) if t == F32 && i.has("rn") => {
+            Some(map1!(|a| u64::from((a as u32 as f32).to_bits())))
+        }
         _ => None,
     }
 }

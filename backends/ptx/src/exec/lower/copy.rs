@@ -59,7 +59,11 @@ impl Lower<'_> {
                     cx.warp.cp_async.commit(mask);
                     cx.token = 1;
                 }
-                Ok(if cx.groups_complete(GroupKind::CpAsync, mask, 0, false) { Flow::Next } else { Flow::Block(Wait::Async("cp.async")) })
+                Ok(if cx.groups_complete(GroupKind::CpAsync, mask, 0, false) {
+                    Flow::Next
+                } else {
+                    Flow::Block(Wait::Async("cp.async"))
+                })
             }));
             return Ok(());
         }
@@ -133,7 +137,10 @@ impl Lower<'_> {
                     None => size,
                 };
                 reads |= u32::from(read > 0) << l;
-                copies.push((l as u32, LaneCopy { to: cx.shared_address(cx.address(to, l)), from: cx.address(from, l), read }));
+                copies.push((
+                    l as u32,
+                    LaneCopy { to: cx.shared_address(cx.address(to, l)), from: cx.address(from, l), read },
+                ));
             }
             cx.require(from.base, reads, "the source address");
             issue_cp_async(cx, copies, size);
@@ -181,7 +188,8 @@ impl Lower<'_> {
     }
 
     fn bulk(&mut self, i: &Instruction, reduce: bool) -> Result<(), CompileError> {
-        let mut spaces = i.modifiers.iter().filter(|m| matches!(m.as_str(), "global" | "shared::cta" | "shared::cluster"));
+        let mut spaces =
+            i.modifiers.iter().filter(|m| matches!(m.as_str(), "global" | "shared::cta" | "shared::cluster"));
         let way = match (spaces.next().map(String::as_str), spaces.next().map(String::as_str)) {
             (Some("shared::cluster" | "shared::cta"), Some("global")) if !reduce => Way::GlobalToShared,
             (Some("shared::cluster"), Some("shared::cta")) => Way::SharedToShared,
@@ -222,8 +230,15 @@ impl Lower<'_> {
         }
         let fold = if reduce {
             let ty = self.last_type(i)?;
-            let op = i.modifiers.iter().find(|m| matches!(m.as_str(), "add" | "min" | "max" | "inc" | "dec" | "and" | "or" | "xor")).map_or("", String::as_str);
-            Some((combine(op, ty, way == Way::SharedToGlobal).ok_or_else(|| self.unsupported(i.full_name()))?, ty.bits() / 8))
+            let op = i
+                .modifiers
+                .iter()
+                .find(|m| matches!(m.as_str(), "add" | "min" | "max" | "inc" | "dec" | "and" | "or" | "xor"))
+                .map_or("", String::as_str);
+            Some((
+                combine(op, ty, way == Way::SharedToGlobal).ok_or_else(|| self.unsupported(i.full_name()))?,
+                ty.bits() / 8,
+            ))
         } else {
             None
         };
@@ -241,7 +256,11 @@ impl Lower<'_> {
                     from = cx.shared_address(from);
                 }
                 if to % 16 != 0 || from % 16 != 0 || bytes % 16 != 0 {
-                    cx.m.report(Check::Alignment, Some(l as u32), || format!("a bulk copy of {bytes} bytes from {from:#x} to {to:#x}: all three must be multiples of 16"));
+                    cx.m.report(Check::Alignment, Some(l as u32), || {
+                        format!(
+                            "a bulk copy of {bytes} bytes from {from:#x} to {to:#x}: all three must be multiples of 16"
+                        )
+                    });
                     continue;
                 }
                 if bytes > MAX_BULK {
@@ -285,7 +304,11 @@ impl Lower<'_> {
         let [a, v, bar] = operands(self, i)?;
         let (a, bar) = (self.address(a)?, self.address(bar)?);
         let values = vec![self.src(v, ty)?];
-        let op = i.modifiers.iter().find(|m| matches!(m.as_str(), "add" | "min" | "max" | "inc" | "dec" | "and" | "or" | "xor")).map_or("", String::as_str);
+        let op = i
+            .modifiers
+            .iter()
+            .find(|m| matches!(m.as_str(), "add" | "min" | "max" | "inc" | "dec" | "and" | "or" | "xor"))
+            .map_or("", String::as_str);
         let Some(f) = combine(op, ty, false) else {
             return Err(self.unsupported(i.full_name()));
         };
@@ -365,7 +388,9 @@ fn issue_cp_async(cx: &mut Cx<'_>, copies: Vec<(u32, LaneCopy)>, size: u32) {
                 let (read, size) = (c.read as usize, size as usize);
                 let aligned = c.to % size as u64 == 0 && (read == 0 || c.from % size as u64 == 0);
                 if !aligned {
-                    ax.m.report(Check::Alignment, Some(*lane), || format!("a cp.async of {size} bytes from {:#x} to {:#x}", c.from, c.to));
+                    ax.m.report(Check::Alignment, Some(*lane), || {
+                        format!("a cp.async of {size} bytes from {:#x} to {:#x}", c.from, c.to)
+                    });
                     continue;
                 }
                 if read > 0 && !ax.read_global(c.from, &mut data[..read], Some(&mut init[..read])) {
@@ -381,7 +406,17 @@ fn issue_cp_async(cx: &mut Cx<'_>, copies: Vec<(u32, LaneCopy)>, size: u32) {
 }
 
 #[allow(clippy::too_many_arguments)]
-fn into_shared(cx: &mut Cx<'_>, way: Way, to: u64, from: u64, bytes: usize, bar: u64, ctas: Option<u16>, fold: Option<(Combine, u32)>, lane: u32) {
+fn into_shared(
+    cx: &mut Cx<'_>,
+    way: Way,
+    to: u64,
+    from: u64,
+    bytes: usize,
+    bar: u64,
+    ctas: Option<u16>,
+    fold: Option<(Combine, u32)>,
+    lane: u32,
+) {
     let actor = cx.m.cluster.proxy_actor(bar);
     let what = if fold.is_some() { "cp.reduce.async.bulk" } else { "cp.async.bulk" };
     cx.enqueue(
@@ -401,7 +436,10 @@ fn into_shared(cx: &mut Cx<'_>, way: Way, to: u64, from: u64, bytes: usize, bar:
             }
             ax.m.count_copy(bytes as u64, true);
             let targets: Vec<(u64, u64)> = match ctas {
-                Some(mask) => (0..16u64).filter(|r| mask >> r & 1 == 1).map(|r| (to & 0xff_ffff | r << 24, bar & 0xff_ffff | r << 24)).collect(),
+                Some(mask) => (0..16u64)
+                    .filter(|r| mask >> r & 1 == 1)
+                    .map(|r| (to & 0xff_ffff | r << 24, bar & 0xff_ffff | r << 24))
+                    .collect(),
                 None => vec![(to, bar)],
             };
             for (to, bar) in targets {
@@ -422,7 +460,15 @@ fn into_shared(cx: &mut Cx<'_>, way: Way, to: u64, from: u64, bytes: usize, bar:
     );
 }
 
-fn into_global(cx: &mut Cx<'_>, to: u64, from: u64, bytes: usize, keep: Option<u16>, fold: Option<(Combine, u32)>, lane: u32) {
+fn into_global(
+    cx: &mut Cx<'_>,
+    to: u64,
+    from: u64,
+    bytes: usize,
+    keep: Option<u16>,
+    fold: Option<(Combine, u32)>,
+    lane: u32,
+) {
     let group = cx.join_group(GroupKind::Bulk);
     let actor = cx.m.cluster.proxy_actor(1 << 40 | u64::from(cx.m.cluster.warp_actor(cx.m.cta, cx.m.warp_index)));
     let what = if fold.is_some() { "cp.reduce.async.bulk" } else { "cp.async.bulk" };
@@ -466,7 +512,9 @@ pub(crate) fn reduce_global(ax: &mut AsyncCx<'_>, to: u64, data: &[u8], bytes: u
             unknown |= !init;
         }
         if unknown {
-            ax.m.report(Check::Uninitialized, Some(lane), || format!("a reduction into global address {to:#x}, which nobody wrote"));
+            ax.m.report(Check::Uninitialized, Some(lane), || {
+                format!("a reduction into global address {to:#x}, which nobody wrote")
+            });
         }
         ax.m.count_global(to, data.len() as u64, true);
     }

@@ -4,7 +4,7 @@ use super::operand::literal_bits;
 use super::{Lower, Symbol, Ty, types};
 use crate::ast::{Declarator, Function, Initializer, Number, Space, Variable};
 use crate::exec::error::CompileError;
-use crate::exec::memory::{CONST_WINDOW, FUNCTION_WINDOW, SHARED_RESERVED};
+use crate::exec::memory::CONST_WINDOW;
 use crate::exec::program::{DataSymbol, Relocation, RelocationTarget};
 
 /// Bytes of initialised data beyond which a module is refused.
@@ -62,26 +62,25 @@ impl<'m> Lower<'m> {
                 Symbol::DynamicShared
             }
             Space::Shared => {
-                let at = self.static_shared.div_ceil(align) * align;
-                if u64::from(at) + u64::from(bytes) > 256 << 10 {
-                    return Err(self.invalid(format!("static shared memory is above 256 KiB with `{}`", d.name)));
-                }
-                self.static_shared = at + bytes;
-                debug_assert!(at >= SHARED_RESERVED);
-                Symbol::Shared(at)
+                self.shared_variables.push((bytes, align, None));
+                Symbol::SharedVariable(self.shared_variables.len() - 1)
             }
             Space::Global => {
                 if v.linkage.iter().any(|l| l == "extern") && d.init.is_none() {
                     return Err(self.unsupported(format!("`{}` from another module", d.name)));
                 }
                 let index = self.globals.len();
-                self.globals.push(DataSymbol { name: d.name.clone(), align: u64::from(align), bytes: vec![0; bytes as usize], relocations: Vec::new() });
+                self.globals.push(DataSymbol {
+                    align: u64::from(align),
+                    bytes: vec![0; bytes as usize],
+                    relocations: Vec::new(),
+                });
                 // The name must be known to initialisers that point at it.
                 self.scope().symbols.insert(d.name.clone(), Symbol::Global(index));
                 if let Some(init) = &d.init {
                     let mut symbol = std::mem::replace(
                         &mut self.globals[index],
-                        DataSymbol { name: String::new(), align: 1, bytes: Vec::new(), relocations: Vec::new() },
+                        DataSymbol { align: 1, bytes: Vec::new(), relocations: Vec::new() },
                     );
                     let mut at = 0;
                     self.initialize(&mut symbol, init, &v.ty, &mut at)?;
@@ -96,7 +95,7 @@ impl<'m> Lower<'m> {
                 if let Some(init) = &d.init {
                     let mut bank = std::mem::replace(
                         &mut self.const_bank,
-                        DataSymbol { name: String::new(), align: 1, bytes: Vec::new(), relocations: Vec::new() },
+                        DataSymbol { align: 1, bytes: Vec::new(), relocations: Vec::new() },
                     );
                     let mut at = start as usize;
                     let result = self.initialize(&mut bank, init, &v.ty, &mut at);
@@ -105,13 +104,37 @@ impl<'m> Lower<'m> {
                 }
                 return Ok(());
             }
-            Space::Reg | Space::Local | Space::Param => return Err(self.invalid(format!("`.{}` at module scope", v.space.keyword()))),
+            Space::Reg | Space::Local | Space::Param => {
+                return Err(self.invalid(format!("`.{}` at module scope", v.space.keyword())));
+            }
         };
         self.scope().symbols.insert(d.name.clone(), symbol);
         Ok(())
     }
 
-    fn initialize(&mut self, data: &mut DataSymbol, init: &Initializer, ty: &str, at: &mut usize) -> Result<(), CompileError> {
+    /// The offset of a `.shared` variable in the CTA's window.
+    pub(super) fn place_shared(&mut self, number: usize) -> Option<u32> {
+        let (bytes, align, place) = *self.shared_variables.get(number)?;
+        if place.is_some() {
+            return place;
+        }
+        let at = self.static_shared.div_ceil(align) * align;
+        let end = u64::from(at) + u64::from(bytes);
+        if end > 256 << 10 {
+            return None;
+        }
+        self.static_shared = end as u32;
+        self.shared_variables[number].2 = Some(at);
+        Some(at)
+    }
+
+    fn initialize(
+        &mut self,
+        data: &mut DataSymbol,
+        init: &Initializer,
+        ty: &str,
+        at: &mut usize,
+    ) -> Result<(), CompileError> {
         let bits = types::type_bits(ty).unwrap_or(8);
         let bytes = bits.div_ceil(8) as usize;
         match init {
@@ -138,10 +161,11 @@ impl<'m> Lower<'m> {
                 let generic = operator.is_some();
                 let target = match self.symbol(name).or_else(|| self.later_symbol(name)) {
                     Some(Symbol::Global(i)) => RelocationTarget::Global(i),
-                    Some(Symbol::Const(c)) => RelocationTarget::Const(u64::from(c) + if generic { CONST_WINDOW } else { 0 }),
+                    Some(Symbol::Const(c)) => {
+                        RelocationTarget::Const(u64::from(c) + if generic { CONST_WINDOW } else { 0 })
+                    }
                     Some(Symbol::Function(n)) => {
                         self.address_taken.push(n);
-                        debug_assert!(FUNCTION_WINDOW > 0);
                         RelocationTarget::Function(n)
                     }
                     _ => return Err(self.unsupported(format!("the address of `{name}` as an initial value"))),
@@ -158,7 +182,12 @@ impl<'m> Lower<'m> {
 
     /// A `.global` that stands after its use in an initialiser: its index is its position among the globals.
     fn later_symbol(&mut self, name: &str) -> Option<Symbol> {
-        let position = self.module.variables().filter(|v| v.space == Space::Global).flat_map(|v| &v.names).position(|d| d.name == name)?;
+        let position = self
+            .module
+            .variables()
+            .filter(|v| v.space == Space::Global)
+            .flat_map(|v| &v.names)
+            .position(|d| d.name == name)?;
         Some(Symbol::Global(position))
     }
 
@@ -170,7 +199,8 @@ impl<'m> Lower<'m> {
             self.current = Some((v.pos, v.to_string()));
             for d in &v.names {
                 let bytes = self.variable_bytes(v, d)?;
-                let align = v.align.unwrap_or_else(|| types::type_bits(&v.ty).unwrap_or(8).div_ceil(8) * v.vector).max(1);
+                let align =
+                    v.align.unwrap_or_else(|| types::type_bits(&v.ty).unwrap_or(8).div_ceil(8) * v.vector).max(1);
                 let at = end.div_ceil(align) * align;
                 end = at + bytes;
                 // 32764 bytes is PTX's limit since 8.1.

@@ -32,10 +32,22 @@ fn saturate(x: f32) -> f32 {
 macro_rules! f32_1 {
     ($ftz:expr, $sat:expr, |$x:ident| $e:expr) => {
         match ($ftz, $sat) {
-            (false, false) => map1!(|a| { let $x = get(a); put($e) }),
-            (true, false) => map1!(|a| { let $x = ftz(get(a)); put(ftz($e)) }),
-            (false, true) => map1!(|a| { let $x = get(a); put(saturate($e)) }),
-            (true, true) => map1!(|a| { let $x = ftz(get(a)); put(saturate(ftz($e))) }),
+            (false, false) => map1!(|a| {
+                let $x = get(a);
+                put($e)
+            }),
+            (true, false) => map1!(|a| {
+                let $x = ftz(get(a));
+                put(ftz($e))
+            }),
+            (false, true) => map1!(|a| {
+                let $x = get(a);
+                put(saturate($e))
+            }),
+            (true, true) => map1!(|a| {
+                let $x = ftz(get(a));
+                put(saturate(ftz($e)))
+            }),
         }
     };
 }
@@ -43,10 +55,22 @@ macro_rules! f32_1 {
 macro_rules! f32_2 {
     ($ftz:expr, $sat:expr, |$x:ident, $y:ident| $e:expr) => {
         match ($ftz, $sat) {
-            (false, false) => map2!(|a, b| { let ($x, $y) = (get(a), get(b)); put($e) }),
-            (true, false) => map2!(|a, b| { let ($x, $y) = (ftz(get(a)), ftz(get(b))); put(ftz($e)) }),
-            (false, true) => map2!(|a, b| { let ($x, $y) = (get(a), get(b)); put(saturate($e)) }),
-            (true, true) => map2!(|a, b| { let ($x, $y) = (ftz(get(a)), ftz(get(b))); put(saturate(ftz($e))) }),
+            (false, false) => map2!(|a, b| {
+                let ($x, $y) = (get(a), get(b));
+                put($e)
+            }),
+            (true, false) => map2!(|a, b| {
+                let ($x, $y) = (ftz(get(a)), ftz(get(b)));
+                put(ftz($e))
+            }),
+            (false, true) => map2!(|a, b| {
+                let ($x, $y) = (get(a), get(b));
+                put(saturate($e))
+            }),
+            (true, true) => map2!(|a, b| {
+                let ($x, $y) = (ftz(get(a)), ftz(get(b)));
+                put(saturate(ftz($e)))
+            }),
         }
     };
 }
@@ -54,10 +78,22 @@ macro_rules! f32_2 {
 macro_rules! f32_3 {
     ($ftz:expr, $sat:expr, |$x:ident, $y:ident, $z:ident| $e:expr) => {
         match ($ftz, $sat) {
-            (false, false) => map3!(|a, b, c| { let ($x, $y, $z) = (get(a), get(b), get(c)); put($e) }),
-            (true, false) => map3!(|a, b, c| { let ($x, $y, $z) = (ftz(get(a)), ftz(get(b)), ftz(get(c))); put(ftz($e)) }),
-            (false, true) => map3!(|a, b, c| { let ($x, $y, $z) = (get(a), get(b), get(c)); put(saturate($e)) }),
-            (true, true) => map3!(|a, b, c| { let ($x, $y, $z) = (ftz(get(a)), ftz(get(b)), ftz(get(c))); put(saturate(ftz($e))) }),
+            (false, false) => map3!(|a, b, c| {
+                let ($x, $y, $z) = (get(a), get(b), get(c));
+                put($e)
+            }),
+            (true, false) => map3!(|a, b, c| {
+                let ($x, $y, $z) = (ftz(get(a)), ftz(get(b)), ftz(get(c)));
+                put(ftz($e))
+            }),
+            (false, true) => map3!(|a, b, c| {
+                let ($x, $y, $z) = (get(a), get(b), get(c));
+                put(saturate($e))
+            }),
+            (true, true) => map3!(|a, b, c| {
+                let ($x, $y, $z) = (ftz(get(a)), ftz(get(b)), ftz(get(c)));
+                put(saturate(ftz($e)))
+            }),
         }
     };
 }
@@ -137,7 +173,8 @@ fn min_max(a: u64, b: u64, m: MinMax) -> u64 {
 impl Lower<'_> {
     pub(super) fn float(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let known = [
-            "rn", "rz", "rm", "rp", "ftz", "sat", "relu", "approx", "full", "NaN", "xorsign", "abs", "oob", "f32", "f64", "f16", "bf16", "f16x2", "bf16x2", "f32x2",
+            "rn", "rz", "rm", "rp", "ftz", "sat", "relu", "approx", "full", "NaN", "xorsign", "abs", "oob", "f32",
+            "f64", "f16", "bf16", "f16x2", "bf16x2", "f32x2",
         ];
         if let Some(bad) = i.modifiers.iter().find(|m| !known.contains(&m.as_str())) {
             return Err(self.unsupported(format!("`.{bad}` of `{}`", i.opcode)));
@@ -153,7 +190,14 @@ impl Lower<'_> {
         }
     }
 
-    fn emit_float(&mut self, i: &Instruction, ty: Ty, f1: Option<Map1>, f2: Option<Map2>, f3: Option<Map3>) -> Result<(), CompileError> {
+    fn emit_float(
+        &mut self,
+        i: &Instruction,
+        ty: Ty,
+        f1: Option<Map1>,
+        f2: Option<Map2>,
+        f3: Option<Map3>,
+    ) -> Result<(), CompileError> {
         let (Some(d), sources) = (i.operands.first(), i.operands.get(1..).unwrap_or_default()) else {
             return Err(self.invalid("operands expected"));
         };
@@ -181,8 +225,16 @@ impl Lower<'_> {
             return self.min_max_single(i, m);
         }
         let f1: Option<Map1> = match op {
-            "abs" => Some(if flush { map1!(|a| u64::from(ftz(get(a)).to_bits() & 0x7fff_ffff)) } else { map1!(|a| a & 0x7fff_ffff) }),
-            "neg" => Some(if flush { map1!(|a| u64::from(ftz(get(a)).to_bits() ^ 0x8000_0000)) } else { map1!(|a| a ^ 0x8000_0000) }),
+            "abs" => Some(if flush {
+                map1!(|a| u64::from(ftz(get(a)).to_bits() & 0x7fff_ffff))
+            } else {
+                map1!(|a| a & 0x7fff_ffff)
+            }),
+            "neg" => Some(if flush {
+                map1!(|a| u64::from(ftz(get(a)).to_bits() ^ 0x8000_0000))
+            } else {
+                map1!(|a| a ^ 0x8000_0000)
+            }),
             "rcp" => Some(match r {
                 Rounding::NearestEven => f32_1!(flush, false, |x| 1.0 / x),
                 Rounding::Zero => f32_1!(flush, false, |x| divide(1.0, x, Rounding::Zero)),
@@ -226,9 +278,13 @@ impl Lower<'_> {
             _ => None,
         };
         let f3: Option<Map3> = match (op, r) {
-            ("fma" | "mad", Rounding::NearestEven) => Some(f32_3!(flush, sat, |x, y, z| (x.mul_add(y, z)))),
-            ("fma" | "mad", Rounding::Zero) => Some(f32_3!(flush, sat, |x, y, z| arith::fma_f32(x, y, z, Rounding::Zero))),
-            ("fma" | "mad", Rounding::Down) => Some(f32_3!(flush, sat, |x, y, z| arith::fma_f32(x, y, z, Rounding::Down))),
+            ("fma" | "mad", Rounding::NearestEven) => Some(f32_3!(flush, sat, |x, y, z| x.mul_add(y, z))),
+            ("fma" | "mad", Rounding::Zero) => {
+                Some(f32_3!(flush, sat, |x, y, z| arith::fma_f32(x, y, z, Rounding::Zero)))
+            }
+            ("fma" | "mad", Rounding::Down) => {
+                Some(f32_3!(flush, sat, |x, y, z| arith::fma_f32(x, y, z, Rounding::Down)))
+            }
             ("fma" | "mad", Rounding::Up) => Some(f32_3!(flush, sat, |x, y, z| arith::fma_f32(x, y, z, Rounding::Up))),
             _ => None,
         };
@@ -285,11 +341,17 @@ impl Lower<'_> {
             ("neg", _) => Some(map1!(|a| a ^ 0x8000_0000_0000_0000)),
             // The approximate reciprocals of f64 keep the upper 32 bits of the result.
             ("rcp", _) if approx => Some(map1!(|a| (1.0 / ftz64(f64::from_bits(a))).to_bits() & 0xffff_ffff_0000_0000)),
-            ("rsqrt", _) if approx && i.has("ftz") => Some(map1!(|a| (1.0 / ftz64(f64::from_bits(a)).sqrt()).to_bits() & 0xffff_ffff_0000_0000)),
+            ("rsqrt", _) if approx && i.has("ftz") => {
+                Some(map1!(|a| (1.0 / ftz64(f64::from_bits(a)).sqrt()).to_bits() & 0xffff_ffff_0000_0000))
+            }
             ("rsqrt", _) if approx => Some(map1!(|a| (1.0 / f64::from_bits(a).sqrt()).to_bits())),
             ("rcp", Rounding::NearestEven) => Some(map1!(|a| (1.0 / f64::from_bits(a)).to_bits())),
-            ("rcp", Rounding::Zero) => Some(map1!(|a| arith::div_f64(1.0, f64::from_bits(a), Rounding::Zero).to_bits())),
-            ("rcp", Rounding::Down) => Some(map1!(|a| arith::div_f64(1.0, f64::from_bits(a), Rounding::Down).to_bits())),
+            ("rcp", Rounding::Zero) => {
+                Some(map1!(|a| arith::div_f64(1.0, f64::from_bits(a), Rounding::Zero).to_bits()))
+            }
+            ("rcp", Rounding::Down) => {
+                Some(map1!(|a| arith::div_f64(1.0, f64::from_bits(a), Rounding::Down).to_bits()))
+            }
             ("rcp", Rounding::Up) => Some(map1!(|a| arith::div_f64(1.0, f64::from_bits(a), Rounding::Up).to_bits())),
             ("sqrt", Rounding::NearestEven) => Some(map1!(|a| f64::from_bits(a).sqrt().to_bits())),
             ("sqrt", Rounding::Zero) => Some(map1!(|a| arith::sqrt_f64(f64::from_bits(a), Rounding::Zero).to_bits())),
@@ -300,9 +362,15 @@ impl Lower<'_> {
         macro_rules! rounded {
             ($f:ident, $r:expr) => {
                 match $r {
-                    Rounding::Zero => map2!(|a, b| arith::$f(f64::from_bits(a), f64::from_bits(b), Rounding::Zero).to_bits()),
-                    Rounding::Down => map2!(|a, b| arith::$f(f64::from_bits(a), f64::from_bits(b), Rounding::Down).to_bits()),
-                    Rounding::Up => map2!(|a, b| arith::$f(f64::from_bits(a), f64::from_bits(b), Rounding::Up).to_bits()),
+                    Rounding::Zero => {
+                        map2!(|a, b| arith::$f(f64::from_bits(a), f64::from_bits(b), Rounding::Zero).to_bits())
+                    }
+                    Rounding::Down => {
+                        map2!(|a, b| arith::$f(f64::from_bits(a), f64::from_bits(b), Rounding::Down).to_bits())
+                    }
+                    Rounding::Up => {
+                        map2!(|a, b| arith::$f(f64::from_bits(a), f64::from_bits(b), Rounding::Up).to_bits())
+                    }
                     _ => map2!(|a, b| arith::$f(f64::from_bits(a), f64::from_bits(b), Rounding::NearestEven).to_bits()),
                 }
             };
@@ -310,16 +378,28 @@ impl Lower<'_> {
         let f2: Option<Map2> = match op {
             "add" => Some(rounded!(add_f64, r)),
             "sub" => Some(match r {
-                Rounding::Zero => map2!(|a, b| arith::add_f64(f64::from_bits(a), -f64::from_bits(b), Rounding::Zero).to_bits()),
-                Rounding::Down => map2!(|a, b| arith::add_f64(f64::from_bits(a), -f64::from_bits(b), Rounding::Down).to_bits()),
-                Rounding::Up => map2!(|a, b| arith::add_f64(f64::from_bits(a), -f64::from_bits(b), Rounding::Up).to_bits()),
+                Rounding::Zero => {
+                    map2!(|a, b| arith::add_f64(f64::from_bits(a), -f64::from_bits(b), Rounding::Zero).to_bits())
+                }
+                Rounding::Down => {
+                    map2!(|a, b| arith::add_f64(f64::from_bits(a), -f64::from_bits(b), Rounding::Down).to_bits())
+                }
+                Rounding::Up => {
+                    map2!(|a, b| arith::add_f64(f64::from_bits(a), -f64::from_bits(b), Rounding::Up).to_bits())
+                }
                 _ => map2!(|a, b| (f64::from_bits(a) - f64::from_bits(b)).to_bits()),
             }),
             "mul" => Some(rounded!(mul_f64, r)),
             "div" => Some(match r {
-                Rounding::Zero => map2!(|a, b| arith::div_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Zero).to_bits()),
-                Rounding::Down => map2!(|a, b| arith::div_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Down).to_bits()),
-                Rounding::Up => map2!(|a, b| arith::div_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Up).to_bits()),
+                Rounding::Zero => {
+                    map2!(|a, b| arith::div_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Zero).to_bits())
+                }
+                Rounding::Down => {
+                    map2!(|a, b| arith::div_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Down).to_bits())
+                }
+                Rounding::Up => {
+                    map2!(|a, b| arith::div_f64(f64::from_bits(a), f64::from_bits(b), Rounding::Up).to_bits())
+                }
                 _ => map2!(|a, b| (f64::from_bits(a) / f64::from_bits(b)).to_bits()),
             }),
             "min" => Some(map2!(|a, b| min_max_f64(f64::from_bits(a), f64::from_bits(b), false).to_bits())),
@@ -328,10 +408,30 @@ impl Lower<'_> {
             _ => None,
         };
         let f3: Option<Map3> = match (op, r) {
-            ("fma" | "mad", Rounding::NearestEven) => Some(map3!(|a, b, c| f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits())),
-            ("fma" | "mad", Rounding::Zero) => Some(map3!(|a, b, c| arith::fma_f64(f64::from_bits(a), f64::from_bits(b), f64::from_bits(c), Rounding::Zero).to_bits())),
-            ("fma" | "mad", Rounding::Down) => Some(map3!(|a, b, c| arith::fma_f64(f64::from_bits(a), f64::from_bits(b), f64::from_bits(c), Rounding::Down).to_bits())),
-            ("fma" | "mad", Rounding::Up) => Some(map3!(|a, b, c| arith::fma_f64(f64::from_bits(a), f64::from_bits(b), f64::from_bits(c), Rounding::Up).to_bits())),
+            ("fma" | "mad", Rounding::NearestEven) => {
+                Some(map3!(|a, b, c| f64::from_bits(a).mul_add(f64::from_bits(b), f64::from_bits(c)).to_bits()))
+            }
+            ("fma" | "mad", Rounding::Zero) => Some(map3!(|a, b, c| arith::fma_f64(
+                f64::from_bits(a),
+                f64::from_bits(b),
+                f64::from_bits(c),
+                Rounding::Zero
+            )
+            .to_bits())),
+            ("fma" | "mad", Rounding::Down) => Some(map3!(|a, b, c| arith::fma_f64(
+                f64::from_bits(a),
+                f64::from_bits(b),
+                f64::from_bits(c),
+                Rounding::Down
+            )
+            .to_bits())),
+            ("fma" | "mad", Rounding::Up) => Some(map3!(|a, b, c| arith::fma_f64(
+                f64::from_bits(a),
+                f64::from_bits(b),
+                f64::from_bits(c),
+                Rounding::Up
+            )
+            .to_bits())),
             _ => None,
         };
         self.emit_float(i, Ty::F64, f1, f2, f3)
@@ -351,7 +451,9 @@ impl Lower<'_> {
             ("add", 2) => |v, r| arith::add_f32(v[0], v[1], r),
             ("sub", 2) => |v, r| arith::add_f32(v[0], -v[1], r),
             ("mul", 2) => |v, r| arith::mul_f32(v[0], v[1], r),
-            ("fma", 3) => |v, r| if r == Rounding::NearestEven { v[0].mul_add(v[1], v[2]) } else { arith::fma_f32(v[0], v[1], v[2], r) },
+            ("fma", 3) => |v, r| {
+                if r == Rounding::NearestEven { v[0].mul_add(v[1], v[2]) } else { arith::fma_f32(v[0], v[1], v[2], r) }
+            },
             _ => return Err(self.unsupported(i.full_name())),
         };
         self.emit_custom(Box::new(move |cx, mask| {
@@ -377,7 +479,13 @@ impl Lower<'_> {
     /// `add.f32.bf16 d, a, c` and `fma.f32.bf16 d, a, b, c`: 16-bit factors, f32 sum.
     fn mixed(&mut self, i: &Instruction, narrow: Ty) -> Result<(), CompileError> {
         let (r, sat) = (rounding(i), i.has("sat"));
-        let widen = move |bits: u64| if narrow == Ty::F16 { crate::numeric::half::f16_to_f32(bits as u16) } else { crate::numeric::half::bf16_to_f32(bits as u16) };
+        let widen = move |bits: u64| {
+            if narrow == Ty::F16 {
+                crate::numeric::half::f16_to_f32(bits as u16)
+            } else {
+                crate::numeric::half::bf16_to_f32(bits as u16)
+            }
+        };
         let (d, factors, c) = match (i.opcode.as_str(), i.operands.as_slice()) {
             ("add" | "sub", [d, a, c]) => (d, vec![self.src(a, narrow)?], self.src(c, Ty::F32)?),
             ("fma", [d, a, b, c]) => (d, vec![self.src(a, narrow)?, self.src(b, narrow)?], self.src(c, Ty::F32)?),
@@ -433,10 +541,18 @@ impl Lower<'_> {
             ("mul", 2, true) => Box::new(move |a, b, _| half::binary::<Bf16>("mul", a, b, mode)),
             ("min", 2, true) => Box::new(move |a, b, _| half::binary::<Bf16>("min", a, b, mode)),
             ("max", 2, true) => Box::new(move |a, b, _| half::binary::<Bf16>("max", a, b, mode)),
-            ("min", 3, false) => Box::new(move |a, b, c| half::binary::<F16>("min", half::binary::<F16>("min", a, b, mode), c, mode)),
-            ("max", 3, false) => Box::new(move |a, b, c| half::binary::<F16>("max", half::binary::<F16>("max", a, b, mode), c, mode)),
-            ("min", 3, true) => Box::new(move |a, b, c| half::binary::<Bf16>("min", half::binary::<Bf16>("min", a, b, mode), c, mode)),
-            ("max", 3, true) => Box::new(move |a, b, c| half::binary::<Bf16>("max", half::binary::<Bf16>("max", a, b, mode), c, mode)),
+            ("min", 3, false) => {
+                Box::new(move |a, b, c| half::binary::<F16>("min", half::binary::<F16>("min", a, b, mode), c, mode))
+            }
+            ("max", 3, false) => {
+                Box::new(move |a, b, c| half::binary::<F16>("max", half::binary::<F16>("max", a, b, mode), c, mode))
+            }
+            ("min", 3, true) => {
+                Box::new(move |a, b, c| half::binary::<Bf16>("min", half::binary::<Bf16>("min", a, b, mode), c, mode))
+            }
+            ("max", 3, true) => {
+                Box::new(move |a, b, c| half::binary::<Bf16>("max", half::binary::<Bf16>("max", a, b, mode), c, mode))
+            }
             ("fma", 3, false) => Box::new(move |a, b, c| half::fma::<F16>(a, b, c, mode)),
             ("fma", 3, true) => Box::new(move |a, b, c| half::fma::<Bf16>(a, b, c, mode)),
             ("abs", 1, _) => Box::new(move |a, _, _| half::unary::<F16>("abs", a, mode)),
@@ -476,8 +592,8 @@ fn ftz64(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use crate::numeric::arith;
     use super::{Rounding, divide, square_root};
+    use crate::numeric::arith;
 
     #[test]
     fn directed_division_brackets_the_quotient() {

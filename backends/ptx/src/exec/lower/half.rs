@@ -67,7 +67,11 @@ impl Half for F16 {
     #[inline]
     fn store_wide(x: f64) -> u16 {
         let single = x as f32;
-        if f64::from(single) == x || x.is_nan() { Self::store(single) } else { format::encode(x, &format::F16, Rounding::NearestEven, false) as u16 }
+        if f64::from(single) == x || x.is_nan() {
+            Self::store(single)
+        } else {
+            format::encode(x, &format::F16, Rounding::NearestEven, false) as u16
+        }
     }
 }
 
@@ -87,7 +91,11 @@ impl Half for Bf16 {
     #[inline]
     fn store_wide(x: f64) -> u16 {
         let single = x as f32;
-        if f64::from(single) == x || x.is_nan() { Self::store(single) } else { format::encode(x, &format::BF16, Rounding::NearestEven, false) as u16 }
+        if f64::from(single) == x || x.is_nan() {
+            Self::store(single)
+        } else {
+            format::encode(x, &format::BF16, Rounding::NearestEven, false) as u16
+        }
     }
 }
 
@@ -114,7 +122,7 @@ fn finish<H: Half>(bits: u16, mode: HalfMode) -> u16 {
     if mode.sat {
         bits = if x.is_nan() { 0 } else { H::store(x.clamp(0.0, 1.0) + 0.0) };
     }
-    if mode.relu && x < 0.0 || mode.relu && bits == 0x8000 {
+    if mode.relu && (x < 0.0 || bits == 0x8000) {
         bits = 0;
     }
     bits

@@ -1,5 +1,8 @@
 //! Integer and bit instructions.
 
+// Widths are written once for all types, so that some conversions change nothing; shifts of products read as in the ISA.
+#![allow(clippy::useless_conversion, clippy::precedence)]
+
 use super::lanes::{by_width, map1, map2, map3};
 use super::{Lower, Ty, operands};
 use crate::ast::Instruction;
@@ -91,7 +94,10 @@ pub(crate) fn insert_field(a: u64, b: u64, pos: u32, len: u32, bits: u32) -> u64
 
 fn dot(a: u32, b: u32, c: u32, sa: bool, sb: bool) -> u32 {
     let ext = |v: u8, s: bool| if s { i32::from(v as i8) } else { i32::from(v) };
-    a.to_le_bytes().iter().zip(b.to_le_bytes()).fold(c, |s, (x, y)| s.wrapping_add(ext(*x, sa).wrapping_mul(ext(y, sb)) as u32))
+    a.to_le_bytes()
+        .iter()
+        .zip(b.to_le_bytes())
+        .fold(c, |s, (x, y)| s.wrapping_add(ext(*x, sa).wrapping_mul(ext(y, sb)) as u32))
 }
 
 fn dot2(a: u32, b: u32, c: u32, sa: bool, sb: bool, high: bool) -> u32 {
@@ -99,7 +105,8 @@ fn dot2(a: u32, b: u32, c: u32, sa: bool, sb: bool, high: bool) -> u32 {
     let narrow = |v: u8| if sb { i32::from(v as i8) } else { i32::from(v) };
     let bytes = b.to_le_bytes();
     let at = if high { 2 } else { 0 };
-    c.wrapping_add(wide(a).wrapping_mul(narrow(bytes[at])) as u32).wrapping_add(wide(a >> 16).wrapping_mul(narrow(bytes[at + 1])) as u32)
+    c.wrapping_add(wide(a).wrapping_mul(narrow(bytes[at])) as u32)
+        .wrapping_add(wide(a >> 16).wrapping_mul(narrow(bytes[at + 1])) as u32)
 }
 
 impl Lower<'_> {
@@ -137,7 +144,8 @@ impl Lower<'_> {
             }
             3 => {
                 let [d, a, b] = operands(self, i)?;
-                let f = if packed { packed2(op, signed, i.has("relu"), i.has("sat")) } else { two(i, op, bits, signed) };
+                let f =
+                    if packed { packed2(op, signed, i.has("relu"), i.has("sat")) } else { two(i, op, bits, signed) };
                 let Some(f) = f else {
                     return Err(self.unsupported(i.full_name()));
                 };
@@ -206,12 +214,24 @@ impl Lower<'_> {
         let d = self.dst(d, 32)?;
         let f: Map3 = match i.modifiers.get(1).map(String::as_str) {
             None => map3!(|a, b, c| u64::from(permute(a as u32, b as u32, c as u32))),
-            Some("f4e") => map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("f4e", c as u32).unwrap_or(0)))),
-            Some("b4e") => map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("b4e", c as u32).unwrap_or(0)))),
-            Some("rc8") => map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("rc8", c as u32).unwrap_or(0)))),
-            Some("ecl") => map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("ecl", c as u32).unwrap_or(0)))),
-            Some("ecr") => map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("ecr", c as u32).unwrap_or(0)))),
-            Some("rc16") => map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("rc16", c as u32).unwrap_or(0)))),
+            Some("f4e") => {
+                map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("f4e", c as u32).unwrap_or(0))))
+            }
+            Some("b4e") => {
+                map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("b4e", c as u32).unwrap_or(0))))
+            }
+            Some("rc8") => {
+                map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("rc8", c as u32).unwrap_or(0))))
+            }
+            Some("ecl") => {
+                map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("ecl", c as u32).unwrap_or(0))))
+            }
+            Some("ecr") => {
+                map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("ecr", c as u32).unwrap_or(0))))
+            }
+            Some("rc16") => {
+                map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("rc16", c as u32).unwrap_or(0))))
+            }
             Some(mode) => return Err(self.unsupported(format!("`.{mode}` of `prmt`"))),
         };
         self.emit(Op::Map3 { f, d, a, b, c });
@@ -220,7 +240,12 @@ impl Lower<'_> {
 
     fn lop3(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let (d, rest) = match i.operands.as_slice() {
-            [d, rest @ ..] if rest.len() == 4 || (rest.len() == 5 && matches!(i.modifiers.first().map(String::as_str), Some("and" | "or"))) => (d, rest),
+            [d, rest @ ..]
+                if rest.len() == 4
+                    || (rest.len() == 5 && matches!(i.modifiers.first().map(String::as_str), Some("and" | "or"))) =>
+            {
+                (d, rest)
+            }
             _ => return Err(self.invalid("`lop3` takes d, a, b, c, table")),
         };
         let (a, b, c) = (self.src32(&rest[0])?, self.src32(&rest[1])?, self.src32(&rest[2])?);
@@ -243,7 +268,11 @@ impl Lower<'_> {
             for t in (0..8).filter(|t| table >> t & 1 == 1) {
                 for l in 0..32 {
                     let (x, y, z) = (x[l], y[l], z[l]);
-                    let (x, y, z) = (if t & 4 == 0 { !x } else { x }, if t & 2 == 0 { !y } else { y }, if t & 1 == 0 { !z } else { z });
+                    let (x, y, z) = (
+                        if t & 4 == 0 { !x } else { x },
+                        if t & 2 == 0 { !y } else { y },
+                        if t & 1 == 0 { !z } else { z },
+                    );
                     out[l] |= x & y & z & 0xffff_ffff;
                 }
             }
@@ -263,7 +292,8 @@ impl Lower<'_> {
         let [d, a, b, c] = operands(self, i)?;
         let (a, b, c) = (self.src32(a)?, self.src32(b)?, self.src32(c)?);
         let d = self.dst(d, 32)?;
-        let types: Vec<bool> = i.modifiers.iter().filter(|m| matches!(m.as_str(), "s32" | "u32")).map(|m| m == "s32").collect();
+        let types: Vec<bool> =
+            i.modifiers.iter().filter(|m| matches!(m.as_str(), "s32" | "u32")).map(|m| m == "s32").collect();
         let &[sa, sb] = types.as_slice() else {
             return Err(self.invalid("two types expected"));
         };
@@ -273,13 +303,21 @@ impl Lower<'_> {
             ("dp4a", _, false, true) => map3!(|a, b, c| u64::from(dot(a as u32, b as u32, c as u32, false, true))),
             ("dp4a", _, false, false) => map3!(|a, b, c| u64::from(dot(a as u32, b as u32, c as u32, false, false))),
             (_, false, true, true) => map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, true, true, false))),
-            (_, false, true, false) => map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, true, false, false))),
-            (_, false, false, true) => map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, false, true, false))),
-            (_, false, false, false) => map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, false, false, false))),
+            (_, false, true, false) => {
+                map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, true, false, false)))
+            }
+            (_, false, false, true) => {
+                map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, false, true, false)))
+            }
+            (_, false, false, false) => {
+                map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, false, false, false)))
+            }
             (_, true, true, true) => map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, true, true, true))),
             (_, true, true, false) => map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, true, false, true))),
             (_, true, false, true) => map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, false, true, true))),
-            (_, true, false, false) => map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, false, false, true))),
+            (_, true, false, false) => {
+                map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, false, false, true)))
+            }
         };
         self.emit(Op::Map3 { f, d, a, b, c });
         Ok(())
@@ -297,8 +335,12 @@ fn one(op: &str, bits: u32, signed: bool, shiftamt: bool) -> Option<Map1> {
         "brev" => by_width!(bits, U, S => map1!(|a| u64::from((a as U).reverse_bits()))),
         // The top bit that differs from the sign; all ones when there is none.
         "bfind" => match (signed, shiftamt) {
-            (false, false) => by_width!(bits, U, S => map1!(|a| u64::from(if a as U == 0 { u32::MAX } else { U::BITS - 1 - (a as U).leading_zeros() }))),
-            (false, true) => by_width!(bits, U, S => map1!(|a| u64::from(if a as U == 0 { u32::MAX } else { (a as U).leading_zeros() }))),
+            (false, false) => {
+                by_width!(bits, U, S => map1!(|a| u64::from(if a as U == 0 { u32::MAX } else { U::BITS - 1 - (a as U).leading_zeros() })))
+            }
+            (false, true) => {
+                by_width!(bits, U, S => map1!(|a| u64::from(if a as U == 0 { u32::MAX } else { (a as U).leading_zeros() })))
+            }
             (true, false) => by_width!(bits, U, S => map1!(|a| {
                 let v = (a as S ^ (a as S >> (U::BITS - 1))) as U;
                 u64::from(if v == 0 { u32::MAX } else { U::BITS - 1 - v.leading_zeros() })
@@ -332,11 +374,21 @@ fn two(i: &Instruction, op: &str, bits: u32, signed: bool) -> Option<Map2> {
         "and" => Some(map2!(|a, b| a & b)),
         "or" => Some(map2!(|a, b| a | b)),
         "xor" => Some(map2!(|a, b| a ^ b)),
-        "shl" => by_width!(bits, U, S => map2!(|a, b| if b as u32 >= U::BITS { 0 } else { u64::from((a as U) << (b as u32)) })),
-        "shr" if signed => by_width!(bits, U, S => map2!(|a, b| u64::from(((a as S) >> (b as u32).min(U::BITS - 1)) as U))),
-        "shr" => by_width!(bits, U, S => map2!(|a, b| if b as u32 >= U::BITS { 0 } else { u64::from((a as U) >> (b as u32)) })),
-        "add" if i.has("sat") => (bits == 32 && signed).then_some(map2!(|a, b| u64::from((a as i32).saturating_add(b as i32) as u32))),
-        "sub" if i.has("sat") => (bits == 32 && signed).then_some(map2!(|a, b| u64::from((a as i32).saturating_sub(b as i32) as u32))),
+        "shl" => {
+            by_width!(bits, U, S => map2!(|a, b| if b as u32 >= U::BITS { 0 } else { u64::from((a as U) << (b as u32)) }))
+        }
+        "shr" if signed => {
+            by_width!(bits, U, S => map2!(|a, b| u64::from(((a as S) >> (b as u32).min(U::BITS - 1)) as U)))
+        }
+        "shr" => {
+            by_width!(bits, U, S => map2!(|a, b| if b as u32 >= U::BITS { 0 } else { u64::from((a as U) >> (b as u32)) }))
+        }
+        "add" if i.has("sat") => {
+            (bits == 32 && signed).then_some(map2!(|a, b| u64::from((a as i32).saturating_add(b as i32) as u32)))
+        }
+        "sub" if i.has("sat") => {
+            (bits == 32 && signed).then_some(map2!(|a, b| u64::from((a as i32).saturating_sub(b as i32) as u32)))
+        }
         "add" => by_width!(bits, U, S => map2!(|a, b| u64::from((a as U).wrapping_add(b as U)))),
         "sub" => by_width!(bits, U, S => map2!(|a, b| u64::from((a as U).wrapping_sub(b as U)))),
         "mul" if i.has("wide") => match (bits, signed) {
@@ -364,12 +416,20 @@ fn two(i: &Instruction, op: &str, bits: u32, signed: bool) -> Option<Map2> {
             (true, false) => Some(map2!(|a, b| (a & 0xff_ffff) * (b & 0xff_ffff) >> 16)),
         },
         // Division by zero gives all ones, as the hardware's sequence does; PTX leaves it open.
-        "div" if signed => by_width!(bits, U, S => map2!(|a, b| u64::from(if b as S == 0 { U::MAX } else { (a as S).wrapping_div(b as S) as U }))),
+        "div" if signed => {
+            by_width!(bits, U, S => map2!(|a, b| u64::from(if b as S == 0 { U::MAX } else { (a as S).wrapping_div(b as S) as U })))
+        }
         "div" => by_width!(bits, U, S => map2!(|a, b| u64::from((a as U).checked_div(b as U).unwrap_or(U::MAX)))),
-        "rem" if signed => by_width!(bits, U, S => map2!(|a, b| u64::from(if b as S == 0 { a as U } else { (a as S).wrapping_rem(b as S) as U }))),
+        "rem" if signed => {
+            by_width!(bits, U, S => map2!(|a, b| u64::from(if b as S == 0 { a as U } else { (a as S).wrapping_rem(b as S) as U })))
+        }
         "rem" => by_width!(bits, U, S => map2!(|a, b| u64::from((a as U).checked_rem(b as U).unwrap_or(a as U)))),
-        "min" if i.has("relu") => (bits == 32 && signed).then_some(map2!(|a, b| u64::from((a as i32).min(b as i32).max(0) as u32))),
-        "max" if i.has("relu") => (bits == 32 && signed).then_some(map2!(|a, b| u64::from((a as i32).max(b as i32).max(0) as u32))),
+        "min" if i.has("relu") => {
+            (bits == 32 && signed).then_some(map2!(|a, b| u64::from((a as i32).min(b as i32).max(0) as u32)))
+        }
+        "max" if i.has("relu") => {
+            (bits == 32 && signed).then_some(map2!(|a, b| u64::from((a as i32).max(b as i32).max(0) as u32)))
+        }
         "min" if signed => by_width!(bits, U, S => map2!(|a, b| u64::from((a as S).min(b as S) as U))),
         "max" if signed => by_width!(bits, U, S => map2!(|a, b| u64::from((a as S).max(b as S) as U))),
         "min" => by_width!(bits, U, S => map2!(|a, b| u64::from((a as U).min(b as U)))),
@@ -419,32 +479,59 @@ fn extend(a: u32, n: u32, signed: bool) -> u64 {
 fn three(i: &Instruction, op: &str, bits: u32, signed: bool) -> Option<Map3> {
     match op {
         "mad" if i.has("wide") => match (bits, signed) {
-            (16, true) => Some(map3!(|a, b, c| u64::from((i32::from(a as i16) * i32::from(b as i16)).wrapping_add(c as i32) as u32))),
-            (16, false) => Some(map3!(|a, b, c| u64::from((u32::from(a as u16) * u32::from(b as u16)).wrapping_add(c as u32)))),
-            (32, true) => Some(map3!(|a, b, c| (i64::from(a as i32) * i64::from(b as i32)).wrapping_add(c as i64) as u64)),
+            (16, true) => Some(map3!(|a, b, c| u64::from(
+                (i32::from(a as i16) * i32::from(b as i16)).wrapping_add(c as i32) as u32
+            ))),
+            (16, false) => {
+                Some(map3!(|a, b, c| u64::from((u32::from(a as u16) * u32::from(b as u16)).wrapping_add(c as u32))))
+            }
+            (32, true) => {
+                Some(map3!(|a, b, c| (i64::from(a as i32) * i64::from(b as i32)).wrapping_add(c as i64) as u64))
+            }
             (32, false) => Some(map3!(|a, b, c| ((a & 0xffff_ffff) * (b & 0xffff_ffff)).wrapping_add(c))),
             _ => None,
         },
-        "mad" if i.has("hi") && i.has("sat") => (bits == 32 && signed)
-            .then_some(map3!(|a, b, c| u64::from(((i64::from(a as i32) * i64::from(b as i32) >> 32) as i32).saturating_add(c as i32) as u32))),
+        "mad" if i.has("hi") && i.has("sat") => (bits == 32 && signed).then_some(map3!(|a, b, c| u64::from(
+            ((i64::from(a as i32) * i64::from(b as i32) >> 32) as i32).saturating_add(c as i32) as u32
+        ))),
         "mad" if i.has("hi") => match (bits, signed) {
-            (16, true) => Some(map3!(|a, b, c| u64::from(((i32::from(a as i16) * i32::from(b as i16) >> 16) as u16).wrapping_add(c as u16)))),
-            (16, false) => Some(map3!(|a, b, c| u64::from(((u32::from(a as u16) * u32::from(b as u16) >> 16) as u16).wrapping_add(c as u16)))),
-            (32, true) => Some(map3!(|a, b, c| u64::from(((i64::from(a as i32) * i64::from(b as i32) >> 32) as u32).wrapping_add(c as u32)))),
-            (32, false) => Some(map3!(|a, b, c| u64::from((((a & 0xffff_ffff) * (b & 0xffff_ffff) >> 32) as u32).wrapping_add(c as u32)))),
-            (64, true) => Some(map3!(|a, b, c| ((i128::from(a as i64) * i128::from(b as i64) >> 64) as u64).wrapping_add(c))),
+            (16, true) => Some(map3!(|a, b, c| u64::from(
+                ((i32::from(a as i16) * i32::from(b as i16) >> 16) as u16).wrapping_add(c as u16)
+            ))),
+            (16, false) => Some(map3!(|a, b, c| u64::from(
+                ((u32::from(a as u16) * u32::from(b as u16) >> 16) as u16).wrapping_add(c as u16)
+            ))),
+            (32, true) => Some(map3!(|a, b, c| u64::from(
+                ((i64::from(a as i32) * i64::from(b as i32) >> 32) as u32).wrapping_add(c as u32)
+            ))),
+            (32, false) => Some(map3!(|a, b, c| u64::from(
+                (((a & 0xffff_ffff) * (b & 0xffff_ffff) >> 32) as u32).wrapping_add(c as u32)
+            ))),
+            (64, true) => {
+                Some(map3!(|a, b, c| ((i128::from(a as i64) * i128::from(b as i64) >> 64) as u64).wrapping_add(c)))
+            }
             (64, false) => Some(map3!(|a, b, c| ((u128::from(a) * u128::from(b) >> 64) as u64).wrapping_add(c))),
             _ => None,
         },
-        "mad" if i.has("lo") => by_width!(bits, U, S => map3!(|a, b, c| u64::from((a as U).wrapping_mul(b as U).wrapping_add(c as U)))),
+        "mad" if i.has("lo") => {
+            by_width!(bits, U, S => map3!(|a, b, c| u64::from((a as U).wrapping_mul(b as U).wrapping_add(c as U))))
+        }
         "mad24" | "fns" | "shf" if bits != 32 => None,
         "mad24" => match (i.has("hi"), signed) {
             (false, true) => Some(map3!(|a, b, c| u64::from(((sext24(a) * sext24(b)) as u32).wrapping_add(c as u32)))),
-            (false, false) => Some(map3!(|a, b, c| u64::from((((a & 0xff_ffff) * (b & 0xff_ffff)) as u32).wrapping_add(c as u32)))),
-            (true, true) => Some(map3!(|a, b, c| u64::from(((sext24(a) * sext24(b) >> 16) as u32).wrapping_add(c as u32)))),
-            (true, false) => Some(map3!(|a, b, c| u64::from((((a & 0xff_ffff) * (b & 0xff_ffff) >> 16) as u32).wrapping_add(c as u32)))),
+            (false, false) => {
+                Some(map3!(|a, b, c| u64::from((((a & 0xff_ffff) * (b & 0xff_ffff)) as u32).wrapping_add(c as u32))))
+            }
+            (true, true) => {
+                Some(map3!(|a, b, c| u64::from(((sext24(a) * sext24(b) >> 16) as u32).wrapping_add(c as u32))))
+            }
+            (true, false) => Some(map3!(|a, b, c| u64::from(
+                (((a & 0xff_ffff) * (b & 0xff_ffff) >> 16) as u32).wrapping_add(c as u32)
+            ))),
         },
-        "sad" if signed => by_width!(bits, U, S => map3!(|a, b, c| u64::from((a as S).abs_diff(b as S).wrapping_add(c as U)))),
+        "sad" if signed => {
+            by_width!(bits, U, S => map3!(|a, b, c| u64::from((a as S).abs_diff(b as S).wrapping_add(c as U))))
+        }
         "sad" => by_width!(bits, U, S => map3!(|a, b, c| u64::from((a as U).abs_diff(b as U).wrapping_add(c as U)))),
         "bfe" => Some(match (bits, signed) {
             (32, true) => map3!(|a, b, c| bit_field(a, b as u32, c as u32, 32, true)),
@@ -459,11 +546,17 @@ fn three(i: &Instruction, op: &str, bits: u32, signed: bool) -> Option<Map3> {
             (true, true) => map3!(|a, b, c| (b << 32 | a) << (c & 31) >> 32),
             (true, false) => map3!(|a, b, c| if c as u32 >= 32 { a } else { (b << 32 | a) << (c as u32) >> 32 }),
             (false, true) => map3!(|a, b, c| (b << 32 | a) >> (c & 31) & 0xffff_ffff),
-            (false, false) => map3!(|a, b, c| if c as u32 >= 32 { b } else { (b << 32 | a) >> (c as u32) & 0xffff_ffff }),
+            (false, false) => {
+                map3!(|a, b, c| if c as u32 >= 32 { b } else { (b << 32 | a) >> (c as u32) & 0xffff_ffff })
+            }
         }),
         // Three-input minimum and maximum (PTX 8.6).
-        "min" if bits == 32 && signed => Some(map3!(|a, b, c| u64::from((a as i32).min(b as i32).min(c as i32) as u32))),
-        "max" if bits == 32 && signed => Some(map3!(|a, b, c| u64::from((a as i32).max(b as i32).max(c as i32) as u32))),
+        "min" if bits == 32 && signed => {
+            Some(map3!(|a, b, c| u64::from((a as i32).min(b as i32).min(c as i32) as u32)))
+        }
+        "max" if bits == 32 && signed => {
+            Some(map3!(|a, b, c| u64::from((a as i32).max(b as i32).max(c as i32) as u32)))
+        }
         _ => None,
     }
 }

@@ -28,7 +28,10 @@ macro_rules! map2 {
 /// `|a, b, c| expression` over 32 lanes.
 macro_rules! map3 {
     (|$a:ident, $b:ident, $c:ident| $e:expr) => {
-        (|a: &crate::exec::program::Lanes, b: &crate::exec::program::Lanes, c: &crate::exec::program::Lanes, d: &mut crate::exec::program::Lanes| {
+        (|a: &crate::exec::program::Lanes,
+          b: &crate::exec::program::Lanes,
+          c: &crate::exec::program::Lanes,
+          d: &mut crate::exec::program::Lanes| {
             for i in 0..32 {
                 let $a = a[i];
                 let $b = b[i];

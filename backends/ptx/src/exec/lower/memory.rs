@@ -31,7 +31,22 @@ pub(crate) fn space_of(i: &Instruction) -> MemorySpace {
 fn is_hint(m: &str) -> bool {
     matches!(
         m,
-        "weak" | "ca" | "cg" | "cs" | "cv" | "lu" | "wb" | "wt" | "nc" | "cta" | "cluster" | "gpu" | "sys" | "unified" | "L2::cache_hint" | "mmio"
+        "weak"
+            | "ca"
+            | "cg"
+            | "cs"
+            | "cv"
+            | "lu"
+            | "wb"
+            | "wt"
+            | "nc"
+            | "cta"
+            | "cluster"
+            | "gpu"
+            | "sys"
+            | "unified"
+            | "L2::cache_hint"
+            | "mmio"
     ) || m.starts_with("L1::")
         || m.starts_with("L2::")
 }
@@ -41,6 +56,7 @@ impl Lower<'_> {
         match i.opcode.as_str() {
             "ld" | "ldu" => self.load(i),
             "st" if i.has("async") => self.store_async(i),
+            "st" if i.has("bulk") => self.store_bulk(i),
             "st" => self.store(i),
             "red" if i.has("async") => self.red_async(i),
             "atom" | "red" => self.atomic(i),
@@ -103,7 +119,8 @@ impl Lower<'_> {
         for m in &i.modifiers {
             match m.as_str() {
                 "volatile" | "relaxed" | "acquire" | "release" => strong = true,
-                "global" | "shared" | "shared::cta" | "shared::cluster" | "local" | "const" | "param" | "param::entry" | "param::func" | "v2" | "v4" | "v8" => {}
+                "global" | "shared" | "shared::cta" | "shared::cluster" | "local" | "const" | "param"
+                | "param::entry" | "param::func" | "v2" | "v4" | "v8" => {}
                 m if is_hint(m) || Ty::parse(m).is_some() => {}
                 m => return Err(self.unsupported(format!("`.{m}` of `{}`", i.opcode))),
             }
@@ -173,7 +190,44 @@ impl Lower<'_> {
         if elements.len() > 8 {
             return Err(self.unsupported(format!("vectors of {} elements", elements.len())));
         }
-        self.emit(Op::Store(Box::new(StoreOp { space, address, elements: elements.into(), bytes: (ty.bits() / 8).min(8), strong })));
+        self.emit(Op::Store(Box::new(StoreOp {
+            space,
+            address,
+            elements: elements.into(),
+            bytes: (ty.bits() / 8).min(8),
+            strong,
+        })));
+        Ok(())
+    }
+
+    /// `st.bulk{.weak}{.shared::cta} [a], size, 0`: zeroes a range of shared memory.
+    fn store_bulk(&mut self, i: &Instruction) -> Result<(), CompileError> {
+        let [a, size, value] = super::operands(self, i)?;
+        if self.immediate(value) != Some(0) {
+            return Err(self.invalid("`st.bulk` stores 0"));
+        }
+        let a = self.address(a)?;
+        let (size, bits) = self.src_any(size, Ty::B(64))?;
+        if bits < 32 {
+            return Err(self.invalid("the size has 32 or 64 bits"));
+        }
+        self.emit_custom(Box::new(move |cx, mask| {
+            cx.require(a.base, mask, "the address");
+            cx.require(size, mask, "the size");
+            for l in lanes_of(mask) {
+                let bytes = cx.lanes(size)[l];
+                let address = cx.shared_address(cx.address(a, l));
+                if !bytes.is_multiple_of(8) {
+                    cx.m.report(Check::Alignment, Some(l as u32), || {
+                        format!("`st.bulk` of {bytes} bytes, which is no multiple of 8")
+                    });
+                } else if let Some((rank, offset)) = cx.m.shared_range(address, bytes, 8, true, Some(l as u32)) {
+                    cx.track_shared(rank, offset, bytes, crate::exec::race::AccessKind::Write, l as u32);
+                    cx.m.cluster.ctas[rank].shared.write(offset as usize, &vec![0; bytes as usize]);
+                }
+            }
+            Ok(Flow::Next)
+        }));
         Ok(())
     }
 
@@ -188,7 +242,8 @@ impl Lower<'_> {
         for m in &i.modifiers {
             match m.as_str() {
                 "add" | "min" | "max" | "inc" | "dec" | "and" | "or" | "xor" | "exch" | "cas" => op = m,
-                "relaxed" | "acquire" | "release" | "acq_rel" | "global" | "shared" | "shared::cta" | "shared::cluster" | "noftz" | "v2" | "v4" | "v8" => {}
+                "relaxed" | "acquire" | "release" | "acq_rel" | "global" | "shared" | "shared::cta"
+                | "shared::cluster" | "noftz" | "v2" | "v4" | "v8" => {}
                 m if is_hint(m) || Ty::parse(m).is_some() => {}
                 m => return Err(self.unsupported(format!("`.{m}` of `{}`", i.opcode))),
             }
@@ -242,8 +297,8 @@ impl Lower<'_> {
             }
             for (space, lanes) in access::by_space(space, &mut at, mask) {
                 let shared = matches!(space, MemorySpace::Shared | MemorySpace::SharedCluster);
-                for e in 0..n {
-                    let b = *cx.lanes(b_elements[e]);
+                for (e, b) in b_elements.iter().enumerate() {
+                    let b = *cx.lanes(*b);
                     let c = c.map_or([0; 32], |c| *cx.lanes(c));
                     let mut old = [0u64; 32];
                     let mut poison = 0u32;
@@ -254,7 +309,9 @@ impl Lower<'_> {
                                 old[l] = v;
                                 if !init {
                                     poison |= 1 << l;
-                                    cx.m.report(Check::Uninitialized, Some(l as u32), || format!("an atomic on address {address:#x}, which nobody wrote"));
+                                    cx.m.report(Check::Uninitialized, Some(l as u32), || {
+                                        format!("an atomic on address {address:#x}, which nobody wrote")
+                                    });
                                 }
                             }
                             None => poison |= 1 << l,
@@ -281,7 +338,16 @@ impl Lower<'_> {
 
     /// 128-bit `exch` and `cas`.
     #[allow(clippy::too_many_arguments)]
-    fn atomic_wide(&mut self, i: &Instruction, op: &str, d: Option<&Operand>, address: AddressSrc, space: MemorySpace, b: &Operand, c: Option<&Operand>) -> Result<(), CompileError> {
+    fn atomic_wide(
+        &mut self,
+        i: &Instruction,
+        op: &str,
+        d: Option<&Operand>,
+        address: AddressSrc,
+        space: MemorySpace,
+        b: &Operand,
+        c: Option<&Operand>,
+    ) -> Result<(), CompileError> {
         let ty = Ty::B(128);
         let b = self.src(b, ty)?;
         let c = match (op, c) {
@@ -302,8 +368,10 @@ impl Lower<'_> {
                 for l in lanes_of(lanes) {
                     let half = |cx: &crate::exec::context::Cx<'_>, s: Src, h: u32| cx.lanes(Src(s.0 + h))[l];
                     let (b0, b1) = (half(cx, b, 0), half(cx, b, 1));
-                    if at[l] % 16 != 0 {
-                        cx.m.report(Check::Alignment, Some(l as u32), || format!("address {:#x} is not a multiple of 16", at[l]));
+                    if !at[l].is_multiple_of(16) {
+                        cx.m.report(Check::Alignment, Some(l as u32), || {
+                            format!("address {:#x} is not a multiple of 16", at[l])
+                        });
                         continue;
                     }
                     let Some((lo, i0)) = access::update(cx, space, at[l], 8, l, &mut |v| v) else { continue };

@@ -23,7 +23,8 @@ use super::Target;
 use super::counters::Class;
 use super::error::CompileError;
 use super::program::{
-    CallTarget, Constant, Custom, DataSymbol, FunctionInfo, Instr, Op, PredSlot, PredSrc, Preset, Program, Slot, SourceInfo, Src,
+    CallTarget, Constant, Custom, DataSymbol, FunctionInfo, Instr, Op, PredSlot, PredSrc, Preset, Program, Slot,
+    SourceInfo, Src,
 };
 use crate::ast::{Function, Instruction, Module, Operand, Pos, Space, Statement, Variable};
 
@@ -37,8 +38,8 @@ const MAX_INSTRUCTIONS: usize = 1 << 22;
 /// What a name declares.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Symbol {
-    /// `.shared` with this offset in the CTA's window.
-    Shared(u32),
+    /// `.shared` by number; it gets its place when the kernel first names it.
+    SharedVariable(usize),
     /// `.extern .shared`: dynamic shared memory.
     DynamicShared,
     /// `.local` of the function: frame offset.
@@ -106,6 +107,8 @@ pub struct Lower<'m> {
     data_bytes: u64,
     const_bank: DataSymbol,
     static_shared: u32,
+    /// Bytes, alignment and place of each `.shared` variable. Those of other kernels of the module take no room.
+    shared_variables: Vec<(u32, u32, Option<u32>)>,
     dynamic_align: u32,
     uses_cluster: bool,
     waits_for_tmem_loads: bool,
@@ -150,8 +153,9 @@ impl Program {
             frame_bytes: 0,
             globals: Vec::new(),
             data_bytes: 0,
-            const_bank: DataSymbol { name: "const".to_owned(), align: 256, bytes: Vec::new(), relocations: Vec::new() },
+            const_bank: DataSymbol { align: 256, bytes: Vec::new(), relocations: Vec::new() },
             static_shared: super::memory::SHARED_RESERVED,
+            shared_variables: Vec::new(),
             dynamic_align: 1,
             uses_cluster: false,
             waits_for_tmem_loads: false,
@@ -450,7 +454,9 @@ impl<'m> Lower<'m> {
     fn instruction(&mut self, i: &'m Instruction) -> Result<(), CompileError> {
         self.current = Some((i.pos, i.to_string()));
         if self.code.len() > MAX_INSTRUCTIONS || self.n_slots > MAX_REGISTERS {
-            return Err(self.unsupported(format!("more than {MAX_INSTRUCTIONS} instructions or {MAX_REGISTERS} registers")));
+            return Err(
+                self.unsupported(format!("more than {MAX_INSTRUCTIONS} instructions or {MAX_REGISTERS} registers"))
+            );
         }
         self.guard = match &i.guard {
             Some(g) => {
@@ -468,23 +474,33 @@ impl<'m> Lower<'m> {
         let ty = i.modifiers.last().map_or("", String::as_str);
         match i.opcode.as_str() {
             "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => self.control(i),
-            "mov" | "selp" | "slct" | "cvta" | "isspacep" | "set" | "setp" | "testp" | "mapa" | "getctarank" | "pmevent" | "nanosleep" => self.moves(i),
-            "ld" | "ldu" | "st" | "atom" | "red" | "prefetch" | "prefetchu" | "applypriority" | "discard" | "createpolicy" => self.memory(i),
+            "mov" | "selp" | "slct" | "cvta" | "isspacep" | "set" | "setp" | "testp" | "mapa" | "getctarank"
+            | "pmevent" | "nanosleep" => self.moves(i),
+            "ld" | "ldu" | "st" | "atom" | "red" | "prefetch" | "prefetchu" | "applypriority" | "discard"
+            | "createpolicy" => self.memory(i),
             "cvt" => self.convert(i),
             "multimem" => self.multimem(i),
-            "bar" | "barrier" | "membar" | "fence" | "mbarrier" | "griddepcontrol" | "setmaxnreg" | "clusterlaunchcontrol" => self.sync(i),
+            "bar"
+            | "barrier"
+            | "membar"
+            | "fence"
+            | "mbarrier"
+            | "griddepcontrol"
+            | "setmaxnreg"
+            | "clusterlaunchcontrol" => self.sync(i),
             "cp" if !i.has("tensor") => self.copy(i),
             "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => self.warp(i),
             "add" | "sub" | "mad" if i.has("cc") => self.carry(i),
             "addc" | "subc" | "madc" => self.carry(i),
-            "add" | "sub" | "mul" | "mad" | "fma" | "min" | "max" | "abs" | "neg" | "div" | "rem" | "copysign" | "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2"
-            | "ex2" | "tanh"
+            "add" | "sub" | "mul" | "mad" | "fma" | "min" | "max" | "abs" | "neg" | "div" | "rem" | "copysign"
+            | "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh"
                 if types::is_float(ty) || i.modifiers.iter().any(|m| matches!(m.as_str(), "f32" | "f32x2")) =>
             {
                 self.float(i)
             }
-            "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "add" | "sub" | "mul" | "mad" | "mul24" | "mad24" | "sad" | "div" | "rem" | "abs" | "neg" | "min"
-            | "max" | "popc" | "clz" | "brev" | "bfe" | "bfi" | "bfind" | "fns" | "bmsk" | "szext" | "lop3" | "shf" | "prmt" | "dp4a" | "dp2a" => self.integer(i),
+            "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "add" | "sub" | "mul" | "mad" | "mul24"
+            | "mad24" | "sad" | "div" | "rem" | "abs" | "neg" | "min" | "max" | "popc" | "clz" | "brev" | "bfe"
+            | "bfi" | "bfind" | "fns" | "bmsk" | "szext" | "lop3" | "shf" | "prmt" | "dp4a" | "dp2a" => self.integer(i),
             _ => match super::tensor::lower(self, i)? {
                 Some(custom) => {
                     self.emit(Op::Custom(custom));
@@ -501,7 +517,11 @@ impl<'m> Lower<'m> {
             return Some(*n);
         }
         // A definition is preferred to the declaration before it.
-        let f = self.module.functions().find(|f| f.name == name && f.body.is_some()).or_else(|| self.module.functions().find(|f| f.name == name))?;
+        let f = self
+            .module
+            .functions()
+            .find(|f| f.name == name && f.body.is_some())
+            .or_else(|| self.module.functions().find(|f| f.name == name))?;
         let n = self.bodies.len() as u32;
         self.bodies.push(f);
         self.function_index.insert(name.to_owned(), n);
@@ -572,23 +592,45 @@ fn class_of(i: &Instruction) -> Class {
         "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => Class::Control,
         "mov" | "selp" | "slct" | "cvta" | "isspacep" | "set" | "setp" | "testp" | "mapa" | "getctarank" => Class::Move,
         "ld" | "ldu" | "st" if shared => Class::SharedMemory,
-        "ld" | "ldu" | "st" if i.modifiers.iter().any(|m| matches!(m.as_str(), "param" | "local" | "const")) => Class::OtherMemory,
-        "ld" | "ldu" | "st" | "prefetch" | "prefetchu" | "applypriority" | "discard" | "createpolicy" => Class::GlobalMemory,
+        "ld" | "ldu" | "st" if i.modifiers.iter().any(|m| matches!(m.as_str(), "param" | "local" | "const")) => {
+            Class::OtherMemory
+        }
+        "ld" | "ldu" | "st" | "prefetch" | "prefetchu" | "applypriority" | "discard" | "createpolicy" => {
+            Class::GlobalMemory
+        }
         "atom" | "red" | "multimem" => Class::Atomic,
         "cvt" => Class::Convert,
         "ldmatrix" | "stmatrix" | "movmatrix" => Class::SharedMemory,
         "shfl" | "vote" | "match" | "redux" | "activemask" | "elect" => Class::Warp,
-        "bar" | "barrier" | "membar" | "fence" | "mbarrier" | "griddepcontrol" | "setmaxnreg" | "clusterlaunchcontrol" | "nanosleep" => Class::Synchronisation,
+        "bar"
+        | "barrier"
+        | "membar"
+        | "fence"
+        | "mbarrier"
+        | "griddepcontrol"
+        | "setmaxnreg"
+        | "clusterlaunchcontrol"
+        | "nanosleep" => Class::Synchronisation,
         "cp" | "tensormap" => Class::Copy,
         "mma" | "wgmma" | "tcgen05" => Class::Tensor,
         "ex2" | "lg2" | "sin" | "cos" | "tanh" | "rcp" | "rsqrt" | "sqrt" => Class::Special,
         "div" if i.modifiers.iter().any(|m| matches!(m.as_str(), "f32" | "f64")) => Class::Special,
-        "add" | "sub" | "mul" | "mad" | "fma" | "min" | "max" | "abs" | "neg" | "copysign" if i.modifiers.iter().any(|m| types::is_float(m)) => Class::Float,
+        "add" | "sub" | "mul" | "mad" | "fma" | "min" | "max" | "abs" | "neg" | "copysign"
+            if i.modifiers.iter().any(|m| types::is_float(m)) =>
+        {
+            Class::Float
+        }
         _ => Class::Integer,
     }
 }
 
 /// The operands of an instruction by number, or an error that says how many there should be.
-pub(crate) fn operands<'i, const N: usize>(l: &Lower<'_>, i: &'i Instruction) -> Result<&'i [Operand; N], CompileError> {
-    i.operands.as_slice().try_into().map_err(|_| l.invalid(format!("`{}` has {} operands, {N} expected", i.full_name(), i.operands.len())))
+pub(crate) fn operands<'i, const N: usize>(
+    l: &Lower<'_>,
+    i: &'i Instruction,
+) -> Result<&'i [Operand; N], CompileError> {
+    i.operands
+        .as_slice()
+        .try_into()
+        .map_err(|_| l.invalid(format!("`{}` has {} operands, {N} expected", i.full_name(), i.operands.len())))
 }

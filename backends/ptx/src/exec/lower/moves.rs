@@ -37,8 +37,9 @@ macro_rules! comparison {
     }};
 }
 
-const COMPARISONS: [&str; 18] =
-    ["eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"];
+const COMPARISONS: [&str; 18] = [
+    "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan",
+];
 
 #[allow(clippy::eq_op, clippy::neg_cmp_op_on_partial_ord, clippy::nonminimal_bool)]
 fn comparison(name: &str, ty: Ty, flush: bool) -> Option<Compare> {
@@ -97,7 +98,13 @@ impl Lower<'_> {
                 let (a, b, c) = (self.src(a, ty)?, self.src(b, ty)?, self.src(c, by)?);
                 let d = self.dst(d, ty.bits())?;
                 let f = match by {
-                    Ty::F32 => map3!(|a, b, c| if f32::from_bits(c as u32) >= 0.0 || (c as u32 & 0x7fff_ffff) < 0x0080_0000 && c as u32 & 0x7fff_ffff == 0 { a } else { b }),
+                    Ty::F32 => map3!(|a, b, c| if f32::from_bits(c as u32) >= 0.0
+                        || (c as u32 & 0x7fff_ffff) < 0x0080_0000 && c as u32 & 0x7fff_ffff == 0
+                    {
+                        a
+                    } else {
+                        b
+                    }),
                     _ => map3!(|a, b, c| if c as i32 >= 0 { a } else { b }),
                 };
                 self.emit(Op::Map3 { f, d, a, b, c });
@@ -127,7 +134,10 @@ impl Lower<'_> {
 
     /// The type that ends the instruction's name.
     pub(crate) fn last_type(&self, i: &Instruction) -> Result<Ty, CompileError> {
-        i.modifiers.last().and_then(|m| Ty::parse(m)).ok_or_else(|| self.unsupported(format!("the type of `{}`", i.full_name())))
+        i.modifiers
+            .last()
+            .and_then(|m| Ty::parse(m))
+            .ok_or_else(|| self.unsupported(format!("the type of `{}`", i.full_name())))
     }
 
     fn mov(&mut self, i: &Instruction) -> Result<(), CompileError> {
@@ -170,7 +180,11 @@ impl Lower<'_> {
         let each = ty.bits() / list.len().max(1) as u32;
         let (a, have) = self.src_any(a, ty)?;
         if have != ty.bits() || each == 0 {
-            return Err(self.invalid(format!("{have} bits cannot be split into {} parts of `{}`", list.len(), ty.bits())));
+            return Err(self.invalid(format!(
+                "{have} bits cannot be split into {} parts of `{}`",
+                list.len(),
+                ty.bits()
+            )));
         }
         let mut low = Vec::new();
         let mut high = Vec::new();
@@ -202,7 +216,11 @@ impl Lower<'_> {
         if ty.bits() == 128 {
             let per = parts.len() / 2;
             for half in 0..2 {
-                let a: Vec<(Src, u32)> = parts[half * per..(half + 1) * per].iter().enumerate().map(|(n, s)| (*s, n as u32 * each)).collect();
+                let a: Vec<(Src, u32)> = parts[half * per..(half + 1) * per]
+                    .iter()
+                    .enumerate()
+                    .map(|(n, s)| (*s, n as u32 * each))
+                    .collect();
                 self.emit(Op::Pack { d: crate::exec::program::Slot(d.0 + half as u32), a: a.into() });
             }
         } else {
@@ -371,7 +389,10 @@ impl Lower<'_> {
         let a = self.src64(a)?;
         let Some(d) = self.pred_dst(p)? else { return Ok(()) };
         let which = i.modifiers.first().map_or("", String::as_str).to_owned();
-        if !matches!(which.as_str(), "global" | "shared" | "shared::cta" | "shared::cluster" | "local" | "const" | "param" | "param::entry") {
+        if !matches!(
+            which.as_str(),
+            "global" | "shared" | "shared::cta" | "shared::cluster" | "local" | "const" | "param" | "param::entry"
+        ) {
             return Err(self.unsupported(i.full_name()));
         }
         self.emit_custom(Box::new(move |cx, mask| {
@@ -379,8 +400,11 @@ impl Lower<'_> {
             for l in 0..32 {
                 let (space, address) = memory::resolve(cx.lanes(a)[l]);
                 let hit = match (which.as_str(), space) {
-                    ("global", MemorySpace::Global) | ("local", MemorySpace::Local) | ("const", MemorySpace::Const) => true,
-                    ("param" | "param::entry", MemorySpace::Param) | ("shared::cluster", MemorySpace::SharedCluster) => true,
+                    ("global", MemorySpace::Global) | ("local", MemorySpace::Local) | ("const", MemorySpace::Const) => {
+                        true
+                    }
+                    ("param" | "param::entry", MemorySpace::Param)
+                    | ("shared::cluster", MemorySpace::SharedCluster) => true,
                     ("shared" | "shared::cta", MemorySpace::SharedCluster) => (address >> 24) as usize == cx.m.cta,
                     _ => false,
                 };

@@ -17,7 +17,9 @@ fn members(cx: &mut Cx<'_>, address: u64, bytes: u64, lane: usize) -> Vec<u64> {
     match found {
         Some(group) => group.members.iter().map(|m| m + (address - group.base)).collect(),
         None => {
-            cx.m.report(Check::Bounds, Some(lane as u32), || format!("{bytes} bytes at {address:#x} are not in a multicast group"));
+            cx.m.report(Check::Bounds, Some(lane as u32), || {
+                format!("{bytes} bytes at {address:#x} are not in a multicast group")
+            });
             Vec::new()
         }
     }
@@ -31,7 +33,11 @@ impl Lower<'_> {
             return Err(self.unsupported(i.full_name()));
         }
         let bytes = ty.bits() / 8;
-        let op = i.modifiers.iter().find(|m| matches!(m.as_str(), "add" | "min" | "max" | "and" | "or" | "xor")).map_or("", String::as_str);
+        let op = i
+            .modifiers
+            .iter()
+            .find(|m| matches!(m.as_str(), "add" | "min" | "max" | "and" | "or" | "xor"))
+            .map_or("", String::as_str);
         match (verb, i.operands.as_slice()) {
             ("ld_reduce", [d, a]) => {
                 let a = self.address(a)?;
@@ -42,7 +48,8 @@ impl Lower<'_> {
                 let Some(f) = combine(op, ty, false) else {
                     return Err(self.unsupported(i.full_name()));
                 };
-                let wide = i.modifiers.iter().any(|m| m == "acc::f32") && matches!(ty, Ty::F16x2 | Ty::Bf16x2) && op == "add";
+                let wide =
+                    i.modifiers.iter().any(|m| m == "acc::f32") && matches!(ty, Ty::F16x2 | Ty::Bf16x2) && op == "add";
                 self.emit_custom(Box::new(move |cx, mask| {
                     let at = access::addresses(cx, a, mask);
                     for (e, d) in slots.iter().enumerate() {
@@ -60,7 +67,11 @@ impl Lower<'_> {
                                     None => poison |= 1 << l,
                                 }
                             }
-                            out[l] = if wide { sum_wide(&values, ty) } else { values.iter().copied().reduce(|x, y| f(x, y, 0)).unwrap_or(0) };
+                            out[l] = if wide {
+                                sum_wide(&values, ty)
+                            } else {
+                                values.iter().copied().reduce(|x, y| f(x, y, 0)).unwrap_or(0)
+                            };
                         }
                         cx.write(*d, mask, &out, poison);
                     }
@@ -86,7 +97,9 @@ impl Lower<'_> {
                             for p in members(cx, at[l] + e as u64 * u64::from(bytes), u64::from(bytes), l) {
                                 if stores {
                                     let data = v.to_le_bytes();
-                                    if let Some((allocation, offset)) = cx.m.global_range(p, u64::from(bytes), u64::from(bytes), Some(l as u32)) {
+                                    if let Some((allocation, offset)) =
+                                        cx.m.global_range(p, u64::from(bytes), u64::from(bytes), Some(l as u32))
+                                    {
                                         allocation.write(offset, &data[..bytes as usize]);
                                     }
                                 } else {

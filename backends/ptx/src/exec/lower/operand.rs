@@ -33,7 +33,8 @@ impl Lower<'_> {
                 let stem = name.trim_end_matches(|c: char| c.is_ascii_digit());
                 let number = &name[stem.len()..];
                 let Some(range) = self.scopes[at].ranges.get(stem) else { continue };
-                let inside = number.parse::<u64>().is_ok_and(|n| n < range.count) && (number == "0" || !number.starts_with('0'));
+                let inside =
+                    number.parse::<u64>().is_ok_and(|n| n < range.count) && (number == "0" || !number.starts_with('0'));
                 if !inside {
                     continue;
                 }
@@ -83,7 +84,9 @@ impl Lower<'_> {
         match o {
             Operand::Name(n) => Ok(PredSrc { slot: self.pred_named(n)?, negated: false }),
             Operand::Not(n) => Ok(PredSrc { slot: self.pred_named(n)?, negated: true }),
-            Operand::Literal(Literal { value: Number::Int(v), .. }) => Ok(if *v == 0 { PredSrc::FALSE } else { PredSrc::TRUE }),
+            Operand::Literal(Literal { value: Number::Int(v), .. }) => {
+                Ok(if *v == 0 { PredSrc::FALSE } else { PredSrc::TRUE })
+            }
             _ => Err(self.invalid(format!("`{o}` is not a predicate"))),
         }
     }
@@ -171,7 +174,11 @@ impl Lower<'_> {
                 let (a, bits) = self.src_any(&Operand::Name(n.clone()), ty)?;
                 let d = self.scratch();
                 let zero = self.bits(0);
-                let f = if bits == 64 { |a: &_, b: &_, d: &mut _| sub_lanes(a, b, d, u64::MAX) } else { |a: &_, b: &_, d: &mut _| sub_lanes(a, b, d, 0xffff_ffff) };
+                let f = if bits == 64 {
+                    |a: &_, b: &_, d: &mut _| sub_lanes(a, b, d, u64::MAX)
+                } else {
+                    |a: &_, b: &_, d: &mut _| sub_lanes(a, b, d, 0xffff_ffff)
+                };
                 self.emit(Op::Map2 { f, d, a: zero, b: a });
                 Ok((d.into(), bits))
             }
@@ -193,7 +200,7 @@ impl Lower<'_> {
     /// The space of a variable and the generic address at which the space starts.
     pub(crate) fn symbol_space(&mut self, name: &str) -> Result<(MemorySpace, u64), CompileError> {
         let space = match self.symbol(name) {
-            Some(Symbol::Shared(_) | Symbol::DynamicShared) => MemorySpace::Shared,
+            Some(Symbol::SharedVariable(_) | Symbol::DynamicShared) => MemorySpace::Shared,
             Some(Symbol::Local(_) | Symbol::Frame(..)) => MemorySpace::Local,
             Some(Symbol::Param(_)) => MemorySpace::Param,
             Some(Symbol::Const(_)) => MemorySpace::Const,
@@ -209,7 +216,10 @@ impl Lower<'_> {
             return Err(self.invalid(format!("`{name}` is not declared")));
         };
         Ok(match symbol {
-            Symbol::Shared(at) => self.preset(Preset::SharedAddress(at.wrapping_add_signed(offset as i32))),
+            Symbol::SharedVariable(number) => match self.place_shared(number) {
+                Some(at) => self.preset(Preset::SharedAddress(at.wrapping_add_signed(offset as i32))),
+                None => return Err(self.invalid(format!("static shared memory is above 256 KiB with `{name}`"))),
+            },
             Symbol::DynamicShared => self.preset(Preset::DynamicShared(offset)),
             Symbol::Param(at) => self.bits(u64::from(at).wrapping_add_signed(offset)),
             Symbol::Const(at) => self.bits(u64::from(at).wrapping_add_signed(offset)),
@@ -312,14 +322,22 @@ impl Lower<'_> {
             "%dynamic_smem_size" => self.constant(Constant::DynamicSharedBytes),
             "%total_smem_size" | "%aggr_smem_size" => self.constant(Constant::TotalSharedBytes),
             "%reserved_smem_offset_begin" => self.bits(0),
-            "%reserved_smem_offset_end" | "%reserved_smem_offset_cap" => self.bits(u64::from(crate::exec::memory::SHARED_RESERVED)),
+            "%reserved_smem_offset_end" | "%reserved_smem_offset_cap" => {
+                self.bits(u64::from(crate::exec::memory::SHARED_RESERVED))
+            }
             "%clock" | "%clock64" | "%clock_hi" | "%globaltimer" | "%globaltimer_lo" | "%globaltimer_hi" => {
                 let d = self.scratch();
                 let (high, narrow) = (stem.ends_with("_hi"), ty.bits() <= 32);
                 self.emit_custom(Box::new(move |cx, mask| {
                     // A clock that every executed instruction of the warp moves on: loops with a timeout end.
                     let now = cx.warp.executed.wrapping_mul(4);
-                    let now = if high { now >> 32 } else if narrow { now & 0xffff_ffff } else { now };
+                    let now = if high {
+                        now >> 32
+                    } else if narrow {
+                        now & 0xffff_ffff
+                    } else {
+                        now
+                    };
                     cx.write(d, mask, &[now; 32], 0);
                     Ok(crate::exec::program::Flow::Next)
                 }));

@@ -60,7 +60,8 @@ impl Lower<'_> {
     fn cta_barrier(&mut self, i: &Instruction) -> Result<(), CompileError> {
         // `bar` is `barrier` with `.aligned`.
         let aligned = i.opcode == "bar" || i.has("aligned");
-        let kind = i.modifiers.iter().find(|m| matches!(m.as_str(), "sync" | "arrive" | "red")).map_or("", String::as_str);
+        let kind =
+            i.modifiers.iter().find(|m| matches!(m.as_str(), "sync" | "arrive" | "red")).map_or("", String::as_str);
         let mut rest = i.operands.as_slice();
         let result = if kind == "red" {
             let (first, others) = rest.split_first().ok_or_else(|| self.invalid("operands expected"))?;
@@ -139,8 +140,24 @@ impl Lower<'_> {
         let known = |m: &str| {
             matches!(
                 m,
-                "proxy" | "async" | "alias" | "acq_rel" | "sc" | "acquire" | "release" | "cta" | "cluster" | "gpu" | "sys" | "mbarrier_init" | "global"
-                    | "shared::cta" | "shared::cluster" | "tensormap::generic" | "async::generic" | "async.global"
+                "proxy"
+                    | "async"
+                    | "alias"
+                    | "acq_rel"
+                    | "sc"
+                    | "acquire"
+                    | "release"
+                    | "cta"
+                    | "cluster"
+                    | "gpu"
+                    | "sys"
+                    | "mbarrier_init"
+                    | "global"
+                    | "shared::cta"
+                    | "shared::cluster"
+                    | "tensormap::generic"
+                    | "async::generic"
+                    | "async.global"
             ) || m.starts_with("sync_restrict")
         };
         if let Some(bad) = i.modifiers.iter().find(|m| !known(m)) {
@@ -263,7 +280,8 @@ impl Lower<'_> {
             [a, n] => (self.address(a)?, Some(self.src32(n)?)),
             _ => return Err(self.invalid("an address and a count expected")),
         };
-        let (drop, expect, no_complete) = (i.modifiers.first().is_some_and(|m| m == "arrive_drop"), i.has("expect_tx"), i.has("noComplete"));
+        let (drop, expect, no_complete) =
+            (i.modifiers.first().is_some_and(|m| m == "arrive_drop"), i.has("expect_tx"), i.has("noComplete"));
         if expect && n.is_none() {
             return Err(self.invalid("`.expect_tx` needs a byte count"));
         }
@@ -290,7 +308,9 @@ impl Lower<'_> {
                     let flips = no_complete && b.pending == count && b.tx == 0;
                     let outcome = if drop { b.drop_arrivals(count) } else { b.arrive(count) };
                     if flips {
-                        return Err(crate::exec::mbarrier::Misuse("an arrival with .noComplete completes the phase".to_owned()));
+                        return Err(crate::exec::mbarrier::Misuse(
+                            "an arrival with .noComplete completes the phase".to_owned(),
+                        ));
                     }
                     expected.and(outcome)
                 });
@@ -307,7 +327,13 @@ impl Lower<'_> {
         Ok(())
     }
 
-    fn mbarrier_wait(&mut self, i: &Instruction, p: &Operand, a: &Operand, state: &Operand) -> Result<(), CompileError> {
+    fn mbarrier_wait(
+        &mut self,
+        i: &Instruction,
+        p: &Operand,
+        a: &Operand,
+        state: &Operand,
+    ) -> Result<(), CompileError> {
         let blocking = i.has("try_wait");
         let parity = i.has("parity");
         let p = self.pred_dst(p)?;
@@ -326,11 +352,14 @@ impl Lower<'_> {
                     _ => {
                         let own = split_shared(address).0 == cx.m.cta;
                         if !own {
-                            cx.m.report(Check::Mbarrier, Some(l as u32), || format!("a wait on the mbarrier of another CTA (shared address {address:#x})"));
+                            cx.m.report(Check::Mbarrier, Some(l as u32), || {
+                                format!("a wait on the mbarrier of another CTA (shared address {address:#x})")
+                            });
                         }
                         let complete = match cx.m.mbarrier(address, Some(l as u32)) {
                             Some(b) => {
-                                let complete = if parity { b.parity_complete(wanted as u32) } else { b.state_complete(wanted) };
+                                let complete =
+                                    if parity { b.parity_complete(wanted as u32) } else { b.state_complete(wanted) };
                                 if complete {
                                     cx.warp.clock.join(&b.completed);
                                 }
@@ -461,7 +490,9 @@ fn init(cx: &mut Cx<'_>, address: u64, count: u32, lane: u32) {
     }
     let known = cx.m.cluster.ctas[rank].mbarriers.get(&(offset as u32)).map(|b| b.pending != b.expected || b.tx != 0);
     if known == Some(true) {
-        cx.m.report(Check::Mbarrier, Some(lane), || format!("the mbarrier at shared address {address:#x} is initialised again in the middle of a phase"));
+        cx.m.report(Check::Mbarrier, Some(lane), || {
+            format!("the mbarrier at shared address {address:#x} is initialised again in the middle of a phase")
+        });
     }
     // The object's bytes are opaque; writing them orders the initialisation against other accesses.
     cx.track_shared(rank, offset, 8, crate::exec::race::AccessKind::StrongWrite, lane);

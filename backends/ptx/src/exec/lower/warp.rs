@@ -4,8 +4,8 @@ use super::{Lower, Ty, operands};
 use crate::ast::{Instruction, Operand};
 use crate::exec::context::Cx;
 use crate::exec::error::{CompileError, ExecError};
-use crate::exec::program::{Flow, Src, Wait};
 use crate::exec::findings::Check;
+use crate::exec::program::{Flow, Src, Wait};
 
 /// The lanes that take part: those of the member mask that have not left. `Err` when some have not come yet.
 pub(crate) fn members(cx: &mut Cx<'_>, mask: u32, member: Option<Src>) -> Result<u32, Wait> {
@@ -23,7 +23,9 @@ pub(crate) fn members(cx: &mut Cx<'_>, mask: u32, member: Option<Src>) -> Result
     // Lanes that stand here but whose guard is off do not take part.
     if mask & !named != 0 {
         let lane = (mask & !named).trailing_zeros();
-        cx.m.report(Check::Divergence, Some(lane), || format!("a thread executes the instruction outside of its own member mask {named:#010x}"));
+        cx.m.report(Check::Divergence, Some(lane), || {
+            format!("a thread executes the instruction outside of its own member mask {named:#010x}")
+        });
     }
     Ok(wanted & mask)
 }
@@ -71,13 +73,15 @@ impl Lower<'_> {
         };
         let d = self.dst(d, 32)?;
         let (a, b, c) = (self.src32(a)?, self.src32(b)?, self.src32(c)?);
-        let mode = match i.modifiers.iter().find(|m| matches!(m.as_str(), "up" | "down" | "bfly" | "idx")).map(String::as_str) {
-            Some("up") => 0,
-            Some("down") => 1,
-            Some("bfly") => 2,
-            Some(_) => 3,
-            None => return Err(self.unsupported(i.full_name())),
-        };
+        let mode =
+            match i.modifiers.iter().find(|m| matches!(m.as_str(), "up" | "down" | "bfly" | "idx")).map(String::as_str)
+            {
+                Some("up") => 0,
+                Some("down") => 1,
+                Some("bfly") => 2,
+                Some(_) => 3,
+                None => return Err(self.unsupported(i.full_name())),
+            };
         self.emit_custom(Box::new(move |cx, mask| {
             let active = if sync { members_or_block!(cx, mask, member) } else { mask };
             let (va, vb, vc) = (*cx.lanes(a), *cx.lanes(b), *cx.lanes(c));
@@ -125,7 +129,12 @@ impl Lower<'_> {
         };
         let ballot = i.has("ballot");
         let (slot, pred) = if ballot { (Some(self.dst(d, 32)?), None) } else { (None, self.pred_dst(d)?) };
-        let mode = match i.modifiers.iter().find(|m| matches!(m.as_str(), "all" | "any" | "uni" | "ballot")).map(String::as_str) {
+        let mode = match i
+            .modifiers
+            .iter()
+            .find(|m| matches!(m.as_str(), "all" | "any" | "uni" | "ballot"))
+            .map(String::as_str)
+        {
             Some("all") => 0,
             Some("any") => 1,
             Some("uni") => 2,
@@ -171,7 +180,8 @@ impl Lower<'_> {
         self.emit_custom(Box::new(move |cx, mask| {
             let active = members_or_block!(cx, mask, Some(member));
             let v = *cx.lanes(a);
-            let same = |l: usize| (0..32).filter(|k| active >> k & 1 == 1 && v[*k] == v[l]).fold(0u32, |m, k| m | 1 << k);
+            let same =
+                |l: usize| (0..32).filter(|k| active >> k & 1 == 1 && v[*k] == v[l]).fold(0u32, |m, k| m | 1 << k);
             let unknown = if cx.poison(a) & active != 0 { u32::MAX } else { 0 };
             let mut out = [0u64; 32];
             if all {
@@ -210,8 +220,12 @@ impl Lower<'_> {
             ("and", Ty::B(32)) => Box::new(|a, b| a & b),
             ("or", Ty::B(32)) => Box::new(|a, b| a | b),
             ("xor", Ty::B(32)) => Box::new(|a, b| a ^ b),
-            ("min", Ty::F32) => Box::new(move |a, b| super::half::min_max_f32(f32::from_bits(a), f32::from_bits(b), false, nan).to_bits()),
-            ("max", Ty::F32) => Box::new(move |a, b| super::half::min_max_f32(f32::from_bits(a), f32::from_bits(b), true, nan).to_bits()),
+            ("min", Ty::F32) => Box::new(move |a, b| {
+                super::half::min_max_f32(f32::from_bits(a), f32::from_bits(b), false, nan).to_bits()
+            }),
+            ("max", Ty::F32) => Box::new(move |a, b| {
+                super::half::min_max_f32(f32::from_bits(a), f32::from_bits(b), true, nan).to_bits()
+            }),
             _ => return Err(self.unsupported(i.full_name())),
         };
         self.emit_custom(Box::new(move |cx, mask| {
@@ -229,7 +243,9 @@ impl Lower<'_> {
     fn elect(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let [d, member] = operands(self, i)?;
         let (d, p) = match d {
-            Operand::Pair(d, p) => (if **d == Operand::Sink { None } else { Some(self.dst(d, 32)?) }, self.pred_dst(p)?),
+            Operand::Pair(d, p) => {
+                (if **d == Operand::Sink { None } else { Some(self.dst(d, 32)?) }, self.pred_dst(p)?)
+            }
             _ => return Err(self.invalid("`elect.sync` takes d|p, membermask")),
         };
         let member = self.src32(member)?;

@@ -16,7 +16,11 @@ impl SharedMemory {
     /// `bytes` of shared memory behind the reserved part.
     pub fn new(bytes: u32, history: Option<u32>) -> SharedMemory {
         let total = (SHARED_RESERVED + bytes) as usize;
-        SharedMemory { data: vec![0; total], init: vec![false; total], history: history.map(|actors| History::new(total, actors)) }
+        SharedMemory {
+            data: vec![0; total],
+            init: vec![false; total],
+            history: history.map(|actors| History::new(total, actors)),
+        }
     }
 
     /// Whether `bytes` at `offset` lie inside.
