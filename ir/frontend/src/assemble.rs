@@ -2,7 +2,7 @@
 
 use crate::spec::{After, MoeSpec, Norm, NormForm, Precision, Router, Shared};
 use moec_ir::diag::Diagnostic;
-use moec_ir::expr::Real;
+use moec_ir::expr::{Binary, Expr, ExprBuilder, Real, Unary};
 use moec_ir::graph::{Graph, GraphBuilder, Op, Score, ValueId};
 use moec_ir::weights::WeightSource;
 use moec_ir::{DType, Dim, TensorType};
@@ -24,7 +24,7 @@ pub fn assemble(name: &str, spec: &MoeSpec, dtype: DType) -> Result<Graph, Diagn
         None => x,
     };
     let routed = a.experts(routed_input, ids, weights)?;
-    let output = a.finish_sum(x, routed)?;
+    let output = a.finish_sum(x, routed, ids, weights)?;
     a.b.output("output", output);
     a.b.output("topk_ids", ids);
     a.b.output("topk_weights", weights);
@@ -39,6 +39,7 @@ struct Assembler<'a> {
 
 /// What is applied to the sum of experts, in order.
 enum Step<'a> {
+    ZeroExperts,
     Scale(f32),
     RoutedNorm(&'a Norm),
     Shared(&'a Shared),
@@ -102,12 +103,15 @@ impl Assembler<'_> {
         let scores = if r.choose_first {
             logits
         } else {
-            let l = self.cast("router.logits_f32", logits, DType::F32)?;
+            let mut l = self.cast("router.logits_f32", logits, DType::F32)?;
+            if let Some(cap) = r.soft_cap {
+                l = self.op("router.capped_logits", Op::Map(soft_cap(cap)), &[l], DType::F32)?;
+            }
             self.op("router.scores", Op::Score(r.score), &[l], score_type)?
         };
         let mut choice = scores;
         if let Some(bias) = &r.selection_bias {
-            let bias = self.param("router.selection_bias", DType::F32, &[spec.n_experts], bias);
+            let bias = self.param("router.selection_bias", DType::F32, &[spec.n_scored()], bias);
             choice = self.op("router.biased", Op::Add, &[scores, bias], DType::F32)?;
         }
         let mut gathered_from = scores;
@@ -123,7 +127,14 @@ impl Assembler<'_> {
                 gathered_from = choice;
             }
         }
-        let ids = self.b.node("topk_ids", Op::TopK { k }, &[choice])?;
+        let ids = match &r.table {
+            Some((n_tokens, source)) => {
+                let table = self.param("router.table", DType::I32, &[*n_tokens, spec.top_k], source);
+                let tokens = self.b.input("input_ids", TensorType::new(DType::I64, [Dim::TOKENS]));
+                self.b.node("topk_ids", Op::Lookup, &[table, tokens])?
+            }
+            None => self.b.node("topk_ids", Op::TopK { k }, &[choice])?,
+        };
         let mut w = self.b.node("router.chosen", Op::GatherScores, &[gathered_from, ids])?;
         if r.choose_first {
             // Without rounding between, the score reads the logits in their own type.
@@ -156,7 +167,7 @@ impl Assembler<'_> {
             x = self.op("router.input", Op::Scale(Real(n.factor)), &[x], self.dtype)?;
         }
         let weight_type = r.weight_dtype.unwrap_or(self.dtype);
-        let w = self.param("router.weight", weight_type, &[spec.n_experts, spec.hidden], &r.weight);
+        let w = self.param("router.weight", weight_type, &[spec.n_scored(), spec.hidden], &r.weight);
         let mut operands = vec![x, w];
         if let Some(bias) = &r.bias {
             operands.push(self.param("router.bias", self.dtype, &[spec.n_experts], bias));
@@ -249,7 +260,13 @@ impl Assembler<'_> {
     }
 
     /// What is applied to the sum of experts; f32 until the last step.
-    fn finish_sum(&mut self, x: ValueId, routed: ValueId) -> Result<ValueId, Diagnostic> {
+    fn finish_sum(
+        &mut self,
+        x: ValueId,
+        routed: ValueId,
+        ids: ValueId,
+        weights: ValueId,
+    ) -> Result<ValueId, Diagnostic> {
         let (spec, d) = (self.spec, self.dtype);
         let mut sum = routed;
         let steps = steps(spec);
@@ -257,6 +274,12 @@ impl Assembler<'_> {
         for (i, step) in steps.into_iter().enumerate() {
             let ty = if i + 1 == n_steps { d } else { DType::F32 };
             sum = match step {
+                Step::ZeroExperts => {
+                    let n_experts = u32::try_from(spec.n_experts).unwrap_or(u32::MAX);
+                    let share = self.op("zero.weight", Op::SumOutside { n_experts }, &[weights, ids], DType::F32)?;
+                    let kept = self.op("zero", Op::Mul, &[x, share], DType::F32)?;
+                    self.op("routed.with_zero", Op::Add, &[sum, kept], ty)?
+                }
                 Step::Scale(c) => self.op("routed.scaled", Op::Scale(Real(c)), &[sum], ty)?,
                 Step::RoutedNorm(norm) => self.norm("routed.norm", norm, spec.hidden, sum, ty)?,
                 Step::Shared(shared) => {
@@ -306,6 +329,9 @@ impl Assembler<'_> {
 
 fn steps(spec: &MoeSpec) -> Vec<Step<'_>> {
     let mut steps = Vec::new();
+    if spec.zero_experts > 0 {
+        steps.push(Step::ZeroExperts);
+    }
     if spec.routed_scale != 1.0 {
         steps.push(Step::Scale(spec.routed_scale));
     }
@@ -324,4 +350,14 @@ fn steps(spec: &MoeSpec) -> Vec<Step<'_>> {
         After::Norm(norm) => steps.push(Step::Norm(norm)),
     }
     steps
+}
+
+/// `cap · tanh(a0 / cap)`
+fn soft_cap(cap: f32) -> Expr {
+    let mut b = ExprBuilder::new();
+    let (x, c) = (b.arg(0), b.constant(cap));
+    let ratio = b.binary(Binary::Div, x, c);
+    let bounded = b.unary(Unary::Tanh, ratio);
+    let result = b.binary(Binary::Mul, c, bounded);
+    b.finish(result)
 }

@@ -319,11 +319,11 @@ fn beside(path: &Path) -> Option<String> {
 fn check(keys: &Keys, spec: &MoeSpec) {
     let at = |names: &[&str]| keys.get(names).map(Json::origin);
     let file = keys.text.node().file();
-    if spec.top_k > spec.n_experts {
+    if spec.top_k > spec.n_scored() {
         keys.problem(
             Diagnostic::input(
                 "top-k-exceeds-experts",
-                format!("{file} chooses {} experts per token, but there are {}", spec.top_k, spec.n_experts),
+                format!("{file} chooses {} experts per token, but there are {}", spec.top_k, spec.n_scored()),
             )
             .at(at(crate::families::TOP_K)),
         );

@@ -124,7 +124,7 @@ impl LayerFacts {
 }
 
 fn router_words(spec: &MoeSpec, dtype: DType) -> String {
-    let (r, n_experts, k) = (&spec.router, spec.n_experts, spec.top_k);
+    let (r, n_experts, k) = (&spec.router, spec.n_scored(), spec.top_k);
     let type_of = |p: Precision| if p == Precision::Layer { dtype } else { DType::F32 };
     let mut steps = vec![format!("{} logits{}", type_of(r.logits), if r.bias.is_some() { " with bias" } else { "" })];
     if r.logit_scale != 1.0 {
@@ -148,7 +148,13 @@ fn router_words(spec: &MoeSpec, dtype: DType) -> String {
         };
         steps.push(format!("the best {} of {} groups by {by}", g.keep, g.n));
     }
-    steps.push(format!("top {k}"));
+    if let Some(cap) = r.soft_cap {
+        steps.push(format!("logits capped at {cap}"));
+    }
+    if spec.zero_experts > 0 {
+        steps.push(format!("{} of them return their input", spec.zero_experts));
+    }
+    steps.push(if r.table.is_some() { format!("{k} experts by token id") } else { format!("top {k}") });
     if r.choose_first {
         steps.push(format!("{score} over the chosen"));
     }

@@ -34,12 +34,8 @@ pub struct Keys {
 /// A feature of a published model that the graph IR has no operation for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// LongCat: experts that return their input.
-    ZeroExperts,
     /// Phi-3.5: two dependent choices with masked softmaxes.
     SparseMixer,
-    /// DeepSeek-V4: experts looked up by token id.
-    HashRouting,
     /// Llama 4: expert inputs scaled, with more than one expert per token.
     ScaledInputs,
     /// ZAYA: a router that is a network with a state.
@@ -56,10 +52,8 @@ pub enum Missing {
 
 impl Missing {
     /// Every reason, in declaration order.
-    pub const ALL: [Missing; 9] = [
-        Missing::ZeroExperts,
+    pub const ALL: [Missing; 7] = [
         Missing::SparseMixer,
-        Missing::HashRouting,
         Missing::ScaledInputs,
         Missing::RouterNetwork,
         Missing::Activation,
@@ -71,9 +65,7 @@ impl Missing {
     /// The reason in words.
     pub fn reason(self) -> &'static str {
         match self {
-            Missing::ZeroExperts => "zero-compute (identity) experts",
             Missing::SparseMixer => "sparsemixer routing",
-            Missing::HashRouting => "hash routing by token id",
             Missing::ScaledInputs => "experts whose inputs are scaled, with more than one expert per token",
             Missing::RouterNetwork => "a router that is a network with a state of its own",
             Missing::Activation => "this activation function",

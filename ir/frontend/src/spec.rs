@@ -13,6 +13,8 @@ pub struct MoeSpec {
     pub hidden: u64,
     /// Number of routed experts E.
     pub n_experts: u64,
+    /// Experts without weights that return their input, numbered after the others (LongCat). The router scores them too.
+    pub zero_experts: u64,
     /// Experts per token K.
     pub top_k: u64,
     /// The router.
@@ -86,6 +88,8 @@ pub struct Router {
     pub logits: Precision,
     /// Factor on the logits.
     pub logit_scale: f32,
+    /// `c · tanh(logit / c)` before the score.
+    pub soft_cap: Option<f32>,
     /// The score.
     pub score: Score,
     /// Rounding of the scores.
@@ -96,6 +100,8 @@ pub struct Router {
     pub selection_bias: Option<WeightSource>,
     /// Group-limited choice.
     pub groups: Option<Groups>,
+    /// Experts are looked up by token id instead of chosen (DeepSeek-V4): number of token ids V, and the table `[V, K]`.
+    pub table: Option<(u64, WeightSource)>,
     /// Normalisation of the chosen scores.
     pub renorm: Option<RenormRule>,
     /// Factor on the weights, in f32.
@@ -222,11 +228,13 @@ impl Router {
             bias: None,
             logits: Precision::F32,
             logit_scale: 1.0,
+            soft_cap: None,
             score,
             score_round: Precision::F32,
             choose_first: false,
             selection_bias: None,
             groups: None,
+            table: None,
             renorm: None,
             scale: 1.0,
             weights_round: Precision::F32,
@@ -238,11 +246,17 @@ impl Router {
 }
 
 impl MoeSpec {
+    /// How many experts the router scores.
+    pub fn n_scored(&self) -> u64 {
+        self.n_experts + self.zero_experts
+    }
+
     /// A layer of a router and experts; fields are then set as the family needs.
     pub fn new(hidden: u64, n_experts: u64, top_k: u64, router: Router, experts: Experts) -> MoeSpec {
         MoeSpec {
             hidden,
             n_experts,
+            zero_experts: 0,
             top_k,
             router,
             experts,

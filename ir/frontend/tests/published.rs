@@ -238,17 +238,30 @@ const UNDERSTOOD: &[(&str, &str)] = &[
         "step-3.7-flash.reconstructed",
         "3-44: 288 8 4096 1280 1280; f32 logits, sigmoid over 288, a bias for the choice only, top 8, weights divided by their sum, the sum of experts times 3; SwiGLU",
     ),
+    (
+        "deepseek-v4-flash",
+        "0-42: 256 6 4096 2048 2048; f32 logits, sqrt(softplus) over 256, 6 experts by token id, weights divided by their sum, times 1.5; SwiGLU, its arguments clamped at 10.0",
+    ),
+    (
+        "deepseek-v4-pro",
+        "0-60: 384 6 7168 3072 3072; f32 logits, sqrt(softplus) over 384, 6 experts by token id, weights divided by their sum, times 2.5; SwiGLU, its arguments clamped at 10.0",
+    ),
+    (
+        "deepseek-v4-pro-nvfp4",
+        "0-60: 384 6 7168 3072 3072; f32 logits, sqrt(softplus) over 384, 6 experts by token id, weights divided by their sum, times 2.5; SwiGLU, its arguments clamped at 10.0",
+    ),
+    (
+        "longcat-flash-chat.reconstructed",
+        "0-27: 512 12 6144 2048 0; f32 logits, softmax over 768, a bias for the choice only, 256 of them return their input, top 12, times 6; SwiGLU",
+    ),
+    (
+        "longcat-flash-lite",
+        "0-13: 256 12 3072 1024 0; f32 logits, softmax over 384, a bias for the choice only, 128 of them return their input, top 12, times 6; SwiGLU",
+    ),
 ];
 
 /// Name and the reason in the message.
-const REFUSED: &[(&str, &str)] = &[
-    ("deepseek-v4-flash", "hash routing by token id"),
-    ("deepseek-v4-pro", "hash routing by token id"),
-    ("deepseek-v4-pro-nvfp4", "hash routing by token id"),
-    ("longcat-flash-chat.reconstructed", "zero-compute (identity) experts"),
-    ("longcat-flash-lite", "zero-compute (identity) experts"),
-    ("phi-3.5-moe.reconstructed", "sparsemixer routing"),
-];
+const REFUSED: &[(&str, &str)] = &[("phi-3.5-moe.reconstructed", "sparsemixer routing")];
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/configs").join(format!("{name}.json"))
@@ -337,9 +350,11 @@ fn quantised_checkpoints_load_where_their_format_is_read() {
         assert_eq!(layer.quantization.as_deref(), Some(format), "{name}");
         assert_eq!(layer.loadable(), Ok(()), "{name}");
     }
-    let awq = std::fs::read_to_string(path("qwen3-30b-a3b"))
-        .unwrap()
-        .replacen('{', r#"{ "quantization_config": { "quant_method": "awq", "bits": 4 },"#, 1);
+    let awq = std::fs::read_to_string(path("qwen3-30b-a3b")).unwrap().replacen(
+        '{',
+        r#"{ "quantization_config": { "quant_method": "awq", "bits": 4 },"#,
+        1,
+    );
     let layer = ModelConfig::from_text("config.json", awq).unwrap().layer(None, &LayerOptions::default()).unwrap();
     assert_eq!(layer.loadable().unwrap_err().code, "quantised-checkpoint");
     assert_eq!(open("qwen3-30b-a3b").layer(None, &LayerOptions::default()).unwrap().loadable(), Ok(()));

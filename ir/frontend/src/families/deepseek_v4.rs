@@ -1,10 +1,10 @@
 //! DeepSeek-V4: scores sqrt(softplus), a bias for the choice only, experts clamped before their activation. Its first
-//! layers choose experts by token id, which the graph IR has no operation for.
+//! layers look experts up by token id.
 
 use super::Family;
 use super::v3_relatives::clamped_before;
 use crate::json::Json;
-use crate::keys::{Keys, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH, Missing};
+use crate::keys::{Keys, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH};
 use crate::layers;
 use crate::layout::{Names, W1_W3_W2};
 use crate::spec::{MoeSpec, Router};
@@ -26,14 +26,6 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
         Some(kinds) => kinds.get(layer as usize).map(Json::string) == Some(Ok("hash_moe".to_string())),
         None => u64::from(layer) < c.size_or(&["num_hash_layers"], 0, MAX_LAYERS),
     };
-    if is_hash {
-        let detail = format!("layer {layer} looks its experts up by token id; choose a later layer with --layer");
-        c.refuse(
-            Missing::HashRouting,
-            detail,
-            Some(if kinds.is_some() { "mlp_layer_types" } else { "num_hash_layers" }),
-        );
-    }
     let n_experts = c.size(&["n_routed_experts", "num_local_experts"], MAX_EXPERTS);
     let ffn = c.size(&["moe_intermediate_size"], MAX_WIDTH);
     let score = match c.one_of("scoring_func", &["sqrtsoftplus", "sigmoid", "softmax"]) {
@@ -43,6 +35,11 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     };
     let mut router = Router::new(names.tensor(&["ffn.gate.weight", "mlp.gate.weight"]), score);
     router.selection_bias = Some(names.vector(&["ffn.gate.bias", "mlp.gate.e_score_correction_bias"], n_experts));
+    if is_hash {
+        router.selection_bias = None;
+        let table = names.tensor(&["ffn.gate.tid2eid", "mlp.gate.tid2eid"]);
+        router.table = Some((c.size(&["vocab_size"], MAX_WIDTH), table));
+    }
     router.renorm = Some(RenormRule::Sum { eps: Real(1e-20) });
     router.scale = c.real_or(&["routed_scaling_factor"], 1.0);
     let activation = clamped_before(c);

@@ -8,6 +8,7 @@ mod gemma4;
 mod gpt_oss;
 mod granite;
 mod llama4;
+mod longcat;
 mod minimax_m2;
 mod mistral;
 mod mixtral;
@@ -63,7 +64,7 @@ pub const FAMILIES: &[Family] = &[
     qwen::QWEN3_MOE,
     refused::DOGE,
     refused::INKLING,
-    refused::LONGCAT,
+    longcat::FAMILY,
     refused::PHIMOE,
     refused::ZAYA,
     softmax_relatives::COHERE2,

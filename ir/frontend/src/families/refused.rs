@@ -5,11 +5,6 @@ use crate::keys::{Keys, Missing};
 use crate::layers;
 use crate::spec::MoeSpec;
 
-pub(super) const LONGCAT: Family = family(&["longcat_flash", "longcat_flash_ngram"], |c, layer| {
-    let detail = "`zero_expert_num` experts return their input; how many real experts a token has varies";
-    refused(c, layer, Missing::ZeroExperts, detail, Some("zero_expert_num"))
-});
-
 pub(super) const PHIMOE: Family = family(&["phimoe"], |c, layer| {
     let detail = "the second expert is chosen by a softmax that excludes the first, and both are masked by a threshold";
     refused(c, layer, Missing::SparseMixer, detail, Some("router_jitter_noise"))

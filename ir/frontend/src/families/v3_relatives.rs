@@ -253,10 +253,7 @@ pub(super) const LAGUNA: Family = Family {
     spec: |c, layer| {
         let names = Names::layer(c, layer);
         let mut spec = v3(c, layer, &Parts { bias: "mlp.experts.e_score_correction_bias", ..PARTS });
-        if c.real_or(&["moe_router_logit_softcapping"], 0.0) > 0.0 {
-            let detail = "the router's logits are capped by tanh before the sigmoid";
-            c.refuse(Missing::RouterVariant, detail, Some("moe_router_logit_softcapping"));
-        }
+        spec.router.soft_cap = Some(c.real_or(&["moe_router_logit_softcapping"], 0.0)).filter(|cap| *cap > 0.0);
         if c.flag_or("moe_apply_router_weight_on_input", false) {
             let detail = "the weights multiply the experts' inputs";
             c.refuse(Missing::ScaledInputs, detail, Some("moe_apply_router_weight_on_input"));

@@ -20,6 +20,7 @@ impl Tensors {
                 safetensors::Dtype::BF16 => DType::BF16,
                 safetensors::Dtype::F16 => DType::F16,
                 safetensors::Dtype::I64 => DType::I64,
+                safetensors::Dtype::I32 => DType::I32,
                 _ => continue,
             };
             out.insert(
