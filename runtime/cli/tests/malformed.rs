@@ -42,7 +42,12 @@ const LIST: &[Malformed] = &[
         name: "no model type",
         args: COMPILE,
         code: "missing-config-key",
-        make: |d| mixtral(d, |c| drop(c.as_object_mut().unwrap().remove("model_type"))),
+        make: |d| {
+            mixtral(d, |c| {
+                c.as_object_mut().unwrap().remove("model_type");
+                c.as_object_mut().unwrap().remove("architectures");
+            });
+        },
     },
     Malformed {
         name: "an unknown model type",
@@ -154,10 +159,13 @@ const LIST: &[Malformed] = &[
         },
     },
     Malformed {
-        name: "a quantised checkpoint",
+        name: "a checkpoint in a format that is not read",
         args: RUN,
         code: "quantised-checkpoint",
-        make: |d| copy_dir(&conformance("gpt_oss.mxfp4-gptoss.h256"), &d.join("m")),
+        make: |d| {
+            checkpoint(d, |_| {});
+            edit(&d.join("m/config.json"), |c| c["quantization_config"] = json!({ "quant_method": "awq", "bits": 4 }));
+        },
     },
     Malformed {
         name: "an index that leads out of the directory",
@@ -207,6 +215,18 @@ const LIST: &[Malformed] = &[
         args: &["inspect", "m"],
         code: "bundle-not-found",
         make: |d| checkpoint(d, |_| {}),
+    },
+    Malformed {
+        name: "a layer graph that is not JSON after its first line",
+        args: COMPILE,
+        code: "config-not-json",
+        make: |d| std::fs::write(d.join("m"), "{ \"moec_graph\": 1, \"nodes\": [ ").unwrap(),
+    },
+    Malformed {
+        name: "a layer graph of another version",
+        args: COMPILE,
+        code: "graph-version",
+        make: |d| std::fs::write(d.join("m"), "{ \"moec_graph\": 99 }").unwrap(),
     },
     Malformed { name: "an unknown code", args: &["explain", "top-k-exceeds"], code: "unknown-code", make: |_| {} },
 ];

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{conformance, moec, moec_in, root};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 #[test]
@@ -147,4 +148,38 @@ fn every_code_has_a_page_with_a_meaning() {
         let page = moec(&["explain", code]).stdout;
         assert!(page.starts_with(&format!("# {code}\n")), "{code}: {page}");
     }
+}
+
+#[test]
+fn what_contradicts_itself_is_wrong_usage() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("mixtral.f32");
+    let model = model.to_str().unwrap();
+    assert_eq!(moec_in(dir.path(), &["compile", model, "--target", "cpu", "-o", "b"]).code, 0);
+    let args = ["run", "b", "--jit", "--weights", model, "--input", "random:T=2", "--message-format", "json"];
+    let run = moec_in(dir.path(), &args);
+    assert_eq!(run.code, 2, "{}", run.stderr);
+    assert_eq!(common::diagnostics(&run)[0]["code"], "wrong-usage");
+}
+
+#[test]
+fn without_an_assembler_cubins_name_the_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = root().join("examples/models/mixtral-8x7b/config.json");
+    let output = Command::new(env!("CARGO_BIN_EXE_moec"))
+        .args(["compile", config.to_str().unwrap(), "--target", "sm_90a", "--tokens", "1..1", "-o", "b"])
+        .args(["--emit", "cubin", "--message-format", "json"])
+        .env("PATH", "/nonexistent")
+        .env_remove("MOEC_PTXAS")
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    if Path::new("/usr/local/cuda/bin/ptxas").exists() {
+        println!("skipped: no machine without a CUDA toolkit");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("no-ptxas") && text.contains("pip install"), "{text}");
+    assert!(!dir.path().join("b").exists(), "half an output was left behind");
 }

@@ -70,6 +70,8 @@ fn enable(checks: &mut Checks, check: Check) {
         Check::Divergence => checks.divergence = true,
         Check::Asynchronous | Check::TensorMemory => checks.asynchronous = true,
         Check::ClusterExit => checks.cluster_exit = true,
+        // A check that this command does not know by name is on with `all` only.
+        _ => {}
     }
 }
 
