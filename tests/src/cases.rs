@@ -1,6 +1,7 @@
 //! The list of cases that every engine runs: `tests/cases/*.toml`.
 
-use crate::data::{random_input, random_params};
+use crate::data::random_input;
+use moec::random_params;
 use moec_frontend::{LayerOptions, ModelConfig};
 use moec_ir::graph::Graph;
 use moec_ir::{DType, Tensor};

@@ -3,7 +3,8 @@
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use moec_ir::graph;
-use moec_tests::{cases, compare, engines};
+use moec_tests::engines::{self, Engine};
+use moec_tests::{cases, compare};
 use std::sync::Arc;
 
 fn main() {
@@ -15,7 +16,7 @@ fn main() {
             let case = case.clone();
             trials.push(Trial::test(format!("reference/{}", case.name), move || check_case(&case)));
         }
-        for engine in engines::ENGINES {
+        for &engine in engines::FAST.iter().chain(engines::EMULATORS) {
             let case = case.clone();
             trials.push(Trial::test(format!("{}/{}", engine.name(), case.name), move || check_engine(&case, engine)));
         }
@@ -32,9 +33,14 @@ fn check_case(case: &cases::Case) -> Result<(), Failed> {
     Ok(())
 }
 
-fn check_engine(case: &cases::Case, engine: &engines::Engine) -> Result<(), Failed> {
-    let run = engine.load(&case.graph, &case.params).map_err(|d| format!("{d} {:?}", d.notes))?;
-    for &n_tokens in &case.tokens {
+fn check_engine(case: &cases::Case, engine: Engine) -> Result<(), Failed> {
+    // A batch of more than a hundred tokens has nothing for the emulator that seven have not, but for the next variant.
+    let emulated = matches!(engine, Engine::Emulator { .. });
+    let all = case.routing == cases::Routing::Random && case.name.contains("mixtral/");
+    let tokens: Vec<usize> = case.tokens.iter().copied().filter(|&t| !emulated || all || t < 100).collect();
+    let most = tokens.iter().copied().max().unwrap_or(1);
+    let mut run = engine.load(&case.graph, &case.params, most).map_err(|d| format!("{d} {:?}", d.notes))?;
+    for n_tokens in tokens {
         let input = case.input(n_tokens);
         let want =
             graph::evaluate(&case.graph, std::slice::from_ref(&input), &case.params).map_err(|d| d.to_string())?;

@@ -1,10 +1,12 @@
 //! `cargo xtask COMMAND`: what developers of moec run.
 //!
 //! * `test` — everything that has to be green, with ptxas fetched first and a table of what ran at the end.
+//! * `gpu-pack` — a self-contained folder for a GPU machine.
 //! * `bench` — the benchmarks behind the figures of the README.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
 
 mod bench;
+mod gpu_pack;
 mod places;
 mod report;
 mod test;
@@ -23,6 +25,8 @@ struct Args {
 enum Command {
     /// Run every test of the workspace, the lints and the format check.
     Test(test::Options),
+    /// Write a folder that checks and times every kernel on a GPU machine without Rust.
+    GpuPack(gpu_pack::Options),
     /// Run the benchmarks and print their figures.
     Bench(bench::Options),
 }
@@ -30,6 +34,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Test(options) => test::run(&options),
+        Command::GpuPack(options) => gpu_pack::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match done {
