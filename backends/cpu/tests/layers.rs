@@ -117,7 +117,7 @@ fn a_token_does_not_depend_on_its_batch() {
     let (program, params) = build(&l);
     let all = Random(9).tensor(l.acts, &[70, 44], 1.0);
     for code in common::compile_all(&program) {
-        let together = common::run(&program, &code, &[all.clone()], &params, 70);
+        let together = common::run(&program, &code, std::slice::from_ref(&all), &params, 70);
         for t in [0usize, 13, 69] {
             let one = Tensor::float(l.acts, &[1, 44], all.floats()[t * 44..(t + 1) * 44].to_vec());
             let alone = common::run(&program, &code, &[one], &params, 1);

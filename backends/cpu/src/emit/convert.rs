@@ -129,7 +129,7 @@ impl Emit<'_> {
 
     /// The f32 bits of a value rounded to bf16: to nearest even; a NaN stays one and becomes quiet.
     fn round_bf16(&mut self, value: Value) -> Value {
-        let bits = self.to_bits(value);
+        let bits = self.bits_of(value);
         let odd = self.down(bits, 16);
         let odd = self.and(odd, 1);
         let up = self.add_bits(bits, 0x7fff);
@@ -150,7 +150,7 @@ impl Emit<'_> {
         let tiny = self.of_bits(magnitude);
         let scale = self.float(lanes, F16_SCALE);
         let finite = self.b.ins().fmul(tiny, scale);
-        let finite = self.to_bits(finite);
+        let finite = self.bits_of(finite);
         let top = self.bits(lanes, 0x1f << 23);
         let special = self.compare_bits(IntCC::SignedGreaterThanOrEqual, magnitude, top);
         let infinity = self.bits(lanes, INFINITY);
@@ -165,7 +165,7 @@ impl Emit<'_> {
     /// f16 bits of a value, in the low half of 32: to nearest even, subnormals kept, overflow to infinity.
     fn narrow_f16(&mut self, value: Value) -> Value {
         let lanes = self.lanes(value);
-        let bits = self.to_bits(value);
+        let bits = self.bits_of(value);
         let magnitude = self.and(bits, 0x7fff_ffff);
 
         let shifted = self.down(magnitude, 13);
@@ -179,7 +179,7 @@ impl Emit<'_> {
         let half = self.float(lanes, 0.5);
         let small = self.of_bits(magnitude);
         let small = self.b.ins().fadd(small, half);
-        let small = self.to_bits(small);
+        let small = self.bits_of(small);
         let small = self.add_bits(small, 0u32.wrapping_sub(0.5f32.to_bits()));
 
         let least = self.bits(lanes, F16_NORMAL);

@@ -59,7 +59,7 @@ impl Emit<'_> {
             .collect();
         totals.resize(4, zero);
         let total = self.sums([totals[0], totals[1], totals[2], totals[3]]);
-        if block.k % 4 == 0 {
+        if block.k.is_multiple_of(4) {
             return total;
         }
         let mut tail = zero;

@@ -72,7 +72,7 @@ impl Emit<'_> {
     }
 
     /// The bits of a float value.
-    pub fn to_bits(&mut self, v: Value) -> Value {
+    pub fn bits_of(&mut self, v: Value) -> Value {
         let ty = self.lanes(v).int();
         self.b.ins().bitcast(ty, lane_order(), v)
     }

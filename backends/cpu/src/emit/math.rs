@@ -59,7 +59,7 @@ impl Emit<'_> {
         let one = self.float(lanes, 1.0);
         let p = self.b.ins().fadd(p, one);
 
-        let bits = self.to_bits(shifted);
+        let bits = self.bits_of(shifted);
         let n = self.add_bits(bits, 0u32.wrapping_sub(TO_INTEGER.to_bits()));
         let half = self.b.ins().sshr_imm_u(n, 1);
         let rest = self.b.ins().isub(n, half);

@@ -10,7 +10,7 @@ use moec_ir::graph::{GroupScore, RowMask};
 
 /// The sort key of a score at an index below `n`: NaN above +inf, -0 equal to +0, lower indices first.
 fn key(e: &mut Emit, score: Value, index: Value, n: u64) -> Value {
-    let bits = e.to_bits(score);
+    let bits = e.bits_of(score);
     // Negative floats grow with their magnitude: flip it, so that integer order is float order.
     let sign = e.b.ins().sshr_imm_u(bits, 31);
     let flip = e.and(sign, 0x7fff_ffff);
