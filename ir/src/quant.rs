@@ -110,9 +110,9 @@ impl QuantFormat {
     /// `codes` is the row's bytes, `scales` the matrix's whole grid, row-major.
     pub fn decode_row(&self, codes: &[u8], scales: &[u8], global: f32, row: u64, (n, k): (u64, u64), out: &mut [f32]) {
         let (_, grid_cols) = self.scale_grid(n, k);
-        let grid_row = if self.block_rows == 0 { 0 } else { row / self.block_rows };
+        let grid_row = row.checked_div(self.block_rows).unwrap_or(0);
         for (i, v) in out.iter_mut().enumerate().take(k as usize) {
-            let grid_col = if self.block_cols == 0 { 0 } else { i as u64 / self.block_cols };
+            let grid_col = (i as u64).checked_div(self.block_cols).unwrap_or(0);
             let scale = self.scale.decode(scales, (grid_row * grid_cols + grid_col) as usize);
             *v = self.code.decode(codes, i) * (scale * global);
         }

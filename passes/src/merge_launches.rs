@@ -3,7 +3,7 @@
 //! Both become segments of one launch, so that their tiles fill the machine together. Legal when nothing between the two
 //! kernels makes what the moved one reads or reads what it makes.
 
-use moec_ir::tile::{Body, Groups, Kernel, Program};
+use moec_ir::tile::{Body, BufferId, Groups, Kernel, Program};
 
 /// Merges every dense product into a grouped one where that is legal. Numeric class: exact.
 pub fn merge_launches(program: &mut Program) {
@@ -25,7 +25,7 @@ fn find(program: &Program) -> Option<(usize, usize)> {
     for (d, dense) in kernels.iter().enumerate().filter(|(_, k)| is(k, false)) {
         for (g, _) in kernels.iter().enumerate().filter(|(_, k)| is(k, true)) {
             let between = if d < g { &kernels[d + 1..=g] } else { &kernels[g..d] };
-            if may_pass(dense, between, d < g) && same_types(program, d, g) {
+            if may_pass(dense, between) && same_types(program, d, g) {
                 return Some((d, g));
             }
         }
@@ -33,18 +33,11 @@ fn find(program: &Program) -> Option<(usize, usize)> {
     None
 }
 
-/// Whether `kernel` may run with the last (moving down) or first (moving up) of `others` instead of where it is.
-fn may_pass(kernel: &Kernel, others: &[Kernel], down: bool) -> bool {
+/// Whether `kernel` may change places with all of `others`: no buffer that one of them writes is touched by the other.
+fn may_pass(kernel: &Kernel, others: &[Kernel]) -> bool {
     let mine = kernel.body.operands();
-    others.iter().all(|other| {
-        other.body.operands().iter().all(|&(buffer, written)| {
-            mine.iter().all(|&(b, mine_written)| {
-                let conflict = b == buffer && (written || mine_written);
-                // Moving down, only what I make matters; moving up, only what they make. Both are conflicts on a buffer.
-                !(conflict && (if down { mine_written || written } else { written || mine_written }))
-            })
-        })
-    })
+    let conflicts = |(theirs, written): (BufferId, bool)| mine.iter().any(|&(b, w)| b == theirs && (w || written));
+    others.iter().all(|other| !other.body.operands().into_iter().any(conflicts))
 }
 
 /// One launch has one kind of multiply: element types of activations and weights have to agree.

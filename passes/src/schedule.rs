@@ -7,9 +7,16 @@ use moec_ir::{DType, Dim};
 /// Chooses a schedule for every kernel. `n_tokens` is the largest token count that the variant is meant for.
 pub fn set_schedules(program: &mut Program, target: &Target, n_tokens: u64) {
     if target.is_cpu() {
-        // The CPU backend cuts its work by cores and cache, not by tiles: one variant serves every token count.
-        let one = Schedule { tile_m: 8, tile_n: 16, tile_k: 64, stages: 1, warps: 1 };
-        program.kernels.iter_mut().for_each(|k| k.schedule = one);
+        // The CPU backend cuts its work by cores and cache, not by token count: one variant serves them all.
+        for kernel in &mut program.kernels {
+            let (tile_m, tile_n) = match kernel.body {
+                Body::Contract(_) => (1, 16),
+                Body::Rows(_) => (4, 1),
+                Body::Plan(_) => (1, 1),
+                Body::Map(_) | Body::Combine(_) => (1, 256),
+            };
+            kernel.schedule = Schedule { tile_m, tile_n, tile_k: 1, stages: 1, warps: 1 };
+        }
         return;
     }
     let schedules: Vec<Schedule> = program.kernels.iter().map(|k| schedule(program, k, target, n_tokens)).collect();

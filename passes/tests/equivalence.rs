@@ -1,4 +1,5 @@
 //! The layer as written, rewritten, unfused and fused gives the same result.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod layers;
 

@@ -1,4 +1,5 @@
 //! Each rule alone keeps every value, as exactly as its class says.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod layers;
 

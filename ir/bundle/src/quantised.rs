@@ -90,15 +90,17 @@ pub fn find<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<Option<Quantis
     }
     if let Some(codes) = checkpoint.tensor(&format!("{name}_blocks"))? {
         let scale_name = format!("{name}_scales");
-        let scales =
-            checkpoint.tensor(&scale_name)?.ok_or_else(|| scale_missing(name, &codes, &[scale_name.clone()]))?;
+        let scales = checkpoint
+            .tensor(&scale_name)?
+            .ok_or_else(|| scale_missing(name, &codes, std::slice::from_ref(&scale_name)))?;
         return Quantised::new(name, Code::E2M1, codes, (&scale_name, scales), None, Blocks::GptOss).map(Some);
     }
     if let Some(codes) = checkpoint.tensor(&format!("{name}_packed"))? {
         let code = if codes.dtype == StoredType::I32 { Code::Int4 } else { Code::E2M1 };
         let scale_name = format!("{name}_scale");
-        let scales =
-            checkpoint.tensor(&scale_name)?.ok_or_else(|| scale_missing(name, &codes, &[scale_name.clone()]))?;
+        let scales = checkpoint
+            .tensor(&scale_name)?
+            .ok_or_else(|| scale_missing(name, &codes, std::slice::from_ref(&scale_name)))?;
         let global = checkpoint.tensor(&format!("{name}_global_scale"))?.map(|g| (g, true));
         return Quantised::new(name, code, codes, (&scale_name, scales), global, Blocks::ByShape).map(Some);
     }
@@ -226,13 +228,13 @@ impl<'a> Quantised<'a> {
         let (matrix, r) = (row / self.n, row % self.n);
         let row_bytes = f.code.bytes(self.k) as usize;
         let codes = &self.codes[row as usize * row_bytes..(row as usize + 1) * row_bytes];
-        let grid_row = if f.block_rows == 0 { 0 } else { r / f.block_rows };
+        let grid_row = r.checked_div(f.block_rows).unwrap_or(0);
         let scale_base = (matrix * grid_rows + grid_row) * grid_cols;
         let global = self.globals.get(matrix as usize).or(self.globals.first()).copied().unwrap_or(1.0);
         let (mut block, mut scale) = (u64::MAX, 0.0);
         for (i, v) in out.iter_mut().enumerate() {
             let col = first + i as u64 * stride;
-            let b = if f.block_cols == 0 { 0 } else { col / f.block_cols };
+            let b = col.checked_div(f.block_cols).unwrap_or(0);
             if b != block {
                 block = b;
                 scale = f.scale.decode(self.scales, (scale_base + b) as usize) * global;
@@ -251,7 +253,7 @@ fn block_of(count: u64, matrices: u64, n: u64, k: u64) -> Option<(u64, u64)> {
     let per_row = count.checked_div(rows).filter(|&c| c > 0 && c.checked_mul(rows) == Some(count))?;
     match per_row {
         1 => Some((1, 0)),
-        _ => (k % per_row == 0).then_some((1, k / per_row)),
+        _ => k.is_multiple_of(per_row).then_some((1, k / per_row)),
     }
 }
 

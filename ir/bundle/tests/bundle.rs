@@ -1,4 +1,5 @@
 //! Bundles on disk: what is written is read back, and nothing damaged is.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use moec_bundle::manifest::{Launch, LayerInfo, Manifest, Operand, TokenRange, WorkspaceRule};
 use moec_bundle::{

@@ -1,4 +1,5 @@
 //! Packing weights: published layouts in, kernel buffers out, and back.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use half::{bf16, f16};
 use moec_bundle::safetensors::write_safetensors;

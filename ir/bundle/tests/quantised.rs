@@ -1,4 +1,5 @@
 //! Quantised checkpoints under every convention that is read, against the formats' own formulas.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use moec_bundle::{Checkpoint, pack_weight, unpack_weight};
 use moec_ir::graph::Param;

@@ -329,7 +329,7 @@ fn check(keys: &Keys, spec: &MoeSpec) {
         );
     }
     if let Some(g) = &spec.router.groups {
-        if spec.n_experts % g.n.max(1) != 0 {
+        if !spec.n_experts.is_multiple_of(g.n.max(1)) {
             keys.problem(
                 Diagnostic::input(
                     "groups-do-not-divide-experts",

@@ -3,6 +3,7 @@
 //! Every folder of `tests/conformance` (published families, float checkpoints) and of `golden` beside this file (one tiny
 //! layer of each family of transformers 5.23) holds a checkpoint as transformers saves it, and inputs and outputs of its
 //! MoE layers, computed by transformers itself. The reference evaluator runs the layer's graph on them.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod weights;
 

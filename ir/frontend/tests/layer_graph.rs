@@ -1,4 +1,5 @@
 //! Layer graphs as JSON: round trips, the published schema, the examples.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use moec_frontend::layer_graph::{from_json, to_json};
 use moec_frontend::{LayerOptions, ModelConfig, Opened, open};

@@ -1,4 +1,5 @@
 //! Malformed inputs: each gives one coded diagnostic that names the file and the place, and nothing panics.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use moec_frontend::layer_graph::from_json;
 use moec_frontend::{LayerOptions, ModelConfig};

@@ -1,4 +1,5 @@
 //! The layers of published models, in numbers: every file of `configs` is understood or refused with its reason.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use moec_frontend::{LayerOptions, ModelConfig, layers};
 use std::path::PathBuf;

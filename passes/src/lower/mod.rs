@@ -26,6 +26,13 @@ struct PlanBuffers {
     row_to_token: BufferId,
 }
 
+/// Weights, biases and epilogue of a matrix product.
+struct Product {
+    panels: Vec<BufferId>,
+    biases: Vec<Option<BufferId>>,
+    epilogue: Expr,
+}
+
 struct Lowering<'a> {
     graph: &'a Graph,
     program: Program,
@@ -266,7 +273,7 @@ impl<'a> Lowering<'a> {
         w: ValueId,
         bias: Option<ValueId>,
         act: Option<(&Activation, DType)>,
-    ) -> Result<(Vec<BufferId>, Vec<Option<BufferId>>, Expr), Diagnostic> {
+    ) -> Result<Product, Diagnostic> {
         let panels = self.panels(w)?;
         let biases = match bias {
             None => vec![None; panels.len()],
@@ -283,13 +290,13 @@ impl<'a> Lowering<'a> {
                 a.expr().compose(&rounded)
             }
         };
-        Ok((panels, biases, epilogue))
+        Ok(Product { panels, biases, epilogue })
     }
 
     fn dense(&mut self, v: ValueId, act: Option<(&Activation, DType)>) -> Result<(), Diagnostic> {
         let inputs = &self.node(v).inputs;
         let a = self.value(inputs[0])?;
-        let (panels, biases, epilogue) = self.product(v, inputs[1], inputs.get(2).copied(), act)?;
+        let Product { panels, biases, epilogue } = self.product(v, inputs[1], inputs.get(2).copied(), act)?;
         let out = self.result(v)?;
         let segment = Segment { a, a_rows: RowMap::Same, groups: Groups::Dense, panels, biases, epilogue, out };
         self.push(&self.node(v).name, Body::Contract(Contract { segments: vec![segment] }));
@@ -301,7 +308,7 @@ impl<'a> Lowering<'a> {
         let n_experts = self.ty(inputs[2]).shape[0].fixed().unwrap_or(0);
         let plan = self.plan(inputs[1], n_experts)?;
         let a = self.value(inputs[0])?;
-        let (panels, biases, epilogue) = self.product(v, inputs[2], inputs.get(3).copied(), act)?;
+        let Product { panels, biases, epilogue } = self.product(v, inputs[2], inputs.get(3).copied(), act)?;
         let out = self.result(v)?;
         let a_rows = if gather { RowMap::Gather(plan.row_to_token) } else { RowMap::Same };
         let groups = Groups::ByExpert { offsets: plan.offsets };
