@@ -39,8 +39,6 @@ pub fn contract<'p>(program: &'p Program, contract: &'p Contract, schedule: &Sch
         cluster: 1,
         dynamic_smem_bytes: cuts.iter().map(Geometry::smem_bytes).max().unwrap_or(0),
     };
-    let registers =
-        if cuts.iter().any(|g| matches!(g, Geometry::Fma(_))) { Registers::Plenty } else { Registers::Default };
     let body = move |k: &Kernel| {
         for (i, (segment, geometry)) in contract.segments.iter().zip(&cuts).enumerate() {
             let mine = k.code.block_z().eq(i as u32);
@@ -52,7 +50,8 @@ pub fn contract<'p>(program: &'p Program, contract: &'p Contract, schedule: &Sch
             }
         }
     };
-    Design { launch, registers, body: Box::new(body) }
+    // Shared memory, not registers, decides how many blocks a multiprocessor holds; a spill would cost more than a block.
+    Design { launch, registers: Registers::Plenty, body: Box::new(body) }
 }
 
 fn extent(program: &Program, segment: &Segment, geometry: &Geometry) -> Extent {
