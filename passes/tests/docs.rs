@@ -29,5 +29,8 @@ fn the_list_of_rewrites_is_current() {
         std::fs::write(&file, page()).unwrap();
     }
     let found = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(found == page(), "docs/rewrites.md is out of date: run UPDATE_DOCS=1 cargo test -p moec-passes --test docs");
+    assert!(
+        found == page(),
+        "docs/rewrites.md is out of date: run UPDATE_DOCS=1 cargo test -p moec-passes --test docs"
+    );
 }

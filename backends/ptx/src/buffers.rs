@@ -62,52 +62,33 @@ impl Buffer {
     /// A buffer of raw bytes, shape `[len]`, type `U8`.
     #[must_use]
     pub fn raw(bytes: Vec<u8>) -> Self {
-        Self {
-            dtype: Dtype::U8,
-            shape: vec![bytes.len()],
-            bytes,
-        }
+        Self { dtype: Dtype::U8, shape: vec![bytes.len()], bytes }
     }
 
     /// A buffer of f32 values, shape `[len]`.
     #[must_use]
     pub fn f32(values: &[f32]) -> Self {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Self {
-            dtype: Dtype::F32,
-            shape: vec![values.len()],
-            bytes,
-        }
+        Self { dtype: Dtype::F32, shape: vec![values.len()], bytes }
     }
 
     /// A buffer of u32 values, shape `[len]`.
     #[must_use]
     pub fn u32(values: &[u32]) -> Self {
         let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Self {
-            dtype: Dtype::U32,
-            shape: vec![values.len()],
-            bytes,
-        }
+        Self { dtype: Dtype::U32, shape: vec![values.len()], bytes }
     }
 
     /// A buffer of `len` zeros of type `dtype`, shape `[len]`.
     #[must_use]
     pub fn zeros(dtype: Dtype, len: usize) -> Self {
-        Self {
-            dtype,
-            shape: vec![len],
-            bytes: vec![0; len * dtype.bitsize() / 8],
-        }
+        Self { dtype, shape: vec![len], bytes: vec![0; len * dtype.bitsize() / 8] }
     }
 
     /// The bytes as 32-bit words, whatever the type; a rest of less than four bytes is left out.
     #[must_use]
     pub fn words(&self) -> Vec<u32> {
-        self.bytes
-            .chunks_exact(4)
-            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-            .collect()
+        self.bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 
     /// The elements as f64. Exact for every type but 64-bit integers, which are rounded.
@@ -119,12 +100,8 @@ impl Buffer {
         let values = match self.dtype {
             Dtype::F64 => elements(bytes, f64::from_le_bytes),
             Dtype::F32 => elements(bytes, |b| f64::from(f32::from_le_bytes(b))),
-            Dtype::F16 => elements(bytes, |b| {
-                small_float(u32::from(u16::from_le_bytes(b)), 5, 10, true)
-            }),
-            Dtype::BF16 => elements(bytes, |b| {
-                f64::from(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
-            }),
+            Dtype::F16 => elements(bytes, |b| small_float(u32::from(u16::from_le_bytes(b)), 5, 10, true)),
+            Dtype::BF16 => elements(bytes, |b| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))),
             Dtype::F8_E5M2 => elements(bytes, |[b]: [u8; 1]| small_float(u32::from(b), 5, 2, true)),
             Dtype::F8_E4M3 => elements(bytes, |[b]: [u8; 1]| match b & 0x7f {
                 0x7f => f64::NAN,
@@ -149,31 +126,18 @@ impl Buffer {
 }
 
 fn elements<const N: usize>(bytes: &[u8], decode: impl Fn([u8; N]) -> f64) -> Vec<f64> {
-    bytes
-        .as_chunks::<N>()
-        .0
-        .iter()
-        .map(|chunk| decode(*chunk))
-        .collect()
+    bytes.as_chunks::<N>().0.iter().map(|chunk| decode(*chunk)).collect()
 }
 
 /// An IEEE-like float of up to 16 bits; `has_infinity` says whether the highest exponent means infinity and NaN.
 fn small_float(bits: u32, exponent_bits: u32, mantissa_bits: u32, has_infinity: bool) -> f64 {
-    let sign = if bits >> (exponent_bits + mantissa_bits) & 1 == 1 {
-        -1.0
-    } else {
-        1.0
-    };
+    let sign = if bits >> (exponent_bits + mantissa_bits) & 1 == 1 { -1.0 } else { 1.0 };
     let exponent = bits >> mantissa_bits & ((1 << exponent_bits) - 1);
     let mantissa = f64::from(bits & ((1 << mantissa_bits) - 1));
     let one = f64::from(1u32 << mantissa_bits);
     let bias = (1i32 << (exponent_bits - 1)) - 1;
     if has_infinity && exponent == (1 << exponent_bits) - 1 {
-        return if mantissa == 0.0 {
-            sign * f64::INFINITY
-        } else {
-            f64::NAN
-        };
+        return if mantissa == 0.0 { sign * f64::INFINITY } else { f64::NAN };
     }
     let (significand, scale) = match exponent {
         0 => (mantissa / one, 1 - bias),
@@ -191,11 +155,7 @@ pub fn read(file: &[u8]) -> Result<Buffers, BufferError> {
     Ok(tensors
         .iter()
         .map(|(name, view)| {
-            let buffer = Buffer {
-                dtype: view.dtype(),
-                shape: view.shape().to_vec(),
-                bytes: view.data().to_vec(),
-            };
+            let buffer = Buffer { dtype: view.dtype(), shape: view.shape().to_vec(), bytes: view.data().to_vec() };
             (name.to_string(), buffer)
         })
         .collect())
@@ -209,20 +169,12 @@ pub fn write(buffers: &Buffers) -> Result<Vec<u8>, BufferError> {
     let mut views = Vec::with_capacity(buffers.len());
     for (name, buffer) in buffers {
         let view =
-            TensorView::new(buffer.dtype, buffer.shape.clone(), &buffer.bytes).map_err(|_| {
-                BufferError::Size {
-                    name: name.clone(),
-                    dtype: buffer.dtype,
-                    shape: buffer.shape.clone(),
-                    want: buffer
-                        .shape
-                        .iter()
-                        .fold(buffer.dtype.bitsize(), |n, extent| {
-                            n.saturating_mul(*extent)
-                        })
-                        / 8,
-                    found: buffer.bytes.len(),
-                }
+            TensorView::new(buffer.dtype, buffer.shape.clone(), &buffer.bytes).map_err(|_| BufferError::Size {
+                name: name.clone(),
+                dtype: buffer.dtype,
+                shape: buffer.shape.clone(),
+                want: buffer.shape.iter().fold(buffer.dtype.bitsize(), |n, extent| n.saturating_mul(*extent)) / 8,
+                found: buffer.bytes.len(),
             })?;
         views.push((name.as_str(), view));
     }
@@ -244,11 +196,7 @@ impl Difference {
     /// Whether the result is within `tolerance`; 0 asks for equal values.
     #[must_use]
     pub fn within(&self, tolerance: f64) -> bool {
-        if tolerance == 0.0 {
-            self.unequal == 0
-        } else {
-            self.rel_fro <= tolerance
-        }
+        if tolerance == 0.0 { self.unequal == 0 } else { self.rel_fro <= tolerance }
     }
 }
 
@@ -284,16 +232,8 @@ pub fn compare(got: &Buffer, want: &Buffer) -> Result<Difference, BufferError> {
             norm += b * b;
         }
     }
-    let rel_fro = if error == 0.0 {
-        0.0
-    } else {
-        error.sqrt() / norm.sqrt().max(1e-30)
-    };
-    Ok(Difference {
-        rel_fro,
-        unequal,
-        first,
-    })
+    let rel_fro = if error == 0.0 { 0.0 } else { error.sqrt() / norm.sqrt().max(1e-30) };
+    Ok(Difference { rel_fro, unequal, first })
 }
 
 #[cfg(test)]
@@ -302,31 +242,14 @@ mod tests {
 
     #[test]
     fn every_f16_and_e5m2_value_is_decoded_as_half_does_by_hand() {
-        for (bits, value) in [
-            (0x3c00, 1.0),
-            (0x0001, 2f64.powi(-24)),
-            (0x7bff, 65504.0),
-            (0xfc00, f64::NEG_INFINITY),
-        ] {
+        for (bits, value) in [(0x3c00, 1.0), (0x0001, 2f64.powi(-24)), (0x7bff, 65504.0), (0xfc00, f64::NEG_INFINITY)] {
             assert_eq!(small_float(bits, 5, 10, true), value);
         }
-        let e5m2 = Buffer {
-            dtype: Dtype::F8_E5M2,
-            shape: vec![3],
-            bytes: vec![0x7b, 0x01, 0xbc],
-        };
+        let e5m2 = Buffer { dtype: Dtype::F8_E5M2, shape: vec![3], bytes: vec![0x7b, 0x01, 0xbc] };
         assert_eq!(e5m2.to_f64().unwrap(), [57344.0, 2f64.powi(-16), -1.0]);
-        let e4m3 = Buffer {
-            dtype: Dtype::F8_E4M3,
-            shape: vec![3],
-            bytes: vec![0x7e, 0x01, 0x78],
-        };
+        let e4m3 = Buffer { dtype: Dtype::F8_E4M3, shape: vec![3], bytes: vec![0x7e, 0x01, 0x78] };
         assert_eq!(e4m3.to_f64().unwrap(), [448.0, 2f64.powi(-9), 256.0]);
-        let e8m0 = Buffer {
-            dtype: Dtype::F8_E8M0,
-            shape: vec![2],
-            bytes: vec![0, 254],
-        };
+        let e8m0 = Buffer { dtype: Dtype::F8_E8M0, shape: vec![2], bytes: vec![0, 254] };
         assert_eq!(e8m0.to_f64().unwrap(), [2f64.powi(-127), 2f64.powi(127)]);
     }
 
@@ -342,14 +265,7 @@ mod tests {
             ("f", Dtype::BOOL, vec![4]),
         ] {
             let n = shape.iter().product::<usize>() * dtype.bitsize() / 8;
-            buffers.insert(
-                name.to_string(),
-                Buffer {
-                    dtype,
-                    shape,
-                    bytes: (0..n).map(|i| i as u8 & 1).collect(),
-                },
-            );
+            buffers.insert(name.to_string(), Buffer { dtype, shape, bytes: (0..n).map(|i| i as u8 & 1).collect() });
         }
         let file = write(&buffers).unwrap();
         assert_eq!(read(&file).unwrap(), buffers);
@@ -358,27 +274,14 @@ mod tests {
 
     #[test]
     fn a_shape_that_does_not_fit_the_bytes_is_refused_with_both_sizes() {
-        let buffers = Buffers::from([(
-            "x".to_string(),
-            Buffer {
-                dtype: Dtype::F32,
-                shape: vec![3],
-                bytes: vec![0; 8],
-            },
-        )]);
-        assert_eq!(
-            write(&buffers).unwrap_err().to_string(),
-            "buffer `x`: F32[3] takes 12 bytes, but 8 are given"
-        );
+        let buffers =
+            Buffers::from([("x".to_string(), Buffer { dtype: Dtype::F32, shape: vec![3], bytes: vec![0; 8] })]);
+        assert_eq!(write(&buffers).unwrap_err().to_string(), "buffer `x`: F32[3] takes 12 bytes, but 8 are given");
     }
 
     #[test]
     fn a_truncated_file_is_an_error() {
-        let file = write(&Buffers::from([(
-            "x".to_string(),
-            Buffer::f32(&[1.0, 2.0]),
-        )]))
-        .unwrap();
+        let file = write(&Buffers::from([("x".to_string(), Buffer::f32(&[1.0, 2.0]))])).unwrap();
         for length in 0..file.len() {
             assert!(read(&file[..length]).is_err(), "{length}");
         }
@@ -387,35 +290,16 @@ mod tests {
     #[test]
     fn tolerance_zero_asks_for_equal_values_and_takes_minus_zero_for_zero() {
         let want = Buffer::f32(&[0.0, 3.0, 4.0]);
-        assert!(
-            compare(&Buffer::f32(&[-0.0, 3.0, 4.0]), &want)
-                .unwrap()
-                .within(0.0)
-        );
+        assert!(compare(&Buffer::f32(&[-0.0, 3.0, 4.0]), &want).unwrap().within(0.0));
         let off = compare(&Buffer::f32(&[0.0, 3.0, 4.5]), &want).unwrap();
-        assert_eq!(
-            off,
-            Difference {
-                rel_fro: 0.1,
-                unequal: 1,
-                first: Some(2)
-            }
-        );
+        assert_eq!(off, Difference { rel_fro: 0.1, unequal: 1, first: Some(2) });
         assert!(!off.within(0.0) && off.within(0.1) && !off.within(0.09));
-        assert!(
-            !compare(&Buffer::f32(&[f32::NAN, 3.0, 4.0]), &want)
-                .unwrap()
-                .within(1e9)
-        );
+        assert!(!compare(&Buffer::f32(&[f32::NAN, 3.0, 4.0]), &want).unwrap().within(1e9));
     }
 
     #[test]
     fn wide_integers_are_compared_exactly() {
-        let of = |v: u64| Buffer {
-            dtype: Dtype::U64,
-            shape: vec![1],
-            bytes: v.to_le_bytes().to_vec(),
-        };
+        let of = |v: u64| Buffer { dtype: Dtype::U64, shape: vec![1], bytes: v.to_le_bytes().to_vec() };
         let difference = compare(&of(1 << 60 | 1), &of(1 << 60)).unwrap();
         assert_eq!(difference.unequal, 1);
         assert!(!difference.within(0.0));

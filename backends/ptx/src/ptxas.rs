@@ -12,18 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 pub use install::{PYPI_PACKAGES, install, installed};
-pub use report::{
-    ConstBank, EntryReport, FunctionReport, Message, Report, Severity, parse_messages, parse_report,
-};
+pub use report::{ConstBank, EntryReport, FunctionReport, Message, Report, Severity, parse_messages, parse_report};
 
 /// Where a wheel or a CUDA toolkit keeps its executables, below a folder given to [`find`].
-const BIN_FOLDERS: [&str; 5] = [
-    "",
-    "bin",
-    "nvidia/cu13/bin",
-    "nvidia/cuda_nvcc/bin",
-    "nvidia/cu12/bin",
-];
+const BIN_FOLDERS: [&str; 5] = ["", "bin", "nvidia/cu13/bin", "nvidia/cuda_nvcc/bin", "nvidia/cu12/bin"];
 
 /// Why `ptxas` or one of the disassemblers gave no result.
 #[derive(Debug, thiserror::Error)]
@@ -104,11 +96,7 @@ pub struct Assembled {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    paths
-        .iter()
-        .map(|p| p.display().to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
+    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// Finds `ptxas`: the explicit path if one is given (and only that), else the first of `candidates` that holds one.
@@ -126,11 +114,7 @@ pub fn find(explicit: Option<&Path>, candidates: &[PathBuf]) -> Result<PathBuf, 
 ///
 /// # Errors
 /// [`PtxasError::NotFound`] with every path tried.
-pub fn find_tool(
-    tool: &str,
-    explicit: Option<&Path>,
-    candidates: &[PathBuf],
-) -> Result<PathBuf, PtxasError> {
+pub fn find_tool(tool: &str, explicit: Option<&Path>, candidates: &[PathBuf]) -> Result<PathBuf, PtxasError> {
     let mut searched = Vec::new();
     let places: Vec<&Path> = match explicit {
         Some(path) => vec![path],
@@ -141,21 +125,14 @@ pub fn find_tool(
             return Ok(place.to_path_buf());
         }
         for below in BIN_FOLDERS {
-            let path = if below.is_empty() {
-                place.join(tool)
-            } else {
-                place.join(below).join(tool)
-            };
+            let path = if below.is_empty() { place.join(tool) } else { place.join(below).join(tool) };
             if path.is_file() {
                 return Ok(path);
             }
             searched.push(path);
         }
     }
-    Err(PtxasError::NotFound {
-        tool: tool.to_string(),
-        searched,
-    })
+    Err(PtxasError::NotFound { tool: tool.to_string(), searched })
 }
 
 /// Assembles `ptx` for `target` (`sm_90a`, `sm_100f`, …) and returns the cubin with the report of `-v`.
@@ -171,25 +148,14 @@ pub fn assemble(ptxas: &Path, ptx: &str, target: &str) -> Result<Assembled, Ptxa
 ///
 /// # Errors
 /// As [`assemble`].
-pub fn assemble_with(
-    ptxas: &Path,
-    ptx: &str,
-    target: &str,
-    options: &[&str],
-) -> Result<Assembled, PtxasError> {
+pub fn assemble_with(ptxas: &Path, ptx: &str, target: &str, options: &[&str]) -> Result<Assembled, PtxasError> {
     let folder = scratch()?;
     let source = folder.path().join("kernel.ptx");
     let image = folder.path().join("kernel.cubin");
     std::fs::write(&source, ptx)
         .map_err(|source_error| io(format!("cannot write {}", source.display()), source_error))?;
     let mut command = Command::new(ptxas);
-    command
-        .arg(format!("-arch={target}"))
-        .arg("-v")
-        .args(options)
-        .arg(&source)
-        .arg("-o")
-        .arg(&image);
+    command.arg(format!("-arch={target}")).arg("-v").args(options).arg(&source).arg("-o").arg(&image);
     let output = run(&mut command, ptxas)?;
     let text = text_of(&output);
     if !output.status.success() {
@@ -207,17 +173,11 @@ pub fn assemble_with(
                     .unwrap_or_default()
             })
             .collect();
-        return Err(PtxasError::Rejected {
-            target: target.to_string(),
-            rejection: Rejection { messages, excerpts },
-        });
+        return Err(PtxasError::Rejected { target: target.to_string(), rejection: Rejection { messages, excerpts } });
     }
-    let cubin = std::fs::read(&image)
-        .map_err(|source_error| io(format!("cannot read {}", image.display()), source_error))?;
-    Ok(Assembled {
-        cubin,
-        report: parse_report(&text),
-    })
+    let cubin =
+        std::fs::read(&image).map_err(|source_error| io(format!("cannot read {}", image.display()), source_error))?;
+    Ok(Assembled { cubin, report: parse_report(&text) })
 }
 
 /// Disassembles a cubin with `nvdisasm`: SASS text, one section a function.
@@ -250,16 +210,10 @@ pub fn release(tool: &Path) -> Result<String, PtxasError> {
         .ok_or_else(|| failed(&tool.display().to_string(), &output))
 }
 
-fn with_image(
-    tool: &Path,
-    name: &str,
-    cubin: &[u8],
-    options: &[&str],
-) -> Result<String, PtxasError> {
+fn with_image(tool: &Path, name: &str, cubin: &[u8], options: &[&str]) -> Result<String, PtxasError> {
     let folder = scratch()?;
     let image = folder.path().join("kernel.cubin");
-    std::fs::write(&image, cubin)
-        .map_err(|source| io(format!("cannot write {}", image.display()), source))?;
+    std::fs::write(&image, cubin).map_err(|source| io(format!("cannot write {}", image.display()), source))?;
     let output = run(Command::new(tool).args(options).arg(&image), tool)?;
     if !output.status.success() {
         return Err(failed(name, &output));
@@ -275,10 +229,7 @@ fn scratch() -> Result<tempfile::TempDir, PtxasError> {
 }
 
 fn run(command: &mut Command, tool: &Path) -> Result<Output, PtxasError> {
-    command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| io(format!("cannot run {}", tool.display()), source))
+    command.stdin(Stdio::null()).output().map_err(|source| io(format!("cannot run {}", tool.display()), source))
 }
 
 fn io(what: String, source: std::io::Error) -> PtxasError {
@@ -306,9 +257,7 @@ mod tests {
     #[test]
     fn a_missing_ptxas_is_reported_with_every_place_searched() {
         let error = find(None, &[PathBuf::from("/nonexistent")]).unwrap_err();
-        let PtxasError::NotFound { searched, .. } = &error else {
-            panic!("{error}")
-        };
+        let PtxasError::NotFound { searched, .. } = &error else { panic!("{error}") };
         assert!(searched.contains(&PathBuf::from("/nonexistent/nvidia/cu13/bin/ptxas")));
         assert!(error.to_string().contains("/nonexistent/bin/ptxas"));
     }
@@ -319,10 +268,7 @@ mod tests {
         let bin = folder.path().join("nvidia/cu13/bin");
         std::fs::create_dir_all(&bin).unwrap();
         std::fs::write(bin.join("ptxas"), "").unwrap();
-        assert_eq!(
-            find(None, &[folder.path().to_path_buf()]).unwrap(),
-            bin.join("ptxas")
-        );
+        assert_eq!(find(None, &[folder.path().to_path_buf()]).unwrap(), bin.join("ptxas"));
     }
 
     #[test]
@@ -331,9 +277,6 @@ mod tests {
         let named = folder.path().join("my-ptxas");
         std::fs::write(&named, "").unwrap();
         std::fs::write(folder.path().join("ptxas"), "").unwrap();
-        assert_eq!(
-            find(Some(&named), &[folder.path().to_path_buf()]).unwrap(),
-            named
-        );
+        assert_eq!(find(Some(&named), &[folder.path().to_path_buf()]).unwrap(), named);
     }
 }

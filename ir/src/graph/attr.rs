@@ -383,6 +383,12 @@ mod tests {
             Op::GroupedLinearAct { act: Activation::Relu2, round: DType::BF16, gather: true },
             Op::LinearAct { act: Activation::SwiGluOai { alpha: r, limit: r }, round: DType::F32 },
             Op::Combine { n_experts: 9, scale: r, round: DType::F32, gate_round: DType::BF16 },
+            Op::Map(Activation::SwiGlu.expr()),
+            Op::Reduce(Reduce::Max),
+            Op::MaskChosen,
+            Op::JoinColumns,
+            Op::Lookup,
+            Op::SumOutside { n_experts: 9 },
         ];
         for op in &ops {
             let attrs = op.attrs();

@@ -63,7 +63,7 @@ fn mistakes_are_told_apart() {
         ("launch-invalid", |d| replace(&d.join("launch.json"), "\"grid\"", "\"gird\"")),
         ("ptx-syntax", |d| replace(&d.join("kernel.ptx"), ".visible", ".visible ???")),
         ("ptx-not-emulated", |d| replace(&d.join("kernel.ptx"), "ret;", "frobnicate.u32 %r1, %r1; ret;")),
-        ("ptx-execution-failed", |d| replace(&d.join("kernel.ptx"), "ret;", "brkpt; ret;")),
+        ("ptx-execution-failed", |d| replace(&d.join("kernel.ptx"), "ret;", "trap; ret;")),
         ("safetensors-header-invalid", |d| std::fs::write(d.join("buffers.safetensors"), "noise").unwrap()),
     ];
     for (code, damage) in list {

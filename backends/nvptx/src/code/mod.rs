@@ -93,8 +93,7 @@ impl<'c> Code<'c> {
         builder.position_at_end(start);
         let intrinsics = Declarations::new(context, module);
         let dynamic_shared = shared.as_pointer_value();
-        let code = Code { context, builder, entry, function, intrinsics, dynamic_shared, fault: RefCell::new(None) };
-        code
+        Code { context, builder, entry, function, intrinsics, dynamic_shared, fault: RefCell::new(None) }
     }
 
     /// Ends the kernel.
@@ -155,7 +154,7 @@ impl<'c> Code<'c> {
 
     /// The number of the warp in its block, the same register for all its lanes.
     pub fn warp(&'c self) -> I32<'c> {
-        self.from_lane(self.thread() >> 5, 0)
+        self.read_lane(self.thread() >> 5, 0)
     }
 
     /// The number of the block along x.

@@ -5,7 +5,7 @@ use super::{Code, Intrinsic};
 
 impl<'c> Code<'c> {
     /// The value of lane `lane`.
-    pub fn from_lane(&'c self, x: I32<'c>, lane: impl ToI32<'c>) -> I32<'c> {
+    pub fn read_lane(&'c self, x: I32<'c>, lane: impl ToI32<'c>) -> I32<'c> {
         let lane = lane.to(self);
         self.call_i32(
             Intrinsic::ShflIdx,
@@ -14,7 +14,7 @@ impl<'c> Code<'c> {
     }
 
     /// The value of the lane whose number differs in the bits `mask`.
-    pub fn from_peer(&'c self, x: I32<'c>, mask: u32) -> I32<'c> {
+    pub fn read_peer(&'c self, x: I32<'c>, mask: u32) -> I32<'c> {
         let (mask, clamp) = (self.i32(mask), self.i32(31));
         self.call_i32(Intrinsic::ShflBfly, &[self.full_warp().v.into(), x.v.into(), mask.v.into(), clamp.v.into()])
     }
@@ -41,12 +41,12 @@ impl<'c> Code<'c> {
 
     /// The sum over the warp, the same bits in every lane: pairs at distance 16 first, then 8, 4, 2, 1.
     pub fn warp_sum(&'c self, x: F32<'c>) -> F32<'c> {
-        [16, 8, 4, 2, 1].iter().fold(x, |x, &mask| x + self.from_peer(x.bits(), mask).as_f32())
+        [16, 8, 4, 2, 1].iter().fold(x, |x, &mask| x + self.read_peer(x.bits(), mask).as_f32())
     }
 
     /// The largest over the warp; NaN when one is NaN.
     pub fn warp_maximum(&'c self, x: F32<'c>) -> F32<'c> {
-        [16, 8, 4, 2, 1].iter().fold(x, |x, &mask| x.maximum(self.from_peer(x.bits(), mask).as_f32()))
+        [16, 8, 4, 2, 1].iter().fold(x, |x, &mask| x.maximum(self.read_peer(x.bits(), mask).as_f32()))
     }
 
     /// The sum of `x` over this lane and all lanes before it.

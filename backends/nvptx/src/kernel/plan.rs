@@ -78,7 +78,7 @@ fn build<'c>(k: &Kernel<'c, '_>, program: &Program, plan: &Plan, warps: u32) {
                     row.set(row.get() + count);
                 });
             });
-            before.set(before.get() + c.from_lane(inclusive, 31));
+            before.set(before.get() + c.read_lane(inclusive, 31));
         });
         c.when(c.lane().eq(0), || c.store_i32(offsets.nth(c.i32(n_experts)), before.get()));
         c.range(before.get() + c.lane(), n_slots, 32, |row| c.store_i32(row_to_token.nth(row), c.i32(u32::MAX)));

@@ -147,7 +147,7 @@ fn find_expert_tile<'c>(
     // One lane at most has found it; its number is the count of bits below the winner's.
     let winner = ((winners - 1) & (winners ^ u32::MAX)).popcount();
     let [expert, before, count, start, end] =
-        [expert, before, count, start, end].map(|v| c.from_lane(v.get(), winner & 31));
+        [expert, before, count, start, end].map(|v| c.read_lane(v.get(), winner & 31));
     let local = id - before * col_tiles;
     let row = start + (local % count) * geometry.tile_m();
     let rows = (end - row).min(geometry.tile_m());

@@ -34,7 +34,8 @@ impl Random {
 /// Random inputs and parameters of a program, in the order of their numbers. Integer inputs are zeros.
 pub fn tensors(program: &Program, n_tokens: u64, seed: u64) -> (Vec<Tensor>, Vec<Tensor>) {
     let mut random = Random(seed);
-    let (mut inputs, mut weights): (Vec<(u32, Tensor)>, Vec<(u32, Tensor)>) = (Vec::new(), Vec::new());
+    let mut inputs: Vec<(u32, Tensor)> = Vec::new();
+    let mut weights: Vec<(u32, Tensor)> = Vec::new();
     for b in &program.buffers {
         let shape = [(b.batch * b.rows.at(n_tokens)) as usize, b.cols as usize];
         let make = |random: &mut Random, scale| {

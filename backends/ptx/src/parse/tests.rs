@@ -76,7 +76,8 @@ fn numbers_of_every_spelling() {
 
 #[test]
 fn header_directives_may_share_a_line() {
-    let module = Module::parse(".version 8.0 .target sm_90a, debug .address_size 64 .visible .entry k() { ret; }").unwrap();
+    let module =
+        Module::parse(".version 8.0 .target sm_90a, debug .address_size 64 .visible .entry k() { ret; }").unwrap();
     assert_eq!((module.version, module.address_size), ((8, 0), 64));
     assert_eq!(module.target, ["sm_90a", "debug"]);
     assert_eq!(module.entries().count(), 1);

@@ -6,11 +6,8 @@ use std::process::{Command, Stdio};
 use super::{PtxasError, failed, find, find_tool, io};
 
 /// The wheels that hold `ptxas`, `nvdisasm` and `cuobjdump`, with the release that this crate was tried with.
-pub const PYPI_PACKAGES: [&str; 3] = [
-    "nvidia-cuda-nvcc==13.5.37",
-    "nvidia-cuda-nvdisasm==13.5.37",
-    "nvidia-cuda-cuobjdump==13.5.37",
-];
+pub const PYPI_PACKAGES: [&str; 3] =
+    ["nvidia-cuda-nvcc==13.5.37", "nvidia-cuda-nvdisasm==13.5.37", "nvidia-cuda-cuobjdump==13.5.37"];
 
 /// The `ptxas` below `dir` when all three tools are there.
 #[must_use]
@@ -33,18 +30,9 @@ pub fn install(dir: &Path) -> Result<PathBuf, PtxasError> {
     if let Some(ptxas) = installed(dir) {
         return Ok(ptxas);
     }
-    std::fs::create_dir_all(dir)
-        .map_err(|source| io(format!("cannot make {}", dir.display()), source))?;
+    std::fs::create_dir_all(dir).map_err(|source| io(format!("cannot make {}", dir.display()), source))?;
     let output = Command::new("python3")
-        .args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-input",
-            "--no-deps",
-        ])
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-deps"])
         .args(["--upgrade", "--target"])
         .arg(dir)
         .args(PYPI_PACKAGES)

@@ -114,14 +114,8 @@ impl Report {
     /// Bytes spilled by all entries and functions, stores and loads together.
     #[must_use]
     pub fn spill_bytes(&self) -> u64 {
-        let entries = self
-            .entries
-            .iter()
-            .map(|e| u64::from(e.spill_store_bytes) + u64::from(e.spill_load_bytes));
-        let functions = self
-            .functions
-            .iter()
-            .map(|f| u64::from(f.spill_store_bytes) + u64::from(f.spill_load_bytes));
+        let entries = self.entries.iter().map(|e| u64::from(e.spill_store_bytes) + u64::from(e.spill_load_bytes));
+        let functions = self.functions.iter().map(|f| u64::from(f.spill_store_bytes) + u64::from(f.spill_load_bytes));
         entries.chain(functions).sum()
     }
 }
@@ -166,11 +160,7 @@ pub fn parse_report(text: &str) -> Report {
             let name = quoted.next().unwrap_or_default().to_string();
             let target = quoted.nth(1).unwrap_or_default().to_string();
             current = Some(report.entries.len());
-            report.entries.push(EntryReport {
-                name,
-                target,
-                ..EntryReport::default()
-            });
+            report.entries.push(EntryReport { name, target, ..EntryReport::default() });
         } else if let Some(name) = said.strip_prefix("Function properties for ") {
             subject = Some(name.trim().to_string());
         } else if said.starts_with("Used ") {
@@ -200,28 +190,19 @@ fn parse_message(line: &str) -> Option<Message> {
         "error" | "fatal" | "Error" | "Fatal" => Severity::Error,
         _ => return None,
     };
-    let line = place
-        .and_then(|place| place.rsplit_once("line "))
-        .and_then(|(_, number)| number.trim().parse().ok());
+    let line = place.and_then(|place| place.rsplit_once("line ")).and_then(|(_, number)| number.trim().parse().ok());
     let text = text.trim();
     let (code, text) = match text.strip_prefix('(').and_then(|t| t.split_once(')')) {
         Some((code, rest)) if is_code(code) => (code.to_string(), rest.trim_start()),
         _ => (String::new(), text),
     };
-    Some(Message {
-        severity,
-        line,
-        code,
-        text: text.to_string(),
-    })
+    Some(Message { severity, line, code, text: text.to_string() })
 }
 
 /// `C7508`: one letter and digits.
 fn is_code(text: &str) -> bool {
     let mut chars = text.chars();
-    chars.next().is_some_and(|c| c.is_ascii_uppercase())
-        && text.len() > 1
-        && chars.all(|c| c.is_ascii_digit())
+    chars.next().is_some_and(|c| c.is_ascii_uppercase()) && text.len() > 1 && chars.all(|c| c.is_ascii_digit())
 }
 
 /// `    64 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads`.
@@ -255,24 +236,15 @@ fn parse_used(text: &str, entry: &mut EntryReport) {
         } else if let Some((_, rest)) = part.split_once("cmem[")
             && let Some(bank) = rest.split(']').next().and_then(|bank| bank.parse().ok())
         {
-            entry.const_banks.push(ConstBank {
-                bank,
-                bytes: number,
-            });
+            entry.const_banks.push(ConstBank { bank, bytes: number });
         }
     }
 }
 
 /// The number in front, after any words: `used 1 barriers` gives 1; `256+1024 bytes smem` gives 1280.
 fn sum_of_numbers(part: &str) -> u32 {
-    let word = part
-        .split_whitespace()
-        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-    word.map_or(0, |word| {
-        word.split('+')
-            .filter_map(|n| n.parse::<u32>().ok())
-            .fold(0, u32::saturating_add)
-    })
+    let word = part.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    word.map_or(0, |word| word.split('+').filter_map(|n| n.parse::<u32>().ok()).fold(0, u32::saturating_add))
 }
 
 fn leading_number(text: &str) -> Option<u64> {
@@ -312,10 +284,7 @@ ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to main
                 cumulative_stack_bytes: 64,
                 spill_store_bytes: 0,
                 spill_load_bytes: 0,
-                const_banks: vec![ConstBank {
-                    bank: 0,
-                    bytes: 400
-                }],
+                const_banks: vec![ConstBank { bank: 0, bytes: 400 }],
             }]
         );
         assert_eq!(report.functions.len(), 1);
@@ -333,10 +302,7 @@ ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored to main
         let messages = parse_messages(text);
         assert_eq!(messages.len(), 3);
         assert_eq!(messages[0].line, Some(7));
-        assert_eq!(
-            messages[0].text,
-            "Not a name of any known instruction: 'foo'"
-        );
+        assert_eq!(messages[0].text, "Not a name of any known instruction: 'foo'");
         assert_eq!(messages[1].severity, Severity::Error);
         assert_eq!(messages[1].text, "Parsing error near '1': syntax error");
         assert_eq!(messages[2].line, None);

@@ -425,6 +425,7 @@ pub fn apply_scale(partial: f32, fa: f32, fb: f32) -> f32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::needless_range_loop, reason = "lanes are numbers here, as in the manual")]
 mod tests {
     use super::*;
     use crate::numeric::format::{self, Rounding};

@@ -196,7 +196,7 @@ mod tests {
         for lane in 0..32 {
             for reg in 0..8 {
                 // m16n8 C fragment of the n-block reg / 4.
-                let want = ((lane >> 2) + 8 * (reg % 4 >> 1), 8 * (reg / 4) + (lane % 4) * 2 + (reg & 1));
+                let want = ((lane >> 2) + 8 * ((reg % 4) >> 1), 8 * (reg / 4) + (lane % 4) * 2 + (reg & 1));
                 assert_eq!(access.cell(lane, reg), want);
             }
         }
