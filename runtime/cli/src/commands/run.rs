@@ -88,9 +88,9 @@ pub fn run(options: &Options) -> Outcome {
     let one = |d: Diagnostic| vec![d];
     let ready = prepare(options)?;
     let inputs = inputs(options, &ready.bundle).map_err(one)?;
-    let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).map_or(1, |&n| n as u64).max(1);
+    let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).map_or(1, |&n| n as u64);
     let progress = Progress::start("loading weights");
-    let mut session = load(options, &ready, n_tokens).map_err(one)?;
+    let mut session = load(options, &ready, n_tokens.max(1)).map_err(one)?;
     progress.say("running");
     let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let result = session.run(&named).map_err(one)?;
