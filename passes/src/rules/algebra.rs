@@ -20,7 +20,7 @@ pub const RULES: &[Rule] = &[
         name: "narrow-back",
         theme: "algebra",
         class: Exact,
-        about: "widening and narrowing back gives the value that was there (41)",
+        about: "widening and narrowing back gives the value that was there",
         rewrite: narrow_back,
     },
     Rule {

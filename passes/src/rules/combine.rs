@@ -14,7 +14,7 @@ pub const RULES: &[Rule] = &[
         name: "unpermute-into-combine",
         theme: "combine",
         class: Exact,
-        about: "the weighted sum reads expert rows where they are, in slot order: no un-permuted copy (25)",
+        about: "the weighted sum reads expert rows where they are, in slot order: no un-permuted copy",
         rewrite: unpermute_into_combine,
     },
     Rule {
@@ -28,14 +28,14 @@ pub const RULES: &[Rule] = &[
         name: "scale-into-weights",
         theme: "combine",
         class: Reassociates,
-        about: "the routed scaling factor multiplies k weights instead of H sums (7)",
+        about: "the routed scaling factor multiplies k weights instead of H sums",
         rewrite: scale_into_weights,
     },
     Rule {
         name: "shared-into-combine",
         theme: "combine",
         class: Exact,
-        about: "the shared expert's result is added where the routed sum is made (30)",
+        about: "the shared expert's result is added where the routed sum is made",
         rewrite: shared_into_combine,
     },
     Rule {

@@ -1,5 +1,4 @@
-//! The rewrite catalogue. Rules are grouped by theme, one file each; numbers in comments are those of the literature list
-//! in `docs/rewrites.md`.
+//! The rewrite catalogue. Rules are grouped by theme, one file each; `docs/rewrites.md` lists them.
 
 mod algebra;
 mod combine;
