@@ -51,7 +51,7 @@ impl CostModel {
             | Op::GatherScores
             | Op::Renormalise(_)
             | Op::RmsNorm { .. } => self.elementwise(all),
-            Op::Add | Op::Mul | Op::Scale(_) | Op::Cast | Op::Map(_) if self.is_small(result) => self.elementwise(all),
+            Op::Add | Op::Mul | Op::Scale(_) | Op::Cast | Op::Map(_) if is_score_row(result) => self.elementwise(all),
             Op::Add | Op::Mul | Op::Scale(_) | Op::Cast | Op::Map(_) | Op::Activate(_) | Op::Half(_) => {
                 self.kernel(all, 0.0, DType::F32)
             }
@@ -76,11 +76,6 @@ impl CostModel {
     fn rows(&self, x: &TensorType) -> f64 {
         let last = x.last().map_or(1, |d| d.at(self.n_tokens)).max(1);
         x.elements(self.n_tokens) as f64 / last as f64
-    }
-
-    /// Whether a value is a row of scores or weights rather than of activations.
-    fn is_small(&self, ty: &TensorType) -> bool {
-        is_score_row(ty)
     }
 }
 

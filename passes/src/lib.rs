@@ -6,6 +6,7 @@ mod extract;
 mod language;
 mod lower;
 mod merge_launches;
+mod names;
 mod rules;
 mod saturate;
 mod schedule;

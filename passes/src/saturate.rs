@@ -1,8 +1,9 @@
 //! Graph → e-graph → graph: runs the rules and takes the cheapest layer out.
 
-use crate::cost::CostModel;
+use crate::cost::{CostModel, graph_cost};
 use crate::extract::extract;
 use crate::language::{ENode, Facts, LayerEGraph};
+use crate::names::unique;
 use crate::rules::{Rule, catalogue};
 use egg::{Id, Runner, SimpleScheduler, StopReason};
 use moec_ir::graph::{Graph, Node, Op, ValueId};
@@ -68,42 +69,61 @@ pub fn optimise_with(
     cost: &CostModel,
     limits: Limits,
 ) -> Result<(Graph, Saturation), Diagnostic> {
+    let cost_before = graph_cost(cost, graph);
+    let full = saturate(graph, rules, limits);
+    let egraph = &full.egraph;
+    let roots: Vec<Id> = graph.outputs.iter().map(|(_, v)| egraph.find(full.ids[v.index()])).collect();
+    let choice = extract(egraph, &roots, cost).ok_or_else(|| {
+        Diagnostic::internal(
+            "internal-error",
+            format!("no finite way to compute `{}` came out of the e-graph", graph.name),
+        )
+    })?;
+    let out = rebuild(graph, egraph, &full.ids, &roots, &choice);
+    let report = Saturation {
+        fired: rules.iter().filter_map(|r| Some((r.name.to_string(), *full.fired.get(r.name)?))).collect(),
+        nodes: egraph.total_number_of_nodes(),
+        classes: egraph.number_of_classes(),
+        iterations: full.iterations,
+        saturated: full.saturated,
+        cost_before,
+        cost_after: graph_cost(cost, &out),
+    };
+    tracing::debug!(?report, "saturated");
+    Ok((out, report))
+}
+
+/// An e-graph after the rules have run.
+pub(crate) struct FullEGraph {
+    pub egraph: LayerEGraph,
+    /// The class of each node of the graph.
+    pub ids: Vec<Id>,
+    /// How often each rule found something new, by name.
+    pub fired: BTreeMap<String, usize>,
+    iterations: usize,
+    saturated: bool,
+}
+
+/// Puts `graph` into an e-graph and runs `rules` until nothing new is found, or a limit is hit.
+pub(crate) fn saturate(graph: &Graph, rules: &[Rule], limits: Limits) -> FullEGraph {
     let mut egraph = LayerEGraph::new(Facts::of(graph));
     let ids = add_graph(&mut egraph, graph);
-    let cost_before = crate::cost::graph_cost(cost, graph);
     let rewrites: Vec<_> = rules.iter().map(|r| r.to_egg()).collect();
     let runner = Runner::<ENode, Facts, ()>::new(Facts::of(graph))
         .with_egraph(egraph)
         .with_scheduler(SimpleScheduler)
         .with_node_limit(limits.nodes)
         .with_iter_limit(limits.iterations)
-        // A watchdog against a runaway rule, not a limit that a layer can meet.
-        .with_time_limit(Duration::from_secs(60))
+        // egg has a limit of its own, which would make the result depend on the machine.
+        .with_time_limit(Duration::MAX)
         .run(&rewrites);
-    let roots: Vec<Id> = graph.outputs.iter().map(|(_, v)| runner.egraph.find(ids[v.index()])).collect();
-    let choice = extract(&runner.egraph, &roots, cost).ok_or_else(|| {
-        Diagnostic::internal(
-            "internal-error",
-            format!("no finite way to compute `{}` came out of the e-graph", graph.name),
-        )
-    })?;
-    let out = rebuild(graph, &runner.egraph, &ids, &roots, &choice);
     let mut fired: BTreeMap<String, usize> = BTreeMap::new();
     for iteration in &runner.iterations {
         // Counted into a sorted map, so the order of this map does not matter.
         iteration.applied.iter().for_each(|(name, n)| *fired.entry(name.to_string()).or_default() += n);
     }
-    let report = Saturation {
-        fired: rules.iter().filter_map(|r| Some((r.name.to_string(), *fired.get(r.name)?))).collect(),
-        nodes: runner.egraph.total_number_of_nodes(),
-        classes: runner.egraph.number_of_classes(),
-        iterations: runner.iterations.len(),
-        saturated: matches!(runner.stop_reason, Some(StopReason::Saturated)),
-        cost_before,
-        cost_after: crate::cost::graph_cost(cost, &out),
-    };
-    tracing::debug!(?report, "saturated");
-    Ok((out, report))
+    let saturated = matches!(runner.stop_reason, Some(StopReason::Saturated));
+    FullEGraph { iterations: runner.iterations.len(), egraph: runner.egraph, ids, fired, saturated }
 }
 
 /// Adds every node; returns the class of each.
@@ -132,11 +152,10 @@ fn rebuild(source: &Graph, egraph: &LayerEGraph, ids: &[Id], roots: &[Id], choic
     };
     let mut made: HashMap<Id, ValueId> = HashMap::new();
     // Leaves first and in the source's order: they are the calling convention.
-    for node in source.nodes.iter().zip(ids) {
-        if matches!(node.0.op, Op::Input(_) | Op::Param(_)) {
-            let id = egraph.find(*node.1);
-            made.entry(id).or_insert_with(|| {
-                out.nodes.push(node.0.clone());
+    for (node, &id) in source.nodes.iter().zip(ids) {
+        if matches!(node.op, Op::Input(_) | Op::Param(_)) {
+            made.entry(egraph.find(id)).or_insert_with(|| {
+                out.nodes.push(node.clone());
                 ValueId(out.nodes.len() as u32 - 1)
             });
         }
@@ -167,16 +186,8 @@ fn emit(
     let inputs = node.children.iter().map(|&c| made[&egraph.find(c)]).collect();
     let source = original.get(&id);
     let name = source.map_or(node.op.name(), |n| n.name.as_str());
-    let name = unique(out, name);
+    let name = unique(name, '.', |n| out.nodes.iter().any(|node| node.name == n));
     let ty: TensorType = egraph[id].data.clone();
     out.nodes.push(Node { name, op: node.op.clone(), inputs, ty, origin: source.and_then(|n| n.origin.clone()) });
     made.insert(id, ValueId(out.nodes.len() as u32 - 1));
-}
-
-fn unique(graph: &Graph, name: &str) -> String {
-    let taken = |n: &str| graph.nodes.iter().any(|node| node.name == n);
-    if !taken(name) {
-        return name.to_string();
-    }
-    (2u32..).map(|i| format!("{name}.{i}")).find(|n| !taken(n)).unwrap_or_else(|| name.to_string())
 }

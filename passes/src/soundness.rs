@@ -2,9 +2,10 @@
 //!
 //! This is stronger than comparing the extracted layer: forms that the cost model never takes out are checked too.
 
-use crate::language::{ENode, Facts, LayerEGraph};
+use crate::language::{ENode, LayerEGraph};
 use crate::rules::Rule;
-use egg::{Id, Runner, SimpleScheduler};
+use crate::saturate::{Limits, saturate};
+use egg::Id;
 use moec_ir::graph::{Graph, Node, Op, evaluate_node};
 use moec_ir::tensor::Tensor;
 use std::collections::BTreeMap;
@@ -27,24 +28,8 @@ pub struct Soundness {
 /// `inputs` and `params` are in the order of the graph's. Ways whose operands cannot be evaluated are skipped; there are
 /// none in an acyclic e-graph.
 pub fn check(graph: &Graph, rules: &[Rule], inputs: &[Tensor], params: &[Tensor]) -> Soundness {
-    let mut egraph = LayerEGraph::new(Facts::of(graph));
-    let mut ids: Vec<Id> = Vec::new();
-    for node in &graph.nodes {
-        let children = node.inputs.iter().map(|v| ids[v.index()]).collect();
-        ids.push(egraph.add(ENode { op: node.op.clone(), dtype: node.ty.dtype, children }));
-    }
-    let rewrites: Vec<_> = rules.iter().map(|r| r.to_egg()).collect();
-    let runner = Runner::<ENode, Facts, ()>::new(Facts::of(graph))
-        .with_egraph(egraph)
-        .with_scheduler(SimpleScheduler)
-        .with_node_limit(5_000)
-        .with_iter_limit(20)
-        .run(&rewrites);
-    let mut fired: BTreeMap<String, usize> = BTreeMap::new();
-    for iteration in &runner.iterations {
-        iteration.applied.iter().for_each(|(name, n)| *fired.entry(name.to_string()).or_default() += n);
-    }
-    Soundness { fired, ..compare(&runner.egraph, inputs, params) }
+    let full = saturate(graph, rules, Limits::default());
+    Soundness { fired: full.fired, ..compare(&full.egraph, inputs, params) }
 }
 
 fn compare(egraph: &LayerEGraph, inputs: &[Tensor], params: &[Tensor]) -> Soundness {

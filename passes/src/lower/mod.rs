@@ -7,6 +7,7 @@
 mod cluster;
 mod rows;
 
+use crate::names::unique;
 use moec_ir::expr::{Binary, ExprBuilder};
 use moec_ir::graph::{Graph, Node, Op, ValueId, combine_expr};
 use moec_ir::tile::{
@@ -215,7 +216,7 @@ impl<'a> Lowering<'a> {
     }
 
     fn add_buffer(&mut self, name: &str, dtype: DType, shape: (u64, Dim, u64), pitch: u64, role: Role) -> BufferId {
-        let name = unique(name, |n| self.program.buffers.iter().any(|b| b.name == n));
+        let name = unique(name, '_', |n| self.program.buffers.iter().any(|b| b.name == n));
         let (batch, rows, cols) = shape;
         self.program.buffers.push(Buffer { name, dtype, batch, rows, cols, pitch, role });
         BufferId(self.program.buffers.len() as u32 - 1)
@@ -224,9 +225,9 @@ impl<'a> Lowering<'a> {
     fn push(&mut self, name: &str, body: Body) {
         let symbol: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         let symbol = if symbol.starts_with(|c: char| c.is_ascii_digit()) { format!("k{symbol}") } else { symbol };
-        let name = unique(&symbol, |n| self.program.kernels.iter().any(|k| k.name == n));
+        let name = unique(&symbol, '_', |n| self.program.kernels.iter().any(|k| k.name == n));
         let schedule = Schedule { tile_m: 1, tile_n: 1, tile_k: 1, stages: 1, warps: 1 };
-        self.program.kernels.push(Kernel { name: name.replace('.', "_"), body, schedule });
+        self.program.kernels.push(Kernel { name, body, schedule });
     }
 
     /// The plan of a batch's expert ids, made once.
@@ -358,11 +359,4 @@ fn scaled(c: f32) -> Expr {
     let (c, x) = (b.constant(c), b.arg(0));
     let r = b.binary(Binary::Mul, c, x);
     b.finish(r)
-}
-
-fn unique(name: &str, taken: impl Fn(&str) -> bool) -> String {
-    if !taken(name) {
-        return name.to_string();
-    }
-    (2u32..).map(|i| format!("{name}_{i}")).find(|n| !taken(n)).unwrap_or_else(|| name.to_string())
 }
