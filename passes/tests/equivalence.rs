@@ -111,6 +111,15 @@ fn compiling_twice_gives_the_same_programs() {
 }
 
 #[test]
+fn every_token_bucket_gets_the_same_graph() {
+    // A graph that differed by a reassociation would make a token's bits depend on the size of its batch.
+    for layer in layers() {
+        let variants = variants(&layer.graph(), 2, Numerics::Deterministic);
+        assert!(variants.iter().all(|v| v.graph == variants[0].graph), "{layer:?}");
+    }
+}
+
+#[test]
 fn printed_tile_programs_parse_back() {
     for layer in layers() {
         for level in 0..=2 {
