@@ -18,10 +18,12 @@ pub enum DType {
     I32,
     /// 64-bit signed integer: token ids.
     I64,
+    /// A byte: codes of quantised weights, and scales of eight bits. Only buffers of weights have it.
+    U8,
 }
 
 impl DType {
-    /// Every element type, in declaration order.
+    /// Every type that a value of a layer can have, in declaration order: all but [`DType::U8`].
     pub const ALL: [DType; 6] = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::I32, DType::I64];
 
     /// Size of one element in bytes.
@@ -30,6 +32,7 @@ impl DType {
             DType::F64 | DType::I64 => 8,
             DType::F32 | DType::I32 => 4,
             DType::F16 | DType::BF16 => 2,
+            DType::U8 => 1,
         }
     }
 
@@ -37,7 +40,7 @@ impl DType {
     pub fn is_float(self) -> bool {
         match self {
             DType::F64 | DType::F32 | DType::F16 | DType::BF16 => true,
-            DType::I32 | DType::I64 => false,
+            DType::I32 | DType::I64 | DType::U8 => false,
         }
     }
 
@@ -50,10 +53,11 @@ impl DType {
             DType::BF16 => "bf16",
             DType::I32 => "i32",
             DType::I64 => "i64",
+            DType::U8 => "u8",
         }
     }
 
-    /// The type called `name` in text forms, if there is one.
+    /// The type of values called `name` in text forms, if there is one.
     pub fn from_name(name: &str) -> Option<DType> {
         DType::ALL.into_iter().find(|d| d.name() == name)
     }
@@ -64,7 +68,7 @@ impl DType {
             DType::F64 | DType::F32 => x,
             DType::F16 => half::f16::from_f32(x).to_f32(),
             DType::BF16 => half::bf16::from_f32(x).to_f32(),
-            DType::I32 | DType::I64 => x.trunc(),
+            DType::I32 | DType::I64 | DType::U8 => x.trunc(),
         }
     }
 }

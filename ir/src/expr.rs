@@ -347,7 +347,7 @@ impl ExprBuilder {
     pub fn round(&mut self, dtype: DType, a: u32) -> u32 {
         match dtype {
             DType::F16 | DType::BF16 => self.push(ExprOp::Round(dtype, a)),
-            DType::F64 | DType::F32 | DType::I32 | DType::I64 => a,
+            DType::F64 | DType::F32 | DType::I32 | DType::I64 | DType::U8 => a,
         }
     }
 

@@ -6,6 +6,7 @@
 //! Sources: OCP Microscaling Formats (MX) 1.0 for e2m1, e4m3, e5m2 and e8m0; DeepSeek-V3 (FP8 blocks), gpt-oss (MXFP4),
 //! NVIDIA ModelOpt and compressed-tensors (NVFP4, INT4) for the layouts.
 
+use crate::DType;
 use serde::{Deserialize, Serialize};
 
 /// How one element is coded.
@@ -52,6 +53,24 @@ pub struct QuantFormat {
 }
 
 impl Code {
+    /// Every code, in declaration order.
+    pub const ALL: [Code; 4] = [Code::E4M3, Code::E5M2, Code::E2M1, Code::Int4];
+
+    /// The name in text forms and JSON: `e4m3`, `int4`, …
+    pub fn name(self) -> &'static str {
+        match self {
+            Code::E4M3 => "e4m3",
+            Code::E5M2 => "e5m2",
+            Code::E2M1 => "e2m1",
+            Code::Int4 => "int4",
+        }
+    }
+
+    /// The code called `name` in text forms, if there is one.
+    pub fn from_name(name: &str) -> Option<Code> {
+        Code::ALL.into_iter().find(|c| c.name() == name)
+    }
+
     /// Bits of an element.
     pub fn bits(self) -> u64 {
         match self {
@@ -62,7 +81,10 @@ impl Code {
 
     /// Bytes of `n` elements along K.
     pub fn bytes(self, n: u64) -> u64 {
-        (n * self.bits()).div_ceil(8)
+        match self {
+            Code::E4M3 | Code::E5M2 => n,
+            Code::E2M1 | Code::Int4 => n.div_ceil(2),
+        }
     }
 
     /// Element `i` of a row of codes.
@@ -77,6 +99,35 @@ impl Code {
 }
 
 impl ScaleCode {
+    /// Every code, in declaration order.
+    pub const ALL: [ScaleCode; 5] = [ScaleCode::F32, ScaleCode::BF16, ScaleCode::F16, ScaleCode::E8M0, ScaleCode::E4M3];
+
+    /// The name in text forms and JSON: `f32`, `e8m0`, …
+    pub fn name(self) -> &'static str {
+        match self {
+            ScaleCode::F32 => "f32",
+            ScaleCode::BF16 => "bf16",
+            ScaleCode::F16 => "f16",
+            ScaleCode::E8M0 => "e8m0",
+            ScaleCode::E4M3 => "e4m3",
+        }
+    }
+
+    /// The code called `name` in text forms, if there is one.
+    pub fn from_name(name: &str) -> Option<ScaleCode> {
+        ScaleCode::ALL.into_iter().find(|c| c.name() == name)
+    }
+
+    /// The element type of a buffer of such scales: the float itself, or bytes.
+    pub fn dtype(self) -> DType {
+        match self {
+            ScaleCode::F32 => DType::F32,
+            ScaleCode::BF16 => DType::BF16,
+            ScaleCode::F16 => DType::F16,
+            ScaleCode::E8M0 | ScaleCode::E4M3 => DType::U8,
+        }
+    }
+
     /// Bytes of one scale.
     pub fn bytes(self) -> u64 {
         match self {
@@ -98,7 +149,28 @@ impl ScaleCode {
     }
 }
 
+impl std::fmt::Display for QuantFormat {
+    /// `e2m1 by e8m0(1, 32)`: codes, scales, rows and columns of a block.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (code, scale) = (self.code.name(), self.scale.name());
+        write!(f, "{code} by {scale}({}, {})", self.block_rows, self.block_cols)
+    }
+}
+
 impl QuantFormat {
+    /// Bytes of the codes and scales of an `[n, k]` matrix, without padding.
+    pub fn matrix_bytes(&self, n: u64, k: u64) -> u64 {
+        let (rows, cols) = self.scale_grid(n, k);
+        n * self.code.bytes(k) + rows * cols * self.scale.bytes()
+    }
+
+    /// Whether the scales of `self` and of `other` lie alike over an `[n, k]` matrix: a block that covers an axis is the
+    /// same block, however its length is written.
+    pub fn same_blocks(&self, other: &QuantFormat, n: u64, k: u64) -> bool {
+        let cut = |block: u64, len: u64| if block == 0 { len } else { block.min(len) };
+        cut(self.block_rows, n) == cut(other.block_rows, n) && cut(self.block_cols, k) == cut(other.block_cols, k)
+    }
+
     /// Rows and columns of the grid of scales of an `[n, k]` matrix.
     pub fn scale_grid(&self, n: u64, k: u64) -> (u64, u64) {
         let blocks = |len: u64, block: u64| if block == 0 { 1 } else { len.div_ceil(block) };

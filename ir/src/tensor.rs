@@ -87,9 +87,10 @@ impl Tensor {
             (Data::Float(v), DType::BF16) => {
                 v.iter().for_each(|x| out.extend_from_slice(&half::bf16::from_f32(*x).to_le_bytes()));
             }
-            (Data::Float(v), DType::F32 | DType::I32 | DType::I64) => {
+            (Data::Float(v), DType::F32 | DType::I32 | DType::I64 | DType::U8) => {
                 v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes()));
             }
+            (Data::Int(v), DType::U8) => out.extend(v.iter().map(|&x| x as u8)),
             (Data::Int(v), DType::I64) => v.iter().for_each(|x| out.extend_from_slice(&x.to_le_bytes())),
             (Data::Int(v), DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::I32) => {
                 v.iter().for_each(|x| out.extend_from_slice(&(*x as i32).to_le_bytes()));
@@ -116,6 +117,7 @@ impl Tensor {
                 Data::Float(bytes.chunks_exact(2).map(|c| half::bf16::from_le_bytes([c[0], c[1]]).to_f32()).collect())
             }
             DType::I32 => Data::Int(bytes.chunks_exact(4).map(|c| i64::from(i32::from_le_bytes(word(c)))).collect()),
+            DType::U8 => Data::Int(bytes.iter().map(|&b| i64::from(b)).collect()),
             DType::I64 => Data::Int(bytes.chunks_exact(8).map(|c| i64::from_le_bytes(long(c))).collect()),
         };
         Some(Tensor { dtype, shape: shape.to_vec(), data })

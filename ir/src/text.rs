@@ -2,6 +2,7 @@
 
 use crate::diag::Diagnostic;
 use crate::expr::{Binary, Expr, ExprBuilder, Unary};
+use crate::quant::{Code, QuantFormat, ScaleCode};
 use crate::shape::Dim;
 use crate::{DType, TensorType};
 
@@ -164,17 +165,42 @@ impl<'a> Cursor<'a> {
         Ok(value)
     }
 
-    /// Takes an element type.
+    /// Takes the element type of a buffer.
     ///
     /// # Errors
     /// `text-syntax`
     pub fn dtype(&mut self) -> Result<DType, Diagnostic> {
         let start = self.at;
         let name = self.word()?;
-        DType::from_name(name).ok_or_else(|| {
+        let bytes = (name == DType::U8.name()).then_some(DType::U8);
+        DType::from_name(name).or(bytes).ok_or_else(|| {
             self.at = start;
             self.error("an element type")
         })
+    }
+
+    /// Takes a quantised format: `e2m1 by e8m0(1, 32)`.
+    ///
+    /// # Errors
+    /// `text-syntax`
+    pub fn quant_format(&mut self) -> Result<QuantFormat, Diagnostic> {
+        let start = self.at;
+        let Some(code) = Code::from_name(self.word()?) else {
+            self.at = start;
+            return Err(self.error("a code of weights (e4m3, e5m2, e2m1, int4)"));
+        };
+        self.expect("by")?;
+        let start = self.at;
+        let Some(scale) = ScaleCode::from_name(self.word()?) else {
+            self.at = start;
+            return Err(self.error("a code of scales (f32, bf16, f16, e8m0, e4m3)"));
+        };
+        self.expect("(")?;
+        let block_rows = self.integer()?;
+        self.expect(",")?;
+        let block_cols = self.integer()?;
+        self.expect(")")?;
+        Ok(QuantFormat { code, scale, block_rows, block_cols })
     }
 
     /// Takes an axis: `7`, `T`, `T*8`.

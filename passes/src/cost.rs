@@ -63,7 +63,7 @@ impl CostModel {
     fn kernel(&self, bytes: f64, flops: f64, dtype: DType) -> f64 {
         let peak = match dtype {
             DType::BF16 | DType::F16 => self.machine.bf16_flops,
-            DType::F64 | DType::F32 | DType::I32 | DType::I64 => self.machine.f32_flops,
+            DType::F64 | DType::F32 | DType::I32 | DType::I64 | DType::U8 => self.machine.f32_flops,
         };
         self.machine.launch_s + (bytes / self.machine.memory_bytes_per_s).max(flops / peak)
     }

@@ -44,7 +44,7 @@ fn may_pass(kernel: &Kernel, others: &[Kernel]) -> bool {
 fn same_types(program: &Program, d: usize, g: usize) -> bool {
     let types = |k: usize| match &program.kernels[k].body {
         Body::Contract(c) => {
-            c.segments.first().map(|s| (program.buffer(s.a).dtype, program.buffer(s.panels[0]).dtype, s.panels.len()))
+            c.segments.first().map(|s| (program.buffer(s.a).dtype, s.panels[0].dtype(program), s.panels.len()))
         }
         Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Combine(_) => None,
     };

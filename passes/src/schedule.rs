@@ -42,10 +42,9 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
     let grouped = c.segments.iter().find(|s| matches!(s.groups, Groups::ByExpert { .. })).or(c.segments.first());
     let Some(segment) = grouped else { return Schedule { tile_m: 16, tile_n: 64, tile_k: 32, stages: 2, warps: 4 } };
     let per_token = if let Dim::PerToken(n) = program.buffer(segment.out).rows { n } else { 1 };
-    let experts = program.buffer(segment.panels[0]).batch;
+    let experts = program.buffer(segment.panels[0].weights).batch;
     let rows = (n_tokens.saturating_mul(per_token)).div_ceil(experts.max(1));
-    let is_half =
-        program.buffer(segment.panels[0]).dtype != DType::F32 && program.buffer(segment.a).dtype != DType::F32;
+    let is_half = segment.panels[0].dtype(program) != DType::F32 && program.buffer(segment.a).dtype != DType::F32;
     let gated = segment.panels.len() == 2;
     let small_smem = matches!(target.kind, TargetKind::Gpu { smem_bytes, .. } if smem_bytes < 128 * 1024);
     let tile_m = match rows {

@@ -41,8 +41,12 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
 }
 
 fn segment(program: &Program, s: &Segment) -> Option<String> {
-    let first = program.buffer(s.panels[0]);
-    let twin = s.panels.iter().map(|&p| program.buffer(p)).find(|b| (b.dtype, b.pitch) != (first.dtype, first.pitch));
+    if s.panels.iter().any(|p| p.quant.is_some()) {
+        return Some(format!("the weights of `{}` are codes, which have no code", program.buffer(s.out).name));
+    }
+    let first = program.buffer(s.panels[0].weights);
+    let twin =
+        s.panels.iter().map(|p| program.buffer(p.weights)).find(|b| (b.dtype, b.pitch) != (first.dtype, first.pitch));
     twin.map(|b| format!("panels `{}` and `{}` differ in type or pitch", first.name, b.name))
 }
 

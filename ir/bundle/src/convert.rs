@@ -20,7 +20,7 @@ pub(crate) fn convert_row(source: Source<'_>, from: DType, through: DType, to: D
         match from {
             DType::F32 => gather::<4>(source, out),
             DType::F16 | DType::BF16 => gather::<2>(source, out),
-            DType::F64 | DType::I32 | DType::I64 => {}
+            DType::F64 | DType::I32 | DType::I64 | DType::U8 => {}
         }
         return;
     }
@@ -35,7 +35,7 @@ pub(crate) fn convert_row(source: Source<'_>, from: DType, through: DType, to: D
             DType::F32 => read::<4>(source, values, f32::from_le_bytes),
             DType::F16 => read::<2>(source, values, |b| f16::from_le_bytes(b).to_f32()),
             DType::BF16 => read::<2>(source, values, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)),
-            DType::F64 | DType::I32 | DType::I64 => return,
+            DType::F64 | DType::I32 | DType::I64 | DType::U8 => return,
         }
         if through != to && through != from && through != DType::F32 {
             values.iter_mut().for_each(|v| *v = through.round(*v));
@@ -44,7 +44,7 @@ pub(crate) fn convert_row(source: Source<'_>, from: DType, through: DType, to: D
             DType::F32 => write::<4>(values, out, f32::to_le_bytes),
             DType::F16 => write::<2>(values, out, |v| f16::from_f32(v).to_le_bytes()),
             DType::BF16 => write::<2>(values, out, |v| bf16_bits(v).to_le_bytes()),
-            DType::F64 | DType::I32 | DType::I64 => return,
+            DType::F64 | DType::I32 | DType::I64 | DType::U8 => return,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use moec_ir::graph::{Graph, Input, Param};
 use moec_ir::numerics::{NumericClass, Numerics};
+use moec_ir::quant::QuantFormat;
 use moec_ir::shape::TensorType;
 use moec_ir::tile::{Buffer, BufferId, CpuLaunch, GpuLaunch, Role};
 use moec_ir::weights::WeightSource;
@@ -77,6 +78,9 @@ pub struct ParamInfo {
     pub ty: TensorType,
     /// How a checkpoint becomes it.
     pub source: WeightSource,
+    /// How the checkpoint stores it, when buffers hold its codes and scales.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<QuantFormat>,
 }
 
 /// Everything for one target.
@@ -193,13 +197,13 @@ pub struct FileInfo {
 impl ParamInfo {
     /// The parameter as the graph has it.
     pub fn param(&self) -> Param {
-        Param { name: self.name.clone(), ty: self.ty.clone(), source: self.source.clone() }
+        Param { name: self.name.clone(), ty: self.ty.clone(), source: self.source.clone(), stored: self.stored }
     }
 }
 
 impl From<&Param> for ParamInfo {
     fn from(p: &Param) -> ParamInfo {
-        ParamInfo { name: p.name.clone(), ty: p.ty.clone(), source: p.source.clone() }
+        ParamInfo { name: p.name.clone(), ty: p.ty.clone(), source: p.source.clone(), stored: p.stored }
     }
 }
 

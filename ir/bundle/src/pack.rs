@@ -336,6 +336,7 @@ fn copy(row: &Row<'_>, from: DType, data: &[u8], c: u64, layout: &Layout, out: &
         for (i, out) in out.chunks_exact_mut(layout.dtype.bytes()).enumerate() {
             let bytes = &data[position(i)..];
             let value = match from {
+                DType::U8 => i64::from(bytes.first().copied().unwrap_or(0)),
                 DType::I32 => i64::from(i32::from_le_bytes(first(bytes))),
                 DType::I64 | DType::F64 | DType::F32 | DType::F16 | DType::BF16 => i64::from_le_bytes(first(bytes)),
             };
@@ -355,7 +356,7 @@ fn copy(row: &Row<'_>, from: DType, data: &[u8], c: u64, layout: &Layout, out: &
         DType::BF16 => {
             convert(layout.dtype, out, through, |i| bf16::from_le_bytes(first(&data[position(i)..])).to_f32());
         }
-        DType::F64 | DType::I32 | DType::I64 => {}
+        DType::F64 | DType::I32 | DType::I64 | DType::U8 => {}
     }
     Ok(())
 }
@@ -397,7 +398,7 @@ fn convert(to: DType, out: &mut [u8], through: DType, get: impl Fn(usize) -> f32
                 o.copy_from_slice(&bf16::from_f32(get(i)).to_le_bytes());
             }
         }
-        DType::F64 | DType::I32 | DType::I64 => {}
+        DType::F64 | DType::I32 | DType::I64 | DType::U8 => {}
     }
 }
 

@@ -1,6 +1,7 @@
 //! Checks everything that a manifest says before anything is computed from it.
 
-use crate::manifest::{FORMAT, KernelEntry, Launch, Manifest, TargetEntry, Variant};
+use crate::manifest::{FORMAT, KernelEntry, Launch, Manifest, ParamInfo, TargetEntry, Variant};
+use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::{Buffer, Extent, Role};
@@ -112,7 +113,22 @@ fn check_variant(m: &Manifest, target: &TargetEntry, v: &Variant, max_tokens: u6
                 ensure(made.insert(i), || format!("output {i} has two buffers"))?;
                 ("output", m.outputs.get(i as usize).map(|t| &t.ty))
             }
-            Role::Weight(i) => ("parameter", m.params.get(i as usize).map(|t| &t.ty)),
+            Role::Weight(_) if b.dtype != DType::U8 => {
+                ("parameter", b.role.param().and_then(|i| m.params.get(i as usize)).map(|t| &t.ty))
+            }
+            Role::Weight(i) | Role::WeightScale(i) | Role::WeightGlobal(i) => {
+                let param = m.params.get(i as usize);
+                let param =
+                    param.ok_or_else(|| format!("the buffer `{}` is for a parameter that does not exist", b.name))?;
+                ensure(part_fits(b, param), || {
+                    let (name, stored) = (&param.name, param.stored.map_or("floats".into(), |f| f.to_string()));
+                    format!(
+                        "the buffer `{}`, {}[{}, {}, {}], is for a part of `{name}`, {}, stored as {stored}",
+                        b.name, b.dtype, b.batch, b.rows, b.cols, param.ty
+                    )
+                })?;
+                continue;
+            }
         };
         let ty = ty.ok_or_else(|| format!("the buffer `{}` is for an {what} that does not exist", b.name))?;
         ensure(fits(b, ty), || {
@@ -145,7 +161,7 @@ fn check_kernel(
     for o in &k.operands {
         let buffer = v.buffers.get(o.buffer.index());
         let buffer = buffer.ok_or_else(|| format!("it names buffer {}, which does not exist", o.buffer.0))?;
-        let constant = matches!(buffer.role, Role::Input(_) | Role::Weight(_));
+        let constant = matches!(buffer.role, Role::Input(_)) || buffer.role.param().is_some();
         ensure(!(o.written && constant), || format!("it writes `{}`, which is not its to write", buffer.name))?;
     }
     match &k.launch {
@@ -221,6 +237,25 @@ fn fits(b: &Buffer, ty: &TensorType) -> bool {
     b.batch.checked_mul(rows) == Some(fixed)
         && last.fixed() == Some(b.cols)
         && b.dtype.is_float() == ty.dtype.is_float()
+}
+
+/// Whether a buffer has the shape of the codes, scales or global scales of a parameter.
+fn part_fits(b: &Buffer, param: &ParamInfo) -> bool {
+    let (Some(format), Some((leading, Dim::Fixed(k)))) = (param.stored, matrix(&param.ty)) else { return false };
+    let Some((Dim::Fixed(n), stack)) = leading.split_last().map(|(n, stack)| (*n, stack)) else { return false };
+    let matrices = stack.iter().try_fold(1u64, |a, d| a.checked_mul(d.fixed()?));
+    let (grid_rows, grid_cols) = format.scale_grid(n, k);
+    let shape = (Some(b.batch), b.rows, b.cols);
+    match b.role {
+        Role::Weight(_) => b.dtype == DType::U8 && shape == (matrices, Dim::Fixed(n), format.code.bytes(k)),
+        Role::WeightScale(_) => {
+            b.dtype == format.scale.dtype() && shape == (matrices, Dim::Fixed(grid_rows), grid_cols)
+        }
+        Role::WeightGlobal(_) => {
+            b.dtype == DType::F32 && b.batch == 1 && b.rows == Dim::Fixed(1) && Some(b.cols) == matrices
+        }
+        Role::Input(_) | Role::Output(_) | Role::Workspace => false,
+    }
 }
 
 fn source(s: &WeightSource) -> Result<(), String> {

@@ -37,7 +37,12 @@ fn graph() -> Graph {
     Graph {
         name: "sample".into(),
         inputs: vec![Input { name: "input".into(), ty: t.clone() }],
-        params: vec![Param { name: "bias".into(), ty: bias.clone(), source: WeightSource::tensor("bias") }],
+        params: vec![Param {
+            name: "bias".into(),
+            ty: bias.clone(),
+            source: WeightSource::tensor("bias"),
+            stored: None,
+        }],
         nodes: vec![
             node("x", Op::Input(0), &[], &t),
             node("b", Op::Param(0), &[], &bias),

@@ -19,7 +19,7 @@ fn checkpoint(tensors: &[(&str, &Tensor)]) -> (tempfile::TempDir, Checkpoint) {
 }
 
 fn param(dtype: DType, shape: &[u64], source: WeightSource) -> Param {
-    Param { name: "w".into(), ty: TensorType::fixed(dtype, shape), source }
+    Param { name: "w".into(), ty: TensorType::fixed(dtype, shape), source, stored: None }
 }
 
 fn buffer(dtype: DType, batch: u64, rows: u64, cols: u64, pitch: u64) -> Buffer {

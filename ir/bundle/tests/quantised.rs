@@ -43,7 +43,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
 }
 
 fn read_as(c: &Checkpoint, shape: &[u64], source: WeightSource) -> Result<Vec<f32>, Diagnostic> {
-    let p = Param { name: "w".into(), ty: TensorType::fixed(DType::F32, shape), source };
+    let p = Param { name: "w".into(), ty: TensorType::fixed(DType::F32, shape), source, stored: None };
     let (batch, rows, cols) = match *shape {
         [b, r, c] => (b, r, c),
         [r, c] => (1, r, c),

@@ -179,7 +179,7 @@ impl Reader {
             Some(s) => source(s, 0)?,
             None => WeightSource::tensor(&name),
         };
-        self.graph.params.push(Param { name, ty, source });
+        self.graph.params.push(Param { name, ty, source, stored: None });
         Ok(())
     }
 

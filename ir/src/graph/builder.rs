@@ -32,7 +32,7 @@ impl GraphBuilder {
     /// Adds a parameter of the checkpoint.
     pub fn param(&mut self, name: &str, ty: TensorType, source: WeightSource) -> ValueId {
         let n = self.graph.params.len() as u32;
-        self.graph.params.push(Param { name: name.to_string(), ty: ty.clone(), source });
+        self.graph.params.push(Param { name: name.to_string(), ty: ty.clone(), source, stored: None });
         self.push(name.to_string(), Op::Param(n), Vec::new(), ty)
     }
 

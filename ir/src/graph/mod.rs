@@ -24,6 +24,7 @@ pub use print::{print, source as print_source};
 pub use verify::verify;
 
 use crate::diag::Origin;
+use crate::quant::QuantFormat;
 use crate::shape::TensorType;
 use crate::weights::WeightSource;
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,10 @@ pub struct Param {
     pub ty: TensorType,
     /// Where its elements come from.
     pub source: WeightSource,
+    /// How the checkpoint publishes it, and how it may lie in memory: codes and scales, from which kernels make the
+    /// elements as they read. The value is the same: `code · (scale · global)` in f32, rounded to the type. `None` for
+    /// elements that are stored as floats, or that become floats when the layer is loaded.
+    pub stored: Option<QuantFormat>,
 }
 
 /// One MoE layer.

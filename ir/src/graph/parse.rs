@@ -4,6 +4,7 @@ use super::{Attr, AttrError, Graph, Input, Node, Op, Param, ValueId};
 use crate::DType;
 use crate::diag::{Diagnostic, Origin};
 use crate::expr::Real;
+use crate::quant::{Code, QuantFormat, ScaleCode};
 use crate::shape::{Dim, TensorType};
 use crate::weights::{WeightSource, WeightStep};
 
@@ -44,8 +45,9 @@ pub fn parse(file: &str, text: &str) -> Result<Graph, Diagnostic> {
                     let name = p.string()?;
                     p.token(":")?;
                     let ty = p.tensor_type()?;
+                    let stored = if p.eat("stored") { Some(p.quant_format()?) } else { None };
                     p.token("=")?;
-                    graph.params.push(Param { name, ty, source: p.source(0)? });
+                    graph.params.push(Param { name, ty, source: p.source(0)?, stored });
                 }
                 "output" => {
                     let name = p.string()?;
@@ -211,6 +213,29 @@ impl<'a> Parser<'a> {
             }
             None => Err(self.expected("a string in double quotes")),
         }
+    }
+
+    /// `e2m1 by e8m0(1, 32)`
+    fn quant_format(&mut self) -> Result<QuantFormat, Diagnostic> {
+        self.blanks();
+        let start = self.at;
+        let Some(code) = Code::from_name(self.word()?) else {
+            self.at = start;
+            return Err(self.expected("a code of weights (e4m3, e5m2, e2m1, int4)"));
+        };
+        self.word_is("by")?;
+        self.blanks();
+        let start = self.at;
+        let Some(scale) = ScaleCode::from_name(self.word()?) else {
+            self.at = start;
+            return Err(self.expected("a code of scales (f32, bf16, f16, e8m0, e4m3)"));
+        };
+        self.token("(")?;
+        let block_rows = self.whole()?;
+        self.token(",")?;
+        let block_cols = self.whole()?;
+        self.token(")")?;
+        Ok(QuantFormat { code, scale, block_rows, block_cols })
     }
 
     fn value(&mut self) -> Result<ValueId, Diagnostic> {
@@ -417,7 +442,7 @@ mod tests {
 
     const SMALL: &str = r#"graph "a \"small\" layer"
 input "input" : bf16[T, 6]
-param "w" : bf16[4, 6] = first_of(tensor("a.w" | "b.w") slice(axis=1, start=0, step=2, len=6) transpose, per_expert(4, "e.{e}.w") reshape(4, 6))
+param "w" : bf16[4, 6] stored e2m1 by e8m0(1, 2) = first_of(tensor("a.w" | "b.w") slice(axis=1, start=0, step=2, len=6) transpose, per_expert(4, "e.{e}.w") reshape(4, 6))
 %0 = input index=0 () : bf16[T, 6]  "input"
 %1 = param index=0 () : bf16[4, 6]  "w"
 %2 = linear (%0, %1) : f32[T, 4]  "logits"
@@ -457,6 +482,8 @@ output "topk_ids" = %3
             ("graph \"g\"\n%0 = add () : f33[T] \"a\"", "2:15: expected an element type"),
             ("graph \"g\"\n%0 = add () : f32[T*] \"a\"", "2:21: expected a whole number"),
             ("graph \"g\"\nparam \"p\" : f32[1] = file(\"x\")", "2:22: expected tensor, per_expert or first_of"),
+            ("graph \"g\"\nparam \"p\" : f32[1] stored e3m2", "2:27: expected a code of weights"),
+            ("graph \"g\"\nparam \"p\" : f32[1] stored int4 by e5m2", "2:35: expected a code of scales"),
             ("graph \"g\"\ninput \"p\" : f32[99999999999999999999]", "2:17: expected a whole number"),
             ("graph \"g\"\noutput \"o\" = %99999999999", "2:15: expected a whole number up to"),
         ];

@@ -4,7 +4,7 @@
 //! graph "mixtral layer 0"
 //! input "input" : bf16[T, 4096]
 //! param "router.weight" : bf16[8, 4096] = tensor("model.layers.0.block_sparse_moe.gate.weight")
-//! param "experts.up" : bf16[8, 14336, 4096] = per_expert(8, "model.layers.0.block_sparse_moe.experts.{e}.w3.weight")
+//! param "experts.up" : bf16[8, 14336, 4096] stored e4m3 by f32(128, 128) = per_expert(8, "model.layers.0.block_sparse_moe.experts.{e}.w3.weight")
 //! %0 = input index=0 () : bf16[T, 4096]  "input"
 //! %1 = param index=0 () : bf16[8, 4096]  "router.weight"
 //! %2 = linear (%0, %1) : bf16[T, 8]  "router.logits"
@@ -27,7 +27,8 @@ pub fn print(graph: &Graph) -> String {
         let _ = writeln!(out, "input {} : {}", quoted(&input.name), input.ty);
     }
     for param in &graph.params {
-        let _ = writeln!(out, "param {} : {} = {}", quoted(&param.name), param.ty, source(&param.source));
+        let stored = param.stored.map_or(String::new(), |f| format!(" stored {f}"));
+        let _ = writeln!(out, "param {} : {}{stored} = {}", quoted(&param.name), param.ty, source(&param.source));
     }
     for (i, node) in graph.nodes.iter().enumerate() {
         let _ = writeln!(out, "%{i} = {}", statement(node));

@@ -22,7 +22,7 @@ const MAX_ELEMENTS: u64 = 1 << 48;
 /// What is wrong with `graph`; empty when nothing is.
 ///
 /// Codes: `value-not-defined`, `leaf-not-defined`, `duplicate-name`, `node-type-mismatch`, `tensor-too-large`,
-/// `input-without-tokens`, `parameter-with-tokens`, `expert-order-mismatch`, `expert-count-mismatch`, `half-not-defined`,
+/// `input-without-tokens`, `parameter-with-tokens`, `stored-not-a-matrix`, `expert-order-mismatch`, `expert-count-mismatch`, `half-not-defined`,
 /// `no-output`, and those of [`infer_type`].
 pub fn verify(graph: &Graph) -> Vec<Diagnostic> {
     let mut found = Vec::new();
@@ -44,6 +44,14 @@ pub fn verify(graph: &Graph) -> Vec<Diagnostic> {
             ));
         }
         size(&param.name, &param.ty, &mut found);
+        if let Some(format) = param.stored
+            && !(param.ty.dtype.is_float() && param.ty.shape.len() >= 2)
+        {
+            let what = format!("parameter `{}` is {}, which cannot be stored as {format}", param.name, param.ty);
+            found.push(
+                Diagnostic::input("stored-not-a-matrix", what).note("blocks of codes are parts of float matrices"),
+            );
+        }
     }
     let mut orders: Vec<Option<ExpertOrder>> = Vec::with_capacity(graph.nodes.len());
     for (i, node) in graph.nodes.iter().enumerate() {

@@ -1,7 +1,9 @@
 //! Contractions: dense and grouped GEMMs with gathered rows and an epilogue.
 
-use super::BufferId;
+use super::{BufferId, Program};
+use crate::DType;
 use crate::expr::Expr;
+use crate::quant::QuantFormat;
 use serde::{Deserialize, Serialize};
 
 /// One or more matrix products that are launched together; their tiles share one grid.
@@ -22,13 +24,51 @@ pub struct Segment {
     /// The rows of the domain and the expert of each.
     pub groups: Groups,
     /// Weights, one or two of them (gate and up) with equal shapes: `[E, N, K]`, or `[1, N, K]` for a dense segment.
-    pub panels: Vec<BufferId>,
+    pub panels: Vec<Panel>,
     /// For each panel, its bias `[E, N]` (batch 1, rows E; rows 1 for a dense segment), added in f32 before the epilogue.
     pub biases: Vec<Option<BufferId>>,
     /// Argument `p` is accumulator `p`.
     pub epilogue: Expr,
     /// The result: `[rows, N]`, batch 1; rows outside the domain are not written.
     pub out: BufferId,
+}
+
+/// The weights of a segment: floats as they are, or codes and scales from which a kernel makes the floats as it reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Panel {
+    /// Floats `[E, N, K]`; or codes, u8 `[E, N, bytes]` with the bytes of K codes in a row.
+    pub weights: BufferId,
+    /// How codes become floats; `None` when `weights` are floats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quant: Option<PanelQuant>,
+}
+
+/// What the codes of a panel mean: `value[e, n, k] = round(code[e, n, k] · (scale · global[e]))`, both products in f32, each
+/// rounded once. `scale` is the one of the block that `(n, k)` lies in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PanelQuant {
+    /// Codes, scales and blocks.
+    pub format: QuantFormat,
+    /// `[E, ceil(N / block_rows), ceil(K / block_cols)]` of [`crate::quant::ScaleCode::dtype`].
+    pub scales: BufferId,
+    /// f32 `[1, 1, E]`; 1 where there is none.
+    pub global: Option<BufferId>,
+    /// The type of the values: bf16, f16 or f32.
+    pub round: DType,
+}
+
+impl Panel {
+    /// Floats as they are.
+    pub fn dense(weights: BufferId) -> Panel {
+        Panel { weights, quant: None }
+    }
+
+    /// The element type of the values: what a product multiplies.
+    pub fn dtype(&self, program: &Program) -> DType {
+        self.quant.as_ref().map_or(program.buffer(self.weights).dtype, |q| q.round)
+    }
 }
 
 /// Which row of the activations belongs to a row of the domain.
@@ -63,7 +103,13 @@ impl Segment {
         if let Groups::ByExpert { offsets } = self.groups {
             add(offsets, false);
         }
-        self.panels.iter().for_each(|&p| add(p, false));
+        for panel in &self.panels {
+            add(panel.weights, false);
+            if let Some(q) = &panel.quant {
+                add(q.scales, false);
+                q.global.iter().for_each(|&b| add(b, false));
+            }
+        }
         self.biases.iter().flatten().for_each(|&b| add(b, false));
         add(self.out, true);
     }

@@ -1,13 +1,14 @@
 //! The reference evaluator of the tile IR: what every backend's kernels are compared with.
 
 use super::{
-    Body, BufferId, ColAccess, Combine, Contract, Groups, Map, MapArg, Plan, Program, Role, RowAccess, RowMap,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Map, MapArg, Panel, Plan, Program, Role, RowAccess,
+    RowMap,
 };
 use super::{RowOpKind, RowProgram, Segment};
 use crate::DType;
 use crate::diag::Diagnostic;
 use crate::reference as r;
-use crate::tensor::Tensor;
+use crate::tensor::{Data, Tensor};
 
 /// The contents of a program's buffers while it runs; padding is not kept.
 struct Memory<'a> {
@@ -20,6 +21,8 @@ struct Memory<'a> {
 /// Runs a verified program.
 ///
 /// `inputs` and `params` are in the order of the graph's; weights have the shapes of the graph's parameters, unpadded.
+/// A parameter whose buffer holds codes is given by its values all the same: `params` are what the graph computes with, and
+/// codes and scales are taken to mean them. [`evaluate_given`] reads the codes themselves.
 /// Returns the output buffers, in the order of the graph's outputs, each `[rows, cols]`.
 ///
 /// # Errors
@@ -30,30 +33,89 @@ pub fn evaluate(
     params: &[Tensor],
     n_tokens: usize,
 ) -> Result<Vec<Tensor>, Diagnostic> {
+    let codes = coded_panels(program);
     let mut values = Vec::with_capacity(program.buffers.len());
-    for b in &program.buffers {
-        let shape = [(b.batch * b.rows.at(n_tokens as u64)) as usize, b.cols as usize];
-        let n = shape[0] * shape[1];
-        let given = match b.role {
-            Role::Input(i) => Some(inputs.get(i as usize)),
-            Role::Weight(i) => Some(params.get(i as usize)),
-            Role::Output(_) | Role::Workspace => None,
-        };
-        values.push(match given {
-            None if b.dtype.is_float() => Tensor::float(b.dtype, &shape, vec![f32::NAN; n]),
-            None => Tensor::int(b.dtype, &shape, vec![i64::from(i32::MIN); n]),
-            Some(None) => {
-                return Err(Diagnostic::input("tensor-missing", format!("no tensor is given for `{}`", b.name)));
-            }
-            Some(Some(t)) if t.elements() != n => {
-                return Err(Diagnostic::input(
-                    "tensor-shape",
-                    format!("the tensor for `{}` is {:?}; the program takes {shape:?}", b.name, t.shape),
-                ));
-            }
-            Some(Some(t)) => Tensor { dtype: b.dtype, shape: shape.to_vec(), data: t.data.clone() },
+    for (i, b) in program.buffers.iter().enumerate() {
+        let shape = shape_of(b, n_tokens);
+        values.push(match b.role {
+            Role::Input(n) => given(b, inputs.get(n as usize), &shape)?,
+            Role::Weight(n) => match codes[i] {
+                Some(k) => given(b, params.get(n as usize), &[shape[0], k])?,
+                None => given(b, params.get(n as usize), &shape)?,
+            },
+            Role::Output(_) | Role::Workspace | Role::WeightScale(_) | Role::WeightGlobal(_) => unwritten(b, &shape),
         });
     }
+    Ok(run(program, n_tokens, values))
+}
+
+/// Runs a verified program on exactly what its buffers hold: codes are bytes (integers), scales are floats or bytes.
+///
+/// `content` gives the tensor of every input and weight buffer, `[batch * rows, cols]` without padding.
+/// Returns the output buffers, in the order of the graph's outputs, each `[rows, cols]`.
+///
+/// # Errors
+/// `tensor-missing` or `tensor-shape` when a given tensor does not fit its buffer.
+pub fn evaluate_given(
+    program: &Program,
+    n_tokens: usize,
+    mut content: impl FnMut(&Buffer) -> Option<Tensor>,
+) -> Result<Vec<Tensor>, Diagnostic> {
+    let mut values = Vec::with_capacity(program.buffers.len());
+    for b in &program.buffers {
+        let shape = shape_of(b, n_tokens);
+        values.push(match b.role {
+            Role::Output(_) | Role::Workspace => unwritten(b, &shape),
+            Role::Input(_) | Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) => {
+                given(b, content(b).as_ref(), &shape)?
+            }
+        });
+    }
+    Ok(run(program, n_tokens, values))
+}
+
+/// For each buffer of codes, the columns of the values.
+fn coded_panels(program: &Program) -> Vec<Option<usize>> {
+    let mut out = vec![None; program.buffers.len()];
+    for kernel in &program.kernels {
+        let Body::Contract(c) = &kernel.body else { continue };
+        for s in &c.segments {
+            let k = program.buffer(s.a).cols as usize;
+            s.panels.iter().filter(|p| p.quant.is_some()).for_each(|p| out[p.weights.index()] = Some(k));
+        }
+    }
+    out
+}
+
+fn shape_of(b: &Buffer, n_tokens: usize) -> [usize; 2] {
+    [(b.batch * b.rows.at(n_tokens as u64)) as usize, b.cols as usize]
+}
+
+/// What a buffer holds that nobody has written: nothing that looks like a result.
+fn unwritten(b: &Buffer, shape: &[usize; 2]) -> Tensor {
+    let n = shape[0] * shape[1];
+    if b.dtype.is_float() {
+        Tensor::float(b.dtype, shape, vec![f32::NAN; n])
+    } else {
+        Tensor::int(b.dtype, shape, vec![i64::from(i32::MIN); n])
+    }
+}
+
+fn given(b: &Buffer, tensor: Option<&Tensor>, shape: &[usize; 2]) -> Result<Tensor, Diagnostic> {
+    let Some(t) = tensor else {
+        return Err(Diagnostic::input("tensor-missing", format!("no tensor is given for `{}`", b.name)));
+    };
+    if t.elements() != shape[0] * shape[1] {
+        return Err(Diagnostic::input(
+            "tensor-shape",
+            format!("the tensor for `{}` is {:?}; the program takes {shape:?}", b.name, t.shape),
+        ));
+    }
+    Ok(Tensor { dtype: b.dtype, shape: shape.to_vec(), data: t.data.clone() })
+}
+
+/// Runs the kernels over what the buffers hold.
+fn run(program: &Program, n_tokens: usize, values: Vec<Tensor>) -> Vec<Tensor> {
     let mut memory = Memory { program, n_tokens, values };
     for kernel in &program.kernels {
         match &kernel.body {
@@ -71,7 +133,7 @@ pub fn evaluate(
         }
     }
     outputs.sort_by_key(|(i, _)| *i);
-    Ok(outputs.into_iter().map(|(_, t)| t).collect())
+    outputs.into_iter().map(|(_, t)| t).collect()
 }
 
 impl Memory<'_> {
@@ -99,7 +161,7 @@ impl Memory<'_> {
     fn store(&mut self, b: BufferId, at: usize, value: f32) {
         let t = &mut self.values[b.index()];
         let value = t.dtype.round(value);
-        if let crate::tensor::Data::Float(v) = &mut t.data {
+        if let Data::Float(v) = &mut t.data {
             v[at] = value;
         }
     }
@@ -150,12 +212,41 @@ fn contract_row(m: &mut Memory, s: &Segment, row: usize, expert: usize) {
     let n = m.cols(s.out);
     for col in 0..n {
         let mut args = Vec::with_capacity(s.panels.len());
-        for (p, &panel) in s.panels.iter().enumerate() {
-            let acc = r::dot(m.row(s.a, source), m.row(panel, expert * n + col));
+        for (p, panel) in s.panels.iter().enumerate() {
+            let acc = r::dot(m.row(s.a, source), &panel_row(m, s, panel, expert, col));
             args.push(acc + s.biases.get(p).copied().flatten().map_or(0.0, |b| m.row(b, expert)[col]));
         }
         m.store(s.out, row * n + col, s.epilogue.eval(&args));
     }
+}
+
+/// The values of row `col` of a panel's matrix `expert`, as many as the activations have columns.
+fn panel_row(m: &Memory, s: &Segment, panel: &Panel, expert: usize, col: usize) -> Vec<f32> {
+    let (n, k) = (m.cols(s.out), m.cols(s.a));
+    let row = expert * n + col;
+    let codes = match (&panel.quant, &m.values[panel.weights.index()].data) {
+        (None, _) => return m.row(panel.weights, row).to_vec(),
+        // Given by its values.
+        (Some(_), Data::Float(values)) => return values[row * k..(row + 1) * k].to_vec(),
+        (Some(q), Data::Int(codes)) => (q, codes),
+    };
+    let (q, codes) = codes;
+    let bytes = |ints: &[i64]| ints.iter().map(|&x| x as u8).collect::<Vec<u8>>();
+    let width = m.cols(panel.weights);
+    let (grid_rows, grid_cols) = q.format.scale_grid(n as u64, k as u64);
+    let cells = (grid_rows * grid_cols) as usize;
+    let scales = match &m.values[q.scales.index()] {
+        Tensor { data: Data::Int(v), .. } => bytes(&v[expert * cells..(expert + 1) * cells]),
+        Tensor { data: Data::Float(v), dtype, .. } => {
+            Tensor::float(*dtype, &[cells], v[expert * cells..(expert + 1) * cells].to_vec()).to_bytes()
+        }
+    };
+    let global = q.global.map_or(1.0, |g| m.floats(g)[expert]);
+    let mut out = vec![0.0; k];
+    let codes = bytes(&codes[row * width..(row + 1) * width]);
+    q.format.decode_row(&codes, &scales, global, col as u64, (n as u64, k as u64), &mut out);
+    out.iter_mut().for_each(|v| *v = q.round.round(*v));
+    out
 }
 
 /// A row of a row program.
@@ -260,7 +351,7 @@ fn rows(m: &mut Memory, p: &RowProgram) {
                 Row::Float(v) => v.iter().enumerate().for_each(|(c, &x)| m.store(s.buffer, row * cols + c, x)),
                 Row::Int(v) => {
                     let t = &mut m.values[s.buffer.index()];
-                    if let crate::tensor::Data::Int(out) = &mut t.data {
+                    if let Data::Int(out) = &mut t.data {
                         v.iter().enumerate().for_each(|(c, &x)| out[row * cols + c] = x);
                     }
                 }

@@ -23,8 +23,8 @@ mod rows;
 mod schedule;
 mod verify;
 
-pub use contract::{Contract, Groups, RowMap, Segment};
-pub use eval::evaluate;
+pub use contract::{Contract, Groups, Panel, PanelQuant, RowMap, Segment};
+pub use eval::{evaluate, evaluate_given};
 pub use launch::{CpuLaunch, Extent, GpuLaunch};
 pub use parse::parse;
 pub use rows::{RowId, RowOp, RowOpKind, RowProgram, RowStore};
@@ -58,6 +58,10 @@ pub enum Role {
     Output(u32),
     /// Packed once when the layer is loaded: index into the graph's parameters.
     Weight(u32),
+    /// Packed likewise: the scales of the parameter's codes, which are in a buffer of role `Weight`.
+    WeightScale(u32),
+    /// Packed likewise: the parameter's scales of whole matrices.
+    WeightGlobal(u32),
     /// Intermediate; part of the workspace.
     Workspace,
 }
@@ -79,6 +83,16 @@ pub struct Buffer {
     pub pitch: u64,
     /// What it is for.
     pub role: Role,
+}
+
+impl Role {
+    /// The parameter that the buffer is packed from, for buffers of weights.
+    pub fn param(&self) -> Option<u32> {
+        match *self {
+            Role::Weight(i) | Role::WeightScale(i) | Role::WeightGlobal(i) => Some(i),
+            Role::Input(_) | Role::Output(_) | Role::Workspace => None,
+        }
+    }
 }
 
 impl Buffer {

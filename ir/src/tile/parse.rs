@@ -1,7 +1,7 @@
 //! Reads the text form of tile programs, as [`super::print`] writes it.
 
 use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
-use super::{RowAccess, RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment};
+use super::{Panel, PanelQuant, RowAccess, RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment};
 use crate::diag::Diagnostic;
 use crate::expr::Real;
 use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
@@ -67,6 +67,10 @@ fn buffer(c: &mut Cursor) -> Parsed<Buffer> {
         Role::Output(c.small()?)
     } else if c.take("weight") {
         Role::Weight(c.small()?)
+    } else if c.take("weight_scale") {
+        Role::WeightScale(c.small()?)
+    } else if c.take("weight_global") {
+        Role::WeightGlobal(c.small()?)
     } else {
         c.expect("workspace")?;
         Role::Workspace
@@ -119,7 +123,7 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
         };
         let (mut panels, mut biases) = (Vec::new(), Vec::new());
         while c.take("*") {
-            panels.push(buffer_id(c)?);
+            panels.push(panel(c)?);
             biases.push(if c.take("+") { Some(buffer_id(c)?) } else { None });
         }
         c.expect(":")?;
@@ -128,6 +132,19 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
         segments.push(Segment { a, a_rows, groups, panels, biases, epilogue, out: buffer_id(c)? });
     }
     Ok(Contract { segments })
+}
+
+fn panel(c: &mut Cursor) -> Parsed<Panel> {
+    let weights = buffer_id(c)?;
+    if !c.take("as") {
+        return Ok(Panel::dense(weights));
+    }
+    let format = c.quant_format()?;
+    c.expect("scales")?;
+    let scales = buffer_id(c)?;
+    let global = if c.take("global") { Some(buffer_id(c)?) } else { None };
+    c.expect("to")?;
+    Ok(Panel { weights, quant: Some(PanelQuant { format, scales, global, round: c.dtype()? }) })
 }
 
 fn rows(c: &mut Cursor) -> Parsed<RowProgram> {

@@ -1,7 +1,7 @@
 //! The text form of tile programs. [`super::parse`] reads it back.
 
 use super::{
-    Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Program, Role, RowAccess, RowMap,
+    Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Program, Role, RowAccess, RowMap,
 };
 use super::{RowId, RowOp, RowOpKind, RowProgram, Segment};
 use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
@@ -27,6 +27,8 @@ impl Display for Program {
                 Role::Input(n) => format!("input {n}"),
                 Role::Output(n) => format!("output {n}"),
                 Role::Weight(n) => format!("weight {n}"),
+                Role::WeightScale(n) => format!("weight_scale {n}"),
+                Role::WeightGlobal(n) => format!("weight_global {n}"),
                 Role::Workspace => "workspace".to_string(),
             };
             writeln!(
@@ -85,6 +87,18 @@ impl Display for Segment {
             }
         }
         writeln!(f, " : {} -> {}", self.epilogue, self.out)
+    }
+}
+
+impl Display for Panel {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "{}", self.weights)?;
+        let Some(q) = &self.quant else { return Ok(()) };
+        write!(f, " as {} scales {}", q.format, q.scales)?;
+        if let Some(global) = q.global {
+            write!(f, " global {global}")?;
+        }
+        write!(f, " to {}", q.round)
     }
 }
 

@@ -11,7 +11,7 @@
 //! Not checked: that row maps and offsets hold values in range (they are made by plans).
 
 use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
-use super::{RowAccess, RowId, RowMap, RowOpKind, RowProgram, Segment};
+use super::{Panel, RowAccess, RowId, RowMap, RowOpKind, RowProgram, Segment};
 use crate::DType;
 use crate::diag::Diagnostic;
 use crate::expr::Expr;
@@ -73,7 +73,7 @@ impl<'a> Verifier<'a> {
 
     fn kernels(&mut self) {
         let program = self.program;
-        let given = |b: &Buffer| matches!(b.role, Role::Input(_) | Role::Weight(_));
+        let given = |b: &Buffer| matches!(b.role, Role::Input(_)) || b.role.param().is_some();
         let mut written: Vec<bool> = program.buffers.iter().map(given).collect();
         for k in &program.kernels {
             self.kernel = Some(k);
@@ -109,6 +109,11 @@ impl<'a> Verifier<'a> {
     fn is_float(&mut self, id: BufferId) {
         let b = self.buffer(id);
         self.expect(b.dtype.is_float(), || format!("`{}` is {}; a float type is needed", b.name, b.dtype));
+    }
+
+    fn has_dtype(&mut self, id: BufferId, dtype: DType) {
+        let b = self.buffer(id);
+        self.expect(b.dtype == dtype, || format!("`{}` is {}; {dtype} is needed", b.name, b.dtype));
     }
 
     fn is_ints(&mut self, id: BufferId, rows: Dim, cols: u64) {
@@ -156,10 +161,9 @@ impl<'a> Verifier<'a> {
         if !fits {
             return;
         }
-        let experts = self.buffer(s.panels[0]).batch;
-        for (&p, bias) in s.panels.iter().zip(&s.biases) {
-            self.is_float(p);
-            self.has_shape(p, experts, Dim::Fixed(out.cols), a.cols);
+        let experts = self.buffer(s.panels[0].weights).batch;
+        for (p, bias) in s.panels.iter().zip(&s.biases) {
+            self.panel(p, experts, out.cols, a.cols);
             if let Some(bias) = *bias {
                 self.is_float(bias);
                 self.has_shape(bias, 1, Dim::Fixed(experts), out.cols);
@@ -178,6 +182,37 @@ impl<'a> Verifier<'a> {
             RowMap::Gather(map) => self.is_ints(map, out.rows, 1),
         }
         self.expr(&s.epilogue, s.panels.len());
+    }
+
+    /// `[experts, n, k]`, as floats or as codes and scales.
+    fn panel(&mut self, p: &Panel, experts: u64, n: u64, k: u64) {
+        let Some(q) = &p.quant else {
+            self.is_float(p.weights);
+            self.has_shape(p.weights, experts, Dim::Fixed(n), k);
+            return;
+        };
+        let f = q.format;
+        self.has_dtype(p.weights, DType::U8);
+        self.has_shape(p.weights, experts, Dim::Fixed(n), f.code.bytes(k));
+        let (grid_rows, grid_cols) = f.scale_grid(n, k);
+        self.has_dtype(q.scales, f.scale.dtype());
+        self.has_shape(q.scales, experts, Dim::Fixed(grid_rows), grid_cols);
+        if let Some(global) = q.global {
+            self.has_dtype(global, DType::F32);
+            self.has_shape(global, 1, Dim::Fixed(1), experts);
+        }
+        let name = &self.buffer(p.weights).name;
+        let rounds = matches!(q.round, DType::F32 | DType::F16 | DType::BF16);
+        self.expect(rounds, || format!("codes of `{name}` become {}; f32, f16 or bf16 is needed", q.round));
+        for (id, scale) in [(Some(p.weights), false), (Some(q.scales), true), (q.global, true)] {
+            let Some(b) = id.map(|id| self.buffer(id)) else { continue };
+            let fits = match b.role {
+                Role::Weight(_) => !scale,
+                Role::WeightScale(_) | Role::WeightGlobal(_) => scale,
+                Role::Input(_) | Role::Output(_) | Role::Workspace => false,
+            };
+            self.expect(fits, || format!("`{}` is not packed as a part of quantised weights", b.name));
+        }
     }
 
     fn rows(&mut self, p: &RowProgram) {

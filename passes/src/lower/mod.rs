@@ -11,8 +11,8 @@ use crate::names::unique;
 use moec_ir::expr::{Binary, ExprBuilder};
 use moec_ir::graph::{Graph, Node, Op, ValueId, combine_expr};
 use moec_ir::tile::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role, RowAccess,
-    RowMap, Schedule, Segment,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Plan, Program, Role,
+    RowAccess, RowMap, Schedule, Segment,
 };
 use moec_ir::{Activation, DType, Diagnostic, Dim, Expr, TensorType};
 
@@ -29,7 +29,7 @@ struct PlanBuffers {
 
 /// Weights, biases and epilogue of a matrix product.
 struct Product {
-    panels: Vec<BufferId>,
+    panels: Vec<Panel>,
     biases: Vec<Option<BufferId>>,
     epilogue: Expr,
 }
@@ -209,7 +209,9 @@ impl<'a> Lowering<'a> {
             // The caller's rows are contiguous.
             Role::Input(_) | Role::Output(_) => cols,
             Role::Weight(_) if ty.shape.len() == 1 => cols,
-            Role::Weight(_) | Role::Workspace => cols.next_multiple_of(align),
+            Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Workspace => {
+                cols.next_multiple_of(align)
+            }
         };
         let pitch = if ty.dtype.is_float() { pitch } else { cols };
         Ok(self.add_buffer(name, ty.dtype, (batch, rows, cols), pitch, role))
@@ -259,11 +261,11 @@ impl<'a> Lowering<'a> {
     }
 
     /// The parameters that a weight operand is made of: itself, or gate and up.
-    fn panels(&mut self, w: ValueId) -> Result<Vec<BufferId>, Diagnostic> {
+    fn parts(&self, w: ValueId) -> Vec<ValueId> {
         let node = self.node(w);
         match node.op {
-            Op::Concat { .. } => node.inputs.clone().into_iter().map(|p| self.value(p)).collect(),
-            _ => Ok(vec![self.value(w)?]),
+            Op::Concat { .. } => node.inputs.clone(),
+            _ => vec![w],
         }
     }
 
@@ -275,10 +277,11 @@ impl<'a> Lowering<'a> {
         bias: Option<ValueId>,
         act: Option<(&Activation, DType)>,
     ) -> Result<Product, Diagnostic> {
-        let panels = self.panels(w)?;
-        let biases = match bias {
+        let panels: Vec<Panel> =
+            self.parts(w).into_iter().map(|p| Ok(Panel::dense(self.value(p)?))).collect::<Result<_, Diagnostic>>()?;
+        let biases: Vec<Option<BufferId>> = match bias {
             None => vec![None; panels.len()],
-            Some(b) => self.panels(b)?.into_iter().map(Some).collect(),
+            Some(b) => self.parts(b).into_iter().map(|b| self.value(b).map(Some)).collect::<Result<_, _>>()?,
         };
         let wanted = act.map_or(1, |(a, _)| if a.is_gated() { 2 } else { 1 });
         if panels.len() != wanted || biases.len() != wanted {

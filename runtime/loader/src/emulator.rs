@@ -155,7 +155,9 @@ impl EmulatorLayer {
                     host::write_rows(&inputs[i as usize], buffer, &mut content);
                     Some(content)
                 }
-                Role::Output(_) | Role::Weight(_) | Role::Workspace => None,
+                Role::Output(_) | Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Workspace => {
+                    None
+                }
             };
             let address = match *place_of {
                 Place::Weight(w) => self.weights[w],

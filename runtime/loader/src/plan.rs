@@ -59,10 +59,10 @@ impl Plan {
                 Role::Input(i) => Place::Input(i as usize),
                 Role::Output(i) => Place::Output(i as usize),
                 Role::Workspace => Place::Workspace(offset.unwrap_or(0)),
-                Role::Weight(param) => {
+                Role::Weight(param) | Role::WeightScale(param) | Role::WeightGlobal(param) => {
                     let same = |w: &WeightSlot| {
-                        let layout = |b: &Buffer| (b.dtype, b.batch, b.rows, b.cols, b.pitch);
-                        w.param == param as usize && layout(&w.buffer) == layout(buffer)
+                        let layout = |b: &Buffer| (b.role.clone(), b.dtype, b.batch, b.rows, b.cols, b.pitch);
+                        layout(&w.buffer) == layout(buffer)
                     };
                     Place::Weight(weights.iter().position(same).unwrap_or_else(|| {
                         weights.push(WeightSlot { param: param as usize, buffer: buffer.clone() });
@@ -131,7 +131,7 @@ impl Plan {
             let at = match buffer.role {
                 Role::Input(i) => i as usize,
                 Role::Output(i) => n_inputs + i as usize,
-                Role::Weight(_) | Role::Workspace => continue,
+                Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Workspace => continue,
             };
             sizes[at] = buffer.bytes(self.max_tokens).max(sizes[at]);
         }

@@ -114,7 +114,7 @@ fn fill_random(seed: u64, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) ->
                 DType::F16 => out.copy_from_slice(&Tensor::float(DType::F16, &[1], vec![value]).to_bytes()),
                 DType::F32 => out.copy_from_slice(&value.to_le_bytes()),
                 DType::F64 => out.copy_from_slice(&f64::from(value).to_le_bytes()),
-                DType::I32 | DType::I64 => out.fill(0),
+                DType::I32 | DType::I64 | DType::U8 => out.fill(0),
             }
         }
     });
@@ -134,7 +134,7 @@ mod tests {
             [(DType::BF16, DType::BF16), (DType::F32, DType::F32), (DType::BF16, DType::F32), (DType::F16, DType::F16)]
         {
             let ty = TensorType::fixed(param_type, &[3, 5, 7]);
-            let param = ParamInfo { name: "w".into(), ty: ty.clone(), source: WeightSource::tensor("w") };
+            let param = ParamInfo { name: "w".into(), ty: ty.clone(), source: WeightSource::tensor("w"), stored: None };
             let buffer = Buffer {
                 name: "w".into(),
                 dtype: buffer_type,

@@ -44,7 +44,7 @@ pub fn random_tensor(ty: &TensorType, n_tokens: u64, seed: u64, name: &str) -> T
     let n = shape.iter().product();
     let mut random = Random::new(seed, name);
     match ty.dtype {
-        DType::I32 | DType::I64 => {
+        DType::I32 | DType::I64 | DType::U8 => {
             Tensor::int(ty.dtype, &shape, (0..n).map(|_| (random.bits() % 1024) as i64).collect())
         }
         DType::F64 | DType::F32 | DType::F16 | DType::BF16 => {

@@ -19,7 +19,7 @@ impl Emit<'_> {
         let wide = match (dtype, lanes) {
             (DType::BF16 | DType::F16, Lanes::One) => self.b.ins().uload16(types::I32, plain(), pointer, offset),
             (DType::BF16 | DType::F16, Lanes::Four) => self.b.ins().uload16x4(plain(), pointer, offset),
-            (DType::F64 | DType::F32 | DType::I32 | DType::I64, _) => {
+            (DType::F64 | DType::F32 | DType::I32 | DType::I64 | DType::U8, _) => {
                 return self.b.ins().load(lanes.float(), plain(), pointer, offset);
             }
         };
@@ -52,7 +52,7 @@ impl Emit<'_> {
                     }
                 })
             }
-            DType::F64 | DType::F32 | DType::I32 | DType::I64 => {
+            DType::F64 | DType::F32 | DType::I32 | DType::I64 | DType::U8 => {
                 [0, 16].map(|at| self.b.ins().load(types::F32X4, flags, pointer, offset + at))
             }
         }
@@ -111,7 +111,7 @@ impl Emit<'_> {
                 self.widen_f16(half)
             }
             DType::F64 | DType::F32 => value,
-            DType::I32 | DType::I64 => self.b.ins().trunc(value),
+            DType::I32 | DType::I64 | DType::U8 => self.b.ins().trunc(value),
         }
     }
 
@@ -123,7 +123,7 @@ impl Emit<'_> {
                 Some(self.down(bits, 16))
             }
             DType::F16 => Some(self.narrow_f16(value)),
-            DType::F64 | DType::F32 | DType::I32 | DType::I64 => None,
+            DType::F64 | DType::F32 | DType::I32 | DType::I64 | DType::U8 => None,
         }
     }
 

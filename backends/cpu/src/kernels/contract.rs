@@ -112,7 +112,7 @@ fn emit_segment(e: &mut Emit, s: &Segment, item: &Item) {
             emit_rows(e, s, item, expert, begin, end);
         }
         Groups::ByExpert { offsets } => {
-            let n_experts = e.buffer(s.panels[0]).batch;
+            let n_experts = e.buffer(s.panels[0].weights).batch;
             let n_experts = e.int(n_experts);
             // Part p takes the experts p, p + parts, …
             let turns = e.b.ins().isub(n_experts, item.part);
@@ -154,13 +154,13 @@ struct Columns {
 
 /// Rows `begin .. end` by a block of columns: blocks of three rows, then one of the rest.
 fn emit_block(e: &mut Emit, s: &Segment, columns: Columns, expert: Value, begin: Value, end: Value) {
-    let panel = e.buffer(s.panels[0]);
+    let panel = e.buffer(s.panels[0].weights);
     let matrix_bytes = panel.rows.fixed().unwrap_or(0) * panel.pitch * panel.dtype.bytes() as u64;
     let panels: Vec<Value> = s
         .panels
         .iter()
-        .map(|&p| {
-            let base = e.pointer(p);
+        .map(|p| {
+            let base = e.pointer(p.weights);
             let matrix = e.at(base, expert, matrix_bytes);
             e.at(matrix, columns.first, panel.pitch * panel.dtype.bytes() as u64)
         })
@@ -209,7 +209,7 @@ impl Tile<'_> {
     /// All columns of the block for `rows` rows from `row`.
     fn emit(&self, e: &mut Emit, row: Value, rows: usize) {
         let s = self.segment;
-        let (a, panel) = (e.buffer(s.a), e.buffer(s.panels[0]));
+        let (a, panel) = (e.buffer(s.a), e.buffer(s.panels[0].weights));
         let w_pitch = panel.pitch * panel.dtype.bytes() as u64;
         let activations: Vec<Value> = (0..rows as u64).map(|r| self.activations(e, row, r)).collect();
         let block = DotBlock { k: a.cols, a: DType::F32, w: panel.dtype };

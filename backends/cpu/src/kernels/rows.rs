@@ -199,7 +199,7 @@ fn load(e: &mut Emit, buffer: BufferId, to: Row, row: Value) {
     let dtype = e.buffer(buffer).dtype;
     let (zero, n) = (e.int(0), e.int(to.width));
     match dtype {
-        DType::I32 | DType::I64 => e.each(zero, n, |e, i| {
+        DType::I32 | DType::I64 | DType::U8 => e.each(zero, n, |e, i| {
             let at = e.at(from, i, dtype.bytes() as u64);
             let id = if dtype == DType::I32 {
                 e.load_i32(at, 0)
@@ -236,7 +236,7 @@ fn store(e: &mut Emit, from: Row, s: RowStore, row: Value) {
     let dtype = e.buffer(s.buffer).dtype;
     let (zero, n) = (e.int(0), e.int(from.width));
     match dtype {
-        DType::I32 | DType::I64 => e.each(zero, n, |e, i| {
+        DType::I32 | DType::I64 | DType::U8 => e.each(zero, n, |e, i| {
             let id = from.load_int(e, i);
             let at = e.at(at_row, i, dtype.bytes() as u64);
             if dtype == DType::I32 {

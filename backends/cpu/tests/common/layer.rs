@@ -5,8 +5,8 @@ use moec_ir::expr::{Binary, ExprBuilder};
 use moec_ir::graph::RenormRule;
 use moec_ir::shape::Dim;
 use moec_ir::tile::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, MapArg, Plan, Program, Role, RowAccess,
-    RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, MapArg, Panel, Plan, Program, Role,
+    RowAccess, RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment,
 };
 use moec_ir::{Activation, DType, Expr, Tensor};
 
@@ -143,7 +143,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
     let mut panels = Vec::new();
     let mut biases = Vec::new();
     for name in ["gate", "up"].into_iter().take(n_panels) {
-        panels.push(b.weight(name, l.weights, [l.experts, l.ffn, l.hidden], w_scale));
+        panels.push(Panel::dense(b.weight(name, l.weights, [l.experts, l.ffn, l.hidden], w_scale)));
         let bias = l.biases.then(|| b.weight(&format!("{name}_bias"), l.weights, [1, l.experts, l.ffn], 0.5));
         biases.push(bias);
     }
@@ -164,7 +164,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
         a: mid,
         a_rows: RowMap::Same,
         groups: Groups::ByExpert { offsets },
-        panels: vec![down],
+        panels: vec![Panel::dense(down)],
         biases: vec![down_bias],
         epilogue: Expr::identity(),
         out: y,
@@ -200,7 +200,7 @@ pub fn dense(a: BufferId, panels: &[BufferId], biases: &[Option<BufferId>], epil
         a,
         a_rows: RowMap::Same,
         groups: Groups::Dense,
-        panels: panels.to_vec(),
+        panels: panels.iter().map(|&p| Panel::dense(p)).collect(),
         biases: biases.to_vec(),
         epilogue,
         out,

@@ -175,8 +175,8 @@ impl<'c> Code<'c> {
                     out.push(self.load_i32(At(self, at)).signed_to_f32());
                 }
             }
-            DType::F64 | DType::I64 => {
-                self.fail("64-bit elements are refused before code is built");
+            DType::F64 | DType::I64 | DType::U8 => {
+                self.fail("64-bit elements and bytes are refused before code is built");
                 out.extend((0..n).map(|_| self.f32(0.0)));
             }
         }
@@ -204,7 +204,9 @@ impl<'c> Code<'c> {
                     let halves: Vec<BasicValueEnum> = group.iter().map(|&x| self.narrow_half(x)).collect();
                     self.vector(&halves)
                 }
-                DType::F32 | DType::F64 | DType::I64 => self.vector(&group.iter().map(|x| x.raw()).collect::<Vec<_>>()),
+                DType::F32 | DType::F64 | DType::I64 | DType::U8 => {
+                    self.vector(&group.iter().map(|x| x.raw()).collect::<Vec<_>>())
+                }
                 DType::I32 => self.vector(&group.iter().map(|x| x.round_to_i32().raw()).collect::<Vec<_>>()),
             };
             self.store_raw(At(self, at), raw, align);
@@ -216,7 +218,7 @@ impl<'c> Code<'c> {
         match dtype {
             DType::BF16 => (self.pack_bf16(x, self.f32(0.0)) << 16).as_f32(),
             DType::F16 => self.widen_half(self.narrow_half(x)),
-            DType::F32 | DType::F64 | DType::I32 | DType::I64 => x,
+            DType::F32 | DType::F64 | DType::I32 | DType::I64 | DType::U8 => x,
         }
     }
 

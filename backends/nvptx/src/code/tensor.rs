@@ -18,7 +18,7 @@ impl MmaType {
         match dtype {
             DType::BF16 => Some(MmaType::Bf16),
             DType::F16 => Some(MmaType::F16),
-            DType::F64 | DType::F32 | DType::I32 | DType::I64 => None,
+            DType::F64 | DType::F32 | DType::I32 | DType::I64 | DType::U8 => None,
         }
     }
 }

@@ -114,11 +114,11 @@ impl<'c> View<'c> {
 /// Refuses element types that no kernel computes with.
 ///
 /// # Errors
-/// `element-type-not-on-gpu` for 64-bit elements.
+/// `element-type-not-on-gpu` for 64-bit elements and bytes.
 pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
     for (id, _) in body.operands() {
         let buffer = program.buffer(id);
-        if matches!(buffer.dtype, DType::F64 | DType::I64) {
+        if matches!(buffer.dtype, DType::F64 | DType::I64 | DType::U8) {
             return Err(Diagnostic::input(
                 "element-type-not-on-gpu",
                 format!(

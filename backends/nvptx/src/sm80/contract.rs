@@ -70,7 +70,7 @@ fn extent(program: &Program, segment: &Segment, geometry: &Geometry) -> Extent {
 }
 
 fn n_experts(program: &Program, segment: &Segment) -> u64 {
-    segment.panels.first().map_or(1, |&p| program.buffer(p).batch)
+    segment.panels.first().map_or(1, |p| program.buffer(p.weights).batch)
 }
 
 fn segment_body(k: &Kernel, program: &Program, segment: &Segment, geometry: &Geometry) {

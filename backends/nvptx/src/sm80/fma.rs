@@ -142,8 +142,8 @@ fn operands<'c>(
     let mut all = vec![Operand::new(c, g, a.dtype, g.tile_m, 0, tile.rows, &a_row)];
     let n = program.buffer(segment.out).cols as u32;
     let valid = (c.i32(n) - tile.col).min(g.tile_n);
-    for (i, &panel) in segment.panels.iter().enumerate() {
-        let w = k.view(panel);
+    for (i, panel) in segment.panels.iter().enumerate() {
+        let w = k.view(panel.weights);
         let first = tile.expert.wide() * u64::from(n) + tile.col.wide();
         let row_bytes = w.pitch * w.dtype.bytes() as u64;
         let w_row = |row: I32<'c>| w.base.plus((first + row.wide()) * row_bytes);

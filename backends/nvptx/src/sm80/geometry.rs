@@ -132,7 +132,7 @@ impl FmaGeometry {
 /// Cuts a segment as `schedule` asks, as nearly as the pipelines allow.
 pub fn cut(program: &Program, segment: &Segment, schedule: &Schedule, smem_limit: u32) -> Geometry {
     let a = program.buffer(segment.a);
-    let weights: Vec<&Buffer> = segment.panels.iter().map(|&p| program.buffer(p)).collect();
+    let weights: Vec<&Buffer> = segment.panels.iter().map(|p| program.buffer(p.weights)).collect();
     let ty = MmaType::of(a.dtype).filter(|_| weights.iter().all(|w| w.dtype == a.dtype));
     let warps = round_warps(schedule.warps, 8);
     match ty {

@@ -68,8 +68,8 @@ fn copiers<'c>(
         Copier::new(c, g, Source { rows: g.tile_m, width: g.copy_a, row: Box::new(a_row), valid_rows: rows }),
         0,
     )];
-    for (i, &panel) in segment.panels.iter().enumerate() {
-        let (w, n) = (k.view(panel), program.buffer(segment.out).cols as u32);
+    for (i, panel) in segment.panels.iter().enumerate() {
+        let (w, n) = (k.view(panel.weights), program.buffer(segment.out).cols as u32);
         let base = w.base.plus((tile.expert.wide() * u64::from(n) + tile.col.wide()) * (w.pitch * 2));
         let row = move |row: I32<'c>| base.plus(row.wide() * (w.pitch * 2));
         let valid_rows = if n.is_multiple_of(g.tile_n) { c.i32(g.tile_n) } else { (c.i32(n) - tile.col).min(g.tile_n) };

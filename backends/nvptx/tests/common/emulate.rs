@@ -28,21 +28,31 @@ pub fn run(
     n_tokens: u64,
     extra_blocks: u32,
 ) -> Vec<Tensor> {
+    run_given(program, target, n_tokens, extra_blocks, &|b| match b.role {
+        Role::Input(i) => Some(inputs[i as usize].clone()),
+        Role::Weight(i) => Some(params[i as usize].clone()),
+        Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace => None,
+    })
+}
+
+/// As [`run`], with the content of every input and weight buffer: codes and scales are integers.
+pub fn run_given(
+    program: &Program,
+    target: &Target,
+    n_tokens: u64,
+    extra_blocks: u32,
+    content: &dyn Fn(&Buffer) -> Option<Tensor>,
+) -> Vec<Tensor> {
     let images = moec_nvptx::emit(program, target).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
     let mut device = exec::Device::new(exec::Target::parse(target.name).expect("a GPU target"));
     let mut addresses = Vec::new();
     for b in &program.buffers {
         let bytes = b.bytes(n_tokens);
         let address = device.alloc(bytes.max(1)).expect("memory");
-        let given = match b.role {
-            Role::Input(i) => Some(&inputs[i as usize]),
-            Role::Weight(i) => {
-                device.upload(address, &vec![0; bytes as usize]).expect("in range");
-                Some(&params[i as usize])
-            }
-            Role::Output(_) | Role::Workspace => None,
-        };
-        for (offset, row) in given.map_or(Vec::new(), |t| rows(b, t)) {
+        if b.role.param().is_some() {
+            device.upload(address, &vec![0; bytes as usize]).expect("in range");
+        }
+        for (offset, row) in content(b).map_or(Vec::new(), |t| rows(b, &t)) {
             device.upload(address + offset, &row).expect("in range");
         }
         addresses.push(address);

@@ -5,8 +5,8 @@ use moec_ir::expr::{Binary, Expr, ExprBuilder, Real};
 use moec_ir::graph::{GroupScore, RenormRule, RowMask};
 use moec_ir::shape::Dim;
 use moec_ir::tile::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, MapArg, Plan, Program, Role, RowAccess,
-    RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, MapArg, Panel, Plan, Program, Role,
+    RowAccess, RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment,
 };
 use moec_ir::{Activation, DType};
 
@@ -228,8 +228,8 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
 
     let n_panels = if l.activation.is_gated() { 2 } else { 1 };
     let names = ["gate", "up"];
-    let panels = |b: &mut Builder, prefix: &str, batch: u64, rows: u64, cols: u64, n: usize| -> Vec<BufferId> {
-        (0..n).map(|i| b.weight(&format!("{prefix}{}", names[i]), l.dtype, batch, rows, cols)).collect()
+    let panels = |b: &mut Builder, prefix: &str, batch: u64, rows: u64, cols: u64, n: usize| -> Vec<Panel> {
+        (0..n).map(|i| Panel::dense(b.weight(&format!("{prefix}{}", names[i]), l.dtype, batch, rows, cols))).collect()
     };
     let bias_of = |b: &mut Builder, name: &str, rows: u64, cols: u64| -> Option<BufferId> {
         l.biases.then(|| b.weight(name, l.dtype, 1, rows, cols))
@@ -262,7 +262,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
         a: act,
         a_rows: RowMap::Same,
         groups: Groups::ByExpert { offsets },
-        panels: vec![down],
+        panels: vec![Panel::dense(down)],
         biases: vec![down_bias],
         epilogue: Expr::identity(),
         out: y,
@@ -270,7 +270,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     let base = shared_act.map(|a| {
         let w = b.weight("shared_down", l.dtype, 1, l.hidden, l.shared);
         let out = b.workspace("shared_y", l.dtype, t, l.hidden);
-        let (panels, biases) = (vec![w], vec![None]);
+        let (panels, biases) = (vec![Panel::dense(w)], vec![None]);
         let epilogue = Expr::identity();
         segments.push(Segment { a, a_rows: RowMap::Same, groups: Groups::Dense, panels, biases, epilogue, out });
         out
@@ -313,7 +313,8 @@ pub fn gemm(g: &Gemm, s: Schedule) -> Program {
     };
     let rows = if g.gather { Dim::PerToken(2) } else { Dim::TOKENS };
     let a_rows = if g.gather { RowMap::Gather(b.input("map", DType::I32, rows, 1)) } else { RowMap::Same };
-    let panels: Vec<BufferId> = (0..g.panels).map(|i| b.weight(&format!("w{i}"), g.w, e, g.n, g.k)).collect();
+    let panels: Vec<Panel> =
+        (0..g.panels).map(|i| Panel::dense(b.weight(&format!("w{i}"), g.w, e, g.n, g.k))).collect();
     let biases = (0..g.panels).map(|i| g.biases.then(|| b.weight(&format!("b{i}"), g.w, 1, e, g.n))).collect();
     let epilogue = if g.panels == 2 { epilogue(&Activation::SwiGlu, g.out) } else { Expr::identity() };
     let out = b.output("out", g.out, rows, g.n, 0);

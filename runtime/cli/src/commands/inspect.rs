@@ -4,7 +4,6 @@ use super::kernel_table;
 use super::subject::{self, Subject};
 use crate::output::{self, Ended, Outcome, table};
 use moec::{Bundle, Diagnostic};
-use moec_ir::tile::Role;
 use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
@@ -45,7 +44,7 @@ fn describe(bundle: &Bundle) -> String {
         for v in &target.variants {
             let n = v.tokens.max.min(4096).max(v.tokens.min);
             let workspace = v.workspace_layout(v.workspace, n).bytes;
-            let packed: u64 = v.buffers.iter().filter(|b| matches!(b.role, Role::Weight(_))).map(|b| b.bytes(n)).sum();
+            let packed: u64 = v.buffers.iter().filter(|b| b.role.param().is_some()).map(|b| b.bytes(n)).sum();
             out += &format!(
                 "{} {}..{}: {packed} bytes of packed weights, {workspace} bytes of workspace at T={n}\n",
                 target.name, v.tokens.min, v.tokens.max

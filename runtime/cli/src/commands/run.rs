@@ -224,7 +224,7 @@ fn load(options: &Options, ready: &Ready, n_tokens: u64) -> Result<Session, Diag
 fn write_results(path: &Path, result: &RunResult) -> Result<(), Diagnostic> {
     let wide = |t: &Tensor| match t.dtype {
         DType::I32 => Tensor::int(DType::I64, &t.shape, t.ints().to_vec()),
-        DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::I64 => t.clone(),
+        DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::I64 | DType::U8 => t.clone(),
     };
     let tensors: Vec<(&String, Tensor)> = result.outputs.iter().map(|(n, t)| (n, wide(t))).collect();
     let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();

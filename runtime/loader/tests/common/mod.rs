@@ -53,7 +53,12 @@ fn graph(with_bias: bool) -> Graph {
         ..Graph::default()
     };
     if with_bias {
-        g.params.push(Param { name: "bias".into(), ty: bias, source: WeightSource::tensor("stored.bias") });
+        g.params.push(Param {
+            name: "bias".into(),
+            ty: bias,
+            source: WeightSource::tensor("stored.bias"),
+            stored: None,
+        });
         g.outputs.push(("ids".into(), ValueId(1)));
     }
     g
