@@ -72,6 +72,15 @@ pub enum Unary {
     Erf,
     /// `sqrt(x)`
     Sqrt,
+    /// The nearest value of FP8 e4m3, to even at ties, at most 448 in magnitude.
+    #[serde(rename = "round_e4m3")]
+    RoundE4M3,
+    /// The nearest value of FP4 e2m1, to even at ties, at most 6 in magnitude.
+    #[serde(rename = "round_e2m1")]
+    RoundE2M1,
+    /// The smallest power of two, from 2^-126 to 2^127, that is not below `|x|`; 2^127 where there is none.
+    #[serde(rename = "ceil_pow2")]
+    CeilPow2,
 }
 
 /// A function of two f32.
@@ -217,6 +226,13 @@ impl Unary {
             Unary::Tanh => d.tanh() as f32,
             Unary::Erf => erf(d) as f32,
             Unary::Sqrt => x.sqrt(),
+            Unary::RoundE4M3 => round_to_grid(x, 3, -6, 448.0),
+            Unary::RoundE2M1 => round_to_grid(x, 1, 0, 6.0),
+            Unary::CeilPow2 if x.is_nan() => x,
+            Unary::CeilPow2 => {
+                let up = (x.abs().to_bits() + 0x7f_ffff) & 0x7f80_0000;
+                f32::from_bits(up.clamp(1 << 23, 254 << 23))
+            }
         }
     }
 
@@ -231,12 +247,26 @@ impl Unary {
             Unary::Tanh => "tanh",
             Unary::Erf => "erf",
             Unary::Sqrt => "sqrt",
+            Unary::RoundE4M3 => "round_e4m3",
+            Unary::RoundE2M1 => "round_e2m1",
+            Unary::CeilPow2 => "ceil_pow2",
         }
     }
 
     /// Every function, in declaration order.
-    pub const ALL: [Unary; 8] =
-        [Unary::Neg, Unary::Abs, Unary::Exp, Unary::Softplus, Unary::Sigmoid, Unary::Tanh, Unary::Erf, Unary::Sqrt];
+    pub const ALL: [Unary; 11] = [
+        Unary::Neg,
+        Unary::Abs,
+        Unary::Exp,
+        Unary::Softplus,
+        Unary::Sigmoid,
+        Unary::Tanh,
+        Unary::Erf,
+        Unary::Sqrt,
+        Unary::RoundE4M3,
+        Unary::RoundE2M1,
+        Unary::CeilPow2,
+    ];
 }
 
 impl Binary {
@@ -268,6 +298,20 @@ impl Binary {
 
     /// Every function, in declaration order.
     pub const ALL: [Binary; 6] = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div, Binary::Min, Binary::Max];
+}
+
+/// `x` on the grid of a small float with `mantissa` stored bits whose least normal number is `2^least` and whose largest
+/// number is `most`.
+///
+/// Adding and taking away `1.5·2^n` rounds to multiples of `2^(n-23)`: here the distance of the grid at `x`.
+fn round_to_grid(x: f32, mantissa: u32, least: i32, most: f32) -> f32 {
+    if x.is_nan() {
+        return x;
+    }
+    let a = x.abs().min(most);
+    let power = f32::from_bits(a.to_bits() & 0x7f80_0000).max(2f32.powi(least));
+    let shift = power * (1.5 * (1u32 << (23 - mantissa)) as f32);
+    ((a + shift) - shift).copysign(x)
 }
 
 /// Error function in f64: the series for small arguments, the continued fraction for the complement beyond.

@@ -23,6 +23,7 @@
 #![warn(missing_docs)]
 
 pub mod abi;
+pub mod act_quant;
 pub mod activation;
 pub mod diag;
 pub mod dtype;
@@ -38,6 +39,7 @@ pub mod text;
 pub mod tile;
 pub mod weights;
 
+pub use act_quant::ActQuant;
 pub use activation::Activation;
 pub use diag::{Diagnostic, Origin};
 pub use dtype::DType;

@@ -52,9 +52,14 @@ impl CostModel {
             | Op::Renormalise(_)
             | Op::RmsNorm { .. } => self.elementwise(all),
             Op::Add | Op::Mul | Op::Scale(_) | Op::Cast | Op::Map(_) if is_score_row(result) => self.elementwise(all),
-            Op::Add | Op::Mul | Op::Scale(_) | Op::Cast | Op::Map(_) | Op::Activate(_) | Op::Half(_) => {
-                self.kernel(all, 0.0, DType::F32)
-            }
+            Op::Add
+            | Op::Mul
+            | Op::Scale(_)
+            | Op::Cast
+            | Op::Map(_)
+            | Op::Activate(_)
+            | Op::Half(_)
+            | Op::Quantise(_) => self.kernel(all, 0.0, DType::F32),
             Op::Permute { .. } | Op::Unpermute { .. } => self.kernel(2.0 * bytes(result), 0.0, DType::F32),
             Op::WeightedSum | Op::Combine { .. } => self.kernel(all, 0.0, DType::F32),
         }

@@ -4,11 +4,11 @@
 mod common;
 
 use common::layer::Builder;
-use common::{check, compile_all, run};
+use common::{Random, check, compile_all, run};
 use moec_ir::expr::{Binary, ExprBuilder, Unary};
 use moec_ir::shape::Dim;
 use moec_ir::tile::{Body, ColAccess, Map, MapArg, Program, Role, RowAccess};
-use moec_ir::{DType, Expr, Tensor};
+use moec_ir::{ActQuant, DType, Expr, Tensor};
 
 /// A program that maps `expr` over as many inputs `[T, cols]` as it takes.
 fn map_program(expr: Expr, cols: u64, from: DType, to: DType) -> Program {
@@ -70,6 +70,7 @@ fn functions_are_within_a_few_units_in_the_last_place() {
             Unary::Exp => 2,
             Unary::Sigmoid => 4,
             Unary::Neg | Unary::Abs | Unary::Softplus | Unary::Tanh | Unary::Erf | Unary::Sqrt => 0,
+            Unary::RoundE4M3 | Unary::RoundE2M1 | Unary::CeilPow2 => 0,
         };
         for code in compile_all(&program) {
             let got = run(&program, &code, std::slice::from_ref(&x), &[], rows as u64);
@@ -198,6 +199,31 @@ fn arguments_are_addressed_by_row_and_column() {
             let gate = b.random.tensor(DType::F16, &[2 * t, 3], 1.0);
             let inputs = [x, Tensor::int(DType::I32, &[t, 2], rows), gate];
             check(&b.program, &inputs, &b.params, t as u64, 1e-7, "addressing");
+        }
+    }
+}
+
+#[test]
+fn quantised_rows_are_those_of_the_reference() {
+    for (cols, block, dtype) in [(70, 32, DType::BF16), (24, 8, DType::F32), (19, 5, DType::F16), (40, 64, DType::BF16)]
+    {
+        for q in [ActQuant::FP8_BLOCK, ActQuant::MXFP8, ActQuant::NVFP4] {
+            let mut b = Builder::new(1, 0);
+            let x = b.buffer("x", DType::BF16, 1, Dim::TOKENS, cols, Role::Input(0));
+            let global = b.buffer("global", DType::F32, 1, Dim::Fixed(1), 1, Role::Input(1));
+            let out = b.buffer("out", dtype, 1, Dim::TOKENS, cols, Role::Output(0));
+            let mut args: Vec<MapArg> = [ColAccess::From(0), ColAccess::AbsMax(block)]
+                .map(|col| MapArg { buffer: x, row: RowAccess::Same, col })
+                .to_vec();
+            args.push(MapArg { buffer: global, row: RowAccess::First, col: ColAccess::First });
+            b.kernel("map", Body::Map(Map { args, expr: q.expr(), out }));
+            let program = b.program;
+            let x = Random(9).tensor(DType::BF16, &[5, cols as usize], 3.0);
+            let inputs = [x, Tensor::float(DType::F32, &[1, 1], vec![0.01])];
+            let want = moec_ir::tile::evaluate(&program, &inputs, &[], 5).unwrap();
+            for code in compile_all(&program) {
+                assert_eq!(run(&program, &code, &inputs, &[], 5), want, "{q:?}, {cols} columns, {}", code.name);
+            }
         }
     }
 }

@@ -35,7 +35,26 @@ fn unary<'c>(c: &'c Code<'c>, f: Unary, x: F32<'c>) -> F32<'c> {
         Unary::Tanh => tanh(c, x),
         Unary::Erf => erf(c, x),
         Unary::Sqrt => x.sqrt(),
+        Unary::RoundE4M3 => round_to_grid(c, x, 3, -6, 448.0),
+        Unary::RoundE2M1 => round_to_grid(c, x, 1, 0, 6.0),
+        Unary::CeilPow2 => {
+            let up = (x.abs().bits() + 0x7f_ffff) & 0x7f80_0000;
+            let up = c.select(up.lt(1 << 23), c.i32(1 << 23), up).min(254 << 23);
+            c.select(x.is_nan(), x, up.as_f32())
+        }
     }
+}
+
+/// The grid of a small float, as [`Unary::eval`] defines it: a sum rounds at the distance of the grid.
+fn round_to_grid<'c>(c: &'c Code<'c>, x: F32<'c>, mantissa: u32, least: i32, most: f32) -> F32<'c> {
+    // NaN stays NaN through the minimum.
+    let a = x.abs().minimum(most);
+    let power = (a.bits() & 0x7f80_0000).as_f32();
+    let least = 2f32.powi(least);
+    let power = c.select(power.lt(least), c.f32(least), power);
+    let shift = power * (1.5 * (1u32 << (23 - mantissa)) as f32);
+    let rounded = ((a + shift) - shift).copysign(x);
+    c.select(x.is_nan(), x, rounded)
 }
 
 fn binary<'c>(f: Binary, a: F32<'c>, b: F32<'c>) -> F32<'c> {

@@ -5,9 +5,11 @@
 
 use super::{Graph, GraphBuilder, GroupScore, Op, RenormRule, RowMask, Score, ValueId};
 use crate::DType;
+use crate::act_quant::{ActQuant, ActScale};
 use crate::activation::Activation;
 use crate::diag::Diagnostic;
 use crate::expr::Real;
+use crate::quant::Code;
 use crate::shape::{Dim, TensorType};
 use crate::tensor::Tensor;
 use crate::weights::{WeightSource, WeightStep};
@@ -30,6 +32,8 @@ pub struct LayerPlan {
     pub router: RouterPlan,
     /// The experts' activation.
     pub activation: Activation,
+    /// The format that the experts' input is quantised to.
+    pub quantised_input: Option<ActQuant>,
     /// Whether the experts have biases.
     pub expert_biases: bool,
     /// Width of the space that the experts work in, when it is not H, and whether a norm follows their sum.
@@ -89,12 +93,21 @@ pub fn layer_plan() -> impl Strategy<Value = LayerPlan> {
         (Just(experts), 1u32..=(experts as u32).min(4), Just(hidden), Just(ffn), router(experts))
     });
     let dtype = prop_oneof![Just(DType::F32), Just(DType::BF16), Just(DType::F16)];
-    let experts = (activation(), any::<bool>(), prop::option::weighted(0.2, (1u64..=9, any::<bool>())));
+    let latent = prop::option::weighted(0.2, (1u64..=9, any::<bool>()));
+    let experts = (activation(), any::<bool>(), latent, prop::option::weighted(0.2, quantised()));
     let shared = prop::option::of((1u64..=11, activation(), any::<bool>()));
     let factor = || prop_oneof![3 => Just(1.0f32), 1 => 0.25f32..4.0];
     let last = prop_oneof![4 => Just(Last::Nothing), 1 => Just(Last::Bias), 1 => Just(Last::Norm)];
     (dtype, sizes, experts, shared, factor(), factor(), last).prop_map(
-        |(dtype, (n_experts, top_k, hidden, ffn, router), (activation, expert_biases, latent), shared, a, b, last)| {
+        |(
+            dtype,
+            (n_experts, top_k, hidden, ffn, router),
+            (activation, expert_biases, latent, quantised_input),
+            shared,
+            a,
+            b,
+            last,
+        )| {
             LayerPlan {
                 dtype,
                 hidden,
@@ -103,6 +116,7 @@ pub fn layer_plan() -> impl Strategy<Value = LayerPlan> {
                 ffn,
                 router,
                 activation,
+                quantised_input,
                 expert_biases,
                 latent,
                 shared,
@@ -112,6 +126,13 @@ pub fn layer_plan() -> impl Strategy<Value = LayerPlan> {
             }
         },
     )
+}
+
+/// Random formats of quantised rows, without a global scale.
+fn quantised() -> impl Strategy<Value = ActQuant> {
+    let code = prop_oneof![Just(Code::E4M3), Just(Code::E2M1)];
+    let scale = prop_oneof![Just(ActScale::F32), Just(ActScale::Pow2)];
+    (code, scale, 0u32..9).prop_map(|(code, scale, block)| ActQuant { code, scale, block })
 }
 
 /// Random activations, gated and ungated.
@@ -175,7 +196,10 @@ pub fn build(plan: &LayerPlan) -> Result<Graph, Diagnostic> {
         inner = l.op("latent", Op::Linear, &[x, w], d)?;
         width = latent;
     }
-    let rows = l.op("experts.rows", Op::Permute { n_experts }, &[inner, ids], d)?;
+    if let Some(q) = plan.quantised_input {
+        inner = l.op("experts.quantised", Op::Quantise(q), &[inner], DType::F32)?;
+    }
+    let rows = l.op("experts.rows", Op::Permute { n_experts }, &[inner, ids], l.b.ty(inner).dtype)?;
     let mut branches = Vec::new();
     for name in if plan.activation.is_gated() { &["gate", "up"][..] } else { &["up"] } {
         let w = l.param(&format!("experts.{name}"), d, &[e, f, width]);

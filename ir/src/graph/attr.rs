@@ -2,8 +2,10 @@
 
 use super::{GroupScore, Op, Reduce, RenormRule, RowMask, Score};
 use crate::DType;
+use crate::act_quant::{ActQuant, ActScale};
 use crate::activation::Activation;
 use crate::expr::{Expr, Real};
+use crate::quant::Code;
 use crate::text::Cursor;
 
 /// The value of an attribute.
@@ -58,6 +60,11 @@ impl Op {
             Op::Activate(act) => vec![("activation", activation_attr(act))],
             Op::Score(score) => vec![("kind", word(score_name(*score)))],
             Op::RmsNorm { eps } => vec![("eps", Attr::Real(*eps))],
+            Op::Quantise(q) => vec![
+                ("code", word(if q.code == Code::E2M1 { "e2m1" } else { "e4m3" })),
+                ("scale", word(act_scale_name(q.scale))),
+                ("block", whole(&q.block)),
+            ],
             Op::GroupLimit { n_groups, keep, score, fill } => vec![
                 ("n_groups", whole(n_groups)),
                 ("keep", whole(keep)),
@@ -109,6 +116,11 @@ impl Op {
             "activate" => Op::Activate(a.activation("activation")?),
             "score" => Op::Score(a.score("kind")?),
             "rms_norm" => Op::RmsNorm { eps: a.real("eps")? },
+            "quantise" => Op::Quantise(ActQuant {
+                code: a.word("code", &[("e4m3", Code::E4M3), ("e2m1", Code::E2M1)])?,
+                scale: a.word("scale", &ACT_SCALES)?,
+                block: a.whole("block")?,
+            }),
             "group_limit" => Op::GroupLimit {
                 n_groups: a.whole("n_groups")?,
                 keep: a.whole("keep")?,
@@ -142,7 +154,7 @@ impl Op {
     }
 
     /// The names of all operations, sorted.
-    pub const NAMES: [&'static str; 30] = [
+    pub const NAMES: [&'static str; 31] = [
         "activate",
         "add",
         "cast",
@@ -164,6 +176,7 @@ impl Op {
         "mul",
         "param",
         "permute",
+        "quantise",
         "reduce",
         "renormalise",
         "rms_norm",
@@ -178,6 +191,7 @@ impl Op {
 
 const SCORES: [(&str, Score); 3] =
     [("softmax", Score::Softmax), ("sigmoid", Score::Sigmoid), ("sqrt_softplus", Score::SqrtSoftplus)];
+const ACT_SCALES: [(&str, ActScale); 3] = [("f32", ActScale::F32), ("pow2", ActScale::Pow2), ("e4m3", ActScale::E4M3)];
 const GROUP_SCORES: [(&str, GroupScore); 2] = [("max", GroupScore::Max), ("top2_sum", GroupScore::Top2Sum)];
 const FILLS: [(&str, RowMask); 2] = [("neg_inf", RowMask::NegInf), ("zero", RowMask::Zero)];
 const ACTIVATIONS: &str = "swiglu, swiglu_clamp_before(limit), swiglu_clamp_after(limit), swiglu_oai(alpha, limit), \
@@ -196,6 +210,14 @@ fn group_score_name(score: GroupScore) -> &'static str {
     match score {
         GroupScore::Max => "max",
         GroupScore::Top2Sum => "top2_sum",
+    }
+}
+
+fn act_scale_name(scale: ActScale) -> &'static str {
+    match scale {
+        ActScale::F32 => "f32",
+        ActScale::Pow2 => "pow2",
+        ActScale::E4M3 => "e4m3",
     }
 }
 
@@ -389,6 +411,7 @@ mod tests {
             Op::JoinColumns,
             Op::Lookup,
             Op::SumOutside { n_experts: 9 },
+            Op::Quantise(ActQuant::NVFP4),
         ];
         for op in &ops {
             let attrs = op.attrs();

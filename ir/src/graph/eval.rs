@@ -123,6 +123,10 @@ pub fn evaluate_node(node: &Node, x: &[&Tensor], n_tokens: usize) -> Tensor {
             }
             float(out)
         }
+        Op::Quantise(q) => {
+            let global = x.get(1).map_or(1.0, |g| g.floats()[0]);
+            float(by_row(x[0], |row| q.quantise(row, global)))
+        }
         Op::GroupLimit { n_groups, keep, score, fill } => {
             float(by_row(x[0], |row| r::group_limit(row, *n_groups as usize, *keep as usize, *score, *fill)))
         }

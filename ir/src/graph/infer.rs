@@ -56,6 +56,19 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
             }
             Ok(x.clone())
         }
+        Op::Quantise(q) => {
+            let wanted = 1 + usize::from(q.has_global());
+            if types.len() != wanted || !q.is_known() {
+                return Err(Diagnostic::input(
+                    "operand-count",
+                    format!("`{node}` has {} operands; rows in this format are made from {wanted}", types.len()),
+                ));
+            }
+            if q.has_global() {
+                c.shape_is(1, &[Dim::Fixed(1)])?;
+            }
+            c.float(0).cloned()
+        }
         Op::GroupLimit { n_groups, keep, .. } => c.group_limit(*n_groups, *keep),
         Op::TopK { k } => c.top_k(*k),
         Op::GatherScores => {
@@ -176,7 +189,7 @@ fn operand_count(op: &Op) -> (usize, usize) {
                 (1, 1)
             }
         }
-        Op::RmsNorm { .. } => (1, 2),
+        Op::RmsNorm { .. } | Op::Quantise(_) => (1, 2),
         Op::Add
         | Op::Mul
         | Op::GatherScores

@@ -1,5 +1,6 @@
 //! The operations of the graph IR.
 
+use crate::act_quant::ActQuant;
 use crate::activation::Activation;
 use crate::expr::{Expr, Real};
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,10 @@ pub enum Op {
         /// Added to the mean of squares.
         eps: Real,
     },
+
+    /// `x[.., K] (, global[1]) -> same shape`: each row as it is after quantisation, `code · scale` (`· global`). A result
+    /// narrower than f32 rounds that once more, which changes nothing where the scales are powers of two.
+    Quantise(ActQuant),
 
     // ---- choice
     /// `scores[T, E] -> [T, E]`: keeps the scores of the best `keep` of `n_groups` equal groups of experts, and fills the others.
@@ -223,6 +228,7 @@ impl Op {
             Op::Activate(_) => "activate",
             Op::Score(_) => "score",
             Op::RmsNorm { .. } => "rms_norm",
+            Op::Quantise(_) => "quantise",
             Op::GroupLimit { .. } => "group_limit",
             Op::TopK { .. } => "top_k",
             Op::GatherScores => "gather_scores",

@@ -275,6 +275,7 @@ fn expert_order(
         | Op::Activate(_)
         | Op::Score(_)
         | Op::RmsNorm { .. }
+        | Op::Quantise(_)
         | Op::Renormalise(_)
         | Op::Half(_) => {
             let first = order(0);

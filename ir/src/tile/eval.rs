@@ -6,6 +6,7 @@ use super::{
 };
 use super::{RowOpKind, RowProgram, Segment};
 use crate::DType;
+use crate::act_quant::abs_max;
 use crate::diag::Diagnostic;
 use crate::reference as r;
 use crate::tensor::{Data, Tensor};
@@ -184,6 +185,11 @@ impl Memory<'_> {
         let col = match a.col {
             ColAccess::From(offset) => col + offset as usize,
             ColAccess::First => 0,
+            ColAccess::AbsMax(block) => {
+                let (row, block) = (self.row(a.buffer, row), block as usize);
+                let first = col / block * block;
+                return abs_max(&row[first..row.len().min(first + block)]);
+            }
         };
         self.row(a.buffer, row)[col]
     }

@@ -207,6 +207,9 @@ pub enum ColAccess {
     From(u64),
     /// Column 0, for every `c`.
     First,
+    /// The largest magnitude among the columns of the aligned group of this many columns that `c` lies in (the last group
+    /// may be shorter), NaN when one is NaN: what a block's scale is made of.
+    AbsMax(u64),
 }
 
 /// `out[t, c] = expr(s, args…)` with `s = Σ_j weights[t, j] · y[row(t, j), c]`, added in slot order in f32.

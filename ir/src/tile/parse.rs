@@ -311,6 +311,8 @@ fn args(c: &mut Cursor) -> Parsed<Vec<MapArg>> {
         c.expect(",")?;
         let col = if c.take("c") {
             ColAccess::From(if c.take("+") { c.integer()? } else { 0 })
+        } else if c.take("absmax") {
+            ColAccess::AbsMax(c.integer()?)
         } else {
             c.expect("0")?;
             ColAccess::First

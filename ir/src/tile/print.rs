@@ -180,6 +180,7 @@ impl Display for MapArg {
             ColAccess::From(0) => f.write_str(", c]"),
             ColAccess::From(n) => write!(f, ", c + {n}]"),
             ColAccess::First => f.write_str(", 0]"),
+            ColAccess::AbsMax(n) => write!(f, ", absmax {n}]"),
         }
     }
 }

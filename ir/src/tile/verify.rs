@@ -326,6 +326,10 @@ impl<'a> Verifier<'a> {
             let last = match a.col {
                 ColAccess::From(offset) => offset + out.cols,
                 ColAccess::First => 1,
+                ColAccess::AbsMax(block) => {
+                    self.expect(block > 0, || format!("blocks of `{}` have no columns", b.name));
+                    out.cols
+                }
             };
             self.expect(last <= b.cols, || format!("`{}` has {} columns; {last} are read", b.name, b.cols));
             match a.row {

@@ -130,6 +130,7 @@ fn only_by_rows(op: &Op) -> bool {
         | Op::Scale(_)
         | Op::Cast
         | Op::Map(_)
+        | Op::Quantise(_)
         | Op::Activate(_)
         | Op::Permute { .. }
         | Op::Unpermute { .. }

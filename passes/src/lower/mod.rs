@@ -152,6 +152,18 @@ impl<'a> Lowering<'a> {
             Op::Cast => self.elementwise(v, Expr::identity())?,
             Op::Map(expr) => self.elementwise(v, expr.clone())?,
             Op::Activate(act) => self.elementwise(v, act.expr())?,
+            Op::Quantise(q) => {
+                let cols = self.columns(v)?;
+                let x = self.value(node.inputs[0])?;
+                let block = if q.block == 0 { cols.max(1) } else { u64::from(q.block) };
+                let same = |col| MapArg { buffer: x, row: RowAccess::Same, col };
+                let mut args = vec![same(ColAccess::From(0)), same(ColAccess::AbsMax(block))];
+                if let Some(&global) = node.inputs.get(1) {
+                    args.push(MapArg { buffer: self.value(global)?, row: RowAccess::First, col: ColAccess::First });
+                }
+                let out = self.result(v)?;
+                self.push(&node.name, Body::Map(Map { args, expr: q.expr(), out }));
+            }
             Op::Half(which) => {
                 let cols = self.columns(v)?;
                 let source = self.value(node.inputs[0])?;

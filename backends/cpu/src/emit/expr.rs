@@ -45,7 +45,44 @@ impl Emit<'_> {
             Unary::Tanh => self.table(MathFn::Tanh, x),
             Unary::Erf => self.table(MathFn::Erf, x),
             Unary::Sqrt => self.b.ins().sqrt(x),
+            Unary::RoundE4M3 => self.round_to_grid(x, 3, -6, 448.0),
+            Unary::RoundE2M1 => self.round_to_grid(x, 1, 0, 6.0),
+            Unary::CeilPow2 => {
+                let lanes = self.lanes(x);
+                let a = self.b.ins().fabs(x);
+                let bits = self.bits_of(a);
+                let up = self.add_bits(bits, 0x7f_ffff);
+                let up = self.and(up, 0x7f80_0000);
+                let up = self.of_bits(up);
+                let [least, most] = [-126, 127].map(|p| self.float(lanes, 2f32.powi(p)));
+                let up = self.extreme(FloatCC::GreaterThan, up, least);
+                let up = self.extreme(FloatCC::LessThan, up, most);
+                let nan = self.compare(FloatCC::Unordered, x, x);
+                self.pick(nan, x, up)
+            }
         }
+    }
+
+    /// The grid of a small float, as [`Unary::eval`] defines it: a sum rounds at the distance of the grid.
+    fn round_to_grid(&mut self, x: Value, mantissa: u32, least: i32, most: f32) -> Value {
+        let lanes = self.lanes(x);
+        let (least, most) = (self.float(lanes, 2f32.powi(least)), self.float(lanes, most));
+        let factor = self.float(lanes, 1.5 * (1u32 << (23 - mantissa)) as f32);
+        let a = self.b.ins().fabs(x);
+        let a = self.extreme(FloatCC::LessThan, a, most);
+        let bits = self.bits_of(a);
+        let power = self.and(bits, 0x7f80_0000);
+        let power = self.of_bits(power);
+        let power = self.extreme(FloatCC::GreaterThan, power, least);
+        let shift = self.b.ins().fmul(power, factor);
+        let shifted = self.b.ins().fadd(a, shift);
+        let rounded = self.b.ins().fsub(shifted, shift);
+        let (rounded, x_bits) = (self.bits_of(rounded), self.bits_of(x));
+        let sign = self.and(x_bits, 0x8000_0000);
+        let signed = self.b.ins().bor(rounded, sign);
+        let rounded = self.of_bits(signed);
+        let nan = self.compare(FloatCC::Unordered, x, x);
+        self.pick(nan, x, rounded)
     }
 
     fn binary(&mut self, f: Binary, x: Value, y: Value) -> Value {

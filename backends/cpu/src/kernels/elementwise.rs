@@ -1,7 +1,7 @@
 //! What maps and combines share: blocks of rows and columns, and arguments addressed from them.
 
 use crate::emit::{Emit, Lanes, plain};
-use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use moec_ir::shape::Dim;
 use moec_ir::tile::{Buffer, ColAccess, Extent, MapArg, RowAccess, Schedule};
@@ -79,12 +79,14 @@ pub(super) enum ArgRow {
         /// Whether there is a row; without one the argument is 0.
         exists: Option<Value>,
     },
+    /// The largest magnitude of each block of elements.
+    Blocks { start: Value, dtype: moec_ir::DType, exists: Option<Value>, block: u64, cols: u64 },
 }
 
 impl ArgRow {
     /// Prepares `arg` for row `row`.
     pub fn new(e: &mut Emit, arg: &MapArg, row: Value) -> ArgRow {
-        let dtype = e.buffer(arg.buffer).dtype;
+        let (dtype, cols) = (e.buffer(arg.buffer).dtype, e.buffer(arg.buffer).cols);
         let (source, exists) = match arg.row {
             RowAccess::Same => (row, None),
             RowAccess::First => (e.int(0), None),
@@ -100,6 +102,7 @@ impl ArgRow {
                 let start = e.plus(start, (offset * dtype.bytes() as u64) as i64);
                 ArgRow::Along { start, dtype, exists }
             }
+            ColAccess::AbsMax(block) => ArgRow::Blocks { start, dtype, exists, block, cols },
             ColAccess::First => {
                 let read = |e: &mut Emit| vec![e.load(Lanes::One, dtype, start, 0)];
                 let value = match exists {
@@ -126,6 +129,20 @@ impl ArgRow {
                 };
                 [v[0], v[1]]
             }
+            // Eight columns start at a multiple of eight.
+            ArgRow::Blocks { block, .. } if block.is_multiple_of(8) => {
+                let most = self.one(e, col);
+                [e.splat(Lanes::Four, most); 2]
+            }
+            ArgRow::Blocks { .. } => [0, 4].map(|first| {
+                let mut four = e.float(Lanes::Four, 0.0);
+                for lane in 0..4u8 {
+                    let col = e.plus(col, first + i64::from(lane));
+                    let most = self.one(e, col);
+                    four = e.b.ins().insertlane(four, most, lane);
+                }
+                four
+            }),
         }
     }
 
@@ -137,6 +154,26 @@ impl ArgRow {
                 let read = |e: &mut Emit| {
                     let at = e.at(start, col, dtype.bytes() as u64);
                     vec![e.load(Lanes::One, dtype, at, 0)]
+                };
+                match exists {
+                    None => read(e)[0],
+                    Some(exists) => e.choose(exists, read, |e| vec![e.float(Lanes::One, 0.0)])[0],
+                }
+            }
+            ArgRow::Blocks { start, dtype, exists, block, cols } => {
+                let read = |e: &mut Emit| {
+                    let width = e.int(block);
+                    let number = e.b.ins().udiv(col, width);
+                    let first = e.times(number, block);
+                    let (end, cols) = (e.plus(first, block as i64), e.int(cols));
+                    let end = e.smaller(end, cols);
+                    let zero = e.float(Lanes::One, 0.0);
+                    e.repeat(first, end, 1, &[zero], |e, c, most| {
+                        let at = e.at(start, c, dtype.bytes() as u64);
+                        let x = e.load(Lanes::One, dtype, at, 0);
+                        let x = e.b.ins().fabs(x);
+                        vec![e.extreme(FloatCC::GreaterThan, most[0], x)]
+                    })
                 };
                 match exists {
                     None => read(e)[0],

@@ -88,6 +88,28 @@ impl Cut {
         }
     }
 
+    /// The largest magnitude of each column's block. Threads of one block read the same elements, from the first-level cache.
+    fn abs_max<'c>(&self, k: &Kernel<'c, '_>, view: &View<'c>, block: u32, row: I32<'c>, at: I32<'c>) -> Vec<F32<'c>> {
+        let c = k.code;
+        // As wide as vectors that divide blocks, columns and rows: no load leaves the block.
+        let divides = |n: &u32| block.is_multiple_of(*n) && view.cols.is_multiple_of((*n).into());
+        let width = [8, 4, 2].into_iter().filter(|&n| n <= self.vector).find(divides).unwrap_or(1);
+        let of_block = |first: I32<'c>| {
+            let most = c.var(c.f32(0.0));
+            let end = (first + block).min(self.cols);
+            c.range(first, end, width, |col| {
+                let values = c.load_elements(view.at(row, col), view.dtype, width as usize);
+                most.set(values.into_iter().fold(most.get(), |m, v| m.maximum(v.abs())));
+            });
+            most.get()
+        };
+        let first_of = |col: I32<'c>| (col / block) * block;
+        if block.is_multiple_of(self.vector) {
+            return vec![of_block(first_of(at)); self.vector as usize];
+        }
+        (0..self.vector).map(|i| of_block(first_of(at + i))).collect()
+    }
+
     fn read<'c>(&self, k: &Kernel<'c, '_>, view: &View<'c>, col: ColAccess, row: I32<'c>, at: I32<'c>) -> Vec<F32<'c>> {
         let c = k.code;
         match col {
@@ -95,6 +117,7 @@ impl Cut {
                 c.load_elements(view.at(row, at + offset as u32), view.dtype, self.vector as usize)
             }
             ColAccess::First => vec![c.load_elements(view.row(row), view.dtype, 1)[0]; self.vector as usize],
+            ColAccess::AbsMax(block) => self.abs_max(k, view, block as u32, row, at),
         }
     }
 }

@@ -1,0 +1,167 @@
+//! Quantised activations: which numbers a row is rounded to before a matrix product.
+//!
+//! The value of a quantised row stays a float, `code · scale` (`· global`): what a product of codes and scales computes,
+//! whatever the machine stores.
+
+use crate::expr::{Binary, Expr, ExprBuilder, Unary};
+use crate::quant::Code;
+use serde::{Deserialize, Serialize};
+
+/// How the scale of a block follows from its largest magnitude `m`. `most` is the largest code: 448 or 6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActScale {
+    /// `max(m, 1e-10) / most` in f32. Source: SGLang's per-token-group quantisation for DeepSeek-V3.
+    F32,
+    /// The smallest power of two that is not below `max(m, 1e-10) / most`: never clips. DeepSeek-V3.1 (`ue8m0`) and MX
+    /// formats as NVIDIA's quantisers make them.
+    Pow2,
+    /// `round_e4m3(m / (most · global))`, times the global scale: NVFP4. A block whose scale rounds to 0 is 0.
+    E4M3,
+}
+
+/// A block format of rows: one scale for each `block` columns, the last block being cut short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ActQuant {
+    /// Elements: [`Code::E4M3`] or [`Code::E2M1`].
+    pub code: Code,
+    /// Scales.
+    pub scale: ActScale,
+    /// Columns of a block; 0 for the whole row.
+    pub block: u32,
+}
+
+impl ActQuant {
+    /// FP8 in blocks of 128 with f32 scales (DeepSeek-V3).
+    pub const FP8_BLOCK: ActQuant = ActQuant { code: Code::E4M3, scale: ActScale::F32, block: 128 };
+    /// FP8 in blocks of 128 with powers of two as scales (DeepSeek-V3.1).
+    pub const FP8_BLOCK_POW2: ActQuant = ActQuant { code: Code::E4M3, scale: ActScale::Pow2, block: 128 };
+    /// FP8 with one scale for each row.
+    pub const FP8_TOKEN: ActQuant = ActQuant { code: Code::E4M3, scale: ActScale::F32, block: 0 };
+    /// MXFP8.
+    pub const MXFP8: ActQuant = ActQuant { code: Code::E4M3, scale: ActScale::Pow2, block: 32 };
+    /// NVFP4.
+    pub const NVFP4: ActQuant = ActQuant { code: Code::E2M1, scale: ActScale::E4M3, block: 16 };
+
+    /// Whether rows are quantised with a global scale, the second operand.
+    pub fn has_global(self) -> bool {
+        self.scale == ActScale::E4M3
+    }
+
+    /// Whether the format is one that rows can be quantised to: FP8 e4m3 or FP4 e2m1.
+    pub fn is_known(self) -> bool {
+        matches!(self.code, Code::E4M3 | Code::E2M1)
+    }
+
+    /// The quantised value of an element: argument 0 is the element, 1 the largest magnitude of its block, 2 the global scale.
+    pub fn expr(self) -> Expr {
+        let mut b = ExprBuilder::new();
+        let (x, m) = (b.arg(0), b.arg(1));
+        let (most, to_code) = match self.code {
+            Code::E2M1 => (6.0, Unary::RoundE2M1),
+            Code::E4M3 | Code::E5M2 | Code::Int4 => (448.0, Unary::RoundE4M3),
+        };
+        let most = b.constant(most);
+        let scale = match self.scale {
+            ActScale::F32 | ActScale::Pow2 => {
+                let least = b.constant(1e-10);
+                let m = b.binary(Binary::Max, m, least);
+                let scale = b.binary(Binary::Div, m, most);
+                if self.scale == ActScale::Pow2 { b.unary(Unary::CeilPow2, scale) } else { scale }
+            }
+            ActScale::E4M3 => {
+                let global = b.arg(2);
+                let unit = b.binary(Binary::Mul, most, global);
+                let wanted = b.binary(Binary::Div, m, unit);
+                let stored = b.unary(Unary::RoundE4M3, wanted);
+                b.binary(Binary::Mul, stored, global)
+            }
+        };
+        let ratio = b.binary(Binary::Div, x, scale);
+        let code = b.unary(to_code, ratio);
+        let value = b.binary(Binary::Mul, code, scale);
+        let value = match self.scale {
+            ActScale::F32 | ActScale::Pow2 => value,
+            // 0 / 0 in a block of zeros; NaN stays NaN because the block's magnitude is NaN, too.
+            ActScale::E4M3 => b.select(scale, value, scale),
+        };
+        b.finish(value)
+    }
+
+    /// The quantised value of a row, in f32.
+    pub fn quantise(self, row: &[f32], global: f32) -> Vec<f32> {
+        let expr = self.expr();
+        let block = if self.block == 0 { row.len().max(1) } else { self.block as usize };
+        let blocks = row.chunks(block).flat_map(|b| {
+            let m = abs_max(b);
+            b.iter().map(|&x| expr.eval(&[x, m, global])).collect::<Vec<_>>()
+        });
+        blocks.collect()
+    }
+}
+
+/// The largest magnitude; NaN when one is NaN, 0 for none.
+pub fn abs_max(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |m, v| Binary::Max.eval(m, v.abs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{e2m1, e4m3};
+
+    fn nearest(x: f32, codes: impl Iterator<Item = f32>) -> f32 {
+        codes.min_by(|a, b| (a - x).abs().total_cmp(&(b - x).abs())).unwrap()
+    }
+
+    #[test]
+    fn rounding_to_small_floats_gives_the_nearest_code() {
+        for i in 0..20_000u32 {
+            let x = (i as f32 - 10_000.0) * 0.0517;
+            let to_e4m3 = Unary::RoundE4M3.eval(x);
+            let best = nearest(x, (0..=255u8).map(e4m3).filter(|v| !v.is_nan()));
+            assert_eq!((to_e4m3 - x).abs(), (best - x).abs(), "{x}: {to_e4m3} or {best}");
+            let small = x / 50.0;
+            let to_e2m1 = Unary::RoundE2M1.eval(small);
+            assert_eq!((to_e2m1 - small).abs(), (nearest(small, (0..16u8).map(e2m1)) - small).abs(), "{small}");
+        }
+    }
+
+    #[test]
+    fn every_code_rounds_to_itself_and_ties_go_to_even() {
+        (0..=255u8).map(e4m3).filter(|v| !v.is_nan()).for_each(|v| assert_eq!(Unary::RoundE4M3.eval(v), v));
+        (0..16u8).map(e2m1).for_each(|v| assert_eq!(Unary::RoundE2M1.eval(v), v));
+        for (x, y) in
+            [(0.25, 0.0), (0.75, 1.0), (1.25, 1.0), (1.75, 2.0), (2.5, 2.0), (3.5, 4.0), (5.0, 4.0), (9.0, 6.0)]
+        {
+            assert_eq!((Unary::RoundE2M1.eval(x), Unary::RoundE2M1.eval(-x)), (y, -y));
+        }
+        // Half of the least e4m3 number, and one and a half of it.
+        let least = 2f32.powi(-9);
+        assert_eq!((Unary::RoundE4M3.eval(least / 2.0), Unary::RoundE4M3.eval(least * 1.5)), (0.0, 2.0 * least));
+        assert_eq!((Unary::RoundE4M3.eval(f32::INFINITY), Unary::RoundE4M3.eval(-465.0)), (448.0, -448.0));
+        assert!(Unary::RoundE4M3.eval(f32::NAN).is_nan() && Unary::RoundE2M1.eval(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn powers_of_two_are_rounded_up() {
+        for (x, y) in [(1.0, 1.0), (1.1, 2.0), (0.75, 1.0), (0.0, 2f32.powi(-126)), (3e38, 2f32.powi(127))] {
+            assert_eq!(Unary::CeilPow2.eval(x), y);
+        }
+    }
+
+    #[test]
+    fn blocks_have_scales_of_their_own() {
+        let q = ActQuant { code: Code::E4M3, scale: ActScale::F32, block: 2 };
+        assert_eq!(q.quantise(&[448.0, 1.06, 4.48, 1.0, -7.0], 1.0)[..2], [448.0, 1.0]);
+        assert_eq!(q.quantise(&[448.0, 1.06, 4.48, 1.0, -7.0], 1.0)[4], -7.0);
+    }
+
+    #[test]
+    fn nvfp4_blocks_of_zeros_are_zero_and_nan_is_kept() {
+        assert_eq!(ActQuant::NVFP4.quantise(&[0.0; 17], 0.5), [0.0; 17]);
+        let v = ActQuant::NVFP4.quantise(&[6.0, 3.0, f32::NAN], 1.0 / 448.0);
+        assert!(v.iter().all(|x| x.is_nan()));
+        assert_eq!(ActQuant::NVFP4.quantise(&[6.0, 3.1], 1.0 / 448.0), [6.0, 3.0]);
+    }
+}
