@@ -158,6 +158,12 @@ impl std::fmt::Display for QuantFormat {
 }
 
 impl QuantFormat {
+    /// Whether a matrix has a scale of its own over those of its blocks: where these are e4m3, which does not reach far
+    /// enough alone (NVFP4). Without one in the checkpoint it is 1.
+    pub fn has_global(&self) -> bool {
+        self.scale == ScaleCode::E4M3
+    }
+
     /// Bytes of the codes and scales of an `[n, k]` matrix, without padding.
     pub fn matrix_bytes(&self, n: u64, k: u64) -> u64 {
         let (rows, cols) = self.scale_grid(n, k);

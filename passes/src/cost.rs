@@ -3,7 +3,9 @@
 //! The model decides between equal graphs; it does not predict a time to the microsecond. Its one subtle figure is the
 //! number of experts that a batch touches, `E·(1 − (1 − k/E)^T)`: it decides how many weight bytes are read.
 
-use moec_ir::graph::{Graph, Op};
+use crate::lower::WeightStorage;
+use moec_ir::graph::{Graph, Op, ValueId};
+use moec_ir::quant::QuantFormat;
 use moec_ir::target::Machine;
 use moec_ir::{DType, TensorType};
 
@@ -14,15 +16,29 @@ pub struct CostModel {
     pub machine: Machine,
     /// The token count of the bucket that is compiled for.
     pub n_tokens: u64,
+    /// Whether weights that are published as codes are read as codes.
+    pub weights: WeightStorage,
+}
+
+/// What the cost model has to know of an operand beyond its type.
+#[derive(Clone, Copy, Debug)]
+pub struct Operand<'a> {
+    /// The type.
+    pub ty: &'a TensorType,
+    /// How it is published, when it is a parameter or several parameters joined (all alike).
+    pub stored: Option<QuantFormat>,
+    /// Whether it is a `Concat`, which only fused forms can read.
+    pub joined: bool,
 }
 
 impl CostModel {
     /// Modelled time of one node, in seconds; infinite for a form that has no kernel.
-    ///
-    /// `joined` says that a weight operand is a `Concat`, which only fused forms can read.
-    pub fn node(&self, op: &Op, operands: &[&TensorType], result: &TensorType, joined: bool) -> f64 {
+    pub fn node(&self, op: &Op, operands: &[Operand], result: &TensorType) -> f64 {
+        let joined = operands.iter().any(|o| o.joined);
         let bytes = |t: &TensorType| t.bytes(self.n_tokens) as f64;
-        let all: f64 = operands.iter().map(|t| bytes(t)).sum::<f64>() + bytes(result);
+        let all: f64 = operands.iter().map(|o| self.bytes(o)).sum::<f64>() + bytes(result);
+        let given = operands;
+        let operands: Vec<&TensorType> = operands.iter().map(|o| o.ty).collect();
         match op {
             Op::Input(_) | Op::Param(_) | Op::Concat { .. } => 0.0,
             Op::Linear | Op::GroupedLinear | Op::GatherGroupedLinear if joined => f64::INFINITY,
@@ -35,7 +51,7 @@ impl CostModel {
                 let k = ids.last().and_then(|d| d.fixed()).unwrap_or(1) as f64;
                 let experts = w.shape[0].fixed().unwrap_or(1) as f64;
                 let touched = experts * (1.0 - (1.0 - k / experts).max(0.0).powf(self.n_tokens as f64));
-                let weights = bytes(w) / experts * touched;
+                let weights = self.bytes(&given[2]) / experts * touched;
                 let slots = k * self.n_tokens as f64;
                 // Gathered rows are read from the token rows, which are k times fewer.
                 let traffic = weights + bytes(operands[0]) + bytes(result);
@@ -62,6 +78,17 @@ impl CostModel {
             | Op::Quantise(_) => self.kernel(all, 0.0, DType::F32),
             Op::Permute { .. } | Op::Unpermute { .. } => self.kernel(2.0 * bytes(result), 0.0, DType::F32),
             Op::WeightedSum | Op::Combine { .. } => self.kernel(all, 0.0, DType::F32),
+        }
+    }
+
+    /// Bytes that are read of an operand: of codes and scales where it lies in memory as such.
+    fn bytes(&self, o: &Operand) -> f64 {
+        let fixed: Vec<u64> = o.ty.shape.iter().filter_map(|d| d.fixed()).collect();
+        match (o.stored, &fixed[..]) {
+            (Some(format), [stack @ .., n, k]) if self.weights == WeightStorage::AsPublished => {
+                stack.iter().map(|&e| e as f64).product::<f64>() * format.matrix_bytes(*n, *k) as f64
+            }
+            _ => o.ty.bytes(self.n_tokens) as f64,
         }
     }
 
@@ -94,6 +121,19 @@ fn elements(ty: &TensorType) -> f64 {
     ty.shape.iter().map(|d| d.fixed().unwrap_or(1) as f64).product()
 }
 
+/// How a value is published: a parameter, or parameters that are joined and stored alike.
+fn stored(graph: &Graph, v: ValueId) -> Option<QuantFormat> {
+    let node = graph.node(v);
+    match node.op {
+        Op::Param(i) => graph.params.get(i as usize)?.stored,
+        Op::Concat { .. } => {
+            let first = stored(graph, *node.inputs.first()?)?;
+            node.inputs.iter().all(|&p| stored(graph, p) == Some(first)).then_some(first)
+        }
+        _ => None,
+    }
+}
+
 /// Modelled time of every node that the outputs need.
 pub fn graph_cost(model: &CostModel, graph: &Graph) -> f64 {
     let mut needed = vec![false; graph.nodes.len()];
@@ -104,9 +144,15 @@ pub fn graph_cost(model: &CostModel, graph: &Graph) -> f64 {
             continue;
         }
         node.inputs.iter().for_each(|v| needed[v.index()] = true);
-        let types: Vec<&TensorType> = node.inputs.iter().map(|&v| graph.ty(v)).collect();
-        let joined = node.inputs.iter().any(|&v| matches!(graph.node(v).op, Op::Concat { .. }));
-        total += model.node(&node.op, &types, &node.ty, joined);
+        let operands: Vec<Operand> = node
+            .inputs
+            .iter()
+            .map(|&v| {
+                let joined = matches!(graph.node(v).op, Op::Concat { .. });
+                Operand { ty: graph.ty(v), stored: stored(graph, v), joined }
+            })
+            .collect();
+        total += model.node(&node.op, &operands, &node.ty);
     }
     total
 }

@@ -4,9 +4,11 @@
 //! not added, so a value that is used twice is paid once. Repeated until nothing gets cheaper. Layers have tens of
 //! nodes, so sets are small.
 
-use crate::cost::CostModel;
+use crate::cost::{CostModel, Operand};
 use crate::language::{ENode, LayerEGraph};
 use egg::Id;
+use moec_ir::graph::Op;
+use moec_ir::quant::QuantFormat;
 use std::collections::{BTreeMap, HashMap};
 
 /// What a class needs under its best node: every class below it and the cost of that class's own node.
@@ -53,13 +55,28 @@ pub fn extract(egraph: &LayerEGraph, roots: &[Id], cost: &CostModel) -> Option<H
     Some(choice)
 }
 
+/// How a class is published: a parameter, or parameters that are joined and stored alike.
+fn stored(egraph: &LayerEGraph, id: Id) -> Option<QuantFormat> {
+    egraph[id].nodes.iter().find_map(|n| match n.op {
+        Op::Param(i) => egraph.analysis.stored(i),
+        Op::Concat { .. } => {
+            let first = stored(egraph, *n.children.first()?)?;
+            n.children.iter().all(|&c| stored(egraph, c) == Some(first)).then_some(first)
+        }
+        _ => None,
+    })
+}
+
 fn needs(egraph: &LayerEGraph, id: Id, node: &ENode, cost: &CostModel, best: &BTreeMap<Id, Needs>) -> Option<Needs> {
-    let types: Vec<_> = node.children.iter().map(|&c| &egraph[c].data).collect();
-    let joined = node
+    let operands: Vec<Operand> = node
         .children
         .iter()
-        .any(|&c| egraph[c].nodes.iter().any(|n| matches!(n.op, moec_ir::graph::Op::Concat { .. })));
-    let own = cost.node(&node.op, &types, &egraph[id].data, joined);
+        .map(|&c| {
+            let joined = egraph[c].nodes.iter().any(|n| matches!(n.op, Op::Concat { .. }));
+            Operand { ty: &egraph[c].data, stored: stored(egraph, c), joined }
+        })
+        .collect();
+    let own = cost.node(&node.op, &operands, &egraph[id].data);
     if !own.is_finite() {
         return None;
     }

@@ -12,7 +12,7 @@ mod saturate;
 mod schedule;
 pub mod soundness;
 
-pub use lower::lower_graph;
+pub use lower::{WeightStorage, lower_graph};
 pub use rules::{Rule, catalogue};
 pub use saturate::{Limits, Saturation, optimise, optimise_with};
 
@@ -33,6 +33,8 @@ pub struct CompileOptions {
     pub tokens: (u64, u64),
     /// Limits of the saturation.
     pub limits: Limits,
+    /// How quantised weights lie in memory.
+    pub weights: WeightStorage,
 }
 
 impl Default for CompileOptions {
@@ -42,6 +44,7 @@ impl Default for CompileOptions {
             opt_level: 2,
             tokens: (0, MAX_TOKENS),
             limits: Limits::default(),
+            weights: WeightStorage::default(),
         }
     }
 }
@@ -91,14 +94,15 @@ fn compile_bucket(
     // A prefill is modelled at a usual chunk, not at the largest that could ever come.
     let n_tokens = tokens.1.min(4096);
     let optimise_graph = options.opt_level > 0;
+    let weights = weight_storage(target, options.weights);
     let (graph, saturation) = if optimise_graph {
-        let cost = CostModel { machine: target.machine, n_tokens };
+        let cost = CostModel { machine: target.machine, n_tokens, weights };
         let (graph, report) = optimise(graph, options.numerics, &cost, options.limits)?;
         (graph, Some(report))
     } else {
         (graph.clone(), None)
     };
-    let mut program = lower_graph(&graph, optimise_graph)?;
+    let mut program = lower_graph(&graph, optimise_graph, weights)?;
     if options.opt_level > 1 {
         merge_launches::merge_launches(&mut program);
     }
@@ -107,6 +111,11 @@ fn compile_bucket(
         None => Ok(Variant { tokens, graph, saturation, program }),
         Some(error) => Err(error),
     }
+}
+
+/// The storage that is used where `wanted` was asked for: codes are read by GPU kernels only.
+pub fn weight_storage(target: &Target, wanted: WeightStorage) -> WeightStorage {
+    if target.is_cpu() { WeightStorage::Dequantised } else { wanted }
 }
 
 /// The parts of the token buckets that lie in `tokens`.

@@ -11,10 +11,20 @@ use crate::names::unique;
 use moec_ir::expr::{Binary, ExprBuilder};
 use moec_ir::graph::{Graph, Node, Op, ValueId, combine_expr};
 use moec_ir::tile::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Plan, Program, Role,
-    RowAccess, RowMap, Schedule, Segment,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, PanelQuant, Plan,
+    Program, Role, RowAccess, RowMap, Schedule, Segment,
 };
 use moec_ir::{Activation, DType, Diagnostic, Dim, Expr, TensorType};
+
+/// How weights that a checkpoint publishes as codes and scales lie in the device's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightStorage {
+    /// As codes and scales, from which products make the floats as they read: a half to a quarter of the bytes.
+    #[default]
+    AsPublished,
+    /// As floats, made when the layer is loaded.
+    Dequantised,
+}
 
 /// Rows of weights start at multiples of this many bytes, so that 16-byte copies never straddle a row.
 const ROW_ALIGN_BYTES: u64 = 16;
@@ -37,8 +47,11 @@ struct Product {
 struct Lowering<'a> {
     graph: &'a Graph,
     program: Program,
+    weights: WeightStorage,
     /// The buffer of each value that has one.
     stored: Vec<Option<BufferId>>,
+    /// The codes and scales of each parameter that has them.
+    coded: Vec<Option<Panel>>,
     /// For each value, the cluster of score rows it belongs to.
     cluster_of: Vec<Option<usize>>,
     clusters: Vec<cluster::Cluster>,
@@ -49,12 +62,14 @@ struct Lowering<'a> {
 ///
 /// # Errors
 /// `unsupported-op` when a value has a form that no kernel computes: a reason of the closed list of `moec check`.
-pub fn lower_graph(graph: &Graph, fuse_rows: bool) -> Result<Program, Diagnostic> {
+pub fn lower_graph(graph: &Graph, fuse_rows: bool, weights: WeightStorage) -> Result<Program, Diagnostic> {
     let (clusters, cluster_of) = cluster::find(graph, fuse_rows);
     let mut l = Lowering {
         graph,
         program: Program { name: graph.name.clone(), buffers: Vec::new(), kernels: Vec::new() },
+        weights,
         stored: vec![None; graph.nodes.len()],
+        coded: vec![None; graph.nodes.len()],
         cluster_of,
         clusters,
         plans: Vec::new(),
@@ -281,6 +296,44 @@ impl<'a> Lowering<'a> {
         }
     }
 
+    /// The weights of a product: the value's buffer, or the codes and scales of a parameter that is published so.
+    fn panel(&mut self, w: ValueId) -> Result<Panel, Diagnostic> {
+        let node = self.node(w);
+        let coded = match node.op {
+            Op::Param(i) if self.weights == WeightStorage::AsPublished => {
+                self.graph.params.get(i as usize).and_then(|p| p.stored).map(|format| (i, format))
+            }
+            _ => None,
+        };
+        let Some((param, format)) = coded else { return Ok(Panel::dense(self.value(w)?)) };
+        if let Some(panel) = &self.coded[w.index()] {
+            return Ok(panel.clone());
+        }
+        let fixed: Vec<u64> = node.ty.shape.iter().filter_map(|d| d.fixed()).collect();
+        let (experts, n, k) = match fixed[..] {
+            [n, k] => (1, n, k),
+            [experts, n, k] => (experts, n, k),
+            _ => return Err(self.unsupported(w, format!("{} has no blocks of codes", node.ty))),
+        };
+        let row_bytes = format.code.bytes(k);
+        let pitch = row_bytes.next_multiple_of(ROW_ALIGN_BYTES);
+        let shape = (experts, Dim::Fixed(n), row_bytes);
+        let weights = self.add_buffer(&node.name, DType::U8, shape, pitch, Role::Weight(param));
+        let (grid_rows, grid_cols) = format.scale_grid(n, k);
+        let shape = (experts, Dim::Fixed(grid_rows), grid_cols);
+        let scale_name = format!("{}_scale", node.name);
+        let scales = self.add_buffer(&scale_name, format.scale.dtype(), shape, grid_cols, Role::WeightScale(param));
+        // NVFP4 is the format whose scales need another: e4m3 does not reach far enough alone.
+        let global = format.has_global().then(|| {
+            let shape = (1, Dim::Fixed(1), experts);
+            let name = format!("{}_global", node.name);
+            self.add_buffer(&name, DType::F32, shape, experts, Role::WeightGlobal(param))
+        });
+        let panel = Panel { weights, quant: Some(PanelQuant { format, scales, global, round: node.ty.dtype }) };
+        self.coded[w.index()] = Some(panel.clone());
+        Ok(panel)
+    }
+
     /// Weights, biases and epilogue of a product.
     fn product(
         &mut self,
@@ -289,8 +342,7 @@ impl<'a> Lowering<'a> {
         bias: Option<ValueId>,
         act: Option<(&Activation, DType)>,
     ) -> Result<Product, Diagnostic> {
-        let panels: Vec<Panel> =
-            self.parts(w).into_iter().map(|p| Ok(Panel::dense(self.value(p)?))).collect::<Result<_, Diagnostic>>()?;
+        let panels: Vec<Panel> = self.parts(w).into_iter().map(|p| self.panel(p)).collect::<Result<_, _>>()?;
         let biases: Vec<Option<BufferId>> = match bias {
             None => vec![None; panels.len()],
             Some(b) => self.parts(b).into_iter().map(|b| self.value(b).map(Some)).collect::<Result<_, _>>()?,

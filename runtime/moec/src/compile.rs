@@ -6,7 +6,7 @@ use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Graph;
 use moec_ir::numerics::Numerics;
 use moec_ir::target::Target;
-use moec_passes::{CompileOptions, MAX_TOKENS, Variant};
+use moec_passes::{CompileOptions, MAX_TOKENS, Variant, WeightStorage};
 use std::time::Instant;
 
 /// Which token counts a compile is for.
@@ -56,6 +56,8 @@ pub struct CompileRequest<'a> {
     pub opt_level: u8,
     /// Smallest and largest token count.
     pub tokens: (u64, u64),
+    /// How weights that are published as codes and scales lie in memory.
+    pub weights: WeightStorage,
     /// What the bundle holds beside the kernels.
     pub keep: Keep,
     /// Files to be put into the bundle beside the kernels: path and content.
@@ -72,6 +74,7 @@ impl<'a> CompileRequest<'a> {
             numerics: Numerics::default(),
             opt_level: 2,
             tokens: Phase::Both.tokens(),
+            weights: WeightStorage::default(),
             keep: Keep::default(),
             extra_files: Vec::new(),
         }
@@ -131,6 +134,7 @@ pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(
         numerics: request.numerics,
         opt_level: request.opt_level,
         tokens: request.tokens,
+        weights: request.weights,
         ..CompileOptions::default()
     };
     let mut targets = Vec::new();

@@ -40,4 +40,5 @@ pub use moec_bundle::{Bundle, Checkpoint};
 pub use moec_ir::diag::Diagnostic;
 pub use moec_ir::target::Target;
 pub use moec_ir::{Numerics, Tensor};
+pub use moec_passes::WeightStorage;
 pub use moec_runtime::{Device, RunResult, Weights};

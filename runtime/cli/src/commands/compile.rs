@@ -60,6 +60,7 @@ pub fn run(options: &Options) -> Outcome {
         info: layer.info.clone(),
         numerics: options.compile.numerics,
         opt_level: options.compile.opt_level,
+        weights: options.compile.weight_storage,
         tokens: options.tokens.unwrap_or(phase.tokens()),
         keep: Keep { tile_text: options.emit.contains(&Emit::Tile), llvm_ir: options.emit.contains(&Emit::Llvm) },
         ..CompileRequest::new(&layer.graph, targets)
@@ -70,7 +71,9 @@ pub fn run(options: &Options) -> Outcome {
     let compiled = emit::add_files(compiled, &options.emit, &layer.graph).map_err(|d| vec![d])?;
     for step in Step::ALL {
         if options.print_after_all || options.print_after == Some(step) {
-            output::remark(&emit::step_text(step, &layer.graph, &compiled).map_err(|d| vec![d])?);
+            output::remark(
+                &emit::step_text(step, &layer.graph, &compiled, options.compile.weight_storage).map_err(|d| vec![d])?,
+            );
         }
     }
     compiled.bundle.write(&options.output).map_err(|d| vec![d])?;

@@ -1,7 +1,7 @@
 //! What `--emit` and `--print-after` show of a compile.
 
 use super::doctor::ptxas_candidates;
-use moec::{Bundle, Compiled, Diagnostic};
+use moec::{Bundle, Compiled, Diagnostic, WeightStorage};
 use moec_bundle::manifest::{Launch, Manifest};
 use moec_ir::graph::Graph;
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ impl Step {
 }
 
 /// The layer after a step, for every target and variant.
-pub fn step_text(step: Step, graph: &Graph, compiled: &Compiled) -> Result<String, Diagnostic> {
+pub fn step_text(step: Step, graph: &Graph, compiled: &Compiled, weights: WeightStorage) -> Result<String, Diagnostic> {
     if step == Step::Frontend {
         return Ok(format!("; after frontend\n{}", moec_ir::graph::print(graph)));
     }
@@ -70,7 +70,10 @@ pub fn step_text(step: Step, graph: &Graph, compiled: &Compiled) -> Result<Strin
             let text = match step {
                 Step::Frontend => String::new(),
                 Step::Saturate => moec_ir::graph::print(&v.graph),
-                Step::Lower => moec_passes::lower_graph(&v.graph, v.saturation.is_some())?.to_string(),
+                Step::Lower => {
+                    let weights = moec_passes::weight_storage(t.target, weights);
+                    moec_passes::lower_graph(&v.graph, v.saturation.is_some(), weights)?.to_string()
+                }
                 Step::Schedule => v.program.to_string(),
             };
             // Writing to a string cannot fail.

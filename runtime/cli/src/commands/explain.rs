@@ -44,7 +44,8 @@ pub fn run(options: &Options) -> Outcome {
 /// The rewrites that fire, and for each what the layer would cost without it.
 fn explain_model(options: &Options, path: &Path) -> Outcome {
     let layer = open_layer(path, options.layer)?;
-    let cost = CostModel { machine: options.target.machine, n_tokens: options.tokens };
+    let weights = moec_passes::weight_storage(options.target, options.compile.weight_storage);
+    let cost = CostModel { machine: options.target.machine, n_tokens: options.tokens, weights };
     let rules: Vec<_> = catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect();
     let with_rules = |rules: &[_]| optimise_with(&layer.graph, rules, &cost, Limits::default()).map_err(|d| vec![d]);
     let (_, report) = with_rules(&rules)?;

@@ -128,6 +128,7 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
                 info: layer.info.clone(),
                 numerics: options.compile.numerics,
                 opt_level: options.compile.opt_level,
+                weights: options.compile.weight_storage,
                 ..CompileRequest::new(&layer.graph, targets(&options.device).map_err(|d| vec![d])?)
             };
             let progress = Progress::start("compiling");

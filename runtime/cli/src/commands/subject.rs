@@ -78,6 +78,18 @@ pub struct CompileArgs {
     /// 0: a kernel for each operation; 1: rewrites; 2 and 3: launches are merged too.
     #[arg(short = 'O', value_name = "LEVEL", default_value = "2", value_parser = clap::value_parser!(u8).range(0..=3))]
     pub opt_level: u8,
+    /// Weights that are published quantised: kept as codes and scales where kernels read them (GPU targets), or made
+    /// floats when the layer is loaded. The results have the same bits.
+    #[arg(long, value_parser = parse_storage, default_value = "as-published", value_name = "as-published|dequantised")]
+    pub weight_storage: moec::WeightStorage,
+}
+
+fn parse_storage(name: &str) -> Result<moec::WeightStorage, String> {
+    match name {
+        "as-published" => Ok(moec::WeightStorage::AsPublished),
+        "dequantised" => Ok(moec::WeightStorage::Dequantised),
+        _ => Err("as-published or dequantised".to_string()),
+    }
 }
 
 fn parse_numerics(name: &str) -> Result<moec::Numerics, String> {
