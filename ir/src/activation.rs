@@ -48,6 +48,8 @@ pub enum Activation {
     Silu,
     /// `gelu_tanh(up)`, ungated.
     GeluTanh,
+    /// `gelu(up)`, gelu by erf, ungated.
+    Gelu,
 }
 
 impl Activation {
@@ -62,7 +64,7 @@ impl Activation {
             | Activation::GeGluErf
             | Activation::ReGlu
             | Activation::SiTu { .. } => true,
-            Activation::Relu2 | Activation::Silu | Activation::GeluTanh => false,
+            Activation::Relu2 | Activation::Silu | Activation::GeluTanh | Activation::Gelu => false,
         }
     }
 
@@ -106,14 +108,7 @@ impl Activation {
                 times_up(&mut b, g)
             }
             Activation::GeGluErf => {
-                let c = b.constant(std::f32::consts::FRAC_1_SQRT_2);
-                let xc = b.binary(Binary::Mul, x, c);
-                let e = b.unary(Unary::Erf, xc);
-                let one = b.constant(1.0);
-                let e1 = b.binary(Binary::Add, one, e);
-                let half = b.constant(0.5);
-                let hx = b.binary(Binary::Mul, half, x);
-                let g = b.binary(Binary::Mul, hx, e1);
+                let g = gelu(&mut b, x);
                 times_up(&mut b, g)
             }
             Activation::ReGlu => {
@@ -136,6 +131,7 @@ impl Activation {
             }
             Activation::Silu => silu(&mut b, x),
             Activation::GeluTanh => gelu_tanh(&mut b, x),
+            Activation::Gelu => gelu(&mut b, x),
         };
         b.finish(result)
     }
@@ -164,6 +160,18 @@ fn soft_clamp(b: &mut ExprBuilder, x: u32, beta: Real) -> u32 {
     let q = b.binary(Binary::Div, x, c);
     let t = b.unary(Unary::Tanh, q);
     b.binary(Binary::Mul, c, t)
+}
+
+/// `0.5·x·(1 + erf(x/√2))`
+fn gelu(b: &mut ExprBuilder, x: u32) -> u32 {
+    let c = b.constant(std::f32::consts::FRAC_1_SQRT_2);
+    let xc = b.binary(Binary::Mul, x, c);
+    let e = b.unary(Unary::Erf, xc);
+    let one = b.constant(1.0);
+    let e1 = b.binary(Binary::Add, one, e);
+    let half = b.constant(0.5);
+    let hx = b.binary(Binary::Mul, half, x);
+    b.binary(Binary::Mul, hx, e1)
 }
 
 /// `0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`, Hendrycks & Gimpel 2016.

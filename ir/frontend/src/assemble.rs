@@ -18,23 +18,42 @@ use moec_ir::{DType, Dim, TensorType};
 pub fn assemble(name: &str, spec: &MoeSpec, dtype: DType) -> Result<Graph, Diagnostic> {
     let mut a = Assembler { b: GraphBuilder::new(name), spec, dtype };
     let x = a.b.input("input", TensorType::new(dtype, [Dim::TOKENS, Dim::Fixed(spec.hidden)]));
-    let (ids, weights) = a.route(x)?;
+    let routing = a.route(x)?;
+    let (ids, weights) = (routing.dispatched, routing.weights);
     let routed_input = match &spec.experts_norm {
         Some(norm) => a.norm("experts.norm", norm, spec.hidden, x, dtype)?,
         None => x,
     };
     let routed = a.experts(routed_input, ids, weights)?;
-    let output = a.finish_sum(x, routed, ids, weights)?;
+    let output = a.finish_sum(x, routed, &routing)?;
     a.b.output("output", output);
-    a.b.output("topk_ids", ids);
+    a.b.output("topk_ids", routing.ids);
     a.b.output("topk_weights", weights);
+    if let Some(state) = routing.state {
+        a.b.output("next_router_states", state);
+    }
     Ok(a.b.finish())
 }
 
-struct Assembler<'a> {
-    b: GraphBuilder,
-    spec: &'a MoeSpec,
-    dtype: DType,
+/// Builds one graph.
+pub(crate) struct Assembler<'a> {
+    pub(crate) b: GraphBuilder,
+    pub(crate) spec: &'a MoeSpec,
+    pub(crate) dtype: DType,
+}
+
+/// What the router decides.
+pub(crate) struct Routing {
+    /// Expert ids i32 `[T, K]` as they are dispatched; one outside `0..E` has no row.
+    pub dispatched: ValueId,
+    /// The ids as the model reports them; differ from `dispatched` where a token skips its expert.
+    pub ids: ValueId,
+    /// f32 `[T, K]`
+    pub weights: ValueId,
+    /// The weight of each sink, `[T, 1]`.
+    pub sinks: Vec<ValueId>,
+    /// The state that the next layer's router reads, `[T, R]`.
+    pub state: Option<ValueId>,
 }
 
 /// What is applied to the sum of experts, in order.
@@ -43,33 +62,41 @@ enum Step<'a> {
     Scale(f32),
     RoutedNorm(&'a Norm),
     Shared(&'a Shared),
+    Sinks,
     Mean(f32),
     Bias(&'a WeightSource),
     Norm(&'a Norm),
 }
 
 impl Assembler<'_> {
-    fn round(&self, p: Precision) -> DType {
+    pub(crate) fn round(&self, p: Precision) -> DType {
         match p {
             Precision::Layer => self.dtype,
             Precision::F32 => DType::F32,
         }
     }
 
-    fn param(&mut self, name: &str, dtype: DType, shape: &[u64], source: &WeightSource) -> ValueId {
+    pub(crate) fn param(&mut self, name: &str, dtype: DType, shape: &[u64], source: &WeightSource) -> ValueId {
         self.b.param(name, TensorType::fixed(dtype, shape), source.clone())
     }
 
-    fn op(&mut self, name: &str, op: Op, inputs: &[ValueId], dtype: DType) -> Result<ValueId, Diagnostic> {
+    pub(crate) fn op(&mut self, name: &str, op: Op, inputs: &[ValueId], dtype: DType) -> Result<ValueId, Diagnostic> {
         self.b.node_as(name, op, inputs, Some(dtype))
     }
 
     /// `v` in `dtype`, without a node when it has that type already.
-    fn cast(&mut self, name: &str, v: ValueId, dtype: DType) -> Result<ValueId, Diagnostic> {
+    pub(crate) fn cast(&mut self, name: &str, v: ValueId, dtype: DType) -> Result<ValueId, Diagnostic> {
         if self.b.ty(v).dtype == dtype { Ok(v) } else { self.op(name, Op::Cast, &[v], dtype) }
     }
 
-    fn norm(&mut self, name: &str, norm: &Norm, width: u64, x: ValueId, dtype: DType) -> Result<ValueId, Diagnostic> {
+    pub(crate) fn norm(
+        &mut self,
+        name: &str,
+        norm: &Norm,
+        width: u64,
+        x: ValueId,
+        dtype: DType,
+    ) -> Result<ValueId, Diagnostic> {
         let rms = Op::RmsNorm { eps: Real(norm.eps) };
         let weight = format!("{name}.weight");
         match norm.form {
@@ -92,11 +119,18 @@ impl Assembler<'_> {
         }
     }
 
-    /// Expert ids i32 `[T, K]` and weights f32 `[T, K]`.
-    fn route(&mut self, x: ValueId) -> Result<(ValueId, ValueId), Diagnostic> {
+    fn route(&mut self, x: ValueId) -> Result<Routing, Diagnostic> {
         let spec = self.spec;
         let r = &spec.router;
-        let logits = self.logits(r, x)?;
+        let (mut routed_input, mut state) = (x, None);
+        if let Some(network) = &r.network {
+            let (s, out) = self.router_network(network, x)?;
+            (routed_input, state) = (out, Some(s));
+        }
+        let logits = self.logits(r, routed_input)?;
+        if let Some(jitter) = r.sparse_mixer {
+            return self.sparse_mixer(logits, jitter);
+        }
         let score_type = self.round(r.score_round);
         let k = u32::try_from(spec.top_k).unwrap_or(u32::MAX);
         // Scores over all experts, or the raw logits when only the chosen ones are scored.
@@ -135,6 +169,9 @@ impl Assembler<'_> {
             }
             None => self.b.node("topk_ids", Op::TopK { k }, &[choice])?,
         };
+        if !spec.sinks.is_empty() {
+            return self.sink_weights(x, logits, ids);
+        }
         let mut w = self.b.node("router.chosen", Op::GatherScores, &[gathered_from, ids])?;
         if r.choose_first {
             // Without rounding between, the score reads the logits in their own type.
@@ -153,8 +190,11 @@ impl Assembler<'_> {
             w = self.expert_scale(source, logits, ids, w)?;
         }
         w = self.cast("router.rounded", w, self.round(r.weights_round))?;
-        let w = self.cast("topk_weights", w, DType::F32)?;
-        Ok((ids, w))
+        if spec.skip_class {
+            return self.skip(choice, ids, w, state);
+        }
+        let weights = self.cast("topk_weights", w, DType::F32)?;
+        Ok(Routing { dispatched: ids, ids, weights, sinks: Vec::new(), state })
     }
 
     fn logits(&mut self, r: &Router, x: ValueId) -> Result<ValueId, Diagnostic> {
@@ -167,7 +207,8 @@ impl Assembler<'_> {
             x = self.op("router.input", Op::Scale(Real(n.factor)), &[x], self.dtype)?;
         }
         let weight_type = r.weight_dtype.unwrap_or(self.dtype);
-        let w = self.param("router.weight", weight_type, &[spec.n_scored(), spec.hidden], &r.weight);
+        let width = r.network.as_ref().map_or(spec.hidden, |n| n.width);
+        let w = self.param("router.weight", weight_type, &[spec.n_scored(), width], &r.weight);
         let mut operands = vec![x, w];
         if let Some(bias) = &r.bias {
             operands.push(self.param("router.bias", self.dtype, &[spec.n_experts], bias));
@@ -260,13 +301,8 @@ impl Assembler<'_> {
     }
 
     /// What is applied to the sum of experts; f32 until the last step.
-    fn finish_sum(
-        &mut self,
-        x: ValueId,
-        routed: ValueId,
-        ids: ValueId,
-        weights: ValueId,
-    ) -> Result<ValueId, Diagnostic> {
+    fn finish_sum(&mut self, x: ValueId, routed: ValueId, routing: &Routing) -> Result<ValueId, Diagnostic> {
+        let (ids, weights) = (routing.dispatched, routing.weights);
         let (spec, d) = (self.spec, self.dtype);
         let mut sum = routed;
         let steps = steps(spec);
@@ -284,6 +320,10 @@ impl Assembler<'_> {
                 Step::RoutedNorm(norm) => self.norm("routed.norm", norm, spec.hidden, sum, ty)?,
                 Step::Shared(shared) => {
                     let s = self.shared(shared, x)?;
+                    self.op("sum", Op::Add, &[sum, s], ty)?
+                }
+                Step::Sinks => {
+                    let s = self.sink_experts(x, &routing.sinks)?;
                     self.op("sum", Op::Add, &[sum, s], ty)?
                 }
                 Step::Mean(c) => self.op("sum.scaled", Op::Scale(Real(c)), &[sum], ty)?,
@@ -340,6 +380,9 @@ fn steps(spec: &MoeSpec) -> Vec<Step<'_>> {
     }
     if let Some(shared) = &spec.shared {
         steps.push(Step::Shared(shared));
+    }
+    if !spec.sinks.is_empty() {
+        steps.push(Step::Sinks);
     }
     if spec.sum_scale != 1.0 {
         steps.push(Step::Mean(spec.sum_scale));

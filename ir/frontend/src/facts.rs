@@ -83,7 +83,11 @@ impl LayerFacts {
             latent: spec.latent.as_ref().map(|l| l.width),
             router: router_words(spec, dtype),
             activation: activation_words(&spec.experts.activation),
-            shared: spec.shared.as_ref().map(|s| SharedFacts { ffn: s.ffn, gated: s.out_gate.is_some() }),
+            shared: match &spec.shared {
+                Some(s) => Some(SharedFacts { ffn: s.ffn, gated: s.out_gate.is_some() }),
+                None if spec.sinks.is_empty() => None,
+                None => Some(SharedFacts { ffn: spec.experts.ffn * spec.sinks.len() as u64, gated: false }),
+            },
             dtype,
             quantization,
             weight_bytes,
@@ -126,9 +130,17 @@ impl LayerFacts {
 fn router_words(spec: &MoeSpec, dtype: DType) -> String {
     let (r, n_experts, k) = (&spec.router, spec.n_scored(), spec.top_k);
     let type_of = |p: Precision| if p == Precision::Layer { dtype } else { DType::F32 };
-    let mut steps = vec![format!("{} logits{}", type_of(r.logits), if r.bias.is_some() { " with bias" } else { "" })];
+    let network = r.network.as_ref().map(|n| format!("a network of width {} with a state", n.width));
+    let mut steps: Vec<String> = network.into_iter().collect();
+    steps.push(format!("{} logits{}", type_of(r.logits), if r.bias.is_some() { " with bias" } else { "" }));
     if r.logit_scale != 1.0 {
         steps.push(format!("times {}", r.logit_scale));
+    }
+    if let Some(jitter) = r.sparse_mixer {
+        steps.push(format!(
+            "the best expert and the best of the others, each weighted by a softmax over the scores near it (jitter {jitter})"
+        ));
+        return steps.join(", ");
     }
     let score = match r.score {
         Score::Softmax => "softmax",
@@ -151,12 +163,18 @@ fn router_words(spec: &MoeSpec, dtype: DType) -> String {
     if let Some(cap) = r.soft_cap {
         steps.push(format!("logits capped at {cap}"));
     }
+    if spec.skip_class {
+        steps.push("the last of them skips the experts".to_string());
+    }
     if spec.zero_experts > 0 {
         steps.push(format!("{} of them return their input", spec.zero_experts));
     }
     steps.push(if r.table.is_some() { format!("{k} experts by token id") } else { format!("top {k}") });
     if r.choose_first {
         steps.push(format!("{score} over the chosen"));
+    }
+    if !spec.sinks.is_empty() {
+        steps.push(format!("weights divided by their sum with {} shared experts", spec.sinks.len()));
     }
     match r.renorm {
         None => {}
@@ -193,6 +211,7 @@ pub(crate) fn activation_words(a: &Activation) -> String {
         Activation::Relu2 => "squared ReLU, ungated".to_string(),
         Activation::Silu => "SiLU, ungated".to_string(),
         Activation::GeluTanh => "GELU (tanh), ungated".to_string(),
+        Activation::Gelu => "GELU, ungated".to_string(),
     }
 }
 

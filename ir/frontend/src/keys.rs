@@ -34,12 +34,10 @@ pub struct Keys {
 /// A feature of a published model that the graph IR has no operation for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
-    /// Phi-3.5: two dependent choices with masked softmaxes.
-    SparseMixer,
     /// Llama 4: expert inputs scaled, with more than one expert per token.
     ScaledInputs,
-    /// ZAYA: a router that is a network with a state.
-    RouterNetwork,
+    /// Doge: experts of a token that depend on other tokens.
+    MixedTokens,
     /// An activation function that moec does not know.
     Activation,
     /// A router variant that no published model of the family uses.
@@ -52,10 +50,9 @@ pub enum Missing {
 
 impl Missing {
     /// Every reason, in declaration order.
-    pub const ALL: [Missing; 7] = [
-        Missing::SparseMixer,
+    pub const ALL: [Missing; 6] = [
         Missing::ScaledInputs,
-        Missing::RouterNetwork,
+        Missing::MixedTokens,
         Missing::Activation,
         Missing::RouterVariant,
         Missing::AttentionMixture,
@@ -65,9 +62,8 @@ impl Missing {
     /// The reason in words.
     pub fn reason(self) -> &'static str {
         match self {
-            Missing::SparseMixer => "sparsemixer routing",
             Missing::ScaledInputs => "experts whose inputs are scaled, with more than one expert per token",
-            Missing::RouterNetwork => "a router that is a network with a state of its own",
+            Missing::MixedTokens => "a router that mixes tokens",
             Missing::Activation => "this activation function",
             Missing::RouterVariant => "this variant of the router",
             Missing::AttentionMixture => "mixtures outside the feed-forward block",

@@ -18,6 +18,7 @@ pub mod layer_graph;
 pub mod layers;
 pub mod layout;
 mod open;
+mod routers;
 pub mod spec;
 
 pub use config::{Diagnostics, Layer, LayerOptions, ModelConfig, known_model_types};

@@ -35,6 +35,24 @@ pub struct MoeSpec {
     pub experts_norm: Option<Norm>,
     /// A norm of the routed sum before the shared expert is added (Gemma 4).
     pub routed_norm: Option<Norm>,
+    /// The router scores one more class, numbered after the experts, that means no expert at all (ZAYA).
+    pub skip_class: bool,
+    /// Dense experts that the router weights together with the chosen ones (Inkling).
+    pub sinks: Vec<Sink>,
+}
+
+/// A dense expert whose weight comes from the router: it takes part in the normalisation of every token's weights.
+/// The weight multiplies what the activation gives.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    /// `[1, H]`, its row of the router.
+    pub router: WeightSource,
+    /// `[F, H]`
+    pub gate: WeightSource,
+    /// `[F, H]`
+    pub up: WeightSource,
+    /// `[H, F]`
+    pub down: WeightSource,
 }
 
 /// An RMS norm: `x / sqrt(mean(x²) + eps)`, with a weight per column.
@@ -114,6 +132,28 @@ pub struct Router {
     pub input_norm: Option<InputNorm>,
     /// The weight multiplies the expert's input instead of its output (Llama 4; one expert per token).
     pub scales_input: bool,
+    /// Two dependent choices, each with a softmax over the scores near the best (Phi-3.5): the jitter.
+    pub sparse_mixer: Option<f32>,
+    /// What stands between the layer's input and `weight`.
+    pub network: Option<RouterNetwork>,
+    /// `[1]`: a learned factor on all weights (Inkling).
+    pub global_scale: Option<WeightSource>,
+}
+
+/// A network before the router's matrix (ZAYA): `s = down·x (+ previous state · scale)`, a norm, two GELU layers.
+/// `s` is the layer's state, which the next layer's router reads.
+#[derive(Clone, Debug)]
+pub struct RouterNetwork {
+    /// Width R of the network.
+    pub width: u64,
+    /// `[R, H]` and `[R]`
+    pub down: (WeightSource, WeightSource),
+    /// `[R]`: the factor on the previous layer's state, the layer's input `router_states`; the first layer has none.
+    pub state_scale: Option<WeightSource>,
+    /// A norm of the state.
+    pub norm: Norm,
+    /// Matrices `[R, R]` and biases `[R]`.
+    pub layers: [(WeightSource, WeightSource); 2],
 }
 
 /// Group-limited choice of experts.
@@ -241,6 +281,9 @@ impl Router {
             expert_scale: None,
             input_norm: None,
             scales_input: false,
+            sparse_mixer: None,
+            network: None,
+            global_scale: None,
         }
     }
 }
@@ -248,7 +291,7 @@ impl Router {
 impl MoeSpec {
     /// How many experts the router scores.
     pub fn n_scored(&self) -> u64 {
-        self.n_experts + self.zero_experts
+        self.n_experts + self.zero_experts + u64::from(self.skip_class)
     }
 
     /// A layer of a router and experts; fields are then set as the family needs.
@@ -267,6 +310,8 @@ impl MoeSpec {
             after: After::Nothing,
             experts_norm: None,
             routed_norm: None,
+            skip_class: false,
+            sinks: Vec::new(),
         }
     }
 }

@@ -259,10 +259,14 @@ const UNDERSTOOD: &[(&str, &str)] = &[
         "longcat-flash-lite",
         "0-13: 256 12 3072 1024 0; f32 logits, softmax over 384, a bias for the choice only, 128 of them return their input, top 12, times 6; SwiGLU",
     ),
+    (
+        "phi-3.5-moe.reconstructed",
+        "0-31: 16 2 4096 6400 0; bf16 logits, the best expert and the best of the others, each weighted by a softmax over the scores near it (jitter 0.01); SwiGLU",
+    ),
 ];
 
 /// Name and the reason in the message.
-const REFUSED: &[(&str, &str)] = &[("phi-3.5-moe.reconstructed", "sparsemixer routing")];
+const REFUSED: &[(&str, &str)] = &[];
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/configs").join(format!("{name}.json"))

@@ -150,6 +150,7 @@ pub fn activation() -> impl Strategy<Value = Activation> {
         1 => Just(Activation::Relu2),
         1 => Just(Activation::Silu),
         1 => Just(Activation::GeluTanh),
+        1 => Just(Activation::Gelu),
     ]
 }
 

@@ -195,7 +195,7 @@ const ACT_SCALES: [(&str, ActScale); 3] = [("f32", ActScale::F32), ("pow2", ActS
 const GROUP_SCORES: [(&str, GroupScore); 2] = [("max", GroupScore::Max), ("top2_sum", GroupScore::Top2Sum)];
 const FILLS: [(&str, RowMask); 2] = [("neg_inf", RowMask::NegInf), ("zero", RowMask::Zero)];
 const ACTIVATIONS: &str = "swiglu, swiglu_clamp_before(limit), swiglu_clamp_after(limit), swiglu_oai(alpha, limit), \
-     geglu_tanh, geglu_erf, reglu, situ(beta, linear_beta), relu2, silu or gelu_tanh";
+     geglu_tanh, geglu_erf, reglu, situ(beta, linear_beta), relu2, silu, gelu_tanh or gelu";
 const RULES: &str = "sum(eps), sum_at_least(min) or p_norm(p)";
 
 fn score_name(score: Score) -> &'static str {
@@ -245,6 +245,7 @@ fn activation_attr(act: &Activation) -> Attr {
         Activation::Relu2 => call("relu2", &[]),
         Activation::Silu => call("silu", &[]),
         Activation::GeluTanh => call("gelu_tanh", &[]),
+        Activation::Gelu => call("gelu", &[]),
     }
 }
 
@@ -331,7 +332,7 @@ impl Attrs<'_> {
     }
 
     fn activation(&self, key: &'static str) -> Result<Activation, AttrError> {
-        let table: [(&str, &[&str]); 11] = [
+        let table: [(&str, &[&str]); 12] = [
             ("swiglu", &[]),
             ("swiglu_clamp_before", &["limit"]),
             ("swiglu_clamp_after", &["limit"]),
@@ -343,6 +344,7 @@ impl Attrs<'_> {
             ("relu2", &[]),
             ("silu", &[]),
             ("gelu_tanh", &[]),
+            ("gelu", &[]),
         ];
         let (word, v) = self.call(key, ACTIVATIONS, &table)?;
         Ok(match (word.as_str(), v.as_slice()) {
@@ -357,6 +359,7 @@ impl Attrs<'_> {
             ("relu2", _) => Activation::Relu2,
             ("silu", _) => Activation::Silu,
             ("gelu_tanh", _) => Activation::GeluTanh,
+            ("gelu", _) => Activation::Gelu,
             _ => return Err(AttrError::Unfit(key, ACTIVATIONS.to_string())),
         })
     }

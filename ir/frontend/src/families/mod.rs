@@ -7,6 +7,7 @@ mod ernie;
 mod gemma4;
 mod gpt_oss;
 mod granite;
+mod inkling;
 mod llama4;
 mod longcat;
 mod minimax_m2;
@@ -14,11 +15,13 @@ mod mistral;
 mod mixtral;
 mod nemotron_h;
 mod olmoe;
+mod phimoe;
 mod qwen;
 mod refused;
 mod softmax_relatives;
 mod step3;
 mod v3_relatives;
+mod zaya;
 
 use crate::keys::Keys;
 use crate::spec::MoeSpec;
@@ -63,10 +66,9 @@ pub const FAMILIES: &[Family] = &[
     qwen::QWEN2_MOE,
     qwen::QWEN3_MOE,
     refused::DOGE,
-    refused::INKLING,
+    inkling::FAMILY,
     longcat::FAMILY,
-    refused::PHIMOE,
-    refused::ZAYA,
+    phimoe::FAMILY,
     softmax_relatives::COHERE2,
     softmax_relatives::DBRX,
     softmax_relatives::FLINT,
@@ -97,6 +99,7 @@ pub const FAMILIES: &[Family] = &[
     v3_relatives::MINIMAX_M3,
     v3_relatives::MUSE_SPARK,
     v3_relatives::STEP3P5,
+    zaya::FAMILY,
 ];
 
 /// The keys under which configs give the number of experts per token.

@@ -40,8 +40,9 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     }
     let activation = match c.word_or("mlp_hidden_act", "relu2").as_str() {
         "relu2" => Activation::Relu2,
-        "silu" => Activation::Silu,
-        "gelu_pytorch_tanh" => Activation::GeluTanh,
+        "silu" | "swish" => Activation::Silu,
+        "gelu_pytorch_tanh" | "gelu_new" => Activation::GeluTanh,
+        "gelu" => Activation::Gelu,
         other => {
             c.refuse(Missing::Activation, format!("`mlp_hidden_act` is {other:?}"), Some("mlp_hidden_act"));
             Activation::Relu2
