@@ -220,6 +220,10 @@ fn matrix(ty: &TensorType) -> Option<(Vec<Dim>, Dim)> {
 
 /// Whether a buffer has the shape of a tensor: the same columns, and as many rows in all.
 fn fits(b: &Buffer, ty: &TensorType) -> bool {
+    // One number for each token: a column.
+    if let [Dim::PerToken(k)] = ty.shape[..] {
+        return (b.batch, b.rows, b.cols) == (1, Dim::PerToken(k), 1) && b.dtype.is_float() == ty.dtype.is_float();
+    }
     let Some((leading, last)) = matrix(ty) else { return false };
     let (mut fixed, mut per_token) = (1u64, false);
     for d in leading {

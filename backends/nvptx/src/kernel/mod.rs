@@ -14,7 +14,7 @@ pub use plan::plan;
 
 use crate::code::{Code, Global, I32, I64, Param};
 use moec_ir::shape::Dim;
-use moec_ir::tile::{Body, BufferId, GpuLaunch, Program};
+use moec_ir::tile::{Body, BufferId, GpuLaunch, Program, RowOpKind};
 use moec_ir::{DType, Diagnostic};
 
 /// A kernel before code is built for it: how it is launched, and what builds its body.
@@ -114,10 +114,17 @@ impl<'c> View<'c> {
 /// Refuses element types that no kernel computes with.
 ///
 /// # Errors
-/// `element-type-not-on-gpu` for 64-bit elements and bytes.
+/// `element-type-not-on-gpu` for 64-bit elements and bytes, but for the token ids that a table is read by.
 pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
+    let token_ids = |id| match body {
+        Body::Rows(rows) => rows.ops.iter().any(|op| matches!(op.kind, RowOpKind::Lookup { index, .. } if index == id)),
+        Body::Contract(_) | Body::Plan(_) | Body::Map(_) | Body::Combine(_) => false,
+    };
     for (id, _) in body.operands() {
         let buffer = program.buffer(id);
+        if buffer.dtype == DType::I64 && token_ids(id) {
+            continue;
+        }
         if matches!(buffer.dtype, DType::F64 | DType::I64 | DType::U8) {
             return Err(Diagnostic::input(
                 "element-type-not-on-gpu",
