@@ -18,6 +18,9 @@ pub enum ActScale {
     Pow2,
     /// `round_e4m3(m / (most · global))`, times the global scale: NVFP4. A block whose scale rounds to 0 is 0.
     E4M3,
+    /// As `E4M3`, with a global scale of the row's own: its largest magnitude (at least 1e-10) / (`most` · 448).
+    #[serde(rename = "e4m3_row")]
+    E4M3Row,
 }
 
 /// A block format of rows: one scale for each `block` columns, the last block being cut short.
@@ -38,9 +41,13 @@ impl ActQuant {
     pub const FP8_BLOCK_POW2: ActQuant = ActQuant { code: Code::E4M3, scale: ActScale::Pow2, block: 128 };
     /// FP8 with one scale for each row.
     pub const FP8_TOKEN: ActQuant = ActQuant { code: Code::E4M3, scale: ActScale::F32, block: 0 };
+    /// MXFP4.
+    pub const MXFP4: ActQuant = ActQuant { code: Code::E2M1, scale: ActScale::Pow2, block: 32 };
     /// MXFP8.
     pub const MXFP8: ActQuant = ActQuant { code: Code::E4M3, scale: ActScale::Pow2, block: 32 };
-    /// NVFP4.
+    /// NVFP4 with a global scale for each row.
+    pub const NVFP4_ROW: ActQuant = ActQuant { code: Code::E2M1, scale: ActScale::E4M3Row, block: 16 };
+    /// NVFP4 with a given global scale.
     pub const NVFP4: ActQuant = ActQuant { code: Code::E2M1, scale: ActScale::E4M3, block: 16 };
 
     /// Whether rows are quantised with a global scale, the second operand.
@@ -48,12 +55,33 @@ impl ActQuant {
         self.scale == ActScale::E4M3
     }
 
+    /// Whether the largest magnitude of the row takes part, as argument 2 of [`ActQuant::expr`].
+    pub fn has_row(self) -> bool {
+        self.scale == ActScale::E4M3Row
+    }
+
+    /// The format that users call `name`: `fp8-block`, `fp8-block-pow2`, `fp8-token`, `mxfp8`, `mxfp4` or `nvfp4`.
+    pub fn from_name(name: &str) -> Option<ActQuant> {
+        ActQuant::NAMES.iter().find(|(n, _)| *n == name).map(|&(_, q)| q)
+    }
+
+    /// The formats that have a name.
+    pub const NAMES: [(&'static str, ActQuant); 6] = [
+        ("fp8-block", ActQuant::FP8_BLOCK),
+        ("fp8-block-pow2", ActQuant::FP8_BLOCK_POW2),
+        ("fp8-token", ActQuant::FP8_TOKEN),
+        ("mxfp8", ActQuant::MXFP8),
+        ("mxfp4", ActQuant::MXFP4),
+        ("nvfp4", ActQuant::NVFP4_ROW),
+    ];
+
     /// Whether the format is one that rows can be quantised to: FP8 e4m3 or FP4 e2m1.
     pub fn is_known(self) -> bool {
         matches!(self.code, Code::E4M3 | Code::E2M1)
     }
 
-    /// The quantised value of an element: argument 0 is the element, 1 the largest magnitude of its block, 2 the global scale.
+    /// The quantised value of an element: argument 0 is the element, 1 the largest magnitude of its block, 2 the
+    /// global scale or ([`ActQuant::has_row`]) the largest magnitude of its row.
     pub fn expr(self) -> Expr {
         let mut b = ExprBuilder::new();
         let (x, m) = (b.arg(0), b.arg(1));
@@ -69,8 +97,14 @@ impl ActQuant {
                 let scale = b.binary(Binary::Div, m, most);
                 if self.scale == ActScale::Pow2 { b.unary(Unary::CeilPow2, scale) } else { scale }
             }
-            ActScale::E4M3 => {
-                let global = b.arg(2);
+            ActScale::E4M3 | ActScale::E4M3Row => {
+                let mut global = b.arg(2);
+                if self.has_row() {
+                    let (least, largest_scale) = (b.constant(1e-10), b.constant(448.0));
+                    let m = b.binary(Binary::Max, global, least);
+                    let largest = b.binary(Binary::Mul, most, largest_scale);
+                    global = b.binary(Binary::Div, m, largest);
+                }
                 let unit = b.binary(Binary::Mul, most, global);
                 let wanted = b.binary(Binary::Div, m, unit);
                 let stored = b.unary(Unary::RoundE4M3, wanted);
@@ -83,7 +117,7 @@ impl ActQuant {
         let value = match self.scale {
             ActScale::F32 | ActScale::Pow2 => value,
             // 0 / 0 in a block of zeros; NaN stays NaN because the block's magnitude is NaN, too.
-            ActScale::E4M3 => b.select(scale, value, scale),
+            ActScale::E4M3 | ActScale::E4M3Row => b.select(scale, value, scale),
         };
         b.finish(value)
     }
@@ -92,9 +126,10 @@ impl ActQuant {
     pub fn quantise(self, row: &[f32], global: f32) -> Vec<f32> {
         let expr = self.expr();
         let block = if self.block == 0 { row.len().max(1) } else { self.block as usize };
+        let third = if self.has_row() { abs_max(row) } else { global };
         let blocks = row.chunks(block).flat_map(|b| {
             let m = abs_max(b);
-            b.iter().map(|&x| expr.eval(&[x, m, global])).collect::<Vec<_>>()
+            b.iter().map(|&x| expr.eval(&[x, m, third])).collect::<Vec<_>>()
         });
         blocks.collect()
     }
@@ -163,5 +198,7 @@ mod tests {
         let v = ActQuant::NVFP4.quantise(&[6.0, 3.0, f32::NAN], 1.0 / 448.0);
         assert!(v.iter().all(|x| x.is_nan()));
         assert_eq!(ActQuant::NVFP4.quantise(&[6.0, 3.1], 1.0 / 448.0), [6.0, 3.0]);
+        assert_eq!(ActQuant::NVFP4_ROW.quantise(&[6.0, 3.1], 0.0), [6.0, 3.0]);
+        assert_eq!(ActQuant::NVFP4_ROW.quantise(&[0.0; 3], 0.0), [0.0; 3]);
     }
 }

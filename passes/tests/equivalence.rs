@@ -9,7 +9,7 @@ use moec_ir::graph::{self, Graph};
 use moec_ir::target::Target;
 use moec_ir::tensor::Tensor;
 use moec_ir::tile::{self, Body};
-use moec_ir::{Activation, DType, Numerics};
+use moec_ir::{ActQuant, Activation, DType, Numerics};
 use moec_passes::{CompileOptions, Variant, compile};
 
 fn variants(graph: &Graph, opt_level: u8, numerics: Numerics) -> Vec<Variant> {
@@ -78,6 +78,32 @@ fn tile_programs_compute_the_layer_at_every_level() {
             }
         }
     }
+}
+
+#[test]
+fn quantised_activations_run_as_written_in_every_form() {
+    for layer in layers() {
+        for (name, q) in ActQuant::NAMES {
+            let graph = graph::quantise_activations(&layer.graph(), q).unwrap();
+            assert_eq!(graph::verify(&graph), vec![], "{layer:?} {name}");
+            let (inputs, params) = tensors(&graph, 7, 5);
+            let want = graph::evaluate(&graph, &inputs, &params).unwrap();
+            let plain = graph::evaluate(&layer.graph(), &inputs, &params).unwrap();
+            assert!(want[0].relative_error(&plain[0]) > 1e-3, "{layer:?} {name} rounds nothing");
+            for level in 0..=2 {
+                for v in variants(&graph, level, Numerics::Bitwise) {
+                    let got = tile::evaluate(&v.program, &inputs, &params, 7).unwrap();
+                    same(&got, &want, 0.0, &format!("{layer:?} {name} -O{level}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_format_with_a_given_scale_is_refused_where_none_is_given() {
+    let refused = graph::quantise_activations(&plain(DType::BF16).graph(), ActQuant::NVFP4).unwrap_err();
+    assert_eq!(refused.code, "activation-format-needs-scale");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use crate::data::random_input;
 use moec::random_params;
 use moec_frontend::{LayerOptions, ModelConfig};
-use moec_ir::graph::Graph;
-use moec_ir::{DType, Tensor};
+use moec_ir::graph::{Graph, quantise_activations};
+use moec_ir::{ActQuant, DType, Tensor};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,6 +25,9 @@ struct CaseGroup {
     dtypes: Vec<String>,
     tokens: Vec<usize>,
     routing: Routing,
+    /// Formats that activations are rounded to, by name; without the key they stay in the layer's type.
+    #[serde(default)]
+    activations: Vec<String>,
 }
 
 /// How the router's weights are made; the comments of the case file say what each is for.
@@ -79,7 +82,10 @@ pub fn all() -> Vec<Case> {
             for model in &group.models {
                 for dtype in &group.dtypes {
                     let config = file.model.get(model).unwrap_or_else(|| panic!("no model `{model}`"));
-                    out.push(case(group, model, config, dtype));
+                    let formats = group.activations.iter().map(|a| Some(a.as_str()));
+                    let formats: Vec<Option<&str>> =
+                        if group.activations.is_empty() { vec![None] } else { formats.collect() };
+                    out.extend(formats.into_iter().map(|a| case(group, model, config, dtype, a)));
                 }
             }
         }
@@ -87,17 +93,24 @@ pub fn all() -> Vec<Case> {
     out
 }
 
-fn case(group: &CaseGroup, model: &str, config: &toml::Table, dtype: &str) -> Case {
+fn case(group: &CaseGroup, model: &str, config: &toml::Table, dtype: &str, activations: Option<&str>) -> Case {
     let mut config = config.clone();
     config.insert("torch_dtype".into(), dtype.into());
     let text = serde_json::to_string(&config).expect("a table should be JSON");
-    let name = format!("{}/{model}/{dtype}", group.name);
+    let mut name = format!("{}/{model}/{dtype}", group.name);
     let config = ModelConfig::from_text(&name, text).unwrap_or_else(|d| panic!("{name}: {d:?}"));
     let layer = config.layer(None, &LayerOptions::default()).unwrap_or_else(|d| panic!("{name}: {d:?}"));
-    let graph = layer.graph;
+    let mut graph = layer.graph;
+    // Codes are compared with codes: one that lies on an edge may fall either way when its input differs in the last bit.
+    let mut tolerance = if dtype == "float32" { 1e-5 } else { 1e-2 };
+    if let Some(a) = activations {
+        name = format!("{name}/{a}");
+        let format = ActQuant::from_name(a).unwrap_or_else(|| panic!("{name}: no format `{a}`"));
+        graph = quantise_activations(&graph, format).unwrap_or_else(|d| panic!("{name}: {d:?}"));
+        tolerance = if dtype == "float32" { 1e-3 } else { 1e-2 };
+    }
     let mut params = random_params(&graph, 7);
     shape_router(&graph, &mut params, group.routing);
-    let tolerance = if dtype == "float32" { 1e-5 } else { 1e-2 };
     Case { name, graph, params, tokens: group.tokens.clone(), routing: group.routing, tolerance }
 }
 

@@ -191,7 +191,8 @@ impl Op {
 
 const SCORES: [(&str, Score); 3] =
     [("softmax", Score::Softmax), ("sigmoid", Score::Sigmoid), ("sqrt_softplus", Score::SqrtSoftplus)];
-const ACT_SCALES: [(&str, ActScale); 3] = [("f32", ActScale::F32), ("pow2", ActScale::Pow2), ("e4m3", ActScale::E4M3)];
+const ACT_SCALES: [(&str, ActScale); 4] =
+    [("f32", ActScale::F32), ("pow2", ActScale::Pow2), ("e4m3", ActScale::E4M3), ("e4m3_row", ActScale::E4M3Row)];
 const GROUP_SCORES: [(&str, GroupScore); 2] = [("max", GroupScore::Max), ("top2_sum", GroupScore::Top2Sum)];
 const FILLS: [(&str, RowMask); 2] = [("neg_inf", RowMask::NegInf), ("zero", RowMask::Zero)];
 const ACTIVATIONS: &str = "swiglu, swiglu_clamp_before(limit), swiglu_clamp_after(limit), swiglu_oai(alpha, limit), \
@@ -218,6 +219,7 @@ fn act_scale_name(scale: ActScale) -> &'static str {
         ActScale::F32 => "f32",
         ActScale::Pow2 => "pow2",
         ActScale::E4M3 => "e4m3",
+        ActScale::E4M3Row => "e4m3_row",
     }
 }
 

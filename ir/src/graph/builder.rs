@@ -74,6 +74,11 @@ impl GraphBuilder {
         self.graph.ty(value)
     }
 
+    /// The name of a value.
+    pub fn name(&self, value: ValueId) -> &str {
+        &self.graph.node(value).name
+    }
+
     /// The graph.
     pub fn finish(self) -> Graph {
         self.graph

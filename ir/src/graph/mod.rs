@@ -12,6 +12,7 @@ mod infer;
 mod op;
 mod parse;
 mod print;
+mod quantise;
 mod verify;
 
 pub use attr::{Attr, AttrError};
@@ -21,6 +22,7 @@ pub use infer::infer_type;
 pub use op::{GroupScore, Op, Reduce, RenormRule, RowMask, Score};
 pub use parse::parse;
 pub use print::{print, source as print_source};
+pub use quantise::quantise_activations;
 pub use verify::verify;
 
 use crate::diag::Origin;

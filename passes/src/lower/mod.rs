@@ -173,6 +173,9 @@ impl<'a> Lowering<'a> {
                 let block = if q.block == 0 { cols.max(1) } else { u64::from(q.block) };
                 let same = |col| MapArg { buffer: x, row: RowAccess::Same, col };
                 let mut args = vec![same(ColAccess::From(0)), same(ColAccess::AbsMax(block))];
+                if q.has_row() {
+                    args.push(same(ColAccess::AbsMax(cols.max(1))));
+                }
                 if let Some(&global) = node.inputs.get(1) {
                     args.push(MapArg { buffer: self.value(global)?, row: RowAccess::First, col: ColAccess::First });
                 }

@@ -2,9 +2,9 @@
 
 use moec_bundle::manifest::LayerInfo;
 use moec_frontend::{LayerFacts, LayerOptions, Opened};
-use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
-use moec_ir::graph::Graph;
+use moec_ir::graph::{Graph, quantise_activations};
+use moec_ir::{ActQuant, DType};
 use std::path::{Path, PathBuf};
 
 /// A model whose config has been read.
@@ -27,6 +27,20 @@ pub struct ModelLayer {
     pub checkpoint: Option<PathBuf>,
     /// Why the weights of the checkpoint cannot be loaded, if they cannot.
     pub not_loadable: Option<Diagnostic>,
+}
+
+impl ModelLayer {
+    /// The layer with the rows before its expert matrices rounded to `format`; unchanged for `None`. See
+    /// [`moec_ir::graph::quantise_activations`].
+    ///
+    /// # Errors
+    /// `activation-format-needs-scale`.
+    pub fn with_activations(self, format: Option<ActQuant>) -> Result<ModelLayer, Diagnostic> {
+        match format {
+            None => Ok(self),
+            Some(q) => Ok(ModelLayer { graph: quantise_activations(&self.graph, q)?, ..self }),
+        }
+    }
 }
 
 impl Model {

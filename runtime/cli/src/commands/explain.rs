@@ -43,7 +43,7 @@ pub fn run(options: &Options) -> Outcome {
 
 /// The rewrites that fire, and for each what the layer would cost without it.
 fn explain_model(options: &Options, path: &Path) -> Outcome {
-    let layer = open_layer(path, options.layer)?;
+    let layer = open_layer(path, options.layer)?.with_activations(options.compile.activations).map_err(|d| vec![d])?;
     let weights = moec_passes::weight_storage(options.target, options.compile.weight_storage);
     let cost = CostModel { machine: options.target.machine, n_tokens: options.tokens, weights };
     let rules: Vec<_> = catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect();

@@ -117,7 +117,9 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
         }
         Subject::Model(model) => {
             // The layer computes in the type of its input.
-            let layer = model.layer_as(options.layer, input_type(options).map_err(|d| vec![d])?)?;
+            let one = |d: Diagnostic| vec![d];
+            let layer = model.layer_as(options.layer, input_type(options).map_err(one)?)?;
+            let layer = layer.with_activations(options.compile.activations).map_err(one)?;
             crate::bug::working_on(format!("layer: {}", layer.info.name));
             if options.weights.is_none()
                 && let Some(d) = layer.not_loadable

@@ -1,6 +1,7 @@
 //! Options and helpers that several commands share: targets, ranges, models and bundles.
 
 use moec::{Bundle, Diagnostic, Model, ModelLayer, Target};
+use moec_ir::ActQuant;
 use moec_ir::target::{ALIASES, TARGETS};
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,9 @@ pub struct CompileArgs {
     /// floats when the layer is loaded. The results have the same bits.
     #[arg(long, value_parser = parse_storage, default_value = "as-published", value_name = "as-published|dequantised")]
     pub weight_storage: moec::WeightStorage,
+    /// Round activations before the expert matrices to this format [default: they stay in the layer's type].
+    #[arg(long, value_parser = parse_activations, value_name = "fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4")]
+    pub activations: Option<ActQuant>,
 }
 
 fn parse_storage(name: &str) -> Result<moec::WeightStorage, String> {
@@ -90,6 +94,11 @@ fn parse_storage(name: &str) -> Result<moec::WeightStorage, String> {
         "dequantised" => Ok(moec::WeightStorage::Dequantised),
         _ => Err("as-published or dequantised".to_string()),
     }
+}
+
+fn parse_activations(name: &str) -> Result<ActQuant, String> {
+    let names = ActQuant::NAMES.map(|(n, _)| n).join(", ");
+    ActQuant::from_name(name).ok_or_else(|| format!("one of {names}"))
 }
 
 fn parse_numerics(name: &str) -> Result<moec::Numerics, String> {
