@@ -75,6 +75,12 @@ pub fn sum_outside(weights: &[f32], ids: &[i64], n_experts: u64) -> f32 {
     weights.iter().zip(ids).filter(|(_, id)| outside(**id)).fold(0.0, |sum, (w, _)| sum + w)
 }
 
+/// One id of [`crate::graph::Op::LocalIds`].
+pub fn local_id(id: i64, first: u32, count: u32) -> i64 {
+    let local = id - i64::from(first);
+    if (0..i64::from(count)).contains(&local) { local } else { -1 }
+}
+
 /// One row of [`crate::graph::Op::Renormalise`]; sums in f64.
 pub fn renormalise(w: &[f32], rule: RenormRule) -> Vec<f32> {
     let sum: f64 = w.iter().map(|&v| f64::from(v)).sum();

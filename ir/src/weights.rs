@@ -40,10 +40,14 @@ pub enum WeightSource {
         /// Steps to the graph's layout.
         steps: Vec<WeightStep>,
     },
-    /// One tensor per expert, stacked along a new outermost axis; `{e}` in a name stands for the expert number 0…count-1.
+    /// One tensor per expert, stacked along a new outermost axis; `{e}` in a name stands for the expert number
+    /// first…first+count-1.
     PerExpert {
         /// Candidate name templates, most usual first.
         names: Vec<String>,
+        /// Number of the first expert; not 0 in a shard.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        first: u64,
         /// Number of experts.
         count: u64,
         /// Steps applied to each expert's tensor before stacking.
@@ -61,6 +65,10 @@ impl WeightSource {
 
     /// One tensor per expert, taken as they are; `{e}` stands for the expert number.
     pub fn per_expert(template: impl Into<String>, count: u64) -> WeightSource {
-        WeightSource::PerExpert { names: vec![template.into()], count, steps: Vec::new() }
+        WeightSource::PerExpert { names: vec![template.into()], first: 0, count, steps: Vec::new() }
     }
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }

@@ -58,9 +58,12 @@ impl CostModel {
                 self.kernel(traffic, 2.0 * slots * elements(w) / experts, w.dtype)
             }
             // Choice and scores share one launch, which every way of writing the router has: only their work counts.
-            Op::Reduce(_) | Op::MaskChosen | Op::JoinColumns | Op::Lookup | Op::SumOutside { .. } => {
-                self.elementwise(all)
-            }
+            Op::Reduce(_)
+            | Op::MaskChosen
+            | Op::JoinColumns
+            | Op::Lookup
+            | Op::SumOutside { .. }
+            | Op::LocalIds { .. } => self.elementwise(all),
             Op::Score(_)
             | Op::GroupLimit { .. }
             | Op::TopK { .. }

@@ -67,6 +67,7 @@ fn rows(program: &Program, p: &RowProgram) -> Option<String> {
             | RowOpKind::Join { .. }
             | RowOpKind::Lookup { .. }
             | RowOpKind::SumOutside { .. }
+            | RowOpKind::LocalIds { .. }
             | RowOpKind::Renormalise { .. } => true,
         };
         if op.width > MOST_WIDTH {

@@ -173,8 +173,8 @@ fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a
                 names.iter().find(|n| quantised::contains(checkpoint, n)).ok_or_else(|| missing(checkpoint, param))?;
             Ok(vec![piece(checkpoint, param, name, steps, &want)?])
         }
-        WeightSource::PerExpert { names, count, steps } => {
-            let template = template(checkpoint, names).ok_or_else(|| missing(checkpoint, param))?;
+        WeightSource::PerExpert { names, first, count, steps } => {
+            let template = template(checkpoint, names, *first).ok_or_else(|| missing(checkpoint, param))?;
             if want.first() != Some(count) || *count > checkpoint.names().count() as u64 {
                 return Err(missing(checkpoint, param).note(format!(
                     "{count} experts are asked for, the weight is {}, and the checkpoint has {} tensors in all",
@@ -182,7 +182,7 @@ fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a
                     checkpoint.names().count()
                 )));
             }
-            (0..*count)
+            (*first..first.saturating_add(*count))
                 .map(|e| piece(checkpoint, param, &template.replace("{e}", &e.to_string()), steps, &want[1..]))
                 .collect()
         }
@@ -196,13 +196,13 @@ fn choose<'s>(checkpoint: &Checkpoint, source: &'s WeightSource) -> Option<&'s W
         WeightSource::Tensor { names, .. } => {
             names.iter().any(|n| quantised::contains(checkpoint, n)).then_some(source)
         }
-        WeightSource::PerExpert { names, .. } => template(checkpoint, names).map(|_| source),
+        WeightSource::PerExpert { names, first, .. } => template(checkpoint, names, *first).map(|_| source),
         WeightSource::FirstOf(list) => list.iter().find_map(|s| choose(checkpoint, s)),
     }
 }
 
-fn template<'s>(checkpoint: &Checkpoint, names: &'s [String]) -> Option<&'s String> {
-    names.iter().find(|n| quantised::contains(checkpoint, &n.replace("{e}", "0")))
+fn template<'s>(checkpoint: &Checkpoint, names: &'s [String], first: u64) -> Option<&'s String> {
+    names.iter().find(|n| quantised::contains(checkpoint, &n.replace("{e}", &first.to_string())))
 }
 
 fn piece<'a>(
@@ -425,7 +425,9 @@ fn missing(checkpoint: &Checkpoint, param: &Param) -> Diagnostic {
 fn candidates(source: &WeightSource, out: &mut Vec<String>) {
     match source {
         WeightSource::Tensor { names, .. } => out.extend(names.iter().cloned()),
-        WeightSource::PerExpert { names, .. } => out.extend(names.iter().map(|n| n.replace("{e}", "0"))),
+        WeightSource::PerExpert { names, first, .. } => {
+            out.extend(names.iter().map(|n| n.replace("{e}", &first.to_string())));
+        }
         WeightSource::FirstOf(list) => list.iter().for_each(|s| candidates(s, out)),
     }
 }

@@ -265,8 +265,9 @@ fn part_fits(b: &Buffer, param: &ParamInfo) -> bool {
 fn source(s: &WeightSource) -> Result<(), String> {
     let (names, steps) = match s {
         WeightSource::Tensor { names, steps } => (names, steps),
-        WeightSource::PerExpert { names, count, steps } => {
-            ensure(*count <= 1 << 20, || format!("asks for {count} experts"))?;
+        WeightSource::PerExpert { names, first, count, steps } => {
+            let most = 1 << 20;
+            ensure(*count <= most && *first <= most, || format!("asks for {count} experts from {first} on"))?;
             ensure(names.iter().all(|n| n.contains("{e}")), || "has a name without `{e}`".into())?;
             (names, steps)
         }

@@ -54,7 +54,12 @@ fn rows_are_written_at_the_pitch_with_zeros_behind() {
 fn experts_are_stacked() {
     let experts: Vec<Tensor> = (0..3).map(|e| Tensor::float(DType::F32, &[1, 2], vec![e as f32, 10.0])).collect();
     let (_dir, c) = checkpoint(&[("x.0.w1", &experts[0]), ("x.1.w1", &experts[1]), ("x.2.w1", &experts[2])]);
-    let source = WeightSource::PerExpert { names: vec!["y.{e}.w1".into(), "x.{e}.w1".into()], count: 3, steps: vec![] };
+    let source = WeightSource::PerExpert {
+        names: vec!["y.{e}.w1".into(), "x.{e}.w1".into()],
+        first: 0,
+        count: 3,
+        steps: vec![],
+    };
     let p = param(DType::F32, &[3, 1, 2], source);
     let b = buffer(DType::F32, 3, 1, 2, 2);
     let t = unpack_weight(&p, &b, &pack(&c, &p, &b).expect("pack")).expect("unpack");
@@ -269,7 +274,7 @@ proptest! {
         let refs: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
         let (_dir, c) = checkpoint(&refs);
         let source = if per_expert {
-            WeightSource::PerExpert { names: vec!["w.{e}".into()], count: e as u64, steps }
+            WeightSource::PerExpert { names: vec!["w.{e}".into()], first: 0, count: e as u64, steps }
         } else {
             WeightSource::Tensor { names: vec!["w".into()], steps }
         };

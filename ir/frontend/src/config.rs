@@ -9,7 +9,7 @@ use crate::layers;
 use crate::spec::MoeSpec;
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
-use moec_ir::graph::Graph;
+use moec_ir::graph::{Graph, Shard, shard};
 use std::path::Path;
 
 /// What is wrong with a config, in file order. Never empty.
@@ -31,6 +31,8 @@ pub struct ModelConfig {
 pub struct LayerOptions {
     /// Compile in this float type instead of the config's.
     pub dtype: Option<DType>,
+    /// One rank's part of the layer instead of all of it.
+    pub shard: Option<Shard>,
 }
 
 /// One MoE layer of a model.
@@ -147,6 +149,7 @@ impl ModelConfig {
     /// * `missing-config-key`, `config-key-type`, `config-value-range`, `top-k-exceeds-experts`,
     ///   `groups-do-not-divide-experts`, `groups-kept-exceed-groups` — the config contradicts itself.
     /// * `unsupported-layer` — the graph IR has no operation for it.
+    /// * Those of [`moec_ir::graph::shard`], when a shard is asked for.
     pub fn layer(&self, number: Option<u32>, options: &LayerOptions) -> Result<Layer, Diagnostics> {
         let dtype = options.dtype.unwrap_or(self.dtype);
         let keys = self.keys(dtype);
@@ -162,7 +165,12 @@ impl ModelConfig {
         let name = format!("{} layer {layer}", self.model_type);
         let origin = self.text.node().origin();
         let graph = assemble(&name, &spec, dtype).map_err(|d| vec![d.at(Some(origin))])?;
-        let description = LayerFacts::new(&spec, &graph, &self.model_type, layer, dtype, self.quantization.clone());
+        let graph = match options.shard {
+            Some(part) => shard(&graph, part).map_err(|d| vec![d])?,
+            None => graph,
+        };
+        let mut description = LayerFacts::new(&spec, &graph, &self.model_type, layer, dtype, self.quantization.clone());
+        description.shard = options.shard;
         Ok(Layer {
             graph,
             model_type: self.model_type.clone(),

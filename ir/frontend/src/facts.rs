@@ -1,7 +1,7 @@
 //! A layer in numbers and in one paragraph.
 
 use crate::spec::{MoeSpec, Precision};
-use moec_ir::graph::{Graph, GroupScore, RenormRule, Score};
+use moec_ir::graph::{Graph, GroupScore, RenormRule, Score, Shard};
 use moec_ir::{Activation, DType};
 use serde::Serialize;
 
@@ -32,6 +32,9 @@ pub struct LayerFacts {
     pub dtype: DType,
     /// The checkpoint's weight format, when it is not `dtype`.
     pub quantization: Option<String>,
+    /// The part that is compiled, when it is not the whole layer; bytes and flops are then this rank's, on average over ranks
+    /// where they depend on the routing.
+    pub shard: Option<Shard>,
     /// Bytes of all parameters of the layer in `dtype`.
     pub weight_bytes: u64,
     /// Bytes of the parameters that one token reads.
@@ -58,7 +61,6 @@ impl LayerFacts {
         dtype: DType,
         quantization: Option<String>,
     ) -> LayerFacts {
-        let width = spec.latent.as_ref().map_or(spec.hidden, |l| l.width);
         let routed_bytes: u64 = graph
             .params
             .iter()
@@ -72,7 +74,12 @@ impl LayerFacts {
             .filter(|p| p.ty.shape.len() == 2 && !p.name.starts_with("experts."))
             .map(|p| 2 * p.ty.elements(0))
             .sum();
-        let matrices = if spec.experts.activation.is_gated() { 3 } else { 2 };
+        let expert_elements: u64 = graph
+            .params
+            .iter()
+            .filter(|p| p.ty.shape.len() == 3 && p.name.starts_with("experts."))
+            .map(|p| p.ty.elements(0))
+            .sum();
         LayerFacts {
             model_type: model_type.to_string(),
             layer,
@@ -90,9 +97,10 @@ impl LayerFacts {
             },
             dtype,
             quantization,
+            shard: None,
             weight_bytes,
             active_weight_bytes: weight_bytes - routed_bytes + routed_bytes / spec.n_experts.max(1) * spec.top_k,
-            flops_per_token: dense_flops + 2 * spec.top_k * matrices * spec.experts.ffn * width,
+            flops_per_token: dense_flops + 2 * expert_elements / spec.n_experts.max(1) * spec.top_k,
         }
     }
 
@@ -105,13 +113,14 @@ impl LayerFacts {
             }
         };
         let latent = self.latent.map_or(String::new(), |w| format!(", which work in a latent space of {w} columns"));
+        let part = self.shard.map_or(String::new(), |s| format!(" This is {s}; sizes are of its part."));
         let format = match &self.quantization {
             None => format!("Weights are {}", self.dtype),
             Some(q) => format!("The checkpoint is quantised ({q}); the layer is compiled with {} weights", self.dtype),
         };
         format!(
             "{} layer {}: {} experts of width {} on a hidden size of {}{latent}, {} of them for each token, and {shared}. \
-             Router: {}. Activation: {}. {format}: {} for the layer, of which one token reads {}; {} per token.",
+             Router: {}. Activation: {}. {format}: {} for the layer, of which one token reads {}; {} per token.{part}",
             self.model_type,
             self.layer,
             self.n_experts,

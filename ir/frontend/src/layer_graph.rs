@@ -383,9 +383,10 @@ fn source(v: &Json, depth: u32) -> Result<WeightSource, Diagnostic> {
         return Ok(WeightSource::Tensor { names: self::names(names)?, steps: steps(&o)? });
     }
     if let Some(names) = o.get("per_expert") {
-        only(&["per_expert", "count", "steps"])?;
+        only(&["per_expert", "first", "count", "steps"])?;
+        let first = o.get("first").map_or(Ok(0), |v| v.whole(0..=1 << 16))?;
         let count = o.require("count")?.whole(0..=1 << 16)?;
-        return Ok(WeightSource::PerExpert { names: self::names(names)?, count, steps: steps(&o)? });
+        return Ok(WeightSource::PerExpert { names: self::names(names)?, first, count, steps: steps(&o)? });
     }
     if let Some(sources) = o.get("first_of") {
         only(&["first_of"])?;
@@ -558,8 +559,9 @@ fn source_text(source: &WeightSource) -> String {
             }
             format!("{{ \"tensor\": {}{} }}", names_text(names), steps_text(steps))
         }
-        WeightSource::PerExpert { names, count, steps } => {
-            format!("{{ \"per_expert\": {}, \"count\": {count}{} }}", names_text(names), steps_text(steps))
+        WeightSource::PerExpert { names, first, count, steps } => {
+            let first = if *first == 0 { String::new() } else { format!(", \"first\": {first}") };
+            format!("{{ \"per_expert\": {}{first}, \"count\": {count}{} }}", names_text(names), steps_text(steps))
         }
         WeightSource::FirstOf(sources) => {
             let sources: Vec<String> = sources.iter().map(source_text).collect();

@@ -51,7 +51,7 @@ impl Names {
 
     /// One tensor per expert, `{e}` standing for its number.
     pub fn per_expert(&self, suffixes: &[&str], n_experts: u64) -> WeightSource {
-        WeightSource::PerExpert { names: self.all(suffixes), count: n_experts, steps: Vec::new() }
+        WeightSource::PerExpert { names: self.all(suffixes), first: 0, count: n_experts, steps: Vec::new() }
     }
 
     /// Half of a stacked `[E, 2F, H]` tensor, gate over up.

@@ -380,7 +380,7 @@ fn a_layer_is_described_in_one_paragraph() {
 
 #[test]
 fn the_element_type_can_be_chosen() {
-    let options = LayerOptions { dtype: Some(moec_ir::DType::F32) };
+    let options = LayerOptions { dtype: Some(moec_ir::DType::F32), ..LayerOptions::default() };
     let layer = open("qwen1.5-moe-a2.7b.reconstructed").layer(None, &options).unwrap();
     assert!(layer.graph.nodes.iter().all(|n| n.ty.dtype != moec_ir::DType::BF16));
     let bf16 = open("qwen1.5-moe-a2.7b.reconstructed").layer(None, &LayerOptions::default()).unwrap();

@@ -45,6 +45,7 @@ impl Op {
             Op::Reduce(Reduce::Max) => vec![("kind", word("max"))],
             Op::Reduce(Reduce::Sum) => vec![("kind", word("sum"))],
             Op::SumOutside { n_experts } => vec![("n_experts", whole(n_experts))],
+            Op::LocalIds { first, count } => vec![("first", whole(first)), ("count", whole(count))],
             Op::Linear
             | Op::Add
             | Op::Mul
@@ -111,6 +112,7 @@ impl Op {
             "join_columns" => Op::JoinColumns,
             "lookup" => Op::Lookup,
             "sum_outside" => Op::SumOutside { n_experts: a.whole("n_experts")? },
+            "local_ids" => Op::LocalIds { first: a.whole("first")?, count: a.whole("count")? },
             "scale" => Op::Scale(a.real("factor")?),
             "cast" => Op::Cast,
             "activate" => Op::Activate(a.activation("activation")?),
@@ -154,7 +156,7 @@ impl Op {
     }
 
     /// The names of all operations, sorted.
-    pub const NAMES: [&'static str; 31] = [
+    pub const NAMES: [&'static str; 32] = [
         "activate",
         "add",
         "cast",
@@ -170,6 +172,7 @@ impl Op {
         "join_columns",
         "linear",
         "linear_act",
+        "local_ids",
         "lookup",
         "map",
         "mask_chosen",
@@ -417,6 +420,7 @@ mod tests {
             Op::Lookup,
             Op::SumOutside { n_experts: 9 },
             Op::Quantise(ActQuant::NVFP4),
+            Op::LocalIds { first: 3, count: 4 },
         ];
         for op in &ops {
             let attrs = op.attrs();

@@ -2,6 +2,7 @@
 
 use super::{Graph, Input, Node, Op, Param, ValueId, infer_type};
 use crate::diag::{Diagnostic, Origin};
+use crate::quant::QuantFormat;
 use crate::shape::TensorType;
 use crate::weights::WeightSource;
 
@@ -36,6 +37,13 @@ impl GraphBuilder {
         self.push(name.to_string(), Op::Param(n), Vec::new(), ty)
     }
 
+    /// Says how the parameter that `value` names is stored.
+    pub fn store_as(&mut self, value: ValueId, stored: Option<QuantFormat>) {
+        if let Op::Param(n) = self.graph.node(value).op {
+            self.graph.params[n as usize].stored = stored;
+        }
+    }
+
     /// Adds a node whose type is inferred: floats take the type of the first operand.
     ///
     /// # Errors
@@ -62,6 +70,12 @@ impl GraphBuilder {
             ty.dtype = dtype;
         }
         Ok(self.push(name.to_string(), op, inputs.to_vec(), ty))
+    }
+
+    /// The node that computes `op` of these operands, if there is one already.
+    pub fn find(&self, op: &Op, inputs: &[ValueId]) -> Option<ValueId> {
+        let same = |n: &Node| n.op == *op && n.inputs == inputs;
+        self.graph.nodes.iter().position(same).map(|i| ValueId(i as u32))
     }
 
     /// Names a result.

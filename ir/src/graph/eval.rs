@@ -108,6 +108,10 @@ pub fn evaluate_node(node: &Node, x: &[&Tensor], n_tokens: usize) -> Tensor {
             let rows = x[0].floats().chunks(x[0].cols()).zip(x[1].ints().chunks(x[1].cols()));
             float(rows.map(|(w, ids)| r::sum_outside(w, ids, u64::from(*n_experts))).collect())
         }
+        Op::LocalIds { first, count } => {
+            let local = x[0].ints().iter().map(|&id| r::local_id(id, *first, *count)).collect();
+            Tensor::int(node.ty.dtype, &shape, local)
+        }
         Op::Scale(c) => float(x[0].floats().iter().map(|v| c.0 * v).collect()),
         Op::Cast => float(x[0].floats().to_vec()),
         Op::Activate(a) => {

@@ -115,6 +115,17 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
             c.ids(1)?;
             Ok(TensorType::new(w.dtype, [w.shape[0], Dim::Fixed(1)]))
         }
+        Op::LocalIds { first, count } => {
+            let ids = c.ids(0)?;
+            if *count == 0 || i32::try_from(u64::from(*first) + u64::from(*count)).is_err() {
+                return Err(Diagnostic::input(
+                    "local-ids-range",
+                    format!("`{node}` keeps {count} expert ids from {first} on"),
+                )
+                .note("at least one id must be kept, and ids end below 2^31"));
+            }
+            Ok(ids.clone())
+        }
         Op::Permute { .. } => {
             let x = c.rank(0, 2)?;
             let slots = c.slots(1)?;
@@ -180,6 +191,7 @@ fn operand_count(op: &Op) -> (usize, usize) {
         | Op::Score(_)
         | Op::GroupLimit { .. }
         | Op::TopK { .. }
+        | Op::LocalIds { .. }
         | Op::Renormalise(_)
         | Op::Half(_) => (1, 1),
         Op::Activate(a) => {

@@ -13,6 +13,7 @@ mod op;
 mod parse;
 mod print;
 mod quantise;
+mod shard;
 mod verify;
 
 pub use attr::{Attr, AttrError};
@@ -23,6 +24,7 @@ pub use op::{GroupScore, Op, Reduce, RenormRule, RowMask, Score};
 pub use parse::parse;
 pub use print::{print, source as print_source};
 pub use quantise::quantise_activations;
+pub use shard::{Shard, ShardKind, shard};
 pub use verify::verify;
 
 use crate::diag::Origin;

@@ -84,6 +84,15 @@ pub enum Op {
         n_experts: u32,
     },
 
+    /// `ids i32[T, K] -> ids i32[T, K]`: the ids `first..first+count` counted from `first`, and -1 for all others: the
+    /// experts of one shard.
+    LocalIds {
+        /// First id that is kept.
+        first: u32,
+        /// How many are kept.
+        count: u32,
+    },
+
     // ---- dispatch
     /// `x[T, H], ids[T, K] -> [T*K, H]`: the token row of every slot, in expert order.
     Permute {
@@ -238,6 +247,7 @@ impl Op {
             Op::JoinColumns => "join_columns",
             Op::Lookup => "lookup",
             Op::SumOutside { .. } => "sum_outside",
+            Op::LocalIds { .. } => "local_ids",
             Op::Permute { .. } => "permute",
             Op::Unpermute { .. } => "unpermute",
             Op::GroupedLinear => "grouped_linear",

@@ -373,9 +373,10 @@ impl<'a> Parser<'a> {
             Ok("per_expert") => {
                 self.token("(")?;
                 let count = self.whole()?;
+                let first = if self.eat("from") { self.whole()? } else { 0 };
                 self.token(",")?;
                 let names = self.names()?;
-                Ok(WeightSource::PerExpert { names, count, steps: self.steps()? })
+                Ok(WeightSource::PerExpert { names, first, count, steps: self.steps()? })
             }
             Ok("first_of") if depth < MAX_DEPTH => Ok(WeightSource::FirstOf(self.list(|p| p.source(depth + 1))?)),
             Ok(_) | Err(_) => {

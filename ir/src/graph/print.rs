@@ -63,13 +63,15 @@ fn attr_text(attr: &Attr) -> String {
     }
 }
 
-/// A weight source in the text form: `tensor("a" | "b") transpose`, `per_expert(8, "…{e}…")`, `first_of(…, …)`.
+/// A weight source in the text form: `tensor("a" | "b") transpose`, `per_expert(8, "…{e}…")`,
+/// `per_expert(8 from 16, "…{e}…")`, `first_of(…, …)`.
 pub fn source(source: &WeightSource) -> String {
     let names = |names: &[String]| names.iter().map(|n| quoted(n)).collect::<Vec<_>>().join(" | ");
     match source {
         WeightSource::Tensor { names: n, steps } => format!("tensor({}){}", names(n), steps_text(steps)),
-        WeightSource::PerExpert { names: n, count, steps } => {
-            format!("per_expert({count}, {}){}", names(n), steps_text(steps))
+        WeightSource::PerExpert { names: n, first, count, steps } => {
+            let from = if *first == 0 { String::new() } else { format!(" from {first}") };
+            format!("per_expert({count}{from}, {}){}", names(n), steps_text(steps))
         }
         WeightSource::FirstOf(sources) => {
             let all: Vec<String> = sources.iter().map(self::source).collect();

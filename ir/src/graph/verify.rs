@@ -301,6 +301,7 @@ fn expert_order(
         | Op::JoinColumns
         | Op::Lookup
         | Op::SumOutside { .. }
+        | Op::LocalIds { .. }
         | Op::WeightedSum
         | Op::Concat { .. } => {
             if order(0).is_some() {

@@ -342,6 +342,9 @@ fn rows(m: &mut Memory, p: &RowProgram) {
                 RowOpKind::SumOutside { x, ids, n_experts } => {
                     Row::Float(vec![r::sum_outside(get(*x).floats(), get(*ids).ids(), u64::from(*n_experts))])
                 }
+                RowOpKind::LocalIds { ids, first, count } => {
+                    Row::Int(get(*ids).ids().iter().map(|&id| r::local_id(id, *first, *count)).collect())
+                }
                 RowOpKind::Renormalise { x, rule } => Row::Float(r::renormalise(get(*x).floats(), *rule)),
             };
             values.push(match value {

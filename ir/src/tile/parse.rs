@@ -262,6 +262,10 @@ fn row_op(c: &mut Cursor) -> Parsed<RowOpKind> {
             c.expect(",")?;
             RowOpKind::SumOutside { x, ids: row_id(c)?, n_experts }
         }
+        "local_ids" => {
+            let (first, count) = (c.small()?, c.small()?);
+            RowOpKind::LocalIds { ids: row_id(c)?, first, count }
+        }
         "renormalise" => {
             let x = row_id(c)?;
             let rule = match c.word()? {

@@ -149,6 +149,7 @@ impl Display for RowOp {
             RowOpKind::MaskChosen { x, ids } => write!(f, "mask_chosen {x}, {ids}"),
             RowOpKind::Join { a, b } => write!(f, "join {a}, {b}"),
             RowOpKind::Lookup { table, index } => write!(f, "lookup {table}[{index}]"),
+            RowOpKind::LocalIds { ids, first, count } => write!(f, "local_ids {first} {count} {ids}"),
             RowOpKind::SumOutside { x, ids, n_experts } => write!(f, "sum_outside {n_experts} {x}, {ids}"),
             RowOpKind::Renormalise { x, rule } => match rule {
                 RenormRule::Sum { eps } => write!(f, "renormalise {x} sum {eps}"),

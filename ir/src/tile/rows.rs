@@ -126,6 +126,15 @@ pub enum RowOpKind {
         /// Number of experts that have weights.
         n_experts: u32,
     },
+    /// As [`crate::graph::Op::LocalIds`].
+    LocalIds {
+        /// Expert ids.
+        ids: RowId,
+        /// First id that is kept.
+        first: u32,
+        /// How many are kept.
+        count: u32,
+    },
     /// As [`crate::graph::Op::Renormalise`].
     Renormalise {
         /// Weights.
@@ -165,6 +174,7 @@ impl RowProgram {
                 | RowOpKind::MaskChosen { .. }
                 | RowOpKind::Join { .. }
                 | RowOpKind::SumOutside { .. }
+                | RowOpKind::LocalIds { .. }
                 | RowOpKind::Softmax(_)
                 | RowOpKind::RmsNorm { .. }
                 | RowOpKind::GroupLimit { .. }

@@ -217,7 +217,7 @@ impl<'a> Verifier<'a> {
 
     fn rows(&mut self, p: &RowProgram) {
         for (i, op) in p.ops.iter().enumerate() {
-            let is_ids = matches!(op.kind, RowOpKind::TopK(_) | RowOpKind::Lookup { .. });
+            let is_ids = matches!(op.kind, RowOpKind::TopK(_) | RowOpKind::Lookup { .. } | RowOpKind::LocalIds { .. });
             let loads = matches!(op.kind, RowOpKind::Load(_) | RowOpKind::LoadFirst(_) | RowOpKind::Join { .. });
             self.expect(op.width > 0, || format!("row step {i} has no width"));
             self.expect(loads || is_ids == (op.dtype == DType::I32), || format!("row step {i} is {}", op.dtype));
@@ -287,6 +287,13 @@ impl<'a> Verifier<'a> {
                 RowOpKind::SumOutside { x, ids, .. } => {
                     let fits = is_int(*ids) && !is_int(*x) && width(*ids) == width(*x) && op.width == 1;
                     self.expect(fits, || format!("row step {i} sums weights of other slots"));
+                }
+                RowOpKind::LocalIds { ids, first, count } => {
+                    let range = *count > 0 && i32::try_from(u64::from(*first) + u64::from(*count)).is_ok();
+                    let fits = range && is_int(*ids) && op.dtype == DType::I32 && width(*ids) == op.width;
+                    self.expect(fits, || {
+                        format!("row step {i} keeps {count} ids from {first} on, of a row that does not fit")
+                    });
                 }
                 RowOpKind::Gather { x, ids } => {
                     let fits = is_int(*ids) && !is_int(*x) && width(*ids) == op.width;
@@ -389,6 +396,7 @@ fn op_operands(kind: &RowOpKind) -> Vec<RowId> {
         | RowOpKind::TopK(x)
         | RowOpKind::Renormalise { x, .. } => vec![*x],
         RowOpKind::Lookup { .. } => Vec::new(),
+        RowOpKind::LocalIds { ids, .. } => vec![*ids],
         RowOpKind::Reduce { x, .. } => vec![*x],
         RowOpKind::Join { a, b } => vec![*a, *b],
         RowOpKind::Gather { x, ids } | RowOpKind::MaskChosen { x, ids } | RowOpKind::SumOutside { x, ids, .. } => {

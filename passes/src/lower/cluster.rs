@@ -100,7 +100,8 @@ fn mark(graph: &Graph, v: ValueId, in_route: &mut [bool]) {
         | Op::MaskChosen
         | Op::JoinColumns
         | Op::Lookup
-        | Op::SumOutside { .. } => {
+        | Op::SumOutside { .. }
+        | Op::LocalIds { .. } => {
             in_route[v.index()] = true;
             node.inputs.iter().for_each(|&x| mark(graph, x, in_route));
         }
@@ -121,6 +122,7 @@ fn only_by_rows(op: &Op) -> bool {
         | Op::JoinColumns
         | Op::Lookup
         | Op::SumOutside { .. }
+        | Op::LocalIds { .. }
         | Op::Renormalise(_) => true,
         Op::Input(_)
         | Op::Param(_)

@@ -195,6 +195,7 @@ impl<'a> Lowering<'a> {
             | Op::JoinColumns
             | Op::Lookup
             | Op::SumOutside { .. }
+            | Op::LocalIds { .. }
             | Op::Score(_)
             | Op::RmsNorm { .. }
             | Op::GroupLimit { .. }

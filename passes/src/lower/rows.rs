@@ -115,6 +115,7 @@ impl Lowering<'_> {
             Op::MaskChosen => RowOpKind::MaskChosen { x, ids: operands[1] },
             Op::JoinColumns => RowOpKind::Join { a: x, b: operands[1] },
             Op::SumOutside { n_experts } => RowOpKind::SumOutside { x, ids: operands[1], n_experts: *n_experts },
+            Op::LocalIds { first, count } => RowOpKind::LocalIds { ids: x, first: *first, count: *count },
             Op::Renormalise(rule) => RowOpKind::Renormalise { x, rule: *rule },
             Op::Add => RowOpKind::Map { expr: binary(Binary::Add), args: operands },
             Op::Mul => RowOpKind::Map { expr: binary(Binary::Mul), args: operands },

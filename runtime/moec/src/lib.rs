@@ -37,7 +37,9 @@ pub use random::{Random, random_params, random_tensor};
 pub use session::Session;
 
 pub use moec_bundle::{Bundle, Checkpoint};
+pub use moec_frontend::LayerOptions;
 pub use moec_ir::diag::Diagnostic;
+pub use moec_ir::graph::{Shard, ShardKind};
 pub use moec_ir::target::Target;
 pub use moec_ir::{Numerics, Tensor};
 pub use moec_passes::WeightStorage;

@@ -3,7 +3,7 @@
 use moec_bundle::manifest::LayerInfo;
 use moec_frontend::{LayerFacts, LayerOptions, Opened};
 use moec_ir::diag::Diagnostic;
-use moec_ir::graph::{Graph, quantise_activations};
+use moec_ir::graph::{Graph, ShardKind, quantise_activations, shard};
 use moec_ir::{ActQuant, DType};
 use std::path::{Path, PathBuf};
 
@@ -69,13 +69,23 @@ impl Model {
     /// # Errors
     /// As [`Model::layer`].
     pub fn layer_as(&self, number: Option<u32>, dtype: Option<DType>) -> Result<ModelLayer, Vec<Diagnostic>> {
+        self.layer_with(number, &LayerOptions { dtype, ..LayerOptions::default() })
+    }
+
+    /// As [`Model::layer`], with the choices in `options`: the float type, and one rank's part of a layer that is spread
+    /// over several devices.
+    ///
+    /// # Errors
+    /// As [`Model::layer`], and those of [`moec_ir::graph::shard`].
+    pub fn layer_with(&self, number: Option<u32>, options: &LayerOptions) -> Result<ModelLayer, Vec<Diagnostic>> {
         let config = match &self.opened {
             Opened::Model(config) => config,
-            Opened::Graph(graph) => return self.graph_layer(graph, number),
+            Opened::Graph(graph) => return self.graph_layer(graph, number, options),
         };
-        let layer = config.layer(number, &LayerOptions { dtype })?;
+        let layer = config.layer(number, options)?;
         let f = &layer.description;
-        let facts = [("hidden", f.hidden), ("experts", f.n_experts), ("top_k", f.top_k), ("ffn", f.ffn)];
+        let mut facts = vec![("hidden", f.hidden), ("experts", f.n_experts), ("top_k", f.top_k), ("ffn", f.ffn)];
+        facts.extend(shard_facts(options));
         let info = LayerInfo {
             name: layer.graph.name.clone(),
             model_type: Some(layer.model_type.clone()),
@@ -91,19 +101,38 @@ impl Model {
         })
     }
 
-    fn graph_layer(&self, graph: &Graph, number: Option<u32>) -> Result<ModelLayer, Vec<Diagnostic>> {
+    fn graph_layer(
+        &self,
+        graph: &Graph,
+        number: Option<u32>,
+        options: &LayerOptions,
+    ) -> Result<ModelLayer, Vec<Diagnostic>> {
         if let Some(n) = number {
             let what = format!("`{}` is a layer graph; it has no layer {n}", graph.name);
             return Err(vec![Diagnostic::input("layer-out-of-range", what).help("leave out the layer number")]);
         }
+        let graph = match options.shard {
+            Some(part) => shard(graph, part).map_err(|d| vec![d])?,
+            None => graph.clone(),
+        };
+        let facts = shard_facts(options).into_iter().map(|(k, v)| (k.to_string(), v)).collect();
         Ok(ModelLayer {
-            info: LayerInfo { name: graph.name.clone(), ..LayerInfo::default() },
-            graph: graph.clone(),
+            info: LayerInfo { name: graph.name.clone(), facts, ..LayerInfo::default() },
+            graph,
             facts: None,
             checkpoint: self.checkpoint.clone(),
             not_loadable: None,
         })
     }
+}
+
+fn shard_facts(options: &LayerOptions) -> Vec<(&'static str, u64)> {
+    let Some(s) = options.shard else { return Vec::new() };
+    let kind = match s.kind {
+        ShardKind::Tensor => "tensor_parallel",
+        ShardKind::Expert => "expert_parallel",
+    };
+    vec![(kind, u64::from(s.count)), ("rank", u64::from(s.rank))]
 }
 
 fn has_weights(folder: &Path) -> bool {

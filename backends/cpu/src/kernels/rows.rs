@@ -43,6 +43,7 @@ impl<'p> Layout<'p> {
             | RowOpKind::Join { .. }
             | RowOpKind::Lookup { .. }
             | RowOpKind::SumOutside { .. }
+            | RowOpKind::LocalIds { .. }
             | RowOpKind::Renormalise { .. } => 0,
         });
         bytes += n_keys.max().unwrap_or(0) * 8;
@@ -190,6 +191,7 @@ fn step(e: &mut Emit, layout: &Layout, op: &RowOp, to: Row, row: Value) {
         RowOpKind::SumOutside { x, ids, n_experts } => {
             special::sum_outside(e, layout.row(*x), layout.row(*ids), *n_experts, to);
         }
+        RowOpKind::LocalIds { ids, first, count } => special::local_ids(e, layout.row(*ids), *first, *count, to),
         RowOpKind::Renormalise { x, rule } => renormalise(e, layout.row(*x), *rule, to),
     }
 }

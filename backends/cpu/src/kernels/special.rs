@@ -84,3 +84,15 @@ pub(super) fn sum_outside(e: &mut Emit, weights: Row, ids: Row, n_experts: u32, 
     })[0];
     to.store(e, sum, zero);
 }
+
+/// The ids `first..first+count` counted from `first`, and -1 for the others.
+pub(super) fn local_ids(e: &mut Emit, ids: Row, first: u32, count: u32, to: Row) {
+    e.each_of(to.width, |e, i| {
+        let id = ids.load_int(e, i);
+        let local = e.plus(id, -i64::from(first));
+        let inside = e.b.ins().icmp_imm_u(IntCC::UnsignedLessThan, local, i64::from(count));
+        let none = e.b.ins().iconst(types::I64, -1);
+        let id = e.b.ins().select(inside, local, none);
+        to.store_int(e, id, i);
+    });
+}

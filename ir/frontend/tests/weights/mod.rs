@@ -43,14 +43,14 @@ impl Tensors {
                     names.iter().find(|n| self.0.contains_key(*n)).ok_or_else(|| format!("none of {names:?}"))?;
                 steps.iter().try_fold(self.0[name].clone(), |t, s| apply(s, &t))
             }
-            WeightSource::PerExpert { names, count, steps } => {
+            WeightSource::PerExpert { names, first, count, steps } => {
                 let at = |template: &str, e: u64| template.replace("{e}", &e.to_string());
                 let template = names
                     .iter()
-                    .find(|n| self.0.contains_key(&at(n, 0)))
+                    .find(|n| self.0.contains_key(&at(n, *first)))
                     .ok_or_else(|| format!("none of {names:?}"))?;
                 let mut parts = Vec::new();
-                for e in 0..*count {
+                for e in *first..*first + *count {
                     let t = self.0.get(&at(template, e)).ok_or_else(|| format!("no {}", at(template, e)))?;
                     parts.push(steps.iter().try_fold(t.clone(), |t, s| apply(s, &t))?);
                 }

@@ -1,8 +1,8 @@
 //! `moec explain`: a page on a diagnostic code, or what the compiler decides for a model.
 
-use super::subject::{CompileArgs, open_layer, parse_target};
+use super::subject::{CompileArgs, ShardArgs, open_layer, parse_target};
 use crate::output::{self, Ended, Outcome, table};
-use moec::{Diagnostic, Target};
+use moec::{Diagnostic, LayerOptions, Target};
 use moec_ir::diag::{CODES, code_page};
 use moec_passes::{Limits, catalogue, cost::CostModel, optimise_with};
 use std::path::Path;
@@ -15,6 +15,8 @@ pub struct Options {
     /// The layer of a model, by its own number.
     #[arg(long, value_name = "N")]
     pub layer: Option<u32>,
+    #[command(flatten)]
+    pub shard: ShardArgs,
     /// The machine whose costs decide.
     #[arg(long, short, default_value = "sm_100f", value_parser = parse_target, value_name = "T")]
     pub target: &'static Target,
@@ -43,7 +45,10 @@ pub fn run(options: &Options) -> Outcome {
 
 /// The rewrites that fire, and for each what the layer would cost without it.
 fn explain_model(options: &Options, path: &Path) -> Outcome {
-    let layer = open_layer(path, options.layer)?.with_activations(options.compile.activations).map_err(|d| vec![d])?;
+    let one = |d: Diagnostic| vec![d];
+    let shard = options.shard.part().map_err(one)?;
+    let layer = open_layer(path, options.layer, &LayerOptions { shard, ..LayerOptions::default() })?;
+    let layer = layer.with_activations(options.compile.activations).map_err(one)?;
     let weights = moec_passes::weight_storage(options.target, options.compile.weight_storage);
     let cost = CostModel { machine: options.target.machine, n_tokens: options.tokens, weights };
     let rules: Vec<_> = catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect();

@@ -1,10 +1,11 @@
 //! `moec run`: a layer on a device, with an input from a file or a generator.
 
-use super::subject::{self, CompileArgs, Subject};
+use super::subject::{self, CompileArgs, ShardArgs, Subject};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use moec::{
-    Bundle, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, RunResult, Session, Target, Tensor, Weights,
+    Bundle, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, RunResult, Session, Target, Tensor,
+    Weights,
 };
 use moec_ir::DType;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ pub struct Options {
     /// The layer of a model, by its own number [default: its first MoE layer].
     #[arg(long, value_name = "N")]
     pub layer: Option<u32>,
+    #[command(flatten)]
+    pub shard: ShardArgs,
     /// A safetensors file with `input` [T, H], or a generator.
     #[arg(long, value_parser = parse_source, value_name = "FILE|random:T=64,seed=1")]
     pub input: Source,
@@ -107,8 +110,13 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
         Some(Source::Path(path)) => Some(path.clone()),
         Some(Source::Random { .. }) | None => None,
     };
+    let shard = options.shard.part().map_err(|d| vec![d])?;
     match subject::open(&options.subject)? {
         Subject::Bundle(bundle) => {
+            if shard.is_some() {
+                let d = Diagnostic::machine("wrong-usage", "a bundle holds one rank's part already");
+                return Err(vec![d.help("give --tp, --ep and --rank to `moec compile`, or give the model")]);
+            }
             if options.jit {
                 let d = Diagnostic::machine("wrong-usage", "a bundle holds compiled code; --jit needs the model");
                 return Err(vec![d.help("give the model directory")]);
@@ -118,7 +126,8 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
         Subject::Model(model) => {
             // The layer computes in the type of its input.
             let one = |d: Diagnostic| vec![d];
-            let layer = model.layer_as(options.layer, input_type(options).map_err(one)?)?;
+            let dtype = input_type(options).map_err(one)?;
+            let layer = model.layer_with(options.layer, &LayerOptions { dtype, shard })?;
             let layer = layer.with_activations(options.compile.activations).map_err(one)?;
             crate::bug::working_on(format!("layer: {}", layer.info.name));
             if options.weights.is_none()

@@ -1,6 +1,6 @@
 //! Options and helpers that several commands share: targets, ranges, models and bundles.
 
-use moec::{Bundle, Diagnostic, Model, ModelLayer, Target};
+use moec::{Bundle, Diagnostic, LayerOptions, Model, ModelLayer, Shard, ShardKind, Target};
 use moec_ir::ActQuant;
 use moec_ir::target::{ALIASES, TARGETS};
 use std::path::{Path, PathBuf};
@@ -44,8 +44,8 @@ pub fn open(path: &Path) -> Result<Subject, Vec<Diagnostic>> {
 }
 
 /// A layer of the model at `path`; remembered for a repro file.
-pub fn open_layer(path: &Path, number: Option<u32>) -> Result<ModelLayer, Vec<Diagnostic>> {
-    let layer = Model::open(path)?.layer(number)?;
+pub fn open_layer(path: &Path, number: Option<u32>, options: &LayerOptions) -> Result<ModelLayer, Vec<Diagnostic>> {
+    let layer = Model::open(path)?.layer_with(number, options)?;
     let config = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
     let text = std::fs::read_to_string(&config).unwrap_or_default();
     crate::bug::working_on(format!("layer: {}\n{}:\n{text}", layer.info.name, config.display()));
@@ -60,12 +60,48 @@ pub struct ModelArgs {
     /// The layer, by the model's own number [default: its first MoE layer].
     #[arg(long, value_name = "N")]
     pub layer: Option<u32>,
+    #[command(flatten)]
+    pub shard: ShardArgs,
+}
+
+/// One rank's part of a layer that is spread over devices. The outputs of all ranks add up to the layer's output.
+#[derive(clap::Args, Debug)]
+pub struct ShardArgs {
+    /// Tensor parallel: the part of rank --rank of N, each expert's width being cut.
+    #[arg(long, value_name = "N", requires = "rank", conflicts_with = "ep", value_parser = clap::value_parser!(u32).range(1..))]
+    pub tp: Option<u32>,
+    /// Expert parallel: the part of rank --rank of N, the list of experts being cut.
+    #[arg(long, value_name = "N", requires = "rank", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ep: Option<u32>,
+    /// The rank for --tp or --ep, from 0.
+    #[arg(long, value_name = "I")]
+    pub rank: Option<u32>,
+}
+
+impl ShardArgs {
+    /// The part, when one was asked for.
+    ///
+    /// # Errors
+    /// `wrong-usage` for a rank without a number of ranks.
+    pub fn part(&self) -> Result<Option<Shard>, Diagnostic> {
+        let (kind, count) = match (self.tp, self.ep) {
+            (Some(n), _) => (ShardKind::Tensor, n),
+            (None, Some(n)) => (ShardKind::Expert, n),
+            (None, None) if self.rank.is_some() => {
+                return Err(Diagnostic::machine("wrong-usage", "--rank needs the number of ranks")
+                    .help("add --tp N for tensor parallel, or --ep N for expert parallel"));
+            }
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Shard { kind, count, rank: self.rank.unwrap_or(0) }))
+    }
 }
 
 impl ModelArgs {
     /// The layer.
     pub fn open(&self) -> Result<ModelLayer, Vec<Diagnostic>> {
-        open_layer(&self.model, self.layer)
+        let options = LayerOptions { shard: self.shard.part().map_err(|d| vec![d])?, ..LayerOptions::default() };
+        open_layer(&self.model, self.layer, &options)
     }
 }
 

@@ -63,6 +63,7 @@ fn operands(kind: &RowOpKind) -> Vec<RowId> {
         | RowOpKind::GroupLimit { x, .. }
         | RowOpKind::TopK(x)
         | RowOpKind::Renormalise { x, .. } => vec![*x],
+        RowOpKind::LocalIds { ids, .. } => vec![*ids],
         RowOpKind::Reduce { x, .. } => vec![*x],
         RowOpKind::Join { a, b } => vec![*a, *b],
         RowOpKind::Gather { x, ids } | RowOpKind::MaskChosen { x, ids } | RowOpKind::SumOutside { x, ids, .. } => {

@@ -117,6 +117,14 @@ pub fn step<'c>(k: &Kernel<'c, '_>, warp: &Warp<'_, 'c>, i: usize, row: I32<'c>)
             });
             warp.for_columns(1, |col| keep(col, sum.get()));
         }
+        RowOpKind::LocalIds { ids, first, count } => {
+            let ids = warp.row(*ids);
+            warp.for_columns(out.width, |slot| {
+                // Ids below `first` wrap around to large ones.
+                let local = ids.int(slot) - *first;
+                out.set_int(slot, c.select(local.lt(*count), local, c.i32(u32::MAX)));
+            });
+        }
         RowOpKind::Renormalise { x, rule } => {
             let x = warp.row(*x);
             let sum = |f: &dyn Fn(F32<'c>) -> F32<'c>| row_sum(warp, &x, f);
