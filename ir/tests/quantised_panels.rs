@@ -82,6 +82,7 @@ fn values_are_code_times_the_scale_of_their_block_rounded_to_the_type() {
 fn panels_whose_parts_do_not_fit_are_refused() {
     let cases = [
         ("u8[2, 3, 3] pitch 16", "u8[2, 3, 5] pitch 16", "`w` is [2, 3, 5]; [2, 3, 3] is needed"),
+        ("u8[2, 3, 3] pitch 16", "u8[2, 3, 3] pitch 8", "rows of `w` are 8 bytes apart"),
         ("u8[2, 3, 3] pitch 16", "i32[2, 3, 3] pitch 16", "`w` is i32; u8 is needed"),
         ("u8[2, 2, 3] pitch 3", "u8[2, 3, 3] pitch 3", "`w_scale` is [2, 3, 3]; [2, 2, 3] is needed"),
         ("u8[2, 2, 3] pitch 3", "f32[2, 2, 3] pitch 3", "`w_scale` is f32; u8 is needed"),

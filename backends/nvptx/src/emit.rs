@@ -112,7 +112,7 @@ fn design<'p>(
 ) -> Result<Design<'p>, Diagnostic> {
     let schedule = &kernel.schedule;
     Ok(match &kernel.body {
-        Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit),
+        Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit, capability),
         Body::Rows(p) => return kernel::rows::rows(program, p, schedule, smem_limit, capability),
         Body::Plan(p) => kernel::plan(program, p, schedule, smem_limit),
         Body::Map(m) => kernel::map(program, m, schedule),

@@ -97,6 +97,37 @@ fn the_kernels_of_deepseek_r1_assemble_for_every_machine_without_spills() {
 }
 
 #[test]
+fn products_that_read_codes_assemble_without_spills() {
+    let Some(ptxas) = find_ptxas() else { return };
+    use moec_ir::quant::{Code, QuantFormat, ScaleCode};
+    let format = |code, scale, block_rows, block_cols| QuantFormat { code, scale, block_rows, block_cols };
+    let formats = [
+        ("fp8", format(Code::E4M3, ScaleCode::F32, 128, 128), false),
+        ("mxfp4", format(Code::E2M1, ScaleCode::E8M0, 1, 32), false),
+        ("nvfp4", format(Code::E2M1, ScaleCode::E4M3, 1, 16), true),
+        ("int4", format(Code::Int4, ScaleCode::BF16, 1, 32), false),
+        ("odd", format(Code::E5M2, ScaleCode::F16, 3, 24), true),
+    ];
+    let mut table = String::new();
+    for (name, format, global) in formats {
+        for target in ["sm_80", "sm_90a", "sm_120f"] {
+            for tile_m in [16, 128] {
+                let dense = layer(&Layer::deepseek_r1(), &Schedules::for_rows(tile_m));
+                // The text of the program: contents would be as large as the layer.
+                let mut program = common::coded::in_format(dense, format, global);
+                program.kernels.retain(|k| k.name.starts_with("gemm"));
+                let target = Target::by_name(target).expect("a target");
+                write!(table, "{}", assemble(&ptxas, &format!("{name}/{tile_m}"), &program, target, &[target.name]))
+                    .expect("memory");
+            }
+        }
+    }
+    if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
+        insta::assert_snapshot!("registers_of_codes", table);
+    }
+}
+
+#[test]
 fn odd_sizes_and_types_assemble_without_spills() {
     let Some(ptxas) = find_ptxas() else { return };
     let small = Layer::small(DType::BF16);

@@ -37,7 +37,7 @@ pub struct Segment {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Panel {
-    /// Floats `[E, N, K]`; or codes, u8 `[E, N, bytes]` with the bytes of K codes in a row.
+    /// Floats `[E, N, K]`; or codes, u8 `[E, N, bytes]` with the bytes of K codes in a row, rows a multiple of 16 bytes apart.
     pub weights: BufferId,
     /// How codes become floats; `None` when `weights` are floats.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -194,6 +194,10 @@ impl<'a> Verifier<'a> {
         let f = q.format;
         self.has_dtype(p.weights, DType::U8);
         self.has_shape(p.weights, experts, Dim::Fixed(n), f.code.bytes(k));
+        let codes = self.buffer(p.weights);
+        self.expect(codes.pitch.is_multiple_of(16), || {
+            format!("rows of `{}` are {} bytes apart; a multiple of 16 is needed", codes.name, codes.pitch)
+        });
         let (grid_rows, grid_cols) = f.scale_grid(n, k);
         self.has_dtype(q.scales, f.scale.dtype());
         self.has_shape(q.scales, experts, Dim::Fixed(grid_rows), grid_cols);

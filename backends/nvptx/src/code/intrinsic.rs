@@ -34,6 +34,12 @@ pub enum Intrinsic {
     MmaBf16,
     MmaF16,
     PackBf16,
+    PackF16,
+    FmaBf16,
+    FmaF16,
+    E4M3Pair,
+    E2M1Pair,
+    Permute,
     Ex2,
     Fma,
     Rint,
@@ -50,9 +56,9 @@ pub enum Intrinsic {
     MapToPeer,
 }
 
-/// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `b` i1, `f` float, `g` pointer to
+/// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `w` i16, `b` i1, `f` float, `g` pointer to
 /// global memory, `s` pointer to shared memory, `c` pointer to a cluster's shared memory, `h` `<2 x half>`, `x` `<2 x bfloat>`; several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 37] = [
+const TABLE: [(Intrinsic, &str, &str); 43] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -76,6 +82,12 @@ const TABLE: [(Intrinsic, &str, &str); 37] = [
     (Intrinsic::MmaBf16, "llvm.nvvm.mma.m16n8k16.row.col.bf16", "ffff(iiiiiiffff)"),
     (Intrinsic::MmaF16, "llvm.nvvm.mma.m16n8k16.row.col.f32.f32", "ffff(hhhhhhffff)"),
     (Intrinsic::PackBf16, "llvm.nvvm.ff2bf16x2.rn", "x(ff)"),
+    (Intrinsic::PackF16, "llvm.nvvm.ff2f16x2.rn", "h(ff)"),
+    (Intrinsic::FmaBf16, "llvm.nvvm.fma.rn.bf16x2", "x(xxx)"),
+    (Intrinsic::FmaF16, "llvm.nvvm.fma.rn.f16x2", "h(hhh)"),
+    (Intrinsic::E4M3Pair, "llvm.nvvm.e4m3x2.to.f16x2.rn", "h(w)"),
+    (Intrinsic::E2M1Pair, "llvm.nvvm.e2m1x2.to.f16x2.rn", "h(w)"),
+    (Intrinsic::Permute, "llvm.nvvm.prmt", "i(iii)"),
     (Intrinsic::Ex2, "llvm.nvvm.ex2.approx.f32", "f(f)"),
     (Intrinsic::Fma, "llvm.fma.f32", "f(fff)"),
     (Intrinsic::Rint, "llvm.rint.f32", "f(f)"),
@@ -117,6 +129,7 @@ fn declare<'c>(context: &'c Context, module: &Module<'c>, name: &str, signature:
     let ty = |letter: char| -> BasicTypeEnum<'c> {
         match letter {
             'i' => context.i32_type().into(),
+            'w' => context.i16_type().into(),
             'b' => context.bool_type().into(),
             'f' => context.f32_type().into(),
             'h' => context.f16_type().vec_type(2).into(),

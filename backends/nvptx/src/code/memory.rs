@@ -92,6 +92,24 @@ impl<'c> Code<'c> {
         std::array::from_fn(|i| I32::from_raw(self, self.element(all, i)))
     }
 
+    /// Writes 16 bytes to an address that is a multiple of 16.
+    pub fn store_words(&'c self, place: impl Place<'c>, words: [I32<'c>; 4]) {
+        let raw = self.vector(&words.map(|w| w.raw()));
+        self.store_raw(place, raw, 16);
+    }
+
+    /// Reads 1, 2 or 4 bytes as the low bits of a word, the others zero. The address is a multiple of their number.
+    pub fn load_bits(&'c self, place: impl Place<'c>, bytes: u64) -> I32<'c> {
+        let ty = match bytes {
+            1 => self.context.i8_type(),
+            2 => self.context.i16_type(),
+            _ => return self.load_i32(place),
+        };
+        let narrow = self.load_raw(place, ty.into(), bytes as u32).into_int_value();
+        let wide = self.builder.build_int_z_extend(narrow, self.context.i32_type(), "");
+        I32 { code: self, v: self.take(wide, self.i32(0).v) }
+    }
+
     /// Writes one f32 to where another block of the cluster has `place`.
     pub fn store_f32_to_peer(&'c self, place: Shared<'c>, rank: I32<'c>, value: F32<'c>) {
         let peer = self.call(Intrinsic::MapToPeer, &[place.v.into(), rank.v.into()]);

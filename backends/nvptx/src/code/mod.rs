@@ -7,6 +7,7 @@
 mod flow;
 mod intrinsic;
 mod memory;
+mod pairs;
 mod tensor;
 mod value;
 mod warp;

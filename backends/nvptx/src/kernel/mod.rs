@@ -114,7 +114,7 @@ impl<'c> View<'c> {
 /// Refuses element types that no kernel computes with.
 ///
 /// # Errors
-/// `element-type-not-on-gpu` for 64-bit elements and bytes, but for the token ids that a table is read by.
+/// `element-type-not-on-gpu` for 64-bit elements, but for the token ids that a table is read by.
 pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
     let token_ids = |id| match body {
         Body::Rows(rows) => rows.ops.iter().any(|op| matches!(op.kind, RowOpKind::Lookup { index, .. } if index == id)),
@@ -125,7 +125,7 @@ pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
         if buffer.dtype == DType::I64 && token_ids(id) {
             continue;
         }
-        if matches!(buffer.dtype, DType::F64 | DType::I64 | DType::U8) {
+        if matches!(buffer.dtype, DType::F64 | DType::I64) {
             return Err(Diagnostic::input(
                 "element-type-not-on-gpu",
                 format!(

@@ -4,7 +4,7 @@
 //! share a panel of weights.
 
 use super::geometry::{Geometry, cut};
-use super::{fma, mma};
+use super::{coded, fma, mma};
 use crate::code::{Bool, I32};
 use crate::kernel::{Design, Grid, Kernel, Registers};
 use moec_ir::DType;
@@ -25,7 +25,13 @@ pub struct Tile<'c> {
 }
 
 /// A contraction for the instructions of sm_80.
-pub fn contract<'p>(program: &'p Program, contract: &'p Contract, schedule: &Schedule, smem_limit: u32) -> Design<'p> {
+pub fn contract<'p>(
+    program: &'p Program,
+    contract: &'p Contract,
+    schedule: &Schedule,
+    smem_limit: u32,
+    capability: u32,
+) -> Design<'p> {
     let cuts: Vec<Geometry> = contract.segments.iter().map(|s| cut(program, s, schedule, smem_limit)).collect();
     let grid = contract.segments.iter().zip(&cuts).map(|(s, g)| extent(program, s, g)).reduce(Grid::cover);
     let threads = match cuts.first() {
@@ -44,9 +50,9 @@ pub fn contract<'p>(program: &'p Program, contract: &'p Contract, schedule: &Sch
             let mine = k.code.block_z().eq(i as u32);
             if cuts.len() == 1 {
                 k.code.exit_if(mine.not());
-                segment_body(k, program, segment, geometry);
+                segment_body(k, program, segment, geometry, capability);
             } else {
-                k.code.when(mine, || segment_body(k, program, segment, geometry));
+                k.code.when(mine, || segment_body(k, program, segment, geometry, capability));
             }
         }
     };
@@ -73,11 +79,12 @@ fn n_experts(program: &Program, segment: &Segment) -> u64 {
     segment.panels.first().map_or(1, |p| program.buffer(p.weights).batch)
 }
 
-fn segment_body(k: &Kernel, program: &Program, segment: &Segment, geometry: &Geometry) {
+fn segment_body(k: &Kernel, program: &Program, segment: &Segment, geometry: &Geometry, capability: u32) {
     let tile = find_tile(k, program, segment, geometry);
     k.code.when(tile.exists, || match geometry {
+        Geometry::Mma(g) if g.is_coded() => coded::tile(k, program, segment, g, &tile, capability),
         Geometry::Mma(g) => mma::tile(k, program, segment, g, &tile),
-        Geometry::Fma(g) => fma::tile(k, program, segment, g, &tile),
+        Geometry::Fma(g) => fma::tile(k, program, segment, g, &tile, capability),
     });
 }
 

@@ -6,7 +6,7 @@
 //! | `tile_m` | tensor cores: a power of two, 16…256; f32: 8…128 |
 //! | `tile_n` | a power of two, 8…256 (f32: 8…128); more when the warps would not all have columns; less when the accumulators would not fit in registers |
 //! | `tile_k` | tensor cores: a power of two, 16…128, and no more than K rounded up; f32: always 16 |
-//! | `stages` | tensor cores: 2…8, less (and then a smaller `tile_k`) when shared memory is too small; f32: one tile in shared memory, one in registers |
+//! | `stages` | tensor cores: 2…8 (3…8 with quantised weights), less (and then a smaller `tile_k`) when shared memory is too small; f32: one tile in shared memory, one in registers |
 
 use crate::code::MmaType;
 use crate::kernel::round_warps;
@@ -40,6 +40,10 @@ pub struct MmaGeometry {
     pub copy_a: u32,
     /// Bytes of one copy from the weights.
     pub copy_b: u32,
+    /// Panels that are floats; they lie behind the activations in a stage.
+    pub dense_panels: u32,
+    /// Bytes of a stage that the codes of the other panels take.
+    pub code_bytes: u32,
 }
 
 /// A tile of exact f32 multiply-adds.
@@ -83,12 +87,28 @@ impl MmaGeometry {
         self.tile_k * 2
     }
 
+    /// Bytes of a stage: activations, float weights, codes.
     pub fn stage_bytes(&self) -> u32 {
-        (self.tile_m + self.panels * self.tile_n) * self.row_bytes()
+        (self.tile_m + self.dense_panels * self.tile_n) * self.row_bytes() + self.code_bytes
+    }
+
+    /// Bytes of the tile of one panel.
+    pub fn panel_bytes(&self) -> u32 {
+        self.tile_n * self.row_bytes()
+    }
+
+    /// Bytes of one of the two sets of tiles that codes are made into.
+    pub fn decoded_bytes(&self) -> u32 {
+        (self.panels - self.dense_panels) * self.panel_bytes()
+    }
+
+    /// Whether some panels are codes.
+    pub fn is_coded(&self) -> bool {
+        self.dense_panels < self.panels
     }
 
     pub fn smem_bytes(&self) -> u32 {
-        self.stages * self.stage_bytes()
+        self.stages * self.stage_bytes() + 2 * self.decoded_bytes()
     }
 
     /// 16-row fragments of a warp.
@@ -132,18 +152,31 @@ impl FmaGeometry {
 /// Cuts a segment as `schedule` asks, as nearly as the pipelines allow.
 pub fn cut(program: &Program, segment: &Segment, schedule: &Schedule, smem_limit: u32) -> Geometry {
     let a = program.buffer(segment.a);
-    let weights: Vec<&Buffer> = segment.panels.iter().map(|p| program.buffer(p.weights)).collect();
-    let ty = MmaType::of(a.dtype).filter(|_| weights.iter().all(|w| w.dtype == a.dtype));
+    let ty = MmaType::of(a.dtype).filter(|_| segment.panels.iter().all(|p| p.dtype(program) == a.dtype));
     let warps = round_warps(schedule.warps, 8);
     match ty {
-        Some(ty) => Geometry::Mma(cut_mma(ty, a, &weights, schedule, warps, smem_limit)),
-        None => Geometry::Fma(cut_fma(weights.len() as u32, schedule, warps)),
+        Some(ty) => Geometry::Mma(cut_mma(ty, program, segment, schedule, warps, smem_limit)),
+        None => Geometry::Fma(cut_fma(segment.panels.len() as u32, schedule, warps)),
     }
 }
 
-fn cut_mma(ty: MmaType, a: &Buffer, weights: &[&Buffer], s: &Schedule, warps: u32, smem_limit: u32) -> MmaGeometry {
+fn cut_mma(
+    ty: MmaType,
+    program: &Program,
+    segment: &Segment,
+    s: &Schedule,
+    warps: u32,
+    smem_limit: u32,
+) -> MmaGeometry {
     let width = |pitch: u64| [16, 8, 4].into_iter().find(|w| (pitch * 2).is_multiple_of(u64::from(*w))).unwrap_or(2);
-    let panels = weights.len() as u32;
+    let a = program.buffer(segment.a);
+    let panels = segment.panels.len() as u32;
+    let dense: Vec<&Buffer> =
+        segment.panels.iter().filter(|p| p.quant.is_none()).map(|p| program.buffer(p.weights)).collect();
+    // Bits of the codes of all panels at one (n, k), and the least tile_k at which each row has 16 bytes of them.
+    let code_bits = segment.panels.iter().filter_map(|p| p.quant.as_ref()).map(|q| q.format.code.bits() as u32);
+    let (least_k, code_bits) = code_bits.fold((16, 0), |(k, sum), bits| (k.max(128 / bits), sum + bits));
+    let least_stages = if code_bits > 0 { 3 } else { 2 };
     let k = (a.cols as u32).max(1).next_power_of_two();
     let mut g = MmaGeometry {
         ty,
@@ -151,12 +184,14 @@ fn cut_mma(ty: MmaType, a: &Buffer, weights: &[&Buffer], s: &Schedule, warps: u3
         panels,
         tile_m: s.tile_m.clamp(16, 256).next_power_of_two(),
         tile_n: s.tile_n.clamp(8, 256).next_power_of_two(),
-        tile_k: s.tile_k.min(k).clamp(16, 128).next_power_of_two(),
-        stages: s.stages.clamp(2, 8),
+        tile_k: s.tile_k.min(k).clamp(least_k, 128).next_power_of_two(),
+        stages: s.stages.clamp(least_stages, 8),
         warps_m: 1,
         warps_n: 1,
         copy_a: width(a.pitch),
-        copy_b: weights.iter().map(|w| width(w.pitch)).min().unwrap_or(16),
+        copy_b: dense.iter().map(|w| width(w.pitch)).min().unwrap_or(16),
+        dense_panels: dense.len() as u32,
+        code_bytes: 0,
     };
     loop {
         let Some((warps_m, warps_n)) = place_warps(&g, warps) else {
@@ -169,14 +204,17 @@ fn cut_mma(ty: MmaType, a: &Buffer, weights: &[&Buffer], s: &Schedule, warps: u3
         }
         if g.tile_n >= g.tile_m { g.tile_n /= 2 } else { g.tile_m /= 2 }
     }
+    let codes = |g: &MmaGeometry| g.tile_n * g.tile_k * code_bits / 8;
+    g.code_bytes = codes(&g);
     while g.smem_bytes() > smem_limit {
-        if g.stages > 2 {
+        if g.stages > least_stages {
             g.stages -= 1;
-        } else if g.tile_k > 16 {
+        } else if g.tile_k > least_k {
             g.tile_k /= 2;
         } else {
             break;
         }
+        g.code_bytes = codes(&g);
     }
     g
 }

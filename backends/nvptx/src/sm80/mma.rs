@@ -38,7 +38,10 @@ pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &Mm
         let ahead = step + (g.stages - 1);
         c.when(ahead.lt(n_steps), || start(write.get(), ahead));
         c.commit_copies();
-        fragments.multiply(c, g, c.shared().plus(read.get() * g.stage_bytes()));
+        let stage = c.shared().plus(read.get() * g.stage_bytes());
+        let panels: Vec<Shared> =
+            (0..g.panels).map(|p| stage.at(g.tile_m * g.row_bytes() + p * g.panel_bytes())).collect();
+        fragments.multiply(c, g, stage, &panels);
         for slot in [read, write] {
             let next = slot.get() + 1;
             slot.set(c.select(next.eq(g.stages), c.i32(0), next));
@@ -47,8 +50,8 @@ pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &Mm
     store(k, program, segment, g, tile, &fragments);
 }
 
-/// What fills a stage, with the byte offset of each operand's tile.
-fn copiers<'c>(
+/// What copies floats into a stage, with the byte offset of each operand's tile.
+pub fn copiers<'c>(
     k: &Kernel<'c, '_>,
     program: &Program,
     segment: &Segment,
@@ -68,24 +71,24 @@ fn copiers<'c>(
         Copier::new(c, g, Source { rows: g.tile_m, width: g.copy_a, row: Box::new(a_row), valid_rows: rows }),
         0,
     )];
-    for (i, panel) in segment.panels.iter().enumerate() {
+    for (i, panel) in segment.panels.iter().filter(|p| p.quant.is_none()).enumerate() {
         let (w, n) = (k.view(panel.weights), program.buffer(segment.out).cols as u32);
         let base = w.base.plus((tile.expert.wide() * u64::from(n) + tile.col.wide()) * (w.pitch * 2));
         let row = move |row: I32<'c>| base.plus(row.wide() * (w.pitch * 2));
         let valid_rows = if n.is_multiple_of(g.tile_n) { c.i32(g.tile_n) } else { (c.i32(n) - tile.col).min(g.tile_n) };
         let source = Source { rows: g.tile_n, width: g.copy_b, row: Box::new(row), valid_rows };
-        let offset = (g.tile_m + i as u32 * g.tile_n) * g.row_bytes();
+        let offset = g.tile_m * g.row_bytes() + i as u32 * g.panel_bytes();
         all.push((Copier::new(c, g, source), offset));
     }
     all
 }
 
-/// The accumulators of a warp and where its operands lie in a stage.
-struct Fragments<'c> {
+/// The accumulators of a warp and where its operands lie in their tiles.
+pub struct Fragments<'c> {
     /// First row and column of the warp within the tile.
     row: I32<'c>,
     col: I32<'c>,
-    /// Byte offsets in a stage of this lane's row of the first fragment, at k = 0.
+    /// Byte offsets in a tile of this lane's row of the first fragment, at k = 0.
     a: I32<'c>,
     b: I32<'c>,
     /// `[panel][fragment along m][fragment along n]`
@@ -93,7 +96,7 @@ struct Fragments<'c> {
 }
 
 impl<'c> Fragments<'c> {
-    fn new(c: &'c Code<'c>, g: &MmaGeometry) -> Fragments<'c> {
+    pub fn new(c: &'c Code<'c>, g: &MmaGeometry) -> Fragments<'c> {
         let (warp, lane) = (c.warp(), c.lane());
         let row = (warp / g.warps_n) * (g.tile_m / g.warps_m);
         let col = (warp % g.warps_n) * (g.tile_n / g.warps_n);
@@ -108,18 +111,17 @@ impl<'c> Fragments<'c> {
         Fragments { row, col, a, b, sums: (0..g.panels).map(|_| panel()).collect() }
     }
 
-    /// Adds the product of one stage.
-    fn multiply(&self, c: &'c Code<'c>, g: &MmaGeometry, stage: Shared<'c>) {
+    /// Adds the products of one tile of activations with one of each panel.
+    pub fn multiply(&self, c: &'c Code<'c>, g: &MmaGeometry, a: Shared<'c>, panels: &[Shared<'c>]) {
         for step in 0..g.tile_k / 16 {
             // Two chunks of 8 elements for each step; the swizzle is an xor, so is the step.
-            let a_at = stage.plus(self.a ^ (step << 5));
-            let b_at = stage.plus(self.b ^ (step << 5));
+            let a_at = a.plus(self.a ^ (step << 5));
             let a: Vec<[I32; 4]> = (0..g.frags_m()).map(|i| c.load_matrices(a_at.at(i * 16 * g.row_bytes()))).collect();
-            for (p, sums) in self.sums.iter().enumerate() {
-                let panel = (g.tile_m + p as u32 * g.tile_n) * g.row_bytes();
+            for (panel, sums) in panels.iter().zip(&self.sums) {
+                let b_at = panel.plus(self.b ^ (step << 5));
                 let mut b: Vec<[I32; 2]> = Vec::new();
                 for j in (0..g.frags_n()).step_by(2) {
-                    let at = b_at.at(panel + j * 8 * g.row_bytes());
+                    let at = b_at.at(j * 8 * g.row_bytes());
                     if j + 1 < g.frags_n() {
                         let [b0, b1, b2, b3] = c.load_matrices::<4>(at);
                         b.extend([[b0, b1], [b2, b3]]);
@@ -140,7 +142,7 @@ impl<'c> Fragments<'c> {
 
 /// Applies the epilogue to the accumulators and stores them. A lane holds two adjacent columns of rows `lane/4` and
 /// `lane/4 + 8` of every fragment.
-fn store<'c>(
+pub fn store<'c>(
     k: &Kernel<'c, '_>,
     program: &Program,
     segment: &Segment,
