@@ -30,7 +30,6 @@ impl Display for Program {
                 Role::WeightScale(n) => format!("weight_scale {n}"),
                 Role::WeightGlobal(n) => format!("weight_global {n}"),
                 Role::Workspace => "workspace".to_string(),
-                Role::Counter => "counter".to_string(),
             };
             writeln!(
                 f,
@@ -111,9 +110,6 @@ impl Display for RowProgram {
         }
         for s in &self.stores {
             writeln!(f, "    store {} -> {}", s.value, s.buffer)?;
-        }
-        if let Some(p) = &self.plan {
-            writeln!(f, "    then {} counted by {}", p.plan, p.counter)?;
         }
         f.write_str("  }\n")
     }
