@@ -2,12 +2,15 @@
 //!
 //! # GPU kernels
 //!
-//! One `.entry` for each kernel of a tile program. Parameters, all 64 bits wide, in this order:
+//! One `.entry` for each kernel of a tile program. Parameters, in this order:
 //! 1. a global-memory pointer to each buffer of [`Body::operands`](crate::tile::Body::operands), in that order;
-//! 2. a pointer to the token count, one `u32` in global memory.
+//! 2. a pointer to the token count, one `u32` in global memory;
+//! 3. each tensor map of the launch, 128 bytes aligned to 64, as a grid constant: encoded for the pointer of its operand
+//!    and the token count that the launch is made for ([`TensorMap`](crate::tile::TensorMap)).
 //!
 //! Buffers are aligned to at least [`BUFFER_ALIGN`] bytes. The launch gives at least as many blocks as the kernel's grid
-//! asks for at the token count in device memory; a kernel tolerates more.
+//! asks for at the token count in device memory; a kernel tolerates more. A persistent kernel does all its work with any
+//! number of blocks, at least one.
 //!
 //! # CPU kernels
 //!

@@ -47,6 +47,9 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
     let is_half = segment.panels[0].dtype(program) != DType::F32 && program.buffer(segment.a).dtype != DType::F32;
     let gated = segment.panels.len() == 2;
     let small_smem = matches!(target.kind, TargetKind::Gpu { smem_bytes, .. } if smem_bytes < 128 * 1024);
+    if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.is_tma_addressable(program) {
+        return tcgen05(rows, gated);
+    }
     let tile_m = match rows {
         0..=16 => 16,
         17..=48 => 32,
@@ -70,4 +73,18 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
         (_, false) => 4,
     };
     Schedule { tile_m, tile_n, tile_k: 64, stages, warps: if tile_m == 128 { 8 } else { 4 } }
+}
+
+/// For the tensor cores of sm_100. An instruction takes the rows that a tile really has, so tiles are made for experts
+/// that get more than the average: a second tile would read the weights again.
+fn tcgen05(rows: u64, gated: bool) -> Schedule {
+    let tile_m = match rows {
+        0..=16 => 32,
+        17..=48 => 64,
+        49..=192 => 128,
+        _ if gated => 128,
+        _ => 256,
+    };
+    // As many stages as shared memory holds: the backend rounds down.
+    Schedule { tile_m, tile_n: 128, tile_k: 64, stages: 12, warps: 8 }
 }

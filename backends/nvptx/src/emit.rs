@@ -2,7 +2,7 @@
 
 use crate::code::Code;
 use crate::kernel::{self, Design, Kernel};
-use crate::{machine, sm80};
+use crate::{machine, sm80, sm100};
 use inkwell::context::Context;
 use moec_ir::Diagnostic;
 use moec_ir::target::{Target, TargetKind};
@@ -112,6 +112,9 @@ fn design<'p>(
 ) -> Result<Design<'p>, Diagnostic> {
     let schedule = &kernel.schedule;
     Ok(match &kernel.body {
+        Body::Contract(c) if capability / 10 == 10 && c.is_tma_addressable(program) => {
+            sm100::contract(program, c, &kernel.body.operands(), schedule, smem_limit)
+        }
         Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit, capability),
         Body::Rows(p) => return kernel::rows::rows(program, p, schedule, smem_limit, capability),
         Body::Plan(p) => kernel::plan(program, p, schedule, smem_limit),

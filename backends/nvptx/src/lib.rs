@@ -1,14 +1,16 @@
 //! Tile IR to LLVM to PTX.
 //!
 //! [`emit`] turns a verified tile program into one PTX module for each kernel. Contractions run on the pipeline of the
-//! target's machine generation; today that is the portable one of `sm80` for every target. Everything else is the same
-//! everywhere (`kernel`).
+//! target's machine generation: `sm100` on `tcgen05` where TMA can address the operands, the portable one of `sm80`
+//! everywhere else. What machines with TMA share is in `pipeline`. All other kernels are the same everywhere (`kernel`).
 
 mod code;
 mod emit;
 mod kernel;
 mod machine;
 mod math;
+mod pipeline;
+mod sm100;
 mod sm80;
 
 pub use emit::{EmitOptions, GpuKernelImage, emit, emit_with};

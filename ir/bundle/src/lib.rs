@@ -27,4 +27,4 @@ pub use checkpoint::Checkpoint;
 pub use manifest::Manifest;
 pub use pack::{borrow_weight, pack_tensor, pack_weight, unpack_weight};
 pub use safetensors::{StoredType, TensorView};
-pub use verify::{MAX_KERNEL_PARAMS, MAX_TOKENS, verify_manifest};
+pub use verify::{MAX_KERNEL_PARAMS, MAX_TENSOR_MAPS, MAX_TOKENS, verify_manifest};

@@ -4,7 +4,7 @@ use crate::manifest::{FORMAT, KernelEntry, Launch, Manifest, ParamInfo, TargetEn
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::shape::{Dim, TensorType};
-use moec_ir::tile::{Buffer, Extent, Role};
+use moec_ir::tile::{Buffer, Extent, Role, TensorMap};
 use moec_ir::weights::{WeightSource, WeightStep};
 use std::collections::BTreeSet;
 
@@ -14,6 +14,8 @@ pub const MAX_TOKENS: u64 = 1 << 30;
 const MAX_BYTES: u64 = 1 << 46;
 /// Most parameters of a kernel, the token count included: what fits a launch without allocating.
 pub const MAX_KERNEL_PARAMS: usize = 64;
+/// Most tensor maps of a GPU kernel.
+pub const MAX_TENSOR_MAPS: usize = 16;
 /// Most operands and kernels are a handful; a list longer than this is not a program.
 const MAX_LIST: usize = 4096;
 
@@ -175,7 +177,11 @@ fn check_kernel(
             })?;
             ensure((1..=1024).contains(&launch.block_threads), || format!("it has {} threads", launch.block_threads))?;
             ensure((1..=16).contains(&launch.cluster), || format!("its cluster has {} blocks", launch.cluster))?;
-            ensure(launch.dynamic_smem_bytes <= 1 << 20, || "it asks for more shared memory than there is".into())
+            ensure(launch.dynamic_smem_bytes <= 1 << 20, || "it asks for more shared memory than there is".into())?;
+            let maps = launch.tensor_maps.len();
+            let few = maps <= MAX_TENSOR_MAPS && k.operands.len() + maps < MAX_KERNEL_PARAMS;
+            ensure(few, || format!("it has {maps} tensor maps"))?;
+            launch.tensor_maps.iter().try_for_each(|map| check_map(v, k, map, max_tokens))
         }
         Launch::Cpu { launch } => {
             ensure(target.name == "cpu", || "it is for the CPU".into())?;
@@ -183,6 +189,30 @@ fn check_kernel(
             ensure(launch.scratch_bytes <= 1 << 32, || format!("it asks for {} bytes of scratch", launch.scratch_bytes))
         }
     }
+}
+
+/// A tensor map is one that the driver encodes, and shows nothing outside of its buffer.
+fn check_map(v: &Variant, k: &KernelEntry, map: &TensorMap, max_tokens: u64) -> Result<(), String> {
+    let operand = k.operands.get(map.operand as usize).and_then(|o| v.buffers.get(o.buffer.index()));
+    let buffer = operand.ok_or_else(|| format!("a tensor map names operand {}, which does not exist", map.operand))?;
+    let wrong = |what: &str| format!("the tensor map of `{}` has {what}", buffer.name);
+    let rank = map.dims.len();
+    ensure((1..=TensorMap::MAX_RANK).contains(&rank), || wrong("no rank from 1 to 5"))?;
+    ensure(map.strides.len() + 1 == rank && map.box_dims.len() == rank, || wrong("lists of different lengths"))?;
+    let strides = map.strides.iter().all(|s| s.is_multiple_of(16) && *s < 1 << 40);
+    ensure(strides, || wrong("a stride that is no multiple of 16 bytes"))?;
+    ensure(map.box_dims.iter().all(|n| (1..=256).contains(n)), || wrong("a box that is empty or too large"))?;
+    let inner = map.elem.bytes() * u64::from(map.box_dims[0]);
+    let swizzle = u64::from(map.swizzle_bytes);
+    ensure(matches!(swizzle, 0 | 32 | 64 | 128) && (swizzle == 0 || inner <= swizzle), || wrong("a wrong swizzle"))?;
+    ensure(inner.is_multiple_of(16), || wrong("a box whose rows are no multiple of 16 bytes"))?;
+    for n_tokens in [1, max_tokens.max(1)] {
+        let bytes = size(buffer, n_tokens).unwrap_or(0);
+        let small = map.dims_at(n_tokens).all(|n| n <= 1 << 32);
+        let fits = map.span(n_tokens).is_some_and(|span| span <= bytes);
+        ensure(small && fits, || wrong("more elements than the buffer"))?;
+    }
+    Ok(())
 }
 
 /// Size of a buffer in bytes, when it is possible at all.

@@ -90,6 +90,8 @@ fn sample() -> Bundle {
             block_threads: 128,
             cluster: 1,
             dynamic_smem_bytes: 0,
+            persistent: false,
+            tensor_maps: Vec::new(),
         },
         class: NumericClass::Exact,
     };

@@ -1,6 +1,6 @@
 //! Contractions: dense and grouped GEMMs with gathered rows and an epilogue.
 
-use super::{BufferId, Program};
+use super::{Buffer, BufferId, Program};
 use crate::DType;
 use crate::expr::Expr;
 use crate::quant::QuantFormat;
@@ -92,6 +92,18 @@ pub enum Groups {
         /// i32 `[1, E+1]`, as made by [`super::Plan`].
         offsets: BufferId,
     },
+}
+
+impl Contract {
+    /// Whether copies by TMA can bring every operand to tensor cores: activations and weights have 16-bit elements of one
+    /// type, and their rows begin at multiples of 16 bytes.
+    pub fn is_tma_addressable(&self, program: &Program) -> bool {
+        self.segments.iter().all(|s| {
+            let a = program.buffer(s.a);
+            let fits = |b: &Buffer| b.dtype == a.dtype && (b.pitch * 2).is_multiple_of(16) && b.pitch < 1 << 32;
+            matches!(a.dtype, DType::BF16 | DType::F16) && fits(a) && s.panels.iter().all(|p| p.quant.is_none() && fits(program.buffer(p.weights)))
+        })
+    }
 }
 
 impl Segment {

@@ -1,5 +1,6 @@
 //! Launch sizes as expressions of the token count.
 
+use crate::shape::Dim;
 use serde::{Deserialize, Serialize};
 
 /// A number of blocks or work items as a function of the token count `T`:
@@ -46,7 +47,7 @@ impl Extent {
 /// How a GPU kernel is launched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuLaunch {
-    /// Blocks along x, y, z.
+    /// Blocks along x, y, z. Of a persistent kernel, the most along x that have something to do.
     pub grid: [Extent; 3],
     /// Threads of a block (x; y and z are 1).
     pub block_threads: u32,
@@ -54,6 +55,94 @@ pub struct GpuLaunch {
     pub cluster: u32,
     /// Dynamic shared memory of a block, in bytes.
     pub dynamic_smem_bytes: u32,
+    /// Whether blocks take work until none is left, so that any number of them will do: the launcher gives no more along
+    /// x than run at once.
+    #[serde(default)]
+    pub persistent: bool,
+    /// Tensor maps, in the order of the parameters behind the token count.
+    #[serde(default)]
+    pub tensor_maps: Vec<TensorMap>,
+}
+
+impl GpuLaunch {
+    /// Blocks along x, y, z for a token count, on a machine that runs `at_once` blocks at a time; whole clusters.
+    pub fn blocks(&self, n_tokens: u64, at_once: u64) -> [u64; 3] {
+        let mut grid = self.grid.map(|e| e.at(n_tokens));
+        if self.persistent {
+            grid[0] = grid[0].min(at_once.max(1));
+        }
+        grid[0] = grid[0].next_multiple_of(u64::from(self.cluster.max(1)));
+        grid
+    }
+}
+
+/// A view of an operand from which a kernel copies boxes by TMA. Dimensions are given innermost first.
+///
+/// The launcher encodes it with the operand's address. What lies outside of `dims` is read as 0.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorMap {
+    /// The operand: index into [`Body::operands`](super::Body::operands).
+    pub operand: u32,
+    /// Element type.
+    pub elem: MapElem,
+    /// Elements along each dimension, one to five.
+    pub dims: Vec<Dim>,
+    /// Bytes from one element to the next along dimension 1, 2, …: multiples of 16.
+    pub strides: Vec<u64>,
+    /// Elements that a copy takes along each dimension, at most 256; innermost a multiple of 16 bytes.
+    pub box_dims: Vec<u32>,
+    /// Width of the pattern in which 16-byte pieces are exchanged in shared memory, in bytes: 0 (none), 32, 64 or 128.
+    pub swizzle_bytes: u32,
+}
+
+/// Element type of a [`TensorMap`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MapElem {
+    /// Bytes: codes of quantised weights.
+    U8,
+    /// binary16
+    F16,
+    /// bfloat16
+    Bf16,
+    /// binary32
+    F32,
+}
+
+impl MapElem {
+    /// Size of an element.
+    pub fn bytes(self) -> u64 {
+        match self {
+            MapElem::U8 => 1,
+            MapElem::F16 | MapElem::Bf16 => 2,
+            MapElem::F32 => 4,
+        }
+    }
+}
+
+impl TensorMap {
+    /// Most dimensions of a map.
+    pub const MAX_RANK: usize = 5;
+
+    /// Bytes of a copied box in shared memory.
+    pub fn box_bytes(&self) -> u64 {
+        self.elem.bytes() * self.box_dims.iter().map(|&n| u64::from(n)).product::<u64>()
+    }
+
+    /// Elements along each dimension at a token count; at least 1, because a map cannot be empty.
+    pub fn dims_at(&self, n_tokens: u64) -> impl Iterator<Item = u64> {
+        self.dims.iter().map(move |d| match d {
+            Dim::Fixed(n) => (*n).max(1),
+            Dim::PerToken(k) => k.saturating_mul(n_tokens).max(1),
+        })
+    }
+
+    /// Bytes from the start of the operand to the end of the last element; `None` when that overflows.
+    pub fn span(&self, n_tokens: u64) -> Option<u64> {
+        let mut dims = self.dims_at(n_tokens);
+        let row = dims.next()?.checked_mul(self.elem.bytes())?;
+        dims.zip(&self.strides).try_fold(row, |sum, (n, stride)| (n - 1).checked_mul(*stride)?.checked_add(sum))
+    }
 }
 
 /// How a CPU kernel is launched.

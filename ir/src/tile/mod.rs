@@ -25,7 +25,7 @@ mod verify;
 
 pub use contract::{Contract, Groups, Panel, PanelQuant, RowMap, Segment};
 pub use eval::{evaluate, evaluate_given};
-pub use launch::{CpuLaunch, Extent, GpuLaunch};
+pub use launch::{CpuLaunch, Extent, GpuLaunch, MapElem, TensorMap};
 pub use parse::parse;
 pub use rows::{RowId, RowOp, RowOpKind, RowProgram, RowStore};
 pub use schedule::Schedule;

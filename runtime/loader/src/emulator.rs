@@ -10,10 +10,15 @@ use moec_bundle::Bundle;
 use moec_bundle::manifest::{Launch, Manifest};
 use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
-use moec_ir::tile::{Buffer, GpuLaunch, Role};
+use moec_ir::tile::{Buffer, GpuLaunch, MapElem, Role, TensorMap};
 use moec_ptx::ast::Module;
 use moec_ptx::exec::{self, Device, ExecError, Options, Param, Program, Report};
+use moec_ptx::tensor::swizzle::Swizzle;
+use moec_ptx::tensor::{TensorError, tensormap};
 use std::collections::BTreeMap;
+
+/// Blocks that a persistent kernel gets: few, so that each does several tiles one after another.
+const MULTIPROCESSORS: u64 = 4;
 
 /// A layer that is ready to run on the emulator.
 pub struct EmulatorLayer {
@@ -174,17 +179,23 @@ impl EmulatorLayer {
         self.reports.clear();
         let mut findings = Vec::new();
         for step in &self.variants[v] {
-            let grid = step.launch.grid.map(|e| e.at(n_tokens));
+            let grid = step.launch.blocks(n_tokens, MULTIPROCESSORS);
             if grid.contains(&0) {
                 continue;
             }
-            let cluster = step.launch.cluster.max(1);
-            let mut params: Vec<Param> = step.operands.iter().map(|&b| Param::U64(self.addresses[b])).collect();
+            let addresses: Vec<u64> = step.operands.iter().map(|&b| self.addresses[b]).collect();
+            let mut params: Vec<Param> = addresses.iter().map(|&a| Param::U64(a)).collect();
             params.push(Param::U64(count));
+            for map in &step.launch.tensor_maps {
+                let bytes = encode(map, addresses[map.operand as usize], n_tokens);
+                params.push(Param::Bytes(bytes.map_err(|e| {
+                    Diagnostic::input("emulator-refused", format!("a tensor map of `{}` is not valid: {e}", step.name))
+                })?));
+            }
             let launch = exec::Launch {
-                grid: [grid[0].next_multiple_of(u64::from(cluster)) as u32, grid[1] as u32, grid[2] as u32],
+                grid: grid.map(|n| n as u32),
                 block: [step.launch.block_threads, 1, 1],
-                cluster: [cluster, 1, 1],
+                cluster: [step.launch.cluster.max(1), 1, 1],
                 dynamic_smem_bytes: step.launch.dynamic_smem_bytes,
                 params,
             };
@@ -205,6 +216,36 @@ impl EmulatorLayer {
         }
         Ok((out, findings))
     }
+}
+
+/// The 128 bytes that a kernel takes for a tensor map, for the operand at `address`, as the emulator reads them.
+fn encode(map: &TensorMap, address: u64, n_tokens: u64) -> Result<Vec<u8>, TensorError> {
+    let mut out = tensormap::TensorMap {
+        address,
+        elem: match map.elem {
+            MapElem::U8 => tensormap::MapElem::U8,
+            MapElem::F16 => tensormap::MapElem::F16,
+            MapElem::Bf16 => tensormap::MapElem::Bf16,
+            MapElem::F32 => tensormap::MapElem::F32,
+        },
+        rank: map.dims.len(),
+        dims: [1; 5],
+        strides: [0; 4],
+        box_dims: [1; 5],
+        element_strides: [1; 5],
+        interleave: 0,
+        swizzle: match map.swizzle_bytes {
+            32 => Swizzle::B32,
+            64 => Swizzle::B64,
+            128 => Swizzle::B128,
+            _ => Swizzle::None,
+        },
+        fill_nan: false,
+    };
+    out.dims.iter_mut().zip(map.dims_at(n_tokens)).for_each(|(to, n)| *to = n);
+    out.strides.iter_mut().zip(&map.strides).for_each(|(to, n)| *to = *n);
+    out.box_dims.iter_mut().zip(&map.box_dims).for_each(|(to, n)| *to = *n);
+    Ok(out.encode()?.to_vec())
 }
 
 /// Device memory of `bytes` bytes, at least one, holding `content` when there is any.

@@ -89,6 +89,16 @@ impl<'c> Code<'c> {
         self.builder.position_at_end(done);
     }
 
+    /// Runs `body` again and again, until it gives false.
+    pub fn repeat(&'c self, body: impl FnOnce() -> super::Bool<'c>) {
+        let [head, done] = ["again", "done"].map(|n| self.context.append_basic_block(self.function, n));
+        self.check(self.builder.build_unconditional_branch(head));
+        self.builder.position_at_end(head);
+        let again = body();
+        self.check(self.builder.build_conditional_branch(again.v, head, done));
+        self.builder.position_at_end(done);
+    }
+
     /// Waits for all threads of the block; makes their shared-memory writes visible.
     pub fn barrier(&'c self) {
         self.call(Intrinsic::Barrier, &[self.i32(0).v.into()]);

@@ -54,11 +54,32 @@ pub enum Intrinsic {
     ClusterArrive,
     ClusterWait,
     MapToPeer,
+    NCtaidX,
+    Elect,
+    BarrierInit,
+    BarrierArrive,
+    BarrierArriveExpect,
+    BarrierTryWait,
+    FenceBarrierInit,
+    PrefetchMap,
+    TmaLoad2,
+    TmaLoad3,
+    TmaGather4,
+    TmemAlloc,
+    TmemDealloc,
+    TmemRelinquish,
+    TmemFenceBefore,
+    TmemFenceAfter,
+    TmemLoad16,
+    TmemWaitLoad,
+    Tcgen05Mma,
+    Tcgen05Commit,
 }
 
-/// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `w` i16, `b` i1, `f` float, `g` pointer to
-/// global memory, `s` pointer to shared memory, `c` pointer to a cluster's shared memory, `h` `<2 x half>`, `x` `<2 x bfloat>`; several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 43] = [
+/// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `w` i16, `b` i1, `f` float,
+/// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
+/// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
+const TABLE: [(Intrinsic, &str, &str); 63] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -102,13 +123,34 @@ const TABLE: [(Intrinsic, &str, &str); 43] = [
     (Intrinsic::ClusterArrive, "llvm.nvvm.barrier.cluster.arrive.aligned", "v()"),
     (Intrinsic::ClusterWait, "llvm.nvvm.barrier.cluster.wait.aligned", "v()"),
     (Intrinsic::MapToPeer, "llvm.nvvm.mapa.shared.cluster", "c(si)"),
+    (Intrinsic::NCtaidX, "llvm.nvvm.read.ptx.sreg.nctaid.x", "i()"),
+    (Intrinsic::Elect, "llvm.nvvm.elect.sync", "ib(i)"),
+    (Intrinsic::BarrierInit, "llvm.nvvm.mbarrier.init.shared", "v(si)"),
+    (Intrinsic::BarrierArrive, "llvm.nvvm.mbarrier.arrive.scope.cta.space.cta", "l(si)"),
+    (Intrinsic::BarrierArriveExpect, "llvm.nvvm.mbarrier.arrive.expect.tx.scope.cta.space.cta", "l(si)"),
+    (Intrinsic::BarrierTryWait, "llvm.nvvm.mbarrier.try.wait.parity.scope.cta.space.cta", "b(si)"),
+    (Intrinsic::FenceBarrierInit, "llvm.nvvm.fence.mbarrier_init.release.cluster", "v()"),
+    (Intrinsic::PrefetchMap, "llvm.nvvm.prefetch.tensormap.p0", "v(p)"),
+    (Intrinsic::TmaLoad2, "llvm.nvvm.cp.async.bulk.tensor.g2s.cta.tile.2d", "v(sspiilb)"),
+    (Intrinsic::TmaLoad3, "llvm.nvvm.cp.async.bulk.tensor.g2s.cta.tile.3d", "v(sspiiilb)"),
+    (Intrinsic::TmaGather4, "llvm.nvvm.cp.async.bulk.tensor.g2s.cta.tile.gather4.2d", "v(sspiiiiilb)"),
+    (Intrinsic::TmemAlloc, "llvm.nvvm.tcgen05.alloc.shared.cg1", "v(si)"),
+    (Intrinsic::TmemDealloc, "llvm.nvvm.tcgen05.dealloc.cg1", "v(ti)"),
+    (Intrinsic::TmemRelinquish, "llvm.nvvm.tcgen05.relinq.alloc.permit.cg1", "v()"),
+    (Intrinsic::TmemFenceBefore, "llvm.nvvm.tcgen05.fence.before.thread.sync", "v()"),
+    (Intrinsic::TmemFenceAfter, "llvm.nvvm.tcgen05.fence.after.thread.sync", "v()"),
+    (Intrinsic::TmemLoad16, "llvm.nvvm.tcgen05.ld.32x32b.x16", "m(tb)"),
+    (Intrinsic::TmemWaitLoad, "llvm.nvvm.tcgen05.wait.ld", "v()"),
+    (Intrinsic::Tcgen05Mma, "llvm.nvvm.tcgen05.mma.shared", "v(tllibiii)"),
+    (Intrinsic::Tcgen05Commit, "llvm.nvvm.tcgen05.commit.shared.cg1", "v(s)"),
 ];
 
 impl Intrinsic {
     /// Whether a call must not be moved to where fewer or more lanes reach it. LLVM marks the others itself, but calls
-    /// of `mma` are `memory(none)` and would be sunk into divergent code.
+    /// of `mma` are `memory(none)` and would be sunk into divergent code, and those of `tcgen05.mma` are told apart from
+    /// the thread that commits them by nothing but their place.
     pub fn needs_convergent(self) -> bool {
-        matches!(self, Intrinsic::MmaBf16 | Intrinsic::MmaF16)
+        matches!(self, Intrinsic::MmaBf16 | Intrinsic::MmaF16 | Intrinsic::Tcgen05Mma)
     }
 }
 
@@ -130,10 +172,14 @@ fn declare<'c>(context: &'c Context, module: &Module<'c>, name: &str, signature:
         match letter {
             'i' => context.i32_type().into(),
             'w' => context.i16_type().into(),
+            'l' => context.i64_type().into(),
             'b' => context.bool_type().into(),
             'f' => context.f32_type().into(),
             'h' => context.f16_type().vec_type(2).into(),
             'x' => context.bf16_type().vec_type(2).into(),
+            'm' => context.i32_type().vec_type(16).into(),
+            'p' => context.ptr_type(AddressSpace::from(0)).into(),
+            't' => context.ptr_type(AddressSpace::from(6)).into(),
             'g' => context.ptr_type(AddressSpace::from(1)).into(),
             's' => context.ptr_type(AddressSpace::from(3)).into(),
             'c' => context.ptr_type(AddressSpace::from(7)).into(),

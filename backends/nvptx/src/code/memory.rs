@@ -269,7 +269,7 @@ impl<'c> Code<'c> {
     }
 
     /// A vector of equal types; a single value stays as it is.
-    fn vector(&'c self, parts: &[BasicValueEnum<'c>]) -> BasicValueEnum<'c> {
+    pub(super) fn vector(&'c self, parts: &[BasicValueEnum<'c>]) -> BasicValueEnum<'c> {
         let [first, _, ..] = parts else { return parts[0] };
         let mut vector = match first {
             BasicValueEnum::FloatValue(v) => v.get_type().vec_type(parts.len() as u32).get_undef(),

@@ -4,17 +4,23 @@
 //! space and have operators; control flow takes closures; variables become registers. Nothing here returns an error
 //! or panics: what LLVM's builder refuses is remembered, and [`Code::finish`] tells.
 
+mod barrier;
 mod flow;
 mod intrinsic;
 mod memory;
 mod pairs;
+mod tcgen05;
 mod tensor;
+mod tma;
 mod value;
 mod warp;
 
+pub use barrier::BARRIER_BYTES;
 pub use flow::Var;
 pub use intrinsic::Intrinsic;
+pub use tcgen05::LOAD_COLUMNS;
 pub use tensor::MmaType;
+pub use tma::MapId;
 pub use value::{Bool, F32, Global, I32, I64, Shared};
 
 use crate::kernel::Registers;
@@ -23,6 +29,7 @@ use inkwell::attributes::{Attribute, AttributeLoc};
 use inkwell::builder::{Builder, BuilderError};
 use inkwell::context::Context;
 use inkwell::module::Module;
+use inkwell::types::AnyType;
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, CallSiteValue, FunctionValue, PointerValue};
 use intrinsic::Declarations;
 use moec_ir::tile::GpuLaunch;
@@ -44,6 +51,8 @@ pub struct Code<'c> {
     function: FunctionValue<'c>,
     intrinsics: Declarations<'c>,
     dynamic_shared: PointerValue<'c>,
+    /// Parameters before the tensor maps.
+    n_pointers: usize,
     fault: RefCell<Option<String>>,
 }
 
@@ -55,7 +64,8 @@ pub struct Param {
 }
 
 impl<'c> Code<'c> {
-    /// Starts the kernel `name` for blocks and clusters of exactly the launch's size, with pointers to global memory as parameters.
+    /// Starts the kernel `name` for blocks and clusters of exactly the launch's size, with pointers to global memory and
+    /// then the launch's tensor maps as parameters.
     pub fn new(
         context: &'c Context,
         module: &Module<'c>,
@@ -65,7 +75,10 @@ impl<'c> Code<'c> {
         registers: Registers,
     ) -> Code<'c> {
         let pointer = context.ptr_type(AddressSpace::from(GLOBAL));
-        let types = vec![pointer.into(); params.len()];
+        let generic = context.ptr_type(AddressSpace::default());
+        let maps = launch.tensor_maps.len();
+        let types: Vec<_> =
+            (0..params.len() + maps).map(|i| if i < params.len() { pointer } else { generic }.into()).collect();
         let function = module.add_function(name, context.void_type().fn_type(&types, false), None);
         function.set_call_conventions(PTX_KERNEL);
         let reqntid = context.create_string_attribute("nvvm.reqntid", &launch.block_threads.to_string());
@@ -85,16 +98,28 @@ impl<'c> Code<'c> {
                 function.add_attribute(AttributeLoc::Param(i as u32), flag(context, name));
             }
         }
+        // The hardware reads a tensor map at its address: as a grid constant it is never copied to local memory.
+        let map = context.i8_type().array_type(128).as_any_type_enum();
+        for i in params.len()..params.len() + maps {
+            let by_value = context.create_type_attribute(Attribute::get_named_enum_kind_id("byval"), map);
+            let align = context.create_enum_attribute(Attribute::get_named_enum_kind_id("align"), 64);
+            let constant = context.create_string_attribute("nvvm.grid_constant", "");
+            for attribute in [by_value, align, constant] {
+                function.add_attribute(AttributeLoc::Param(i as u32), attribute);
+            }
+        }
         let bytes = context.i8_type().array_type(0);
         let shared = module.add_global(bytes, Some(AddressSpace::from(SHARED)), "shared_memory");
-        shared.set_alignment(128);
+        // Swizzled tiles repeat every 1024 bytes, counted from address 0.
+        shared.set_alignment(if maps > 0 { 1024 } else { 128 });
         let (builder, entry) = (context.create_builder(), context.create_builder());
         let [variables, start] = ["entry", "start"].map(|n| context.append_basic_block(function, n));
         entry.position_at_end(variables);
         builder.position_at_end(start);
         let intrinsics = Declarations::new(context, module);
         let dynamic_shared = shared.as_pointer_value();
-        Code { context, builder, entry, function, intrinsics, dynamic_shared, fault: RefCell::new(None) }
+        let n_pointers = params.len();
+        Code { context, builder, entry, function, intrinsics, dynamic_shared, n_pointers, fault: RefCell::new(None) }
     }
 
     /// Ends the kernel.
@@ -161,6 +186,11 @@ impl<'c> Code<'c> {
     /// The number of the block along x.
     pub fn block_x(&'c self) -> I32<'c> {
         self.call_i32(Intrinsic::CtaidX, &[])
+    }
+
+    /// Blocks along x.
+    pub fn blocks_x(&'c self) -> I32<'c> {
+        self.call_i32(Intrinsic::NCtaidX, &[])
     }
 
     /// The number of the block along z.

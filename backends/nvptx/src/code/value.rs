@@ -222,6 +222,15 @@ impl<'c> I32<'c> {
     }
 }
 
+impl<'c> I64<'c> {
+    /// The lower half.
+    pub fn low(self) -> I32<'c> {
+        let code = self.code;
+        let ty = code.context.i32_type();
+        I32 { code, v: code.take(code.builder.build_int_truncate(self.v, ty, ""), ty.const_zero()) }
+    }
+}
+
 impl<'c> Bool<'c> {
     pub fn and(self, rhs: Bool<'c>) -> Bool<'c> {
         Bool { v: self.code.take(self.code.builder.build_and(self.v, rhs.v, ""), self.v), ..self }

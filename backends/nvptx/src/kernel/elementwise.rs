@@ -52,6 +52,8 @@ impl Cut {
             block_threads: self.threads,
             cluster: 1,
             dynamic_smem_bytes: 0,
+            persistent: false,
+            tensor_maps: Vec::new(),
         }
     }
 

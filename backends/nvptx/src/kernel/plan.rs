@@ -20,6 +20,8 @@ pub fn plan<'p>(program: &'p Program, plan: &'p Plan, schedule: &Schedule, smem_
         block_threads: warps * 32,
         cluster: 1,
         dynamic_smem_bytes: counter_bytes(warps, n_experts),
+        persistent: false,
+        tensor_maps: Vec::new(),
     };
     let body = move |k: &Kernel| build(k, program, plan, warps);
     Design { launch, registers: Registers::Default, body: Box::new(body) }

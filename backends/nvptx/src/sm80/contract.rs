@@ -44,6 +44,8 @@ pub fn contract<'p>(
         block_threads: threads,
         cluster: 1,
         dynamic_smem_bytes: cuts.iter().map(Geometry::smem_bytes).max().unwrap_or(0),
+        persistent: false,
+        tensor_maps: Vec::new(),
     };
     let body = move |k: &Kernel| {
         for (i, (segment, geometry)) in contract.segments.iter().zip(&cuts).enumerate() {

@@ -3,9 +3,14 @@
 
 use moec_ir::Tensor;
 use moec_ir::target::Target;
-use moec_ir::tile::{Buffer, Program, Role};
+use moec_ir::tile::{Buffer, MapElem, Program, Role, TensorMap};
 use moec_ptx::ast::Module;
-use moec_ptx::exec;
+use moec_ptx::exec::{self, Schedule};
+use moec_ptx::tensor::swizzle::Swizzle;
+use moec_ptx::tensor::tensormap;
+
+/// Warp instructions of a launch: a kernel that waits for ever ends after seconds.
+const LIMIT: u64 = 100_000_000;
 
 /// Bytes of a buffer with `tensor` in its columns, row by row: runs of (offset, bytes). Padding is in no run.
 fn rows(buffer: &Buffer, tensor: &Tensor) -> Vec<(u64, Vec<u8>)> {
@@ -28,11 +33,25 @@ pub fn run(
     n_tokens: u64,
     extra_blocks: u32,
 ) -> Vec<Tensor> {
-    run_given(program, target, n_tokens, extra_blocks, &|b| match b.role {
+    run_in_order(program, target, inputs, params, n_tokens, extra_blocks, Schedule::RoundRobin)
+}
+
+/// As [`run`], in a given order of warps and asynchronous operations.
+pub fn run_in_order(
+    program: &Program,
+    target: &Target,
+    inputs: &[Tensor],
+    params: &[Tensor],
+    n_tokens: u64,
+    extra_blocks: u32,
+    schedule: Schedule,
+) -> Vec<Tensor> {
+    let content = |b: &Buffer| match b.role {
         Role::Input(i) => Some(inputs[i as usize].clone()),
         Role::Weight(i) => Some(params[i as usize].clone()),
         Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace => None,
-    })
+    };
+    run_with(program, target, n_tokens, extra_blocks, &content, schedule)
 }
 
 /// As [`run`], with the content of every input and weight buffer: codes and scales are integers.
@@ -42,6 +61,17 @@ pub fn run_given(
     n_tokens: u64,
     extra_blocks: u32,
     content: &dyn Fn(&Buffer) -> Option<Tensor>,
+) -> Vec<Tensor> {
+    run_with(program, target, n_tokens, extra_blocks, content, Schedule::RoundRobin)
+}
+
+fn run_with(
+    program: &Program,
+    target: &Target,
+    n_tokens: u64,
+    extra_blocks: u32,
+    content: &dyn Fn(&Buffer) -> Option<Tensor>,
+    schedule: Schedule,
 ) -> Vec<Tensor> {
     let images = moec_nvptx::emit(program, target).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
     let mut device = exec::Device::new(exec::Target::parse(target.name).expect("a GPU target"));
@@ -66,7 +96,12 @@ pub fn run_given(
             exec::Program::compile(&module, &image.entry).expect("emitted PTX should be known to the emulator");
         let mut operands: Vec<u64> = kernel.body.operands().iter().map(|(b, _)| addresses[b.index()]).collect();
         operands.push(count);
-        let mut grid = image.launch.grid.map(|e| e.at(n_tokens) as u32);
+        let mut launch_params: Vec<exec::Param> = operands.iter().map(|&x| exec::Param::U64(x)).collect();
+        for map in &image.launch.tensor_maps {
+            launch_params.push(exec::Param::Bytes(encode(map, operands[map.operand as usize], n_tokens)));
+        }
+        // Three blocks of a persistent kernel, so that each has several tiles.
+        let mut grid = image.launch.blocks(n_tokens, 3).map(|n| n as u32);
         if grid.contains(&0) {
             continue;
         }
@@ -75,10 +110,10 @@ pub fn run_given(
             grid,
             block: [image.launch.block_threads, 1, 1],
             dynamic_smem_bytes: image.launch.dynamic_smem_bytes,
-            params: operands.into_iter().map(exec::Param::U64).collect(),
+            params: launch_params,
             ..exec::Launch::default()
         };
-        let options = exec::Options { counters: false, ..exec::Options::default() };
+        let options = exec::Options { counters: false, schedule, instruction_limit: LIMIT, ..exec::Options::default() };
         let report = device
             .launch(&compiled, &launch, &options)
             .unwrap_or_else(|e| panic!("kernel `{}` for {}, T = {n_tokens}: {e}", kernel.name, target.name));
@@ -104,6 +139,37 @@ pub fn run_given(
     }
     outputs.sort_by_key(|(i, _)| *i);
     outputs.into_iter().map(|(_, t)| t).collect()
+}
+
+/// The bytes of a tensor map, as the emulator reads them.
+fn encode(map: &TensorMap, address: u64, n_tokens: u64) -> Vec<u8> {
+    let mut out = tensormap::TensorMap {
+        address,
+        elem: match map.elem {
+            MapElem::U8 => tensormap::MapElem::U8,
+            MapElem::F16 => tensormap::MapElem::F16,
+            MapElem::Bf16 => tensormap::MapElem::Bf16,
+            MapElem::F32 => tensormap::MapElem::F32,
+        },
+        rank: map.dims.len(),
+        dims: [1; 5],
+        strides: [0; 4],
+        box_dims: [1; 5],
+        element_strides: [1; 5],
+        interleave: 0,
+        swizzle: match map.swizzle_bytes {
+            0 => Swizzle::None,
+            32 => Swizzle::B32,
+            64 => Swizzle::B64,
+            128 => Swizzle::B128,
+            other => panic!("no swizzle has {other} bytes"),
+        },
+        fill_nan: false,
+    };
+    out.dims.iter_mut().zip(map.dims_at(n_tokens)).for_each(|(to, n)| *to = n);
+    out.strides.iter_mut().zip(&map.strides).for_each(|(to, n)| *to = *n);
+    out.box_dims.iter_mut().zip(&map.box_dims).for_each(|(to, n)| *to = *n);
+    out.encode().expect("a valid map").to_vec()
 }
 
 /// Largest relative error (Frobenius) over the outputs against the reference evaluator.

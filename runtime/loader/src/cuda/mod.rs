@@ -6,6 +6,7 @@
 
 mod driver;
 mod module;
+mod tensor_map;
 
 pub use driver::{
     CudaDevice, CudaEvent, CudaGraph, CudaStream, DeviceInfo, DeviceMemory, DevicePtr, RawStream, device_count,
@@ -221,9 +222,10 @@ impl CudaLayer {
         // Operands are fewer than MAX_KERNEL_PARAMS: checked when the manifest was verified.
         let n = step.operands.len();
         params[n] = io.token_count;
+        let n_sms = self.device.info().n_sms;
         // SAFETY: the context is current and the module is held; the parameters follow the calling convention: a pointer
-        // for each operand, then the token count.
-        let launched = unsafe { step.function.launch(&step.launch, at_most, &mut params[..=n], stream) };
+        // for each operand, then the token count. The tensor maps were checked when the manifest was verified.
+        let launched = unsafe { step.function.launch(&step.launch, at_most, &mut params[..=n], n_sms, stream) };
         launched.or_else(|e| check(e, &format!("launch `{}`", step.name)))
     }
 

@@ -1,7 +1,9 @@
 //! PTX modules, compiled by the driver.
 
 use super::driver::{CudaDevice, RawStream, check};
-use cudarc::driver::sys::{self, CUjit_option, CUresult};
+use super::tensor_map;
+use cudarc::driver::sys::{self, CUjit_option, CUresult, CUtensorMap};
+use moec_bundle::MAX_TENSOR_MAPS;
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::GpuLaunch;
 use std::ffi::{CString, c_void};
@@ -154,24 +156,30 @@ impl Function {
         }
     }
 
-    /// Launches the kernel for up to `n_tokens` tokens. Does not allocate or wait.
+    /// Launches the kernel for up to `n_tokens` tokens, on a GPU with `n_sms` multiprocessors. Does not allocate or wait.
     ///
     /// # Safety
-    /// The context is current, the module alive, and `params` are the kernel's: 64 bits each, as many as it has.
+    /// The context is current, the module alive, and `params` are the kernel's pointers, as many as it has. Its tensor
+    /// maps were checked with its manifest.
     pub unsafe fn launch(
         self,
         launch: &GpuLaunch,
         n_tokens: u64,
         params: &mut [u64],
+        n_sms: u32,
         stream: RawStream,
     ) -> Result<(), CUresult> {
-        let grid = launch.grid.map(|e| e.at(n_tokens));
+        let grid = launch.blocks(n_tokens, n_sms.into());
         if grid.contains(&0) {
             return Ok(());
         }
-        // Whole clusters only; a kernel tolerates more blocks than it asks for.
-        let grid_x = grid[0].next_multiple_of(u64::from(launch.cluster.max(1)));
         let mut pointers = [std::ptr::null_mut::<c_void>(); moec_bundle::MAX_KERNEL_PARAMS];
+        let mut maps = [tensor_map::EMPTY; MAX_TENSOR_MAPS];
+        for ((to, map), pointer) in maps.iter_mut().zip(&launch.tensor_maps).zip(&mut pointers[params.len()..]) {
+            // SAFETY: a context is current, so the driver is loaded, and older ones than CUDA 12.0 were refused.
+            *to = unsafe { tensor_map::encode(map, params[map.operand as usize], n_tokens)? };
+            *pointer = (to as *mut CUtensorMap).cast::<c_void>();
+        }
         for (pointer, param) in pointers.iter_mut().zip(params.iter_mut()) {
             *pointer = (param as *mut u64).cast::<c_void>();
         }
@@ -184,7 +192,7 @@ impl Function {
         };
         let config = sys::CUlaunchConfig {
             // Checked against the GPU's limits when the manifest was verified.
-            gridDimX: grid_x as u32,
+            gridDimX: grid[0] as u32,
             gridDimY: grid[1] as u32,
             gridDimZ: grid[2] as u32,
             blockDimX: launch.block_threads,

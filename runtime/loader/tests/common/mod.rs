@@ -249,6 +249,8 @@ pub fn gpu_bundle(skip: usize) -> Bundle {
             block_threads: 32,
             cluster: 1,
             dynamic_smem_bytes: 0,
+            persistent: false,
+            tensor_maps: Vec::new(),
         },
         class: NumericClass::Exact,
     };

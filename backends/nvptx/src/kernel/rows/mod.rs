@@ -53,6 +53,8 @@ pub fn rows<'p>(
         block_threads: cut.warps * 32,
         cluster: cut.blocks,
         dynamic_smem_bytes: cut.smem_bytes(&layout),
+        persistent: false,
+        tensor_maps: Vec::new(),
     };
     let body = move |k: &Kernel| build(k, program, rows, &layout, &cut);
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })

@@ -1,0 +1,108 @@
+//! Tensor memory and the tensor cores of sm_100.
+//!
+//! A tensor-memory address is `lane << 16 | column`, with 128 lanes and 512 columns of 32 bits.
+
+use super::value::{Bool, F32, I32, I64, Shared, ToI32, Value};
+use super::{Code, Intrinsic};
+use inkwell::AddressSpace;
+use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum};
+
+/// Address space of tensor memory.
+const TENSOR: u16 = 6;
+
+/// Columns of one load from tensor memory.
+pub const LOAD_COLUMNS: u32 = 16;
+
+impl<'c> Code<'c> {
+    fn tensor(&'c self, address: I32<'c>) -> BasicMetadataValueEnum<'c> {
+        let ty = self.context.ptr_type(AddressSpace::from(TENSOR));
+        self.take(self.builder.build_int_to_ptr(address.v, ty, ""), ty.const_null()).into()
+    }
+
+    /// Takes `columns` (a power of two from 32) of tensor memory for the block and writes their address to `place`. A whole
+    /// warp calls; it waits until another block on the multiprocessor has given them back.
+    pub fn allocate_tensor(&'c self, place: Shared<'c>, columns: u32) {
+        self.call(Intrinsic::TmemAlloc, &[place.v.into(), self.i32(columns).v.into()]);
+        self.call(Intrinsic::TmemRelinquish, &[]);
+    }
+
+    /// Gives tensor memory back. The warp that took it calls.
+    pub fn free_tensor(&'c self, address: I32<'c>, columns: u32) {
+        self.call(Intrinsic::TmemDealloc, &[self.tensor(address), self.i32(columns).v.into()]);
+    }
+
+    /// Orders this thread's tensor-memory operations before the barrier that follows.
+    pub fn before_sync(&'c self) {
+        self.call(Intrinsic::TmemFenceBefore, &[]);
+    }
+
+    /// Orders this thread's tensor-memory operations after the barrier before.
+    pub fn after_sync(&'c self) {
+        self.call(Intrinsic::TmemFenceAfter, &[]);
+    }
+
+    /// Starts reading [`LOAD_COLUMNS`] columns; lane `l` of warp `w` gets those of tensor-memory lane `32·(w mod 4) + l`,
+    /// which `address` must name for `l` = 0. The values are there after [`Code::wait_tensor`].
+    pub fn load_tensor(&'c self, address: I32<'c>) -> Vec<F32<'c>> {
+        let all = self.call(Intrinsic::TmemLoad16, &[self.tensor(address), self.bool(false).v.into()]);
+        let Some(BasicValueEnum::VectorValue(all)) = all.and_then(|c| c.try_as_basic_value().basic()) else {
+            self.fail("a load from tensor memory gave no vector");
+            return vec![self.f32(0.0); LOAD_COLUMNS as usize];
+        };
+        let one = |i: u32| {
+            let element = self.builder.build_extract_element(all, self.i32(i).v, "");
+            I32::from_raw(self, self.take(element, self.i32(0).raw())).as_f32()
+        };
+        (0..LOAD_COLUMNS).map(one).collect()
+    }
+
+    /// Waits for this thread's loads from tensor memory.
+    pub fn wait_tensor(&'c self) {
+        self.call(Intrinsic::TmemWaitLoad, &[]);
+    }
+
+    /// Starts `D = A·Bᵀ`, plus D where `accumulate` holds, of 16-bit elements: 128 rows of A, as many rows of B as the
+    /// instruction descriptor says, 16 elements deep. `a` and `b` say where in shared memory ([`Code::swizzled_tile`]).
+    pub fn start_mma(&'c self, d: I32<'c>, a: I32<'c>, b: I32<'c>, instruction: I32<'c>, accumulate: Bool<'c>) {
+        // Kind f16 (bf16 as well), one CTA, A not kept in the collector.
+        let [kind, group, collector] = [0, 1, 0].map(|x| BasicMetadataValueEnum::from(self.i32(x).v));
+        let (d, a, b) = (self.tensor(d), self.descriptor(a), self.descriptor(b));
+        let args = [d, a, b, instruction.v.into(), accumulate.v.into(), kind, group, collector];
+        self.call(Intrinsic::Tcgen05Mma, &args);
+    }
+
+    /// Arrives at `barrier` when all products that this thread has started are done.
+    pub fn arrive_after_mma(&'c self, barrier: Shared<'c>) {
+        self.call(Intrinsic::Tcgen05Commit, &[barrier.v.into()]);
+    }
+
+    /// The lower half of the descriptor of a tile in shared memory, at a multiple of 1024 bytes: rows of 128 bytes along
+    /// k, 16-byte pieces exchanged in the 128-byte pattern. What lies `n` bytes further on is described by `+ n / 16`.
+    pub fn swizzled_tile(&'c self, tile: Shared<'c>) -> I32<'c> {
+        let ty = self.context.i64_type();
+        let address = self.take(self.builder.build_ptr_to_int(tile.v, ty, ""), ty.const_zero());
+        (I64 { code: self, v: address }.low() >> 4) & 0x3fff
+    }
+
+    /// The whole descriptor. Put together as a pair of words: LLVM 22 writes a 64-bit sum as `register + constant`, which
+    /// is no operand of `tcgen05.mma`.
+    ///
+    /// Source: PTX ISA, tcgen05 matrix descriptor: start address >> 4 in bits 0-13, stride of groups of eight rows >> 4
+    /// in bits 32-45, 1 in bits 46-48, swizzle (2: 128 bytes) in bits 61-63.
+    fn descriptor(&'c self, low: I32<'c>) -> BasicMetadataValueEnum<'c> {
+        const HIGH: u32 = (1024 >> 4) | 1 << 14 | 2 << 29;
+        let pair = self.vector(&[low.raw(), self.i32(HIGH).raw()]);
+        let ty = self.context.i64_type();
+        self.take(self.builder.build_bit_cast(pair, ty, ""), ty.const_zero()).into()
+    }
+
+    /// The instruction descriptor for 128 rows of A, `n` (a multiple of 16, at most 256) rows of B, sums in f32. `elem` is
+    /// 0 for f16 and 1 for bf16.
+    ///
+    /// Source: PTX ISA, tcgen05 instruction descriptor: type of D in bits 4-5, of A in 7-9, of B in 10-12, N >> 3 from bit
+    /// 17, M >> 4 from bit 24.
+    pub fn mma_instruction(&'c self, elem: u32, n: impl ToI32<'c>) -> I32<'c> {
+        let n = n.to(self);
+        (n << (17 - 3)) | (1 << 4 | elem << 7 | elem << 10 | (128 >> 4) << 24)
+    }
+}

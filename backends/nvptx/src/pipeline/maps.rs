@@ -1,0 +1,73 @@
+//! Tensor maps of a contraction.
+//!
+//! Tiles lie in shared memory as rows of 128 bytes along k, in the 128-byte swizzle: the layout that tensor cores read
+//! without bank conflicts, and the widest that one copy writes.
+
+use crate::code::MapId;
+use moec_ir::DType;
+use moec_ir::shape::Dim;
+use moec_ir::tile::{BufferId, Contract, MapElem, Program, RowMap, Segment, TensorMap};
+
+/// Bytes of a row of a tile.
+pub const SWIZZLE_BYTES: u32 = 128;
+
+/// The maps of one segment.
+#[derive(Clone, Debug)]
+pub struct SegmentMaps {
+    /// For each panel: `[E, N, K]`, boxes of `[1, rows, k]`.
+    pub weights: Vec<MapId>,
+    /// `[rows, K]`: boxes of rows, or of one row where rows are gathered.
+    pub activations: MapId,
+}
+
+/// The maps of every segment, for tiles of `panel_rows` weight rows; rows of activations that are not gathered come
+/// `box_rows` at a time. `operands` are those of the kernel.
+pub fn maps(
+    program: &Program,
+    contract: &Contract,
+    operands: &[(BufferId, bool)],
+    panel_rows: u32,
+    box_rows: u32,
+) -> (Vec<TensorMap>, Vec<SegmentMaps>) {
+    let mut all: Vec<TensorMap> = Vec::new();
+    let mut add = |map: TensorMap| {
+        // Segments that read the same rows the same way share a map.
+        let at = all.iter().position(|m| *m == map).unwrap_or_else(|| {
+            all.push(map);
+            all.len() - 1
+        });
+        MapId(at as u32)
+    };
+    let operand = |id: BufferId| operands.iter().position(|&(b, _)| b == id).unwrap_or(operands.len()) as u32;
+    let segment = |s: &Segment| {
+        let a = program.buffer(s.a);
+        let rows = if matches!(s.a_rows, RowMap::Gather(_)) { 1 } else { box_rows };
+        let activations = add(TensorMap {
+            operand: operand(s.a),
+            elem: elem(a.dtype),
+            dims: vec![Dim::Fixed(a.cols), a.rows],
+            strides: vec![a.pitch * 2],
+            box_dims: vec![SWIZZLE_BYTES / 2, rows],
+            swizzle_bytes: SWIZZLE_BYTES,
+        });
+        let weights = s.panels.iter().map(|panel| {
+            let w = program.buffer(panel.weights);
+            let rows = program.buffer(s.out).cols;
+            add(TensorMap {
+                operand: operand(panel.weights),
+                elem: elem(w.dtype),
+                dims: vec![Dim::Fixed(a.cols), Dim::Fixed(rows), Dim::Fixed(w.batch)],
+                strides: vec![w.pitch * 2, rows * w.pitch * 2],
+                box_dims: vec![SWIZZLE_BYTES / 2, panel_rows, 1],
+                swizzle_bytes: SWIZZLE_BYTES,
+            })
+        });
+        SegmentMaps { weights: weights.collect(), activations }
+    };
+    let segments = contract.segments.iter().map(segment).collect();
+    (all, segments)
+}
+
+fn elem(dtype: DType) -> MapElem {
+    if dtype == DType::F16 { MapElem::F16 } else { MapElem::Bf16 }
+}

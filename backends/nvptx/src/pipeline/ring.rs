@@ -1,0 +1,66 @@
+//! Rings: slots that one role fills and another empties, with a pair of barriers for each slot.
+
+use crate::code::{BARRIER_BYTES, Code, I32, Shared, Var};
+
+/// Barriers one behind the other in shared memory.
+#[derive(Clone, Copy)]
+pub struct Barriers<'c> {
+    first: Shared<'c>,
+    n: u32,
+}
+
+impl<'c> Barriers<'c> {
+    /// `n` barriers at `first`.
+    pub fn new(first: Shared<'c>, n: u32) -> Barriers<'c> {
+        Barriers { first, n }
+    }
+
+    /// Makes them, with so many arrivals each. One thread calls.
+    pub fn init(self, c: &'c Code<'c>, arrivals: u32) {
+        (0..self.n).for_each(|i| c.init_barrier(self.first.at(i * BARRIER_BYTES), arrivals));
+    }
+
+    /// The barrier of a slot.
+    pub fn at(self, slot: I32<'c>) -> Shared<'c> {
+        if self.n == 1 { self.first } else { self.first.plus(slot * BARRIER_BYTES) }
+    }
+}
+
+/// Where one role stands in a ring: the slot, and the parity of its phase.
+///
+/// Who empties slots waits for the full barrier with `parity`; who fills them waits for the empty barrier with
+/// `parity_before`, which lets the first round pass.
+#[derive(Clone, Copy)]
+pub struct Ring<'c> {
+    c: &'c Code<'c>,
+    slot: Var<'c, I32<'c>>,
+    parity: Var<'c, I32<'c>>,
+    size: u32,
+}
+
+impl<'c> Ring<'c> {
+    /// The start of a ring of `size` slots.
+    pub fn new(c: &'c Code<'c>, size: u32) -> Ring<'c> {
+        Ring { c, slot: c.var(c.i32(0)), parity: c.var(c.i32(0)), size }
+    }
+
+    pub fn slot(self) -> I32<'c> {
+        self.slot.get()
+    }
+
+    pub fn parity(self) -> I32<'c> {
+        self.parity.get()
+    }
+
+    pub fn parity_before(self) -> I32<'c> {
+        self.parity.get() ^ 1
+    }
+
+    /// On to the next slot.
+    pub fn advance(self) {
+        let next = self.slot.get() + 1;
+        let is_end = next.eq(self.size);
+        self.slot.set(self.c.select(is_end, self.c.i32(0), next));
+        self.parity.set(self.parity.get() ^ is_end.as_i32());
+    }
+}

@@ -1,0 +1,286 @@
+//! The kernel: eight warps, each with one role.
+//!
+//! | warp | role | waits for | arrives at |
+//! |---|---|---|---|
+//! | 0 | starts copies of weights | empty stages | full stages |
+//! | 1 | starts copies of activations | empty stages | full stages |
+//! | 2 | starts products | full stages, empty sums | empty stages, full sums |
+//! | 3 | finds tiles | free places on the board | the board |
+//! | 4-7 | epilogue | full sums | empty sums |
+
+use super::geometry::Geometry;
+use crate::code::{BARRIER_BYTES, Bool, I32, LOAD_COLUMNS, MmaType, Shared};
+use crate::kernel::{Design, Kernel, Registers};
+use crate::pipeline::{
+    Barriers, Board, Epilogue, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, extent, maps, publish_tiles,
+};
+use moec_ir::tile::{BufferId, Contract, Extent, GpuLaunch, Program, RowMap, Schedule, Segment};
+
+const WEIGHTS: u32 = 0;
+const ACTIVATIONS: u32 = 1;
+const PRODUCTS: u32 = 2;
+const TILES: u32 = 3;
+/// The first of four; its number is a multiple of four, because a warp reaches the tensor-memory lanes of its rank.
+const EPILOGUE: u32 = 4;
+/// Roles that read the board: three, and each warp of the epilogue.
+const READERS: u32 = 7;
+
+/// A contraction for the tensor cores of sm_100. Every operand is one that TMA addresses.
+pub fn contract<'p>(
+    program: &'p Program,
+    contract: &'p Contract,
+    operands: &[(BufferId, bool)],
+    schedule: &Schedule,
+    smem_limit: u32,
+) -> Design<'p> {
+    let g = Geometry::cut(program, contract, schedule, smem_limit);
+    let (tensor_maps, segment_maps) = maps(program, contract, operands, Geometry::TILE_N, g.box_rows);
+    let launch = GpuLaunch {
+        grid: [extent(program, contract, g.tile_m, Geometry::TILE_N), Extent::fixed(1), Extent::fixed(1)],
+        block_threads: Geometry::WARPS * 32,
+        cluster: 1,
+        dynamic_smem_bytes: g.smem_bytes(),
+        persistent: true,
+        tensor_maps,
+    };
+    let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps);
+    // A block has a multiprocessor for itself: it takes nearly all of its shared memory.
+    Design { launch, registers: Registers::Plenty, body: Box::new(body) }
+}
+
+fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps: &[SegmentMaps]) {
+    let c = k.code;
+    let at = |offset: u32| c.shared().at(offset);
+    let pair = |offset: u32, n: u32| [offset, offset + n * BARRIER_BYTES].map(|o| Barriers::new(at(o), n));
+    let [full, empty] = pair(Geometry::STAGE_BARRIERS, g.stages);
+    let [sums_full, sums_empty] = pair(Geometry::SUMS_BARRIERS, Geometry::SETS);
+    let board = Board::new(c, c.shared());
+    let (warp, elected) = (c.warp(), c.elect());
+
+    c.when(warp.eq(WEIGHTS).and(elected), || {
+        // Weights and activations arrive at a full stage, the products' commit at an empty one.
+        full.init(c, 2);
+        empty.init(c, 1);
+        sums_full.init(c, 1);
+        sums_empty.init(c, 4);
+        board.init(READERS);
+        c.publish_barriers();
+    });
+    c.when(warp.eq(ACTIVATIONS).and(elected), || {
+        maps.iter().flat_map(|m| m.weights.iter().chain([&m.activations])).for_each(|&map| c.prefetch_map(map));
+    });
+    let tensor_address = at(Geometry::TENSOR_ADDRESS);
+    c.when(warp.eq(PRODUCTS), || c.allocate_tensor(tensor_address, g.tensor_columns()));
+    c.warp_barrier();
+    c.before_sync();
+    c.barrier();
+    c.after_sync();
+    let tensor = c.load_i32(tensor_address);
+
+    let block =
+        Block { k, program, contract, g, maps, elected, warp, full, empty, sums_full, sums_empty, board, tensor };
+    c.when(warp.eq(WEIGHTS), || block.copy_weights());
+    c.when(warp.eq(ACTIVATIONS), || block.copy_activations());
+    c.when(warp.eq(PRODUCTS), || block.multiply());
+    c.when(warp.eq(TILES), || {
+        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, Geometry::TILE_N));
+    });
+    c.when(warp.ge(EPILOGUE), || block.store());
+
+    c.warp_barrier();
+    c.before_sync();
+    c.barrier();
+    c.after_sync();
+    c.when(warp.eq(PRODUCTS), || c.free_tensor(tensor, g.tensor_columns()));
+}
+
+/// A block and what its roles share.
+struct Block<'k, 'c, 'p> {
+    k: &'k Kernel<'c, 'p>,
+    program: &'k Program,
+    contract: &'k Contract,
+    g: &'k Geometry,
+    maps: &'k [SegmentMaps],
+    elected: Bool<'c>,
+    warp: I32<'c>,
+    full: Barriers<'c>,
+    empty: Barriers<'c>,
+    sums_full: Barriers<'c>,
+    sums_empty: Barriers<'c>,
+    board: Board<'c>,
+    /// Address of the block's tensor memory.
+    tensor: I32<'c>,
+}
+
+impl<'c> Block<'_, 'c, '_> {
+    /// Builds `body` for each segment and runs it for the tile's.
+    fn each_segment(&self, tile: &Tile<'c>, mut body: impl FnMut(usize, &Segment)) {
+        let c = self.k.code;
+        let segments = &self.contract.segments;
+        for (i, segment) in segments.iter().enumerate() {
+            if segments.len() == 1 {
+                body(i, segment);
+            } else {
+                c.when(tile.segment.eq(i as u32), || body(i, segment));
+            }
+        }
+    }
+
+    fn n_steps(&self, segment: &Segment) -> u32 {
+        (self.program.buffer(segment.a).cols as u32).div_ceil(Geometry::TILE_K)
+    }
+
+    fn stage(&self, slot: I32<'c>) -> Shared<'c> {
+        self.k.code.shared().at(self.g.first_stage()).plus(slot * self.g.stage_bytes())
+    }
+
+    /// The rows of a tile, up to whole sixteens.
+    fn whole_rows(tile: &Tile<'c>) -> I32<'c> {
+        tile.rows.div_ceil(16) << 4
+    }
+
+    fn copy_weights(&self) {
+        let c = self.k.code;
+        c.when(self.elected, || {
+            let ring = Ring::new(c, self.g.stages);
+            self.board.each_tile(&Reader::Thread, |tile| {
+                self.each_segment(tile, |i, segment| {
+                    c.range(0, self.n_steps(segment), 1, |step| {
+                        let (full, stage) = (self.full.at(ring.slot()), self.stage(ring.slot()));
+                        c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
+                        c.arrive_expecting(full, segment.panels.len() as u32 * Geometry::PANEL_BYTES);
+                        for (p, &map) in self.maps[i].weights.iter().enumerate() {
+                            let panel = stage.at(p as u32 * Geometry::PANEL_BYTES);
+                            c.copy_box(panel, full, map, &[step * Geometry::TILE_K, tile.col, tile.expert]);
+                        }
+                        ring.advance();
+                    });
+                });
+            });
+        });
+    }
+
+    fn copy_activations(&self) {
+        let c = self.k.code;
+        let ring = Ring::new(c, self.g.stages);
+        let ids = c.shared().at(Geometry::ROW_IDS);
+        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+            let rows = Self::whole_rows(tile);
+            self.each_segment(tile, |i, segment| {
+                let map = self.maps[i].activations;
+                let gathered = match segment.a_rows {
+                    RowMap::Gather(row_map) => {
+                        let row_map = self.k.view(row_map);
+                        c.range(c.lane(), rows, 32, |j| {
+                            // Rows that the tile does not have: -1, which no tensor has and becomes zeros.
+                            let id = c.var(c.i32(u32::MAX));
+                            c.when(j.lt(tile.rows), || id.set(c.load_i32(row_map.nth(tile.row + j))));
+                            c.store_i32(ids.plus(j << 2), id.get());
+                        });
+                        c.warp_barrier();
+                        true
+                    }
+                    RowMap::Same => false,
+                };
+                c.when(self.elected, || {
+                    c.range(0, self.n_steps(segment), 1, |step| {
+                        let (full, col) = (self.full.at(ring.slot()), step * Geometry::TILE_K);
+                        let stage = self.stage(ring.slot()).at(self.g.activations());
+                        c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
+                        if gathered {
+                            c.arrive_expecting(full, rows * SWIZZLE_BYTES);
+                            c.range(0, rows, 16, |row| {
+                                let (ids, to) = (ids.plus(row << 2), stage.plus(row * SWIZZLE_BYTES));
+                                for four in 0..4 {
+                                    let ids = c.load_words(ids.at(four * 16));
+                                    c.copy_rows(to.at(four * 4 * SWIZZLE_BYTES), full, map, col, ids);
+                                }
+                            });
+                        } else {
+                            let n = self.g.box_rows;
+                            let boxed = tile.rows.div_ceil(n) * n;
+                            c.arrive_expecting(full, boxed * SWIZZLE_BYTES);
+                            c.range(0, boxed, n, |row| {
+                                c.copy_box(stage.plus(row * SWIZZLE_BYTES), full, map, &[col, tile.row + row]);
+                            });
+                        }
+                        ring.advance();
+                    });
+                });
+                if gathered {
+                    // The numbers are read before those of the next tile take their place.
+                    c.warp_barrier();
+                }
+            });
+        });
+    }
+
+    fn multiply(&self) {
+        let c = self.k.code;
+        let g = self.g;
+        c.when(self.elected, || {
+            let (ring, sets) = (Ring::new(c, g.stages), Ring::new(c, Geometry::SETS));
+            let first = c.swizzled_tile(c.shared().at(g.first_stage()));
+            let elem = match g.ty {
+                MmaType::F16 => 0,
+                MmaType::Bf16 => 1,
+            };
+            self.board.each_tile(&Reader::Thread, |tile| {
+                let instruction = c.mma_instruction(elem, Self::whole_rows(tile));
+                let sums = self.tensor + sets.slot() * g.set_columns();
+                c.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
+                c.after_sync();
+                self.each_segment(tile, |_, segment| {
+                    c.range(0, self.n_steps(segment), 1, |step| {
+                        c.wait_for(self.full.at(ring.slot()), ring.parity());
+                        c.after_sync();
+                        let stage = first + ring.slot() * (g.stage_bytes() / 16);
+                        let activations = stage + g.activations() / 16;
+                        // 16 elements, 32 bytes, at a time.
+                        for piece in 0..Geometry::TILE_K / 16 {
+                            let adds = if piece == 0 { step.ne(0) } else { c.bool(true) };
+                            for p in 0..segment.panels.len() as u32 {
+                                let panel = stage + (p * Geometry::PANEL_BYTES / 16 + 2 * piece);
+                                let rows = activations + 2 * piece;
+                                c.start_mma(sums + p * g.tile_m, panel, rows, instruction, adds);
+                            }
+                        }
+                        c.arrive_after_mma(self.empty.at(ring.slot()));
+                        ring.advance();
+                    });
+                });
+                c.arrive_after_mma(self.sums_full.at(sets.slot()));
+                sets.advance();
+            });
+        });
+    }
+
+    fn store(&self) {
+        let c = self.k.code;
+        let g = self.g;
+        let sets = Ring::new(c, Geometry::SETS);
+        // The lanes of tensor memory that this warp reaches, and with them its output columns.
+        let lanes = (self.warp & 3) << 5;
+        let from = self.tensor + (lanes << 16);
+        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+            let sums = from + sets.slot() * g.set_columns();
+            self.each_segment(tile, |_, segment| {
+                let col = tile.col + lanes + c.lane();
+                let epilogue = Epilogue::new(self.k, self.program, segment, tile.expert, col);
+                c.wait_for(self.sums_full.at(sets.slot()), sets.parity());
+                c.after_sync();
+                c.range(0, tile.rows, LOAD_COLUMNS, |row| {
+                    c.warp_barrier();
+                    let panels = 0..segment.panels.len() as u32;
+                    let values: Vec<_> = panels.map(|p| c.load_tensor(sums + row + p * g.tile_m)).collect();
+                    c.wait_tensor();
+                    epilogue.store(tile.row + row, tile.rows - row, &values);
+                });
+            });
+            c.before_sync();
+            c.warp_barrier();
+            c.when(self.elected, || c.arrive(self.sums_empty.at(sets.slot())));
+            sets.advance();
+        });
+    }
+}

@@ -1,0 +1,156 @@
+//! Contractions on the tensor cores of sm_100, run in the emulator with every check on, compute what the reference
+//! evaluator computes, in any order of warps and copies.
+
+mod common;
+
+use common::emulate::{error, run, run_in_order};
+use common::programs::{Gemm, Layer, Schedules, gemm, layer, schedule};
+use common::random::{Random, tensors};
+use moec_ir::target::Target;
+use moec_ir::tile::Program;
+use moec_ir::{Activation, DType, Tensor};
+use moec_ptx::exec::Schedule as Order;
+
+fn b200() -> &'static Target {
+    Target::by_name("sm_100a").expect("a target")
+}
+
+/// Inputs of a contraction: random cuts between experts, some of them empty, and random rows to gather.
+fn inputs(g: &Gemm, program: &Program, n_tokens: u64, seed: u64) -> (Vec<Tensor>, Vec<Tensor>) {
+    let (mut inputs, params) = tensors(program, n_tokens, seed);
+    let mut random = Random(seed + 1);
+    let rows = if g.gather { 2 * n_tokens } else { n_tokens };
+    let mut next = 1;
+    if g.n_experts > 0 {
+        let mut cuts: Vec<i64> = (1..g.n_experts).map(|_| random.below(rows + 1) as i64).collect();
+        cuts.sort_unstable();
+        let offsets = std::iter::once(0).chain(cuts).chain([rows as i64]).collect();
+        inputs[next] = Tensor::int(DType::I32, &[1, g.n_experts as usize + 1], offsets);
+        next += 1;
+    }
+    if g.gather {
+        let map = (0..rows).map(|_| random.below(n_tokens) as i64).collect();
+        inputs[next] = Tensor::int(DType::I32, &[rows as usize, 1], map);
+    }
+    (inputs, params)
+}
+
+#[track_caller]
+fn check(g: &Gemm, s: moec_ir::tile::Schedule, n_tokens: u64) {
+    let program = gemm(g, s);
+    let images = moec_nvptx::emit(&program, b200()).expect("a kernel");
+    assert!(images[0].ptx.contains("tcgen05.mma"), "{g:?} should run on the tensor cores");
+    let (inputs, params) = inputs(g, &program, n_tokens, 7);
+    let e = error(&program, b200(), &inputs, &params, n_tokens);
+    let most = if g.out == DType::F32 { 2e-6 } else { 4e-3 };
+    assert!(e <= most, "{g:?} {s:?} T = {n_tokens}: relative error {e}");
+}
+
+fn dense(dtype: DType, n: u64, k: u64) -> Gemm {
+    Gemm {
+        n_experts: 0,
+        n,
+        k,
+        panels: 1,
+        a: dtype,
+        w: dtype,
+        out: DType::F32,
+        biases: false,
+        gather: false,
+        padding: 0,
+    }
+}
+
+#[test]
+fn dense_products_are_right() {
+    for (t, tile_m) in [(1, 16), (16, 16), (33, 32), (100, 64)] {
+        check(&dense(DType::BF16, 128, 64), schedule(tile_m, 128, 64, 4, 8), t);
+        check(&dense(DType::F16, 200, 200), schedule(tile_m, 128, 64, 3, 8), t);
+    }
+    check(&dense(DType::BF16, 72, 136), schedule(256, 128, 64, 2, 8), 300);
+}
+
+#[test]
+fn odd_sizes_are_zero_filled() {
+    for (n, k) in [(40, 40), (37, 8), (704, 24), (1, 1408), (130, 72)] {
+        check(&dense(DType::BF16, n, k), schedule(32, 128, 64, 4, 8), 19);
+    }
+}
+
+#[test]
+fn grouped_products_gather_rows_and_apply_two_panels() {
+    for dtype in [DType::BF16, DType::F16] {
+        for (t, e, tile_m) in [(1, 4, 16), (20, 5, 32), (70, 3, 128), (40, 40, 16)] {
+            let g = Gemm { n_experts: e, panels: 2, out: dtype, biases: true, gather: true, ..dense(dtype, 136, 72) };
+            check(&g, schedule(tile_m, 128, 64, 8, 8), t);
+            check(&Gemm { gather: false, ..g }, schedule(tile_m, 128, 64, 8, 8), t);
+        }
+    }
+}
+
+#[test]
+fn a_thousand_experts_find_their_tiles() {
+    let g = Gemm { n_experts: 1000, gather: true, ..dense(DType::BF16, 8, 16) };
+    check(&g, schedule(16, 128, 64, 4, 8), 30);
+}
+
+#[test]
+fn rows_with_padding_are_read_at_their_pitch() {
+    check(
+        &Gemm { n_experts: 3, gather: true, padding: 8, ..dense(DType::BF16, 24, 40) },
+        schedule(16, 128, 64, 2, 8),
+        21,
+    );
+}
+
+#[test]
+fn rows_that_tma_cannot_address_take_the_portable_path() {
+    let program = gemm(&dense(DType::BF16, 24, 41), schedule(16, 128, 64, 2, 8));
+    let images = moec_nvptx::emit(&program, b200()).expect("a kernel");
+    assert!(!images[0].ptx.contains("tcgen05") && images[0].launch.tensor_maps.is_empty());
+    let (inputs, params) = tensors(&program, 5, 3);
+    assert!(error(&program, b200(), &inputs, &params, 5) <= 2e-6);
+}
+
+#[test]
+fn no_order_of_warps_and_copies_changes_a_bit() {
+    let g =
+        Gemm { n_experts: 4, panels: 2, out: DType::BF16, biases: true, gather: true, ..dense(DType::BF16, 136, 200) };
+    let program = gemm(&g, schedule(32, 128, 64, 3, 8));
+    let (inputs, params) = inputs(&g, &program, 40, 3);
+    let first = run(&program, b200(), &inputs, &params, 40, 0);
+    for seed in [1, 2] {
+        let again = run_in_order(&program, b200(), &inputs, &params, 40, 1, Order::Random(seed));
+        assert_eq!(again, first, "seed {seed}");
+    }
+}
+
+#[test]
+fn tile_sizes_and_other_rows_do_not_change_a_row() {
+    let l = Layer { hidden: 136, ffn: 72, shared: 40, ..Layer::small(DType::BF16) };
+    let small = layer(&l, &Schedules::for_rows(16));
+    let (inputs, params) = tensors(&small, 40, 5);
+    let all = run(&small, b200(), &inputs, &params, 40, 0);
+    let large = layer(&l, &Schedules::for_rows(128));
+    assert_eq!(run(&large, b200(), &inputs, &params, 40, 2), all);
+    let some = Tensor::float(DType::BF16, &[3, 136], inputs[0].floats()[5 * 136..8 * 136].to_vec());
+    let alone = run(&small, b200(), &[some], &params, 3, 0);
+    assert_eq!(alone[0].floats(), &all[0].floats()[5 * 136..8 * 136]);
+}
+
+#[test]
+fn whole_layers_are_right_at_any_token_count() {
+    let swiglu_oai = Activation::SwiGluOai { alpha: moec_ir::expr::Real(1.702), limit: moec_ir::expr::Real(7.0) };
+    for l in [
+        Layer { shared: 40, ..Layer::small(DType::BF16) },
+        Layer { hidden: 88, ffn: 40, biases: true, activation: swiglu_oai, ..Layer::small(DType::F16) },
+        Layer { activation: Activation::Relu2, ..Layer::small(DType::BF16) },
+    ] {
+        let program = layer(&l, &Schedules::for_rows(32));
+        for t in [0, 1, 9, 60] {
+            let (inputs, params) = tensors(&program, t, 11);
+            let e = error(&program, b200(), &inputs, &params, t);
+            assert!(e <= 1e-2, "{l:?} T = {t}: relative error {e}");
+        }
+    }
+}
