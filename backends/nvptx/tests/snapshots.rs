@@ -91,6 +91,9 @@ fn instructions_of_deepseek_r1() {
     }
     insta::assert_snapshot!("decode", digest(&layer(&Layer::deepseek_r1(), &Schedules::for_rows(16)), "sm_90a"));
     insta::assert_snapshot!("prefill", digest(&layer(&Layer::deepseek_r1(), &Schedules::for_rows(128)), "sm_90a"));
+    let mut products = layer(&Layer::deepseek_r1(), &Schedules::for_rows(128));
+    products.kernels.retain(|k| k.name.starts_with("gemm"));
+    insta::assert_snapshot!("tcgen05", digest(&products, "sm_100f"));
 }
 
 #[test]

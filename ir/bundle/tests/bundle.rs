@@ -10,8 +10,8 @@ use moec_ir::graph::{Graph, Input, Node, Op, Param, ValueId};
 use moec_ir::numerics::{NumericClass, Numerics};
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::{
-    Body, Buffer, BufferId, ColAccess, CpuLaunch, Extent, GpuLaunch, Kernel, Map, MapArg, Program, Role, RowAccess,
-    Schedule,
+    Body, Buffer, BufferId, ColAccess, CpuLaunch, Extent, GpuLaunch, Kernel, Map, MapArg, MapElem, Program, Role,
+    RowAccess, Schedule, TensorMap,
 };
 use moec_ir::weights::WeightSource;
 use moec_ir::{DType, Diagnostic};
@@ -77,6 +77,18 @@ fn program() -> Program {
             buffer("y", Dim::TOKENS, Role::Output(0)),
         ],
         kernels: vec![kernel("first", map(0, 2)), kernel("second", map(2, 3))],
+    }
+}
+
+/// A map of the sample kernel's first operand.
+fn tensor_map() -> TensorMap {
+    TensorMap {
+        operand: 0,
+        elem: MapElem::F32,
+        dims: vec![Dim::Fixed(8), Dim::TOKENS],
+        strides: vec![32],
+        box_dims: vec![16, 8],
+        swizzle_bytes: 64,
     }
 }
 
@@ -320,8 +332,23 @@ fn impossible_manifests_are_refused() {
         ("division by zero", &|l| l.grid[0].div = 0),
         ("grid overflow", &|l| l.grid[0].mul = u64::MAX),
         ("grid y", &|l| l.grid[1].min = 65536),
+        ("a map of no operand", &|l| l.tensor_maps = vec![TensorMap { operand: 9, ..tensor_map() }]),
+        ("a map beyond its buffer", &|l| l.tensor_maps[0].dims[1] = Dim::PerToken(3)),
+        ("a map wider than its buffer", &|l| l.tensor_maps[0].dims[0] = Dim::Fixed(1 << 20)),
+        ("a map whose size overflows", &|l| l.tensor_maps[0].strides[0] = (1 << 40) - 16),
+        ("a map without dimensions", &|l| l.tensor_maps[0].dims.clear()),
+        ("a map with too few strides", &|l| l.tensor_maps[0].strides.clear()),
+        ("a map with an odd stride", &|l| l.tensor_maps[0].strides[0] = 24),
+        ("a map with an empty box", &|l| l.tensor_maps[0].box_dims[1] = 0),
+        ("a map with a large box", &|l| l.tensor_maps[0].box_dims[1] = 257),
+        ("a map with a box of 12 bytes", &|l| l.tensor_maps[0].box_dims[0] = 3),
+        ("a map with a box wider than its swizzle", &|l| l.tensor_maps[0].swizzle_bytes = 32),
+        ("a map with a strange swizzle", &|l| l.tensor_maps[0].swizzle_bytes = 96),
+        ("too many maps", &|l| l.tensor_maps = vec![tensor_map(); 17]),
     ] {
         let mut m = good.clone();
+        gpu(&mut m, &|l| l.tensor_maps = vec![tensor_map()]);
+        verify_manifest(&m).expect("the sample's map should be valid");
         gpu(&mut m, change);
         refused.push((what, m));
     }
