@@ -101,7 +101,9 @@ impl Contract {
         self.segments.iter().all(|s| {
             let a = program.buffer(s.a);
             let fits = |b: &Buffer| b.dtype == a.dtype && (b.pitch * 2).is_multiple_of(16) && b.pitch < 1 << 32;
-            matches!(a.dtype, DType::BF16 | DType::F16) && fits(a) && s.panels.iter().all(|p| p.quant.is_none() && fits(program.buffer(p.weights)))
+            matches!(a.dtype, DType::BF16 | DType::F16)
+                && fits(a)
+                && s.panels.iter().all(|p| p.quant.is_none() && fits(program.buffer(p.weights)))
         })
     }
 }
