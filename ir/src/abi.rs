@@ -8,6 +8,7 @@
 //! 3. each tensor map of the launch, 128 bytes aligned to 64, as a grid constant: encoded for the pointer of its operand
 //!    and the token count that the launch is made for ([`TensorMap`](crate::tile::TensorMap)).
 //!
+//! A [`Counter`](crate::tile::Role::Counter) holds 0 before the first launch; kernels leave it so.
 //! Buffers are aligned to at least [`BUFFER_ALIGN`] bytes. The launch gives at least as many blocks as the kernel's grid
 //! asks for at the token count in device memory; a kernel tolerates more. A persistent kernel does all its work with any
 //! number of blocks, at least one.

@@ -55,7 +55,7 @@ fn values_are_code_times_the_scale_of_their_block_rounded_to_the_type() {
         Role::Weight(_) => Some(bytes(&[6, 3], &codes)),
         Role::WeightScale(_) => Some(bytes(&[4, 3], &scales)),
         Role::WeightGlobal(_) => Some(Tensor::float(DType::F32, &[1, 2], global.to_vec())),
-        Role::Output(_) | Role::Workspace => None,
+        Role::Output(_) | Role::Workspace | Role::Counter => None,
     };
     let got = evaluate_given(&program, 2, content).unwrap();
     let value = |e: usize, n: usize, k: usize| {

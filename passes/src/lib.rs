@@ -7,6 +7,7 @@ mod language;
 mod lower;
 mod merge_launches;
 mod names;
+mod plan_after_route;
 mod rules;
 mod saturate;
 mod schedule;
@@ -105,6 +106,9 @@ fn compile_bucket(
     let mut program = lower_graph(&graph, optimise_graph, weights)?;
     if options.opt_level > 1 {
         merge_launches::merge_launches(&mut program);
+        if !target.is_cpu() {
+            plan_after_route::plan_after_route(&mut program);
+        }
     }
     schedule::set_schedules(&mut program, target, n_tokens);
     match tile::verify(&program).into_iter().next() {

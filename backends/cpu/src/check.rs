@@ -30,6 +30,9 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
     for kernel in &program.kernels {
         let wrong = match &kernel.body {
             Body::Contract(c) => c.segments.iter().find_map(|s| segment(program, s)),
+            Body::Rows(p) if p.plan.is_some() => {
+                Some("makes its plan in the router's kernel, which blocks of a GPU can do".to_string())
+            }
             Body::Rows(p) => rows(program, p),
             Body::Plan(_) | Body::Map(_) | Body::Combine(_) => None,
         };

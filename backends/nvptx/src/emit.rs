@@ -117,7 +117,7 @@ fn design<'p>(
         }
         Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit, capability),
         Body::Rows(p) => return kernel::rows::rows(program, p, schedule, smem_limit, capability),
-        Body::Plan(p) => kernel::plan(program, p, schedule, smem_limit),
+        Body::Plan(p) => kernel::plan::plan(program, p, schedule, smem_limit),
         Body::Map(m) => kernel::map(program, m, schedule),
         Body::Combine(c) => kernel::combine(program, c, schedule),
     })

@@ -3,7 +3,7 @@
 mod common;
 
 use common::emulate::{error, run};
-use common::programs::{Builder, Gemm, Layer, Schedules, gemm, layer, schedule};
+use common::programs::{Builder, Gemm, Layer, Schedules, gemm, layer, schedule, with_plan_after_route};
 use common::random::{Random, tensors};
 use moec_ir::expr::{Binary, ExprBuilder, Real, Unary};
 use moec_ir::graph::{GroupScore, RenormRule, RowMask};
@@ -160,6 +160,23 @@ fn a_layer_is_right_for_any_token_count() {
 }
 
 #[test]
+fn the_block_that_finishes_last_plans() {
+    for l in [Layer::small(DType::BF16), Layer { n_experts: 40, top_k: 3, ..Layer::small(DType::BF16) }] {
+        let apart = layer(&l, &Schedules::for_rows(16));
+        let joined = with_plan_after_route(apart.clone());
+        assert_eq!(moec_ir::tile::verify(&joined), vec![]);
+        for name in ["sm_80", "sm_90a"] {
+            let target = Target::by_name(name).expect("a target");
+            for (t, extra_blocks) in [(0, 0), (1, 0), (2, 16), (33, 0), (70, 8)] {
+                let (inputs, params) = tensors(&apart, t, t);
+                let want = run(&apart, target, &inputs, &params, t, 0);
+                assert_eq!(run(&joined, target, &inputs, &params, t, extra_blocks), want, "{name}, T = {t}");
+            }
+        }
+    }
+}
+
+#[test]
 fn layers_of_every_kind_are_right() {
     let base = Layer::small(DType::BF16);
     let odd = Layer {
@@ -259,7 +276,11 @@ fn row_program(width: u64, ops: Vec<RowOp>, out_width: u64, dtype: DType) -> Pro
     let last = RowId(all.len() as u32 - 1);
     let out = b.output("out", dtype, Dim::TOKENS, out_width, 0);
     let stores = vec![RowStore { value: last, buffer: out }];
-    b.kernel("rows", Body::Rows(RowProgram { rows: Dim::TOKENS, ops: all, stores }), schedule(3, 1, 1, 1, 2));
+    b.kernel(
+        "rows",
+        Body::Rows(RowProgram { rows: Dim::TOKENS, ops: all, stores, plan: None }),
+        schedule(3, 1, 1, 1, 2),
+    );
     b.finish("rows")
 }
 

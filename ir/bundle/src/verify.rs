@@ -106,7 +106,7 @@ fn check_variant(m: &Manifest, target: &TargetEntry, v: &Variant, max_tokens: u6
     for b in &v.buffers {
         size(b, max_tokens).ok_or_else(|| format!("the buffer `{}` has an impossible size", b.name))?;
         let (what, ty) = match b.role {
-            Role::Workspace => continue,
+            Role::Workspace | Role::Counter => continue,
             Role::Input(i) => {
                 ensure(given.insert(i), || format!("input {i} has two buffers"))?;
                 ("input", m.inputs.get(i as usize).map(|t| &t.ty))
@@ -288,7 +288,7 @@ fn part_fits(b: &Buffer, param: &ParamInfo) -> bool {
         Role::WeightGlobal(_) => {
             b.dtype == DType::F32 && b.batch == 1 && b.rows == Dim::Fixed(1) && Some(b.cols) == matrices
         }
-        Role::Input(_) | Role::Output(_) | Role::Workspace => false,
+        Role::Input(_) | Role::Output(_) | Role::Workspace | Role::Counter => false,
     }
 }
 

@@ -44,7 +44,9 @@ pub fn evaluate(
                 Some(k) => given(b, params.get(n as usize), &[shape[0], k])?,
                 None => given(b, params.get(n as usize), &shape)?,
             },
-            Role::Output(_) | Role::Workspace | Role::WeightScale(_) | Role::WeightGlobal(_) => unwritten(b, &shape),
+            Role::Output(_) | Role::Workspace | Role::Counter | Role::WeightScale(_) | Role::WeightGlobal(_) => {
+                unwritten(b, &shape)
+            }
         });
     }
     Ok(run(program, n_tokens, values))
@@ -66,7 +68,7 @@ pub fn evaluate_given(
     for b in &program.buffers {
         let shape = shape_of(b, n_tokens);
         values.push(match b.role {
-            Role::Output(_) | Role::Workspace => unwritten(b, &shape),
+            Role::Output(_) | Role::Workspace | Role::Counter => unwritten(b, &shape),
             Role::Input(_) | Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) => {
                 given(b, content(b).as_ref(), &shape)?
             }
@@ -121,7 +123,12 @@ fn run(program: &Program, n_tokens: usize, values: Vec<Tensor>) -> Vec<Tensor> {
     for kernel in &program.kernels {
         match &kernel.body {
             Body::Contract(c) => contract(&mut memory, c),
-            Body::Rows(p) => rows(&mut memory, p),
+            Body::Rows(p) => {
+                rows(&mut memory, p);
+                if let Some(then) = &p.plan {
+                    plan(&mut memory, &then.plan);
+                }
+            }
             Body::Plan(p) => plan(&mut memory, p),
             Body::Map(m) => map(&mut memory, m),
             Body::Combine(c) => combine(&mut memory, c),

@@ -27,7 +27,7 @@ pub use contract::{Contract, Groups, Panel, PanelQuant, RowMap, Segment};
 pub use eval::{evaluate, evaluate_given};
 pub use launch::{CpuLaunch, Extent, GpuLaunch, MapElem, TensorMap};
 pub use parse::parse;
-pub use rows::{RowId, RowOp, RowOpKind, RowProgram, RowStore};
+pub use rows::{RowId, RowOp, RowOpKind, RowPlan, RowProgram, RowStore};
 pub use schedule::Schedule;
 pub use verify::verify;
 
@@ -64,6 +64,9 @@ pub enum Role {
     WeightGlobal(u32),
     /// Intermediate; part of the workspace.
     Workspace,
+    /// One i32 that is 0 whenever no kernel runs: set to 0 when the layer is loaded, and again by the kernel that counts.
+    /// It survives from run to run, so that it shares memory with nothing.
+    Counter,
 }
 
 /// A piece of device memory.
@@ -90,7 +93,7 @@ impl Role {
     pub fn param(&self) -> Option<u32> {
         match *self {
             Role::Weight(i) | Role::WeightScale(i) | Role::WeightGlobal(i) => Some(i),
-            Role::Input(_) | Role::Output(_) | Role::Workspace => None,
+            Role::Input(_) | Role::Output(_) | Role::Workspace | Role::Counter => None,
         }
     }
 }
@@ -162,6 +165,13 @@ pub struct Plan {
     pub slot_to_row: BufferId,
     /// Out: i32 `[T*K, 1]`; the token of each row, or -1 for rows from `offsets[E]` on.
     pub row_to_token: BufferId,
+}
+
+impl Plan {
+    fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
+        add(self.ids, false);
+        [self.offsets, self.slot_to_row, self.row_to_token].into_iter().for_each(|b| add(b, true));
+    }
 }
 
 /// `out[r, c] = expr(args[0][r, c], args[1][r, c], …)` for all rows and columns of `out`.
@@ -257,12 +267,7 @@ impl Body {
                 }
             }
             Body::Rows(p) => p.operands(&mut add),
-            Body::Plan(p) => {
-                add(p.ids, false);
-                add(p.offsets, true);
-                add(p.slot_to_row, true);
-                add(p.row_to_token, true);
-            }
+            Body::Plan(p) => p.operands(&mut add),
             Body::Map(m) => {
                 args(&m.args, &mut add);
                 add(m.out, true);

@@ -1,7 +1,9 @@
 //! Reads the text form of tile programs, as [`super::print`] writes it.
 
 use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
-use super::{Panel, PanelQuant, RowAccess, RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment};
+use super::{
+    Panel, PanelQuant, RowAccess, RowId, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowStore, Schedule, Segment,
+};
 use crate::diag::Diagnostic;
 use crate::expr::Real;
 use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
@@ -71,6 +73,8 @@ fn buffer(c: &mut Cursor) -> Parsed<Buffer> {
         Role::WeightScale(c.small()?)
     } else if c.take("weight_global") {
         Role::WeightGlobal(c.small()?)
+    } else if c.take("counter") {
+        Role::Counter
     } else {
         c.expect("workspace")?;
         Role::Workspace
@@ -150,8 +154,16 @@ fn panel(c: &mut Cursor) -> Parsed<Panel> {
 fn rows(c: &mut Cursor) -> Parsed<RowProgram> {
     let rows = c.dim()?;
     c.expect("{")?;
-    let mut p = RowProgram { rows, ops: Vec::new(), stores: Vec::new() };
+    let mut p = RowProgram { rows, ops: Vec::new(), stores: Vec::new(), plan: None };
     while !c.take("}") {
+        if c.take("then") {
+            c.expect("plan")?;
+            let plan = plan(c)?;
+            c.expect("counted")?;
+            c.expect("by")?;
+            p.plan = Some(RowPlan { plan, counter: buffer_id(c)? });
+            continue;
+        }
         if c.take("store") {
             let value = row_id(c)?;
             c.expect("->")?;

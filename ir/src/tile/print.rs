@@ -1,7 +1,8 @@
 //! The text form of tile programs. [`super::parse`] reads it back.
 
 use super::{
-    Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Program, Role, RowAccess, RowMap,
+    Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Plan, Program, Role, RowAccess,
+    RowMap,
 };
 use super::{RowId, RowOp, RowOpKind, RowProgram, Segment};
 use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
@@ -30,6 +31,7 @@ impl Display for Program {
                 Role::WeightScale(n) => format!("weight_scale {n}"),
                 Role::WeightGlobal(n) => format!("weight_global {n}"),
                 Role::Workspace => "workspace".to_string(),
+                Role::Counter => "counter".to_string(),
             };
             writeln!(
                 f,
@@ -53,9 +55,7 @@ impl Display for Kernel {
         match &self.body {
             Body::Contract(c) => write!(f, "{c}"),
             Body::Rows(p) => write!(f, "{p}"),
-            Body::Plan(p) => {
-                writeln!(f, "plan {} of {} -> {}, {}, {}", p.ids, p.n_experts, p.offsets, p.slot_to_row, p.row_to_token)
-            }
+            Body::Plan(p) => writeln!(f, "{p}"),
             Body::Map(m) => write!(f, "{m}"),
             Body::Combine(c) => write!(f, "{c}"),
         }
@@ -102,6 +102,16 @@ impl Display for Panel {
     }
 }
 
+impl Display for Plan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(
+            f,
+            "plan {} of {} -> {}, {}, {}",
+            self.ids, self.n_experts, self.offsets, self.slot_to_row, self.row_to_token
+        )
+    }
+}
+
 impl Display for RowProgram {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         writeln!(f, "rows {} {{", self.rows)?;
@@ -110,6 +120,9 @@ impl Display for RowProgram {
         }
         for s in &self.stores {
             writeln!(f, "    store {} -> {}", s.value, s.buffer)?;
+        }
+        if let Some(p) = &self.plan {
+            writeln!(f, "    then {} counted by {}", p.plan, p.counter)?;
         }
         f.write_str("  }\n")
     }

@@ -1,6 +1,6 @@
 //! Row programs: what is computed on each token's row of scores.
 
-use super::BufferId;
+use super::{BufferId, Plan};
 use crate::DType;
 use crate::expr::Expr;
 use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
@@ -16,6 +16,18 @@ pub struct RowProgram {
     pub ops: Vec<RowOp>,
     /// What is kept.
     pub stores: Vec<RowStore>,
+    /// Made when all rows are done, by whoever finishes last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<RowPlan>,
+}
+
+/// Expert order at the end of a row program: one launch less.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowPlan {
+    /// What is made. The ids are one of the program's stores.
+    pub plan: Plan,
+    /// Counts the blocks that have finished: [`super::Role::Counter`].
+    pub counter: BufferId,
 }
 
 /// Index into [`RowProgram::ops`].
@@ -184,5 +196,9 @@ impl RowProgram {
             }
         }
         self.stores.iter().for_each(|s| add(s.buffer, true));
+        if let Some(p) = &self.plan {
+            p.plan.operands(add);
+            add(p.counter, true);
+        }
     }
 }

@@ -213,7 +213,7 @@ impl<'a> Verifier<'a> {
             let fits = match b.role {
                 Role::Weight(_) => !scale,
                 Role::WeightScale(_) | Role::WeightGlobal(_) => scale,
-                Role::Input(_) | Role::Output(_) | Role::Workspace => false,
+                Role::Input(_) | Role::Output(_) | Role::Workspace | Role::Counter => false,
             };
             self.expect(fits, || format!("`{}` is not packed as a part of quantised weights", b.name));
         }
@@ -304,6 +304,14 @@ impl<'a> Verifier<'a> {
                     self.expect(fits, || format!("row step {i} gathers by a row that has no ids or another width"));
                 }
             }
+        }
+        if let Some(then) = &p.plan {
+            self.plan(&then.plan);
+            self.is_ints(then.counter, Dim::Fixed(1), 1);
+            let (ids, counter) = (self.buffer(then.plan.ids), self.buffer(then.counter));
+            self.expect(counter.role == Role::Counter, || format!("`{}` is no counter", counter.name));
+            let stored = p.stores.iter().any(|s| s.buffer == then.plan.ids);
+            self.expect(stored, || format!("plans by `{}`, which it does not store", ids.name));
         }
         for s in &p.stores {
             let Some(op) = p.ops.get(s.value.0 as usize) else {

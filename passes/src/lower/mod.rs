@@ -240,7 +240,7 @@ impl<'a> Lowering<'a> {
             // The caller's rows are contiguous.
             Role::Input(_) | Role::Output(_) => cols,
             Role::Weight(_) if ty.shape.len() == 1 => cols,
-            Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Workspace => {
+            Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Workspace | Role::Counter => {
                 cols.next_multiple_of(align)
             }
         };

@@ -160,6 +160,8 @@ impl EmulatorLayer {
                     host::write_rows(&inputs[i as usize], buffer, &mut content);
                     Some(content)
                 }
+                // Every run is a layer that was just loaded.
+                Role::Counter => Some(vec![0; bytes as usize]),
                 Role::Output(_) | Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Workspace => {
                     None
                 }

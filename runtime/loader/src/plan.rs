@@ -2,6 +2,7 @@
 
 use moec_bundle::Manifest;
 use moec_bundle::manifest::{TargetEntry, Variant, WorkspaceRule};
+use moec_ir::abi::BUFFER_ALIGN;
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::{Buffer, Role};
 
@@ -39,6 +40,8 @@ pub(crate) struct Plan {
     pub weights: Vec<WeightSlot>,
     /// Size of the workspace that all variants share.
     pub workspace_bytes: u64,
+    /// Bytes at the start of the workspace that are counters, to be set to 0 when the layer is loaded.
+    pub counter_bytes: u64,
 }
 
 impl Plan {
@@ -51,14 +54,22 @@ impl Plan {
             target.variant_for(max_tokens).ok_or_else(|| too_many(max_tokens, target.max_tokens(), "compiled"))?;
         let variants: Vec<Variant> = target.variants[..=last].to_vec();
         let (mut weights, mut places): (Vec<WeightSlot>, _) = (Vec::new(), Vec::new());
-        let mut workspace_bytes = 0;
+        // Counters keep their place in every variant: they live from run to run.
+        let counters = |v: &Variant| v.buffers.iter().filter(|b| b.role == Role::Counter).count() as u64;
+        let counter_bytes = variants.iter().map(counters).max().unwrap_or(0) * BUFFER_ALIGN;
+        let mut workspace_bytes = counter_bytes;
         for v in &variants {
             let layout = v.workspace_layout(rule.unwrap_or(v.workspace), max_tokens.min(v.tokens.max));
-            workspace_bytes = layout.bytes.max(workspace_bytes);
-            let place = |(buffer, offset): (&Buffer, &Option<u64>)| match buffer.role {
+            workspace_bytes = (counter_bytes + layout.bytes).max(workspace_bytes);
+            let mut n_counters = 0;
+            let mut place = |(buffer, offset): (&Buffer, &Option<u64>)| match buffer.role {
                 Role::Input(i) => Place::Input(i as usize),
                 Role::Output(i) => Place::Output(i as usize),
-                Role::Workspace => Place::Workspace(offset.unwrap_or(0)),
+                Role::Workspace => Place::Workspace(counter_bytes + offset.unwrap_or(0)),
+                Role::Counter => {
+                    n_counters += 1;
+                    Place::Workspace((n_counters - 1) * BUFFER_ALIGN)
+                }
                 Role::Weight(param) | Role::WeightScale(param) | Role::WeightGlobal(param) => {
                     let same = |w: &WeightSlot| {
                         let layout = |b: &Buffer| (b.role.clone(), b.dtype, b.batch, b.rows, b.cols, b.pitch);
@@ -70,9 +81,10 @@ impl Plan {
                     }))
                 }
             };
-            places.push(v.buffers.iter().zip(&layout.offsets).map(place).collect());
+            places.push(v.buffers.iter().zip(&layout.offsets).map(&mut place).collect());
         }
-        Ok(Plan { target: target.name.clone(), max_tokens, variants, places, weights, workspace_bytes })
+        let target = target.name.clone();
+        Ok(Plan { target, max_tokens, variants, places, weights, workspace_bytes, counter_bytes })
     }
 
     /// Index of the variant for a token count.
@@ -131,7 +143,9 @@ impl Plan {
             let at = match buffer.role {
                 Role::Input(i) => i as usize,
                 Role::Output(i) => n_inputs + i as usize,
-                Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Workspace => continue,
+                Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Workspace | Role::Counter => {
+                    continue;
+                }
             };
             sizes[at] = buffer.bytes(self.max_tokens).max(sizes[at]);
         }

@@ -166,7 +166,7 @@ pub fn run(program: &Program, code: &Compiled, inputs: &[Tensor], params: &[Tens
         match b.role {
             Role::Input(i) => pack(b, &inputs[i as usize], m.slice()),
             Role::Weight(i) => pack(b, &params[i as usize], m.slice()),
-            Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace => {}
+            Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace | Role::Counter => {}
         }
     }
     for (kernel, compiled) in program.kernels.iter().zip(&code.kernels) {

@@ -1,9 +1,9 @@
 //! Control flow and variables.
 
-use super::value::{Bool, I32, ToI32, Value};
+use super::value::{Bool, Global, I32, Shared, ToI32, Value};
 use super::{Code, Intrinsic};
-use inkwell::IntPredicate;
 use inkwell::values::PointerValue;
+use inkwell::{AtomicOrdering, AtomicRMWBinOp, IntPredicate};
 use std::marker::PhantomData;
 
 /// A variable: set in one place, read in another, across branches and loops. Becomes a register.
@@ -102,6 +102,34 @@ impl<'c> Code<'c> {
     /// Waits for all threads of the block; makes their shared-memory writes visible.
     pub fn barrier(&'c self) {
         self.call(Intrinsic::Barrier, &[self.i32(0).v.into()]);
+    }
+
+    /// Runs `then` in the block that comes here last of `n_blocks`, when all that the others wrote before can be read.
+    ///
+    /// Blocks take numbers from `counter`, an i32 that is 0 before and after the launch. `scratch` is 4 bytes of the block's
+    /// own. All threads of a block come here together, and each block once.
+    pub fn when_last(&'c self, counter: Global<'c>, n_blocks: I32<'c>, scratch: Shared<'c>, then: impl FnOnce()) {
+        let is_first_thread = self.thread().eq(0);
+        // The barrier gathers the block's writes, the fence hands them on with the number.
+        self.barrier();
+        self.when(is_first_thread, || {
+            self.call(Intrinsic::FenceGpu, &[]);
+            self.store_i32(scratch, self.take_number(counter));
+        });
+        self.barrier();
+        let number = self.load_i32(scratch);
+        self.when(number.eq(n_blocks - 1), || {
+            self.call(Intrinsic::FenceGpu, &[]);
+            self.when(is_first_thread, || self.store_i32(counter, self.i32(0)));
+            self.barrier();
+            then();
+        });
+    }
+
+    /// Adds 1 to an i32 in global memory, indivisibly; gives what it was.
+    fn take_number(&'c self, counter: Global<'c>) -> I32<'c> {
+        let (one, add, order) = (self.i32(1), AtomicRMWBinOp::Add, AtomicOrdering::Monotonic);
+        I32 { code: self, v: self.take(self.builder.build_atomicrmw(add, counter.v, one.v, order), one.v) }
     }
 
     /// Waits for all threads of the cluster; makes their writes to each other's shared memory visible.

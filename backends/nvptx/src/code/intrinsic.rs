@@ -16,6 +16,7 @@ pub enum Intrinsic {
     CtaidZ,
     LaneMaskLt,
     Barrier,
+    FenceGpu,
     WarpBarrier,
     ShflIdx,
     ShflUp,
@@ -79,12 +80,13 @@ pub enum Intrinsic {
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 63] = [
+const TABLE: [(Intrinsic, &str, &str); 64] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
     (Intrinsic::LaneMaskLt, "llvm.nvvm.read.ptx.sreg.lanemask.lt", "i()"),
     (Intrinsic::Barrier, "llvm.nvvm.barrier.cta.sync.aligned.all", "v(i)"),
+    (Intrinsic::FenceGpu, "llvm.nvvm.membar.gl", "v()"),
     (Intrinsic::WarpBarrier, "llvm.nvvm.bar.warp.sync", "v(i)"),
     (Intrinsic::ShflIdx, "llvm.nvvm.shfl.sync.idx.i32", "i(iiii)"),
     (Intrinsic::ShflUp, "llvm.nvvm.shfl.sync.up.i32", "i(iiii)"),

@@ -4,13 +4,12 @@ mod combine;
 mod elementwise;
 mod geometry;
 mod map;
-mod plan;
+pub mod plan;
 pub mod rows;
 
 pub use combine::combine;
 pub use geometry::{Grid, round_warps};
 pub use map::map;
-pub use plan::plan;
 
 use crate::code::{Code, Global, I32, I64, Param};
 use moec_ir::shape::Dim;

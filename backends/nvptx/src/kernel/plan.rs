@@ -7,95 +7,116 @@ use super::{Design, Kernel, Registers, View, round_warps};
 use crate::code::{Code, I32, Shared};
 use moec_ir::tile::{Extent, GpuLaunch, Plan, Program, Schedule};
 
-/// Builds the plan in one block. The counters, one for each warp and expert, lie in shared memory; `warps` is rounded to a
-/// power of two of at most 32, and halved until they fit.
+/// Builds the plan in one launch of one block.
 pub fn plan<'p>(program: &'p Program, plan: &'p Plan, schedule: &Schedule, smem_limit: u32) -> Design<'p> {
-    let n_experts = plan.n_experts as u32;
-    let mut warps = round_warps(schedule.warps, 32);
-    while warps > 1 && counter_bytes(warps, n_experts) > smem_limit.min(64 * 1024) {
-        warps /= 2;
-    }
+    let planner = Planner::new(program, plan, schedule.warps, smem_limit);
     let launch = GpuLaunch {
         grid: [Extent::fixed(1), Extent::fixed(1), Extent::fixed(1)],
-        block_threads: warps * 32,
+        block_threads: planner.warps * 32,
         cluster: 1,
-        dynamic_smem_bytes: counter_bytes(warps, n_experts),
+        dynamic_smem_bytes: planner.smem_bytes(),
         persistent: false,
         tensor_maps: Vec::new(),
     };
-    let body = move |k: &Kernel| build(k, program, plan, warps);
+    let body = move |k: &Kernel| {
+        k.code.exit_if(k.code.block_x().ne(0));
+        planner.build(k, planner.warps * 32);
+    };
     Design { launch, registers: Registers::Default, body: Box::new(body) }
 }
 
-fn counter_bytes(warps: u32, n_experts: u32) -> u32 {
-    warps * n_experts * 4
+/// One block's work of making a plan.
+pub struct Planner<'p> {
+    program: &'p Program,
+    plan: &'p Plan,
+    n_experts: u32,
+    /// Warps that sort; a block may have more, which wait.
+    warps: u32,
 }
 
-fn build<'c>(k: &Kernel<'c, '_>, program: &Program, plan: &Plan, warps: u32) {
-    let c = k.code;
-    c.exit_if(c.block_x().ne(0));
-    let n_experts = plan.n_experts as u32;
-    let threads = warps * 32;
-    let ids = k.view(plan.ids);
-    let (per_token, n_slots) = (program.buffer(plan.ids).cols as u32, k.n_tokens());
-    let n_slots = k.length(program.buffer(plan.ids).rows, n_slots) * per_token;
-    let (offsets, row_to_token) = (k.view(plan.offsets), k.view(plan.row_to_token));
-    let counter = |warp: I32<'c>, expert: I32<'c>| (warp * n_experts + expert) << 2;
+impl<'p> Planner<'p> {
+    /// The counters, one for each warp and expert, lie in shared memory; `warps` is rounded to a power of two of at most 32,
+    /// and halved until they fit.
+    pub fn new(program: &'p Program, plan: &'p Plan, warps: u32, smem_limit: u32) -> Planner<'p> {
+        let n_experts = plan.n_experts as u32;
+        let mut planner = Planner { program, plan, n_experts, warps: round_warps(warps, 32) };
+        while planner.warps > 1 && planner.smem_bytes() > smem_limit.min(64 * 1024) {
+            planner.warps /= 2;
+        }
+        planner
+    }
 
-    c.range(c.thread(), warps * n_experts, threads, |i| c.store_i32(c.shared().plus(i << 2), c.i32(0)));
-    c.barrier();
+    /// Shared memory of the block.
+    pub fn smem_bytes(&self) -> u32 {
+        self.warps * self.n_experts * 4
+    }
 
-    // Whole batches of 32 slots for each warp, in order.
-    let warp = c.warp();
-    let run = n_slots.div_ceil(threads) * 32;
-    let first = warp * run;
-    let end = (first + run).min(n_slots);
-    let batch = Batch { c, ids, n_experts, counters: c.shared().plus(counter(warp, c.i32(0))), end };
-    c.range(first, end, 32, |at| {
-        let slot = batch.slot(at);
-        batch.count(&slot);
-    });
-    c.barrier();
+    /// Makes the plan. All threads of one block take part; shared memory may hold anything before and after.
+    pub fn build<'c>(&self, k: &Kernel<'c, '_>, block_threads: u32) {
+        let c = k.code;
+        let (plan, warps, n_experts) = (self.plan, self.warps, self.n_experts);
+        let threads = warps * 32;
+        let ids = k.view(plan.ids);
+        let (per_token, n_slots) = (self.program.buffer(plan.ids).cols as u32, k.n_tokens());
+        let n_slots = k.length(self.program.buffer(plan.ids).rows, n_slots) * per_token;
+        let (offsets, row_to_token) = (k.view(plan.offsets), k.view(plan.row_to_token));
+        let counter = |warp: I32<'c>, expert: I32<'c>| (warp * n_experts + expert) << 2;
 
-    // One warp turns counts into first rows, 32 experts at a time; `before` is the number of rows of earlier experts.
-    c.when(warp.eq(0), || {
-        let before = c.var(c.i32(0));
-        c.range(0, n_experts, 32, |from| {
-            let expert = from + c.lane();
-            let exists = expert.lt(n_experts);
-            let total = c.var(c.i32(0));
-            c.when(exists, || {
-                c.range(0, warps, 1, |w| {
-                    total.set(total.get() + c.load_i32(c.shared().plus(counter(w, expert))));
-                });
-            });
-            let inclusive = c.warp_prefix_sum(total.get(), c.lane());
-            let row = c.var(before.get() + inclusive - total.get());
-            c.when(exists, || {
-                c.store_i32(offsets.nth(expert), row.get());
-                c.range(0, warps, 1, |w| {
-                    let place = c.shared().plus(counter(w, expert));
-                    let count = c.load_i32(place);
-                    c.store_i32(place, row.get());
-                    row.set(row.get() + count);
-                });
-            });
-            before.set(before.get() + c.read_lane(inclusive, 31));
+        c.range(c.thread(), warps * n_experts, block_threads, |i| c.store_i32(c.shared().plus(i << 2), c.i32(0)));
+        c.barrier();
+
+        // Whole batches of 32 slots for each warp, in order.
+        let warp = c.warp();
+        let run = n_slots.div_ceil(threads) * 32;
+        let first = warp * run;
+        let end = (first + run).min(n_slots);
+        let batch = Batch { c, ids, n_experts, counters: c.shared().plus(counter(warp, c.i32(0))), end };
+        c.range(first, end, 32, |at| {
+            let slot = batch.slot(at);
+            batch.count(&slot);
         });
-        c.when(c.lane().eq(0), || c.store_i32(offsets.nth(c.i32(n_experts)), before.get()));
-        c.range(before.get() + c.lane(), n_slots, 32, |row| c.store_i32(row_to_token.nth(row), c.i32(u32::MAX)));
-    });
-    c.barrier();
+        c.barrier();
 
-    let slot_to_row = k.view(plan.slot_to_row);
-    c.range(first, end, 32, |at| {
-        let slot = batch.slot(at);
-        let row = batch.take_row(&slot);
-        c.when(slot.exists, || {
-            c.store_i32(slot_to_row.nth(slot.number), row);
-            c.when(row.is_negative().not(), || c.store_i32(row_to_token.nth(row), slot.number / per_token));
+        // One warp turns counts into first rows, 32 experts at a time; `before` is the number of rows of earlier experts.
+        c.when(warp.eq(0), || {
+            let before = c.var(c.i32(0));
+            c.range(0, n_experts, 32, |from| {
+                let expert = from + c.lane();
+                let exists = expert.lt(n_experts);
+                let total = c.var(c.i32(0));
+                c.when(exists, || {
+                    c.range(0, warps, 1, |w| {
+                        total.set(total.get() + c.load_i32(c.shared().plus(counter(w, expert))));
+                    });
+                });
+                let inclusive = c.warp_prefix_sum(total.get(), c.lane());
+                let row = c.var(before.get() + inclusive - total.get());
+                c.when(exists, || {
+                    c.store_i32(offsets.nth(expert), row.get());
+                    c.range(0, warps, 1, |w| {
+                        let place = c.shared().plus(counter(w, expert));
+                        let count = c.load_i32(place);
+                        c.store_i32(place, row.get());
+                        row.set(row.get() + count);
+                    });
+                });
+                before.set(before.get() + c.read_lane(inclusive, 31));
+            });
+            c.when(c.lane().eq(0), || c.store_i32(offsets.nth(c.i32(n_experts)), before.get()));
+            c.range(before.get() + c.lane(), n_slots, 32, |row| c.store_i32(row_to_token.nth(row), c.i32(u32::MAX)));
         });
-    });
+        c.barrier();
+
+        let slot_to_row = k.view(plan.slot_to_row);
+        c.range(first, end, 32, |at| {
+            let slot = batch.slot(at);
+            let row = batch.take_row(&slot);
+            c.when(slot.exists, || {
+                c.store_i32(slot_to_row.nth(slot.number), row);
+                c.when(row.is_negative().not(), || c.store_i32(row_to_token.nth(row), slot.number / per_token));
+            });
+        });
+    }
 }
 
 /// A warp's pass over batches of 32 slots.

@@ -50,6 +50,7 @@ pub fn run_in_order(
         Role::Input(i) => Some(inputs[i as usize].clone()),
         Role::Weight(i) => Some(params[i as usize].clone()),
         Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace => None,
+        Role::Counter => Some(Tensor::int(moec_ir::DType::I32, &[1, 1], vec![0])),
     };
     run_with(program, target, n_tokens, extra_blocks, &content, schedule)
 }

@@ -6,7 +6,7 @@ use moec_ir::graph::{GroupScore, RenormRule, RowMask};
 use moec_ir::shape::Dim;
 use moec_ir::tile::{
     Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, MapArg, Panel, Plan, Program, Role,
-    RowAccess, RowId, RowMap, RowOp, RowOpKind, RowProgram, RowStore, Schedule, Segment,
+    RowAccess, RowId, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowStore, Schedule, Segment,
 };
 use moec_ir::{Activation, DType};
 
@@ -183,6 +183,19 @@ pub fn epilogue(activation: &Activation, dtype: DType) -> Expr {
     activation.expr().compose(&(0..n).map(round).collect::<Vec<_>>())
 }
 
+/// The same program, with the plan made by the last block of the router's kernel.
+pub fn with_plan_after_route(mut program: Program) -> Program {
+    let at = program.kernels.iter().position(|k| matches!(k.body, Body::Plan(_))).expect("a plan");
+    let Body::Plan(plan) = program.kernels.remove(at).body else { panic!("a plan") };
+    let counter = BufferId(program.buffers.len() as u32);
+    let (rows, role) = (Dim::Fixed(1), Role::Counter);
+    let name = "finished".to_string();
+    program.buffers.push(Buffer { name, dtype: DType::I32, batch: 1, rows, cols: 1, pitch: 1, role });
+    let Body::Rows(rows) = &mut program.kernels[at - 1].body else { panic!("a row program before the plan") };
+    rows.plan = Some(RowPlan { plan, counter });
+    program
+}
+
 /// A whole layer: router and choice, plan, GEMM 1 with gathered rows (and the shared expert beside it), GEMM 2, combine.
 pub fn layer(l: &Layer, s: &Schedules) -> Program {
     let mut b = Builder { padding: l.padding, ..Builder::default() };
@@ -219,7 +232,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     ));
     let normal = RowId(ops.len() as u32 - 1);
     let stores = vec![RowStore { value: chosen, buffer: ids }, RowStore { value: normal, buffer: weights }];
-    b.kernel("route", Body::Rows(RowProgram { rows: t, ops, stores }), s.rows);
+    b.kernel("route", Body::Rows(RowProgram { rows: t, ops, stores, plan: None }), s.rows);
 
     let offsets = b.workspace("offsets", DType::I32, Dim::Fixed(1), e + 1);
     let slot_to_row = b.workspace("slot_to_row", DType::I32, t, l.top_k);

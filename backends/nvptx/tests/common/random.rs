@@ -49,7 +49,7 @@ pub fn tensors(program: &Program, n_tokens: u64, seed: u64) -> (Vec<Tensor>, Vec
             Role::Input(i) => inputs.push((i, make(&mut random, 1.0))),
             // Keeps sums over the columns of the order of one.
             Role::Weight(i) => weights.push((i, make(&mut random, 2.0 / (b.cols as f32).sqrt()))),
-            Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace => {}
+            Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace | Role::Counter => {}
         }
     }
     let sorted = |mut list: Vec<(u32, Tensor)>| {

@@ -105,9 +105,11 @@ impl CudaLayer {
         });
         let weights = packed.collect::<Result<_, Diagnostic>>()?;
         let staging = plan.io_sizes(manifest).into_iter().map(|n| device.allocate(n, "inputs and outputs"));
+        let mut workspace = device.allocate(plan.workspace_bytes, "workspace")?;
+        workspace.upload(&vec![0; plan.counter_bytes as usize])?;
         Ok(CudaLayer {
             weights,
-            workspace: device.allocate(plan.workspace_bytes, "workspace")?,
+            workspace,
             token_count: device.allocate(4, "the token count")?,
             stream: device.stream()?,
             staging: staging.collect::<Result<_, _>>()?,

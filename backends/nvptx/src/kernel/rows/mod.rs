@@ -9,7 +9,7 @@ mod layout;
 mod linear;
 mod steps;
 
-use super::{Design, Grid, Kernel, Registers};
+use super::{Design, Grid, Kernel, Registers, plan};
 use crate::code::{Bool, Code, F32, I32, Shared};
 use layout::Layout;
 use moec_ir::tile::{Extent, GpuLaunch, Program, RowId, RowOp, RowOpKind, RowProgram, Schedule};
@@ -24,7 +24,7 @@ const MOST_UNROLLED: u32 = 8;
 /// Most blocks of a cluster.
 const MOST_BLOCKS: u32 = 8;
 
-/// Runs the program for every row.
+/// Runs the program for every row; the block that is done last makes the plan, when there is one.
 ///
 /// # Errors
 /// `row-too-wide` when a row's values do not fit in shared memory, or there are more scores to choose from than registers.
@@ -48,15 +48,37 @@ pub fn rows<'p>(
         let what = format!("one row of scores needs {need} KiB of shared memory; the target has {have} KiB");
         Diagnostic::input("row-too-wide", what)
     })?;
+    let mut grid = Grid::tiles(rows.rows, cut.tile_m, cut.blocks.into());
+    let mut smem_bytes = cut.smem_bytes(&layout);
+    let planner = rows.plan.as_ref().map(|p| plan::Planner::new(program, &p.plan, cut.warps, smem_limit));
+    if let Some(p) = &planner {
+        // Without tokens there is a plan all the same.
+        grid.min = grid.min.max(cut.blocks.into());
+        smem_bytes = smem_bytes.max(p.smem_bytes());
+    }
     let launch = GpuLaunch {
-        grid: [Grid::tiles(rows.rows, cut.tile_m, cut.blocks.into()), Extent::fixed(1), Extent::fixed(1)],
+        grid: [grid, Extent::fixed(1), Extent::fixed(1)],
         block_threads: cut.warps * 32,
         cluster: cut.blocks,
-        dynamic_smem_bytes: cut.smem_bytes(&layout),
+        dynamic_smem_bytes: smem_bytes,
         persistent: false,
         tensor_maps: Vec::new(),
     };
-    let body = move |k: &Kernel| build(k, program, rows, &layout, &cut);
+    let body = move |k: &Kernel| {
+        let c = k.code;
+        let n_rows = k.length(rows.rows, k.n_tokens());
+        let first = (c.block_x() / cut.blocks) * cut.tile_m;
+        let (Some(planner), Some(then)) = (&planner, &rows.plan) else {
+            c.exit_if(first.ge(n_rows));
+            build(k, program, rows, &layout, &cut, (n_rows, first));
+            return;
+        };
+        // The first cluster stays without rows, too: somebody has to plan.
+        c.exit_if(first.ge(n_rows.signed_max(1)));
+        c.when(n_rows.gt(0), || build(k, program, rows, &layout, &cut, (n_rows, first)));
+        let n_blocks = n_rows.signed_max(1).div_ceil(cut.tile_m) * cut.blocks;
+        c.when_last(k.view(then.counter).base, n_blocks, c.shared(), || planner.build(k, cut.warps * 32));
+    };
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
 
@@ -112,11 +134,15 @@ impl Cut {
     }
 }
 
-fn build<'c>(k: &Kernel<'c, '_>, program: &Program, rows: &RowProgram, layout: &Layout, cut: &Cut) {
+fn build<'c>(
+    k: &Kernel<'c, '_>,
+    program: &Program,
+    rows: &RowProgram,
+    layout: &Layout,
+    cut: &Cut,
+    (n_rows, first): (I32<'c>, I32<'c>),
+) {
     let c = k.code;
-    let n_rows = k.length(rows.rows, k.n_tokens());
-    let first = (c.block_x() / cut.blocks) * cut.tile_m;
-    c.exit_if(first.ge(n_rows));
     let n_here = (n_rows - first).min(cut.tile_m);
     let rank = if cut.blocks > 1 { c.cluster_rank() } else { c.i32(0) };
     let values = c.shared().at(cut.partial_bytes);

@@ -1,0 +1,34 @@
+//! Lets the router's kernel make expert order when it is done: one launch less.
+//!
+//! A GPU's blocks count themselves, and the last one plans. On the CPU a launch costs nothing that would be worth it.
+
+use moec_ir::DType;
+use moec_ir::shape::Dim;
+use moec_ir::tile::{Body, Buffer, BufferId, Program, Role, RowPlan};
+
+/// Joins a plan to the row program right before it that stores its ids. Numeric class: exact.
+pub fn plan_after_route(program: &mut Program) {
+    let found = program.kernels.windows(2).position(|pair| match (&pair[0].body, &pair[1].body) {
+        (Body::Rows(rows), Body::Plan(plan)) => rows.plan.is_none() && rows.stores.iter().any(|s| s.buffer == plan.ids),
+        _ => false,
+    });
+    let Some(at) = found else { return };
+    let Body::Plan(plan) = program.kernels.remove(at + 1).body else { return };
+    let name = (0u32..)
+        .map(|i| if i == 0 { "finished".to_string() } else { format!("finished_{i}") })
+        .find(|name| program.buffers.iter().all(|b| b.name != *name))
+        .unwrap_or_default();
+    let counter = BufferId(program.buffers.len() as u32);
+    program.buffers.push(Buffer {
+        name,
+        dtype: DType::I32,
+        batch: 1,
+        rows: Dim::Fixed(1),
+        cols: 1,
+        pitch: 1,
+        role: Role::Counter,
+    });
+    if let Body::Rows(rows) = &mut program.kernels[at].body {
+        rows.plan = Some(RowPlan { plan, counter });
+    }
+}
