@@ -63,7 +63,44 @@ fn main() {
             trials.push(Trial::test(name, move || check(&dir, &entry, engine)));
         }
     }
+    // More cases, made by `cargo xtask conformance`.
+    if let Some(more) = std::env::var_os("MOEC_CONFORMANCE_CASES") {
+        trials.retain(|_| false);
+        trials.extend(made_cases(Path::new(&more)));
+    }
     libtest_mimic::run(&args, trials).exit();
+}
+
+/// Every recorded layer of the checkpoints in `root`; each takes its element type from its own golden input.
+fn made_cases(root: &Path) -> Vec<Trial> {
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(root)
+        .expect("the folder of cases should be readable")
+        .map(|e| e.expect("a folder should be readable").path())
+        .collect();
+    dirs.sort();
+    let mut trials = Vec::new();
+    for dir in dirs {
+        for layer in (0..4).filter(|l| dir.join(format!("golden.layer{l}.safetensors")).exists()) {
+            let dir = dir.clone();
+            let name = dir.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_string();
+            trials.push(Trial::test(format!("jit/{name}/layer{layer}"), move || {
+                let golden = Checkpoint::open(dir.join(format!("golden.layer{layer}.safetensors")));
+                let view = golden.as_ref().ok().and_then(|g| g.tensor("input").ok().flatten());
+                let view = view.ok_or("no golden input")?;
+                let f32 = view.dtype.dtype() == Some(moec_ir::DType::F32);
+                let entry = Entry {
+                    dir: name,
+                    layer,
+                    dtype: if f32 { "float32" } else { "bfloat16" }.into(),
+                    tolerance: if f32 { 1e-5 } else { 1e-2 },
+                    tight_tolerance: None,
+                    tokens: view.shape.first().map_or(0, |&n| n as usize),
+                };
+                check(&dir, &entry, Engine::Jit)
+            }));
+        }
+    }
+    trials
 }
 
 /// The recorded layers of one small checkpoint of each family.

@@ -18,6 +18,45 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     /// Tensor name to index of its shard.
     index: BTreeMap<String, usize>,
+    hints: OnceLock<Hints>,
+}
+
+/// What only the config beside the weights says about a weight format.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    /// Rows and columns of a block of FP8 weights.
+    pub block: Option<(u64, u64)>,
+    /// Columns of a group of integers.
+    pub group_size: Option<u64>,
+    /// Bits of an integer code.
+    pub bits: Option<u32>,
+    /// Variant of the packing: `gptq`, `gptq_v2`, `gemm`, …
+    pub packing: Option<String>,
+}
+
+/// The largest config that is read for hints, in bytes.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+impl Hints {
+    /// Reads the config; whatever it does not say, or says in another way, stays unknown.
+    fn read(config: &Path) -> Hints {
+        let small = std::fs::metadata(config).is_ok_and(|m| m.is_file() && m.len() <= MAX_CONFIG_BYTES);
+        let text = small.then(|| std::fs::read(config).ok()).flatten().unwrap_or_default();
+        let Ok(root) = serde_json::from_slice::<serde_json::Value>(&text) else { return Hints::default() };
+        let keys = ["quantization_config", "compression_config"];
+        let nested = ["", "text_config", "language_config", "llm_config", "thinker_config"];
+        let places = nested.iter().filter_map(|n| if n.is_empty() { Some(&root) } else { root.get(n) });
+        let Some(q) = places.flat_map(|p| keys.iter().filter_map(|k| p.get(k))).next() else { return Hints::default() };
+        let size = |v: &serde_json::Value| v.as_u64().filter(|&n| n > 0);
+        let block = q.get("weight_block_size").and_then(|b| Some((size(b.get(0)?)?, size(b.get(1)?)?)));
+        let word = |key: &str| q.get(key).and_then(|v| v.as_str()).map(str::to_lowercase);
+        Hints {
+            block,
+            group_size: q.get("group_size").and_then(size),
+            bits: q.get("bits").and_then(size).and_then(|b| u32::try_from(b).ok()),
+            packing: word("checkpoint_format").or_else(|| word("version")),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -86,7 +125,7 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
-        Ok(Checkpoint { path: path.to_path_buf(), shards, index })
+        Ok(Checkpoint { path: path.to_path_buf(), shards, index, hints: OnceLock::new() })
     }
 
     fn from_index(path: &Path, file: &Path) -> Result<Checkpoint, Diagnostic> {
@@ -113,7 +152,15 @@ impl Checkpoint {
             .map(|(tensor, shard)| (tensor.clone(), files.partition_point(|f| *f < shard)))
             .collect();
         let shards = files.iter().map(|f| Shard { path: folder.join(f), opened: OnceLock::new() }).collect();
-        Ok(Checkpoint { path: path.to_path_buf(), shards, index })
+        Ok(Checkpoint { path: path.to_path_buf(), shards, index, hints: OnceLock::new() })
+    }
+
+    /// What the `config.json` beside the weights says about their format.
+    pub fn hints(&self) -> &Hints {
+        self.hints.get_or_init(|| {
+            let folder = if self.path.is_dir() { Some(self.path.as_path()) } else { self.path.parent() };
+            folder.map_or_else(Hints::default, |f| Hints::read(&f.join("config.json")))
+        })
     }
 
     /// What was opened, for messages.

@@ -13,6 +13,7 @@ mod bundle;
 mod canonical;
 pub mod checkpoint;
 mod convert;
+pub mod integers;
 pub mod manifest;
 mod pack;
 pub mod quantised;

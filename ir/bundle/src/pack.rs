@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Source, convert_row};
+use crate::integers::{self, Integers};
 use crate::quantised::{self, Quantised};
 use crate::strided::{Row, Strided};
 use half::{bf16, f16};
@@ -161,11 +162,31 @@ enum Elements<'a> {
     Plain(DType, &'a [u8]),
     /// Codes and scales of floats.
     Quantised(Arc<Quantised<'a>>),
+    /// Integers with zero points.
+    Integers(Arc<Integers<'a>>),
 }
 
 /// Finds the tensors of a parameter and checks that they have its shape: one piece, or one for each expert.
+///
+/// Layouts may share names and differ in shape only; of those that are there, the first that fits counts.
 fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a>>, Diagnostic> {
-    let source = choose(checkpoint, &param.source).ok_or_else(|| missing(checkpoint, param))?;
+    let mut there = Vec::new();
+    existing(checkpoint, &param.source, &mut there);
+    let mut error = None;
+    for source in there {
+        match resolve_one(checkpoint, param, source) {
+            Ok(pieces) => return Ok(pieces),
+            Err(d) => error = error.or(Some(d)),
+        }
+    }
+    Err(error.unwrap_or_else(|| missing(checkpoint, param)))
+}
+
+fn resolve_one<'a>(
+    checkpoint: &'a Checkpoint,
+    param: &Param,
+    source: &WeightSource,
+) -> Result<Vec<Piece<'a>>, Diagnostic> {
     let want = fixed_shape(param).unwrap_or_default();
     match source {
         WeightSource::Tensor { names, steps } => {
@@ -190,14 +211,17 @@ fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a
     }
 }
 
-/// The first source, depth first, that has tensors in the checkpoint.
-fn choose<'s>(checkpoint: &Checkpoint, source: &'s WeightSource) -> Option<&'s WeightSource> {
+/// The sources, depth first, that have tensors in the checkpoint.
+fn existing<'s>(checkpoint: &Checkpoint, source: &'s WeightSource, out: &mut Vec<&'s WeightSource>) {
     match source {
-        WeightSource::Tensor { names, .. } => {
-            names.iter().any(|n| quantised::contains(checkpoint, n)).then_some(source)
+        WeightSource::Tensor { names, .. } if names.iter().any(|n| quantised::contains(checkpoint, n)) => {
+            out.push(source);
         }
-        WeightSource::PerExpert { names, first, .. } => template(checkpoint, names, *first).map(|_| source),
-        WeightSource::FirstOf(list) => list.iter().find_map(|s| choose(checkpoint, s)),
+        WeightSource::PerExpert { names, first, .. } if template(checkpoint, names, *first).is_some() => {
+            out.push(source)
+        }
+        WeightSource::Tensor { .. } | WeightSource::PerExpert { .. } => {}
+        WeightSource::FirstOf(list) => list.iter().for_each(|s| existing(checkpoint, s, out)),
     }
 }
 
@@ -212,8 +236,15 @@ fn piece<'a>(
     steps: &[WeightStep],
     want: &[u64],
 ) -> Result<Piece<'a>, Diagnostic> {
-    let codes = if param.ty.dtype.is_float() { quantised::find(checkpoint, name)? } else { None };
+    let is_float = param.ty.dtype.is_float();
+    let integers = if is_float { integers::find(checkpoint, name)? } else { None };
+    let codes = if is_float && integers.is_none() { quantised::find(checkpoint, name)? } else { None };
     let (mut view, stored, file, elements) = match codes {
+        None if let Some(q) = integers => {
+            let view = Strided::dense(&[q.n, q.k]);
+            let stored = format!("integers {:?}", view.shape());
+            (view, stored, checkpoint.path(), Elements::Integers(Arc::new(q)))
+        }
         Some(q) => {
             let mut view = Strided::dense(&q.shape());
             if q.transposed {
@@ -308,7 +339,8 @@ fn fill<'a>(
                 let out = &mut chunk[at + c as usize * width..at + (c + step) as usize * width];
                 match elements {
                     Elements::Plain(from, data) => copy(row, *from, data, c, layout, out)?,
-                    Elements::Quantised(q) => dequantise(row, q, c, layout, out),
+                    Elements::Quantised(q) => dequantise(row, |at, step, v| q.read(at, step, v), c, layout, out),
+                    Elements::Integers(q) => dequantise(row, |at, step, v| q.read(at, step, v), c, layout, out),
                 }
             }
             c += step;
@@ -362,13 +394,11 @@ fn copy(row: &Row<'_>, from: DType, data: &[u8], c: u64, layout: &Layout, out: &
 }
 
 /// Dequantises columns `c..` of a row, as many as `out` has room for.
-fn dequantise(row: &Row<'_>, q: &Quantised<'_>, c: u64, layout: &Layout, out: &mut [u8]) {
+fn dequantise(row: &Row<'_>, read: impl Fn(u64, u64, &mut [f32]), c: u64, layout: &Layout, out: &mut [u8]) {
     let mut values = vec![0.0; out.len() / layout.dtype.bytes()];
     match row.affine() {
-        Some((start, stride)) => q.read(start + c * stride, stride, &mut values),
-        None => {
-            values.iter_mut().enumerate().for_each(|(i, v)| q.read(row.at(c + i as u64), 1, std::slice::from_mut(v)))
-        }
+        Some((start, stride)) => read(start + c * stride, stride, &mut values),
+        None => values.iter_mut().enumerate().for_each(|(i, v)| read(row.at(c + i as u64), 1, std::slice::from_mut(v))),
     }
     convert(layout.dtype, out, layout.through, |i| values[i]);
 }
@@ -410,12 +440,6 @@ fn missing(checkpoint: &Checkpoint, param: &Param) -> Diagnostic {
         format!("`{}` has no tensor for the weight `{}`, {}", checkpoint.path().display(), param.name, param.ty),
     )
     .note(format!("looked for {}", tried.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")));
-    let awq = |n: &String| checkpoint.contains(&(n.strip_suffix(".weight").unwrap_or(n).to_string() + ".qweight"));
-    if tried.iter().any(awq) {
-        return d
-            .note("the checkpoint has it in the packing of AWQ or GPTQ, which is not read")
-            .help("give a bfloat16 checkpoint, or one in FP8, MXFP4, NVFP4 or INT4 of compressed-tensors");
-    }
     if let Some(near) = tried.first().and_then(|n| checkpoint.nearest(n)) {
         d = d.note(format!("the most similar name there is `{near}`"));
     }

@@ -5,8 +5,8 @@
 //!
 //! | codes | scales | global scale | format |
 //! |---|---|---|---|
-//! | `N` F8_E4M3 / F8_E5M2 | `N_scale_inv`, or DeepSeek's `stem.scale` | | FP8, blocks of 128×128, ragged edges cut short |
-//! | `N` F8_E4M3 / F8_E5M2 | `N_scale`, or Mistral's `stem.qscale_weight` | | FP8 per tensor, or per channel |
+//! | `N` F8_E4M3 / F8_E5M2 | `N_scale_inv`, `N_scale`, DeepSeek's `stem.scale` or Mistral's `stem.qscale_weight` | | FP8 per tensor, per channel, or in blocks: those of the config, else 128×128; ragged edges cut short |
+//! | `N` F8_E4M3 | `N_scale` e8m0 `[.., N, K/32]` | | MXFP8 |
 //! | `N` U8 `[.., N, K/2]` | `N_scale` F8_E4M3 | `N_scale_2`, multiplied | NVFP4 of ModelOpt |
 //! | `N_packed` U8 | `N_scale` F8_E4M3 | `N_global_scale`, divided by | NVFP4 of compressed-tensors |
 //! | `N_packed` U8 | `N_scale` U8 | | MXFP4 of compressed-tensors |
@@ -14,7 +14,7 @@
 //! | `N_blocks` U8 `[.., N, K/32, 16]` | `N_scales` U8 | | MXFP4 of gpt-oss; the float tensor is the transpose `[.., K, N]` |
 //! | `N_packed` I32 `[.., N, K/8]` | `N_scale` | | INT4 of compressed-tensors, symmetric |
 //!
-//! `stem` is `N` without `.weight`.
+//! `stem` is `N` without `.weight`. Integers with zero points, GPTQ and AWQ are in [`crate::integers`].
 
 use crate::checkpoint::Checkpoint;
 use crate::safetensors::{StoredType, TensorView};
@@ -52,7 +52,9 @@ fn code_names(name: &str) -> [String; 2] {
 
 /// Whether the checkpoint has `name`, as it is or quantised.
 pub fn contains(checkpoint: &Checkpoint, name: &str) -> bool {
-    checkpoint.contains(name) || code_names(name).iter().any(|n| checkpoint.contains(n))
+    checkpoint.contains(name)
+        || code_names(name).iter().any(|n| checkpoint.contains(n))
+        || crate::integers::contains(checkpoint, name)
 }
 
 /// The quantised tensor that stands for the float tensor `name`; `None` when `name` is stored as it is, or not at all.
@@ -83,9 +85,13 @@ pub fn find<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<Option<Quantis
             format!("{stem}.qscale_weight"),
         ];
         let (scale_name, scales) = scale(&names)?.ok_or_else(|| scale_missing(name, &codes, &names))?;
-        let blocks = scale_name.ends_with("_scale_inv") || scale_name.ends_with(".scale");
+        scaled_inputs(checkpoint, stem)?;
         let global = checkpoint.tensor(&format!("{name}_scale_2"))?.map(|g| (g, false));
-        let wanted = if blocks && code != Code::E2M1 { Blocks::Fp8 } else { Blocks::ByShape };
+        let blocks_only = scale_name.ends_with("_scale_inv") || scale_name.ends_with(".scale");
+        let wanted = match code {
+            Code::E2M1 => Blocks::ByShape,
+            _ => Blocks::Fp8 { hint: checkpoint.hints().block, blocks_only },
+        };
         return Quantised::new(name, code, codes, (&scale_name, scales), global, wanted).map(Some);
     }
     if let Some(codes) = checkpoint.tensor(&format!("{name}_blocks"))? {
@@ -110,8 +116,13 @@ pub fn find<'a>(checkpoint: &'a Checkpoint, name: &str) -> Result<Option<Quantis
 /// How the size of a block is known.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Blocks {
-    /// 128 × 128, the last ones cut short.
-    Fp8,
+    /// The blocks of the config, or 128 × 128, the last ones cut short; or by shape.
+    Fp8 {
+        /// The blocks of the config.
+        hint: Option<(u64, u64)>,
+        /// The name of the scales says that there are blocks: a grid of one is not one scale for all.
+        blocks_only: bool,
+    },
     /// From the shape of the scales: one for all, one a row, or equal groups along K.
     ByShape,
     /// Groups of 32 that are an axis of the codes.
@@ -163,11 +174,23 @@ impl<'a> Quantised<'a> {
             StoredType::U8 | StoredType::F8_E8M0 => ScaleCode::E8M0,
             _ => return Err(mismatch("scales are F32, BF16, F16, F8_E4M3, or e8m0 bytes".into())),
         };
+        if code == Code::E2M1 && !matches!(scale, ScaleCode::E4M3 | ScaleCode::E8M0) {
+            return Err(mismatch("scales of FP4 are F8_E4M3 or e8m0 bytes".into()));
+        }
         let count = scales.shape.iter().try_fold(1u64, |a, &b| a.checked_mul(b)).unwrap_or(u64::MAX);
+        // Rows and columns of the grid of one matrix, where the scales have such axes.
+        let grid = match scales.shape {
+            [.., rows, cols] => Some((*rows, *cols)),
+            _ => None,
+        };
         let (block_rows, block_cols) = match blocks {
-            Blocks::Fp8 => (FP8_BLOCK, FP8_BLOCK),
             Blocks::GptOss => (1, 32),
-            Blocks::ByShape => block_of(count, matrices, n, k)
+            Blocks::Fp8 { hint, blocks_only } => fp8_block(hint, scale, grid, (n, k))
+                .or_else(|| block_of(scale, count, matrices, n, k).filter(|_| !(blocks_only && grid == Some((1, 1)))))
+                .ok_or_else(|| {
+                    mismatch("one scale for all, one for each row, or one for each block of 128 × 128".into())
+                })?,
+            Blocks::ByShape => block_of(scale, count, matrices, n, k)
                 .ok_or_else(|| mismatch("one scale for all, one for each row, or equal groups along K".into()))?,
         };
         let format = QuantFormat { code, scale, block_rows, block_cols };
@@ -244,17 +267,53 @@ impl<'a> Quantised<'a> {
     }
 }
 
+/// The block of FP8 weights whose grid of scales is `grid`: the config's, the usual one, or another that is in use.
+fn fp8_block(
+    hint: Option<(u64, u64)>,
+    scale: ScaleCode,
+    grid: Option<(u64, u64)>,
+    (n, k): (u64, u64),
+) -> Option<(u64, u64)> {
+    let (rows, cols) = grid?;
+    let fits = |&(r, c): &(u64, u64)| n.div_ceil(r) == rows && k.div_ceil(c) == cols;
+    // Powers of two with one scale for every 32 columns are MXFP8.
+    let mx = (scale == ScaleCode::E8M0).then_some((1, 32));
+    let usual = [(FP8_BLOCK, FP8_BLOCK), (1, FP8_BLOCK), (64, 64), (32, 32), (1, 32)];
+    hint.into_iter().chain(mx).chain(usual).find(fits)
+}
+
 /// Rows and columns of a block from the number of scales.
-fn block_of(count: u64, matrices: u64, n: u64, k: u64) -> Option<(u64, u64)> {
+fn block_of(scale: ScaleCode, count: u64, matrices: u64, n: u64, k: u64) -> Option<(u64, u64)> {
     if count == matrices {
         return Some((0, 0));
     }
     let rows = matrices.checked_mul(n).filter(|&r| r > 0)?;
     let per_row = count.checked_div(rows).filter(|&c| c > 0 && c.checked_mul(rows) == Some(count))?;
+    // The formats of these scales have groups of a fixed size, of which the last may be cut short.
+    let usual = match scale {
+        ScaleCode::E8M0 => 32,
+        ScaleCode::E4M3 => 16,
+        ScaleCode::F32 | ScaleCode::BF16 | ScaleCode::F16 => 0,
+    };
     match per_row {
+        _ if usual > 0 && k.div_ceil(usual) == per_row => Some((1, usual)),
         1 => Some((1, 0)),
         _ => k.is_multiple_of(per_row).then_some((1, k / per_row)),
     }
+}
+
+/// Refuses weights that were scaled together with the layer's input (AWQ inside ModelOpt): the input is not scaled here.
+fn scaled_inputs(checkpoint: &Checkpoint, stem: &str) -> Result<(), Diagnostic> {
+    let name = format!("{stem}.pre_quant_scale");
+    if !checkpoint.contains(&name) {
+        return Ok(());
+    }
+    Err(Diagnostic::input(
+        "quantised-checkpoint",
+        format!("`{name}` in `{}` scales the input of a product, which moec does not do", checkpoint.path().display()),
+    )
+    .note("the weights were divided by this scale when they were quantised; without it the result would be wrong")
+    .help("give a checkpoint that was quantised without scales on the channels of activations"))
 }
 
 fn scale_missing(name: &str, codes: &TensorView<'_>, names: &[String]) -> Diagnostic {

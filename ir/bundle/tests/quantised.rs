@@ -182,5 +182,92 @@ fn scales_that_are_missing_or_do_not_fit_are_refused() {
     assert_eq!(code(&[200, 3], "b.weight"), "quantised-scale-mismatch");
     assert_eq!(code(&[2, 16], "c.weight"), "quantised-scale-mismatch");
     assert_eq!(code(&[2, 16], "d"), "quantised-scale-mismatch");
-    assert_eq!(code(&[8, 16], "e.weight"), "tensor-missing");
+    assert_eq!(code(&[8, 16], "e.weight"), "quantised-scale-missing");
+}
+
+#[test]
+fn gptq_codes_lie_along_columns_and_zero_points_are_stored_less_one() {
+    // k = 8, n = 8, two groups of four: code of (row, col) is (row + col) & 15; zero points are 0 (stored as 15) and 3.
+    let word = |f: &dyn Fn(u32) -> u32| (0..8).map(|i| f(i) << (4 * i)).sum::<u32>();
+    let codes: Vec<u8> = (0..8).flat_map(|n| word(&|k| (n + k) & 15).to_le_bytes()).collect();
+    let zeros: Vec<u8> = [word(&|_| 15), word(&|_| 2)].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let scales: Vec<u8> = (0..16).flat_map(|i| half::f16::from_f32(1.0 + i as f32).to_le_bytes()).collect();
+    let groups: Vec<u8> = [1i32, 0, 1, 0, 1, 0, 1, 0].iter().flat_map(|g| g.to_le_bytes()).collect();
+    let (_dir, c) = checkpoint(&[
+        ("m.qweight", "I32", &[1, 8], codes.clone()),
+        ("m.qzeros", "I32", &[2, 1], zeros.clone()),
+        ("m.scales", "F16", &[2, 8], scales.clone()),
+        ("m.g_idx", "I32", &[8], groups),
+    ]);
+    let got = read_as(&c, &[8, 8], WeightSource::tensor("m.weight")).expect("pack");
+    for (i, v) in got.iter().enumerate() {
+        let (n, k) = (i / 8, i % 8);
+        let group = 1 - k % 2;
+        let want = (((n + k) & 15) as f32 - [0.0, 3.0][group]) * (1.0 + (8 * group + n) as f32);
+        assert_eq!(*v, want, "{n}, {k}");
+    }
+    let outside: Vec<u8> = [2i32; 8].iter().flat_map(|g| g.to_le_bytes()).collect();
+    let (_dir, c) = checkpoint(&[
+        ("m.qweight", "I32", &[1, 8], codes),
+        ("m.qzeros", "I32", &[2, 1], zeros),
+        ("m.scales", "F16", &[2, 8], scales),
+        ("m.g_idx", "I32", &[8], outside),
+    ]);
+    let d = read_as(&c, &[8, 8], WeightSource::tensor("m.weight")).expect_err("a group that does not exist");
+    assert_eq!(d.code, "quantised-scale-mismatch");
+}
+
+#[test]
+fn awq_words_hold_every_other_column_first() {
+    // One word holds eight output columns; place i holds column [0, 2, 4, 6, 1, 3, 5, 7][i].
+    let order = [0u32, 2, 4, 6, 1, 3, 5, 7];
+    let word = |f: &dyn Fn(u32) -> u32| (0..8).map(|i| f(order[i as usize]) << (4 * i)).sum::<u32>();
+    let codes: Vec<u8> = (0..4).flat_map(|k| word(&|n| (n + 2 * k) & 15).to_le_bytes()).collect();
+    let (_dir, c) = checkpoint(&[
+        ("m.qweight", "I32", &[4, 1], codes),
+        ("m.qzeros", "I32", &[1, 1], word(&|n| n).to_le_bytes().to_vec()),
+        ("m.scales", "F16", &[1, 8], [0, 0x3c].repeat(8)),
+    ]);
+    let got = read_as(&c, &[8, 4], WeightSource::tensor("m.weight")).expect("pack");
+    for (i, v) in got.iter().enumerate() {
+        let (n, k) = (i as i32 / 4, i as i32 % 4);
+        assert_eq!(*v, (((n + 2 * k) & 15) - n) as f32, "{n}, {k}");
+    }
+}
+
+#[test]
+fn blocks_of_other_sizes_are_told_by_the_grid_of_their_scales() {
+    let codes = bytes(64 * 64, 9);
+    let scales = [1.0f32, 2.0, 4.0, 8.0];
+    let (_dir, c) = checkpoint(&[
+        ("m.weight", "F8_E4M3", &[64, 64], codes.clone()),
+        ("m.weight_scale_inv", "F32", &[2, 2], floats(&scales)),
+        ("mx.weight", "F8_E4M3", &[2, 40], codes[..80].to_vec()),
+        ("mx.weight_scale", "U8", &[2, 2], vec![127, 128, 126, 127]),
+    ]);
+    let got = read_as(&c, &[64, 64], WeightSource::tensor("m.weight")).expect("blocks of 32");
+    assert!((0..64 * 64).all(|i| got[i] == e4m3(codes[i]) * scales[i / 64 / 32 * 2 + i % 64 / 32]));
+    let got = read_as(&c, &[2, 40], WeightSource::tensor("mx.weight")).expect("a group that is cut short");
+    assert!((0..80).all(|i| got[i] == e4m3(codes[i]) * [1.0, 2.0, 0.5, 1.0][i / 40 * 2 + i % 40 / 32]));
+}
+
+#[test]
+fn weights_that_need_a_scaled_input_are_refused() {
+    let (_dir, c) = checkpoint(&[
+        ("m.weight", "F8_E4M3", &[2, 3], bytes(6, 2)),
+        ("m.weight_scale", "F32", &[], floats(&[1.0])),
+        ("m.pre_quant_scale", "F32", &[3], floats(&[1.0; 3])),
+    ]);
+    let d = read_as(&c, &[2, 3], WeightSource::tensor("m.weight")).expect_err("scaled inputs");
+    assert_eq!(d.code, "quantised-checkpoint");
+}
+
+#[test]
+fn of_two_layouts_under_one_name_the_one_that_fits_is_read() {
+    let values: Vec<f32> = (0..6).map(|v| v as f32).collect();
+    let (_dir, c) = checkpoint(&[("m", "F32", &[3, 2], floats(&values))]);
+    let turned = WeightSource::Tensor { names: vec!["m".into()], steps: vec![WeightStep::Transpose] };
+    let either = || WeightSource::FirstOf(vec![turned.clone(), WeightSource::tensor("m")]);
+    assert_eq!(read_as(&c, &[2, 3], either()).expect("transposed"), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
+    assert_eq!(read_as(&c, &[3, 2], either()).expect("as it is"), values);
 }

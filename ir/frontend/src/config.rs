@@ -55,10 +55,22 @@ impl Layer {
     /// Whether the checkpoint's weights can be read as the graph's parameters.
     ///
     /// # Errors
-    /// `quantised-checkpoint` when they are stored in a format that is not read (AWQ, GPTQ, …).
+    /// `quantised-checkpoint` when they are stored in a format that is not read (bitsandbytes, AQLM, …).
     pub fn loadable(&self) -> Result<(), Diagnostic> {
         // Formats whose tensors the checkpoint reader dequantises.
-        const READ: [&str; 6] = ["fp8", "mxfp4", "nvfp4", "compressed-tensors", "modelopt", "pack-quantized"];
+        const READ: [&str; 11] = [
+            "fp8",
+            "mxfp4",
+            "mxfp8",
+            "nvfp4",
+            "compressed-tensors",
+            "modelopt",
+            "pack-quantized",
+            "gptq",
+            "awq",
+            "auto-round",
+            "int-quantized",
+        ];
         let Some(q) = &self.quantization else { return Ok(()) };
         let lower = q.to_lowercase();
         if READ.iter().any(|f| lower.contains(f)) {
@@ -72,7 +84,9 @@ impl Layer {
             ),
         )
         .note("the layer compiles as a float layer, but this checkpoint cannot be loaded into it")
-        .help("use a float checkpoint, or one in FP8, MXFP4, NVFP4 or INT4 of compressed-tensors"))
+        .help(
+            "use a float checkpoint, or one in FP8, MXFP4, MXFP8, NVFP4, GPTQ, AWQ or integers of compressed-tensors",
+        ))
     }
 }
 

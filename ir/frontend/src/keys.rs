@@ -3,6 +3,7 @@
 //! A getter never fails: it records a diagnostic and gives a harmless value instead, so that a family's function is a
 //! plain list of what it reads, and the user sees all mistakes at once. [`Keys::finish`] turns records into an error.
 
+use crate::families::defaults::{Value, default_of};
 use crate::json::{Json, Object};
 use moec_ir::diag::Diagnostic;
 use moec_ir::{Activation, DType};
@@ -121,6 +122,14 @@ impl Keys {
         names.iter().find_map(|n| self.text.get(n))
     }
 
+    /// What the family's own code assumes where none of `names` is in the config. A key that is null is in it.
+    fn assumed(&self, names: &[&str]) -> Option<Value> {
+        if names.iter().any(|n| self.text.get_or_null(n).is_some()) {
+            return None;
+        }
+        names.iter().find_map(|n| default_of(&self.model_type, n))
+    }
+
     fn read<T>(&self, result: Result<T, Diagnostic>, fallback: T) -> T {
         result.unwrap_or_else(|d| {
             self.problem(d);
@@ -140,8 +149,11 @@ impl Keys {
         self.required(names, 1, |v| v.whole(1..=most))
     }
 
-    /// A size from 0 to `most`; `default` when it is absent or null.
+    /// A size from 0 to `most`; when it is absent, what the family assumes, else `default`.
     pub fn size_or(&self, names: &[&str], default: u64, most: u64) -> u64 {
+        if let Some(Value::Whole(n)) = self.assumed(names) {
+            return n;
+        }
         self.get(names).map_or(default, |v| self.read(v.whole(0..=most), default))
     }
 
@@ -159,8 +171,13 @@ impl Keys {
         self.get(names).map_or(default, |v| self.read(read(v), default))
     }
 
-    /// A number; `default` when it is absent or null.
+    /// A number; when it is absent, what the family assumes, else `default`.
     pub fn real_or(&self, names: &[&str], default: f32) -> f32 {
+        match self.assumed(names) {
+            Some(Value::Real(x)) => return x,
+            Some(Value::Whole(n)) => return n as f32,
+            Some(Value::Flag(_) | Value::Word(_)) | None => {}
+        }
         self.get(names).map_or(default, |v| self.read(v.real().map(|x| x as f32), default))
     }
 
@@ -173,13 +190,24 @@ impl Keys {
         self.get(names).map_or(default, |v| self.read(read(v), default))
     }
 
-    /// A switch; `default` when it is absent or null.
+    /// A switch; when it is absent, what the family assumes, else `default`.
     pub fn flag_or(&self, name: &str, default: bool) -> bool {
-        self.text.get(name).map_or(default, |v| self.read(v.flag(), default))
+        self.flag_of(&[name], default)
     }
 
-    /// A word; `default` when it is absent or null.
+    /// A switch under the first of `names` that is present; else as [`Keys::flag_or`].
+    pub fn flag_of(&self, names: &[&str], default: bool) -> bool {
+        if let Some(Value::Flag(on)) = self.assumed(names) {
+            return on;
+        }
+        self.get(names).map_or(default, |v| self.read(v.flag(), default))
+    }
+
+    /// A word; when it is absent, what the family assumes, else `default`.
     pub fn word_or(&self, name: &str, default: &str) -> String {
+        if let Some(Value::Word(word)) = self.assumed(&[name]) {
+            return word.to_string();
+        }
         self.text.get(name).map_or(default.to_string(), |v| self.read(v.string(), default.to_string()))
     }
 

@@ -355,12 +355,12 @@ fn quantised_checkpoints_load_where_their_format_is_read() {
         assert_eq!(layer.quantization.as_deref(), Some(format), "{name}");
         assert_eq!(layer.loadable(), Ok(()), "{name}");
     }
-    let awq = std::fs::read_to_string(path("qwen3-30b-a3b")).unwrap().replacen(
+    let aqlm = std::fs::read_to_string(path("qwen3-30b-a3b")).unwrap().replacen(
         '{',
-        r#"{ "quantization_config": { "quant_method": "awq", "bits": 4 },"#,
+        r#"{ "quantization_config": { "quant_method": "aqlm", "bits": 2 },"#,
         1,
     );
-    let layer = ModelConfig::from_text("config.json", awq).unwrap().layer(None, &LayerOptions::default()).unwrap();
+    let layer = ModelConfig::from_text("config.json", aqlm).unwrap().layer(None, &LayerOptions::default()).unwrap();
     assert_eq!(layer.loadable().unwrap_err().code, "quantised-checkpoint");
     assert_eq!(open("qwen3-30b-a3b").layer(None, &LayerOptions::default()).unwrap().loadable(), Ok(()));
 }

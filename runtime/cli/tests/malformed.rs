@@ -164,7 +164,7 @@ const LIST: &[Malformed] = &[
         code: "quantised-checkpoint",
         make: |d| {
             checkpoint(d, |_| {});
-            edit(&d.join("m/config.json"), |c| c["quantization_config"] = json!({ "quant_method": "awq", "bits": 4 }));
+            edit(&d.join("m/config.json"), |c| c["quantization_config"] = json!({ "quant_method": "aqlm", "bits": 2 }));
         },
     },
     Malformed {

@@ -2,10 +2,12 @@
 //!
 //! * `test` — everything that has to be green, with ptxas fetched first and a table of what ran at the end.
 //! * `gpu-pack` — a self-contained folder for a GPU machine.
+//! * `conformance` — many small checkpoints of every family, made by transformers, against moec.
 //! * `bench` — the benchmarks behind the figures of the README.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
 
 mod bench;
+mod conformance;
 mod gpu_pack;
 mod places;
 mod report;
@@ -27,6 +29,8 @@ enum Command {
     Test(test::Options),
     /// Write a folder that checks and times every kernel on a GPU machine without Rust.
     GpuPack(gpu_pack::Options),
+    /// Make many small checkpoints of every family with transformers, and check moec against them.
+    Conformance(conformance::Options),
     /// Run the benchmarks and print their figures.
     Bench(bench::Options),
 }
@@ -35,6 +39,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Test(options) => test::run(&options),
         Command::GpuPack(options) => gpu_pack::run(&options),
+        Command::Conformance(options) => conformance::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match done {

@@ -82,7 +82,7 @@ pub(super) fn v3_with(c: &Keys, layer: u32, parts: &Parts, activation: Activatio
     let mut router = Router::new(names.tensor(&[parts.gate]), Score::Sigmoid);
     router.selection_bias = Some(names.vector(&[parts.bias], n_experts));
     router.groups = groups(c, RowMask::NegInf);
-    let renormalise = c.flag_or("norm_topk_prob", c.flag_or("moe_renormalize", parts.renormalises));
+    let renormalise = c.flag_of(&["norm_topk_prob", "moe_renormalize"], parts.renormalises);
     router.renorm = renormalise.then_some(RenormRule::Sum { eps: Real(1e-20) });
     router.scale = c.real_or(&["routed_scaling_factor"], 1.0);
     let (stem, matrices) = parts.experts;

@@ -24,7 +24,7 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let kinds = c.text.get("mlp_layer_types").and_then(|v| v.list().ok());
     let is_hash = match &kinds {
         Some(kinds) => kinds.get(layer as usize).map(Json::string) == Some(Ok("hash_moe".to_string())),
-        None => u64::from(layer) < c.size_or(&["num_hash_layers"], 0, MAX_LAYERS),
+        None => u64::from(layer) < c.size_or(&["num_hash_layers"], 3, MAX_LAYERS),
     };
     let n_experts = c.size(&["n_routed_experts", "num_local_experts"], MAX_EXPERTS);
     let ffn = c.size(&["moe_intermediate_size"], MAX_WIDTH);
@@ -46,8 +46,7 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let experts = names.experts("ffn.experts", W1_W3_W2, n_experts, ffn, activation.clone());
     let top_k = c.size(&["num_experts_per_tok"], MAX_EXPERTS);
     let mut spec = MoeSpec::new(c.hidden(), n_experts, top_k, router, experts);
-    let count = c.size_or(&["n_shared_experts"], 0, 1024);
-    let shared = names.mlp("ffn.shared_experts", W1_W3_W2, count * ffn, activation);
-    spec.shared = (count > 0).then_some(shared);
+    // One shared expert, whatever their number says, as in the published code.
+    spec.shared = Some(names.mlp("ffn.shared_experts", W1_W3_W2, ffn, activation));
     spec
 }

@@ -3,6 +3,7 @@
 mod deepseek_v2;
 mod deepseek_v3;
 mod deepseek_v4;
+pub mod defaults;
 mod ernie;
 mod gemma4;
 mod gpt_oss;

@@ -118,7 +118,8 @@ pub(super) const DOTS3: Family = Family {
     spec: |c, layer| {
         let mut spec = v3(c, layer, &PARTS);
         if let Some(shared) = &mut spec.shared {
-            shared.ffn = c.size_or(&["shared_experts_intermediate_size"], shared.ffn, MAX_WIDTH).max(1);
+            let (count, one) = (c.size_or(super::SHARED, 1, 1024), spec.experts.ffn);
+            shared.ffn = (c.size_or(&["shared_experts_intermediate_size"], one, MAX_WIDTH) * count).max(1);
         }
         spec
     },
@@ -337,6 +338,10 @@ fn always_renormalised(spec: &mut MoeSpec, eps: f32) {
 /// SwiGLU whose arguments are clamped at `swiglu_limit`, when there is a limit.
 pub(super) fn clamped_before(c: &Keys) -> Activation {
     match c.real_or(&["swiglu_limit"], 0.0) {
+        limit if limit > 0.0 && c.gated_activation("hidden_act") != Activation::SwiGlu => {
+            c.refuse(Missing::Activation, "clamped arguments with another activation than silu", Some("hidden_act"));
+            Activation::SwiGlu
+        }
         limit if limit > 0.0 => Activation::SwiGluClampBefore { limit: Real(limit) },
         _ => c.gated_activation("hidden_act"),
     }

@@ -1,0 +1,692 @@
+//! What the config classes of transformers 5.23.0 assume where a config leaves a key out.
+//!
+//! Written by `tests/conformance/class_defaults.py`. Keys without a value of their own (null) are not listed.
+
+/// A default value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Value {
+    /// A whole number, not negative.
+    Whole(u64),
+    /// A number.
+    Real(f32),
+    /// A switch.
+    Flag(bool),
+    /// A word.
+    Word(&'static str),
+}
+use Value::{Flag, Real, Whole, Word};
+
+/// The default of `key` for a model type.
+pub fn default_of(model_type: &str, key: &str) -> Option<Value> {
+    let i = DEFAULTS.binary_search_by_key(&model_type, |d| d.0).ok()?;
+    let keys = DEFAULTS[i].1;
+    keys.binary_search_by_key(&key, |d| d.0).ok().map(|k| keys[k].1)
+}
+
+/// Model types, sorted, each with its keys, sorted.
+const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
+    (
+        "afmoe",
+        &[
+            ("hidden_act", Word("silu")),
+            ("num_dense_layers", Whole(1)),
+            ("num_shared_experts", Whole(2)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("route_scale", Real(1.0)),
+        ],
+    ),
+    ("aria_text", &[("hidden_act", Word("silu")), ("moe_num_shared_experts", Whole(2)), ("rms_norm_eps", Real(1e-06))]),
+    (
+        "axk1",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(8)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(4)),
+        ],
+    ),
+    (
+        "axk2",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+        ],
+    ),
+    (
+        "bailing_hybrid",
+        &[
+            ("first_k_dense_replace", Whole(2)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(8)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(4)),
+        ],
+    ),
+    (
+        "beam",
+        &[
+            ("first_k_dense_replace", Whole(3)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(8)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(4)),
+        ],
+    ),
+    (
+        "cohere2_moe",
+        &[
+            ("expert_selection_fn", Word("softmax")),
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(true)),
+            ("num_shared_experts", Whole(0)),
+            ("shared_expert_combination_strategy", Word("average")),
+        ],
+    ),
+    ("dbrx", &[]),
+    (
+        "deepseek_v2",
+        &[
+            ("first_k_dense_replace", Whole(0)),
+            ("hidden_act", Word("silu")),
+            ("n_shared_experts", Whole(2)),
+            ("norm_topk_prob", Flag(false)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_method", Word("greedy")),
+        ],
+    ),
+    (
+        "deepseek_v3",
+        &[
+            ("first_k_dense_replace", Whole(3)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(8)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(4)),
+        ],
+    ),
+    (
+        "deepseek_v32",
+        &[
+            ("first_k_dense_replace", Whole(3)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(8)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(4)),
+        ],
+    ),
+    (
+        "deepseek_v4",
+        &[
+            ("hidden_act", Word("silu")),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(1.5)),
+            ("router_jitter_noise", Real(0.0)),
+            ("scoring_func", Word("sqrtsoftplus")),
+            ("swiglu_limit", Real(10.0)),
+        ],
+    ),
+    ("doge", &[("hidden_act", Word("silu")), ("norm_topk_prob", Flag(false)), ("rms_norm_eps", Real(1e-06))]),
+    (
+        "dots1",
+        &[
+            ("first_k_dense_replace", Whole(0)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("norm_topk_prob", Flag(false)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "dots3_note_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("shared_experts_intermediate_size", Whole(1536)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "ernie4_5_moe",
+        &[
+            ("hidden_act", Word("silu")),
+            ("moe_layer_interval", Whole(1)),
+            ("moe_layer_start_index", Whole(1)),
+            ("moe_norm_min", Real(1e-12)),
+            ("moe_num_shared_experts", Whole(2)),
+            ("rms_norm_eps", Real(1e-05)),
+        ],
+    ),
+    (
+        "ernie4_5_vl_moe",
+        &[
+            ("hidden_act", Word("silu")),
+            ("moe_norm_min", Real(1e-12)),
+            ("moe_num_shared_experts", Whole(2)),
+            ("rms_norm_eps", Real(1e-05)),
+        ],
+    ),
+    (
+        "ernie4_5_vl_moe_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("moe_norm_min", Real(1e-12)),
+            ("moe_num_shared_experts", Whole(2)),
+            ("rms_norm_eps", Real(1e-05)),
+        ],
+    ),
+    (
+        "exaone_moe",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("num_shared_experts", Whole(1)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    ("flex_olmo", &[("hidden_act", Word("silu")), ("norm_topk_prob", Flag(false)), ("rms_norm_eps", Real(1e-06))]),
+    (
+        "flint",
+        &[
+            ("decoder_sparse_step", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("shared_expert_intermediate_size", Whole(1024)),
+        ],
+    ),
+    ("gemma4", &[("hidden_activation", Word("gelu_pytorch_tanh")), ("rms_norm_eps", Real(1e-06))]),
+    ("gemma4_text", &[("hidden_activation", Word("gelu_pytorch_tanh")), ("rms_norm_eps", Real(1e-06))]),
+    (
+        "glm4_moe",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "glm4_moe_lite",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.8)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "glm4v_moe",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "glm4v_moe_text",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "glm5_next",
+        &[
+            ("first_k_dense_replace", Whole(3)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("swiglu_limit", Real(10.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "glm5_next_text",
+        &[
+            ("first_k_dense_replace", Whole(3)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("swiglu_limit", Real(10.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "glm_moe_dsa",
+        &[
+            ("first_k_dense_replace", Whole(3)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "gpt_oss",
+        &[
+            ("hidden_act", Word("silu")),
+            ("rms_norm_eps", Real(1e-05)),
+            ("swiglu_alpha", Real(1.702)),
+            ("swiglu_limit", Real(7.0)),
+        ],
+    ),
+    ("granitemoe", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-06))]),
+    (
+        "granitemoe_swa",
+        &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-06)), ("shared_intermediate_size", Whole(0))],
+    ),
+    (
+        "granitemoehybrid",
+        &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-06)), ("shared_intermediate_size", Whole(1024))],
+    ),
+    (
+        "granitemoeshared",
+        &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-06)), ("shared_intermediate_size", Whole(0))],
+    ),
+    ("hunyuan_v1_moe", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-05))]),
+    (
+        "hy_v3",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("num_shared_experts", Whole(1)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("router_scaling_factor", Real(2.826)),
+        ],
+    ),
+    (
+        "hy_v4",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(2.827)),
+            ("swiglu_limit", Real(10.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "inkling2_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("mlp_gate_softcap", Real(4.0)),
+            ("mlp_up_softcap", Real(25.0)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("route_scale", Real(8.0)),
+            ("scoring_func", Word("sigmoid")),
+        ],
+    ),
+    (
+        "inkling_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("n_shared_experts", Whole(2)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("route_scale", Real(8.0)),
+        ],
+    ),
+    (
+        "jamba",
+        &[
+            ("expert_layer_offset", Whole(1)),
+            ("expert_layer_period", Whole(2)),
+            ("hidden_act", Word("silu")),
+            ("rms_norm_eps", Real(1e-06)),
+        ],
+    ),
+    ("jetmoe", &[("activation_function", Word("silu")), ("rms_norm_eps", Real(1e-06))]),
+    (
+        "kimi_k2",
+        &[
+            ("first_k_dense_replace", Whole(3)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(8)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(4)),
+        ],
+    ),
+    (
+        "kimi_k25",
+        &[
+            ("first_k_dense_replace", Whole(3)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(8)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(4)),
+        ],
+    ),
+    (
+        "kimi_linear",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(2.446)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "kolibri1",
+        &[
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(false)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("shared_expert_intermediate_size", Whole(512)),
+        ],
+    ),
+    (
+        "laguna",
+        &[
+            ("hidden_act", Word("silu")),
+            ("moe_apply_router_weight_on_input", Flag(false)),
+            ("moe_routed_scaling_factor", Real(1.0)),
+            ("moe_router_logit_softcapping", Real(0.0)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("shared_expert_intermediate_size", Whole(512)),
+        ],
+    ),
+    (
+        "lfm2_moe",
+        &[
+            ("norm_topk_prob", Flag(true)),
+            ("num_dense_layers", Whole(2)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("use_expert_bias", Flag(true)),
+        ],
+    ),
+    (
+        "llama4",
+        &[
+            ("hidden_act", Word("silu")),
+            ("interleave_moe_layer_step", Whole(1)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("router_jitter_noise", Real(0.0)),
+        ],
+    ),
+    (
+        "llama4_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("interleave_moe_layer_step", Whole(1)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("router_jitter_noise", Real(0.0)),
+        ],
+    ),
+    (
+        "longcat_flash",
+        &[
+            ("hidden_act", Word("silu")),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(6.0)),
+            ("zero_expert_num", Whole(256)),
+        ],
+    ),
+    ("mellum", &[("hidden_act", Word("silu")), ("norm_topk_prob", Flag(true)), ("rms_norm_eps", Real(1e-06))]),
+    (
+        "mimo_v2_flash",
+        &[
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    ("minimax", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-05)), ("router_jitter_noise", Real(0.0))]),
+    ("minimax_m2", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-06)), ("router_jitter_noise", Real(0.0))]),
+    (
+        "minimax_m3_vl_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.0)),
+            ("router_jitter_noise", Real(0.0)),
+            ("shared_intermediate_size", Whole(3072)),
+            ("swiglu_alpha", Real(1.702)),
+            ("swiglu_limit", Real(7.0)),
+        ],
+    ),
+    (
+        "mistral4",
+        &[
+            ("first_k_dense_replace", Whole(0)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "mistral_large4",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "mistral_large4_text",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    ("mixtral", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-05)), ("router_jitter_noise", Real(0.0))]),
+    (
+        "muse_spark",
+        &[
+            ("hidden_act", Word("silu")),
+            ("output_multiplier", Real(0.17677669)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+        ],
+    ),
+    (
+        "muse_spark_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("output_multiplier", Real(0.17677669)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+        ],
+    ),
+    (
+        "nemotron_h",
+        &[
+            ("mlp_hidden_act", Word("relu2")),
+            ("moe_shared_expert_intermediate_size", Whole(7688)),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    ("olmoe", &[("hidden_act", Word("silu")), ("norm_topk_prob", Flag(false)), ("rms_norm_eps", Real(1e-05))]),
+    ("phimoe", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-05)), ("router_jitter_noise", Real(0.01))]),
+    (
+        "qwen2_moe",
+        &[
+            ("decoder_sparse_step", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(false)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("shared_expert_intermediate_size", Whole(5632)),
+        ],
+    ),
+    (
+        "qwen3_5_moe",
+        &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-06)), ("shared_expert_intermediate_size", Whole(512))],
+    ),
+    (
+        "qwen3_5_moe_text",
+        &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-06)), ("shared_expert_intermediate_size", Whole(512))],
+    ),
+    (
+        "qwen3_moe",
+        &[
+            ("decoder_sparse_step", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(false)),
+            ("rms_norm_eps", Real(1e-06)),
+        ],
+    ),
+    (
+        "qwen3_next",
+        &[
+            ("decoder_sparse_step", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("shared_expert_intermediate_size", Whole(512)),
+        ],
+    ),
+    (
+        "qwen3_omni_moe_text",
+        &[
+            ("decoder_sparse_step", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+        ],
+    ),
+    (
+        "qwen3_omni_moe_thinker",
+        &[
+            ("decoder_sparse_step", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+        ],
+    ),
+    ("qwen3_vl_moe", &[("decoder_sparse_step", Whole(1)), ("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-06))]),
+    (
+        "qwen3_vl_moe_text",
+        &[("decoder_sparse_step", Whole(1)), ("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-06))],
+    ),
+    (
+        "qwen4_exp_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("shared_expert_intermediate_size", Whole(512)),
+        ],
+    ),
+    (
+        "solar_open",
+        &[
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "step3p5",
+        &[
+            ("hidden_act", Word("silu")),
+            ("moe_router_scaling_factor", Real(1.0)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("share_expert_dim", Whole(1280)),
+        ],
+    ),
+    (
+        "step3p7",
+        &[
+            ("hidden_act", Word("silu")),
+            ("moe_router_scaling_factor", Real(1.0)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("share_expert_dim", Whole(1280)),
+        ],
+    ),
+    ("zaya", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-05)), ("router_hidden_size", Whole(256))]),
+];
