@@ -113,7 +113,7 @@ fn design<'p>(
     let schedule = &kernel.schedule;
     Ok(match &kernel.body {
         Body::Contract(c) if capability / 10 == 10 && c.is_tma_addressable(program) => {
-            sm100::contract(program, c, &kernel.body.operands(), schedule, smem_limit)
+            sm100::contract(program, c, &kernel.body.operands(), schedule, smem_limit, capability)
         }
         Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit, capability),
         Body::Rows(p) => return kernel::rows::rows(program, p, schedule, smem_limit, capability),

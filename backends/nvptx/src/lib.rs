@@ -5,6 +5,7 @@
 //! everywhere else. What machines with TMA share is in `pipeline`. All other kernels are the same everywhere (`kernel`).
 
 mod code;
+mod decode;
 mod emit;
 mod kernel;
 mod machine;

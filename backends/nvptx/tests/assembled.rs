@@ -110,14 +110,15 @@ fn products_that_read_codes_assemble_without_spills() {
     ];
     let mut table = String::new();
     for (name, format, global) in formats {
-        for target in ["sm_80", "sm_90a", "sm_120f"] {
+        for target in ["sm_80", "sm_90a", "sm_100f", "sm_120f"] {
             for tile_m in [16, 128] {
                 let dense = layer(&Layer::deepseek_r1(), &Schedules::for_rows(tile_m));
                 // The text of the program: contents would be as large as the layer.
                 let mut program = common::coded::in_format(dense, format, global);
                 program.kernels.retain(|k| k.name.starts_with("gemm"));
                 let target = Target::by_name(target).expect("a target");
-                write!(table, "{}", assemble(&ptxas, &format!("{name}/{tile_m}"), &program, target, &[target.name]))
+                let machines = if tile_m == 128 { machines(target.name) } else { &machines(target.name)[..1] };
+                write!(table, "{}", assemble(&ptxas, &format!("{name}/{tile_m}"), &program, target, machines))
                     .expect("memory");
             }
         }

@@ -11,7 +11,7 @@ use moec_ir::target::Target;
 use moec_ir::tile::{Role, Schedule, evaluate_given};
 use moec_ir::{DType, Tensor};
 
-const TARGETS: [&str; 3] = ["sm_80", "sm_90a", "sm_120f"];
+const TARGETS: [&str; 4] = ["sm_80", "sm_90a", "sm_100f", "sm_120f"];
 
 fn format(code: Code, scale: ScaleCode, block_rows: u64, block_cols: u64) -> QuantFormat {
     QuantFormat { code, scale, block_rows, block_cols }
@@ -106,7 +106,7 @@ fn published_formats_are_read_on_every_target() {
                 gather: true,
                 padding: 0,
             };
-            let seed = (i * 3 + j) as u64;
+            let seed = (i * TARGETS.len() + j) as u64;
             let case = Case { gemm, schedule: schedule(16, 64, 64, 4, 4), format, global, n_tokens: 9, seed };
             check(&case, target, false);
         }
@@ -120,7 +120,7 @@ fn every_bit_pattern_of_codes_and_scales_means_the_same_as_dequantised() {
         for scale in ScaleCode::ALL {
             for w in [DType::BF16, DType::F16, DType::F32] {
                 seed += 1;
-                let target = TARGETS[seed as usize % 3];
+                let target = TARGETS[seed as usize % TARGETS.len()];
                 let format = format(code, scale, 1, 16);
                 let gemm = product(w, 40, 80);
                 let global = seed % 2 == 0;
@@ -165,6 +165,6 @@ fn any_format_shape_and_schedule_gives_the_bits_of_the_dequantised_product() {
         );
         let global = pick(&[0, 0, 1]) == 1;
         let case = Case { gemm, schedule: s, format, global, n_tokens: pick(&[1, 6, 33]), seed };
-        check(&case, TARGETS[seed as usize % 3], seed % 4 == 3);
+        check(&case, TARGETS[seed as usize % TARGETS.len()], seed % 4 == 3);
     }
 }

@@ -3,11 +3,13 @@
 
 mod common;
 
-use common::emulate::{error, run, run_in_order};
+use common::coded::{coded, content};
+use common::emulate::{error, run, run_in_order, run_with};
 use common::programs::{Gemm, Layer, Schedules, gemm, layer, schedule};
 use common::random::{Random, tensors};
+use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
-use moec_ir::tile::Program;
+use moec_ir::tile::{Body, Program, Role};
 use moec_ir::{Activation, DType, Tensor};
 use moec_ptx::exec::Schedule as Order;
 
@@ -151,6 +153,54 @@ fn whole_layers_are_right_at_any_token_count() {
             let (inputs, params) = tensors(&program, t, 11);
             let e = error(&program, b200(), &inputs, &params, t);
             assert!(e <= 1e-2, "{l:?} T = {t}: relative error {e}");
+        }
+    }
+}
+
+/// A layer with codes for the routed experts and floats for the shared one: the warps of a block decode some tiles and
+/// pass over others.
+#[test]
+fn experts_of_codes_run_beside_a_shared_expert_of_floats() {
+    let formats = [
+        QuantFormat { code: Code::E4M3, scale: ScaleCode::F32, block_rows: 128, block_cols: 128 },
+        QuantFormat { code: Code::E2M1, scale: ScaleCode::E8M0, block_rows: 1, block_cols: 32 },
+        QuantFormat { code: Code::E2M1, scale: ScaleCode::E4M3, block_rows: 1, block_cols: 16 },
+        QuantFormat { code: Code::Int4, scale: ScaleCode::BF16, block_rows: 1, block_cols: 32 },
+    ];
+    for (i, format) in formats.into_iter().enumerate() {
+        let l = Layer { hidden: 160, ffn: 96, shared: 200, ..Layer::small(DType::BF16) };
+        let dense = layer(&l, &Schedules::for_rows(32));
+        let (inputs, params) = tensors(&dense, 21, i as u64);
+        let all = coded(dense, format, format.has_global(), false, &mut Random(i as u64));
+        let mut mixed = all.coded;
+        for kernel in &mut mixed.kernels {
+            let Body::Contract(c) = &mut kernel.body else { continue };
+            for panel in c.segments[1].panels.iter_mut() {
+                let b = &mut mixed.buffers[panel.weights.index()];
+                *b = all.dense.buffers[panel.weights.index()].clone();
+                panel.quant = None;
+            }
+        }
+        let images = moec_nvptx::emit(&mixed, b200()).expect("kernels");
+        let codes = images.iter().filter(|i| i.ptx.contains("tcgen05.mma") && i.ptx.contains("fence.proxy.async"));
+        assert_eq!(codes.count(), 2, "{format}: both products should run on the tensor cores");
+        // The router's weights are no panels.
+        let mut others = Vec::new();
+        for b in &all.dense.buffers {
+            if let Role::Weight(p) = b.role {
+                others.push((b.name.clone(), params[p as usize].clone()));
+            }
+        }
+        let (routed, shared): (Vec<_>, Vec<_>) =
+            all.coded_weights.iter().cloned().partition(|(name, _)| !name.starts_with("shared"));
+        assert!(!shared.is_empty());
+        let dense_shared = all.dense_weights.iter().filter(|(name, _)| name.starts_with("shared")).cloned();
+        let weights: Vec<_> = routed.into_iter().chain(dense_shared).collect();
+        let want =
+            run_with(&all.dense, b200(), 21, 0, &content(&all.dense_weights, &others, &inputs), Order::RoundRobin);
+        for order in [Order::RoundRobin, Order::Random(1), Order::Random(2)] {
+            let got = run_with(&mixed, b200(), 21, 1, &content(&weights, &others, &inputs), order);
+            assert_eq!(got, want, "{format}, {order:?}");
         }
     }
 }

@@ -95,15 +95,26 @@ pub enum Groups {
 }
 
 impl Contract {
-    /// Whether copies by TMA can bring every operand to tensor cores: activations and weights have 16-bit elements of one
-    /// type, and their rows begin at multiples of 16 bytes.
+    /// Whether copies by TMA can bring every operand to tensor cores: activations and the values of weights are 16-bit
+    /// floats of one type, rows begin at multiples of 16 bytes, and blocks of scales are cut at multiples of 16 elements
+    /// along K. The panels of a segment are all floats or all codes.
     pub fn is_tma_addressable(&self, program: &Program) -> bool {
+        let aligned = |b: &Buffer| {
+            let bytes = b.pitch * b.dtype.bytes() as u64;
+            bytes.is_multiple_of(16) && bytes < 1 << 32
+        };
         self.segments.iter().all(|s| {
             let a = program.buffer(s.a);
-            let fits = |b: &Buffer| b.dtype == a.dtype && (b.pitch * 2).is_multiple_of(16) && b.pitch < 1 << 32;
+            let fits = |p: &Panel| {
+                let blocks = p.quant.as_ref().map_or(0, |q| q.format.block_cols);
+                p.dtype(program) == a.dtype
+                    && aligned(program.buffer(p.weights))
+                    && (blocks == 16 || blocks.is_multiple_of(32))
+            };
             matches!(a.dtype, DType::BF16 | DType::F16)
-                && fits(a)
-                && s.panels.iter().all(|p| p.quant.is_none() && fits(program.buffer(p.weights)))
+                && aligned(a)
+                && s.panels.iter().all(fits)
+                && s.panels.iter().all(|p| p.quant.is_some() == s.panels[0].quant.is_some())
         })
     }
 }

@@ -23,7 +23,12 @@ impl<'c> Code<'c> {
 
     /// Arrives: what this thread did before is seen by whoever waits for the phase.
     pub fn arrive(&'c self, barrier: Shared<'c>) {
-        self.call(Intrinsic::BarrierArrive, &[barrier.v.into(), self.i32(1).v.into()]);
+        self.arrive_for(barrier, 1);
+    }
+
+    /// Arrives in the place of `n`.
+    pub fn arrive_for(&'c self, barrier: Shared<'c>, n: u32) {
+        self.call(Intrinsic::BarrierArrive, &[barrier.v.into(), self.i32(n).v.into()]);
     }
 
     /// Arrives and adds `bytes` to the bytes that copies must bring before the phase ends.
@@ -44,6 +49,11 @@ impl<'c> Code<'c> {
                 }
             }
         });
+    }
+
+    /// Makes this thread's writes to shared memory visible to tensor cores; a barrier must follow.
+    pub fn publish_shared(&'c self) {
+        self.call(Intrinsic::FenceProxyAsync, &[]);
     }
 
     /// True for one lane of the warp. All lanes must take part.

@@ -6,15 +6,20 @@
 use crate::code::MapId;
 use moec_ir::DType;
 use moec_ir::shape::Dim;
-use moec_ir::tile::{BufferId, Contract, MapElem, Program, RowMap, Segment, TensorMap};
+use moec_ir::tile::{BufferId, Contract, MapElem, PanelQuant, Program, RowMap, Segment, TensorMap};
 
 /// Bytes of a row of a tile.
 pub const SWIZZLE_BYTES: u32 = 128;
 
+/// Bytes of the codes of one row in a step along k: 64 or 32.
+pub fn code_bytes(q: &PanelQuant) -> u32 {
+    SWIZZLE_BYTES / 2 * q.format.code.bits() as u32 / 8
+}
+
 /// The maps of one segment.
 #[derive(Clone, Debug)]
 pub struct SegmentMaps {
-    /// For each panel: `[E, N, K]`, boxes of `[1, rows, k]`.
+    /// For each panel: `[E, N, K]`, or the bytes of its codes, boxes of `[1, rows, k]`.
     pub weights: Vec<MapId>,
     /// `[rows, K]`: boxes of rows, or of one row where rows are gathered.
     pub activations: MapId,
@@ -53,13 +58,19 @@ pub fn maps(
         let weights = s.panels.iter().map(|panel| {
             let w = program.buffer(panel.weights);
             let rows = program.buffer(s.out).cols;
+            // Codes come as bytes, in the swizzle that is as wide as their part of a step.
+            let (elem, cols, wide) = match &panel.quant {
+                None => (elem(w.dtype), a.cols, SWIZZLE_BYTES / 2),
+                Some(q) => (MapElem::U8, q.format.code.bytes(a.cols), code_bytes(q)),
+            };
+            let pitch = w.pitch * elem.bytes();
             add(TensorMap {
                 operand: operand(panel.weights),
-                elem: elem(w.dtype),
-                dims: vec![Dim::Fixed(a.cols), Dim::Fixed(rows), Dim::Fixed(w.batch)],
-                strides: vec![w.pitch * 2, rows * w.pitch * 2],
-                box_dims: vec![SWIZZLE_BYTES / 2, panel_rows, 1],
-                swizzle_bytes: SWIZZLE_BYTES,
+                elem,
+                dims: vec![Dim::Fixed(cols), Dim::Fixed(rows), Dim::Fixed(w.batch)],
+                strides: vec![pitch, rows * pitch],
+                box_dims: vec![wide, panel_rows, 1],
+                swizzle_bytes: wide * elem.bytes() as u32,
             })
         });
         SegmentMaps { weights: weights.collect(), activations }

@@ -63,4 +63,11 @@ impl<'c> Ring<'c> {
         self.slot.set(self.c.select(is_end, self.c.i32(0), next));
         self.parity.set(self.parity.get() ^ is_end.as_i32());
     }
+
+    /// On by `n` slots, which others fill and empty.
+    pub fn skip(self, n: u32) {
+        let to = self.slot.get() + n;
+        self.slot.set(to % self.size);
+        self.parity.set(self.parity.get() ^ (to / self.size & 1));
+    }
 }

@@ -1,4 +1,4 @@
-//! The kernel: eight warps, each with one role.
+//! The kernel: eight warps, each with one role, and eight more where weights are codes.
 //!
 //! | warp | role | waits for | arrives at |
 //! |---|---|---|---|
@@ -7,12 +7,16 @@
 //! | 2 | starts products | full stages, empty sums | empty stages, full sums |
 //! | 3 | finds tiles | free places on the board | the board |
 //! | 4-7 | epilogue | full sums | empty sums |
+//! | 8-15 | make floats of codes | full codes, empty stages | empty codes, full stages |
+//!
+//! Where a segment's weights are codes, warp 0 fills the ring of codes in place of the stages.
 
 use super::geometry::Geometry;
 use crate::code::{BARRIER_BYTES, Bool, I32, LOAD_COLUMNS, MmaType, Shared};
 use crate::kernel::{Design, Kernel, Registers};
 use crate::pipeline::{
-    Barriers, Board, Epilogue, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, extent, maps, publish_tiles,
+    Barriers, Board, CodedPanel, Epilogue, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, code_bytes, extent, maps,
+    publish_tiles,
 };
 use moec_ir::tile::{BufferId, Contract, Extent, GpuLaunch, Program, RowMap, Schedule, Segment};
 
@@ -22,7 +26,8 @@ const PRODUCTS: u32 = 2;
 const TILES: u32 = 3;
 /// The first of four; its number is a multiple of four, because a warp reaches the tensor-memory lanes of its rank.
 const EPILOGUE: u32 = 4;
-/// Roles that read the board: three, and each warp of the epilogue.
+const DECODE: u32 = 8;
+/// Roles that read the board beside the decoding warps: three, and each warp of the epilogue.
 const READERS: u32 = 7;
 
 /// A contraction for the tensor cores of sm_100. Every operand is one that TMA addresses.
@@ -32,38 +37,43 @@ pub fn contract<'p>(
     operands: &[(BufferId, bool)],
     schedule: &Schedule,
     smem_limit: u32,
+    capability: u32,
 ) -> Design<'p> {
     let g = Geometry::cut(program, contract, schedule, smem_limit);
     let (tensor_maps, segment_maps) = maps(program, contract, operands, Geometry::TILE_N, g.box_rows);
     let launch = GpuLaunch {
         grid: [extent(program, contract, g.tile_m, Geometry::TILE_N), Extent::fixed(1), Extent::fixed(1)],
-        block_threads: Geometry::WARPS * 32,
+        block_threads: g.warps() * 32,
         cluster: 1,
         dynamic_smem_bytes: g.smem_bytes(),
         persistent: true,
         tensor_maps,
     };
-    let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps);
+    let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps, capability);
     // A block has a multiprocessor for itself: it takes nearly all of its shared memory.
     Design { launch, registers: Registers::Plenty, body: Box::new(body) }
 }
 
-fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps: &[SegmentMaps]) {
+fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps: &[SegmentMaps], capability: u32) {
     let c = k.code;
     let at = |offset: u32| c.shared().at(offset);
     let pair = |offset: u32, n: u32| [offset, offset + n * BARRIER_BYTES].map(|o| Barriers::new(at(o), n));
     let [full, empty] = pair(Geometry::STAGE_BARRIERS, g.stages);
     let [sums_full, sums_empty] = pair(Geometry::SUMS_BARRIERS, Geometry::SETS);
+    let [codes_full, codes_empty] = pair(Geometry::CODE_BARRIERS, g.code_stages);
     let board = Board::new(c, c.shared());
+    let decoders = if g.has_codes() { Geometry::DECODERS } else { 0 };
     let (warp, elected) = (c.warp(), c.elect());
 
     c.when(warp.eq(WEIGHTS).and(elected), || {
-        // Weights and activations arrive at a full stage, the products' commit at an empty one.
-        full.init(c, 2);
+        // Activations and weights (or the warps that decode them) arrive at a full stage, the products at an empty one.
+        full.init(c, 1 + decoders.max(1));
         empty.init(c, 1);
+        codes_full.init(c, 1);
+        codes_empty.init(c, decoders);
         sums_full.init(c, 1);
         sums_empty.init(c, 4);
-        board.init(READERS);
+        board.init(READERS + decoders);
         c.publish_barriers();
     });
     c.when(warp.eq(ACTIVATIONS).and(elected), || {
@@ -77,21 +87,47 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     c.after_sync();
     let tensor = c.load_i32(tensor_address);
 
-    let block =
-        Block { k, program, contract, g, maps, elected, warp, full, empty, sums_full, sums_empty, board, tensor };
+    let block = Block {
+        k,
+        program,
+        contract,
+        g,
+        maps,
+        elected,
+        warp,
+        full,
+        empty,
+        sums_full,
+        sums_empty,
+        codes_full,
+        codes_empty,
+        board,
+        tensor,
+        capability,
+    };
     c.when(warp.eq(WEIGHTS), || block.copy_weights());
     c.when(warp.eq(ACTIVATIONS), || block.copy_activations());
     c.when(warp.eq(PRODUCTS), || block.multiply());
     c.when(warp.eq(TILES), || {
         publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, Geometry::TILE_N));
     });
-    c.when(warp.ge(EPILOGUE), || block.store());
+    if g.has_codes() {
+        c.when(warp.ge(EPILOGUE).and(warp.lt(DECODE)), || block.store());
+        c.when(warp.ge(DECODE), || block.decode());
+    } else {
+        c.when(warp.ge(EPILOGUE), || block.store());
+    }
 
     c.warp_barrier();
     c.before_sync();
     c.barrier();
     c.after_sync();
     c.when(warp.eq(PRODUCTS), || c.free_tensor(tensor, g.tensor_columns()));
+}
+
+/// Whether the weights of a segment are codes.
+fn has_codes(segment: &Segment) -> bool {
+    segment.panels.iter().any(|p| p.quant.is_some())
 }
 
 /// A block and what its roles share.
@@ -107,7 +143,10 @@ struct Block<'k, 'c, 'p> {
     empty: Barriers<'c>,
     sums_full: Barriers<'c>,
     sums_empty: Barriers<'c>,
+    codes_full: Barriers<'c>,
+    codes_empty: Barriers<'c>,
     board: Board<'c>,
+    capability: u32,
     /// Address of the block's tensor memory.
     tensor: I32<'c>,
 }
@@ -139,13 +178,37 @@ impl<'c> Block<'_, 'c, '_> {
         tile.rows.div_ceil(16) << 4
     }
 
+    /// The tile of codes of panel `panel` in a stage of codes.
+    fn codes(&self, slot: I32<'c>, segment: &Segment, panel: usize) -> Shared<'c> {
+        let before = segment.panels[..panel].iter().filter_map(|p| p.quant.as_ref());
+        let offset: u32 = before.map(|q| Geometry::TILE_N * code_bytes(q)).sum();
+        self.k.code.shared().at(self.g.first_codes()).plus(slot * self.g.code_bytes).at(offset)
+    }
+
     fn copy_weights(&self) {
         let c = self.k.code;
         c.when(self.elected, || {
-            let ring = Ring::new(c, self.g.stages);
+            let (ring, codes) = (Ring::new(c, self.g.stages), Ring::new(c, self.g.code_stages.max(1)));
             self.board.each_tile(&Reader::Thread, |tile| {
                 self.each_segment(tile, |i, segment| {
-                    c.range(0, self.n_steps(segment), 1, |step| {
+                    let n_steps = self.n_steps(segment);
+                    if has_codes(segment) {
+                        let bytes: u32 = segment.panels.iter().filter_map(|p| p.quant.as_ref()).map(code_bytes).sum();
+                        c.range(0, n_steps, 1, |step| {
+                            let full = self.codes_full.at(codes.slot());
+                            c.wait_for(self.codes_empty.at(codes.slot()), codes.parity_before());
+                            c.arrive_expecting(full, bytes * Geometry::TILE_N);
+                            for (p, (&map, panel)) in self.maps[i].weights.iter().zip(&segment.panels).enumerate() {
+                                let wide = panel.quant.as_ref().map_or(0, code_bytes);
+                                let to = self.codes(codes.slot(), segment, p);
+                                c.copy_box(to, full, map, &[step * wide, tile.col, tile.expert]);
+                            }
+                            codes.advance();
+                        });
+                        ring.skip(n_steps);
+                        return;
+                    }
+                    c.range(0, n_steps, 1, |step| {
                         let (full, stage) = (self.full.at(ring.slot()), self.stage(ring.slot()));
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
                         c.arrive_expecting(full, segment.panels.len() as u32 * Geometry::PANEL_BYTES);
@@ -153,8 +216,49 @@ impl<'c> Block<'_, 'c, '_> {
                             let panel = stage.at(p as u32 * Geometry::PANEL_BYTES);
                             c.copy_box(panel, full, map, &[step * Geometry::TILE_K, tile.col, tile.expert]);
                         }
+                        if self.g.has_codes() {
+                            // For the warps that have nothing to decode.
+                            c.arrive_for(full, Geometry::DECODERS - 1);
+                        }
                         ring.advance();
                     });
+                });
+            });
+        });
+    }
+
+    fn decode(&self) {
+        let c = self.k.code;
+        let (ring, codes) = (Ring::new(c, self.g.stages), Ring::new(c, self.g.code_stages));
+        let part = self.warp - DECODE;
+        let place = (((part & 3) << 5) + c.lane(), part >> 2);
+        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+            self.each_segment(tile, |_, segment| {
+                let n_steps = self.n_steps(segment);
+                if !has_codes(segment) {
+                    return ring.skip(n_steps);
+                }
+                let quants = segment.panels.iter().filter_map(|p| p.quant.as_ref());
+                let panels: Vec<CodedPanel> = quants
+                    .map(|q| CodedPanel::new(self.k, self.program, segment, q, tile, place, self.capability))
+                    .collect();
+                c.range(0, n_steps, 1, |step| {
+                    let factors: Vec<_> = panels.iter().map(|p| p.factors(step)).collect();
+                    c.wait_for(self.codes_full.at(codes.slot()), codes.parity());
+                    let load = |(i, p): (usize, &CodedPanel<'_, 'c, '_>)| p.load(self.codes(codes.slot(), segment, i));
+                    let words: Vec<_> = panels.iter().enumerate().map(load).collect();
+                    c.warp_barrier();
+                    c.when(self.elected, || c.arrive(self.codes_empty.at(codes.slot())));
+                    c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
+                    let stage = self.stage(ring.slot());
+                    for (i, panel) in panels.iter().enumerate() {
+                        panel.store(&words[i], &factors[i], stage.at(i as u32 * Geometry::PANEL_BYTES), step);
+                    }
+                    c.publish_shared();
+                    c.warp_barrier();
+                    c.when(self.elected, || c.arrive(self.full.at(ring.slot())));
+                    ring.advance();
+                    codes.advance();
                 });
             });
         });

@@ -6,13 +6,13 @@
 //! | `tile_m` | 16, or a multiple of 32 up to 128 (two panels) or 256 (one): two sets of sums must fit in tensor memory |
 //! | `tile_n` | always 128, the lanes of tensor memory |
 //! | `tile_k` | always 64: 128 bytes, the width of the swizzle |
-//! | `stages` | as many as asked and as shared memory holds, at least 2 |
-//! | `warps` | always 8: one for each role, four for the epilogue |
+//! | `stages` | as many as asked and as shared memory holds, at least 2; with codes that many stages of them, and 3 of floats |
+//! | `warps` | always 8: one for each role, four for the epilogue; 16 with codes, of which eight decode |
 
 use crate::code::{BARRIER_BYTES, MmaType};
-use crate::pipeline::{Board, SWIZZLE_BYTES};
+use crate::pipeline::{Board, SWIZZLE_BYTES, code_bytes};
 use moec_ir::DType;
-use moec_ir::tile::{Contract, Program, Schedule};
+use moec_ir::tile::{Contract, Program, Schedule, Segment};
 
 /// Columns of tensor memory.
 const TENSOR_COLUMNS: u32 = 512;
@@ -30,6 +30,10 @@ pub struct Geometry {
     /// Rows of activations that one copy brings where they are not gathered.
     pub box_rows: u32,
     pub stages: u32,
+    /// Bytes of codes in a step, of the segment with most; 0 where all weights are floats.
+    pub code_bytes: u32,
+    /// Stages of the ring of codes.
+    pub code_stages: u32,
 }
 
 impl Geometry {
@@ -39,7 +43,10 @@ impl Geometry {
     pub const TILE_K: u32 = SWIZZLE_BYTES / 2;
     /// Sets of sums in tensor memory: while one is stored, the next is made.
     pub const SETS: u32 = 2;
+    /// Warps beside those that decode.
     pub const WARPS: u32 = 8;
+    /// Warps that decode, where there are codes: two threads for each row of a panel.
+    pub const DECODERS: u32 = 8;
     /// Bytes of a panel in a stage.
     pub const PANEL_BYTES: u32 = Self::TILE_N * SWIZZLE_BYTES;
     /// Bytes before the first stage: board, barriers, row numbers.
@@ -52,7 +59,11 @@ impl Geometry {
     pub const SUMS_BARRIERS: u32 = Self::TENSOR_ADDRESS + 16;
     /// Byte offset of the barriers of stages: full ones, then empty ones.
     pub const STAGE_BARRIERS: u32 = Self::SUMS_BARRIERS + 2 * Self::SETS * BARRIER_BYTES;
-    const MOST_STAGES: u32 = (Self::ROW_IDS - Self::STAGE_BARRIERS) / (2 * BARRIER_BYTES);
+    const MOST_STAGES: u32 = 32;
+    /// Byte offset of the barriers of stages of codes: full ones, then empty ones.
+    pub const CODE_BARRIERS: u32 = Self::STAGE_BARRIERS + Self::MOST_STAGES * 2 * BARRIER_BYTES;
+    const MOST_CODE_STAGES: u32 = 16;
+    const _FITS: () = assert!(Self::CODE_BARRIERS + Self::MOST_CODE_STAGES * 2 * BARRIER_BYTES <= Self::ROW_IDS);
 
     /// Cuts a contraction as `schedule` asks, as nearly as the pipeline allows; all its segments have one 16-bit type.
     pub fn cut(program: &Program, contract: &Contract, schedule: &Schedule, smem_limit: u32) -> Geometry {
@@ -61,10 +72,36 @@ impl Geometry {
         let most = MOST_ROWS.min(TENSOR_COLUMNS / Self::SETS / panels);
         let tile_m = if schedule.tile_m <= 16 { 16 } else { schedule.tile_m.next_multiple_of(32).min(most) };
         let ty = MmaType::of(dtype).unwrap_or(MmaType::Bf16);
-        let mut g = Geometry { ty, panels, tile_m, box_rows: tile_m.min(32), stages: 2 };
-        let fit = smem_limit.saturating_sub(Self::CONTROL_BYTES) / g.stage_bytes();
-        g.stages = schedule.stages.clamp(2, fit.clamp(2, Self::MOST_STAGES));
+        let codes = |s: &Segment| -> u32 {
+            s.panels.iter().filter_map(|p| p.quant.as_ref()).map(|q| Self::TILE_N * code_bytes(q)).sum()
+        };
+        let code_bytes = contract.segments.iter().map(codes).max().unwrap_or(0);
+        let box_rows = tile_m.min(32);
+        let mut g = Geometry { ty, panels, tile_m, box_rows, stages: 2, code_bytes, code_stages: 0 };
+        let room = smem_limit.saturating_sub(Self::CONTROL_BYTES);
+        if code_bytes == 0 {
+            let fit = room / g.stage_bytes();
+            g.stages = schedule.stages.clamp(2, fit.clamp(2, Self::MOST_STAGES));
+        } else {
+            // Floats wait for nothing but the tensor cores: what hides the latency of memory is the ring of codes.
+            g.stages = if 3 * g.stage_bytes() + 4 * code_bytes <= room { 3 } else { 2 };
+            let fit = room.saturating_sub(g.stages * g.stage_bytes()) / code_bytes;
+            g.code_stages = schedule.stages.clamp(2, fit.clamp(2, Self::MOST_CODE_STAGES));
+        }
         g
+    }
+
+    pub fn has_codes(&self) -> bool {
+        self.code_bytes > 0
+    }
+
+    pub fn warps(&self) -> u32 {
+        Self::WARPS + if self.has_codes() { Self::DECODERS } else { 0 }
+    }
+
+    /// Byte offset of the first stage of codes, a multiple of 1024.
+    pub fn first_codes(&self) -> u32 {
+        self.first_stage() + self.stages * self.stage_bytes()
     }
 
     /// Bytes of a stage: the panels, then the activations.
@@ -83,7 +120,7 @@ impl Geometry {
     }
 
     pub fn smem_bytes(&self) -> u32 {
-        Self::CONTROL_BYTES + self.stages * self.stage_bytes()
+        self.first_codes() + self.code_stages * self.code_bytes
     }
 
     /// Columns of one set of sums.

@@ -11,10 +11,10 @@
 
 use super::contract::Tile;
 use super::copy::phase;
-use super::decode::{Decoder, block_of};
 use super::geometry::MmaGeometry;
 use super::mma::{Fragments, copiers, store};
 use crate::code::{Bool, Code, F32, Global, I32, Shared, Var};
+use crate::decode::{Decoder, block_of};
 use crate::kernel::Kernel;
 use moec_ir::tile::{PanelQuant, Program, Segment};
 

@@ -4,10 +4,10 @@
 //! registers meanwhile.
 
 use super::contract::Tile;
-use super::decode::{Decoder, block_of};
 use super::epilogue::Epilogue;
 use super::geometry::FmaGeometry;
 use crate::code::{Bool, Code, F32, Global, I32, Shared, Var};
+use crate::decode::{Decoder, block_of};
 use crate::kernel::Kernel;
 use moec_ir::DType;
 use moec_ir::tile::{Program, RowMap, Segment};

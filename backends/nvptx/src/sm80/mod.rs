@@ -4,7 +4,6 @@
 mod coded;
 mod contract;
 mod copy;
-mod decode;
 mod epilogue;
 mod fma;
 mod geometry;

@@ -66,7 +66,8 @@ pub fn run_given(
     run_with(program, target, n_tokens, extra_blocks, content, Schedule::RoundRobin)
 }
 
-fn run_with(
+/// As [`run_given`], in a given order.
+pub fn run_with(
     program: &Program,
     target: &Target,
     n_tokens: u64,
