@@ -11,7 +11,8 @@
 //! A [`Counter`](crate::tile::Role::Counter) holds 0 before the first launch; kernels leave it so.
 //! Buffers are aligned to at least [`BUFFER_ALIGN`] bytes. The launch gives at least as many blocks as the kernel's grid
 //! asks for at the token count in device memory; a kernel tolerates more. A persistent kernel does all its work with any
-//! number of blocks, at least one.
+//! number of blocks, at least one. A programmatic kernel may be launched so that it starts before the one in front of it
+//! is done.
 //!
 //! # CPU kernels
 //!

@@ -84,7 +84,8 @@ fn emit_kernel(
     };
     let kernel = &program.kernels[n];
     kernel::check_types(program, &kernel.body)?;
-    let Design { launch, registers, body } = design(program, kernel, smem_bytes, capability)?;
+    let Design { mut launch, registers, body } = design(program, kernel, smem_bytes, capability)?;
+    launch.programmatic = capability >= 90;
     let context = Context::create();
     let module = context.create_module(&kernel.name);
     let broken = |what: String, ir: String| {
@@ -92,8 +93,15 @@ fn emit_kernel(
     };
     let machine = machine::machine(target.name, ptx_version).map_err(|e| broken(e, String::new()))?;
     machine::prepare(&module, &machine);
-    let params = kernel::params(&kernel.body);
+    let params = kernel::params(program, &kernel.body, launch.programmatic);
     let code = Code::new(&context, &module, &kernel.name, &params, &launch, registers);
+    if launch.programmatic {
+        code.let_successor_start();
+        // A persistent kernel waits after it has set up its barriers.
+        if !launch.persistent {
+            code.wait_for_predecessor();
+        }
+    }
     body(&Kernel::new(&code, program, &kernel.body));
     code.finish()
         .and_then(|()| machine::optimise(&module, &machine))

@@ -96,6 +96,32 @@ fn instructions_of_deepseek_r1() {
     insta::assert_snapshot!("tcgen05", digest(&products, "sm_100f"));
 }
 
+/// A kernel that starts before its predecessor is done must not touch memory until it has waited, and must not read
+/// through the cache for constants what another kernel writes.
+#[test]
+fn no_kernel_touches_memory_before_its_predecessor_is_done() {
+    let l = Layer { shared: 64, biases: true, groups: Some((4, 2)), ..Layer::small(DType::BF16) };
+    let program = layer(&l, &Schedules::for_rows(16));
+    for name in ["sm_90a", "sm_100f", "sm_120f"] {
+        for image in emit(&program, target(name)).expect("emitted") {
+            assert!(image.launch.programmatic);
+            let (before, after) = image.ptx.split_once("griddepcontrol.wait").expect("a wait");
+            assert!(before.contains("griddepcontrol.launch_dependents"), "{} for {name}", image.entry);
+            for access in [".global", "cp.async"] {
+                // Only the header names the space otherwise.
+                let code = before.split_once('{').map_or("", |(_, code)| code);
+                assert!(!code.contains(access), "{} for {name}: {access} before the wait", image.entry);
+            }
+            if image.entry == "combine" {
+                assert!(!after.contains("ld.global.nc"), "{name}");
+            }
+        }
+    }
+    for image in emit(&program, target("sm_80")).expect("emitted") {
+        assert!(!image.launch.programmatic && !image.ptx.contains("griddepcontrol"));
+    }
+}
+
 #[test]
 fn the_same_program_gives_the_same_bytes_on_any_number_of_threads() {
     let program = layer(&Layer::small(DType::BF16), &Schedules::for_rows(16));

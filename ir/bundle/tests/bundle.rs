@@ -103,6 +103,7 @@ fn sample() -> Bundle {
             cluster: 1,
             dynamic_smem_bytes: 0,
             persistent: false,
+            programmatic: false,
             tensor_maps: Vec::new(),
         },
         class: NumericClass::Exact,

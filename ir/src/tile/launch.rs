@@ -59,6 +59,10 @@ pub struct GpuLaunch {
     /// x than run at once.
     #[serde(default)]
     pub persistent: bool,
+    /// Whether it may start while the kernel before it still runs (programmatic dependent launch): it waits by itself
+    /// before it reads or writes what another kernel does.
+    #[serde(default)]
+    pub programmatic: bool,
     /// Tensor maps, in the order of the parameters behind the token count.
     #[serde(default)]
     pub tensor_maps: Vec<TensorMap>,

@@ -99,6 +99,19 @@ impl<'c> Code<'c> {
         self.builder.position_at_end(done);
     }
 
+    /// Lets the next kernel of the stream start as soon as every block of this one has come here.
+    pub fn let_successor_start(&'c self) {
+        self.call(Intrinsic::LaunchDependents, &[]);
+    }
+
+    /// Waits until the kernels before this one are done and what they wrote can be seen. Nothing that they write may be
+    /// read before, and nothing that they use written.
+    pub fn wait_for_predecessor(&'c self) {
+        self.call(Intrinsic::WaitForPrimary, &[]);
+        // For LLVM the wait touches no memory, and loads could be moved before it.
+        self.call(Intrinsic::FenceBlock, &[]);
+    }
+
     /// Waits for all threads of the block; makes their shared-memory writes visible.
     pub fn barrier(&'c self) {
         self.call(Intrinsic::Barrier, &[self.i32(0).v.into()]);

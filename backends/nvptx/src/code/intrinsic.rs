@@ -56,6 +56,9 @@ pub enum Intrinsic {
     ClusterWait,
     MapToPeer,
     NCtaidX,
+    LaunchDependents,
+    WaitForPrimary,
+    FenceBlock,
     Elect,
     BarrierInit,
     BarrierArrive,
@@ -81,7 +84,7 @@ pub enum Intrinsic {
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 65] = [
+const TABLE: [(Intrinsic, &str, &str); 68] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -127,6 +130,9 @@ const TABLE: [(Intrinsic, &str, &str); 65] = [
     (Intrinsic::ClusterWait, "llvm.nvvm.barrier.cluster.wait.aligned", "v()"),
     (Intrinsic::MapToPeer, "llvm.nvvm.mapa.shared.cluster", "c(si)"),
     (Intrinsic::NCtaidX, "llvm.nvvm.read.ptx.sreg.nctaid.x", "i()"),
+    (Intrinsic::LaunchDependents, "llvm.nvvm.griddepcontrol.launch.dependents", "v()"),
+    (Intrinsic::WaitForPrimary, "llvm.nvvm.griddepcontrol.wait", "v()"),
+    (Intrinsic::FenceBlock, "llvm.nvvm.membar.cta", "v()"),
     (Intrinsic::Elect, "llvm.nvvm.elect.sync", "ib(i)"),
     (Intrinsic::BarrierInit, "llvm.nvvm.mbarrier.init.shared", "v(si)"),
     (Intrinsic::BarrierArrive, "llvm.nvvm.mbarrier.arrive.scope.cta.space.cta", "l(si)"),

@@ -53,6 +53,7 @@ impl Cut {
             cluster: 1,
             dynamic_smem_bytes: 0,
             persistent: false,
+            programmatic: false,
             tensor_maps: Vec::new(),
         }
     }

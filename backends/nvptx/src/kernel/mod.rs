@@ -13,7 +13,7 @@ pub use map::map;
 
 use crate::code::{Code, Global, I32, I64, Param};
 use moec_ir::shape::Dim;
-use moec_ir::tile::{Body, BufferId, GpuLaunch, Program, RowOpKind};
+use moec_ir::tile::{Body, BufferId, GpuLaunch, Program, Role, RowOpKind};
 use moec_ir::{DType, Diagnostic};
 
 /// A kernel before code is built for it: how it is launched, and what builds its body.
@@ -43,9 +43,15 @@ pub struct Kernel<'c, 'p> {
 }
 
 /// The parameters of a kernel, in the order of the calling convention: its buffers, then the token count.
-pub fn params(body: &Body) -> Vec<Param> {
-    let buffers = body.operands().into_iter().map(|(_, written)| Param { read_only: !written });
-    buffers.chain([Param { read_only: true }]).collect()
+///
+/// A kernel that starts while its predecessor runs (`programmatic`) takes nothing for unchanging but the weights.
+pub fn params(program: &Program, body: &Body, programmatic: bool) -> Vec<Param> {
+    let unchanging = |id: BufferId| match program.buffer(id).role {
+        Role::Weight(_) | Role::WeightScale(_) | Role::WeightGlobal(_) => true,
+        Role::Input(_) | Role::Output(_) | Role::Workspace | Role::Counter => !programmatic,
+    };
+    let buffers = body.operands().into_iter().map(|(id, written)| Param { read_only: !written && unchanging(id) });
+    buffers.chain([Param { read_only: !programmatic }]).collect()
 }
 
 impl<'c, 'p> Kernel<'c, 'p> {

@@ -16,6 +16,7 @@ pub fn plan<'p>(program: &'p Program, plan: &'p Plan, schedule: &Schedule, smem_
         cluster: 1,
         dynamic_smem_bytes: planner.smem_bytes(),
         persistent: false,
+        programmatic: false,
         tensor_maps: Vec::new(),
     };
     let body = move |k: &Kernel| {

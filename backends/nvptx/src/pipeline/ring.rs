@@ -68,6 +68,6 @@ impl<'c> Ring<'c> {
     pub fn skip(self, n: u32) {
         let to = self.slot.get() + n;
         self.slot.set(to % self.size);
-        self.parity.set(self.parity.get() ^ (to / self.size & 1));
+        self.parity.set(self.parity.get() ^ ((to / self.size) & 1));
     }
 }

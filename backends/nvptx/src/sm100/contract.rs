@@ -47,6 +47,7 @@ pub fn contract<'p>(
         cluster: 1,
         dynamic_smem_bytes: g.smem_bytes(),
         persistent: true,
+        programmatic: false,
         tensor_maps,
     };
     let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps, capability);
@@ -86,6 +87,8 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     c.barrier();
     c.after_sync();
     let tensor = c.load_i32(tensor_address);
+    // Up to here nothing depends on the kernels before.
+    c.wait_for_predecessor();
 
     let block = Block {
         k,

@@ -45,6 +45,7 @@ pub fn contract<'p>(
         cluster: 1,
         dynamic_smem_bytes: cuts.iter().map(Geometry::smem_bytes).max().unwrap_or(0),
         persistent: false,
+        programmatic: false,
         tensor_maps: Vec::new(),
     };
     let body = move |k: &Kernel| {

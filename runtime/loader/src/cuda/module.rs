@@ -183,12 +183,18 @@ impl Function {
         for (pointer, param) in pointers.iter_mut().zip(params.iter_mut()) {
             *pointer = (param as *mut u64).cast::<c_void>();
         }
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue {
-                clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 },
-            },
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let cluster = sys::CUlaunchAttributeValue {
+            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 },
+        };
+        let early = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        use sys::CUlaunchAttributeID as A;
+        let cluster = attribute(A::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster);
+        let early = attribute(A::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early);
+        let (mut attributes, n) = match (launch.cluster > 1, launch.programmatic) {
+            (true, true) => ([cluster, early], 2),
+            (true, false) => ([cluster, early], 1),
+            (false, early_only) => ([early, cluster], u32::from(early_only)),
         };
         let config = sys::CUlaunchConfig {
             // Checked against the GPU's limits when the manifest was verified.
@@ -200,10 +206,10 @@ impl Function {
             blockDimZ: 1,
             sharedMemBytes: launch.dynamic_smem_bytes,
             hStream: stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(launch.cluster > 1),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: n,
         };
-        // SAFETY: the caller's contract; the parameter list has a pointer for every parameter, and list and attribute
+        // SAFETY: the caller's contract; the parameter list has a pointer for every parameter, and list and attributes
         // outlive the call, which copies them.
         let result = unsafe { sys::cuLaunchKernelEx(&config, self.0, pointers.as_mut_ptr(), std::ptr::null_mut()) };
         if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(result) }

@@ -250,6 +250,7 @@ pub fn gpu_bundle(skip: usize) -> Bundle {
             cluster: 1,
             dynamic_smem_bytes: 0,
             persistent: false,
+            programmatic: false,
             tensor_maps: Vec::new(),
         },
         class: NumericClass::Exact,

@@ -62,6 +62,7 @@ pub fn rows<'p>(
         cluster: cut.blocks,
         dynamic_smem_bytes: smem_bytes,
         persistent: false,
+        programmatic: false,
         tensor_maps: Vec::new(),
     };
     let body = move |k: &Kernel| {
