@@ -250,7 +250,7 @@ pub fn gpu_bundle(skip: usize) -> Bundle {
             cluster: 1,
             dynamic_smem_bytes: 0,
             persistent: false,
-            programmatic: false,
+            programmatic: true,
             tensor_maps: Vec::new(),
         },
         class: NumericClass::Exact,

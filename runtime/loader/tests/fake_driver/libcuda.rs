@@ -443,7 +443,12 @@ unsafe extern "C" fn cuLaunchKernelEx(
     need_context!();
     let c = unsafe { &*config };
     let whole = c.grid.iter().chain(&c.block).all(|&n| n > 0);
-    if !whole || c.block[0] > 1024 || c.stream as usize != 5 || !extra.is_null() || c.n_attributes != 0 {
+    if !whole || c.block[0] > 1024 || c.stream as usize != 5 || !extra.is_null() || c.n_attributes != 1 {
+        return INVALID_VALUE;
+    }
+    // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, padding, and a value that says yes.
+    let early = unsafe { std::slice::from_raw_parts(c.attributes.cast::<c_uint>(), 3) };
+    if early[0] != 6 || early[2] != 1 {
         return INVALID_VALUE;
     }
     // The kernels have three parameters each.
