@@ -1,6 +1,7 @@
 //! From a checkpoint's layout to the buffer that kernels read, and back.
 
 use crate::checkpoint::Checkpoint;
+use crate::coded;
 use crate::convert::{Source, convert_row};
 use crate::integers::{self, Integers};
 use crate::quantised::{self, Quantised};
@@ -18,14 +19,19 @@ use std::sync::Arc;
 
 /// Fills `dst` with a parameter from a checkpoint, in the layout of `buffer`.
 ///
-/// A tensor that is stored quantised is dequantised in f32 ([`crate::quantised`]).
+/// A tensor that is stored quantised is dequantised in f32 ([`crate::quantised`]); a buffer of codes, scales or global
+/// scales gets what the checkpoint has of them, bit for bit.
 /// Elements are rounded to the parameter's type and then to the buffer's (to nearest even; widening is exact). Columns
 /// from `cols` to `pitch` become zero. Every byte of `dst` is written. Runs on all threads of the rayon pool.
 ///
 /// # Errors
-/// `tensor-missing`, `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-steps-mismatch`,
+/// `tensor-missing`, `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-steps-mismatch`, `stored-format-mismatch`,
+/// `scale-not-exact`,
 /// `weight-out-of-range`, `buffer-shape-mismatch`, and those of [`Checkpoint::tensor`].
 pub fn pack_weight(checkpoint: &Checkpoint, param: &Param, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
+    if coded::is_part(buffer) {
+        return coded::pack_part(checkpoint, param, buffer, dst);
+    }
     let layout = Layout::new(param, buffer, dst.len())?;
     let pieces = resolve(checkpoint, param)?;
     let per_piece = layout.rows / pieces.len().max(1) as u64;
@@ -52,6 +58,9 @@ pub fn borrow_weight<'a>(
     param: &Param,
     buffer: &Buffer,
 ) -> Result<Option<&'a [u8]>, Diagnostic> {
+    if coded::is_part(buffer) {
+        return Ok(None);
+    }
     Layout::new(param, buffer, buffer.bytes(0) as usize)?;
     let pieces = resolve(checkpoint, param)?;
     let [Piece { view, elements: Elements::Plain(dtype, data) }] = &pieces[..] else { return Ok(None) };
@@ -65,8 +74,12 @@ pub fn borrow_weight<'a>(
 /// As [`pack_weight`], for a parameter that is already a host tensor in the graph's layout.
 ///
 /// # Errors
-/// `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-out-of-range`, `buffer-shape-mismatch`.
+/// `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-out-of-range`, `buffer-shape-mismatch`, and
+/// `stored-format-mismatch` for a buffer of codes or scales.
 pub fn pack_tensor(tensor: &Tensor, param: &Param, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
+    if coded::is_part(buffer) {
+        return Err(coded::given_as_floats(param));
+    }
     let layout = Layout::new(param, buffer, dst.len())?;
     let shape: Vec<u64> = tensor.shape.iter().map(|&n| n as u64).collect();
     if Some(&shape) != fixed_shape(param).as_ref() {
@@ -145,19 +158,19 @@ impl Layout {
     }
 }
 
-fn fixed_shape(param: &Param) -> Option<Vec<u64>> {
+pub(crate) fn fixed_shape(param: &Param) -> Option<Vec<u64>> {
     param.ty.shape.iter().map(|d| d.fixed()).collect()
 }
 
 /// A stored tensor and the view of it that a source describes.
-struct Piece<'a> {
-    elements: Elements<'a>,
-    view: Strided,
+pub(crate) struct Piece<'a> {
+    pub(crate) elements: Elements<'a>,
+    pub(crate) view: Strided,
 }
 
 /// The elements of a stored tensor.
 #[derive(Clone)]
-enum Elements<'a> {
+pub(crate) enum Elements<'a> {
     /// Of a type that moec has, and their bytes.
     Plain(DType, &'a [u8]),
     /// Codes and scales of floats.
@@ -169,7 +182,7 @@ enum Elements<'a> {
 /// Finds the tensors of a parameter and checks that they have its shape: one piece, or one for each expert.
 ///
 /// Layouts may share names and differ in shape only; of those that are there, the first that fits counts.
-fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a>>, Diagnostic> {
+pub(crate) fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a>>, Diagnostic> {
     let mut there = Vec::new();
     existing(checkpoint, &param.source, &mut there);
     let mut error = None;

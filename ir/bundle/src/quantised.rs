@@ -232,6 +232,40 @@ impl<'a> Quantised<'a> {
         self.leading.iter().copied().chain([self.n, self.k]).collect()
     }
 
+    /// The codes of a row, counted through the matrices.
+    pub(crate) fn code_row(&self, row: u64) -> &'a [u8] {
+        let bytes = self.format.code.bytes(self.k) as usize;
+        &self.codes[row as usize * bytes..(row as usize + 1) * bytes]
+    }
+
+    /// The row of the grids of scales, counted through the matrices, that a row of the matrices has.
+    pub(crate) fn scale_row(&self, row: u64) -> u64 {
+        let (grid_rows, _) = self.format.scale_grid(self.n, self.k);
+        row / self.n * grid_rows + (row % self.n).checked_div(self.format.block_rows).unwrap_or(0)
+    }
+
+    /// The number of the scale of an element.
+    pub(crate) fn scale_index(&self, row: u64, col: u64) -> u64 {
+        let (_, grid_cols) = self.format.scale_grid(self.n, self.k);
+        self.scale_row(row) * grid_cols + col.checked_div(self.format.block_cols).unwrap_or(0)
+    }
+
+    /// A scale as it is stored.
+    pub(crate) fn scale_bytes(&self, index: u64) -> &'a [u8] {
+        let bytes = self.format.scale.bytes() as usize;
+        &self.scales[index as usize * bytes..(index as usize + 1) * bytes]
+    }
+
+    /// A scale.
+    pub(crate) fn scale_value(&self, index: u64) -> f32 {
+        self.format.scale.decode(self.scales, index as usize)
+    }
+
+    /// The global scale of the matrix that a row is in.
+    pub(crate) fn global(&self, row: u64) -> f32 {
+        self.globals.get((row / self.n) as usize).or(self.globals.first()).copied().unwrap_or(1.0)
+    }
+
     /// Dequantises elements `start, start + stride, …` of the stored matrices, counted row by row, into `out`.
     pub fn read(&self, start: u64, stride: u64, out: &mut [f32]) {
         let mut done = 0;

@@ -1,13 +1,13 @@
 //! Quantised checkpoints under every convention that is read, against the formats' own formulas.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use moec_bundle::{Checkpoint, pack_weight, unpack_weight};
+use moec_bundle::{Checkpoint, pack_tensor, pack_weight, unpack_part, unpack_weight};
 use moec_ir::graph::Param;
-use moec_ir::quant::{e2m1, e4m3, e8m0};
+use moec_ir::quant::{Code, QuantFormat, ScaleCode, e2m1, e4m3, e8m0};
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::{Buffer, Role};
 use moec_ir::weights::{WeightSource, WeightStep};
-use moec_ir::{DType, Diagnostic};
+use moec_ir::{DType, Diagnostic, Tensor};
 
 /// A stored tensor: name, type, shape, bytes.
 type Stored<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
@@ -270,4 +270,211 @@ fn of_two_layouts_under_one_name_the_one_that_fits_is_read() {
     let either = || WeightSource::FirstOf(vec![turned.clone(), WeightSource::tensor("m")]);
     assert_eq!(read_as(&c, &[2, 3], either()).expect("transposed"), [0.0, 2.0, 4.0, 1.0, 3.0, 5.0]);
     assert_eq!(read_as(&c, &[3, 2], either()).expect("as it is"), values);
+}
+
+/// A parameter packed as codes, scales and global scales.
+struct Parts {
+    codes: Tensor,
+    scales: Tensor,
+    globals: Tensor,
+}
+
+const FP8_BLOCKS: QuantFormat = format(Code::E4M3, ScaleCode::F32, 128, 128);
+const MXFP4: QuantFormat = format(Code::E2M1, ScaleCode::E8M0, 1, 32);
+const NVFP4: QuantFormat = format(Code::E2M1, ScaleCode::E4M3, 1, 16);
+const INT4: QuantFormat = format(Code::Int4, ScaleCode::BF16, 1, 32);
+
+const fn format(code: Code, scale: ScaleCode, block_rows: u64, block_cols: u64) -> QuantFormat {
+    QuantFormat { code, scale, block_rows, block_cols }
+}
+
+/// The buffers of a parameter `[E, N, K]` or `[N, K]` that is stored in `f`; rows of codes have padding.
+fn part_buffers(f: QuantFormat, shape: &[u64]) -> [Buffer; 3] {
+    let (e, n, k) = match *shape {
+        [e, n, k] => (e, n, k),
+        _ => (1, shape[0], shape[1]),
+    };
+    let (grid_rows, grid_cols) = f.scale_grid(n, k);
+    let codes = f.code.bytes(k);
+    let buffer = |role, dtype, (batch, rows, cols), pitch| {
+        let rows = Dim::Fixed(rows);
+        Buffer { name: format!("{role:?}"), dtype, batch, rows, cols, pitch, role }
+    };
+    [
+        buffer(Role::Weight(0), DType::U8, (e, n, codes), codes.next_multiple_of(16) + 16),
+        buffer(Role::WeightScale(0), f.scale.dtype(), (e, grid_rows, grid_cols), grid_cols + 3),
+        buffer(Role::WeightGlobal(0), DType::F32, (1, 1, e), e),
+    ]
+}
+
+fn pack_parts(c: &Checkpoint, f: QuantFormat, shape: &[u64], source: WeightSource) -> Result<Parts, Diagnostic> {
+    let p = Param { name: "w".into(), ty: TensorType::fixed(DType::F32, shape), source, stored: Some(f) };
+    let pack = |b: &Buffer| {
+        let mut out = vec![0xAB; b.bytes(0) as usize];
+        pack_weight(c, &p, b, &mut out)?;
+        unpack_part(b, &out)
+    };
+    let [codes, scales, globals] = part_buffers(f, shape);
+    Ok(Parts { codes: pack(&codes)?, scales: pack(&scales)?, globals: pack(&globals)? })
+}
+
+/// Packs a parameter both ways; codes and scales have to mean the values.
+#[track_caller]
+fn packs_alike(c: &Checkpoint, f: QuantFormat, shape: &[u64], source: WeightSource) -> Parts {
+    let parts = pack_parts(c, f, shape, source.clone()).expect("packs");
+    let values = read_as(c, shape, source).expect("packs dequantised");
+    let (n, k) = (shape[shape.len() - 2], shape[shape.len() - 1]);
+    let codes = parts.codes.to_bytes();
+    let scales = parts.scales.to_bytes();
+    let matrices = values.len() as u64 / (n * k);
+    for row in 0..matrices * n {
+        let matrix = (row / n) as usize;
+        let (row_bytes, grid) = (f.code.bytes(k) as usize, scales.len() / matrices as usize);
+        let mut out = vec![0.0; k as usize];
+        let global = if f.has_global() { parts.globals.floats()[matrix] } else { 1.0 };
+        let codes = &codes[row as usize * row_bytes..][..row_bytes];
+        f.decode_row(codes, &scales[matrix * grid..][..grid], global, row % n, (n, k), &mut out);
+        let want = &values[(row * k) as usize..][..k as usize];
+        assert!(out.iter().zip(want).all(|(a, b)| a.to_bits() == b.to_bits()), "row {row} of {shape:?}");
+    }
+    parts
+}
+
+fn sliced(name: &str, slices: &[(u32, u64, u64, u64)], transpose: bool) -> WeightSource {
+    let mut steps: Vec<WeightStep> =
+        slices.iter().map(|&(axis, start, step, len)| WeightStep::Slice { axis, start, step, len }).collect();
+    if transpose {
+        steps.push(WeightStep::Transpose);
+    }
+    WeightSource::Tensor { names: vec![name.into()], steps }
+}
+
+#[test]
+fn codes_and_scales_are_copied_bit_for_bit() {
+    let (n, k) = (130, 200);
+    let codes = bytes(n * k, 1);
+    let scales = floats(&[0.5, 2.0, 3.1, 0.25]);
+    let (_dir, c) = checkpoint(&[
+        ("m.weight", "F8_E4M3", &[n, k], codes.clone()),
+        ("m.weight_scale_inv", "F32", &[2, 2], scales.clone()),
+    ]);
+    let parts = packs_alike(&c, FP8_BLOCKS, &[130, 200], WeightSource::tensor("m.weight"));
+    assert_eq!((parts.codes.to_bytes(), parts.scales.to_bytes()), (codes, scales));
+}
+
+#[test]
+fn slices_on_block_edges_take_their_own_scales() {
+    let (n, k) = (256, 384);
+    let scales: Vec<f32> = (0..6).map(|i| 0.3 + i as f32).collect();
+    let (_dir, c) = checkpoint(&[
+        ("m.weight", "F8_E4M3", &[n, k], bytes(n * k, 1)),
+        ("m.weight_scale_inv", "F32", &[2, 3], floats(&scales)),
+    ]);
+    // The second half of the rows; the columns of one of three ranks.
+    let up = packs_alike(&c, FP8_BLOCKS, &[128, 384], sliced("m.weight", &[(0, 128, 1, 128)], false));
+    assert_eq!(up.scales.floats(), &scales[3..]);
+    let rank = packs_alike(&c, FP8_BLOCKS, &[256, 128], sliced("m.weight", &[(1, 128, 1, 128)], false));
+    assert_eq!(rank.scales.floats(), [scales[1], scales[4]]);
+    // A slice that cuts blocks has no scales of its own.
+    for slices in [[(0, 64, 1, 128), (1, 0, 1, 384)], [(0, 0, 1, 256), (1, 64, 1, 128)]] {
+        let shape = [slices[0].3, slices[1].3];
+        let refused = pack_parts(&c, FP8_BLOCKS, &shape, sliced("m.weight", &slices, false));
+        assert_eq!(refused.err().map(|d| d.code), Some("stored-format-mismatch".to_string()));
+    }
+}
+
+#[test]
+fn interleaved_transposed_and_stacked_codes_are_rows_too() {
+    let (e, n, k) = (2, 6, 96);
+    let codes = bytes(e * n * k / 2, 5);
+    let scales: Vec<u8> = (0..e * n * k / 32).map(|i| 110 + i as u8).collect();
+    let (_dir, c) = checkpoint(&[
+        ("gate_up_blocks", "U8", &[e, n, k / 32, 16], codes.clone()),
+        ("gate_up_scales", "U8", &[e, n, k / 32], scales.clone()),
+        ("x.0.w_packed", "I32", &[n, k / 8], bytes(n * k / 2, 6)),
+        ("x.0.w_scale", "BF16", &[n, 3], [0x80, 0x3f].repeat(n * 3)),
+        ("x.1.w_packed", "I32", &[n, k / 8], bytes(n * k / 2, 7)),
+        ("x.1.w_scale", "BF16", &[n, 3], [0x20, 0x3e].repeat(n * 3)),
+    ]);
+    let up = packs_alike(&c, MXFP4, &[2, 3, 96], sliced("gate_up", &[(2, 1, 2, 3)], true));
+    let row = k / 2;
+    let odd: Vec<u8> = [1, 3, 5, 7, 9, 11].iter().flat_map(|r| codes[r * row..(r + 1) * row].to_vec()).collect();
+    assert_eq!(up.codes.to_bytes(), odd);
+    // A rank's part of K, from a block edge.
+    packs_alike(&c, MXFP4, &[2, 6, 64], sliced("gate_up", &[(1, 32, 1, 64)], true));
+    packs_alike(&c, INT4, &[2, 6, 96], WeightSource::per_expert("x.{e}.w", 2));
+}
+
+#[test]
+fn global_scales_stay_apart_in_either_direction() {
+    let (n, k) = (4, 64);
+    let scales = bytes(n * k / 16, 4);
+    let (_dir, c) = checkpoint(&[
+        ("x.0.w", "U8", &[n, k / 2], bytes(n * k / 2, 3)),
+        ("x.0.w_scale", "F8_E4M3", &[n, k / 16], scales.clone()),
+        ("x.0.w_scale_2", "F32", &[], floats(&[0.3])),
+        ("x.1.w", "U8", &[n, k / 2], bytes(n * k / 2, 8)),
+        ("x.1.w_scale", "F8_E4M3", &[n, k / 16], scales.clone()),
+        ("x.1.w_scale_2", "F32", &[], floats(&[0.7])),
+        ("y_packed", "U8", &[n, k / 2], bytes(n * k / 2, 9)),
+        ("y_scale", "F8_E4M3", &[n, k / 16], scales),
+        ("y_global_scale", "F32", &[1], floats(&[3.0])),
+    ]);
+    let x = packs_alike(&c, NVFP4, &[2, 4, 64], WeightSource::per_expert("x.{e}.w", 2));
+    assert_eq!(x.globals.floats(), [0.3, 0.7]);
+    let y = packs_alike(&c, NVFP4, &[4, 64], WeightSource::tensor("y"));
+    assert_eq!(y.globals.floats(), [1.0 / 3.0]);
+}
+
+#[test]
+fn one_scale_for_a_tensor_serves_every_block_of_the_bundle() {
+    let (_dir, c) = checkpoint(&[
+        ("b.weight", "F8_E4M3", &[130, 5], bytes(650, 2)),
+        ("b.weight_scale", "F32", &[], floats(&[0.3])),
+    ]);
+    for f in [FP8_BLOCKS, format(Code::E4M3, ScaleCode::F32, 0, 0), format(Code::E4M3, ScaleCode::F32, 1, 0)] {
+        packs_alike(&c, f, &[130, 5], WeightSource::tensor("b.weight"));
+    }
+}
+
+#[test]
+fn scales_in_another_type_are_converted_only_when_that_is_exact() {
+    let c = |scale: f32| {
+        checkpoint(&[
+            ("b.weight", "F8_E4M3", &[2, 4], bytes(8, 2)),
+            ("b.weight_scale", "F32", &[2, 1], floats(&[scale, 0.5])),
+        ])
+    };
+    let per_row = |scale| format(Code::E4M3, scale, 1, 0);
+    let (_dir, exact) = c(0.75);
+    packs_alike(&exact, per_row(ScaleCode::BF16), &[2, 4], WeightSource::tensor("b.weight"));
+    let (_dir, inexact) = c(0.3);
+    let refused = pack_parts(&inexact, per_row(ScaleCode::BF16), &[2, 4], WeightSource::tensor("b.weight"));
+    assert_eq!(refused.err().map(|d| d.code), Some("scale-not-exact".to_string()));
+}
+
+#[test]
+fn weights_of_another_format_than_compiled_for_are_refused() {
+    let (_dir, c) = checkpoint(&[
+        ("dense", "BF16", &[2, 32], bytes(128, 1)),
+        ("coarse.weight", "F8_E4M3", &[2, 32], bytes(64, 1)),
+        ("coarse.weight_scale", "F32", &[2, 1], floats(&[1.0, 2.0])),
+    ]);
+    let refused = |f: QuantFormat, name: &str| {
+        let d = pack_parts(&c, f, &[2, 32], WeightSource::tensor(name)).err().expect("refused");
+        assert_eq!(d.code, "stored-format-mismatch");
+        d.message
+    };
+    let dense = refused(MXFP4, "dense");
+    assert!(dense.contains("e2m1 by e8m0(1, 32)") && dense.contains("has it as bf16"), "{dense}");
+    assert!(refused(MXFP4, "coarse.weight").contains("has it as e4m3 by f32(1, 0)"));
+    // Two rows with a scale each are not one block.
+    refused(FP8_BLOCKS, "coarse.weight");
+    // Host tensors are floats.
+    let [codes, ..] = part_buffers(MXFP4, &[2, 32]);
+    let (ty, source) = (TensorType::fixed(DType::F32, &[2, 32]), WeightSource::tensor("w"));
+    let p = Param { name: "w".into(), ty, source, stored: Some(MXFP4) };
+    let mut out = vec![0; codes.bytes(0) as usize];
+    let given = pack_tensor(&Tensor::float(DType::F32, &[2, 32], vec![0.0; 64]), &p, &codes, &mut out);
+    assert_eq!(given.err().map(|d| d.code), Some("stored-format-mismatch".to_string()));
 }
