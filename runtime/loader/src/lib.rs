@@ -39,6 +39,7 @@ mod host;
 mod layer;
 mod memory;
 mod plan;
+mod random_codes;
 mod weights;
 
 pub use device::{Device, best_target};

@@ -1,7 +1,8 @@
 //! Where a layer's weights come from when it is loaded.
 
+use crate::random_codes::RandomCodes;
 use moec_bundle::manifest::ParamInfo;
-use moec_bundle::{Checkpoint, borrow_weight, pack_tensor, pack_weight};
+use moec_bundle::{Checkpoint, borrow_weight, is_part, pack_tensor, pack_weight};
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::Buffer;
 use moec_ir::{DType, Tensor};
@@ -62,40 +63,57 @@ impl Weights<'_> {
     }
 }
 
-/// The value of element `index` of the random parameter called `name`: uniform, of variance `1 / cols`, so that a
-/// product of many keeps the size of its input. Exact arithmetic only: every machine gives the same bits.
-fn random_value(key: u64, cols: u64, index: u64) -> f32 {
+/// 64 bits for number `index`. Exact arithmetic only: every machine gives the same.
+pub(crate) fn random_bits(key: u64, index: u64) -> u64 {
     // splitmix64. Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
     let mut z = key.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^= z >> 31;
-    let unit = (z >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
+    z ^ (z >> 31)
+}
+
+/// The value of element `index` of a random parameter: uniform, of variance `1 / cols`, so that a product of many keeps
+/// the size of its input.
+fn random_value(key: u64, cols: u64, index: u64) -> f32 {
+    let unit = (random_bits(key, index) >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
     unit * (3.0 / cols.max(1) as f32).sqrt()
 }
 
-fn random_key(seed: u64, name: &str) -> u64 {
+pub(crate) fn random_key(seed: u64, name: &str) -> u64 {
     // FNV-1a over the name, started from the seed.
     name.bytes().fold(0xCBF2_9CE4_8422_2325 ^ seed, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3))
 }
 
 /// The parameter that [`Weights::Random`] stands for, as a host tensor in the graph's layout: for reference evaluators.
-/// Integer parameters are zero.
+/// A parameter that is published quantised has random codes, whether it lies in memory as codes or as floats. Integer
+/// parameters are zero.
 ///
 /// # Panics
 /// When the parameter's shape depends on the token count, which a verified graph rules out.
-pub fn random_tensor(seed: u64, name: &str, ty: &moec_ir::TensorType) -> Tensor {
+pub fn random_tensor(seed: u64, param: &ParamInfo) -> Tensor {
+    let (name, ty) = (&param.name, &param.ty);
     let axis = |d: &moec_ir::Dim| d.fixed().expect("a parameter should have a fixed shape");
     let shape: Vec<usize> = ty.shape.iter().map(|d| axis(d) as usize).collect();
     let n: usize = shape.iter().product();
     if !ty.dtype.is_float() {
         return Tensor::int(ty.dtype, &shape, vec![0; n]);
     }
-    let (key, cols) = (random_key(seed, name), shape.last().copied().unwrap_or(1) as u64);
-    Tensor::float(ty.dtype, &shape, (0..n as u64).map(|i| random_value(key, cols, i)).collect())
+    let cols = shape.last().copied().unwrap_or(1);
+    if let Some(codes) = RandomCodes::of(seed, param) {
+        let mut values = vec![0.0; n];
+        values.chunks_exact_mut(cols.max(1)).enumerate().for_each(|(r, row)| codes.values(r as u64, row));
+        return Tensor::float(ty.dtype, &shape, values);
+    }
+    let key = random_key(seed, name);
+    Tensor::float(ty.dtype, &shape, (0..n as u64).map(|i| random_value(key, cols as u64, i)).collect())
 }
 
 fn fill_random(seed: u64, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
+    let codes = RandomCodes::of(seed, param);
+    if let (Some(codes), true) = (&codes, is_part(buffer)) {
+        codes.fill_part(buffer, dst);
+        return Ok(());
+    }
     let (cols, width) = (buffer.cols as usize, buffer.dtype.bytes());
     let pitch = buffer.pitch as usize * width;
     if !param.ty.dtype.is_float() || pitch == 0 {
@@ -104,9 +122,17 @@ fn fill_random(seed: u64, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) ->
     }
     let key = random_key(seed, &param.name);
     dst.par_chunks_mut(pitch).enumerate().for_each(|(r, row)| {
+        let mut values = vec![0.0; cols];
+        match &codes {
+            Some(codes) => codes.values(r as u64, &mut values),
+            None => {
+                let value = |c| random_value(key, cols as u64, (r * cols + c) as u64);
+                values.iter_mut().enumerate().for_each(|(c, v)| *v = value(c));
+            }
+        }
         for (c, out) in row.chunks_exact_mut(width).enumerate() {
             // Padding is zero.
-            let value = if c < cols { random_value(key, cols as u64, (r * cols + c) as u64) } else { 0.0 };
+            let value = values.get(c).copied().unwrap_or(0.0);
             let value = buffer.dtype.round(param.ty.dtype.round(value));
             match buffer.dtype {
                 // Already rounded: the upper half is all there is.
@@ -147,16 +173,19 @@ mod tests {
             let (mut a, mut b) =
                 (vec![0xAA; 3 * 5 * 8 * buffer_type.bytes()], vec![0xBB; 3 * 5 * 8 * buffer_type.bytes()]);
             Weights::Random { seed: 4 }.pack(&param, &buffer, &mut a).expect("random");
-            pack_tensor(&random_tensor(4, "w", &ty), &param.param(), &buffer, &mut b).expect("packed");
+            pack_tensor(&random_tensor(4, &param), &param.param(), &buffer, &mut b).expect("packed");
             assert_eq!(a, b, "{param_type} in {buffer_type}");
-            assert_ne!(random_tensor(4, "w", &ty), random_tensor(5, "w", &ty));
-            assert_ne!(random_tensor(4, "w", &ty), random_tensor(4, "v", &ty));
+            assert_ne!(random_tensor(4, &param), random_tensor(5, &param));
+            let other = ParamInfo { name: "v".into(), ..param.clone() };
+            assert_ne!(random_tensor(4, &param), random_tensor(4, &other));
         }
     }
 
     #[test]
     fn random_values_spread_as_promised() {
-        let t = random_tensor(1, "w", &TensorType::fixed(DType::F32, &[1000, 64]));
+        let ty = TensorType::fixed(DType::F32, &[1000, 64]);
+        let param = ParamInfo { name: "w".into(), ty, source: WeightSource::tensor("w"), stored: None };
+        let t = random_tensor(1, &param);
         let n = t.elements() as f64;
         let mean = t.floats().iter().map(|&x| f64::from(x)).sum::<f64>() / n;
         let variance = t.floats().iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / n;
