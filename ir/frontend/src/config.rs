@@ -7,6 +7,7 @@ use crate::json::{CONFIG, Json, Object, nearest};
 use crate::keys::Keys;
 use crate::layers;
 use crate::spec::MoeSpec;
+use crate::stored::Stored;
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Graph, Shard, shard};
@@ -23,6 +24,7 @@ pub struct ModelConfig {
     model_type: String,
     dtype: DType,
     quantization: Option<String>,
+    stored: Option<Stored>,
     prefixes: Vec<String>,
 }
 
@@ -125,13 +127,14 @@ impl ModelConfig {
         let (text, family, model_type, nested) = find_family(&root).map_err(|d| vec![d])?;
         let dtype = element_type(&root, &text).map_err(|d| vec![d])?;
         let quantization = quantization(&root, &text).map_err(|d| vec![d])?;
+        let stored = Stored::of(&root, &text);
         let prefixes: &[&str] = match (family.prefixes, nested) {
             ([], false) => &["model."],
             ([], true) => &["language_model.model.", "model.language_model.", "model."],
             (own, _) => own,
         };
         let prefixes = prefixes.iter().map(|p| (*p).to_string()).collect();
-        Ok(ModelConfig { text, family, model_type, dtype, quantization, prefixes })
+        Ok(ModelConfig { text, family, model_type, dtype, quantization, stored, prefixes })
     }
 
     /// The `model_type` that selected the family.
@@ -178,7 +181,10 @@ impl ModelConfig {
         let spec = keys.finish(spec)?;
         let name = format!("{} layer {layer}", self.model_type);
         let origin = self.text.node().origin();
-        let graph = assemble(&name, &spec, dtype).map_err(|d| vec![d.at(Some(origin))])?;
+        let mut graph = assemble(&name, &spec, dtype).map_err(|d| vec![d.at(Some(origin))])?;
+        if let Some(stored) = &self.stored {
+            stored.mark(&mut graph);
+        }
         let graph = match options.shard {
             Some(part) => shard(&graph, part).map_err(|d| vec![d])?,
             None => graph,

@@ -18,7 +18,9 @@ use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::expr::Real;
 use moec_ir::graph::{Attr, AttrError, Graph, Input, Node, Op, Param, ValueId, infer_type, verify};
+use moec_ir::quant::QuantFormat;
 use moec_ir::shape::{Dim, TensorType};
+use moec_ir::text::Cursor;
 use moec_ir::weights::{WeightSource, WeightStep};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -172,14 +174,15 @@ impl Reader {
 
     fn param(&mut self, v: &Json) -> Result<(), Diagnostic> {
         let o = v.object()?;
-        self.known_keys(&o, &["name", "dtype", "shape", "source", "comment"]);
+        self.known_keys(&o, &["name", "dtype", "shape", "stored", "source", "comment"]);
         let ty = tensor_type(&o)?;
         let name = self.new_leaf(&o, Op::Param(self.graph.params.len() as u32), &ty)?;
         let source = match o.get("source") {
             Some(s) => source(s, 0)?,
             None => WeightSource::tensor(&name),
         };
-        self.graph.params.push(Param { name, ty, source, stored: None });
+        let stored = o.get("stored").map(stored).transpose()?;
+        self.graph.params.push(Param { name, ty, source, stored });
         Ok(())
     }
 
@@ -363,6 +366,16 @@ fn attr_number(raw: &str) -> Option<f32> {
     raw.parse::<f32>().ok().filter(|x| numeric && x.is_finite())
 }
 
+/// `"e2m1 by e8m0(1, 32)"`: codes, scales, rows and columns of a block.
+fn stored(v: &Json) -> Result<QuantFormat, Diagnostic> {
+    let text = v.string()?;
+    let mut cursor = Cursor::new(&text);
+    match cursor.quant_format() {
+        Ok(format) if cursor.at_end() => Ok(format),
+        _ => Err(v.out_of_range("codes, scales, and the rows and columns of a block, such as e4m3 by f32(128, 128)")),
+    }
+}
+
 fn source(v: &Json, depth: u32) -> Result<WeightSource, Diagnostic> {
     let expected = "a tensor name, or an object with `tensor`, `per_expert` or `first_of`";
     if v.is_string() {
@@ -442,7 +455,8 @@ pub fn to_json(graph: &Graph) -> String {
     out += &section("inputs", inputs);
     let params = graph.params.iter().map(|p| {
         let source = source_text(&p.source);
-        format!("{{ \"name\": {}, {}, \"source\": {source} }}", quoted(&p.name), type_text(&p.ty))
+        let stored = p.stored.map_or_else(String::new, |f| format!("\"stored\": \"{f}\", "));
+        format!("{{ \"name\": {}, {}, {stored}\"source\": {source} }}", quoted(&p.name), type_text(&p.ty))
     });
     out += &section("params", params);
     let explicit = !leaves_at_first_use(graph);

@@ -20,6 +20,7 @@ pub mod layout;
 mod open;
 mod routers;
 pub mod spec;
+mod stored;
 
 pub use config::{Diagnostics, Layer, LayerOptions, ModelConfig, known_model_types};
 pub use facts::LayerFacts;
