@@ -81,7 +81,9 @@ impl RandomCodes {
                 match buffer.role {
                     Role::WeightScale(_) => write_power(self.format.scale, self.exponent(row, c), out),
                     Role::WeightGlobal(_) => write_power(ScaleCode::F32, self.global, out),
-                    Role::Weight(_) | Role::Input(_) | Role::Output(_) | Role::Workspace => out[0] = self.byte(row, c),
+                    Role::Weight(_) | Role::Input(_) | Role::Output(_) | Role::Workspace | Role::Counter => {
+                        out[0] = self.byte(row, c);
+                    }
                 }
             }
         });
