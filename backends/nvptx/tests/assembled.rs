@@ -16,13 +16,17 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-fn find_ptxas() -> Option<PathBuf> {
+fn places() -> Vec<PathBuf> {
     let mut places: Vec<PathBuf> = std::env::var_os("MOEC_PTXAS").map(PathBuf::from).into_iter().collect();
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
     places.extend(std::env::var_os("CARGO_TARGET_DIR").map(|t| PathBuf::from(t).join("tools")));
     places.push(workspace.join("tools"));
     places.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
-    match ptxas::find(None, &places) {
+    places
+}
+
+fn find_ptxas() -> Option<PathBuf> {
+    match ptxas::find(None, &places()) {
         Ok(path) => Some(path),
         Err(error) => {
             let required = std::env::var("MOEC_REQUIRE").unwrap_or_default();
@@ -125,6 +129,94 @@ fn products_that_read_codes_assemble_without_spills() {
     }
     if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
         insta::assert_snapshot!("registers_of_codes", table);
+    }
+}
+
+/// What the assembler makes of a product on sm_100: a row of a table.
+fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &moec_nvptx::GpuKernelImage) -> String {
+    let done = ptxas::assemble(ptxas, &image.ptx, "sm_100a").unwrap_or_else(|e| panic!("{name}: {e}"));
+    let entry = done.report.entry(&image.entry).expect("the entry should be reported");
+    let sass = ptxas::disassemble(nvdisasm, &done.cubin).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let opcode = |line: &str| {
+        let code = line.trim_start().strip_prefix("/*")?.split_once("*/")?.1.trim_start();
+        let words: Vec<&str> = code.split_whitespace().collect();
+        let word = if words.first()?.starts_with('@') { words.get(1)? } else { words.first()? };
+        word.starts_with(|c: char| c.is_ascii_uppercase()).then(|| word.trim_end_matches(';').to_string())
+    };
+    // Straight pieces of code, each ended by a label.
+    let mut blocks: Vec<Vec<String>> = vec![Vec::new()];
+    for line in sass.lines() {
+        if line.trim_end().ends_with(':') {
+            blocks.push(Vec::new());
+        }
+        blocks.last_mut().expect("one at least").extend(opcode(line));
+    }
+    let count = |what: &str| blocks.iter().flatten().filter(|o| o.starts_with(what)).count();
+    let [products, copies, loads, fallback] = ["UTCHMMA", "UTMALDG", "LDTM", "HMMA"].map(count);
+    assert!(
+        products > 0 && copies > 0 && loads > 0 && fallback == 0,
+        "{name}: {products}, {copies}, {loads}, {fallback}"
+    );
+    assert_eq!((entry.spill_store_bytes, entry.spill_load_bytes), (0, 0), "{name} spills");
+    let loops = blocks.iter().filter(|b| b.iter().any(|o| o.starts_with("UTCHMMA")));
+    let in_loops: usize = loops.map(Vec::len).sum();
+    let line = image.ptx.lines().find(|l| l.contains("tcgen05.alloc")).expect("tensor memory is taken");
+    let register = line.rsplit(' ').next().expect("an operand").trim_end_matches(';');
+    let set = format!("{register}, ");
+    let columns = image.ptx.lines().find_map(|l| l.trim().strip_prefix("mov.b32")?.trim().strip_prefix(set.as_str()));
+    // Beside those of the stages: two for each set of sums, two for each of four places on the board.
+    let stages = (image.ptx.matches("mbarrier.init").count() - 12) / 2;
+    format!(
+        "{name:<12} {:<6} {:>3} registers, {:>3} threads, {:>6} bytes of shared memory, {stages:>2} stages, {:>3} columns of \
+         tensor memory, {:>4.1} instructions for a product\n",
+        image.entry,
+        entry.registers,
+        image.launch.block_threads,
+        image.launch.dynamic_smem_bytes,
+        columns.map_or("?", |c| c.trim_end_matches(';')),
+        in_loops as f64 / products as f64,
+    )
+}
+
+#[test]
+fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
+    let Some(ptxas) = find_ptxas() else { return };
+    let mut beside = places();
+    beside.extend(ptxas.parent().map(Path::to_path_buf));
+    let Ok(nvdisasm) = ptxas::find_tool("nvdisasm", None, &beside) else {
+        eprintln!("skipped: no nvdisasm; `cargo xtask tools` installs it");
+        return;
+    };
+    use moec_ir::quant::{Code, QuantFormat, ScaleCode};
+    let format = |code, scale, block_rows, block_cols| Some(QuantFormat { code, scale, block_rows, block_cols });
+    let formats = [
+        ("bf16", None),
+        ("fp8", format(Code::E4M3, ScaleCode::F32, 128, 128)),
+        ("mxfp4", format(Code::E2M1, ScaleCode::E8M0, 1, 32)),
+        ("nvfp4", format(Code::E2M1, ScaleCode::E4M3, 1, 16)),
+    ];
+    let mut table = String::new();
+    for (name, format) in formats {
+        let tiles = if format.is_none() { &[32, 64, 128, 256][..] } else { &[32, 128] };
+        for &tile_m in tiles {
+            let s = Schedules {
+                gemm1: schedule(tile_m, 128, 64, 16, 8),
+                gemm2: schedule(tile_m, 128, 64, 16, 8),
+                ..Schedules::for_rows(32)
+            };
+            let mut program = layer(&Layer::deepseek_r1(), &s);
+            if let Some(format) = format {
+                program = common::coded::in_format(program, format, format.has_global());
+            }
+            program.kernels.retain(|k| k.name.starts_with("gemm"));
+            let target = Target::by_name("sm_100f").expect("a target");
+            for image in moec_nvptx::emit(&program, target).expect("kernels") {
+                table += &disassembled(&ptxas, &nvdisasm, &format!("{name}/{tile_m}"), &image);
+            }
+        }
+    }
+    if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
+        insta::assert_snapshot!("tcgen05", table);
     }
 }
 

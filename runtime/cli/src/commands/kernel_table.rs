@@ -41,10 +41,12 @@ fn launch_words(bundle: &Bundle, launch: &Launch, n_tokens: u64) -> Vec<String> 
     match launch {
         Launch::Gpu { file, launch } => {
             let grid: Vec<String> = launch.grid.iter().map(|g| g.at(n_tokens).to_string()).collect();
+            // As many blocks as run at once share the tiles.
+            let grid = if launch.persistent { format!("{} tiles", grid[0]) } else { grid.join("x") };
             let bytes = bundle.manifest().files.get(file).map_or(0, |f| f.bytes);
             vec![
                 n_tokens.to_string(),
-                grid.join("x"),
+                grid,
                 launch.block_threads.to_string(),
                 launch.dynamic_smem_bytes.to_string(),
                 bytes.to_string(),
