@@ -1,7 +1,7 @@
 //! Every checkpoint of `tests/conformance`, through the public library, against what transformers computed.
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use moec::{Checkpoint, CompileRequest, Device, Model, ModelLayer, Session, Target, Tensor, Weights};
+use moec::{Checkpoint, CompileRequest, Device, Model, ModelLayer, Session, Target, Tensor, WeightStorage, Weights};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -68,7 +68,59 @@ fn main() {
         trials.retain(|_| false);
         trials.extend(made_cases(Path::new(&more)));
     }
+    for entry in stored_as_codes() {
+        for target in ["sm_80", "sm_100f", "sm_120f"] {
+            let dir = folder().join(&entry);
+            let name = format!("as-published-equals-dequantised/{target}/{entry}");
+            trials.push(Trial::test(name, move || same_bits(&dir, target)));
+        }
+    }
     libtest_mimic::run(&args, trials).exit();
+}
+
+/// Checkpoints of which some weights lie in memory as they are published.
+fn stored_as_codes() -> Vec<String> {
+    let entries = std::fs::read_dir(folder()).expect("the conformance set should be there");
+    let mut names: Vec<String> = entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect();
+    names.sort();
+    names.retain(|name| {
+        let layer = Model::open(folder().join(name)).ok().and_then(|m| m.layer(None).ok());
+        layer.is_some_and(|l| l.graph.params.iter().any(|p| p.stored.is_some()))
+    });
+    assert!(names.len() >= 2, "checkpoints whose weights stay as codes: {names:?}");
+    names
+}
+
+/// A layer in bfloat16 gives the same bits whether its weights are read as codes or as floats.
+fn same_bits(dir: &Path, target: &'static str) -> Result<(), Failed> {
+    let text = |d: moec::Diagnostic| format!("{d} {:?}", d.notes);
+    let model = Model::open(dir).map_err(|d| format!("{d:?}"))?;
+    let layer = model.layer_as(None, Some(moec_ir::DType::BF16)).map_err(|d| format!("{d:?}"))?;
+    let target = Target::by_name(target).ok_or("a test should name a known target")?;
+    let inputs: Vec<(&str, Tensor)> =
+        layer.graph.inputs.iter().map(|i| (i.name.as_str(), moec::random_tensor(&i.ty, 5, 3, &i.name))).collect();
+    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (*name, t)).collect();
+    let mut runs = Vec::new();
+    for weights in [WeightStorage::AsPublished, WeightStorage::Dequantised] {
+        let request = CompileRequest { weights, ..CompileRequest::new(&layer.graph, vec![target]) };
+        let bundle = moec::compile(&request).map_err(text)?.bundle;
+        let checkpoint = Weights::from_checkpoint(Checkpoint::open(dir).map_err(text)?);
+        let device = Device::Emulator { target: target.name };
+        let mut session = Session::load(&bundle, &checkpoint, device, 5).map_err(text)?;
+        let result = session.run(&inputs).map_err(text)?;
+        if let Some(finding) = result.findings.first() {
+            return Err(format!("the emulator found: {finding}").into());
+        }
+        let output = result.output("output").ok_or("the layer has no `output`")?.to_bytes();
+        runs.push((output, session.layer().weight_bytes()));
+    }
+    if runs[0].0 != runs[1].0 {
+        return Err("reading codes gives other bits than reading floats".into());
+    }
+    if runs[0].1 >= runs[1].1 {
+        return Err(format!("codes take {} bytes, floats {}", runs[0].1, runs[1].1).into());
+    }
+    Ok(())
 }
 
 /// Every recorded layer of the checkpoints in `root`; each takes its element type from its own golden input.
