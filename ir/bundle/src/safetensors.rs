@@ -132,6 +132,14 @@ pub(crate) struct Entry {
     pub end: usize,
 }
 
+/// Checks a safetensors file that is in memory; gives the number of its tensors.
+///
+/// # Errors
+/// `safetensors-truncated`, `safetensors-header-invalid`, `safetensors-duplicate-tensor`, `safetensors-tensor-invalid`.
+pub fn check(file: &Path, bytes: &[u8]) -> Result<usize, Diagnostic> {
+    parse_header(file, bytes).map(|entries| entries.len())
+}
+
 /// Reads and checks the header of a safetensors file that has been mapped or read whole.
 ///
 /// # Errors

@@ -3,11 +3,13 @@
 //! * `test` — everything that has to be green, with ptxas fetched first and a table of what ran at the end.
 //! * `gpu-pack` — a self-contained folder for a GPU machine.
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec.
+//! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations.
 //! * `bench` — the benchmarks behind the figures of the README.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
 
 mod bench;
 mod conformance;
+mod fuzz;
 mod gpu_pack;
 mod places;
 mod report;
@@ -31,6 +33,8 @@ enum Command {
     GpuPack(gpu_pack::Options),
     /// Make many small checkpoints of every family with transformers, and check moec against them.
     Conformance(conformance::Options),
+    /// Try mutated configs, layer graphs and safetensors files.
+    Fuzz(fuzz::Options),
     /// Run the benchmarks and print their figures.
     Bench(bench::Options),
 }
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::GpuPack(options) => gpu_pack::run(&options),
         Command::Conformance(options) => conformance::run(&options),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
     };
     match done {
