@@ -273,6 +273,19 @@ fn find_family(root: &Object) -> Result<Found, Diagnostic> {
         if let Some((f, word)) = by_architecture(root) {
             return Ok((root.clone(), f, word, false));
         }
+        if let Some(word) = crate::families::native::model_type_of(root)
+            && let Some(f) = family(word)
+        {
+            return Ok((root.clone(), f, word.to_string(), false));
+        }
+        if let Some(q) = root.get("quantization").filter(|q| q.is_object()) {
+            return Err(Diagnostic::input(
+                "not-a-model",
+                format!("{file} says how weights are quantised, not what the model is"),
+            )
+            .at(Some(q.origin()))
+            .help("give the model's directory, or the config.json beside this file"));
+        }
         return Err(root
             .missing(&["model_type"])
             .help("moec needs a Hugging Face config.json; `model_type` names the family"));
@@ -309,6 +322,8 @@ fn element_type(root: &Object, text: &Object) -> Result<DType, Diagnostic> {
         "bfloat16" | "auto" => Ok(DType::BF16),
         "float16" | "half" => Ok(DType::F16),
         "float32" | "float" => Ok(DType::F32),
+        // DeepSeek's own configs name the type of the weights.
+        "bf16" | "fp8" => Ok(DType::BF16),
         _ => Err(node.out_of_range("\"bfloat16\", \"float16\" or \"float32\"")),
     }
 }
@@ -316,7 +331,10 @@ fn element_type(root: &Object, text: &Object) -> Result<DType, Diagnostic> {
 /// The checkpoint's weight format in a few words.
 fn quantization(root: &Object, text: &Object) -> Result<Option<String>, Diagnostic> {
     let keys = ["quantization_config", "compression_config"];
-    let Some(node) = keys.iter().find_map(|k| text.get(k).or_else(|| root.get(k))) else { return Ok(None) };
+    let Some(node) = keys.iter().find_map(|k| text.get(k).or_else(|| root.get(k))) else {
+        let own = root.get("dtype").and_then(|v| v.string().ok()).filter(|w| w == "fp8");
+        return Ok(own.map(|word| format!("{word} 128x128 blocks")));
+    };
     let q = node.object()?;
     let mut words = Vec::new();
     for key in ["quant_method", "quant_algo", "format", "fmt"] {

@@ -1,9 +1,11 @@
 //! A layer in numbers and in one paragraph.
 
 use crate::spec::{MoeSpec, Precision};
-use moec_ir::graph::{Graph, GroupScore, RenormRule, Score, Shard};
+use moec_ir::graph::{Graph, GroupScore, Param, RenormRule, Score, Shard};
+use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::{Activation, DType};
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// What `moec check` says about a layer.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -35,8 +37,12 @@ pub struct LayerFacts {
     /// The part that is compiled, when it is not the whole layer; bytes and flops are then this rank's, on average over ranks
     /// where they depend on the routing.
     pub shard: Option<Shard>,
-    /// Bytes of all parameters of the layer in `dtype`.
+    /// The formats in which parameters stay as they are published, in words; empty when all become `dtype`.
+    pub stored: Vec<String>,
+    /// Bytes of all parameters of the layer: codes and scales where they stay as published, `dtype` elsewhere.
     pub weight_bytes: u64,
+    /// Bytes of all parameters of the layer in `dtype`.
+    pub dense_bytes: u64,
     /// Bytes of the parameters that one token reads.
     pub active_weight_bytes: u64,
     /// Multiplications and additions of the matrix products for one token.
@@ -65,9 +71,11 @@ impl LayerFacts {
             .params
             .iter()
             .filter(|p| p.name.starts_with("experts.") && p.ty.shape.len() > 1)
-            .map(|p| p.ty.bytes(0))
+            .map(stored_bytes)
             .sum();
-        let weight_bytes: u64 = graph.params.iter().map(|p| p.ty.bytes(0)).sum();
+        let weight_bytes: u64 = graph.params.iter().map(stored_bytes).sum();
+        let dense_bytes: u64 = graph.params.iter().map(|p| p.ty.bytes(0)).sum();
+        let formats: BTreeSet<QuantFormat> = graph.params.iter().filter_map(|p| p.stored).collect();
         let dense_flops: u64 = graph
             .params
             .iter()
@@ -98,7 +106,9 @@ impl LayerFacts {
             dtype,
             quantization,
             shard: None,
+            stored: formats.into_iter().map(format_words).collect(),
             weight_bytes,
+            dense_bytes,
             active_weight_bytes: weight_bytes - routed_bytes + routed_bytes / spec.n_experts.max(1) * spec.top_k,
             flops_per_token: dense_flops + 2 * expert_elements / spec.n_experts.max(1) * spec.top_k,
         }
@@ -116,7 +126,15 @@ impl LayerFacts {
         let part = self.shard.map_or(String::new(), |s| format!(" This is {s}; sizes are of its part."));
         let format = match &self.quantization {
             None => format!("Weights are {}", self.dtype),
-            Some(q) => format!("The checkpoint is quantised ({q}); the layer is compiled with {} weights", self.dtype),
+            Some(q) if self.stored.is_empty() => {
+                format!("The checkpoint is quantised ({q}); its weights become {} when they are loaded", self.dtype)
+            }
+            Some(q) => format!(
+                "The checkpoint is quantised ({q}); {} stays as published ({} as {})",
+                self.stored.join(" and "),
+                bytes_words(self.dense_bytes),
+                self.dtype
+            ),
         };
         format!(
             "{} layer {}: {} experts of width {} on a hidden size of {}{latent}, {} of them for each token, and {shared}. \
@@ -221,6 +239,29 @@ pub(crate) fn activation_words(a: &Activation) -> String {
         Activation::Silu => "SiLU, ungated".to_string(),
         Activation::GeluTanh => "GELU (tanh), ungated".to_string(),
         Activation::Gelu => "GELU, ungated".to_string(),
+    }
+}
+
+/// Bytes of a parameter as it lies in memory: codes and scales, or elements.
+fn stored_bytes(p: &Param) -> u64 {
+    let shape: Vec<u64> = p.ty.shape.iter().filter_map(|d| d.fixed()).collect();
+    let (Some(f), [stack @ .., n, k]) = (p.stored, &shape[..]) else { return p.ty.bytes(0) };
+    let (rows, cols) = f.scale_grid(*n, *k);
+    let matrices: u64 = stack.iter().product();
+    matrices * (n * f.code.bytes(*k) + rows * cols * f.scale.bytes())
+}
+
+/// A weight format by the name that people know.
+fn format_words(f: QuantFormat) -> String {
+    match (f.code, f.scale, f.block_rows, f.block_cols) {
+        (Code::E4M3, ScaleCode::E8M0, 1, 32) => "MXFP8".to_string(),
+        (Code::E4M3, _, 0, 0) => "FP8 with one scale".to_string(),
+        (Code::E4M3, _, 1, 0) => "FP8 with a scale for each row".to_string(),
+        (Code::E4M3, _, rows, cols) => format!("FP8 in blocks of {rows}x{cols}"),
+        (Code::E2M1, ScaleCode::E8M0, 1, 32) => "MXFP4".to_string(),
+        (Code::E2M1, ScaleCode::E4M3, 1, 16) => "NVFP4".to_string(),
+        (Code::Int4, _, 1, cols) => format!("INT4 in groups of {cols}"),
+        _ => f.to_string(),
     }
 }
 

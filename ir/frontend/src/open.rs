@@ -44,7 +44,11 @@ pub(crate) fn read(path: &Path) -> Result<(String, String), Diagnostics> {
         ]
     };
     let dir = path.is_dir();
-    let file = if dir { path.join("config.json") } else { path.to_path_buf() };
+    let mut file = if dir { path.join("config.json") } else { path.to_path_buf() };
+    if dir && !file.exists() && path.join("params.json").exists() {
+        // Mistral's own form.
+        file = path.join("params.json");
+    }
     if dir && !file.exists() {
         return Err(not_a_model(format!("{} has no config.json", path.display())));
     }

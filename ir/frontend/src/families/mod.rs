@@ -14,6 +14,7 @@ mod longcat;
 mod minimax_m2;
 mod mistral;
 mod mixtral;
+pub mod native;
 mod nemotron_h;
 mod olmoe;
 mod phimoe;
@@ -62,6 +63,8 @@ pub const FAMILIES: &[Family] = &[
     mistral::LARGE4,
     mistral::MISTRAL4,
     mixtral::FAMILY,
+    native::DEEPSEEK,
+    native::MISTRAL,
     nemotron_h::FAMILY,
     olmoe::FAMILY,
     qwen::QWEN2_MOE,
