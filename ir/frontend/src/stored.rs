@@ -53,7 +53,9 @@ impl Stored {
                 let named = word(q, "format")?;
                 let Some(group) = weight_group(q, "config_groups", "group_0")? else { return Ok(None) };
                 let size = group.get("group_size").map(|v| v.shown()).unwrap_or_default();
-                let symmetric = group.get("symmetric").map(|v| v.shown()).unwrap_or_default() == "true";
+                // Columns in an order of activations have group indices, which no kernel reads.
+                let ordered = group.get("actorder").is_some_and(|v| v.is_string());
+                let symmetric = group.get("symmetric").map(|v| v.shown()).unwrap_or_default() == "true" && !ordered;
                 match (named.as_str(), size.as_str()) {
                     ("pack-quantized", "32") if symmetric => Some((format(Code::Int4, ScaleCode::BF16, 1, 32), false)),
                     ("pack-quantized", "128") if symmetric => {
