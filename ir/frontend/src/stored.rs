@@ -61,6 +61,7 @@ impl Stored {
                     ("pack-quantized", "128") if symmetric => {
                         Some((format(Code::Int4, ScaleCode::BF16, 1, 128), false))
                     }
+                    ("mxfp4-pack-quantized", "32") => Some((format(Code::E2M1, ScaleCode::E8M0, 1, 32), false)),
                     ("nvfp4-pack-quantized", _) => Some((format(Code::E2M1, ScaleCode::E4M3, 1, 16), false)),
                     _ => None,
                 }
@@ -99,8 +100,16 @@ impl Stored {
 }
 
 /// Whether a pattern of an exclusion list covers a module: a name, the name of a module around it, a name with `*`, or
-/// a regular expression `re:…`, of which only `.*` is understood; any other one is taken to cover everything.
+/// a regular expression `re:…`, of which `.*` and `(a|b)` are understood; any other one is taken to cover everything.
 fn excludes(pattern: &str, module: &str) -> bool {
+    if let Some((before, (inside, after))) =
+        pattern.split_once('(').and_then(|(b, rest)| Some((b, rest.split_once(')')?)))
+        && pattern.starts_with("re:")
+        && !inside.contains('(')
+        && !after.starts_with(['*', '+', '?', '{'])
+    {
+        return inside.split('|').any(|choice| excludes(&format!("{before}{choice}{after}"), module));
+    }
     let (pattern, star) = match pattern.strip_prefix("re:") {
         Some(re) => (re.trim_start_matches('^').trim_end_matches('$').replace("\\.", "."), ".*"),
         None => (pattern.to_string(), "*"),
@@ -179,10 +188,20 @@ mod tests {
             "model.layers.3.*",
             "re:.*mlp.experts.*",
             "re:model\\.layers\\.[0-9]+.*",
+            "re:.*experts.*(gate|up)_proj.*",
         ] {
             assert!(excludes(pattern, module), "{pattern}");
         }
-        for pattern in ["lm_head", "gate", "proj", "model.layers.30", "model.layers.*.self_attn", "re:.*self_attn.*"] {
+        // The last is Kimi K2 Thinking's.
+        for pattern in [
+            "lm_head",
+            "gate",
+            "proj",
+            "model.layers.30",
+            "model.layers.*.self_attn",
+            "re:.*self_attn.*",
+            "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
+        ] {
             assert!(!excludes(pattern, module), "{pattern}");
         }
     }
