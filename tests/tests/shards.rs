@@ -93,7 +93,9 @@ fn conformance(dir: &str, layer: u32) -> Whole {
 
 /// Random layers, and those in which some experts, and so some ranks, get no token.
 fn is_taken(case: &cases::Case) -> bool {
-    matches!(case.routing, Routing::Random | Routing::OneExpert | Routing::EmptyExperts)
+    // Activations in blocks of 128 columns cannot be cut where an expert is not as wide as that.
+    let plain = !case.name.contains("quantised_activations");
+    plain && matches!(case.routing, Routing::Random | Routing::OneExpert | Routing::EmptyExperts)
 }
 
 /// A random layer whose weights are written to a checkpoint of their own.

@@ -200,6 +200,9 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                     let poison = cx.poison(*a);
                     for (d, shift) in d {
                         let out = v.map(|v| v >> shift & field);
+                        // Halves of 64 bits are known apart.
+                        let half = *field == u64::from(u32::MAX);
+                        let poison = if half { cx.warp.poison_of_half(*a, (*shift / 32) as usize) } else { poison };
                         cx.warp.write(*d, mask, &out, poison);
                     }
                     part.pc += 1;
@@ -214,7 +217,14 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                         }
                         poison |= cx.poison(*s);
                     }
+                    let halves = match a[..] {
+                        [(low, 0), (high, 32)] => Some([cx.poison(low), cx.poison(high)]),
+                        _ => None,
+                    };
                     cx.warp.write(*d, mask, &out, poison);
+                    if let Some(halves) = halves {
+                        cx.warp.set_poison_halves(*d, mask, halves);
+                    }
                     part.pc += 1;
                 }
                 Op::Load(op) => {

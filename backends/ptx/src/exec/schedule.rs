@@ -204,6 +204,7 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
         Box::new(Warp {
             regs: vec![[0; WARP]; program.n_slots as usize],
             poison: Vec::new(),
+            poison_halves: Vec::new(),
             preds: Vec::new(),
             pred_poison: Vec::new(),
             carry: 0,
@@ -228,6 +229,8 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
     // Register contents of earlier blocks stay behind the poison.
     warp.poison.clear();
     warp.poison.resize(program.n_slots as usize, u32::MAX);
+    warp.poison_halves.clear();
+    warp.poison_halves.resize(program.n_slots as usize, [u32::MAX; 2]);
     warp.preds.clear();
     warp.preds.resize(program.n_preds as usize, 0);
     warp.preds[0] = u32::MAX;

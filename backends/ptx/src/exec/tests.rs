@@ -76,6 +76,24 @@ fn blocks_that_wait_for_each_other_all_get_their_turn() {
 }
 
 #[test]
+fn halves_that_were_packed_are_known_apart() {
+    // %r5 is never written; LLVM packs values side by side that have nothing to do with each other.
+    let body = |stored: &str| {
+        format!("{OWN} mov.b64 %rd2, {{%r0, %r5}}; mov.b64 {{%r6, %r7}}, %rd2; st.global.b32 [%rd1], {stored};")
+    };
+    let r = run(&body("%r6"), 32);
+    clean(&r);
+    assert_eq!(r.words[31], 31);
+    assert_eq!(checks_of(&run(&body("%r7"), 32)), [Check::Uninitialized]);
+    // What is computed of the whole register is unwritten, and a register that is written again is whole.
+    let body = |then: &str| {
+        format!("{OWN} mov.b64 %rd2, {{%r0, %r5}}; {then} mov.b64 {{%r6, %r7}}, %rd2; st.global.b32 [%rd1], %r6;")
+    };
+    assert_eq!(checks_of(&run(&body("add.u64 %rd2, %rd2, 1;"), 32)), [Check::Uninitialized]);
+    clean(&run(&body("mov.u64 %rd2, 7;"), 32));
+}
+
+#[test]
 fn recursion_keeps_each_activation_apart() {
     let text = ".version 8.6\n.target sm_90a\n.address_size 64\n\
         .func (.param .b32 r) fact(.param .b32 n) { .reg .pred %p<2>; .reg .b32 %r<6>;\n\

@@ -157,6 +157,9 @@ pub struct Warp {
     pub(crate) regs: Vec<Lanes>,
     /// Lanes of each slot that hold no written value.
     pub(crate) poison: Vec<u32>,
+    /// Of those lanes, the ones in which the lower and the upper 32 bits are unwritten: a 64-bit register may have been
+    /// packed from a written and an unwritten value. Counts only where `poison` is set.
+    pub(crate) poison_halves: Vec<[u32; 2]>,
     pub(crate) preds: Vec<u32>,
     pub(crate) pred_poison: Vec<u32>,
     /// Condition-code carry of each lane.
@@ -215,14 +218,28 @@ impl Warp {
                 reg[i] = value[i] & keep | reg[i] & !keep;
             }
         }
-        let p = &mut self.poison[d.0 as usize];
-        *p = *p & !mask | poison & mask;
+        self.set_poison(d, mask, poison);
     }
 
     /// Sets which lanes of a register count as unwritten.
     pub fn set_poison(&mut self, d: Slot, mask: u32, poison: u32) {
         let p = &mut self.poison[d.0 as usize];
         *p = *p & !mask | poison & mask;
+        if poison & mask != 0 {
+            self.poison_halves[d.0 as usize].iter_mut().for_each(|half| *half |= poison & mask);
+        }
+    }
+
+    /// Lanes of a source in which the 32 bits from bit 32 · `half` on hold no written value.
+    pub fn poison_of_half(&self, s: Src, half: usize) -> u32 {
+        s.slot().map_or(0, |s| self.poison[s.0 as usize] & self.poison_halves[s.0 as usize][half])
+    }
+
+    /// Says which halves of the lanes in `mask` of a 64-bit register are unwritten, after the register was written.
+    pub fn set_poison_halves(&mut self, d: Slot, mask: u32, halves: [u32; 2]) {
+        for (p, half) in self.poison_halves[d.0 as usize].iter_mut().zip(halves) {
+            *p = *p & !mask | half & mask;
+        }
     }
 
     /// The lanes for which a predicate holds.
