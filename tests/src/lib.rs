@@ -5,3 +5,5 @@ pub mod cases;
 pub mod compare;
 pub mod data;
 pub mod engines;
+pub mod quantised;
+pub mod recorded;

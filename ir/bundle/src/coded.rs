@@ -56,6 +56,23 @@ pub(crate) fn pack_part(
     })
 }
 
+/// Whether a checkpoint holds a parameter in the format that it is marked as stored in, so that its codes can be copied.
+/// Also where its tensors are missing or do not fit, which loading tells better.
+pub fn holds_codes(checkpoint: &Checkpoint, param: &Param) -> bool {
+    let (Some(format), Some(shape)) = (param.stored, fixed_shape(param)) else { return false };
+    let [stack @ .., n, k] = &shape[..] else { return false };
+    let layout = PartLayout { format, matrices: stack.iter().product(), n: *n, k: *k };
+    match resolve(checkpoint, param) {
+        Ok(pieces) => Stored::new(checkpoint, param, &layout, &pieces).is_ok_and(|stored| {
+            // Rows are alike, so that the first tells of all whether they run along the codes.
+            let mut codes = vec![0; format.code.bytes(*k) as usize];
+            let mut scales = vec![0; (format.scale_grid(*n, *k).1 * format.scale.bytes()) as usize];
+            layout.matrices * n * k == 0 || stored.codes(0, &mut codes).and(stored.scales(0, &mut scales)).is_ok()
+        }),
+        Err(_) => true,
+    }
+}
+
 /// The error of a parameter that is given as floats to kernels that read codes.
 pub(crate) fn given_as_floats(param: &Param) -> Diagnostic {
     let want = param.stored.map_or_else(|| "codes".to_string(), |f| f.to_string());

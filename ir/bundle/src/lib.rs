@@ -26,7 +26,7 @@ mod write;
 pub use build::{BundleBuilder, CpuKernelPart, CpuVariantPart, GpuKernelPart, GpuVariantPart};
 pub use bundle::Bundle;
 pub use checkpoint::Checkpoint;
-pub use coded::{is_part, unpack_part};
+pub use coded::{holds_codes, is_part, unpack_part};
 pub use manifest::Manifest;
 pub use pack::{borrow_weight, pack_tensor, pack_weight, unpack_weight};
 pub use safetensors::{StoredType, TensorView};

@@ -130,7 +130,7 @@ impl LayerFacts {
                 format!("The checkpoint is quantised ({q}); its weights become {} when they are loaded", self.dtype)
             }
             Some(q) => format!(
-                "The checkpoint is quantised ({q}); {} stays as published ({} as {})",
+                "The checkpoint is quantised ({q}); as published in memory: {} ({} as {})",
                 self.stored.join(" and "),
                 bytes_words(self.dense_bytes),
                 self.dtype

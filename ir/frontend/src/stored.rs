@@ -17,6 +17,8 @@ pub(crate) struct Stored {
     excluded: Vec<String>,
     /// Only routed experts are quantised.
     experts_only: bool,
+    /// The format of routed experts, where it is another one.
+    routed: Option<QuantFormat>,
 }
 
 impl Stored {
@@ -25,7 +27,15 @@ impl Stored {
         let keys = ["quantization_config", "compression_config"];
         let node = keys.iter().find_map(|k| text.get(k).or_else(|| root.get(k)))?;
         let q = node.object().ok()?;
-        Stored::read(&q).ok().flatten()
+        let mut stored = Stored::read(&q).ok().flatten()?;
+        // DeepSeek-V4 says `fp8` of its linear layers, and of its routed experts, elsewhere, that they are MXFP4.
+        let expert_type = text.get("expert_dtype").or_else(|| root.get("expert_dtype")).filter(|v| v.is_string());
+        let is_fp8 = stored.format.code == Code::E4M3;
+        if is_fp8 && expert_type.and_then(|v| v.string().ok()).as_deref() == Some("fp4") {
+            stored.routed =
+                Some(QuantFormat { code: Code::E2M1, scale: ScaleCode::E8M0, block_rows: 1, block_cols: 32 });
+        }
+        Some(stored)
     }
 
     fn read(q: &Object) -> Result<Option<Stored>, Diagnostic> {
@@ -44,6 +54,8 @@ impl Stored {
         }
         let found = match word(q, "quant_method")?.as_str() {
             // DeepSeek: blocks of 128 × 128 with float32 scales.
+            // A mixture says of no part here what it is.
+            "fp8" if q.get("quant_algo").is_some() => None,
             "fp8" if is_list_of(q.get("weight_block_size"), &[128, 128])? => {
                 Some((format(Code::E4M3, ScaleCode::F32, 128, 128), false))
             }
@@ -71,24 +83,20 @@ impl Stored {
             }
             _ => None,
         };
-        Ok(found.map(|(format, experts_only)| Stored { format, excluded, experts_only }))
+        Ok(found.map(|(format, experts_only)| Stored { format, excluded, experts_only, routed: None }))
     }
 
     /// Marks the expert matrices of a layer that the checkpoint stores in this format.
     pub(crate) fn mark(&self, graph: &mut Graph) {
         for param in &mut graph.params {
             let matrix = param.name.starts_with("experts.") || param.name.starts_with("shared.") && !self.experts_only;
-            let fits = matrix && !param.name.ends_with("bias") && self.fits(param);
+            let routed = self.routed.filter(|_| param.name.starts_with("experts."));
+            let format = routed.unwrap_or(self.format);
+            let fits = matrix && !param.name.ends_with("bias") && fits(param, &format);
             if fits && !names(&param.source).iter().any(|n| self.is_excluded(n)) {
-                param.stored = Some(self.format);
+                param.stored = Some(format);
             }
         }
-    }
-
-    /// Whether a parameter is made of whole blocks of a matrix.
-    fn fits(&self, param: &Param) -> bool {
-        let matrix = param.ty.dtype.is_float() && param.ty.shape.len() >= 2;
-        matrix && whole_blocks(&param.source, &self.format)
     }
 
     fn is_excluded(&self, name: &str) -> bool {
@@ -97,6 +105,12 @@ impl Stored {
         let module = module.replace("{e}", "0");
         self.excluded.iter().any(|pattern| excludes(pattern, &module))
     }
+}
+
+/// Whether a parameter is made of whole blocks of a matrix.
+fn fits(param: &Param, format: &QuantFormat) -> bool {
+    let matrix = param.ty.dtype.is_float() && param.ty.shape.len() >= 2;
+    matrix && whole_blocks(&param.source, format)
 }
 
 /// Whether a pattern of an exclusion list covers a module: a name, the name of a module around it, a name with `*`, or

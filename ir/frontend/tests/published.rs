@@ -398,7 +398,7 @@ fn a_layer_is_described_in_one_paragraph() {
         "deepseek_v3 layer 3: 256 experts of width 2048 on a hidden size of 7168, 8 of them for each token, and a shared \
          expert of width 2048. Router: f32 logits, sigmoid over 256, a bias for the choice only, the best 4 of 8 groups by \
          sum of two largest scores, top 8, weights divided by their sum, times 2.5. Activation: SwiGLU. The checkpoint is \
-         quantised (fp8 e4m3 128x128 blocks); FP8 in blocks of 128x128 stays as published (21.09 GiB as bf16): 10.55 GiB for \
+         quantised (fp8 e4m3 128x128 blocks); as published in memory: FP8 in blocks of 128x128 (21.09 GiB as bf16): 10.55 GiB for \
          the layer, of which one token reads 381.59 MiB; 796.39 Mflop per token."
     );
 }

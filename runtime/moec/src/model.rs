@@ -1,9 +1,10 @@
 //! What a user calls a model: a directory, a config, or a layer graph.
 
 use moec_bundle::manifest::LayerInfo;
+use moec_bundle::{Checkpoint, holds_codes};
 use moec_frontend::{LayerFacts, LayerOptions, Opened};
 use moec_ir::diag::Diagnostic;
-use moec_ir::graph::{Graph, ShardKind, quantise_activations, shard};
+use moec_ir::graph::{Graph, Param, ShardKind, quantise_activations, shard};
 use moec_ir::{ActQuant, DType};
 use std::path::{Path, PathBuf};
 
@@ -82,7 +83,10 @@ impl Model {
             Opened::Model(config) => config,
             Opened::Graph(graph) => return self.graph_layer(graph, number, options),
         };
-        let layer = config.layer(number, options)?;
+        let mut layer = config.layer(number, options)?;
+        if let Some(dir) = &self.checkpoint {
+            keep_what_is_stored(&mut layer.graph, dir);
+        }
         let f = &layer.description;
         let mut facts = vec![("hidden", f.hidden), ("experts", f.n_experts), ("top_k", f.top_k), ("ffn", f.ffn)];
         facts.extend(shard_facts(options));
@@ -133,6 +137,17 @@ fn shard_facts(options: &LayerOptions) -> Vec<(&'static str, u64)> {
         ShardKind::Expert => "expert_parallel",
     };
     vec![(kind, u64::from(s.count)), ("rank", u64::from(s.rank))]
+}
+
+/// Takes back the marks of matrices that the checkpoint holds otherwise than its config says: they are made floats when the
+/// layer is loaded. Gate and up are multiplied together and lie alike. A checkpoint that cannot be opened is told when it is
+/// loaded.
+fn keep_what_is_stored(graph: &mut Graph, dir: &Path) {
+    let Ok(checkpoint) = Checkpoint::open(dir) else { return };
+    let group = |name: &str| name.replace(".gate", ".up");
+    let otherwise = |p: &&Param| p.stored.is_some() && !holds_codes(&checkpoint, p);
+    let other: Vec<String> = graph.params.iter().filter(otherwise).map(|p| group(&p.name)).collect();
+    graph.params.iter_mut().filter(|p| other.contains(&group(&p.name))).for_each(|p| p.stored = None);
 }
 
 fn has_weights(folder: &Path) -> bool {

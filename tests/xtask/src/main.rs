@@ -4,6 +4,7 @@
 //! * `gpu-pack` — a self-contained folder for a GPU machine.
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations.
+//! * `models` — measures every model family and writes `docs/models.md`.
 //! * `bench` — the benchmarks behind the figures of the README.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
 
@@ -11,6 +12,7 @@ mod bench;
 mod conformance;
 mod fuzz;
 mod gpu_pack;
+mod models;
 mod places;
 mod report;
 mod test;
@@ -37,6 +39,8 @@ enum Command {
     Fuzz(fuzz::Options),
     /// Run the benchmarks and print their figures.
     Bench(bench::Options),
+    /// Measure every model family in every weight format and write docs/models.md.
+    Models,
 }
 
 fn main() -> ExitCode {
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Command::Conformance(options) => conformance::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Models => models::run(),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

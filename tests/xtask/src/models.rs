@@ -1,0 +1,15 @@
+//! `cargo xtask models`: measures every family in every format, and writes `docs/models.md`.
+
+use crate::places;
+use anyhow::{Context, Result};
+
+/// Runs the measurement; some minutes.
+///
+/// # Errors
+/// When it cannot be built or run.
+pub fn run() -> Result<bool> {
+    let to = places::root().join("docs/models.md");
+    let args = ["run", "--quiet", "--package", "moec-tests", "--bin", "write-models", "--"];
+    let status = places::cargo().args(args).arg(&to).status().context("cannot run cargo")?;
+    Ok(status.success())
+}
