@@ -4,7 +4,7 @@ mod common;
 
 use common::emulate::{error, run};
 use common::programs::{Builder, Gemm, Layer, Schedules, gemm, layer, schedule, with_plan_after_route};
-use common::random::{Random, tensors};
+use common::random::{Random, set_rows, tensors};
 use moec_ir::expr::{Binary, ExprBuilder, Real, Unary};
 use moec_ir::graph::{GroupScore, RenormRule, RowMask};
 use moec_ir::target::{TARGETS, Target};
@@ -29,21 +29,7 @@ fn dense(a: DType, w: DType, n: u64, k: u64) -> Gemm {
 fn check_gemm(g: &Gemm, s: moec_ir::tile::Schedule, n_tokens: u64) {
     let program = gemm(g, s);
     let (mut inputs, params) = tensors(&program, n_tokens, 7);
-    let mut random = Random(n_tokens + 1);
-    let rows = if g.gather { 2 * n_tokens } else { n_tokens };
-    let mut next = 1;
-    if g.n_experts > 0 {
-        // Cuts at random places, some of them twice: empty experts.
-        let mut cuts: Vec<i64> = (1..g.n_experts).map(|_| random.below(rows + 1) as i64).collect();
-        cuts.sort_unstable();
-        let offsets = std::iter::once(0).chain(cuts).chain([rows as i64]).collect();
-        inputs[next] = Tensor::int(DType::I32, &[1, g.n_experts as usize + 1], offsets);
-        next += 1;
-    }
-    if g.gather {
-        let map = (0..rows).map(|_| random.below(n_tokens) as i64).collect();
-        inputs[next] = Tensor::int(DType::I32, &[rows as usize, 1], map);
-    }
+    set_rows(g, &mut inputs, n_tokens, &mut Random(n_tokens + 1));
     let e = error(&program, sm80(), &inputs, &params, n_tokens);
     let most = if g.a == DType::F32 || g.w == DType::F32 { 2e-6 } else { tolerance(g.out).max(2e-6) };
     assert!(e <= most, "{g:?} {s:?} T = {n_tokens}: relative error {e}");

@@ -5,11 +5,11 @@ mod common;
 use common::coded::{Coded, coded, content};
 use common::emulate::run_given;
 use common::programs::{Gemm, gemm, schedule};
-use common::random::{Random, tensors};
+use common::random::{Random, set_rows, tensors};
+use moec_ir::DType;
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
 use moec_ir::tile::{Role, Schedule, evaluate_given};
-use moec_ir::{DType, Tensor};
 
 const TARGETS: [&str; 4] = ["sm_80", "sm_90a", "sm_100f", "sm_120f"];
 
@@ -35,19 +35,7 @@ fn check(case: &Case, target: &str, wild: bool) {
     let g = &case.gemm;
     let dense = gemm(g, case.schedule);
     let (mut inputs, params) = tensors(&dense, case.n_tokens, case.seed);
-    let rows = if g.gather { 2 * case.n_tokens } else { case.n_tokens };
-    let mut next = 1;
-    if g.n_experts > 0 {
-        let mut cuts: Vec<i64> = (1..g.n_experts).map(|_| random.below(rows + 1) as i64).collect();
-        cuts.sort_unstable();
-        let offsets = std::iter::once(0).chain(cuts).chain([rows as i64]).collect();
-        inputs[next] = Tensor::int(DType::I32, &[1, g.n_experts as usize + 1], offsets);
-        next += 1;
-    }
-    if g.gather {
-        let map = (0..rows).map(|_| random.below(case.n_tokens) as i64).collect();
-        inputs[next] = Tensor::int(DType::I32, &[rows as usize, 1], map);
-    }
+    set_rows(g, &mut inputs, case.n_tokens, &mut random);
     // Biases stay as they are.
     let mut biases = Vec::new();
     for b in &dense.buffers {

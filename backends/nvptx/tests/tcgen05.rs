@@ -6,7 +6,7 @@ mod common;
 use common::coded::{coded, content};
 use common::emulate::{error, run, run_in_order, run_with};
 use common::programs::{Gemm, Layer, Schedules, gemm, layer, schedule};
-use common::random::{Random, tensors};
+use common::random::{Random, set_rows, tensors};
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, Program, Role};
@@ -20,20 +20,7 @@ fn b200() -> &'static Target {
 /// Inputs of a contraction: random cuts between experts, some of them empty, and random rows to gather.
 fn inputs(g: &Gemm, program: &Program, n_tokens: u64, seed: u64) -> (Vec<Tensor>, Vec<Tensor>) {
     let (mut inputs, params) = tensors(program, n_tokens, seed);
-    let mut random = Random(seed + 1);
-    let rows = if g.gather { 2 * n_tokens } else { n_tokens };
-    let mut next = 1;
-    if g.n_experts > 0 {
-        let mut cuts: Vec<i64> = (1..g.n_experts).map(|_| random.below(rows + 1) as i64).collect();
-        cuts.sort_unstable();
-        let offsets = std::iter::once(0).chain(cuts).chain([rows as i64]).collect();
-        inputs[next] = Tensor::int(DType::I32, &[1, g.n_experts as usize + 1], offsets);
-        next += 1;
-    }
-    if g.gather {
-        let map = (0..rows).map(|_| random.below(n_tokens) as i64).collect();
-        inputs[next] = Tensor::int(DType::I32, &[rows as usize, 1], map);
-    }
+    set_rows(g, &mut inputs, n_tokens, &mut Random(seed + 1));
     (inputs, params)
 }
 

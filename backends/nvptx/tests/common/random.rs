@@ -1,6 +1,7 @@
 //! Reproducible tensors.
 #![allow(dead_code)]
 
+use super::programs::Gemm;
 use moec_ir::tile::{Program, Role};
 use moec_ir::{DType, Tensor};
 
@@ -57,4 +58,22 @@ pub fn tensors(program: &Program, n_tokens: u64, seed: u64) -> (Vec<Tensor>, Vec
         list.into_iter().map(|(_, t)| t).collect()
     };
     (sorted(inputs), sorted(weights))
+}
+
+/// Sets the inputs of a [`super::programs::gemm`] that are numbers of rows: random cuts between experts, some of them empty, and random rows
+/// to gather.
+pub fn set_rows(g: &Gemm, inputs: &mut [Tensor], n_tokens: u64, random: &mut Random) {
+    let rows = if g.gather { 2 * n_tokens } else { n_tokens };
+    let mut next = 1;
+    if g.n_experts > 0 {
+        let mut cuts: Vec<i64> = (1..g.n_experts).map(|_| random.below(rows + 1) as i64).collect();
+        cuts.sort_unstable();
+        let offsets = std::iter::once(0).chain(cuts).chain([rows as i64]).collect();
+        inputs[next] = Tensor::int(DType::I32, &[1, g.n_experts as usize + 1], offsets);
+        next += 1;
+    }
+    if g.gather {
+        let map = (0..rows).map(|_| random.below(n_tokens) as i64).collect();
+        inputs[next] = Tensor::int(DType::I32, &[rows as usize, 1], map);
+    }
 }
