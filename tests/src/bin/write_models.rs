@@ -22,7 +22,8 @@ and the PTX of sm_90a and of sm_100a in the emulator, with its checks for races 
   otherwise against the reference evaluator of the graph, with the recorded weights rounded to bfloat16: 0 says that all
   engines give the very bits. At most 1e-2.
 * *quantised*: the experts' weights, routed and shared, are stored in the published format and the layer computes in f32,
-  against the reference evaluator with the dequantised weights. At most 1e-5. Rows of the recorded layers are 10 to 28 columns
+  against the reference evaluator with the dequantised weights. At most 1e-5. GPU kernels read the codes where the format is
+  kept in memory (FP8 128×128, MXFP4, NVFP4, INT4); elsewhere, and on the CPU, loading makes floats. Rows of the recorded layers are 10 to 28 columns
   long, so that blocks of 16, 32 and 128 are all cut short.
 * `—`: the recorded layer has no matrix that the format can hold: INT4 is stored in words of eight codes, and the NVFP4 cases
   need rows of at most one block of 16; the families whose records have no such rows are left out there.
