@@ -4,7 +4,7 @@
 //! whatever the machine stores.
 
 use crate::expr::{Binary, Expr, ExprBuilder, Unary};
-use crate::quant::Code;
+use crate::quant::{Code, QuantFormat, ScaleCode, to_e2m1, to_e4m3};
 use serde::{Deserialize, Serialize};
 
 /// How the scale of a block follows from its largest magnitude `m`. `most` is the largest code: 448 or 6.
@@ -23,6 +23,26 @@ pub enum ActScale {
     E4M3Row,
 }
 
+impl ActScale {
+    /// Every rule, in declaration order.
+    pub const ALL: [ActScale; 4] = [ActScale::F32, ActScale::Pow2, ActScale::E4M3, ActScale::E4M3Row];
+
+    /// The name in text forms and JSON: `f32`, `pow2`, `e4m3` or `e4m3_row`.
+    pub fn name(self) -> &'static str {
+        match self {
+            ActScale::F32 => "f32",
+            ActScale::Pow2 => "pow2",
+            ActScale::E4M3 => "e4m3",
+            ActScale::E4M3Row => "e4m3_row",
+        }
+    }
+
+    /// The rule called `name` in text forms, if there is one.
+    pub fn from_name(name: &str) -> Option<ActScale> {
+        ActScale::ALL.into_iter().find(|s| s.name() == name)
+    }
+}
+
 /// A block format of rows: one scale for each `block` columns, the last block being cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ActQuant {
@@ -32,6 +52,17 @@ pub struct ActQuant {
     pub scale: ActScale,
     /// Columns of a block; 0 for the whole row.
     pub block: u32,
+}
+
+/// A row in codes: `value[i] = code[i] · (scale · global)`, products in f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CodedRow {
+    /// As [`QuantFormat`] says: two 4-bit codes in a byte.
+    pub codes: Vec<u8>,
+    /// The value of each block's scale: a number of the format's scale code.
+    pub scales: Vec<f32>,
+    /// 1 where the format has none.
+    pub global: f32,
 }
 
 impl ActQuant {
@@ -85,41 +116,105 @@ impl ActQuant {
     pub fn expr(self) -> Expr {
         let mut b = ExprBuilder::new();
         let (x, m) = (b.arg(0), b.arg(1));
-        let (most, to_code) = match self.code {
-            Code::E2M1 => (6.0, Unary::RoundE2M1),
-            Code::E4M3 | Code::E5M2 | Code::Int4 => (448.0, Unary::RoundE4M3),
-        };
-        let most = b.constant(most);
-        let scale = match self.scale {
-            ActScale::F32 | ActScale::Pow2 => {
-                let least = b.constant(1e-10);
-                let m = b.binary(Binary::Max, m, least);
-                let scale = b.binary(Binary::Div, m, most);
-                if self.scale == ActScale::Pow2 { b.unary(Unary::CeilPow2, scale) } else { scale }
-            }
-            ActScale::E4M3 | ActScale::E4M3Row => {
-                let mut global = b.arg(2);
-                if self.has_row() {
-                    let (least, largest_scale) = (b.constant(1e-10), b.constant(448.0));
-                    let m = b.binary(Binary::Max, global, least);
-                    let largest = b.binary(Binary::Mul, most, largest_scale);
-                    global = b.binary(Binary::Div, m, largest);
-                }
-                let unit = b.binary(Binary::Mul, most, global);
-                let wanted = b.binary(Binary::Div, m, unit);
-                let stored = b.unary(Unary::RoundE4M3, wanted);
-                b.binary(Binary::Mul, stored, global)
-            }
-        };
-        let ratio = b.binary(Binary::Div, x, scale);
-        let code = b.unary(to_code, ratio);
+        let global = (self.has_global() || self.has_row()).then(|| b.arg(2));
+        let global = global.map(|g| if self.has_row() { self.global(&mut b, g) } else { g });
+        let stored = self.scale_of(&mut b, m, global);
+        let scale = global.map_or(stored, |g| b.binary(Binary::Mul, stored, g));
+        let code = self.code_of(&mut b, x, scale);
         let value = b.binary(Binary::Mul, code, scale);
-        let value = match self.scale {
-            ActScale::F32 | ActScale::Pow2 => value,
-            // 0 / 0 in a block of zeros; NaN stays NaN because the block's magnitude is NaN, too.
-            ActScale::E4M3 | ActScale::E4M3Row => b.select(scale, value, scale),
-        };
+        // 0 / 0 in a block of zeros; NaN stays NaN because the block's magnitude is NaN, too.
+        let value = if global.is_some() { b.select(scale, value, scale) } else { value };
         b.finish(value)
+    }
+
+    /// The scale that is stored for a block, before any global scale: argument 0 is the largest magnitude of the block, 1
+    /// the global scale.
+    pub fn scale_expr(self) -> Expr {
+        let mut b = ExprBuilder::new();
+        let m = b.arg(0);
+        let global = (self.has_global() || self.has_row()).then(|| b.arg(1));
+        let stored = self.scale_of(&mut b, m, global);
+        b.finish(stored)
+    }
+
+    /// The value of an element's code: argument 0 is the element, 1 the scale of its block, times the global scale.
+    pub fn code_expr(self) -> Expr {
+        let mut b = ExprBuilder::new();
+        let (x, scale) = (b.arg(0), b.arg(1));
+        let code = self.code_of(&mut b, x, scale);
+        b.finish(code)
+    }
+
+    /// The global scale of a row whose largest magnitude is argument 0, where it is the row's own.
+    pub fn global_expr(self) -> Expr {
+        let mut b = ExprBuilder::new();
+        let m = b.arg(0);
+        let global = self.global(&mut b, m);
+        b.finish(global)
+    }
+
+    /// The largest code.
+    fn most(self) -> f32 {
+        match self.code {
+            Code::E2M1 => 6.0,
+            Code::E4M3 | Code::E5M2 | Code::Int4 => 448.0,
+        }
+    }
+
+    fn global(self, b: &mut ExprBuilder, row: u32) -> u32 {
+        let (least, most, largest_scale) = (b.constant(1e-10), b.constant(self.most()), b.constant(448.0));
+        let m = b.binary(Binary::Max, row, least);
+        let largest = b.binary(Binary::Mul, most, largest_scale);
+        b.binary(Binary::Div, m, largest)
+    }
+
+    fn scale_of(self, b: &mut ExprBuilder, m: u32, global: Option<u32>) -> u32 {
+        let most = b.constant(self.most());
+        if let Some(global) = global {
+            let unit = b.binary(Binary::Mul, most, global);
+            let wanted = b.binary(Binary::Div, m, unit);
+            return b.unary(Unary::RoundE4M3, wanted);
+        }
+        let least = b.constant(1e-10);
+        let m = b.binary(Binary::Max, m, least);
+        let scale = b.binary(Binary::Div, m, most);
+        if self.scale == ActScale::Pow2 { b.unary(Unary::CeilPow2, scale) } else { scale }
+    }
+
+    fn code_of(self, b: &mut ExprBuilder, x: u32, scale: u32) -> u32 {
+        let ratio = b.binary(Binary::Div, x, scale);
+        b.unary(if self.code == Code::E2M1 { Unary::RoundE2M1 } else { Unary::RoundE4M3 }, ratio)
+    }
+
+    /// How codes and scales lie in memory: one row is a block of rows.
+    pub fn stored(self) -> QuantFormat {
+        let scale = match self.scale {
+            ActScale::F32 => ScaleCode::F32,
+            ActScale::Pow2 => ScaleCode::E8M0,
+            ActScale::E4M3 | ActScale::E4M3Row => ScaleCode::E4M3,
+        };
+        QuantFormat { code: self.code, scale, block_rows: 1, block_cols: u64::from(self.block) }
+    }
+
+    /// A row as codes, scales and global scale. `global` is the given one, where the format has one.
+    pub fn encode(self, row: &[f32], global: f32) -> CodedRow {
+        let block = if self.block == 0 { row.len().max(1) } else { self.block as usize };
+        let global = match self.scale {
+            ActScale::E4M3Row => self.global_expr().eval(&[abs_max(row)]),
+            ActScale::E4M3 => global,
+            ActScale::F32 | ActScale::Pow2 => 1.0,
+        };
+        let (scale_of, code_of) = (self.scale_expr(), self.code_expr());
+        let scales: Vec<f32> = row.chunks(block).map(|b| scale_of.eval(&[abs_max(b), global])).collect();
+        let mut codes = vec![0u8; self.code.bytes(row.len() as u64) as usize];
+        for (i, &x) in row.iter().enumerate() {
+            let value = code_of.eval(&[x, scales[i / block] * global]);
+            match self.code {
+                Code::E2M1 => codes[i / 2] |= to_e2m1(value) << (4 * (i % 2)),
+                Code::E4M3 | Code::E5M2 | Code::Int4 => codes[i] = to_e4m3(value),
+            }
+        }
+        CodedRow { codes, scales, global }
     }
 
     /// The quantised value of a row, in f32.
@@ -190,6 +285,19 @@ mod tests {
         let q = ActQuant { code: Code::E4M3, scale: ActScale::F32, block: 2 };
         assert_eq!(q.quantise(&[448.0, 1.06, 4.48, 1.0, -7.0], 1.0)[..2], [448.0, 1.0]);
         assert_eq!(q.quantise(&[448.0, 1.06, 4.48, 1.0, -7.0], 1.0)[4], -7.0);
+    }
+
+    #[test]
+    fn codes_and_scales_have_the_quantised_values() {
+        let row: Vec<f32> = (0..301).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1.7f32.powi(i / 40 - 3)).collect();
+        for q in ActQuant::NAMES.map(|(_, q)| q).into_iter().chain([ActQuant::NVFP4]) {
+            let coded = q.encode(&row, 0.37);
+            let format = q.stored();
+            let scales: Vec<u8> = coded.scales.iter().flat_map(|&s| format.scale.encode(s)).collect();
+            let mut values = vec![0.0; row.len()];
+            format.decode_row(&coded.codes, &scales, coded.global, 0, (1, row.len() as u64), &mut values);
+            assert_eq!(values, q.quantise(&row, 0.37), "{q:?}");
+        }
     }
 
     #[test]

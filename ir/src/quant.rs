@@ -149,6 +149,19 @@ impl ScaleCode {
     }
 }
 
+impl ScaleCode {
+    /// The bytes of a scale that is a number of this code; other numbers are cut to one.
+    pub fn encode(self, scale: f32) -> Vec<u8> {
+        match self {
+            ScaleCode::F32 => scale.to_le_bytes().to_vec(),
+            ScaleCode::BF16 => half::bf16::from_f32(scale).to_le_bytes().to_vec(),
+            ScaleCode::F16 => half::f16::from_f32(scale).to_le_bytes().to_vec(),
+            ScaleCode::E8M0 => vec![(scale.to_bits() >> 23) as u8],
+            ScaleCode::E4M3 => vec![to_e4m3(scale)],
+        }
+    }
+}
+
 impl std::fmt::Display for QuantFormat {
     /// `e2m1 by e8m0(1, 32)`: codes, scales, rows and columns of a block.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -219,6 +232,18 @@ pub fn e4m3(code: u8) -> f32 {
     if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
 
+/// The code of a number that e2m1 has; of another, the next larger magnitude's, 6 at most. NaN becomes 6.
+pub fn to_e2m1(x: f32) -> u8 {
+    let magnitude = (0..7u8).find(|&c| e2m1(c) >= x.abs()).unwrap_or(7);
+    magnitude | u8::from(x.is_sign_negative()) << 3
+}
+
+/// The code of a number that e4m3 has; of another, the next larger magnitude's, 448 at most. NaN stays NaN.
+pub fn to_e4m3(x: f32) -> u8 {
+    let magnitude = if x.is_nan() { 127 } else { (0..126u8).find(|&c| e4m3(c) >= x.abs()).unwrap_or(126) };
+    magnitude | u8::from(x.is_sign_negative()) << 7
+}
+
 /// The value of an FP8 e5m2 code: the upper byte of a binary16.
 pub fn e5m2(code: u8) -> f32 {
     half::f16::from_bits(u16::from(code) << 8).to_f32()
@@ -253,6 +278,14 @@ mod tests {
             assert_eq!(f64::from(e8m0(c)), (f64::from(c) - 127.0).exp2());
         }
         assert!(e8m0(255).is_nan());
+    }
+
+    #[test]
+    fn every_number_has_its_code() {
+        (0..=255u8).filter(|c| c & 127 != 127).for_each(|c| assert_eq!(to_e4m3(e4m3(c)), c));
+        (0..16u8).for_each(|c| assert_eq!(to_e2m1(e2m1(c)), c));
+        (1..=254u8).for_each(|c| assert_eq!(ScaleCode::E8M0.encode(e8m0(c)), [c]));
+        assert_eq!((to_e4m3(f32::NAN), ScaleCode::E8M0.encode(f32::NAN)[0]), (127, 255));
     }
 
     #[test]

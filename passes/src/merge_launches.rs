@@ -3,7 +3,7 @@
 //! Both become segments of one launch, so that their tiles fill the machine together. Legal when nothing between the two
 //! kernels makes what the moved one reads or reads what it makes.
 
-use moec_ir::tile::{Body, BufferId, Groups, Kernel, Program};
+use moec_ir::tile::{Body, BufferId, Groups, Kernel, Program, Segment};
 
 /// Merges every dense product into a grouped one where that is legal. Numeric class: exact.
 pub fn merge_launches(program: &mut Program) {
@@ -19,7 +19,7 @@ pub fn merge_launches(program: &mut Program) {
 fn find(program: &Program) -> Option<(usize, usize)> {
     let is = |k: &Kernel, want_grouped: bool| match &k.body {
         Body::Contract(c) => c.segments.iter().any(|s| matches!(s.groups, Groups::ByExpert { .. })) == want_grouped,
-        Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Combine(_) => false,
+        Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Quantise(_) | Body::Combine(_) => false,
     };
     let kernels = &program.kernels;
     for (d, dense) in kernels.iter().enumerate().filter(|(_, k)| is(k, false)) {
@@ -44,9 +44,13 @@ fn may_pass(kernel: &Kernel, others: &[Kernel]) -> bool {
 fn same_types(program: &Program, d: usize, g: usize) -> bool {
     let types = |k: usize| match &program.kernels[k].body {
         Body::Contract(c) => {
-            c.segments.first().map(|s| (program.buffer(s.a).dtype, s.panels[0].dtype(program), s.panels.len()))
+            let of = |s: &Segment| {
+                let rows = s.a_quant.as_ref().map(|q| q.q);
+                (program.buffer(s.a).dtype, rows, c.scaled_product(), s.panels[0].dtype(program), s.panels.len())
+            };
+            c.segments.first().map(of)
         }
-        Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Combine(_) => None,
+        Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Quantise(_) | Body::Combine(_) => None,
     };
     types(d) == types(g)
 }

@@ -13,7 +13,7 @@ pub fn set_schedules(program: &mut Program, target: &Target, n_tokens: u64) {
                 Body::Contract(_) => (1, 16),
                 Body::Rows(_) => (4, 1),
                 Body::Plan(_) => (1, 1),
-                Body::Map(_) | Body::Combine(_) => (1, 256),
+                Body::Map(_) | Body::Combine(_) | Body::Quantise(_) => (1, 256),
             };
             kernel.schedule = Schedule { tile_m, tile_n, tile_k: 1, stages: 1, warps: 1 };
         }
@@ -32,6 +32,7 @@ fn schedule(program: &Program, kernel: &Kernel, target: &Target, n_tokens: u64) 
         Body::Rows(_) => {
             Schedule { tile_m: if n_tokens <= 64 { 4 } else { 16 }, tile_n: 1, tile_k: 64, stages: 1, warps: 8 }
         }
+        Body::Quantise(_) => Schedule { tile_m: 4, tile_n: 1, tile_k: 1, stages: 1, warps: 4 },
         Body::Plan(_) => Schedule { tile_m: 1, tile_n: 1, tile_k: 1, stages: 1, warps: 32 },
         Body::Map(_) | Body::Combine(_) => Schedule { tile_m: 1, tile_n: 1024, tile_k: 1, stages: 1, warps: 4 },
     }

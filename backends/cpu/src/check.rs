@@ -33,7 +33,9 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
             Body::Rows(p) if p.plan.is_some() => {
                 Some("makes its plan in the router's kernel, which blocks of a GPU can do".to_string())
             }
+            Body::Rows(p) if p.quantise.is_some() => Some("rounds rows to codes, which have no code".to_string()),
             Body::Rows(p) => rows(program, p),
+            Body::Quantise(_) => Some("rounds rows to codes, which have no code".to_string()),
             Body::Plan(_) | Body::Map(_) | Body::Combine(_) => None,
         };
         if let Some(wrong) = wrong {
@@ -44,6 +46,9 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
 }
 
 fn segment(program: &Program, s: &Segment) -> Option<String> {
+    if s.a_quant.is_some() || s.out_quant.is_some() {
+        return Some("multiplies or makes rows of codes, which have no code".to_string());
+    }
     if s.panels.iter().any(|p| p.quant.is_some()) {
         return Some(format!("the weights of `{}` are codes, which have no code", program.buffer(s.out).name));
     }

@@ -123,10 +123,23 @@ fn design<'p>(
         Body::Contract(c) if capability / 10 == 10 && c.is_tma_addressable(program) => {
             sm100::contract(program, c, &kernel.body.operands(), schedule, smem_limit, capability)
         }
+        Body::Contract(c) if c.has_coded_rows() => return Err(coded_rows(program, kernel, capability)),
         Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit, capability),
         Body::Rows(p) => return kernel::rows::rows(program, p, schedule, smem_limit, capability),
         Body::Plan(p) => kernel::plan::plan(program, p, schedule, smem_limit),
+        Body::Quantise(q) => kernel::quantise::quantise(program, q, schedule),
         Body::Map(m) => kernel::map(program, m, schedule),
         Body::Combine(c) => kernel::combine(program, c, schedule),
     })
+}
+
+/// A product of codes with codes that this machine does not have.
+fn coded_rows(program: &Program, kernel: &tile::Kernel, capability: u32) -> Diagnostic {
+    Diagnostic::internal(
+        "internal-error",
+        format!(
+            "kernel `{}` of `{}` multiplies rows of codes, for which sm_{capability} has no kernel",
+            kernel.name, program.name
+        ),
+    )
 }

@@ -7,6 +7,7 @@
 mod code;
 mod decode;
 mod emit;
+mod encode;
 mod kernel;
 mod machine;
 mod math;

@@ -264,7 +264,7 @@ fn row_program(width: u64, ops: Vec<RowOp>, out_width: u64, dtype: DType) -> Pro
     let stores = vec![RowStore { value: last, buffer: out }];
     b.kernel(
         "rows",
-        Body::Rows(RowProgram { rows: Dim::TOKENS, ops: all, stores, plan: None }),
+        Body::Rows(RowProgram { rows: Dim::TOKENS, ops: all, stores, quantise: None, plan: None }),
         schedule(3, 1, 1, 1, 2),
     );
     b.finish("rows")

@@ -1,6 +1,6 @@
 //! Contractions: dense and grouped GEMMs with gathered rows and an epilogue.
 
-use super::{Buffer, BufferId, Program};
+use super::{Buffer, BufferId, Program, RowQuant};
 use crate::DType;
 use crate::expr::Expr;
 use crate::quant::QuantFormat;
@@ -17,8 +17,11 @@ pub struct Contract {
 /// `acc_p = Σ_k a[row(r), k] · panels[p][e(r), n, k] + biases[p][e(r), n]`, for every row `r` of the domain.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Segment {
-    /// Activations: float `[rows, K]`, batch 1.
+    /// Activations: float `[rows, K]`, batch 1; or codes of them.
     pub a: BufferId,
+    /// How codes of activations become floats; `None` when `a` are floats. Where they are codes, every panel is, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub a_quant: Option<RowQuant>,
     /// Which row of `a` belongs to row `r`.
     pub a_rows: RowMap,
     /// The rows of the domain and the expert of each.
@@ -29,8 +32,12 @@ pub struct Segment {
     pub biases: Vec<Option<BufferId>>,
     /// Argument `p` is accumulator `p`.
     pub epilogue: Expr,
-    /// The result: `[rows, N]`, batch 1; rows outside the domain are not written.
+    /// The result: `[rows, N]`, batch 1; rows outside the domain are not written. Or codes of it.
     pub out: BufferId,
+    /// The codes that the result is rounded to; not in a format whose global scale is the row's own, for that needs the
+    /// whole row.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_quant: Option<RowQuant>,
 }
 
 /// The weights of a segment: floats as they are, or codes and scales from which a kernel makes the floats as it reads.
@@ -111,7 +118,8 @@ impl Contract {
                     && aligned(program.buffer(p.weights))
                     && (blocks == 16 || blocks.is_multiple_of(32))
             };
-            matches!(a.dtype, DType::BF16 | DType::F16)
+            s.a_quant.is_none()
+                && matches!(a.dtype, DType::BF16 | DType::F16)
                 && aligned(a)
                 && s.panels.iter().all(fits)
                 && s.panels.iter().all(|p| p.quant.is_some() == s.panels[0].quant.is_some())
@@ -120,8 +128,21 @@ impl Contract {
 }
 
 impl Segment {
+    /// K: elements of a row of activations.
+    pub fn k(&self, program: &Program) -> u64 {
+        self.a_quant.as_ref().map_or(program.buffer(self.a).cols, |q| q.cols)
+    }
+
+    /// N: elements of a row of the result.
+    pub fn n(&self, program: &Program) -> u64 {
+        self.out_quant.as_ref().map_or(program.buffer(self.out).cols, |q| q.cols)
+    }
+
     pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
         add(self.a, false);
+        if let Some(q) = &self.a_quant {
+            q.operands(false, add);
+        }
         if let RowMap::Gather(map) = self.a_rows {
             add(map, false);
         }
@@ -137,5 +158,8 @@ impl Segment {
         }
         self.biases.iter().flatten().for_each(|&b| add(b, false));
         add(self.out, true);
+        if let Some(q) = &self.out_quant {
+            q.operands(true, add);
+        }
     }
 }

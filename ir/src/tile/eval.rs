@@ -1,13 +1,14 @@
 //! The reference evaluator of the tile IR: what every backend's kernels are compared with.
 
 use super::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Map, MapArg, Panel, Plan, Program, Role, RowAccess,
-    RowMap,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Map, MapArg, Panel, Plan, Program, Quantise, Role,
+    RowAccess, RowMap,
 };
-use super::{RowOpKind, RowProgram, Segment};
+use super::{RowOpKind, RowProgram, RowQuant, Segment};
 use crate::DType;
 use crate::act_quant::abs_max;
 use crate::diag::Diagnostic;
+use crate::quant::ScaleCode;
 use crate::reference as r;
 use crate::tensor::{Data, Tensor};
 
@@ -83,7 +84,7 @@ fn coded_panels(program: &Program) -> Vec<Option<usize>> {
     for kernel in &program.kernels {
         let Body::Contract(c) = &kernel.body else { continue };
         for s in &c.segments {
-            let k = program.buffer(s.a).cols as usize;
+            let k = s.k(program) as usize;
             s.panels.iter().filter(|p| p.quant.is_some()).for_each(|p| out[p.weights.index()] = Some(k));
         }
     }
@@ -125,12 +126,16 @@ fn run(program: &Program, n_tokens: usize, values: Vec<Tensor>) -> Vec<Tensor> {
             Body::Contract(c) => contract(&mut memory, c),
             Body::Rows(p) => {
                 rows(&mut memory, p);
+                if let Some(q) = &p.quantise {
+                    quantise(&mut memory, q);
+                }
                 if let Some(then) = &p.plan {
                     plan(&mut memory, &then.plan);
                 }
             }
             Body::Plan(p) => plan(&mut memory, p),
             Body::Map(m) => map(&mut memory, m),
+            Body::Quantise(q) => quantise(&mut memory, q),
             Body::Combine(c) => combine(&mut memory, c),
         }
     }
@@ -171,6 +176,13 @@ impl Memory<'_> {
         let value = t.dtype.round(value);
         if let Data::Float(v) = &mut t.data {
             v[at] = value;
+        }
+    }
+
+    fn store_bytes(&mut self, b: BufferId, row: usize, bytes: &[u8]) {
+        if let Data::Int(v) = &mut self.values[b.index()].data {
+            let row = &mut v[row * bytes.len()..(row + 1) * bytes.len()];
+            row.iter_mut().zip(bytes).for_each(|(v, &byte)| *v = i64::from(byte));
         }
     }
 
@@ -222,20 +234,72 @@ fn contract_row(m: &mut Memory, s: &Segment, row: usize, expert: usize) {
         RowMap::Same => row,
         RowMap::Gather(map) => m.ints(map)[row] as usize,
     };
-    let n = m.cols(s.out);
-    for col in 0..n {
+    let n = s.n(m.program) as usize;
+    let a = match &s.a_quant {
+        Some(q) => coded_row(m, s.a, q, source),
+        None => m.row(s.a, source).to_vec(),
+    };
+    let value = |col: usize| {
         let mut args = Vec::with_capacity(s.panels.len());
         for (p, panel) in s.panels.iter().enumerate() {
-            let acc = r::dot(m.row(s.a, source), &panel_row(m, s, panel, expert, col));
+            let acc = r::dot(&a, &panel_row(m, s, panel, expert, col));
             args.push(acc + s.biases.get(p).copied().flatten().map_or(0.0, |b| m.row(b, expert)[col]));
         }
-        m.store(s.out, row * n + col, s.epilogue.eval(&args));
+        s.epilogue.eval(&args)
+    };
+    let values: Vec<f32> = (0..n).map(value).collect();
+    match &s.out_quant {
+        Some(q) => store_codes(m, s.out, q, row, &values),
+        None => values.iter().enumerate().for_each(|(col, &v)| m.store(s.out, row * n + col, v)),
+    }
+}
+
+/// The values of a row of codes.
+fn coded_row(m: &Memory, codes: BufferId, q: &RowQuant, row: usize) -> Vec<f32> {
+    let bytes = |b: BufferId| -> Vec<u8> {
+        let cols = m.cols(b);
+        let part = row * cols..(row + 1) * cols;
+        match &m.values[b.index()] {
+            Tensor { data: Data::Int(v), .. } => v[part].iter().map(|&x| x as u8).collect(),
+            Tensor { data: Data::Float(v), dtype, .. } => Tensor::float(*dtype, &[cols], v[part].to_vec()).to_bytes(),
+        }
+    };
+    let global = q.global.map_or(1.0, |g| m.floats(g)[if q.q.has_row() { row } else { 0 }]);
+    let mut out = vec![0.0; q.cols as usize];
+    q.format().decode_row(&bytes(codes), &bytes(q.scales), global, 0, (1, q.cols), &mut out);
+    out
+}
+
+/// Rounds a row to codes and stores them, their scales, and a global scale of its own.
+fn store_codes(m: &mut Memory, codes: BufferId, q: &RowQuant, row: usize, values: &[f32]) {
+    let global = q.global.filter(|_| q.q.has_global()).map_or(1.0, |g| m.floats(g)[0]);
+    let coded = q.q.encode(values, global);
+    m.store_bytes(codes, row, &coded.codes);
+    match q.format().scale {
+        ScaleCode::E8M0 | ScaleCode::E4M3 => {
+            let bytes: Vec<u8> = coded.scales.iter().flat_map(|&s| q.format().scale.encode(s)).collect();
+            m.store_bytes(q.scales, row, &bytes);
+        }
+        ScaleCode::F32 | ScaleCode::BF16 | ScaleCode::F16 => {
+            let first = row * coded.scales.len();
+            coded.scales.iter().enumerate().for_each(|(i, &s)| m.store(q.scales, first + i, s));
+        }
+    }
+    if let (Some(global), true) = (q.global, q.q.has_row()) {
+        m.store(global, row, coded.global);
+    }
+}
+
+fn quantise(m: &mut Memory, q: &Quantise) {
+    for row in 0..m.n_rows(q.out) {
+        let values = m.row(q.x, row).to_vec();
+        store_codes(m, q.out, &q.quant, row, &values);
     }
 }
 
 /// The values of row `col` of a panel's matrix `expert`, as many as the activations have columns.
 fn panel_row(m: &Memory, s: &Segment, panel: &Panel, expert: usize, col: usize) -> Vec<f32> {
-    let (n, k) = (m.cols(s.out), m.cols(s.a));
+    let (n, k) = (s.n(m.program) as usize, s.k(m.program) as usize);
     let row = expert * n + col;
     let codes = match (&panel.quant, &m.values[panel.weights.index()].data) {
         (None, _) => return m.row(panel.weights, row).to_vec(),

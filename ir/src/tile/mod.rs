@@ -1,8 +1,8 @@
 //! The tile IR: how a layer runs.
 //!
 //! A [`Program`] is a short list of [`Kernel`]s over [`Buffer`]s, launched one after another on one stream. A kernel is
-//! one of five bodies: a contraction (router, dense and grouped GEMMs), a row program (scores, top-k, weights), the
-//! dispatch plan, an elementwise map, and the combine. What is computed on each element is an [`Expr`](crate::Expr).
+//! one of six bodies: a contraction (router, dense and grouped GEMMs), a row program (scores, top-k, weights), the
+//! dispatch plan, an elementwise map, the rounding of rows to codes, and the combine. What is computed on each element is an [`Expr`](crate::Expr).
 //!
 //! # Rules that every backend follows
 //!
@@ -14,6 +14,7 @@
 //!   are padding: weights hold zeros there, other buffers anything.
 //! * A kernel writes only its outputs, never reads what it writes, and sees everything that earlier kernels wrote.
 
+mod coded_rows;
 mod contract;
 mod eval;
 mod launch;
@@ -23,6 +24,7 @@ mod rows;
 mod schedule;
 mod verify;
 
+pub use coded_rows::{Quantise, RowQuant, ScaledProduct};
 pub use contract::{Contract, Groups, Panel, PanelQuant, RowMap, Segment};
 pub use eval::{evaluate, evaluate_given};
 pub use launch::{CpuLaunch, Extent, GpuLaunch, MapElem, TensorMap};
@@ -146,6 +148,8 @@ pub enum Body {
     Plan(Plan),
     /// An elementwise expression.
     Map(Map),
+    /// Rows of codes from rows of floats.
+    Quantise(Quantise),
     /// The weighted sum over a token's slots.
     Combine(Combine),
 }
@@ -268,6 +272,7 @@ impl Body {
             }
             Body::Rows(p) => p.operands(&mut add),
             Body::Plan(p) => p.operands(&mut add),
+            Body::Quantise(q) => q.operands(&mut add),
             Body::Map(m) => {
                 args(&m.args, &mut add);
                 add(m.out, true);

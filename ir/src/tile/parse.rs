@@ -1,12 +1,17 @@
 //! Reads the text form of tile programs, as [`super::print`] writes it.
 
-use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
 use super::{
-    Panel, PanelQuant, RowAccess, RowId, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowStore, Schedule, Segment,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Quantise,
 };
+use super::{
+    Panel, PanelQuant, Role, RowAccess, RowId, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowQuant, RowStore,
+    Schedule, Segment,
+};
+use crate::act_quant::{ActQuant, ActScale};
 use crate::diag::Diagnostic;
 use crate::expr::Real;
 use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
+use crate::quant::Code;
 use crate::text::Cursor;
 
 /// The program that `text` spells. It is well formed as text; [`super::verify`] says whether it is valid.
@@ -107,8 +112,9 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
             c.expect("->")?;
             Body::Map(Map { args, expr, out: buffer_id(c)? })
         }
+        "quantise" => Body::Quantise(quantise(c)?),
         "combine" => Body::Combine(combine(c)?),
-        _ => return Err(c.error("contract, rows, plan, map or combine before this")),
+        _ => return Err(c.error("contract, rows, plan, map, quantise or combine before this")),
     };
     Ok(Kernel { name, body, schedule: Schedule { tile_m, tile_n, tile_k, stages, warps } })
 }
@@ -118,6 +124,7 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
     let mut segments = Vec::new();
     while !c.take("}") {
         let a = buffer_id(c)?;
+        let a_quant = row_quant(c)?;
         let a_rows = if c.take("rows") { RowMap::Gather(buffer_id(c)?) } else { RowMap::Same };
         let groups = if c.take("dense") {
             Groups::Dense
@@ -133,9 +140,40 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
         c.expect(":")?;
         let epilogue = c.expr()?;
         c.expect("->")?;
-        segments.push(Segment { a, a_rows, groups, panels, biases, epilogue, out: buffer_id(c)? });
+        let out = buffer_id(c)?;
+        let out_quant = row_quant(c)?;
+        segments.push(Segment { a, a_quant, a_rows, groups, panels, biases, epilogue, out, out_quant });
     }
     Ok(Contract { segments })
+}
+
+/// What follows a buffer of codes; nothing where there are none.
+fn row_quant(c: &mut Cursor) -> Parsed<Option<RowQuant>> {
+    if !c.take("as") {
+        return Ok(None);
+    }
+    let Some(code) = Code::from_name(c.word()?) else { return Err(c.error("a code before this")) };
+    c.expect("by")?;
+    let Some(scale) = ActScale::from_name(c.word()?) else { return Err(c.error("a scale before this")) };
+    c.expect("(")?;
+    let block = c.small()?;
+    c.expect(")")?;
+    c.expect("of")?;
+    let cols = c.integer()?;
+    c.expect("scales")?;
+    let scales = buffer_id(c)?;
+    let global = if c.take("global") { Some(buffer_id(c)?) } else { None };
+    Ok(Some(RowQuant { q: ActQuant { code, scale, block }, cols, scales, global }))
+}
+
+fn quantise(c: &mut Cursor) -> Parsed<Quantise> {
+    let x = buffer_id(c)?;
+    c.expect("->")?;
+    let out = buffer_id(c)?;
+    match row_quant(c)? {
+        Some(quant) => Ok(Quantise { x, out, quant }),
+        None => Err(c.error("`as` and the codes")),
+    }
 }
 
 fn panel(c: &mut Cursor) -> Parsed<Panel> {
@@ -154,7 +192,7 @@ fn panel(c: &mut Cursor) -> Parsed<Panel> {
 fn rows(c: &mut Cursor) -> Parsed<RowProgram> {
     let rows = c.dim()?;
     c.expect("{")?;
-    let mut p = RowProgram { rows, ops: Vec::new(), stores: Vec::new(), plan: None };
+    let mut p = RowProgram { rows, ops: Vec::new(), stores: Vec::new(), quantise: None, plan: None };
     while !c.take("}") {
         if c.take("then") {
             c.expect("plan")?;
@@ -162,6 +200,10 @@ fn rows(c: &mut Cursor) -> Parsed<RowProgram> {
             c.expect("counted")?;
             c.expect("by")?;
             p.plan = Some(RowPlan { plan, counter: buffer_id(c)? });
+            continue;
+        }
+        if c.take("quantise") {
+            p.quantise = Some(quantise(c)?);
             continue;
         }
         if c.take("store") {

@@ -1,10 +1,11 @@
 //! The text form of tile programs. [`super::parse`] reads it back.
 
 use super::{
-    Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Plan, Program, Role, RowAccess,
-    RowMap,
+    Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Plan, Program, Quantise, Role,
+    RowAccess, RowMap, RowQuant,
 };
 use super::{RowId, RowOp, RowOpKind, RowProgram, Segment};
+use crate::act_quant::ActQuant;
 use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
 use std::fmt::{Display, Formatter, Result, Write};
 
@@ -57,6 +58,7 @@ impl Display for Kernel {
             Body::Rows(p) => write!(f, "{p}"),
             Body::Plan(p) => writeln!(f, "{p}"),
             Body::Map(m) => write!(f, "{m}"),
+            Body::Quantise(q) => writeln!(f, "{q}"),
             Body::Combine(c) => write!(f, "{c}"),
         }
     }
@@ -73,6 +75,9 @@ impl Display for Contract {
 impl Display for Segment {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         write!(f, "    {}", self.a)?;
+        if let Some(q) = &self.a_quant {
+            write!(f, " {q}")?;
+        }
         if let RowMap::Gather(map) = self.a_rows {
             write!(f, " rows {map}")?;
         }
@@ -86,7 +91,25 @@ impl Display for Segment {
                 write!(f, " + {b}")?;
             }
         }
-        writeln!(f, " : {} -> {}", self.epilogue, self.out)
+        write!(f, " : {} -> {}", self.epilogue, self.out)?;
+        if let Some(q) = &self.out_quant {
+            write!(f, " {q}")?;
+        }
+        f.write_str("\n")
+    }
+}
+
+impl Display for RowQuant {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        let ActQuant { code, scale, block } = self.q;
+        write!(f, "as {} by {}({block}) of {} scales {}", code.name(), scale.name(), self.cols, self.scales)?;
+        self.global.map_or(Ok(()), |global| write!(f, " global {global}"))
+    }
+}
+
+impl Display for Quantise {
+    fn fmt(&self, f: &mut Formatter<'_>) -> Result {
+        write!(f, "quantise {} -> {} {}", self.x, self.out, self.quant)
     }
 }
 
@@ -120,6 +143,9 @@ impl Display for RowProgram {
         }
         for s in &self.stores {
             writeln!(f, "    store {} -> {}", s.value, s.buffer)?;
+        }
+        if let Some(q) = &self.quantise {
+            writeln!(f, "    {q}")?;
         }
         if let Some(p) = &self.plan {
             writeln!(f, "    then {} counted by {}", p.plan, p.counter)?;

@@ -1,6 +1,6 @@
 //! Row programs: what is computed on each token's row of scores.
 
-use super::{BufferId, Plan};
+use super::{BufferId, Plan, Quantise};
 use crate::DType;
 use crate::expr::Expr;
 use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
@@ -16,6 +16,9 @@ pub struct RowProgram {
     pub ops: Vec<RowOp>,
     /// What is kept.
     pub stores: Vec<RowStore>,
+    /// Rows of activations that the same kernel rounds to codes; as many rows as the program has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantise: Option<Quantise>,
     /// Made when all rows are done, by whoever finishes last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<RowPlan>,
@@ -196,6 +199,9 @@ impl RowProgram {
             }
         }
         self.stores.iter().for_each(|s| add(s.buffer, true));
+        if let Some(q) = &self.quantise {
+            q.operands(add);
+        }
         if let Some(p) = &self.plan {
             p.plan.operands(add);
             add(p.counter, true);

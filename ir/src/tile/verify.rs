@@ -11,7 +11,7 @@
 //! Not checked: that row maps and offsets hold values in range (they are made by plans).
 
 use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
-use super::{Panel, RowAccess, RowId, RowMap, RowOpKind, RowProgram, Segment};
+use super::{Panel, Quantise, RowAccess, RowId, RowMap, RowOpKind, RowProgram, RowQuant, Segment};
 use crate::DType;
 use crate::diag::Diagnostic;
 use crate::expr::Expr;
@@ -91,6 +91,7 @@ impl<'a> Verifier<'a> {
                 Body::Rows(p) => self.rows(p),
                 Body::Plan(p) => self.plan(p),
                 Body::Map(m) => self.map(m),
+                Body::Quantise(q) => self.quantise(q),
                 Body::Combine(c) => self.combine(c),
             }
             operands.iter().filter(|(_, out)| *out).for_each(|(id, _)| written[id.index()] = true);
@@ -153,8 +154,23 @@ impl<'a> Verifier<'a> {
 
     fn segment(&mut self, s: &Segment) {
         let (a, out) = (self.buffer(s.a), self.buffer(s.out));
-        self.is_float(s.a);
-        self.is_float(s.out);
+        let (k, n) = (s.k(self.program), s.n(self.program));
+        match &s.a_quant {
+            Some(q) => self.coded_rows(s.a, q),
+            None => self.is_float(s.a),
+        }
+        match &s.out_quant {
+            Some(q) => {
+                self.coded_rows(s.out, q);
+                self.expect(!q.q.has_row(), || {
+                    format!("`{}` has scales of whole rows, of which a tile has a part", out.name)
+                });
+            }
+            None => self.is_float(s.out),
+        }
+        let coded =
+            s.a_quant.is_none() || s.panels.iter().all(|p| p.quant.as_ref().is_some_and(|q| q.round == DType::F32));
+        self.expect(coded, || format!("codes `{}` are multiplied with weights that are not exact codes", a.name));
         self.expect(a.batch == 1 && out.batch == 1, || format!("`{}` and `{}` must have batch 1", a.name, out.name));
         let fits = matches!(s.panels.len(), 1 | 2) && s.biases.len() == s.panels.len();
         self.expect(fits, || format!("a segment has {} panels and {} biases", s.panels.len(), s.biases.len()));
@@ -163,10 +179,10 @@ impl<'a> Verifier<'a> {
         }
         let experts = self.buffer(s.panels[0].weights).batch;
         for (p, bias) in s.panels.iter().zip(&s.biases) {
-            self.panel(p, experts, out.cols, a.cols);
+            self.panel(p, experts, n, k);
             if let Some(bias) = *bias {
                 self.is_float(bias);
-                self.has_shape(bias, 1, Dim::Fixed(experts), out.cols);
+                self.has_shape(bias, 1, Dim::Fixed(experts), n);
             }
         }
         match s.groups {
@@ -182,6 +198,38 @@ impl<'a> Verifier<'a> {
             RowMap::Gather(map) => self.is_ints(map, out.rows, 1),
         }
         self.expr(&s.epilogue, s.panels.len());
+    }
+
+    /// Codes `[rows, bytes]` with their scales.
+    fn coded_rows(&mut self, codes: BufferId, q: &RowQuant) {
+        let b = self.buffer(codes);
+        self.expect(q.q.is_known(), || format!("`{}` has rows of {}", b.name, q.q.code.name()));
+        self.has_dtype(codes, DType::U8);
+        self.has_shape(codes, 1, b.rows, q.q.code.bytes(q.cols));
+        self.has_dtype(q.scales, q.format().scale.dtype());
+        self.has_shape(q.scales, 1, b.rows, q.n_blocks());
+        for (id, align) in [(codes, 64), (q.scales, 16)] {
+            let b = self.buffer(id);
+            self.expect((b.pitch * b.dtype.bytes() as u64).is_multiple_of(align), || {
+                format!("rows of `{}` are not a multiple of {align} bytes apart", b.name)
+            });
+        }
+        let rows = if q.q.has_row() { Some(b.rows) } else { q.q.has_global().then_some(Dim::Fixed(1)) };
+        match (q.global, rows) {
+            (Some(global), Some(rows)) => {
+                self.has_dtype(global, DType::F32);
+                self.has_shape(global, 1, rows, 1);
+            }
+            (None, None) => {}
+            _ => self.error(format!("`{}` has a global scale where its format has none, or none where it has", b.name)),
+        }
+    }
+
+    fn quantise(&mut self, q: &Quantise) {
+        let out = self.buffer(q.out);
+        self.is_float(q.x);
+        self.has_shape(q.x, 1, out.rows, q.quant.cols);
+        self.coded_rows(q.out, &q.quant);
     }
 
     /// `[experts, n, k]`, as floats or as codes and scales.
@@ -304,6 +352,11 @@ impl<'a> Verifier<'a> {
                     self.expect(fits, || format!("row step {i} gathers by a row that has no ids or another width"));
                 }
             }
+        }
+        if let Some(q) = &p.quantise {
+            self.quantise(q);
+            let rows = self.buffer(q.out).rows;
+            self.expect(rows == p.rows, || format!("quantises {rows} rows beside {}", p.rows));
         }
         if let Some(then) = &p.plan {
             self.plan(&then.plan);

@@ -370,7 +370,17 @@ impl<'a> Lowering<'a> {
         let a = self.value(inputs[0])?;
         let Product { panels, biases, epilogue } = self.product(v, inputs[1], inputs.get(2).copied(), act)?;
         let out = self.result(v)?;
-        let segment = Segment { a, a_rows: RowMap::Same, groups: Groups::Dense, panels, biases, epilogue, out };
+        let segment = Segment {
+            a,
+            a_quant: None,
+            a_rows: RowMap::Same,
+            groups: Groups::Dense,
+            panels,
+            biases,
+            epilogue,
+            out,
+            out_quant: None,
+        };
         self.push(&self.node(v).name, Body::Contract(Contract { segments: vec![segment] }));
         Ok(())
     }
@@ -384,7 +394,7 @@ impl<'a> Lowering<'a> {
         let out = self.result(v)?;
         let a_rows = if gather { RowMap::Gather(plan.row_to_token) } else { RowMap::Same };
         let groups = Groups::ByExpert { offsets: plan.offsets };
-        let segment = Segment { a, a_rows, groups, panels, biases, epilogue, out };
+        let segment = Segment { a, a_quant: None, a_rows, groups, panels, biases, epilogue, out, out_quant: None };
         self.push(&self.node(v).name, Body::Contract(Contract { segments: vec![segment] }));
         Ok(())
     }

@@ -85,6 +85,6 @@ fn class_of(kernel: &Kernel) -> NumericClass {
             };
             if p.ops.iter().any(|op| sums(&op.kind)) { NumericClass::Reassociates } else { NumericClass::Exact }
         }
-        Body::Plan(_) | Body::Map(_) => NumericClass::Exact,
+        Body::Plan(_) | Body::Map(_) | Body::Quantise(_) => NumericClass::Exact,
     }
 }

@@ -19,6 +19,8 @@ pub(crate) fn emit(e: &mut Emit, program: &Program, kernel: &Kernel) {
         Body::Rows(p) => rows::emit(e, program, p, kernel.schedule),
         Body::Plan(p) => plan::emit(e, p),
         Body::Map(m) => map::emit(e, m, kernel.schedule),
+        // Refused by the check of the program.
+        Body::Quantise(_) => {}
         Body::Combine(c) => combine::emit(e, c, kernel.schedule),
     }
 }
@@ -30,6 +32,7 @@ pub(crate) fn launch(program: &Program, kernel: &Kernel) -> CpuLaunch {
         Body::Rows(p) => rows::launch(program, p, kernel.schedule),
         Body::Plan(p) => plan::launch(p),
         Body::Map(m) => map::launch(program, m, kernel.schedule),
+        Body::Quantise(_) => CpuLaunch { items: moec_ir::tile::Extent::fixed(0), scratch_bytes: 0 },
         Body::Combine(c) => combine::launch(program, c, kernel.schedule),
     }
 }

@@ -131,7 +131,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
         op(RowOpKind::Renormalise { x: RowId(3), rule: RenormRule::Sum { eps: 1e-20.into() } }, l.top_k),
     ];
     let stores = vec![RowStore { value: RowId(1), buffer: ids }, RowStore { value: RowId(4), buffer: weights }];
-    b.kernel("route", Body::Rows(RowProgram { rows: t, ops, stores, plan: None }));
+    b.kernel("route", Body::Rows(RowProgram { rows: t, ops, stores, quantise: None, plan: None }));
 
     let offsets = b.buffer("offsets", DType::I32, 1, Dim::Fixed(1), l.experts + 1, Role::Workspace);
     let slot_to_row = b.buffer("slot_to_row", DType::I32, 1, t, l.top_k, Role::Workspace);
@@ -150,24 +150,28 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
     let mid = b.buffer("mid", l.acts, 1, slots, l.ffn, Role::Workspace);
     let mut gemm1 = vec![Segment {
         a: x,
+        a_quant: None,
         a_rows: RowMap::Gather(row_to_token),
         groups: Groups::ByExpert { offsets },
         panels,
         biases,
         epilogue: l.activation.expr(),
         out: mid,
+        out_quant: None,
     }];
     let down = b.weight("down", l.weights, [l.experts, l.hidden, l.ffn], 1.0 / (l.ffn as f32).sqrt());
     let down_bias = l.biases.then(|| b.weight("down_bias", l.weights, [1, l.experts, l.hidden], 0.5));
     let y = b.buffer("y", l.acts, 1, slots, l.hidden, Role::Workspace);
     let mut gemm2 = vec![Segment {
         a: mid,
+        a_quant: None,
         a_rows: RowMap::Same,
         groups: Groups::ByExpert { offsets },
         panels: vec![Panel::dense(down)],
         biases: vec![down_bias],
         epilogue: Expr::identity(),
         out: y,
+        out_quant: None,
     }];
     let mut args = Vec::new();
     let mut expr = ExprBuilder::new();
@@ -198,11 +202,13 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
 pub fn dense(a: BufferId, panels: &[BufferId], biases: &[Option<BufferId>], epilogue: Expr, out: BufferId) -> Segment {
     Segment {
         a,
+        a_quant: None,
         a_rows: RowMap::Same,
         groups: Groups::Dense,
         panels: panels.iter().map(|&p| Panel::dense(p)).collect(),
         biases: biases.to_vec(),
         epilogue,
         out,
+        out_quant: None,
     }
 }

@@ -40,6 +40,8 @@ pub enum Intrinsic {
     FmaF16,
     E4M3Pair,
     E2M1Pair,
+    ToE4M3,
+    ToE2M1,
     Permute,
     Ex2,
     Fma,
@@ -84,7 +86,7 @@ pub enum Intrinsic {
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 68] = [
+const TABLE: [(Intrinsic, &str, &str); 70] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -114,6 +116,8 @@ const TABLE: [(Intrinsic, &str, &str); 68] = [
     (Intrinsic::FmaF16, "llvm.nvvm.fma.rn.f16x2", "h(hhh)"),
     (Intrinsic::E4M3Pair, "llvm.nvvm.e4m3x2.to.f16x2.rn", "h(w)"),
     (Intrinsic::E2M1Pair, "llvm.nvvm.e2m1x2.to.f16x2.rn", "h(w)"),
+    (Intrinsic::ToE4M3, "llvm.nvvm.ff.to.e4m3x2.rn", "w(ff)"),
+    (Intrinsic::ToE2M1, "llvm.nvvm.ff.to.e2m1x2.rn.satfinite", "w(ff)"),
     (Intrinsic::Permute, "llvm.nvvm.prmt", "i(iii)"),
     (Intrinsic::Ex2, "llvm.nvvm.ex2.approx.f32", "f(f)"),
     (Intrinsic::Fma, "llvm.fma.f32", "f(fff)"),

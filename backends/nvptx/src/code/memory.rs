@@ -110,6 +110,17 @@ impl<'c> Code<'c> {
         I32 { code: self, v: self.take(wide, self.i32(0).v) }
     }
 
+    /// Writes the low 1, 2 or 4 bytes of a word. The address is a multiple of their number.
+    pub fn store_bits(&'c self, place: impl Place<'c>, word: I32<'c>, bytes: u64) {
+        let ty = match bytes {
+            1 => self.context.i8_type(),
+            2 => self.context.i16_type(),
+            _ => return self.store_i32(place, word),
+        };
+        let narrow = self.take(self.builder.build_int_truncate(word.v, ty, ""), ty.const_zero());
+        self.store_raw(place, narrow.into(), bytes as u32);
+    }
+
     /// Writes one f32 to where another block of the cluster has `place`.
     pub fn store_f32_to_peer(&'c self, place: Shared<'c>, rank: I32<'c>, value: F32<'c>) {
         let peer = self.call(Intrinsic::MapToPeer, &[place.v.into(), rank.v.into()]);

@@ -25,6 +25,28 @@ impl<'c> Code<'c> {
         self.pair_call(Intrinsic::E2M1Pair, &[codes.into()])
     }
 
+    /// The FP8 e4m3 codes of two numbers, rounded to nearest even, at most 448 in magnitude: `low` in bits 0..8, `high`
+    /// in 8..16. sm_89 and later.
+    pub fn to_e4m3(&'c self, low: F32<'c>, high: F32<'c>) -> I32<'c> {
+        self.narrow_call(Intrinsic::ToE4M3, low, high)
+    }
+
+    /// The FP4 e2m1 codes of two numbers, rounded to nearest even, at most 6 in magnitude: `low` in bits 0..4, `high` in
+    /// 4..8. sm_100 and later.
+    pub fn to_e2m1(&'c self, low: F32<'c>, high: F32<'c>) -> I32<'c> {
+        self.narrow_call(Intrinsic::ToE2M1, low, high) & 0xff
+    }
+
+    fn narrow_call(&'c self, intrinsic: Intrinsic, low: F32<'c>, high: F32<'c>) -> I32<'c> {
+        let codes = self.call(intrinsic, &[high.v.into(), low.v.into()]);
+        let Some(BasicValueEnum::IntValue(codes)) = codes.and_then(|c| c.try_as_basic_value().basic()) else {
+            self.fail(&format!("{intrinsic:?} gave no codes"));
+            return self.i32(0);
+        };
+        let wide = self.builder.build_int_z_extend(codes, self.context.i32_type(), "");
+        I32 { code: self, v: self.take(wide, self.i32(0).v) }
+    }
+
     /// `a · b + c` in each half, rounded once.
     pub fn fma_pairs(&'c self, ty: MmaType, a: I32<'c>, b: I32<'c>, c: I32<'c>) -> I32<'c> {
         let args = [a, b, c].map(|x| BasicMetadataValueEnum::from(self.as_pair(ty, x)));

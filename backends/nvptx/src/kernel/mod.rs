@@ -5,6 +5,7 @@ mod elementwise;
 mod geometry;
 mod map;
 pub mod plan;
+pub mod quantise;
 pub mod rows;
 
 pub use combine::combine;
@@ -123,7 +124,7 @@ impl<'c> View<'c> {
 pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
     let token_ids = |id| match body {
         Body::Rows(rows) => rows.ops.iter().any(|op| matches!(op.kind, RowOpKind::Lookup { index, .. } if index == id)),
-        Body::Contract(_) | Body::Plan(_) | Body::Map(_) | Body::Combine(_) => false,
+        Body::Contract(_) | Body::Plan(_) | Body::Map(_) | Body::Quantise(_) | Body::Combine(_) => false,
     };
     for (id, _) in body.operands() {
         let buffer = program.buffer(id);

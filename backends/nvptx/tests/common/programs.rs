@@ -232,7 +232,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     ));
     let normal = RowId(ops.len() as u32 - 1);
     let stores = vec![RowStore { value: chosen, buffer: ids }, RowStore { value: normal, buffer: weights }];
-    b.kernel("route", Body::Rows(RowProgram { rows: t, ops, stores, plan: None }), s.rows);
+    b.kernel("route", Body::Rows(RowProgram { rows: t, ops, stores, quantise: None, plan: None }), s.rows);
 
     let offsets = b.workspace("offsets", DType::I32, Dim::Fixed(1), e + 1);
     let slot_to_row = b.workspace("slot_to_row", DType::I32, t, l.top_k);
@@ -252,19 +252,31 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     let gemm1_biases = (0..n_panels).map(|i| bias_of(&mut b, &format!("{}_bias", names[i]), e, l.ffn)).collect();
     let mut segments = vec![Segment {
         a: x,
+        a_quant: None,
         a_rows: RowMap::Gather(row_to_token),
         groups: Groups::ByExpert { offsets },
         panels: gemm1_panels,
         biases: gemm1_biases,
         epilogue: epilogue(&l.activation, l.dtype),
         out: act,
+        out_quant: None,
     }];
     let shared_act = (l.shared > 0).then(|| b.workspace("shared_act", l.dtype, t, l.shared));
     if let Some(out) = shared_act {
         let panels = panels(&mut b, "shared_", 1, l.shared, l.hidden, n_panels);
         let epilogue = epilogue(&l.activation, l.dtype);
         let biases = vec![None; n_panels];
-        segments.push(Segment { a: x, a_rows: RowMap::Same, groups: Groups::Dense, panels, biases, epilogue, out });
+        segments.push(Segment {
+            a: x,
+            a_quant: None,
+            a_rows: RowMap::Same,
+            groups: Groups::Dense,
+            panels,
+            biases,
+            epilogue,
+            out,
+            out_quant: None,
+        });
     }
     b.kernel("gemm1", Body::Contract(Contract { segments }), s.gemm1);
 
@@ -273,19 +285,31 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     let down_bias = bias_of(&mut b, "down_bias", e, l.hidden);
     let mut segments = vec![Segment {
         a: act,
+        a_quant: None,
         a_rows: RowMap::Same,
         groups: Groups::ByExpert { offsets },
         panels: vec![Panel::dense(down)],
         biases: vec![down_bias],
         epilogue: Expr::identity(),
         out: y,
+        out_quant: None,
     }];
     let base = shared_act.map(|a| {
         let w = b.weight("shared_down", l.dtype, 1, l.hidden, l.shared);
         let out = b.workspace("shared_y", l.dtype, t, l.hidden);
         let (panels, biases) = (vec![Panel::dense(w)], vec![None]);
         let epilogue = Expr::identity();
-        segments.push(Segment { a, a_rows: RowMap::Same, groups: Groups::Dense, panels, biases, epilogue, out });
+        segments.push(Segment {
+            a,
+            a_quant: None,
+            a_rows: RowMap::Same,
+            groups: Groups::Dense,
+            panels,
+            biases,
+            epilogue,
+            out,
+            out_quant: None,
+        });
         out
     });
     b.kernel("gemm2", Body::Contract(Contract { segments }), s.gemm2);
@@ -331,7 +355,7 @@ pub fn gemm(g: &Gemm, s: Schedule) -> Program {
     let biases = (0..g.panels).map(|i| g.biases.then(|| b.weight(&format!("b{i}"), g.w, 1, e, g.n))).collect();
     let epilogue = if g.panels == 2 { epilogue(&Activation::SwiGlu, g.out) } else { Expr::identity() };
     let out = b.output("out", g.out, rows, g.n, 0);
-    let segment = Segment { a, a_rows, groups, panels, biases, epilogue, out };
+    let segment = Segment { a, a_quant: None, a_rows, groups, panels, biases, epilogue, out, out_quant: None };
     b.kernel("gemm", Body::Contract(Contract { segments: vec![segment] }), s);
     b.finish("gemm")
 }

@@ -64,7 +64,7 @@ fn tile_words(kernel: &Kernel) -> String {
     let s = kernel.schedule;
     match kernel.body {
         Body::Contract(_) => format!("{}x{}x{}, {} stages", s.tile_m, s.tile_n, s.tile_k, s.stages),
-        Body::Rows(_) => format!("{} rows", s.tile_m),
+        Body::Rows(_) | Body::Quantise(_) => format!("{} rows", s.tile_m),
         Body::Plan(_) => "sort".to_string(),
         Body::Map(_) | Body::Combine(_) => format!("{}x{}", s.tile_m, s.tile_n),
     }
