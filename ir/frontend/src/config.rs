@@ -6,8 +6,8 @@ use crate::families::{FAMILIES, Family, family};
 use crate::json::{CONFIG, Json, Object, nearest};
 use crate::keys::Keys;
 use crate::layers;
+use crate::quant_config::Scheme;
 use crate::spec::MoeSpec;
-use crate::stored::Stored;
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Graph, Shard, shard};
@@ -23,8 +23,7 @@ pub struct ModelConfig {
     family: &'static Family,
     model_type: String,
     dtype: DType,
-    quantization: Option<String>,
-    stored: Option<Stored>,
+    quantization: Option<Scheme>,
     prefixes: Vec<String>,
 }
 
@@ -49,6 +48,8 @@ pub struct Layer {
     /// Weight format of the checkpoint, when it is quantised. The layer computes in float, with weights dequantised when they are
     /// loaded; see [`Layer::loadable`].
     pub quantization: Option<String>,
+    /// Whether that format is one whose tensors the checkpoint reader reads.
+    is_read: bool,
     /// The layer in numbers.
     pub description: LayerFacts,
 }
@@ -59,23 +60,8 @@ impl Layer {
     /// # Errors
     /// `quantised-checkpoint` when they are stored in a format that is not read (bitsandbytes, AQLM, …).
     pub fn loadable(&self) -> Result<(), Diagnostic> {
-        // Formats whose tensors the checkpoint reader dequantises.
-        const READ: [&str; 11] = [
-            "fp8",
-            "mxfp4",
-            "mxfp8",
-            "nvfp4",
-            "compressed-tensors",
-            "modelopt",
-            "pack-quantized",
-            "gptq",
-            "awq",
-            "auto-round",
-            "int-quantized",
-        ];
         let Some(q) = &self.quantization else { return Ok(()) };
-        let lower = q.to_lowercase();
-        if READ.iter().any(|f| lower.contains(f)) {
+        if self.is_read {
             return Ok(());
         }
         Err(Diagnostic::input(
@@ -105,8 +91,9 @@ impl ModelConfig {
         let path = path.as_ref();
         let (shown, text) = crate::open::read(path)?;
         let mut config = ModelConfig::from_text(&shown, text)?;
-        if path.is_dir() && config.quantization.is_none() {
-            config.quantization = beside(&path.join("hf_quant_config.json"));
+        let folder = if path.is_dir() { Some(path) } else { path.parent() };
+        if let (None, Some(folder)) = (&config.quantization, folder) {
+            config.quantization = beside(&folder.join("hf_quant_config.json"), config.dtype);
         }
         Ok(config)
     }
@@ -126,15 +113,14 @@ impl ModelConfig {
         }
         let (text, family, model_type, nested) = find_family(&root).map_err(|d| vec![d])?;
         let dtype = element_type(&root, &text).map_err(|d| vec![d])?;
-        let quantization = quantization(&root, &text).map_err(|d| vec![d])?;
-        let stored = Stored::of(&root, &text);
+        let quantization = Scheme::of(&root, &text, dtype).map_err(|d| vec![d])?;
         let prefixes: &[&str] = match (family.prefixes, nested) {
             ([], false) => &["model."],
             ([], true) => &["language_model.model.", "model.language_model.", "model."],
             (own, _) => own,
         };
         let prefixes = prefixes.iter().map(|p| (*p).to_string()).collect();
-        Ok(ModelConfig { text, family, model_type, dtype, quantization, stored, prefixes })
+        Ok(ModelConfig { text, family, model_type, dtype, quantization, prefixes })
     }
 
     /// The `model_type` that selected the family.
@@ -149,7 +135,7 @@ impl ModelConfig {
 
     /// The checkpoint's weight format, when it is quantised.
     pub fn quantization(&self) -> Option<&str> {
-        self.quantization.as_deref()
+        self.quantization.as_ref().map(|q| q.words.as_str())
     }
 
     /// The numbers of the MoE layers, ascending; empty when the config does not say (then [`ModelConfig::layer`] tells why).
@@ -182,20 +168,22 @@ impl ModelConfig {
         let name = format!("{} layer {layer}", self.model_type);
         let origin = self.text.node().origin();
         let mut graph = assemble(&name, &spec, dtype).map_err(|d| vec![d.at(Some(origin))])?;
-        if let Some(stored) = &self.stored {
-            stored.mark(&mut graph);
+        if let Some(scheme) = &self.quantization {
+            scheme.mark(&mut graph);
         }
         let graph = match options.shard {
             Some(part) => shard(&graph, part).map_err(|d| vec![d])?,
             None => graph,
         };
-        let mut description = LayerFacts::new(&spec, &graph, &self.model_type, layer, dtype, self.quantization.clone());
+        let quantization = self.quantization.as_ref().map(|q| q.words.clone());
+        let mut description = LayerFacts::new(&spec, &graph, &self.model_type, layer, dtype, quantization.clone());
         description.shard = options.shard;
         Ok(Layer {
             graph,
             model_type: self.model_type.clone(),
             layer,
-            quantization: self.quantization.clone(),
+            quantization,
+            is_read: self.quantization.as_ref().is_none_or(|q| q.is_read),
             description,
         })
     }
@@ -328,37 +316,11 @@ fn element_type(root: &Object, text: &Object) -> Result<DType, Diagnostic> {
     }
 }
 
-/// The checkpoint's weight format in a few words.
-fn quantization(root: &Object, text: &Object) -> Result<Option<String>, Diagnostic> {
-    let keys = ["quantization_config", "compression_config"];
-    let Some(node) = keys.iter().find_map(|k| text.get(k).or_else(|| root.get(k))) else {
-        let own = root.get("dtype").and_then(|v| v.string().ok()).filter(|w| w == "fp8");
-        return Ok(own.map(|word| format!("{word} 128x128 blocks")));
-    };
-    let q = node.object()?;
-    let mut words = Vec::new();
-    for key in ["quant_method", "quant_algo", "format", "fmt"] {
-        if let Some(v) = q.get(key).filter(|v| v.is_string()) {
-            words.push(v.string()?);
-        }
-    }
-    if let Some(v) = q.get("weight_block_size").filter(|v| v.is_list()) {
-        let sizes: Vec<String> = v.list()?.iter().map(Json::shown).collect();
-        words.push(format!("{} blocks", sizes.join("x")));
-    }
-    if let Some(v) = q.get("bits") {
-        words.push(format!("{} bits", v.shown()));
-    }
-    words.dedup();
-    Ok(Some(if words.is_empty() { "unnamed format".to_string() } else { words.join(" ") }))
-}
-
-/// The format that ModelOpt's own file beside the config names, if it can be read.
-fn beside(path: &Path) -> Option<String> {
+/// What ModelOpt's own file beside the config says, if there is one that can be read.
+fn beside(path: &Path, dtype: DType) -> Option<Scheme> {
     let text = std::fs::read_to_string(path).ok()?;
     let top = Json::parse(&path.display().to_string(), text, CONFIG).ok()?.object().ok()?;
-    let q = top.get("quantization")?.object().ok()?;
-    Some(format!("modelopt {}", q.get("quant_algo")?.string().ok()?))
+    Scheme::of_modelopt(&top, dtype).ok().flatten()
 }
 
 /// Contradictions between values that are each in range.

@@ -18,6 +18,8 @@ pub mod layer_graph;
 pub mod layers;
 pub mod layout;
 mod open;
+mod patterns;
+mod quant_config;
 mod routers;
 pub mod spec;
 mod stored;
