@@ -234,13 +234,20 @@ pub fn e4m3(code: u8) -> f32 {
 
 /// The code of a number that e2m1 has; of another, the next larger magnitude's, 6 at most. NaN becomes 6.
 pub fn to_e2m1(x: f32) -> u8 {
+    if x.is_nan() {
+        return 7;
+    }
     let magnitude = (0..7u8).find(|&c| e2m1(c) >= x.abs()).unwrap_or(7);
     magnitude | u8::from(x.is_sign_negative()) << 3
 }
 
-/// The code of a number that e4m3 has; of another, the next larger magnitude's, 448 at most. NaN stays NaN.
+/// The code of a number that e4m3 has; of another, the next larger magnitude's, 448 at most. NaN becomes the
+/// positive one.
 pub fn to_e4m3(x: f32) -> u8 {
-    let magnitude = if x.is_nan() { 127 } else { (0..126u8).find(|&c| e4m3(c) >= x.abs()).unwrap_or(126) };
+    if x.is_nan() {
+        return 127;
+    }
+    let magnitude = (0..126u8).find(|&c| e4m3(c) >= x.abs()).unwrap_or(126);
     magnitude | u8::from(x.is_sign_negative()) << 7
 }
 
