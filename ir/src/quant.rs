@@ -177,6 +177,16 @@ impl QuantFormat {
         self.scale == ScaleCode::E4M3
     }
 
+    /// Whether every value of the format is a number of type `dtype`, so that rounding to it changes nothing.
+    pub fn is_exact(&self, dtype: DType) -> bool {
+        match dtype {
+            DType::F32 => true,
+            // Four significant bits and a power of two.
+            DType::BF16 => self.scale == ScaleCode::E8M0 && self.code != Code::E5M2,
+            DType::F16 | DType::F64 | DType::I32 | DType::I64 | DType::U8 => false,
+        }
+    }
+
     /// Bytes of the codes and scales of an `[n, k]` matrix, without padding.
     pub fn matrix_bytes(&self, n: u64, k: u64) -> u64 {
         let (rows, cols) = self.scale_grid(n, k);

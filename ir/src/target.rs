@@ -1,5 +1,6 @@
 //! The machines that moec compiles for.
 
+use crate::tile::ScaledProduct;
 use serde::{Deserialize, Serialize};
 
 /// A target: a PTX architecture, or the CPU.
@@ -121,6 +122,16 @@ impl Target {
     pub fn by_name(name: &str) -> Option<&'static Target> {
         let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, target)| target);
         TARGETS.iter().find(|t| t.name == name)
+    }
+
+    /// Whether kernels of this target multiply codes with codes in this way.
+    pub fn multiplies(&self, product: ScaledProduct) -> bool {
+        match (self.kind, product) {
+            (TargetKind::Cpu, _) => false,
+            (TargetKind::Gpu { capability, .. }, ScaledProduct::Mx | ScaledProduct::Nv | ScaledProduct::Fp8) => {
+                matches!(capability, 100..110 | 120..130)
+            }
+        }
     }
 
     /// Whether this is the CPU.

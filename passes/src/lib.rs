@@ -8,6 +8,7 @@ mod lower;
 mod merge_launches;
 mod names;
 mod plan_after_route;
+mod quantise_in_route;
 mod rules;
 mod saturate;
 mod schedule;
@@ -103,8 +104,9 @@ fn compile_bucket(
     } else {
         (graph.clone(), None)
     };
-    let mut program = lower_graph(&graph, optimise_graph, weights)?;
+    let mut program = lower_graph(&graph, target, optimise_graph, weights)?;
     if options.opt_level > 1 {
+        quantise_in_route::quantise_in_route(&mut program);
         merge_launches::merge_launches(&mut program);
         if !target.is_cpu() {
             plan_after_route::plan_after_route(&mut program);

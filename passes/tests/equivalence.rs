@@ -6,6 +6,7 @@ mod layers;
 use layers::{Layer, deepseek, plain, tensors};
 use moec_ir::expr::Real;
 use moec_ir::graph::{self, Graph};
+use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
 use moec_ir::tensor::Tensor;
 use moec_ir::tile::{self, Body};
@@ -94,6 +95,63 @@ fn quantised_activations_run_as_written_in_every_form() {
                 for v in variants(&graph, level, Numerics::Bitwise) {
                     let got = tile::evaluate(&v.program, &inputs, &params, 7).unwrap();
                     same(&got, &want, 0.0, &format!("{layer:?} {name} -O{level}"));
+                }
+            }
+        }
+    }
+}
+
+/// A layer whose experts are published in `format`, and whose rows are rounded to `q`.
+fn coded(layer: &Layer, q: ActQuant, format: QuantFormat) -> Graph {
+    let mut graph = layer.graph();
+    for p in graph.params.iter_mut().filter(|p| p.name.contains("expert") || p.name.contains("shared")) {
+        if p.ty.shape.len() >= 2 && p.ty.last().and_then(|d| d.fixed()).is_some_and(|k| k > 1) {
+            p.stored = Some(format);
+        }
+    }
+    graph::quantise_activations(&graph, q).unwrap()
+}
+
+#[test]
+fn codes_are_multiplied_with_codes_where_the_machine_does_it() {
+    let format = |code, scale, block_rows, block_cols| QuantFormat { code, scale, block_rows, block_cols };
+    let pairs = [
+        (ActQuant::FP8_BLOCK, format(Code::E4M3, ScaleCode::F32, 128, 128)),
+        (ActQuant::FP8_TOKEN, format(Code::E4M3, ScaleCode::F32, 1, 0)),
+        (ActQuant::MXFP8, format(Code::E2M1, ScaleCode::E8M0, 1, 32)),
+        (ActQuant::MXFP4, format(Code::E2M1, ScaleCode::E8M0, 1, 32)),
+        (ActQuant::NVFP4_ROW, format(Code::E2M1, ScaleCode::E4M3, 1, 16)),
+    ];
+    for layer in
+        [plain(DType::BF16), deepseek(DType::BF16), Layer { shared: Some(12), bias: true, ..plain(DType::BF16) }]
+    {
+        for (q, weights) in pairs {
+            let graph = coded(&layer, q, weights);
+            let what = format!("{layer:?} {q:?} by {weights}");
+            let (inputs, params) = tensors(&graph, 7, 5);
+            let want = graph::evaluate(&graph, &inputs, &params).unwrap();
+            for level in 0..=2 {
+                for v in variants(&graph, level, Numerics::Bitwise) {
+                    let got = tile::evaluate(&v.program, &inputs, &params, 7).unwrap();
+                    same(&got, &want, 0.0, &format!("{what} -O{level}"));
+                }
+            }
+            // The scales of whole rows are not known where a tile ends.
+            let in_epilogue = !q.has_row() && q.block > 0;
+            for v in variants(&graph, 2, Numerics::Deterministic) {
+                let products = v.program.kernels.iter().filter_map(|k| match &k.body {
+                    Body::Contract(c) => Some(c),
+                    _ => None,
+                });
+                let segments: Vec<&tile::Segment> = products.flat_map(|c| &c.segments).collect();
+                assert!(segments.iter().all(|s| s.a_quant.is_some()), "{what}: {}", v.program);
+                let (gated, down): (Vec<&tile::Segment>, Vec<&tile::Segment>) =
+                    segments.iter().partition(|s| s.panels.len() == 2);
+                assert!(gated.iter().all(|s| s.out_quant.is_some() == in_epilogue), "{what}: {}", v.program);
+                assert!(!down.is_empty() && down.iter().all(|s| s.out_quant.is_none()), "{what}");
+                if in_epilogue {
+                    let names: Vec<&str> = v.program.kernels.iter().map(|k| k.name.as_str()).collect();
+                    assert!(names.len() <= 4, "{what}: {names:?}");
                 }
             }
         }

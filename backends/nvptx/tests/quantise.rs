@@ -8,11 +8,13 @@ use common::random::Random;
 use moec_ir::act_quant::ActQuant;
 use moec_ir::shape::Dim;
 use moec_ir::target::Target;
-use moec_ir::tile::{Body, BufferId, Program, Quantise, RowQuant, evaluate};
+use moec_ir::tile::{
+    Body, BufferId, Program, Quantise, RowId, RowOp, RowOpKind, RowProgram, RowQuant, RowStore, evaluate,
+};
 use moec_ir::{DType, Tensor};
 
-/// A kernel that quantises `[T, cols]`; codes, scales and global scales of rows are the outputs.
-fn program(q: ActQuant, dtype: DType, cols: u64) -> Program {
+/// A kernel that quantises `[T, cols]`, alone or beside a router; codes, scales and global scales of rows are the outputs.
+fn program(q: ActQuant, dtype: DType, cols: u64, router: bool) -> Program {
     let mut b = Builder::default();
     let x = b.input("x", dtype, Dim::TOKENS, cols);
     let given = q.has_global().then(|| b.input("global", DType::F32, Dim::Fixed(1), 1));
@@ -27,7 +29,17 @@ fn program(q: ActQuant, dtype: DType, cols: u64) -> Program {
     let scales = output(&mut b, "scales", format.scale.dtype(), format.scale_grid(1, cols).1, 16, 1);
     let global = given.or_else(|| q.has_row().then(|| b.output("globals", DType::F32, Dim::TOKENS, 1, 2)));
     let quant = RowQuant { q, cols, scales, global };
-    b.kernel("quantise", Body::Quantise(Quantise { x, out, quant }), schedule(3, 1, 1, 1, 2));
+    let quantise = Quantise { x, out, quant };
+    if router {
+        let w = b.weight("router", dtype, 1, 32, cols);
+        let logits = b.output("logits", DType::F32, Dim::TOKENS, 32, 3);
+        let ops = vec![RowOp { kind: RowOpKind::Linear { x, w, bias: None }, width: 32, dtype: DType::F32 }];
+        let stores = vec![RowStore { value: RowId(0), buffer: logits }];
+        let rows = RowProgram { rows: Dim::TOKENS, ops, stores, quantise: Some(quantise), plan: None };
+        b.kernel("route", Body::Rows(rows), schedule(4, 1, 64, 1, 2));
+    } else {
+        b.kernel("quantise", Body::Quantise(quantise), schedule(3, 1, 1, 1, 2));
+    }
     b.finish("quantise")
 }
 
@@ -36,7 +48,7 @@ fn codes_and_scales_are_those_of_the_reference() {
     let formats = ActQuant::NAMES.map(|(_, q)| q).into_iter().chain([ActQuant::NVFP4]);
     for (n, q) in formats.enumerate() {
         for (dtype, cols) in [(DType::BF16, 384), (DType::F32, 2), (DType::F16, 202), (DType::BF16, 1090)] {
-            let program = program(q, dtype, cols);
+            let program = program(q, dtype, cols, false);
             let mut random = Random(cols + n as u64);
             let n_tokens = 5;
             // Rows of different sizes, one of zeros, one with an infinity and a NaN.
@@ -69,4 +81,21 @@ fn check(got: &Tensor, want: &Tensor, what: &str) {
     }
     let wrong = got.ints().iter().zip(want.ints()).position(|(a, b)| a != b);
     assert!(wrong.is_none(), "{what}: element {wrong:?} of {:?} is not that of {:?}", got.ints(), want.ints());
+}
+
+#[test]
+fn the_router_quantises_the_rows_that_it_reads() {
+    for (q, n_tokens) in [(ActQuant::MXFP8, 1u64), (ActQuant::NVFP4_ROW, 13), (ActQuant::FP8_TOKEN, 4)] {
+        let program = program(q, DType::BF16, 192, true);
+        let mut random = Random(7);
+        let inputs = [random.tensor(DType::BF16, &[n_tokens as usize, 192], 3.0)];
+        let params = [random.tensor(DType::BF16, &[32, 192], 0.1)];
+        let want = evaluate(&program, &inputs, &params, n_tokens as usize).expect("tensors fit");
+        for target in ["sm_100f", "sm_120f"] {
+            let got = run(&program, Target::by_name(target).expect("a target"), &inputs, &params, n_tokens, 1);
+            let (logits, codes) = (got.last().expect("an output"), &got[..got.len() - 1]);
+            codes.iter().zip(&want).for_each(|(g, w)| check(g, w, &format!("{q:?} on {target}")));
+            assert!(logits.relative_error(want.last().expect("an output")) < 1e-6);
+        }
+    }
 }

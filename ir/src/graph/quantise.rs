@@ -4,7 +4,6 @@ use super::{Graph, GraphBuilder, Node, Op, ValueId};
 use crate::DType;
 use crate::act_quant::{ActQuant, ActScale};
 use crate::diag::Diagnostic;
-use crate::quant::{Code, QuantFormat, ScaleCode};
 
 /// `graph` with the rows before its expert matrices, and before dense matrices that are stored quantised, rounded to the
 /// format `q`: what a machine computes that multiplies codes. This changes the layer's numbers.
@@ -57,7 +56,7 @@ impl Rewriter<'_> {
             Op::Param(n) => {
                 let param = &self.graph.params[*n as usize];
                 let mut ty = param.ty.clone();
-                if param.stored.is_some_and(|f| !is_exact(f, ty.dtype)) && self.is_multiplied(v) {
+                if param.stored.is_some_and(|f| !f.is_exact(ty.dtype)) && self.is_multiplied(v) {
                     ty.dtype = DType::F32;
                 }
                 return Ok(self.b.param(&node.name, ty, param.source.clone()));
@@ -111,15 +110,5 @@ impl Rewriter<'_> {
             Op::Linear => n.inputs[1] == v,
             _ => false,
         })
-    }
-}
-
-/// Whether every value of a stored format is a number of type `dtype`.
-fn is_exact(format: QuantFormat, dtype: DType) -> bool {
-    match dtype {
-        DType::F32 => true,
-        // Four significant bits and a power of two.
-        DType::BF16 => format.scale == ScaleCode::E8M0 && format.code != Code::E5M2,
-        DType::F16 | DType::F64 | DType::I32 | DType::I64 | DType::U8 => false,
     }
 }

@@ -2,17 +2,20 @@
 //!
 //! Lowering is driven by demand, from the outputs upwards, so kernels come out in an order in which every value is made
 //! before it is read, and values that nothing needs make no kernel. Score rows are clustered into one row program
-//! (`route`) when `fuse_rows` is set; everything else that is fused was fused in the graph.
+//! (`route`) when `fuse` is set; everything else that is fused was fused in the graph.
 
 mod cluster;
+mod coded_rows;
 mod rows;
 
 use crate::names::unique;
+use moec_ir::act_quant::ActQuant;
 use moec_ir::expr::{Binary, ExprBuilder};
 use moec_ir::graph::{Graph, Node, Op, ValueId, combine_expr};
+use moec_ir::target::Target;
 use moec_ir::tile::{
     Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, PanelQuant, Plan,
-    Program, Role, RowAccess, RowMap, Schedule, Segment,
+    Program, Role, RowAccess, RowMap, RowQuant, Schedule, Segment,
 };
 use moec_ir::{Activation, DType, Diagnostic, Dim, Expr, TensorType};
 
@@ -47,27 +50,35 @@ struct Product {
 struct Lowering<'a> {
     graph: &'a Graph,
     program: Program,
+    target: &'a Target,
     weights: WeightStorage,
     /// The buffer of each value that has one.
     stored: Vec<Option<BufferId>>,
     /// The codes and scales of each parameter that has them.
     coded: Vec<Option<Panel>>,
+    /// The codes of each value that has been rounded to them.
+    coded_rows: Vec<Option<(BufferId, RowQuant)>>,
+    /// Whether kernels do more than one operation each.
+    fuse: bool,
     /// For each value, the cluster of score rows it belongs to.
     cluster_of: Vec<Option<usize>>,
     clusters: Vec<cluster::Cluster>,
     plans: Vec<(ValueId, u64, PlanBuffers)>,
 }
 
-/// Lowers a verified graph. Schedules are left at one; [`crate::schedule`] sets them.
+/// Lowers a verified graph for a target. Schedules are left at one; [`crate::schedule`] sets them.
 ///
 /// # Errors
 /// `unsupported-op` when a value has a form that no kernel computes: a reason of the closed list of `moec check`.
-pub fn lower_graph(graph: &Graph, fuse_rows: bool, weights: WeightStorage) -> Result<Program, Diagnostic> {
-    let (clusters, cluster_of) = cluster::find(graph, fuse_rows);
+pub fn lower_graph(graph: &Graph, target: &Target, fuse: bool, weights: WeightStorage) -> Result<Program, Diagnostic> {
+    let (clusters, cluster_of) = cluster::find(graph, fuse);
     let mut l = Lowering {
         graph,
         program: Program { name: graph.name.clone(), buffers: Vec::new(), kernels: Vec::new() },
+        target,
         weights,
+        fuse,
+        coded_rows: vec![None; graph.nodes.len()],
         stored: vec![None; graph.nodes.len()],
         coded: vec![None; graph.nodes.len()],
         cluster_of,
@@ -128,11 +139,11 @@ impl<'a> Lowering<'a> {
             Op::Input(i) => return self.leaf(v, Role::Input(*i)),
             Op::Param(i) => return self.leaf(v, Role::Weight(*i)),
             Op::Concat { .. } => return Err(self.unsupported(v, "joined weights can be read by fused products only")),
-            Op::Linear => self.dense(v, None)?,
-            Op::LinearAct { act, round } => self.dense(v, Some((act, *round)))?,
-            Op::GroupedLinear => self.grouped(v, false, None)?,
-            Op::GatherGroupedLinear => self.grouped(v, true, None)?,
-            Op::GroupedLinearAct { act, round, gather } => self.grouped(v, *gather, Some((act, *round)))?,
+            Op::Linear
+            | Op::LinearAct { .. }
+            | Op::GroupedLinear
+            | Op::GatherGroupedLinear
+            | Op::GroupedLinearAct { .. } => self.product(v, None)?,
             Op::Permute { n_experts } => {
                 let plan = self.plan(node.inputs[1], u64::from(*n_experts))?;
                 self.take_rows(v, plan.row_to_token)?;
@@ -339,7 +350,7 @@ impl<'a> Lowering<'a> {
     }
 
     /// Weights, biases and epilogue of a product.
-    fn product(
+    fn product_parts(
         &mut self,
         v: ValueId,
         w: ValueId,
@@ -365,37 +376,39 @@ impl<'a> Lowering<'a> {
         Ok(Product { panels, biases, epilogue })
     }
 
-    fn dense(&mut self, v: ValueId, act: Option<(&Activation, DType)>) -> Result<(), Diagnostic> {
-        let inputs = &self.node(v).inputs;
-        let a = self.value(inputs[0])?;
-        let Product { panels, biases, epilogue } = self.product(v, inputs[1], inputs.get(2).copied(), act)?;
-        let out = self.result(v)?;
-        let segment = Segment {
-            a,
-            a_quant: None,
-            a_rows: RowMap::Same,
-            groups: Groups::Dense,
-            panels,
-            biases,
-            epilogue,
-            out,
-            out_quant: None,
+    /// The kernel of a matrix product. Where `codes` are wanted (a value that rounds this one, and its format) and the
+    /// kernel can make them, it stores them in place of the value.
+    fn product(&mut self, v: ValueId, codes: Option<(ValueId, ActQuant)>) -> Result<(), Diagnostic> {
+        let node = self.node(v);
+        let (grouped, gather, act) = match &node.op {
+            Op::LinearAct { act, round } => (false, false, Some((act, *round))),
+            Op::GroupedLinear => (true, false, None),
+            Op::GatherGroupedLinear => (true, true, None),
+            Op::GroupedLinearAct { act, round, gather } => (true, *gather, Some((act, *round))),
+            _ => (false, false, None),
         };
-        self.push(&self.node(v).name, Body::Contract(Contract { segments: vec![segment] }));
-        Ok(())
-    }
-
-    fn grouped(&mut self, v: ValueId, gather: bool, act: Option<(&Activation, DType)>) -> Result<(), Diagnostic> {
-        let inputs = &self.node(v).inputs;
-        let n_experts = self.ty(inputs[2]).shape[0].fixed().unwrap_or(0);
-        let plan = self.plan(inputs[1], n_experts)?;
-        let a = self.value(inputs[0])?;
-        let Product { panels, biases, epilogue } = self.product(v, inputs[2], inputs.get(3).copied(), act)?;
-        let out = self.result(v)?;
-        let a_rows = if gather { RowMap::Gather(plan.row_to_token) } else { RowMap::Same };
-        let groups = Groups::ByExpert { offsets: plan.offsets };
-        let segment = Segment { a, a_quant: None, a_rows, groups, panels, biases, epilogue, out, out_quant: None };
-        self.push(&self.node(v).name, Body::Contract(Contract { segments: vec![segment] }));
+        let (w, bias) = if grouped { (2, 3) } else { (1, 2) };
+        let (mut a_rows, mut groups) = (RowMap::Same, Groups::Dense);
+        if grouped {
+            let n_experts = self.ty(node.inputs[w]).shape[0].fixed().unwrap_or(0);
+            let plan = self.plan(node.inputs[1], n_experts)?;
+            groups = Groups::ByExpert { offsets: plan.offsets };
+            a_rows = if gather { RowMap::Gather(plan.row_to_token) } else { RowMap::Same };
+        }
+        let parts = self.product_parts(v, node.inputs[w], node.inputs.get(bias).copied(), act)?;
+        let Product { mut panels, biases, mut epilogue } = parts;
+        let (a, a_quant) = self.rows_of(node.inputs[0], &mut panels)?;
+        let (out, out_quant) = match codes.filter(|_| a_quant.is_some()) {
+            Some((codes, q)) => {
+                // The value is rounded to its own type first.
+                epilogue = Expr::round_to(node.ty.dtype).compose(&[epilogue]);
+                let (out, quant) = self.code_buffers(codes, q)?;
+                (out, Some(quant))
+            }
+            None => (self.result(v)?, None),
+        };
+        let segment = Segment { a, a_quant, a_rows, groups, panels, biases, epilogue, out, out_quant };
+        self.push(&node.name, Body::Contract(Contract { segments: vec![segment] }));
         Ok(())
     }
 

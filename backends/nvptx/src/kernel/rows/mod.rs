@@ -204,6 +204,11 @@ fn build<'c>(
         }
         // The next row of this warp has its own memory; nothing to wait for.
     });
+    if let Some(q) = &rows.quantise {
+        c.range(c.warp() * cut.blocks + rank, n_here, cut.warps * cut.blocks, |row| {
+            super::quantise::quantise_row(k, q, first + row);
+        });
+    }
 }
 
 /// The steps of one row, run by one warp.
