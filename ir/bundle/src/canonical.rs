@@ -14,7 +14,7 @@ pub(crate) fn manifest_text(manifest: &Manifest) -> String {
 }
 
 /// SHA-256 in lowercase hexadecimal.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
+pub fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 

@@ -163,6 +163,25 @@ impl Checkpoint {
         })
     }
 
+    /// Words that tell this checkpoint from others and from later states of itself: path, size and time of change of every
+    /// shard, and the [`Hints`]. No shard is read.
+    ///
+    /// # Errors
+    /// When a shard cannot be looked at. Shards that are not there count as such.
+    pub fn identity(&self) -> std::io::Result<String> {
+        let mut words = format!("{:?}", self.hints());
+        for shard in &self.shards {
+            let path = std::path::absolute(&shard.path)?;
+            let state = match std::fs::metadata(&path) {
+                Ok(m) => format!("{} {:?}", m.len(), m.modified()?),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => "absent".to_string(),
+                Err(e) => return Err(e),
+            };
+            words += &format!("\n{} {state}", path.display());
+        }
+        Ok(words)
+    }
+
     /// What was opened, for messages.
     pub fn path(&self) -> &Path {
         &self.path

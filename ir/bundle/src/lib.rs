@@ -25,6 +25,7 @@ mod write;
 
 pub use build::{BundleBuilder, CpuKernelPart, CpuVariantPart, GpuKernelPart, GpuVariantPart};
 pub use bundle::Bundle;
+pub use canonical::sha256;
 pub use checkpoint::Checkpoint;
 pub use coded::{holds_codes, is_part, unpack_part};
 pub use manifest::Manifest;

@@ -108,7 +108,8 @@ fn run_compares_with_expected_results() {
     let golden = model.join("golden.layer0.safetensors");
     let (model, golden) = (model.to_str().unwrap(), golden.to_str().unwrap());
     let args = ["run", model, "--layer", "0", "--input", golden, "--expect", golden, "--output", "y.safetensors"];
-    for more in [&[][..], &["--jit"], &["--device", "emulator:sm_90a"]] {
+    let cached = ["--weight-cache", "cache"];
+    for more in [&[][..], &["--jit"], &["--device", "emulator:sm_90a"], &cached, &cached] {
         let run = moec_in(dir.path(), &[&args[..], more].concat());
         assert_eq!(run.code, 0, "{more:?}: {}{}", run.stdout, run.stderr);
         assert!(run.stdout.contains("relative error"), "{}", run.stdout);

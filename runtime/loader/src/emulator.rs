@@ -104,6 +104,7 @@ impl EmulatorLayer {
         let mut addresses = Vec::new();
         for slot in &plan.weights {
             let param = &manifest.params[slot.param];
+            weights.begin(param, &slot.buffer);
             let mut packed = vec![0; slot.buffer.bytes(0) as usize];
             weights.pack(param, &slot.buffer, &mut packed)?;
             addresses.push(place(&mut device, Some(&packed), packed.len() as u64).map_err(failed)?);

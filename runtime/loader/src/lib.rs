@@ -40,8 +40,10 @@ mod layer;
 mod memory;
 mod plan;
 mod random_codes;
+mod weight_cache;
 mod weights;
 
 pub use device::{Device, best_target};
 pub use layer::{Layer, LoadOptions, RunResult};
-pub use weights::{Fill, Weights, random_tensor};
+pub use weight_cache::CachedWeights;
+pub use weights::{Fill, Watch, Weights, random_tensor};

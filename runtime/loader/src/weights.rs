@@ -1,6 +1,7 @@
 //! Where a layer's weights come from when it is loaded.
 
 use crate::random_codes::RandomCodes;
+use crate::weight_cache::CachedWeights;
 use moec_bundle::manifest::ParamInfo;
 use moec_bundle::{Checkpoint, borrow_weight, is_part, pack_tensor, pack_weight};
 use moec_ir::diag::Diagnostic;
@@ -12,10 +13,21 @@ use std::sync::Arc;
 /// A function that writes a parameter's packed buffer.
 pub type Fill<'a> = dyn Fn(&ParamInfo, &Buffer, &mut [u8]) -> Result<(), Diagnostic> + 'a;
 
+/// What keeps mapped memory mapped.
+pub(crate) type Keep = Arc<dyn std::any::Any + Send + Sync>;
+
+/// Mapped memory, and what keeps it.
+pub(crate) type Borrowed = (*const u8, Keep);
+
+/// Told of a weight, and of the buffer that it is packed into, before that begins.
+pub type Watch<'a> = dyn Fn(&ParamInfo, &Buffer) + 'a;
+
 /// The weights of a layer.
 pub enum Weights<'a> {
     /// Tensors of a checkpoint, found by each parameter's own recipe.
     Checkpoint(Arc<Checkpoint>),
+    /// The same, whose packed form is kept on disk.
+    Cached(CachedWeights),
     /// Host tensors in the graph's layout, by the parameter's name.
     Tensors(&'a [(String, Tensor)]),
     /// Whatever the function writes; every byte is zero before.
@@ -25,12 +37,22 @@ pub enum Weights<'a> {
         /// Another seed gives other numbers.
         seed: u64,
     },
+    /// Others, of which somebody is told before each is packed.
+    Watched(&'a Weights<'a>, &'a Watch<'a>),
 }
 
 impl Weights<'_> {
     /// The weights of a checkpoint.
     pub fn from_checkpoint(checkpoint: Checkpoint) -> Weights<'static> {
         Weights::Checkpoint(Arc::new(checkpoint))
+    }
+
+    /// Tells whoever watches that a parameter comes next.
+    pub(crate) fn begin(&self, param: &ParamInfo, buffer: &Buffer) {
+        if let Weights::Watched(weights, watch) = self {
+            watch(param, buffer);
+            weights.begin(param, buffer);
+        }
     }
 
     /// Writes the packed form of a parameter.
@@ -49,17 +71,34 @@ impl Weights<'_> {
             }
             Weights::Fill(fill) => fill(param, buffer, dst),
             Weights::Random { seed } => fill_random(*seed, param, buffer, dst),
+            Weights::Cached(cached) => {
+                // Checks the layout as well: `dst` is as long as the buffer.
+                let packed = cached.packed(param, buffer)?;
+                dst.copy_from_slice(packed.bytes());
+                Ok(())
+            }
+            Weights::Watched(weights, _) => weights.pack(param, buffer, dst),
         }
     }
 
-    /// The checkpoint's own memory, where it can stand for the packed form, with what keeps it mapped.
-    pub(crate) fn borrow(
-        &self,
-        param: &ParamInfo,
-        buffer: &Buffer,
-    ) -> Result<Option<(*const u8, Arc<Checkpoint>)>, Diagnostic> {
-        let Weights::Checkpoint(c) = self else { return Ok(None) };
-        Ok(borrow_weight(c, &param.param(), buffer)?.map(|bytes| (bytes.as_ptr(), c.clone())))
+    /// Memory of a file that can stand for the packed form, with what keeps it mapped: the checkpoint's own, or the
+    /// cache's.
+    pub(crate) fn borrow(&self, param: &ParamInfo, buffer: &Buffer) -> Result<Option<Borrowed>, Diagnostic> {
+        let of_checkpoint = |c: &Arc<Checkpoint>| -> Result<Option<Borrowed>, Diagnostic> {
+            Ok(borrow_weight(c, &param.param(), buffer)?.map(|bytes| (bytes.as_ptr(), c.clone() as Keep)))
+        };
+        match self {
+            Weights::Checkpoint(c) => of_checkpoint(c),
+            Weights::Cached(cached) => {
+                if let Some(found) = of_checkpoint(cached.checkpoint())? {
+                    return Ok(Some(found));
+                }
+                let packed = cached.packed(param, buffer)?;
+                Ok(Some((packed.bytes().as_ptr(), Arc::new(packed) as Keep)))
+            }
+            Weights::Watched(weights, _) => weights.borrow(param, buffer),
+            Weights::Tensors(_) | Weights::Fill(_) | Weights::Random { .. } => Ok(None),
+        }
     }
 }
 

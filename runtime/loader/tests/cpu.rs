@@ -7,7 +7,7 @@ use moec_bundle::safetensors::write_safetensors;
 use moec_bundle::{Bundle, Checkpoint};
 use moec_ir::{DType, Tensor};
 use moec_runtime::cpu::Pool;
-use moec_runtime::{Device, Layer, LoadOptions, Weights};
+use moec_runtime::{CachedWeights, Device, Layer, LoadOptions, Watch, Weights};
 use std::sync::Arc;
 
 fn load(weights: &Weights<'_>, max_tokens: u64, threads: usize) -> Layer {
@@ -82,6 +82,54 @@ fn weights_come_from_a_checkpoint_in_place_or_packed() {
         let run = layer.run_host(&[("input", &input(4))]).expect("run");
         assert_eq!(run.output("output").expect("output").floats(), expected(4).0, "{dtype}");
     }
+}
+
+#[test]
+fn packed_weights_are_kept_and_taken_again_until_the_checkpoint_changes() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (path, cache) = (dir.path().join("model.safetensors"), dir.path().join("cache"));
+    // bf16 has to be widened, so that there is something to keep.
+    let write = |scale: f32| {
+        let halved: Vec<f32> = bias()[0].1.floats().iter().map(|x| x * scale).collect();
+        let tensor = Tensor::float(DType::BF16, &bias()[0].1.shape, halved);
+        write_safetensors(&path, &[("stored.bias", &tensor)]).expect("write");
+    };
+    let run = |watched: &Watch<'_>| {
+        let checkpoint = Arc::new(Checkpoint::open(&path).expect("open"));
+        let cached = Weights::Cached(CachedWeights::new(checkpoint, &cache).expect("cache"));
+        let mut layer = load(&Weights::Watched(&cached, watched), 4, 2);
+        layer.run_host(&[("input", &input(4))]).expect("run").output("output").expect("output").clone()
+    };
+    let files = || {
+        let mut list: Vec<_> = std::fs::read_dir(&cache).expect("dir").map(|e| e.expect("entry").path()).collect();
+        list.sort();
+        list
+    };
+    write(1.0);
+    let told = std::cell::RefCell::new(Vec::new());
+    let first = run(&|param, _| told.borrow_mut().push(param.name.clone()));
+    assert_eq!(first.floats(), expected(4).0);
+    assert_eq!(*told.borrow(), ["bias"]);
+    let kept = files();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    // What is kept is what is taken: other bytes in the file are other weights.
+    let mut bytes = std::fs::read(&kept[0]).expect("file");
+    assert_eq!(run(&|_, _| ()), first);
+    let last = bytes.len() - 4;
+    bytes[last..].copy_from_slice(&1e6f32.to_le_bytes());
+    std::fs::write(&kept[0], &bytes).expect("write");
+    assert_ne!(run(&|_, _| ()), first);
+    // A file that is not complete is made anew.
+    std::fs::write(&kept[0], &bytes[..bytes.len() - 1]).expect("write");
+    assert_eq!(run(&|_, _| ()), first);
+    // Another state of the checkpoint has another file.
+    write(2.0);
+    std::fs::File::open(&path).and_then(|f| f.set_modified(std::time::UNIX_EPOCH)).expect("time of change");
+    assert_ne!(run(&|_, _| ()), first);
+    assert_eq!(files().len(), 2);
+    // A cache that cannot be one.
+    let checkpoint = Arc::new(Checkpoint::open(&path).expect("open"));
+    assert_eq!(CachedWeights::new(checkpoint, &path).expect_err("a file").code, "weight-cache-unusable");
 }
 
 #[test]

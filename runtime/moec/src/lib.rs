@@ -43,4 +43,4 @@ pub use moec_ir::graph::{Shard, ShardKind};
 pub use moec_ir::target::Target;
 pub use moec_ir::{Numerics, Tensor};
 pub use moec_passes::WeightStorage;
-pub use moec_runtime::{Device, RunResult, Weights};
+pub use moec_runtime::{CachedWeights, Device, RunResult, Weights};

@@ -4,10 +4,12 @@ use super::subject::{self, CompileArgs, ShardArgs, Subject};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use moec::{
-    Bundle, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, RunResult, Session, Target, Tensor,
-    Weights,
+    Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, RunResult, Session,
+    Target, Tensor, Weights,
 };
+use moec_bundle::manifest::ParamInfo;
 use moec_ir::DType;
+use moec_ir::tile::Buffer;
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
@@ -38,6 +40,9 @@ pub struct Options {
     /// Checkpoint of the weights, or random:seed=N [default: the model's directory].
     #[arg(long, value_parser = parse_source, value_name = "DIR|random:seed=1")]
     pub weights: Option<Source>,
+    /// Keep packed weights in this directory, and take them from there the next time.
+    #[arg(long, value_name = "DIR")]
+    pub weight_cache: Option<PathBuf>,
     /// On the CPU, compile in memory for this very processor instead of taking the bundle's object file.
     #[arg(long)]
     pub jit: bool,
@@ -93,7 +98,7 @@ pub fn run(options: &Options) -> Outcome {
     let inputs = inputs(options, &ready.bundle).map_err(one)?;
     let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).map_or(1, |&n| n as u64);
     let progress = Progress::start("loading weights");
-    let mut session = load(options, &ready, n_tokens.max(1)).map_err(one)?;
+    let mut session = load(options, &ready, n_tokens.max(1), &progress).map_err(one)?;
     progress.say("running");
     let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let result = session.run(&named).map_err(one)?;
@@ -214,10 +219,16 @@ fn tensor(file: &Checkpoint, name: &str) -> Result<Option<Tensor>, Diagnostic> {
     converted.map(Some)
 }
 
-fn load(options: &Options, ready: &Ready, n_tokens: u64) -> Result<Session, Diagnostic> {
+fn load(options: &Options, ready: &Ready, n_tokens: u64, progress: &Progress) -> Result<Session, Diagnostic> {
     let weights = match (&options.weights, &ready.checkpoint) {
         (Some(Source::Random { seed, .. }), _) => Weights::Random { seed: *seed },
-        (_, Some(path)) => Weights::from_checkpoint(Checkpoint::open(path)?),
+        (_, Some(path)) => {
+            let checkpoint = Checkpoint::open(path)?;
+            match &options.weight_cache {
+                Some(dir) => Weights::Cached(CachedWeights::new(checkpoint.into(), dir)?),
+                None => Weights::from_checkpoint(checkpoint),
+            }
+        }
         (_, None) => {
             return Err(Diagnostic::input(
                 "weights-missing",
@@ -226,6 +237,12 @@ fn load(options: &Options, ready: &Ready, n_tokens: u64) -> Result<Session, Diag
             .help("give a checkpoint with --weights DIR, or --weights random:seed=1 for a trial"));
         }
     };
+    let done = std::cell::Cell::new(0.0);
+    let watch = |param: &ParamInfo, buffer: &Buffer| {
+        progress.say(&format!("loading weights: {:.2} GiB so far, `{}`", done.get(), param.name));
+        done.set(done.get() + buffer.bytes(0) as f64 / (1u64 << 30) as f64);
+    };
+    let weights = Weights::Watched(&weights, &watch);
     match (&ready.compiled, options.jit) {
         (Some(compiled), true) => Session::jit(compiled, &weights, n_tokens),
         _ => Session::load(&ready.bundle, &weights, options.device.clone(), n_tokens),

@@ -9,10 +9,10 @@ pub use pool::Pool;
 use crate::host;
 use crate::memory::allocate;
 use crate::plan::{Place, Plan};
-use crate::weights::Weights;
+use crate::weights::{Keep, Weights};
 use memmap2::MmapMut;
+use moec_bundle::Bundle;
 use moec_bundle::manifest::{Launch, Manifest, TargetEntry, WorkspaceRule};
-use moec_bundle::{Bundle, Checkpoint};
 use moec_ir::Tensor;
 use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuMath};
 use moec_ir::diag::Diagnostic;
@@ -79,7 +79,7 @@ struct CpuStep {
 enum WeightMemory {
     Packed(MmapMut),
     /// A part of a mapped checkpoint, kept mapped beside it.
-    Mapped(*const u8, #[allow(dead_code, reason = "held for what it keeps mapped")] Arc<Checkpoint>),
+    Mapped(*const u8, #[allow(dead_code, reason = "held for what it keeps mapped")] Keep),
 }
 
 // SAFETY: the raw pointers are into memory that the layer owns or keeps mapped (weights), or are written anew at the
@@ -252,6 +252,7 @@ impl WeightMemory {
 fn load_weights(manifest: &Manifest, plan: &Plan, weights: &Weights<'_>) -> Result<Vec<WeightMemory>, Diagnostic> {
     let load = |slot: &crate::plan::WeightSlot| {
         let param = &manifest.params[slot.param];
+        weights.begin(param, &slot.buffer);
         if let Some((pointer, keep)) = weights.borrow(param, &slot.buffer)? {
             return Ok(WeightMemory::Mapped(pointer, keep));
         }

@@ -95,6 +95,7 @@ impl CudaLayer {
         let (variants, modules) = load_kernels(bundle, &plan, device)?;
         let packed = plan.weights.iter().map(|slot| {
             let param = &manifest.params[slot.param];
+            weights.begin(param, &slot.buffer);
             let bytes = slot.buffer.bytes(0);
             let what = format!("the weight `{}`", param.name);
             let mut host = allocate(bytes, &what)?;

@@ -1,0 +1,137 @@
+//! Packed weights on disk: a layer that was packed once is mapped the next time.
+//!
+//! One file for each packed buffer, named after everything that decides its bytes: the shards of the checkpoint (path, size and
+//! time of change), what the config says about their format, the recipe of the parameter, the layout of the buffer, and the
+//! version of the packing. A file appears under its name when it is complete.
+
+use crate::memory::allocate;
+use memmap2::Mmap;
+use moec_bundle::manifest::ParamInfo;
+use moec_bundle::{Checkpoint, pack_weight};
+use moec_ir::diag::Diagnostic;
+use moec_ir::tile::Buffer;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Raised when packing gives other bytes for the same checkpoint, parameter and buffer.
+const PACKING_VERSION: u32 = 1;
+
+/// A file begins with the magic and its own key; the weights follow at the first page.
+const MAGIC: &[u8; 16] = b"moec weights v1\n";
+const HEADER_BYTES: usize = 4096;
+
+/// A checkpoint whose packed weights are kept in a directory.
+#[derive(Debug)]
+pub struct CachedWeights {
+    checkpoint: Arc<Checkpoint>,
+    dir: PathBuf,
+    /// What tells this checkpoint from others.
+    identity: String,
+}
+
+/// A packed buffer, mapped.
+#[derive(Debug)]
+pub(crate) struct Packed(Mmap);
+
+impl Packed {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.0[HEADER_BYTES..]
+    }
+}
+
+impl CachedWeights {
+    /// Keeps the packed weights of `checkpoint` in `dir`, which is made when it is not there. Whoever is first packs;
+    /// several processes may share a directory. Files of checkpoints that have changed stay until somebody deletes them:
+    /// everything in the directory may be deleted at any time when no layer is loaded.
+    ///
+    /// # Errors
+    /// `weight-cache-unusable` when the directory cannot be made or a shard cannot be looked at.
+    pub fn new(checkpoint: Arc<Checkpoint>, dir: impl AsRef<Path>) -> Result<CachedWeights, Diagnostic> {
+        let dir = dir.as_ref().to_path_buf();
+        std::fs::create_dir_all(&dir).map_err(|e| unusable(&dir, &e))?;
+        let identity = checkpoint.identity().map_err(|e| unusable(&dir, &e))?;
+        Ok(CachedWeights { checkpoint, dir, identity })
+    }
+
+    /// The checkpoint.
+    pub fn checkpoint(&self) -> &Arc<Checkpoint> {
+        &self.checkpoint
+    }
+
+    /// The packed form of a parameter, from the cache or made now.
+    ///
+    /// # Errors
+    /// Those of [`pack_weight`]; `weight-cache-unusable` when files cannot be written or read.
+    pub(crate) fn packed(&self, param: &ParamInfo, buffer: &Buffer) -> Result<Packed, Diagnostic> {
+        let key = self.key(param, buffer);
+        let path = self.dir.join(format!("{key}.packed"));
+        let bytes = buffer.bytes(0);
+        if let Some(found) = self.open(&path, &key, bytes)? {
+            return Ok(found);
+        }
+        let mut memory = allocate(bytes, &format!("the weight `{}`", param.name))?;
+        pack_weight(&self.checkpoint, &param.param(), buffer, &mut memory[..bytes as usize])?;
+        self.write(&path, &key, &memory[..bytes as usize]).map_err(|e| unusable(&self.dir, &e))?;
+        drop(memory);
+        self.open(&path, &key, bytes)?.ok_or_else(|| {
+            unusable(&self.dir, &std::io::Error::other(format!("`{key}.packed` is gone as soon as it was written")))
+        })
+    }
+
+    fn key(&self, param: &ParamInfo, buffer: &Buffer) -> String {
+        let parts = [
+            env!("CARGO_PKG_VERSION").to_string(),
+            PACKING_VERSION.to_string(),
+            self.identity.clone(),
+            format!("{param:?}"),
+            format!("{buffer:?}"),
+        ];
+        moec_bundle::sha256(parts.join("\n").as_bytes())
+    }
+
+    /// The file, when it is there and complete.
+    fn open(&self, path: &Path, key: &str, bytes: u64) -> Result<Option<Packed>, Diagnostic> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(unusable(&self.dir, &e)),
+        };
+        // SAFETY: the file is not written again once it has its name; whoever changes it all the same breaks the promise
+        // that the directory belongs to moec while layers are loaded.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| unusable(&self.dir, &e))?;
+        let complete = map.len() as u64 == HEADER_BYTES as u64 + bytes
+            && map.starts_with(MAGIC)
+            && map[MAGIC.len()..].starts_with(key.as_bytes());
+        Ok(complete.then_some(Packed(map)))
+    }
+
+    fn write(&self, path: &Path, key: &str, weights: &[u8]) -> std::io::Result<()> {
+        let fresh = self.dir.join(format!("{key}.{}.new", std::process::id()));
+        let write = || {
+            let mut header = [0; HEADER_BYTES];
+            header[..MAGIC.len()].copy_from_slice(MAGIC);
+            header[MAGIC.len()..MAGIC.len() + key.len()].copy_from_slice(key.as_bytes());
+            let mut file = File::create(&fresh)?;
+            file.write_all(&header)?;
+            file.write_all(weights)?;
+            file.sync_all()?;
+            std::fs::rename(&fresh, path)
+        };
+        let result = write();
+        if result.is_err() {
+            // The first error is the one to tell.
+            let _ = std::fs::remove_file(&fresh);
+        }
+        result
+    }
+}
+
+fn unusable(dir: &Path, error: &std::io::Error) -> Diagnostic {
+    Diagnostic::machine(
+        "weight-cache-unusable",
+        format!("packed weights cannot be kept in `{}`: {error}", dir.display()),
+    )
+    .help("give a directory with room for them, or load without a cache")
+}
