@@ -183,3 +183,13 @@ fn modelopt_writes_a_file_beside_the_config() {
         assert!(formats(0).is_empty());
     }
 }
+
+#[test]
+fn expert_dtype_says_what_quant_method_does_not() {
+    let text = std::fs::read_to_string(
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/configs/deepseek-v4-flash.json"),
+    );
+    let model = ModelConfig::from_text("config.json", text.unwrap()).unwrap();
+    let layer = model.layer(None, &LayerOptions::default()).unwrap();
+    assert_eq!(stored(&layer), "e2m1 by e8m0(1, 32) | e4m3 by f32(128, 128)");
+}
