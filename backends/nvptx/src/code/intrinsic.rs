@@ -40,6 +40,14 @@ pub enum Intrinsic {
     FmaF16,
     E4M3Pair,
     E2M1Pair,
+    MmaE4M3,
+    MmaMxE4M3E4M3,
+    MmaMxE4M3E2M1,
+    MmaMxE5M2E4M3,
+    MmaMxE5M2E2M1,
+    MmaMxE2M1E4M3,
+    MmaMx4,
+    MmaNv4,
     ToE4M3,
     ToE2M1,
     Permute,
@@ -86,7 +94,7 @@ pub enum Intrinsic {
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 70] = [
+const TABLE: [(Intrinsic, &str, &str); 77] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -116,6 +124,14 @@ const TABLE: [(Intrinsic, &str, &str); 70] = [
     (Intrinsic::FmaF16, "llvm.nvvm.fma.rn.f16x2", "h(hhh)"),
     (Intrinsic::E4M3Pair, "llvm.nvvm.e4m3x2.to.f16x2.rn", "h(w)"),
     (Intrinsic::E2M1Pair, "llvm.nvvm.e2m1x2.to.f16x2.rn", "h(w)"),
+    (Intrinsic::MmaE4M3, "llvm.nvvm.mma.m16n8k32.row.col.f32.e4m3.e4m3.f32", "ffff(iiiiiiffff)"),
+    (Intrinsic::MmaMxE4M3E4M3, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e4m3.e4m3.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
+    (Intrinsic::MmaMxE4M3E2M1, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e4m3.e2m1.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
+    (Intrinsic::MmaMxE5M2E4M3, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e5m2.e4m3.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
+    (Intrinsic::MmaMxE5M2E2M1, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e5m2.e2m1.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
+    (Intrinsic::MmaMxE2M1E4M3, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e2m1.e4m3.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
+    (Intrinsic::MmaMx4, "llvm.nvvm.mma.block.scale.m16n8k64.row.col.mxf4.f32.e2m1.e2m1.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
+    (Intrinsic::MmaNv4, "llvm.nvvm.mma.block.scale.m16n8k64.row.col.mxf4nvf4.scale.4x.f32.e2m1.e2m1.f32.ue4m3", "ffff(iiiiiiffffiwwiww)"),
     (Intrinsic::ToE4M3, "llvm.nvvm.ff.to.e4m3x2.rn", "w(ff)"),
     (Intrinsic::ToE2M1, "llvm.nvvm.ff.to.e2m1x2.rn.satfinite", "w(ff)"),
     (Intrinsic::Permute, "llvm.nvvm.prmt", "i(iii)"),
@@ -164,7 +180,10 @@ impl Intrinsic {
     /// of `mma` are `memory(none)` and would be sunk into divergent code, and those of `tcgen05.mma` are told apart from
     /// the thread that commits them by nothing but their place.
     pub fn needs_convergent(self) -> bool {
-        matches!(self, Intrinsic::MmaBf16 | Intrinsic::MmaF16 | Intrinsic::Tcgen05Mma)
+        use Intrinsic::{MmaBf16, MmaE4M3, MmaF16, MmaMx4, MmaNv4, Tcgen05Mma};
+        use Intrinsic::{MmaMxE2M1E4M3, MmaMxE4M3E2M1, MmaMxE4M3E4M3, MmaMxE5M2E2M1, MmaMxE5M2E4M3};
+        matches!(self, MmaBf16 | MmaF16 | MmaE4M3 | MmaMx4 | MmaNv4 | Tcgen05Mma)
+            || matches!(self, MmaMxE4M3E4M3 | MmaMxE4M3E2M1 | MmaMxE5M2E4M3 | MmaMxE5M2E2M1 | MmaMxE2M1E4M3)
     }
 }
 

@@ -88,7 +88,12 @@ impl<'c> Code<'c> {
 
     /// Reads 16 bytes from an address that is a multiple of 16.
     pub fn load_words(&'c self, place: impl Place<'c>) -> [I32<'c>; 4] {
-        let all = self.load_raw(place, self.context.i32_type().vec_type(4).into(), 16);
+        self.load_vector(place)
+    }
+
+    /// Reads `N` (2 or 4) words from an address that is a multiple of their size.
+    pub(super) fn load_vector<const N: usize>(&'c self, place: impl Place<'c>) -> [I32<'c>; N] {
+        let all = self.load_raw(place, self.context.i32_type().vec_type(N as u32).into(), 4 * N as u32);
         std::array::from_fn(|i| I32::from_raw(self, self.element(all, i)))
     }
 

@@ -48,7 +48,7 @@ impl<'c> Code<'c> {
     }
 
     /// The fields of the struct that an intrinsic returns.
-    fn unpack<T: Value<'c>, const N: usize>(
+    pub(super) fn unpack<T: Value<'c>, const N: usize>(
         &'c self,
         intrinsic: Intrinsic,
         args: &[BasicMetadataValueEnum<'c>],
