@@ -50,7 +50,7 @@ impl Decoder {
     /// The codes of a word as f32, exactly, in order.
     pub fn values<'c>(&self, c: &'c Code<'c>, word: I32<'c>) -> Vec<F32<'c>> {
         match self.code {
-            Codes::E4M3 => [0, 1].iter().flat_map(|&half| self.e4m3_pair(c, word, half)).collect(),
+            Codes::E4M3 => [0, 1].iter().flat_map(|&half| e4m3_pair(c, word, half, self.capability)).collect(),
             Codes::E5M2 => e5m2_pairs(c, word).iter().flat_map(|&p| c.widen_pair(MmaType::F16, p)).collect(),
             Codes::E2M1 if self.capability >= 100 => {
                 (0..4).flat_map(|byte| c.widen_pair(MmaType::F16, c.e2m1_pair(word >> (8 * byte)))).collect()
@@ -75,17 +75,7 @@ impl Decoder {
 
     /// The factor of a block from its scale's own bits: `scale · global`.
     pub fn scale<'c>(&self, c: &'c Code<'c>, bits: I32<'c>, global: Option<F32<'c>>) -> F32<'c> {
-        let scale = match self.scale {
-            ScaleCode::F32 => bits.as_f32(),
-            ScaleCode::BF16 => (bits << 16).as_f32(),
-            ScaleCode::F16 => c.widen_pair(MmaType::F16, bits)[0],
-            ScaleCode::E8M0 => {
-                // 2^-127 is subnormal; 255 is NaN.
-                let power = c.select(bits.eq(0), c.i32(1 << 22), bits << 23);
-                c.select(bits.eq(255), c.i32(0x7fc0_0000), power).as_f32()
-            }
-            ScaleCode::E4M3 => self.e4m3_pair(c, bits, 0)[0],
-        };
+        let scale = scale_value(c, self.scale, bits, self.capability);
         global.map_or(scale, |g| scale * g)
     }
 
@@ -120,20 +110,35 @@ impl Decoder {
             }
         }
     }
+}
 
-    /// Two FP8 e4m3 codes, in the low or the high half of a word.
-    fn e4m3_pair<'c>(&self, c: &'c Code<'c>, word: I32<'c>, half: u32) -> [F32<'c>; 2] {
-        if self.capability >= 89 {
-            return c.widen_pair(MmaType::F16, c.e4m3_pair(word >> (16 * half)));
+/// The value of a scale from its own bits.
+pub fn scale_value<'c>(c: &'c Code<'c>, code: ScaleCode, bits: I32<'c>, capability: u32) -> F32<'c> {
+    match code {
+        ScaleCode::F32 => bits.as_f32(),
+        ScaleCode::BF16 => (bits << 16).as_f32(),
+        ScaleCode::F16 => c.widen_pair(MmaType::F16, bits)[0],
+        ScaleCode::E8M0 => {
+            // 2^-127 is subnormal; 255 is NaN.
+            let power = c.select(bits.eq(0), c.i32(1 << 22), bits << 23);
+            c.select(bits.eq(255), c.i32(0x7fc0_0000), power).as_f32()
         }
-        // As f16 with the exponent as it stands, 2^8 too small; the largest magnitude is the code of NaN.
-        let bytes = c.permute_bytes(word, c.i32(0), c.i32(if half == 0 { 0x1404 } else { 0x3424 }));
-        let pair = (bytes & 0x8000_8000) | ((bytes & 0x7f00_7f00) >> 1);
-        c.widen_pair(MmaType::F16, pair).map(|x| {
-            let x = x * 256.0;
-            c.select(x.abs().gt(448.0), c.f32(f32::NAN), x)
-        })
+        ScaleCode::E4M3 => e4m3_pair(c, bits, 0, capability)[0],
     }
+}
+
+/// Two FP8 e4m3 codes, in the low or the high half of a word.
+fn e4m3_pair<'c>(c: &'c Code<'c>, word: I32<'c>, half: u32, capability: u32) -> [F32<'c>; 2] {
+    if capability >= 89 {
+        return c.widen_pair(MmaType::F16, c.e4m3_pair(word >> (16 * half)));
+    }
+    // As f16 with the exponent as it stands, 2^8 too small; the largest magnitude is the code of NaN.
+    let bytes = c.permute_bytes(word, c.i32(0), c.i32(if half == 0 { 0x1404 } else { 0x3424 }));
+    let pair = (bytes & 0x8000_8000) | ((bytes & 0x7f00_7f00) >> 1);
+    c.widen_pair(MmaType::F16, pair).map(|x| {
+        let x = x * 256.0;
+        c.select(x.abs().gt(448.0), c.f32(f32::NAN), x)
+    })
 }
 
 /// The number of the block that row or column `at` lies in; blocks of 0 are the whole axis.

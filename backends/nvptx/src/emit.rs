@@ -2,7 +2,7 @@
 
 use crate::code::Code;
 use crate::kernel::{self, Design, Kernel};
-use crate::{machine, sm80, sm100};
+use crate::{machine, sm80, sm100, sm120};
 use inkwell::context::Context;
 use moec_ir::Diagnostic;
 use moec_ir::target::{Target, TargetKind};
@@ -122,6 +122,12 @@ fn design<'p>(
     Ok(match &kernel.body {
         Body::Contract(c) if capability / 10 == 10 && c.is_tma_addressable(program) => {
             sm100::contract(program, c, &kernel.body.operands(), schedule, smem_limit, capability)
+        }
+        Body::Contract(c) if c.has_coded_rows() && capability >= 120 => {
+            match c.segments.iter().find_map(sm120::unfit) {
+                None => sm80::contract(program, c, schedule, smem_limit, capability),
+                Some(why) => return Err(coded_rows(program, kernel, capability).note(why)),
+            }
         }
         Body::Contract(c) if c.has_coded_rows() => return Err(coded_rows(program, kernel, capability)),
         Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit, capability),

@@ -13,6 +13,7 @@ mod machine;
 mod math;
 mod pipeline;
 mod sm100;
+mod sm120;
 mod sm80;
 
 pub use emit::{EmitOptions, GpuKernelImage, emit, emit_with};

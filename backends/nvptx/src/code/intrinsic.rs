@@ -94,7 +94,7 @@ pub enum Intrinsic {
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 77] = [
+const TABLE: [(Intrinsic, &str, &str); 78] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -125,13 +125,41 @@ const TABLE: [(Intrinsic, &str, &str); 77] = [
     (Intrinsic::E4M3Pair, "llvm.nvvm.e4m3x2.to.f16x2.rn", "h(w)"),
     (Intrinsic::E2M1Pair, "llvm.nvvm.e2m1x2.to.f16x2.rn", "h(w)"),
     (Intrinsic::MmaE4M3, "llvm.nvvm.mma.m16n8k32.row.col.f32.e4m3.e4m3.f32", "ffff(iiiiiiffff)"),
-    (Intrinsic::MmaMxE4M3E4M3, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e4m3.e4m3.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
-    (Intrinsic::MmaMxE4M3E2M1, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e4m3.e2m1.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
-    (Intrinsic::MmaMxE5M2E4M3, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e5m2.e4m3.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
-    (Intrinsic::MmaMxE5M2E2M1, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e5m2.e2m1.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
-    (Intrinsic::MmaMxE2M1E4M3, "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e2m1.e4m3.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
-    (Intrinsic::MmaMx4, "llvm.nvvm.mma.block.scale.m16n8k64.row.col.mxf4.f32.e2m1.e2m1.f32.ue8m0", "ffff(iiiiiiffffiwwiww)"),
-    (Intrinsic::MmaNv4, "llvm.nvvm.mma.block.scale.m16n8k64.row.col.mxf4nvf4.scale.4x.f32.e2m1.e2m1.f32.ue4m3", "ffff(iiiiiiffffiwwiww)"),
+    (
+        Intrinsic::MmaMxE4M3E4M3,
+        "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e4m3.e4m3.f32.ue8m0",
+        "ffff(iiiiiiffffiwwiww)",
+    ),
+    (
+        Intrinsic::MmaMxE4M3E2M1,
+        "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e4m3.e2m1.f32.ue8m0",
+        "ffff(iiiiiiffffiwwiww)",
+    ),
+    (
+        Intrinsic::MmaMxE5M2E4M3,
+        "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e5m2.e4m3.f32.ue8m0",
+        "ffff(iiiiiiffffiwwiww)",
+    ),
+    (
+        Intrinsic::MmaMxE5M2E2M1,
+        "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e5m2.e2m1.f32.ue8m0",
+        "ffff(iiiiiiffffiwwiww)",
+    ),
+    (
+        Intrinsic::MmaMxE2M1E4M3,
+        "llvm.nvvm.mma.block.scale.m16n8k32.row.col.mxf8f6f4.f32.e2m1.e4m3.f32.ue8m0",
+        "ffff(iiiiiiffffiwwiww)",
+    ),
+    (
+        Intrinsic::MmaMx4,
+        "llvm.nvvm.mma.block.scale.m16n8k64.row.col.mxf4.f32.e2m1.e2m1.f32.ue8m0",
+        "ffff(iiiiiiffffiwwiww)",
+    ),
+    (
+        Intrinsic::MmaNv4,
+        "llvm.nvvm.mma.block.scale.m16n8k64.row.col.mxf4nvf4.scale.4x.f32.e2m1.e2m1.f32.ue4m3",
+        "ffff(iiiiiiffffiwwiww)",
+    ),
     (Intrinsic::ToE4M3, "llvm.nvvm.ff.to.e4m3x2.rn", "w(ff)"),
     (Intrinsic::ToE2M1, "llvm.nvvm.ff.to.e2m1x2.rn.satfinite", "w(ff)"),
     (Intrinsic::Permute, "llvm.nvvm.prmt", "i(iii)"),

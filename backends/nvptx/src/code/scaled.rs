@@ -5,7 +5,7 @@
 //! adjacent 8-bit codes from 4t on, or eight 4-bit ones from 8t on, lowest first.
 //! Source: PTX ISA 9.0, `mma.sync` with block scaling.
 
-use super::value::{F32, I32, Shared, ToI32};
+use super::value::{F32, I32, Shared};
 use super::{Code, Intrinsic};
 use inkwell::values::BasicMetadataValueEnum;
 use moec_ir::quant::Code as Codes;
@@ -87,11 +87,6 @@ impl<'c> Code<'c> {
     /// Reads 8 bytes from an address that is a multiple of 8.
     pub fn load_two_words(&'c self, place: Shared<'c>) -> [I32<'c>; 2] {
         self.load_vector(place)
-    }
-
-    /// Bits of `word` from a bit that is a multiple of 8 known when the kernel runs.
-    pub fn byte_of(&'c self, word: I32<'c>, byte: impl ToI32<'c>) -> I32<'c> {
-        (word >> (byte.to(self) << 3)) & 0xff
     }
 }
 

@@ -7,6 +7,7 @@ use super::geometry::{Geometry, cut};
 use super::{coded, fma, mma};
 use crate::code::{Bool, I32};
 use crate::kernel::{Design, Grid, Kernel, Registers};
+use crate::sm120;
 use moec_ir::DType;
 use moec_ir::shape::Dim;
 use moec_ir::tile::{Contract, Extent, GpuLaunch, Groups, Program, Schedule, Segment};
@@ -37,6 +38,7 @@ pub fn contract<'p>(
     let threads = match cuts.first() {
         Some(Geometry::Mma(g)) => g.threads,
         Some(Geometry::Fma(g)) => g.threads,
+        Some(Geometry::Scaled(g)) => g.threads,
         None => 32,
     };
     let launch = GpuLaunch {
@@ -65,7 +67,7 @@ pub fn contract<'p>(
 
 fn extent(program: &Program, segment: &Segment, geometry: &Geometry) -> Extent {
     let out = program.buffer(segment.out);
-    let col_tiles = out.cols.div_ceil(geometry.tile_n().into());
+    let col_tiles = segment.n(program).div_ceil(geometry.tile_n().into());
     match (segment.groups, out.rows) {
         (Groups::Dense, rows) => Grid::tiles(rows, geometry.tile_m(), col_tiles),
         (Groups::ByExpert { .. }, Dim::PerToken(k)) => {
@@ -88,12 +90,13 @@ fn segment_body(k: &Kernel, program: &Program, segment: &Segment, geometry: &Geo
         Geometry::Mma(g) if g.is_coded() => coded::tile(k, program, segment, g, &tile, capability),
         Geometry::Mma(g) => mma::tile(k, program, segment, g, &tile),
         Geometry::Fma(g) => fma::tile(k, program, segment, g, &tile, capability),
+        Geometry::Scaled(g) => sm120::tile(k, program, segment, g, &tile),
     });
 }
 
 fn find_tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, geometry: &Geometry) -> Tile<'c> {
     let out = program.buffer(segment.out);
-    let col_tiles = out.cols.div_ceil(geometry.tile_n().into()) as u32;
+    let col_tiles = segment.n(program).div_ceil(geometry.tile_n().into()) as u32;
     match segment.groups {
         Groups::Dense => {
             let c = k.code;

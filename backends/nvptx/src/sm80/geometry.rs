@@ -10,6 +10,7 @@
 
 use crate::code::MmaType;
 use crate::kernel::round_warps;
+use crate::sm120::{self, ScaledGeometry};
 use moec_ir::tile::{Buffer, Program, Schedule, Segment};
 
 /// Accumulators of a thread, which has 255 registers.
@@ -20,6 +21,8 @@ const MOST_ACCUMULATORS: u32 = 128;
 pub enum Geometry {
     Mma(MmaGeometry),
     Fma(FmaGeometry),
+    /// Codes by codes.
+    Scaled(ScaledGeometry),
 }
 
 /// A tile on the tensor cores.
@@ -63,6 +66,7 @@ impl Geometry {
         match self {
             Geometry::Mma(g) => g.tile_m,
             Geometry::Fma(g) => g.tile_m,
+            Geometry::Scaled(g) => g.tile_m,
         }
     }
 
@@ -70,6 +74,7 @@ impl Geometry {
         match self {
             Geometry::Mma(g) => g.tile_n,
             Geometry::Fma(g) => g.tile_n,
+            Geometry::Scaled(g) => g.tile_n,
         }
     }
 
@@ -77,6 +82,7 @@ impl Geometry {
         match self {
             Geometry::Mma(g) => g.smem_bytes(),
             Geometry::Fma(g) => g.smem_bytes(),
+            Geometry::Scaled(g) => g.smem_bytes(),
         }
     }
 }
@@ -151,6 +157,9 @@ impl FmaGeometry {
 
 /// Cuts a segment as `schedule` asks, as nearly as the pipelines allow.
 pub fn cut(program: &Program, segment: &Segment, schedule: &Schedule, smem_limit: u32) -> Geometry {
+    if let Some(scaled) = sm120::cut(program, segment, schedule, smem_limit) {
+        return Geometry::Scaled(scaled);
+    }
     let a = program.buffer(segment.a);
     let ty = MmaType::of(a.dtype).filter(|_| segment.panels.iter().all(|p| p.dtype(program) == a.dtype));
     let warps = round_warps(schedule.warps, 8);

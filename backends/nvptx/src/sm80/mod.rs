@@ -9,4 +9,4 @@ mod fma;
 mod geometry;
 mod mma;
 
-pub use contract::contract;
+pub use contract::{Tile, contract};
