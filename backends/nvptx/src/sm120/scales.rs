@@ -96,6 +96,7 @@ impl ScaleCut {
                 vec![bits * 0x0101_0101]
             }
             block => {
+                let at = at.plus(self.within(c, step));
                 let of = |quarter: u32| c.load_bits(at.at((group * GROUP + quarter * 32) / block), 1) << (8 * quarter);
                 vec![(1..4).fold(of(0), |word, i| word | of(i))]
             }

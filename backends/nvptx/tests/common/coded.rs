@@ -64,16 +64,22 @@ pub fn coded(dense: Program, format: QuantFormat, global: bool, wild: bool, rand
 }
 
 /// Codes and scales of a stack of matrices.
-struct Matrices {
+pub struct Matrices {
     format: QuantFormat,
     shape: (u64, u64, u64),
     codes: Vec<u8>,
     scales: Vec<u8>,
-    globals: Vec<f32>,
+    pub globals: Vec<f32>,
 }
 
 impl Matrices {
-    fn random(f: QuantFormat, (e, n, k): (u64, u64, u64), global: bool, wild: bool, random: &mut Random) -> Matrices {
+    pub fn random(
+        f: QuantFormat,
+        (e, n, k): (u64, u64, u64),
+        global: bool,
+        wild: bool,
+        random: &mut Random,
+    ) -> Matrices {
         let (rows, cols) = f.scale_grid(n, k);
         let mut codes: Vec<u8> = (0..e * n * f.code.bytes(k)).map(|_| random.next() as u8).collect();
         if !wild {
@@ -102,13 +108,13 @@ impl Matrices {
         Matrices { format: f, shape: (e, n, k), codes, scales, globals }
     }
 
-    fn code_tensor(&self) -> Tensor {
+    pub fn code_tensor(&self) -> Tensor {
         let (e, n, k) = self.shape;
         let shape = [(e * n) as usize, self.format.code.bytes(k) as usize];
         Tensor::from_bytes(DType::U8, &shape, &self.codes).expect("a byte for each")
     }
 
-    fn scale_tensor(&self) -> Tensor {
+    pub fn scale_tensor(&self) -> Tensor {
         let (e, n, k) = self.shape;
         let (rows, cols) = self.format.scale_grid(n, k);
         Tensor::from_bytes(self.format.scale.dtype(), &[(e * rows) as usize, cols as usize], &self.scales)

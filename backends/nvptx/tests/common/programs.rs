@@ -76,7 +76,7 @@ pub struct Schedules {
     pub combine: Schedule,
 }
 
-pub fn schedule(tile_m: u32, tile_n: u32, tile_k: u32, stages: u32, warps: u32) -> Schedule {
+pub const fn schedule(tile_m: u32, tile_n: u32, tile_k: u32, stages: u32, warps: u32) -> Schedule {
     Schedule { tile_m, tile_n, tile_k, stages, warps }
 }
 
