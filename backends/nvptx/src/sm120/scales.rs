@@ -38,7 +38,7 @@ impl ScaleCut {
     }
 
     fn new(code: ScaleCode, block: u32, cols: u64, rows: u32, tile_k: u32) -> ScaleCut {
-        let of_step = if block == 0 { 1 } else { (tile_k / block).max(1) };
+        let of_step = tile_k.checked_div(block).unwrap_or(1).max(1);
         ScaleCut { code, block, cols: cols as u32, width: (of_step * code.bytes() as u32).max(4), rows, tile_k }
     }
 
