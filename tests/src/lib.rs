@@ -7,3 +7,4 @@ pub mod data;
 pub mod engines;
 pub mod quantised;
 pub mod recorded;
+pub mod traffic;

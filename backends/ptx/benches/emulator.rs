@@ -193,7 +193,7 @@ fn mma_step() -> Step {
 }
 
 /// Where the time of the whole corpus goes: reading text, lowering, executing; and what is executed.
-fn corpus(options: &Options) {
+fn corpus(label: &str, options: &Options) {
     let mut phases = [("parse", 0.0), ("lower", 0.0), ("place buffers, execute, read results", 0.0)];
     let mut counters = Counters::default();
     for name in common::entry_names() {
@@ -214,7 +214,7 @@ fn corpus(options: &Options) {
         phases[2].1 += times[2] - times[1];
     }
     let total: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
-    println!("the whole corpus: {total:.2} s");
+    println!("the whole corpus, {label}: {total:.2} s");
     for (phase, seconds) in phases {
         println!("  {phase:<50} {:>9.1} ms {:>5.1} %", seconds * 1e3, 100.0 * seconds / total);
     }
@@ -232,7 +232,8 @@ fn main() {
     let quick = std::env::args().any(|argument| argument == "--test");
     let fast = Options { checks: Checks::NONE, threads: 1, ..Options::default() };
     let checked = Options { threads: 1, ..Options::default() };
-    for (label, options) in [("no checks", &fast), ("all checks", &checked)] {
+    let uncounted = Options { counters: false, ..checked.clone() };
+    for (label, options) in [("no checks", &fast), ("all checks", &checked), ("all checks, no counters", &uncounted)] {
         println!("{label}, one core");
         scalar(
             "  integer multiply-add, xor",
@@ -249,5 +250,6 @@ fn main() {
             return;
         }
     }
-    corpus(&checked);
+    corpus("all checks", &checked);
+    corpus("all checks, no counters", &uncounted);
 }

@@ -149,7 +149,7 @@ fn console(rows: &BTreeMap<String, Row>) -> String {
             row.error,
             row.counters.lane_instructions,
             flops(&row.counters),
-            row.counters.dram_bytes,
+            row.counters.dram_read_bytes + row.counters.dram_write_bytes,
             row.time.as_secs_f64() * 1e3,
         );
     }

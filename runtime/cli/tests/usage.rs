@@ -120,6 +120,26 @@ fn run_compares_with_expected_results() {
 }
 
 #[test]
+fn an_emulator_counts_what_kernels_move() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("mixtral.bf16");
+    let args = ["run", model.to_str().unwrap(), "--input", "random:T=2"];
+    let more = ["--device", "emulator:sm_90a", "--counters=counters.json"];
+    let run = moec_in(dir.path(), &[&args[..], &more].concat());
+    assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
+    let json = std::fs::read(dir.path().join("counters.json")).unwrap();
+    let kernels: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let input = kernels[0]["buffers"].as_array().unwrap().iter().find(|b| b["buffer"] == "input").unwrap();
+    // Two rows of 64 bf16.
+    assert_eq!(input["loads"]["once_bytes"], 2 * 64 * 2);
+    let table = moec_in(dir.path(), &[&args[..], &["--device", "emulator:sm_90a", "--counters"]].concat());
+    assert!(table.stdout.contains("router.weight"), "{}", table.stdout);
+    let cpu = moec_in(dir.path(), &[&args[..], &["--counters"]].concat());
+    assert_eq!(cpu.code, 2, "{}", cpu.stdout);
+    assert!(cpu.stderr.contains("wrong-usage"), "{}", cpu.stderr);
+}
+
+#[test]
 fn a_bundle_runs_with_the_weights_of_the_model() {
     let dir = tempfile::tempdir().unwrap();
     let model = conformance("mixtral.bf16");

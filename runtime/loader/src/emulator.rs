@@ -12,7 +12,7 @@ use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::{Buffer, GpuLaunch, MapElem, Role, TensorMap};
 use moec_ptx::ast::Module;
-use moec_ptx::exec::{self, Device, ExecError, Options, Param, Program, Report};
+use moec_ptx::exec::{self, Device, ExecError, Options, Param, Program, Report, Traffic};
 use moec_ptx::tensor::swizzle::Swizzle;
 use moec_ptx::tensor::{TensorError, tensormap};
 use std::collections::BTreeMap;
@@ -34,6 +34,17 @@ pub struct EmulatorLayer {
     made: Vec<u64>,
     /// The last run's address of each buffer of its variant.
     addresses: Vec<u64>,
+    /// The variant of the last run.
+    ran: usize,
+}
+
+/// What a kernel of the last run moved to and from one of its buffers.
+#[derive(Clone, Debug)]
+pub struct BufferTraffic<'l> {
+    /// The buffer.
+    pub buffer: &'l Buffer,
+    /// Sectors, each once and as often as asked for.
+    pub traffic: Traffic,
 }
 
 struct Step {
@@ -119,6 +130,7 @@ impl EmulatorLayer {
             reports: Vec::new(),
             made: Vec::new(),
             addresses: Vec::new(),
+            ran: 0,
         })
     }
 
@@ -129,6 +141,19 @@ impl EmulatorLayer {
     /// What each kernel of the last run found and counted, by name, in launch order.
     pub fn reports(&self) -> &[(String, Report)] {
         &self.reports
+    }
+
+    /// Changes what the next runs check and count.
+    pub fn set_options(&mut self, change: impl FnOnce(&mut Options)) {
+        change(&mut self.options);
+    }
+
+    /// What a kernel of the last run moved, by buffer; empty unless the run counted; `report` is one of [`EmulatorLayer::reports`].
+    pub fn traffic(&self, report: &Report) -> Vec<BufferTraffic<'_>> {
+        let at = |address: u64| self.addresses.iter().position(|&a| a == address);
+        let buffers = self.plan.variants.get(self.ran).map_or(&[][..], |v| &v.buffers);
+        let known = report.traffic.iter().filter_map(|t| Some((*t, buffers.get(at(t.address)?)?)));
+        known.map(|(traffic, buffer)| BufferTraffic { buffer, traffic }).collect()
     }
 
     /// An intermediate buffer as the last run left it: rows without padding.
@@ -150,6 +175,7 @@ impl EmulatorLayer {
     ) -> Result<(Vec<Tensor>, Vec<String>), Diagnostic> {
         let v = self.plan.variant_for(n_tokens)?;
         self.addresses.clear();
+        self.ran = v;
         for address in std::mem::take(&mut self.made) {
             self.device.free(address).map_err(failed)?;
         }

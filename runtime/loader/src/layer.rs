@@ -24,7 +24,8 @@ pub struct LoadOptions {
     pub jit: Option<JitKernels>,
     /// Whether intermediates can be read after a run ([`Layer::read_buffer`]); takes a larger workspace.
     pub keep_intermediates: bool,
-    /// Emulator: what is checked, and how far a kernel may run; all checks unless told otherwise.
+    /// Emulator: what is checked and counted, and how far a kernel may run; all checks and no counters unless told
+    /// otherwise.
     #[cfg(feature = "emulator")]
     pub emulator: moec_ptx::exec::Options,
 }
@@ -38,7 +39,8 @@ impl Default for LoadOptions {
             jit: None,
             keep_intermediates: false,
             #[cfg(feature = "emulator")]
-            emulator: moec_ptx::exec::Options::default(),
+            // Counting costs a third of the time.
+            emulator: moec_ptx::exec::Options { counters: false, ..moec_ptx::exec::Options::default() },
         }
     }
 }

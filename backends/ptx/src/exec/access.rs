@@ -163,7 +163,7 @@ fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
     deliver(cx, op, lanes, &values[..n], &poison[..n]);
 }
 
-/// Sectors and first touches of a warp's access.
+/// Sectors of a warp's access: those that several lanes share count once.
 pub(crate) fn count_global(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, write: bool) {
     let mut sectors: Vec<u64> = Vec::with_capacity(64);
     for l in lanes_of(lanes) {
@@ -176,15 +176,14 @@ pub(crate) fn count_global(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, 
     sectors.sort_unstable();
     sectors.dedup();
     let memory = cx.m.launch.memory;
-    let mut fresh = 0;
     let mut current = None;
-    for s in &sectors {
-        let address = s * SECTOR;
+    for run in sectors.chunk_by(|a, b| a + 1 == *b) {
+        let (address, bytes) = (run[0] * SECTOR, run.len() as u64 * SECTOR);
         let hit =
             current.filter(|a: &&super::memory::global::Allocation| address >= a.base && address < a.base + a.bytes);
         current = hit.or_else(|| memory.find(address, 1));
         if let Some(a) = current {
-            fresh += a.touch(address - a.base, 1);
+            a.touch(address - a.base, bytes, write);
         }
     }
     let c = &mut cx.m.worker.counters;
@@ -196,8 +195,6 @@ pub(crate) fn count_global(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, 
         c.global_load_bytes += bytes;
         c.global_load_sectors += n;
     }
-    c.dram_bytes += fresh * SECTOR;
-    c.l2_footprint_bytes += fresh * SECTOR;
 }
 
 /// Contiguous runs of the lanes' accesses, in lane order: (address, bytes, first lane).
@@ -215,7 +212,7 @@ fn runs(at: &Lanes, lanes: u32, total: u64) -> Vec<(u64, u64, u32)> {
 }
 
 /// Counts bank conflicts: accesses of more than 4 bytes go in groups of lanes that fill 128 bytes.
-fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
+pub(crate) fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
     let per_pass = (128 / total.max(4)).clamp(1, 32) as usize;
     let (mut passes, mut ideal) = (0u64, 0u64);
     for group in 0..WARP / per_pass {

@@ -413,6 +413,15 @@ impl AsyncCx<'_> {
 
     /// Reads global memory; counts traffic. As [`read_shared`](AsyncCx::read_shared) for `init`.
     pub fn read_global(&mut self, address: u64, out: &mut [u8], init: Option<&mut [bool]>) -> bool {
+        let found = self.fetch_global(address, out, init);
+        if found {
+            self.m.count_global(address, out.len() as u64, false);
+        }
+        found
+    }
+
+    /// Reads global memory; the caller counts.
+    pub fn fetch_global(&mut self, address: u64, out: &mut [u8], init: Option<&mut [bool]>) -> bool {
         let (lane, what) = (self.lane, self.what);
         let Some((a, at)) = self.m.global_range(address, out.len() as u64, 1, Some(lane)) else { return false };
         let all = a.read(at, out);
@@ -431,7 +440,6 @@ impl AsyncCx<'_> {
                 format!("{what} reads global address {:#x}, which nobody wrote", address + hole as u64)
             });
         }
-        self.m.count_global(address, out.len() as u64, false);
         true
     }
 

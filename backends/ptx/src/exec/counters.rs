@@ -78,9 +78,11 @@ pub struct Counters {
     pub global_load_sectors: u64,
     /// 32-byte sectors that stores moved.
     pub global_store_sectors: u64,
-    /// Bytes of sectors that this launch touched first: traffic to DRAM if the L2 holds everything afterwards.
-    pub dram_bytes: u64,
-    /// Distinct bytes of global memory that this launch touched, in sectors.
+    /// Bytes of the distinct sectors that loads touched: what DRAM gives if the L2 is empty at first and large enough.
+    pub dram_read_bytes: u64,
+    /// Bytes of the distinct sectors that stores touched: what DRAM takes if the L2 is large enough.
+    pub dram_write_bytes: u64,
+    /// Bytes of the distinct sectors that either touched.
     pub l2_footprint_bytes: u64,
     /// Bytes of bulk and tensor copies into shared memory.
     pub copy_in_bytes: u64,
@@ -115,7 +117,8 @@ impl Counters {
         self.global_store_bytes += o.global_store_bytes;
         self.global_load_sectors += o.global_load_sectors;
         self.global_store_sectors += o.global_store_sectors;
-        self.dram_bytes += o.dram_bytes;
+        self.dram_read_bytes += o.dram_read_bytes;
+        self.dram_write_bytes += o.dram_write_bytes;
         self.l2_footprint_bytes += o.l2_footprint_bytes;
         self.copy_in_bytes += o.copy_in_bytes;
         self.copy_out_bytes += o.copy_out_bytes;
@@ -163,7 +166,8 @@ impl fmt::Display for Counters {
         row("global bytes stored", self.global_store_bytes)?;
         row("sectors loaded", self.global_load_sectors)?;
         row("sectors stored", self.global_store_sectors)?;
-        row("DRAM bytes (first touch)", self.dram_bytes)?;
+        row("DRAM bytes read (sectors once)", self.dram_read_bytes)?;
+        row("DRAM bytes written (sectors once)", self.dram_write_bytes)?;
         row("L2 footprint bytes", self.l2_footprint_bytes)?;
         row("bulk and tensor copy bytes in", self.copy_in_bytes)?;
         row("bulk and tensor copy bytes out", self.copy_out_bytes)?;

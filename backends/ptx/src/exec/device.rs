@@ -8,7 +8,7 @@ use super::counters::Counters;
 use super::error::ExecError;
 use super::findings::{Checks, Finding};
 use super::launch::LaunchState;
-use super::memory::global::DeviceMemory;
+use super::memory::global::{DeviceMemory, Traffic};
 use super::memory::{FUNCTION_WINDOW, SHARED_RESERVED};
 use super::program::{Constant, DataSymbol, Lanes, Program, RelocationTarget, WARP};
 use super::schedule;
@@ -186,6 +186,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// What was executed and moved.
     pub counters: Counters,
+    /// What was moved to and from each allocation; empty without counters.
+    pub traffic: Vec<Traffic>,
     /// Executed lane instructions.
     pub instructions: u64,
     /// Executions and lanes of each instruction of [`Program::source`].
@@ -379,7 +381,7 @@ impl Device {
         };
         let constants: Vec<Lanes> = program.constants.iter().map(|c| [constant(c); WARP]).collect();
         if options.counters {
-            self.memory.forget_touched();
+            self.memory.forget_traffic();
         }
         let state = LaunchState {
             program,
@@ -405,7 +407,16 @@ impl Device {
             options.threads
         };
         let workers = schedule::run(&state, threads)?;
-        Ok(collect(program, workers))
+        let mut report = collect(program, workers);
+        if options.counters {
+            report.traffic = self.memory.traffic();
+            for t in &report.traffic {
+                report.counters.dram_read_bytes += t.loads.once_bytes;
+                report.counters.dram_write_bytes += t.stores.once_bytes;
+                report.counters.l2_footprint_bytes += t.footprint_bytes;
+            }
+        }
+        Ok(report)
     }
 }
 
@@ -466,5 +477,6 @@ fn collect(program: &Program, workers: Vec<super::worker::Worker>) -> Report {
             *counters.by_class.entry(source.class).or_default() += n.0;
         }
     }
-    Report { findings: findings.into_values().collect(), instructions: counters.lane_instructions, counters, profile }
+    let (findings, instructions) = (findings.into_values().collect(), counters.lane_instructions);
+    Report { findings, instructions, counters, profile, traffic: Vec::new() }
 }

@@ -46,6 +46,7 @@ pub use counters::Counters;
 pub use device::{Device, Launch, Options, Param, Report, Schedule, Target};
 pub use error::{CompileError, ExecError};
 pub use findings::{Check, Checks, Finding};
+pub use memory::global::{Moved, Traffic};
 pub use program::Program;
 
 #[cfg(test)]

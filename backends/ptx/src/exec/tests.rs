@@ -373,8 +373,20 @@ fn traffic_is_counted_by_sector_and_first_touch() {
     let c = &r.report.counters;
     assert_eq!((c.global_load_bytes, c.global_load_sectors), (256, 8));
     assert_eq!((c.global_store_bytes, c.global_store_sectors), (256, 8));
-    assert_eq!(c.dram_bytes, 256);
+    assert_eq!((c.dram_read_bytes, c.dram_write_bytes, c.l2_footprint_bytes), (256, 256, 256));
+    assert_eq!(r.report.traffic.len(), 1);
     assert_eq!(c.blocks, 1);
+}
+
+#[test]
+fn sectors_are_counted_once_and_as_often_as_asked_for() {
+    // Four warps read one word each of the same sector, and store each its own.
+    let body = format!("mov.u64 %rd3, %rd0; ld.global.u32 %r1, [%rd3]; {OWN} st.global.u32 [%rd1], %r1;");
+    let r = run(&body, 128);
+    let traffic: Vec<_> = r.report.traffic.iter().map(|t| (t.loads, t.stores)).collect();
+    let moved = |once_bytes, asked_bytes| crate::exec::Moved { once_bytes, asked_bytes };
+    assert_eq!(traffic, [(moved(32, 4 * 32), moved(512, 512))]);
+    assert_eq!(r.report.counters.l2_footprint_bytes, 512);
 }
 
 #[test]

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use super::context::Machine;
 use super::counters::Counters;
 use super::findings::{Check, Finding};
-use super::memory::global::SECTOR;
 
 /// Findings, counters and random numbers of one host thread.
 pub struct Worker {
@@ -52,7 +51,8 @@ impl Machine<'_> {
         if !self.launch.options.counters || bytes == 0 {
             return;
         }
-        let sectors = (address + bytes).div_ceil(SECTOR) - address / SECTOR;
+        let Some(a) = self.launch.memory.find(address, bytes) else { return };
+        let sectors = a.touch(address - a.base, bytes, write);
         let c = &mut self.worker.counters;
         if write {
             c.global_store_bytes += bytes;
@@ -60,11 +60,6 @@ impl Machine<'_> {
         } else {
             c.global_load_bytes += bytes;
             c.global_load_sectors += sectors;
-        }
-        if let Some(a) = self.launch.memory.find(address, bytes) {
-            let fresh = a.touch(address - a.base, bytes) * SECTOR;
-            c.dram_bytes += fresh;
-            c.l2_footprint_bytes += fresh;
         }
     }
 

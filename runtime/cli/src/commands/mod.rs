@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod compile;
+pub mod counters;
 pub mod doctor;
 pub mod emit;
 pub mod emulate;

@@ -1,5 +1,6 @@
 //! `moec run`: a layer on a device, with an input from a file or a generator.
 
+use super::counters;
 use super::subject::{self, CompileArgs, ShardArgs, Subject};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
@@ -46,6 +47,9 @@ pub struct Options {
     /// On the CPU, compile in memory for this very processor instead of taking the bundle's object file.
     #[arg(long)]
     pub jit: bool,
+    /// On an emulator: prints what each kernel moved, multiplied and executed, or writes it as JSON.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "-", value_name = "FILE.json")]
+    pub counters: Option<PathBuf>,
     #[command(flatten)]
     pub compile: CompileArgs,
 }
@@ -94,11 +98,18 @@ struct Ready {
 
 pub fn run(options: &Options) -> Outcome {
     let one = |d: Diagnostic| vec![d];
+    if options.counters.is_some() && !matches!(options.device, Device::Emulator { .. }) {
+        let d = Diagnostic::machine("wrong-usage", format!("{} counts nothing", options.device));
+        return Err(vec![d.help("give --device emulator:T with --counters")]);
+    }
     let ready = prepare(options)?;
     let inputs = inputs(options, &ready.bundle).map_err(one)?;
     let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).map_or(1, |&n| n as u64);
     let progress = Progress::start("loading weights");
     let mut session = load(options, &ready, n_tokens.max(1), &progress).map_err(one)?;
+    if let Some(layer) = session.layer().as_emulator() {
+        layer.set_options(|o| o.counters = options.counters.is_some());
+    }
     progress.say("running");
     let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
     let result = session.run(&named).map_err(one)?;
@@ -106,7 +117,15 @@ pub fn run(options: &Options) -> Outcome {
     if let Some(path) = &options.output {
         write_results(path, &result).map_err(one)?;
     }
-    report(options, &result, n_tokens)
+    let ended = report(options, &result, n_tokens)?;
+    if let (Some(to), Some(layer)) = (&options.counters, session.layer().as_emulator()) {
+        if to.as_os_str() == "-" {
+            output::print(&counters::table(layer));
+        } else {
+            output::write_file(to, counters::json(layer).as_bytes()).map_err(one)?;
+        }
+    }
+    Ok(ended)
 }
 
 /// Compiles a model, or opens a bundle.

@@ -3,7 +3,7 @@
 use super::memory::{Combine, combine};
 use super::{Lower, Ty, operands};
 use crate::ast::{Instruction, Operand};
-use crate::exec::access::lanes_of;
+use crate::exec::access::{count_banks, count_global, lanes_of};
 use crate::exec::context::{AsyncCx, Cx};
 use crate::exec::error::CompileError;
 use crate::exec::findings::Check;
@@ -371,7 +371,28 @@ fn cp_async_stream(cx: &Cx<'_>) -> Stream {
     Stream::Ordered(1 << 40 | u64::from(cx.m.cluster.warp_actor(cx.m.cta, cx.m.warp_index)))
 }
 
+/// A `cp.async` of a warp is one access to global and one to shared memory.
+fn count_cp_async(cx: &mut Cx<'_>, copies: &[(u32, LaneCopy)], size: u32) {
+    let (mut from, mut to, mut whole, mut all) = ([0u64; 32], [0u64; 32], 0u32, 0u32);
+    for (l, c) in copies {
+        (from[*l as usize], to[*l as usize]) = (c.from, c.to);
+        all |= 1 << l;
+        if c.read == size {
+            whole |= 1 << l;
+        } else {
+            cx.m.count_global(c.from, c.read.into(), false);
+        }
+    }
+    if whole != 0 {
+        count_global(cx, &from, whole, size.into(), false);
+    }
+    count_banks(cx, &to, all, size.into());
+}
+
 fn issue_cp_async(cx: &mut Cx<'_>, copies: Vec<(u32, LaneCopy)>, size: u32) {
+    if cx.m.launch.options.counters && !copies.is_empty() {
+        count_cp_async(cx, &copies, size);
+    }
     let group = cx.join_group(GroupKind::CpAsync);
     let actor = cx.m.cluster.cp_async_actor(cx.m.cta, cx.m.warp_index);
     let lane = copies.first().map_or(0, |(l, _)| *l);
@@ -393,7 +414,7 @@ fn issue_cp_async(cx: &mut Cx<'_>, copies: Vec<(u32, LaneCopy)>, size: u32) {
                     });
                     continue;
                 }
-                if read > 0 && !ax.read_global(c.from, &mut data[..read], Some(&mut init[..read])) {
+                if read > 0 && !ax.fetch_global(c.from, &mut data[..read], Some(&mut init[..read])) {
                     init[..read].fill(false);
                 }
                 ax.write_shared(c.to, &data[..size], Some(&init[..size]));

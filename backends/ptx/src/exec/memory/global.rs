@@ -5,6 +5,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
+use serde::{Deserialize, Serialize};
+
 use super::{HEAP, HEAP_END};
 use crate::exec::ExecError;
 
@@ -21,8 +23,53 @@ pub struct Allocation {
     pub bytes: u64,
     words: Box<[AtomicU64]>,
     init: Box<[AtomicU8]>,
-    /// One bit for each 32-byte sector that any launch has touched since the last [`DeviceMemory::forget_touched`].
-    touched: Box<[AtomicU64]>,
+    /// Since the last [`DeviceMemory::forget_traffic`]: of loads, then of stores.
+    traffic: [Touched; 2],
+}
+
+/// The sectors of an allocation that accesses of one kind have touched.
+struct Touched {
+    /// One bit for each 32-byte sector.
+    sectors: Box<[AtomicU64]>,
+    /// Sectors that were asked for, each time counted.
+    asked: AtomicU64,
+}
+
+impl Touched {
+    fn new(bytes: u64) -> Touched {
+        Touched {
+            sectors: (0..bytes.div_ceil(SECTOR * 64)).map(|_| AtomicU64::new(0)).collect(),
+            asked: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes of the sectors touched, and of the sectors asked for.
+    fn bytes(&self) -> Moved {
+        let distinct: u64 = self.sectors.iter().map(|s| u64::from(s.load(Relaxed).count_ones())).sum();
+        Moved { once_bytes: distinct * SECTOR, asked_bytes: self.asked.load(Relaxed) * SECTOR }
+    }
+}
+
+/// What a launch moved to and from one allocation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// First address of the allocation.
+    pub address: u64,
+    /// Loads and copies out of it.
+    pub loads: Moved,
+    /// Stores, copies into it, atomics and reductions.
+    pub stores: Moved,
+    /// Bytes of the sectors that either touched.
+    pub footprint_bytes: u64,
+}
+
+/// Bytes in whole sectors that a launch moved between one allocation and the multiprocessors, in one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// Each sector counted once: the traffic of a cache that holds everything.
+    pub once_bytes: u64,
+    /// Each access of a warp or copy counted: the traffic without any cache.
+    pub asked_bytes: u64,
 }
 
 impl Allocation {
@@ -33,7 +80,7 @@ impl Allocation {
             bytes,
             words: (0..words).map(|_| AtomicU64::new(0)).collect(),
             init: (0..words).map(|_| AtomicU8::new(0)).collect(),
-            touched: (0..bytes.div_ceil(SECTOR * 64)).map(|_| AtomicU64::new(0)).collect(),
+            traffic: [Touched::new(bytes), Touched::new(bytes)],
         }
     }
 
@@ -90,17 +137,34 @@ impl Allocation {
         }
     }
 
-    /// Marks sectors as touched; gives how many were not before.
-    pub fn touch(&self, offset: u64, bytes: u64) -> u64 {
-        let mut fresh = 0;
-        for sector in offset / SECTOR..(offset + bytes).div_ceil(SECTOR) {
-            let Some(cell) = self.touched.get((sector / 64) as usize) else { break };
-            let bit = 1u64 << (sector % 64);
-            if cell.load(Relaxed) & bit == 0 && cell.fetch_or(bit, Relaxed) & bit == 0 {
-                fresh += 1;
+    /// Counts one access to the sectors of a range; gives how many they are.
+    pub fn touch(&self, offset: u64, bytes: u64, write: bool) -> u64 {
+        let of = &self.traffic[usize::from(write)];
+        let (first, end) = (offset / SECTOR, (offset + bytes).div_ceil(SECTOR));
+        let mut at = first;
+        while at < end {
+            let Some(cell) = of.sectors.get((at / 64) as usize) else { break };
+            let next = end.min((at / 64 + 1) * 64);
+            let bits = if next - at == 64 { u64::MAX } else { ((1u64 << (next - at)) - 1) << (at % 64) };
+            if cell.load(Relaxed) & bits != bits {
+                cell.fetch_or(bits, Relaxed);
             }
+            at = next;
         }
-        fresh
+        of.asked.fetch_add(end - first, Relaxed);
+        end - first
+    }
+
+    /// What loads and stores have moved since the last [`DeviceMemory::forget_traffic`].
+    pub fn traffic(&self) -> Traffic {
+        let [loads, stores] = &self.traffic;
+        let either = loads.sectors.iter().zip(&stores.sectors).map(|(l, s)| l.load(Relaxed) | s.load(Relaxed));
+        Traffic {
+            address: self.base,
+            loads: loads.bytes(),
+            stores: stores.bytes(),
+            footprint_bytes: either.map(|s| u64::from(s.count_ones())).sum::<u64>() * SECTOR,
+        }
     }
 
     /// Copies bytes out; false if one of them was never written.
@@ -258,11 +322,16 @@ impl DeviceMemory {
         self.find(address, bytes).map(|a| (a, address - a.base)).ok_or(ExecError::Address { address, bytes })
     }
 
-    /// Starts counting first touches anew.
-    pub fn forget_touched(&self) {
-        for cell in self.allocations.iter().flat_map(|a| &a.touched) {
-            cell.store(0, Relaxed);
+    /// Starts counting traffic anew.
+    pub fn forget_traffic(&self) {
+        for of in self.allocations.iter().flat_map(|a| &a.traffic) {
+            of.sectors.iter().chain([&of.asked]).for_each(|cell| cell.store(0, Relaxed));
         }
+    }
+
+    /// The traffic of every allocation that was touched, in address order.
+    pub fn traffic(&self) -> Vec<Traffic> {
+        self.allocations.iter().map(Allocation::traffic).filter(|t| t.footprint_bytes > 0).collect()
     }
 }
 
