@@ -1,5 +1,7 @@
 //! The machines that moec compiles for.
 
+use crate::act_quant::ActQuant;
+use crate::quant::{Code, QuantFormat};
 use crate::tile::ScaledProduct;
 use serde::{Deserialize, Serialize};
 
@@ -124,13 +126,18 @@ impl Target {
         TARGETS.iter().find(|t| t.name == name)
     }
 
-    /// Whether kernels of this target multiply codes with codes in this way.
-    pub fn multiplies(&self, product: ScaledProduct) -> bool {
-        match (self.kind, product) {
-            (TargetKind::Cpu, _) => false,
-            (TargetKind::Gpu { capability, .. }, ScaledProduct::Mx | ScaledProduct::Nv | ScaledProduct::Fp8) => {
-                matches!(capability, 100..110 | 120..130)
+    /// How kernels of this target multiply codes of rows with codes of weights; `None` where they make floats of them first.
+    pub fn scaled_product(&self, rows: ActQuant, weights: QuantFormat) -> Option<ScaledProduct> {
+        let TargetKind::Gpu { capability, .. } = self.kind else { return None };
+        let product = ScaledProduct::of(rows, weights)?;
+        match capability {
+            // Copies spread FP4 codes to bytes by 128 at a time, but rows of activations end anywhere.
+            100..110 => {
+                let spread_rows = rows.code == Code::E2M1 && weights.code != Code::E2M1;
+                (!spread_rows).then_some(product)
             }
+            120..130 => Some(product),
+            _ => None,
         }
     }
 

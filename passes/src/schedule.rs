@@ -51,6 +51,10 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
     if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.is_tma_addressable(program) {
         return tcgen05(rows, gated);
     }
+    if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.has_coded_rows() {
+        // Twice as many codes as 16-bit floats to a step.
+        return Schedule { tile_k: 128, ..tcgen05(rows, gated) };
+    }
     let tile_m = match rows {
         0..=16 => 16,
         17..=48 => 32,

@@ -123,6 +123,10 @@ fn design<'p>(
         Body::Contract(c) if capability / 10 == 10 && c.is_tma_addressable(program) => {
             sm100::contract(program, c, &kernel.body.operands(), schedule, smem_limit, capability)
         }
+        Body::Contract(c) if c.has_coded_rows() && capability / 10 == 10 => match sm100::unfit(c) {
+            None => sm100::scaled(program, c, &kernel.body.operands(), schedule, smem_limit),
+            Some(why) => return Err(coded_rows(program, kernel, capability).note(why)),
+        },
         Body::Contract(c) if c.has_coded_rows() && capability >= 120 => {
             match c.segments.iter().find_map(sm120::unfit) {
                 None => sm80::contract(program, c, schedule, smem_limit, capability),

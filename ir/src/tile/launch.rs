@@ -111,13 +111,16 @@ pub enum MapElem {
     Bf16,
     /// binary32
     F32,
+    /// 4-bit codes, two to a byte; in shared memory the eight bytes of sixteen take the first half of sixteen. Dimension 0
+    /// is a multiple of 128.
+    U4Padded,
 }
 
 impl MapElem {
-    /// Size of an element.
+    /// Size of an element in shared memory.
     pub fn bytes(self) -> u64 {
         match self {
-            MapElem::U8 => 1,
+            MapElem::U8 | MapElem::U4Padded => 1,
             MapElem::F16 | MapElem::Bf16 => 2,
             MapElem::F32 => 4,
         }
@@ -144,7 +147,10 @@ impl TensorMap {
     /// Bytes from the start of the operand to the end of the last element; `None` when that overflows.
     pub fn span(&self, n_tokens: u64) -> Option<u64> {
         let mut dims = self.dims_at(n_tokens);
-        let row = dims.next()?.checked_mul(self.elem.bytes())?;
+        let row = match self.elem {
+            MapElem::U4Padded => dims.next()?.div_ceil(2),
+            MapElem::U8 | MapElem::F16 | MapElem::Bf16 | MapElem::F32 => dims.next()?.checked_mul(self.elem.bytes())?,
+        };
         dims.zip(&self.strides).try_fold(row, |sum, (n, stride)| (n - 1).checked_mul(*stride)?.checked_add(sum))
     }
 }

@@ -3,7 +3,8 @@
 use super::{Lowering, ROW_ALIGN_BYTES};
 use moec_ir::act_quant::ActQuant;
 use moec_ir::graph::{Op, ValueId};
-use moec_ir::tile::{Body, BufferId, Panel, Quantise, Role, RowQuant, ScaledProduct};
+use moec_ir::quant::Code;
+use moec_ir::tile::{Body, BufferId, Panel, Quantise, Role, RowQuant};
 use moec_ir::{DType, Diagnostic, Dim};
 
 /// Rows of codes start at multiples of this many bytes: 128 FP4 codes, which is how tensor maps unpack them.
@@ -20,13 +21,23 @@ impl Lowering<'_> {
         let Op::Quantise(q) = self.node(x).op else { return Ok((self.value(x)?, None)) };
         let way = |p: &Panel| {
             let weights = p.quant.as_ref().filter(|w| w.format.is_exact(w.round))?;
-            ScaledProduct::of(q, weights.format).filter(|&way| self.target.multiplies(way))
+            self.target.scaled_product(q, weights.format)
         };
         let first = panels.first().and_then(way);
         if first.is_none() || panels.iter().any(|p| way(p) != first) {
             return Ok((self.value(x)?, None));
         }
-        panels.iter_mut().filter_map(|p| p.quant.as_mut()).for_each(|w| w.round = DType::F32);
+        for panel in panels.iter_mut() {
+            let Some(w) = &mut panel.quant else { continue };
+            w.round = DType::F32;
+            // Copies spread FP4 codes 128 at a time, and read four scales at a time.
+            let [codes, scales] = [panel.weights, w.scales].map(BufferId::index);
+            let buffers = &mut self.program.buffers;
+            if w.format.code == Code::E2M1 {
+                buffers[codes].pitch = buffers[codes].cols.next_multiple_of(CODE_ROW_ALIGN_BYTES);
+            }
+            buffers[scales].pitch = buffers[scales].cols.next_multiple_of(4);
+        }
         let (codes, quant) = self.codes(x, q)?;
         Ok((codes, Some(quant)))
     }

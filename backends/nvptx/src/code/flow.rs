@@ -117,6 +117,12 @@ impl<'c> Code<'c> {
         self.call(Intrinsic::Barrier, &[self.i32(0).v.into()]);
     }
 
+    /// Waits until `threads` threads of the block, whole warps, have come to barrier `id` (1 to 15); makes their
+    /// shared-memory writes visible to each other.
+    pub fn barrier_of(&'c self, id: u32, threads: u32) {
+        self.call(Intrinsic::NamedBarrier, &[self.i32(id).v.into(), self.i32(threads).v.into()]);
+    }
+
     /// Runs `then` in the block that comes here last of `n_blocks`, when all that the others wrote before can be read.
     ///
     /// Blocks take numbers from `counter`, an i32 that is 0 before and after the launch. `scratch` is 4 bytes of the block's

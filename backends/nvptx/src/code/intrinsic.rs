@@ -89,12 +89,17 @@ pub enum Intrinsic {
     TmemWaitLoad,
     Tcgen05Mma,
     Tcgen05Commit,
+    TmemMmaMx,
+    TmemMmaMx4,
+    TmemMmaNv4,
+    TmemCopyScales,
+    NamedBarrier,
 }
 
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 78] = [
+const TABLE: [(Intrinsic, &str, &str); 83] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -201,6 +206,11 @@ const TABLE: [(Intrinsic, &str, &str); 78] = [
     (Intrinsic::TmemWaitLoad, "llvm.nvvm.tcgen05.wait.ld", "v()"),
     (Intrinsic::Tcgen05Mma, "llvm.nvvm.tcgen05.mma.shared", "v(tllibiii)"),
     (Intrinsic::Tcgen05Commit, "llvm.nvvm.tcgen05.commit.shared.cg1", "v(s)"),
+    (Intrinsic::TmemMmaMx, "llvm.nvvm.tcgen05.mma.shared.mxf8f6f4.block_scale.block32", "v(tllibttii)"),
+    (Intrinsic::TmemMmaMx4, "llvm.nvvm.tcgen05.mma.shared.mxf4.block_scale.block32", "v(tllibttii)"),
+    (Intrinsic::TmemMmaNv4, "llvm.nvvm.tcgen05.mma.shared.mxf4nvf4.block_scale.block16", "v(tllibttii)"),
+    (Intrinsic::TmemCopyScales, "llvm.nvvm.tcgen05.cp.32x128b_warpx4.cg1", "v(tl)"),
+    (Intrinsic::NamedBarrier, "llvm.nvvm.barrier.cta.sync.aligned.count", "v(ii)"),
 ];
 
 impl Intrinsic {
@@ -208,9 +218,10 @@ impl Intrinsic {
     /// of `mma` are `memory(none)` and would be sunk into divergent code, and those of `tcgen05.mma` are told apart from
     /// the thread that commits them by nothing but their place.
     pub fn needs_convergent(self) -> bool {
-        use Intrinsic::{MmaBf16, MmaE4M3, MmaF16, MmaMx4, MmaNv4, Tcgen05Mma};
+        use Intrinsic::{MmaBf16, MmaE4M3, MmaF16, MmaMx4, MmaNv4, Tcgen05Mma, TmemMmaMx, TmemMmaMx4, TmemMmaNv4};
         use Intrinsic::{MmaMxE2M1E4M3, MmaMxE4M3E2M1, MmaMxE4M3E4M3, MmaMxE5M2E2M1, MmaMxE5M2E4M3};
         matches!(self, MmaBf16 | MmaF16 | MmaE4M3 | MmaMx4 | MmaNv4 | Tcgen05Mma)
+            || matches!(self, TmemMmaMx | TmemMmaMx4 | TmemMmaNv4)
             || matches!(self, MmaMxE4M3E4M3 | MmaMxE4M3E2M1 | MmaMxE5M2E4M3 | MmaMxE5M2E2M1 | MmaMxE2M1E4M3)
     }
 }

@@ -20,7 +20,7 @@ pub use barrier::BARRIER_BYTES;
 pub use flow::Var;
 pub use intrinsic::Intrinsic;
 pub use scaled::{CodedMma, ScaleWord};
-pub use tcgen05::LOAD_COLUMNS;
+pub use tcgen05::{LOAD_COLUMNS, ScaledKind};
 pub use tensor::MmaType;
 pub use tma::MapId;
 pub use value::{Bool, F32, Global, I32, I64, Shared};

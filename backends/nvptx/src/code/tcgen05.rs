@@ -10,6 +10,17 @@ use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum};
 /// Address space of tensor memory.
 const TENSOR: u16 = 6;
 
+/// The kinds of products of codes with block scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScaledKind {
+    /// FP8, or FP4 spread to bytes; blocks of 32 with e8m0 scales; 32 elements deep.
+    Mxf8f6f4,
+    /// FP4; blocks of 32 with e8m0 scales; 64 elements deep.
+    Mxf4,
+    /// FP4; blocks of 16 with e4m3 scales; 64 elements deep.
+    Mxf4Nvf4,
+}
+
 /// Columns of one load from tensor memory.
 pub const LOAD_COLUMNS: u32 = 16;
 
@@ -64,8 +75,60 @@ impl<'c> Code<'c> {
     /// Starts `D = A·Bᵀ`, plus D where `accumulate` holds, of 16-bit elements: 128 rows of A, as many rows of B as the
     /// instruction descriptor says, 16 elements deep. `a` and `b` say where in shared memory ([`Code::swizzled_tile`]).
     pub fn start_mma(&'c self, d: I32<'c>, a: I32<'c>, b: I32<'c>, instruction: I32<'c>, accumulate: Bool<'c>) {
-        // Kind f16 (bf16 as well), one CTA, A not kept in the collector.
-        let [kind, group, collector] = [0, 1, 0].map(|x| BasicMetadataValueEnum::from(self.i32(x).v));
+        // Kind f16 (bf16 as well).
+        self.start_mma_of(0, d, a, b, instruction, accumulate);
+    }
+
+    /// As [`Code::start_mma`], of FP8 elements, 32 deep.
+    pub fn start_fp8_mma(&'c self, d: I32<'c>, a: I32<'c>, b: I32<'c>, instruction: I32<'c>, accumulate: Bool<'c>) {
+        // Kind f8f6f4.
+        self.start_mma_of(2, d, a, b, instruction, accumulate);
+    }
+
+    /// As [`Code::start_mma`], of codes with a scale for each block, 32 bytes deep in shared memory. `scales` are the
+    /// tensor-memory addresses of those of A and of B ([`Code::copy_scales`]).
+    pub fn start_scaled_mma(
+        &'c self,
+        kind: ScaledKind,
+        d: I32<'c>,
+        (a, b): (I32<'c>, I32<'c>),
+        scales: (I32<'c>, I32<'c>),
+        instruction: I32<'c>,
+        accumulate: Bool<'c>,
+    ) {
+        let [group, collector] = [1, 0].map(|x| BasicMetadataValueEnum::from(self.i32(x).v));
+        let (d, a, b) = (self.tensor(d), self.descriptor(a), self.descriptor(b));
+        let (of_a, of_b) = (self.tensor(scales.0), self.tensor(scales.1));
+        let intrinsic = match kind {
+            ScaledKind::Mxf8f6f4 => Intrinsic::TmemMmaMx,
+            ScaledKind::Mxf4 => Intrinsic::TmemMmaMx4,
+            ScaledKind::Mxf4Nvf4 => Intrinsic::TmemMmaNv4,
+        };
+        self.call(intrinsic, &[d, a, b, instruction.v.into(), accumulate.v.into(), of_a, of_b, group, collector]);
+    }
+
+    /// Starts copying 512 bytes of scales, four for each of 128 rows, to four columns of tensor memory: row `r`, scale `j`
+    /// lies at byte `(r mod 32)·16 + (r / 32)·4 + j`. Products that this thread starts later find them.
+    pub fn copy_scales(&'c self, to: I32<'c>, from: Shared<'c>) {
+        // Not swizzled; groups of eight rows of 16 bytes are 128 bytes apart.
+        const HIGH: u32 = (128 >> 4) | 1 << 14;
+        let pair = self.vector(&[self.descriptor_address(from).raw(), self.i32(HIGH).raw()]);
+        let ty = self.context.i64_type();
+        let descriptor = self.take(self.builder.build_bit_cast(pair, ty, ""), ty.const_zero()).into();
+        self.call(Intrinsic::TmemCopyScales, &[self.tensor(to), descriptor]);
+    }
+
+    fn start_mma_of(
+        &'c self,
+        kind: u32,
+        d: I32<'c>,
+        a: I32<'c>,
+        b: I32<'c>,
+        instruction: I32<'c>,
+        accumulate: Bool<'c>,
+    ) {
+        // One CTA, A not kept in the collector.
+        let [kind, group, collector] = [kind, 1, 0].map(|x| BasicMetadataValueEnum::from(self.i32(x).v));
         let (d, a, b) = (self.tensor(d), self.descriptor(a), self.descriptor(b));
         let args = [d, a, b, instruction.v.into(), accumulate.v.into(), kind, group, collector];
         self.call(Intrinsic::Tcgen05Mma, &args);
@@ -79,8 +142,12 @@ impl<'c> Code<'c> {
     /// The lower half of the descriptor of a tile in shared memory, at a multiple of 1024 bytes: rows of 128 bytes along
     /// k, 16-byte pieces exchanged in the 128-byte pattern. What lies `n` bytes further on is described by `+ n / 16`.
     pub fn swizzled_tile(&'c self, tile: Shared<'c>) -> I32<'c> {
+        self.descriptor_address(tile)
+    }
+
+    fn descriptor_address(&'c self, place: Shared<'c>) -> I32<'c> {
         let ty = self.context.i64_type();
-        let address = self.take(self.builder.build_ptr_to_int(tile.v, ty, ""), ty.const_zero());
+        let address = self.take(self.builder.build_ptr_to_int(place.v, ty, ""), ty.const_zero());
         (I64 { code: self, v: address }.low() >> 4) & 0x3fff
     }
 
@@ -94,6 +161,14 @@ impl<'c> Code<'c> {
         let pair = self.vector(&[low.raw(), self.i32(HIGH).raw()]);
         let ty = self.context.i64_type();
         self.take(self.builder.build_bit_cast(pair, ty, ""), ty.const_zero()).into()
+    }
+
+    /// The instruction descriptor of a product of codes, as [`Code::mma_instruction`]: `a` and `b` are the types of the
+    /// codes, `e8m0` says that scales are powers of two. The numbers of the first scales in their four bytes, those of A from
+    /// bit 29 and those of B from bit 4, are added by the caller.
+    pub fn scaled_instruction(&'c self, a: u32, b: u32, e8m0: bool, n: impl ToI32<'c>) -> I32<'c> {
+        let n = n.to(self);
+        (n << (17 - 3)) | (a << 7 | b << 10 | u32::from(e8m0) << 23 | (128 >> 7) << 27)
     }
 
     /// The instruction descriptor for 128 rows of A, `n` (a multiple of 16, at most 256) rows of B, sums in f32. `elem` is

@@ -5,6 +5,7 @@
 
 use crate::code::MapId;
 use moec_ir::DType;
+use moec_ir::quant::Code;
 use moec_ir::shape::Dim;
 use moec_ir::tile::{BufferId, Contract, MapElem, PanelQuant, Program, RowMap, Segment, TensorMap};
 
@@ -71,6 +72,60 @@ pub fn maps(
                 strides: vec![pitch, rows * pitch],
                 box_dims: vec![wide, panel_rows, 1],
                 swizzle_bytes: wide * elem.bytes() as u32,
+            })
+        });
+        SegmentMaps { weights: weights.collect(), activations }
+    };
+    let segments = contract.segments.iter().map(segment).collect();
+    (all, segments)
+}
+
+/// The maps of every segment whose rows and weights are codes, for steps of [`SWIZZLE_BYTES`] bytes in shared memory. FP4
+/// codes that are multiplied with FP8 are `spread` to a byte each.
+pub fn coded_maps(
+    program: &Program,
+    contract: &Contract,
+    operands: &[(BufferId, bool)],
+    (panel_rows, box_rows): (u32, u32),
+    spread: impl Fn(Code) -> bool,
+) -> (Vec<TensorMap>, Vec<SegmentMaps>) {
+    let mut all: Vec<TensorMap> = Vec::new();
+    let mut add = |map: TensorMap| {
+        let at = all.iter().position(|m| *m == map).unwrap_or_else(|| {
+            all.push(map);
+            all.len() - 1
+        });
+        MapId(at as u32)
+    };
+    let operand = |id: BufferId| operands.iter().position(|&(b, _)| b == id).unwrap_or(operands.len()) as u32;
+    // The columns of a row of k codes, and what they are.
+    let row = |code: Code, k: u64| match spread(code) {
+        true => (MapElem::U4Padded, k.next_multiple_of(u64::from(SWIZZLE_BYTES))),
+        false => (MapElem::U8, code.bytes(k)),
+    };
+    let segment = |s: &Segment| {
+        let (a, k) = (program.buffer(s.a), s.k(program));
+        let (elem, cols) = row(s.a_quant.as_ref().map_or(Code::E4M3, |q| q.q.code), k);
+        let rows = if matches!(s.a_rows, RowMap::Gather(_)) { 1 } else { box_rows };
+        let activations = add(TensorMap {
+            operand: operand(s.a),
+            elem,
+            dims: vec![Dim::Fixed(cols), a.rows],
+            strides: vec![a.pitch],
+            box_dims: vec![SWIZZLE_BYTES, rows],
+            swizzle_bytes: SWIZZLE_BYTES,
+        });
+        let n = s.n(program);
+        let weights = s.panels.iter().map(|panel| {
+            let w = program.buffer(panel.weights);
+            let (elem, cols) = row(panel.quant.as_ref().map_or(Code::E4M3, |q| q.format.code), k);
+            add(TensorMap {
+                operand: operand(panel.weights),
+                elem,
+                dims: vec![Dim::Fixed(cols), Dim::Fixed(n), Dim::Fixed(w.batch)],
+                strides: vec![w.pitch, n * w.pitch],
+                box_dims: vec![SWIZZLE_BYTES, panel_rows, 1],
+                swizzle_bytes: SWIZZLE_BYTES,
             })
         });
         SegmentMaps { weights: weights.collect(), activations }

@@ -12,6 +12,6 @@ mod tiles;
 
 pub use codes::CodedPanel;
 pub use epilogue::Epilogue;
-pub use maps::{SWIZZLE_BYTES, SegmentMaps, code_bytes, maps};
+pub use maps::{SWIZZLE_BYTES, SegmentMaps, code_bytes, coded_maps, maps};
 pub use ring::{Barriers, Ring};
 pub use tiles::{Board, Reader, Tile, extent, publish_tiles};

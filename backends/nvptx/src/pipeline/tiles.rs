@@ -28,7 +28,7 @@ pub struct Tile<'c> {
 pub fn extent(program: &Program, contract: &Contract, tile_rows: u32, tile_cols: u32) -> Extent {
     let one = |s: &Segment| {
         let out = program.buffer(s.out);
-        let col_tiles = out.cols.div_ceil(tile_cols.into());
+        let col_tiles = s.n(program).div_ceil(tile_cols.into());
         match (s.groups, out.rows) {
             (Groups::Dense, rows) => Grid::tiles(rows, tile_rows, col_tiles),
             (Groups::ByExpert { .. }, Dim::PerToken(k)) => {
@@ -197,7 +197,7 @@ impl<'c> Tiles<'c> {
                 (Rows::ByExpert { first, starts, tiles, before: inclusive - mine }, total)
             }
         };
-        Tiles { rows, tile_rows, tile_cols, col_tiles: out.cols.div_ceil(tile_cols.into()) as u32, row_tiles }
+        Tiles { rows, tile_rows, tile_cols, col_tiles: segment.n(program).div_ceil(tile_cols.into()) as u32, row_tiles }
     }
 
     fn count(&self) -> I32<'c> {

@@ -1,4 +1,4 @@
-//! Contractions on the tensor cores of sm_100 (`tcgen05`), for 16-bit elements.
+//! Contractions on the tensor cores of sm_100 (`tcgen05`), for 16-bit elements and, in `scaled`, for codes.
 //!
 //! The weights are always the first operand: 128 output columns of each panel lie on the 128 lanes of tensor memory, and
 //! the rows (tokens) are the instruction's N, a multiple of 16 that follows the rows a tile really has. So decode and
@@ -6,5 +6,7 @@
 
 mod contract;
 mod geometry;
+mod scaled;
 
 pub use contract::contract;
+pub use scaled::{scaled, unfit};

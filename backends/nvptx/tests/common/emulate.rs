@@ -152,6 +152,7 @@ fn encode(map: &TensorMap, address: u64, n_tokens: u64) -> Vec<u8> {
             MapElem::F16 => tensormap::MapElem::F16,
             MapElem::Bf16 => tensormap::MapElem::Bf16,
             MapElem::F32 => tensormap::MapElem::F32,
+            MapElem::U4Padded => tensormap::MapElem::B4x16P64,
         },
         rank: map.dims.len(),
         dims: [1; 5],

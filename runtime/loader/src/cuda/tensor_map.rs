@@ -20,6 +20,7 @@ pub(crate) unsafe fn encode(map: &TensorMap, address: DevicePtr, n_tokens: u64) 
         MapElem::F16 => T::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
         MapElem::Bf16 => T::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         MapElem::F32 => T::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        MapElem::U4Padded => T::CU_TENSOR_MAP_DATA_TYPE_16U4_ALIGN16B,
     };
     let swizzle = match map.swizzle_bytes {
         32 => S::CU_TENSOR_MAP_SWIZZLE_32B,
