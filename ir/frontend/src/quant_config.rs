@@ -6,6 +6,7 @@
 //! | `quant_method` mxfp4, mxfp8, nvfp4 | those |
 //! | `quant_method` compressed-tensors | what `weights` of each of `config_groups` says, for the modules among its `targets` |
 //! | `quant_algo` (ModelOpt) | NVFP4, MXFP4, MXFP8, FP8 in three forms; MIXED_PRECISION: what each of `quantized_layers` says |
+//! | `quantization` in Mistral's `params.json` | compressed-tensors, or `qformat_weight` fp8_e4m3 with one scale |
 //! | `quant_method` gptq, awq, auto-round | integers with zero points: made floats when they are loaded |
 
 use crate::json::{Json, Object};
@@ -65,6 +66,9 @@ impl Scheme {
     pub(crate) fn of(root: &Object, text: &Object, dtype: DType) -> Result<Option<Scheme>, Diagnostic> {
         let keys = ["quantization_config", "compression_config"];
         let Some(node) = keys.iter().find_map(|k| text.get(k).or_else(|| root.get(k))) else {
+            if let Some(q) = root.get("quantization").filter(|q| q.is_object()) {
+                return mistral(&q.object()?, dtype).map(Some);
+            }
             // DeepSeek's own configs.
             let native = root.get("dtype").and_then(|v| v.string().ok()).filter(|w| w == "fp8");
             return Ok(native.map(|_| Scheme::plain("fp8 128x128 blocks", Known::Codes(FP8_BLOCK))));
@@ -126,6 +130,16 @@ impl Scheme {
         // gpt-oss quantises its experts and nothing else.
         Ok(Scheme { words, is_read, rules, excluded, experts_only: method == "mxfp4" })
     }
+}
+
+/// `quantization` of Mistral's `params.json`: what compressed-tensors writes, or the format of all linear layers.
+fn mistral(q: &Object, dtype: DType) -> Result<Scheme, Diagnostic> {
+    let named = word(q, "qformat_weight")?;
+    Ok(match named.as_str() {
+        "" => Scheme::read(q, dtype)?,
+        "fp8_e4m3" => Scheme::plain(&named, Known::Codes(FP8_TENSOR)),
+        _ => Scheme::plain(&named, Known::Unread),
+    })
 }
 
 /// The format in a few words.

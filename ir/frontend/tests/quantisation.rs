@@ -193,3 +193,21 @@ fn expert_dtype_says_what_quant_method_does_not() {
     let layer = model.layer(None, &LayerOptions::default()).unwrap();
     assert_eq!(stored(&layer), "e2m1 by e8m0(1, 32) | e4m3 by f32(128, 128)");
 }
+
+#[test]
+fn mistral_says_the_format_in_its_params() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/models/mistral-large-3-nvfp4");
+    let layer = ModelConfig::open(&path).unwrap().layer(None, &LayerOptions::default()).unwrap();
+    assert_eq!(stored(&layer), "e2m1 by e4m3(1, 16) | e2m1 by e4m3(1, 16)");
+    assert_eq!(layer.loadable(), Ok(()));
+    let text = std::fs::read_to_string(path.join("params.json")).unwrap();
+    let start = text.find("\"quantization\"").unwrap();
+    for (value, want, read) in [
+        (r#"{ "qformat_weight": "fp8_e4m3", "qscheme_act": "TENSOR" }"#, "e4m3 by f32(0, 0)", true),
+        (r#"{ "qformat_weight": "int3" }"#, "-", false),
+    ] {
+        let text = format!("{}\"quantization\": {value} }}", &text[..start]);
+        let layer = ModelConfig::from_text("params.json", text).unwrap().layer(None, &LayerOptions::default()).unwrap();
+        assert_eq!((stored(&layer), layer.loadable().is_ok()), (format!("{want} | {want}"), read));
+    }
+}

@@ -13,8 +13,8 @@ pub(super) const DOGE: Family = Family {
     moe_layers: layers::all,
     extra_layers: &[],
     spec: |c, layer| {
-        let detail = "its router mixes the logits of different tokens, so that a token's experts depend on the size of \
-                      the batch; product keys choose among experts of rank one";
+        let detail = "its published code reads the router's logits [T, 2N] as [2, T, N], so that a token is routed by the \
+                      logits of other tokens, and by other ones for every number of tokens";
         refused(c, layer, Missing::MixedTokens, detail, Some("num_experts"))
     },
 };
