@@ -1,7 +1,7 @@
 //! Tile sizes for a machine and a range of token counts: a table, no search.
 
 use moec_ir::target::{Target, TargetKind};
-use moec_ir::tile::{Body, Contract, Groups, Kernel, Program, Schedule};
+use moec_ir::tile::{Body, Contract, Groups, Kernel, Program, Schedule, Segment};
 use moec_ir::{DType, Dim};
 
 /// Chooses a schedule for every kernel. `n_tokens` is the largest token count that the variant is meant for.
@@ -55,6 +55,9 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
         // Twice as many codes as 16-bit floats to a step.
         return Schedule { tile_k: 128, ..tcgen05(rows, gated) };
     }
+    if matches!(target.kind, TargetKind::Gpu { capability: 120.., .. }) && c.has_coded_rows() {
+        return mma_of_codes(rows, c);
+    }
     let tile_m = match rows {
         0..=16 => 16,
         17..=48 => 32,
@@ -92,4 +95,32 @@ fn tcgen05(rows: u64, gated: bool) -> Schedule {
     };
     // As many stages as shared memory holds: the backend rounds down.
     Schedule { tile_m, tile_n: 128, tile_k: 64, stages: 16, warps: 8 }
+}
+
+/// For products of codes on sm_120, which takes columns in sixteens and tokens in eights. With few rows a block is small,
+/// so that a multiprocessor has two or more of them and the tiles of a token are spread over all; a stage has 8 KiB of
+/// weights.
+fn mma_of_codes(rows: u64, c: &Contract) -> Schedule {
+    let gated = c.segments.iter().any(|s| s.panels.len() == 2);
+    let four_bits = |s: &Segment| s.panels.iter().all(|p| p.quant.as_ref().is_none_or(|q| q.format.code.bits() == 4));
+    // A block of the result is made by one tile.
+    let block = c.segments.iter().filter_map(|s| s.out_quant.as_ref()).map(|q| q.q.block).max().unwrap_or(0);
+    // Experts that get more rows than the average shall not need a second tile.
+    let tile_m = match rows {
+        0..=4 => 8,
+        5..=10 => 16,
+        11..=24 => 32,
+        25..=48 => 64,
+        _ => 128,
+    };
+    let few = tile_m <= 32;
+    let tile_n = match (few, gated) {
+        (true, true) => 32,
+        (false, false) => 128,
+        (true, false) | (false, true) => 64,
+    };
+    let tile_n = tile_n.max(block);
+    let tile_k = if few && block < 128 && c.segments.iter().all(four_bits) { 256 } else { 128 };
+    let warps = if few { tile_n / 16 } else { 8 };
+    Schedule { tile_m, tile_n, tile_k, stages: if few { 4 } else { 3 }, warps }
 }

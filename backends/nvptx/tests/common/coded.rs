@@ -2,8 +2,9 @@
 #![allow(dead_code)]
 
 use super::random::Random;
+use moec_ir::act_quant::ActQuant;
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
-use moec_ir::tile::{Body, Buffer, BufferId, PanelQuant, Program, Role};
+use moec_ir::tile::{Body, Buffer, BufferId, Kernel, PanelQuant, Program, Quantise, Role, RowQuant};
 use moec_ir::{DType, Dim, Tensor};
 
 /// A program in two forms, with what their buffers hold, by name.
@@ -40,6 +41,56 @@ pub fn in_format(mut program: Program, format: QuantFormat, global: bool) -> Pro
     program.buffers.extend(parts);
     assert_eq!(moec_ir::tile::verify(&program), []);
     program
+}
+
+/// `program` with every panel stored in `format` and every product's activations in `rows`: quantised in the epilogue of
+/// the product that makes them, where `rows` allows, else by a kernel.
+pub fn in_codes(program: Program, rows: ActQuant, format: QuantFormat) -> Program {
+    let mut program = in_format(program, format, format.has_global());
+    let fused = matches!(rows.block, 16 | 32 | 64 | 128) && !rows.has_row();
+    let mut done: Vec<(BufferId, BufferId, RowQuant)> = Vec::new();
+    for mut kernel in std::mem::take(&mut program.kernels) {
+        if let Body::Contract(c) = &mut kernel.body {
+            for s in &mut c.segments {
+                s.panels.iter_mut().filter_map(|p| p.quant.as_mut()).for_each(|q| q.round = DType::F32);
+                if !done.iter().any(|(from, ..)| *from == s.a) {
+                    let (out, quant) = code_buffers(&mut program, s.a, rows);
+                    done.push((s.a, out, quant.clone()));
+                    let (name, body) = (format!("quantise_{}", s.a), Body::Quantise(Quantise { x: s.a, out, quant }));
+                    program.kernels.push(Kernel { name: name.replace('%', ""), body, schedule: kernel.schedule });
+                }
+                let (_, codes, quant) = done.iter().find(|(from, ..)| *from == s.a).expect("made above");
+                (s.a, s.a_quant) = (*codes, Some(quant.clone()));
+                // The first product makes what the second reads.
+                if fused && kernel.name == "gemm1" {
+                    let (codes, quant) = code_buffers(&mut program, s.out, rows);
+                    done.push((s.out, codes, quant.clone()));
+                    (s.out, s.out_quant) = (codes, Some(quant));
+                }
+            }
+        }
+        program.kernels.push(kernel);
+    }
+    assert_eq!(moec_ir::tile::verify(&program), []);
+    program
+}
+
+fn code_buffers(program: &mut Program, of: BufferId, q: ActQuant) -> (BufferId, RowQuant) {
+    let from = program.buffer(of).clone();
+    let mut part = |suffix: &str, dtype: DType, rows: Dim, cols: u64, align: u64, role: Role| {
+        let bytes = dtype.bytes() as u64;
+        let pitch = (cols * bytes).next_multiple_of(align) / bytes;
+        let name = format!("{}{suffix}", from.name);
+        program.buffers.push(Buffer { name, dtype, batch: 1, rows, cols, pitch, role });
+        BufferId(program.buffers.len() as u32 - 1)
+    };
+    let stored = q.stored();
+    let codes = part("_codes", DType::U8, from.rows, stored.code.bytes(from.cols), 64, Role::Workspace);
+    let n_blocks = stored.scale_grid(1, from.cols).1;
+    let scales = part("_scales", stored.scale.dtype(), from.rows, n_blocks, 16, Role::Workspace);
+    let own = q.has_row().then(|| part("_globals", DType::F32, from.rows, 1, 4, Role::Workspace));
+    let given = q.has_global().then(|| part("_global", DType::F32, Dim::Fixed(1), 1, 4, Role::Input(8 + of.0)));
+    (codes, RowQuant { q, cols: from.cols, scales, global: own.or(given) })
 }
 
 /// Stores every panel of `dense` in `format`, with random codes and scales. With `wild`, every bit pattern may come:
