@@ -122,6 +122,10 @@ fn program(case: &Case, random: &mut Random) -> (Program, Vec<(String, Tensor)>)
             let scale = f.scale.dtype();
             let (rows, role) = (Dim::Fixed(rows), Role::WeightScale(param));
             let scales = b.buffer(&format!("{name}_scale"), scale, e, rows, cols, role);
+            // As lowered, or as dense as can be.
+            if case.seed % 3 != 0 {
+                b.buffers[scales.index()].pitch = (cols * f.scale.bytes()).next_multiple_of(16) / f.scale.bytes();
+            }
             let global = f.has_global().then(|| {
                 held.push((format!("{name}_global"), Tensor::float(DType::F32, &[1, e as usize], m.globals.clone())));
                 b.buffer(&format!("{name}_global"), DType::F32, 1, Dim::Fixed(1), e, Role::WeightGlobal(param))

@@ -337,7 +337,13 @@ impl<'a> Lowering<'a> {
         let (grid_rows, grid_cols) = format.scale_grid(n, k);
         let shape = (experts, Dim::Fixed(grid_rows), grid_cols);
         let scale_name = format!("{}_scale", node.name);
-        let scales = self.add_buffer(&scale_name, format.scale.dtype(), shape, grid_cols, Role::WeightScale(param));
+        // Rows that are copied in pieces of up to 16 bytes.
+        let pitch = if grid_cols * format.scale.bytes() > ROW_ALIGN_BYTES {
+            grid_cols.next_multiple_of(ROW_ALIGN_BYTES / format.scale.bytes())
+        } else {
+            grid_cols
+        };
+        let scales = self.add_buffer(&scale_name, format.scale.dtype(), shape, pitch, Role::WeightScale(param));
         // NVFP4 is the format whose scales need another: e4m3 does not reach far enough alone.
         let global = format.has_global().then(|| {
             let shape = (1, Dim::Fixed(1), experts);

@@ -5,14 +5,14 @@
 //! | `warps` | a power of two, 1…8 |
 //! | `tile_m` (tokens) | a power of two, 8…128 |
 //! | `tile_n` (columns) | a power of two, 16…128; more when the warps would not all have columns or when a block of the result's scales has more, less when the accumulators would not fit in registers |
-//! | `tile_k` | 128 or 256; 128 for FP8 and where blocks of activations are not cut at 256 |
+//! | `tile_k` | 128 or 256; 128 for FP8, and where scales are not cut or aligned at 256 |
 //! | `stages` | 2…8, less (and then a smaller `tile_k`) when shared memory is too small |
 
 use super::scales::ScaleCut;
 use crate::code::CodedMma;
 use crate::kernel::round_warps;
 use moec_ir::quant::Code as Codes;
-use moec_ir::tile::{Program, ScaledProduct, Schedule, Segment};
+use moec_ir::tile::{PanelQuant, Program, ScaledProduct, Schedule, Segment};
 
 /// Elements along K between two promotions of FP8 sums, and in a group of fragments.
 pub const GROUP: u32 = 128;
@@ -155,8 +155,14 @@ pub fn cut(program: &Program, segment: &Segment, s: &Schedule, smem_limit: u32) 
     let rows = segment.a_quant.as_ref()?;
     let warps = round_warps(s.warps, 8);
     let k = (segment.k(program) as u32).max(1);
-    let whole_256 = rows.q.block.is_multiple_of(256) || GROUP.is_multiple_of(rows.q.block.max(1));
-    let wide = mma != CodedMma::Fp8 && s.tile_k > GROUP && k > GROUP && (whole_256 || rows.q.block == 0);
+    let whole_256 = rows.q.block.is_multiple_of(256) || GROUP.is_multiple_of(rows.q.block);
+    // Rows of scales that are not aligned to those of 256 elements would be copied byte by byte.
+    let aligned = |q: &PanelQuant| {
+        let of_step = 256 / q.format.block_cols.max(1);
+        program.buffer(q.scales).pitch.is_multiple_of(of_step)
+    };
+    let aligned = segment.panels.iter().filter_map(|p| p.quant.as_ref()).all(aligned);
+    let wide = mma != CodedMma::Fp8 && s.tile_k > GROUP && k > GROUP && whole_256 && aligned;
     // A block of the result lies within a tile.
     let least_n = segment.out_quant.as_ref().map_or(16, |q| q.q.block.max(16));
     let mut g = ScaledGeometry {
