@@ -355,3 +355,73 @@ fn neither_tiles_nor_the_order_of_warps_change_a_bit() {
         }
     }
 }
+
+/// `1 - 2⟨a, b⟩ / (⟨a, a⟩ + ⟨b, b⟩)`: 0 for equal tensors. Source: DeepGEMM's `calc_diff`.
+fn difference(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
+    1.0 - 2.0 * dot(a, b) / (dot(a, a) + dot(b, b))
+}
+
+#[test]
+fn quantising_both_sides_costs_no_more_than_the_formats_do() {
+    const FP8_ROWS: QuantFormat = format(Code::E4M3, ScaleCode::F32, 1, 128);
+    let pairs = [
+        (ActQuant::FP8_BLOCK, ActQuant::FP8_BLOCK, FP8_ROWS, 1e-3),
+        (ActQuant::MXFP8, ActQuant::MXFP8, MXFP8, 1e-3),
+        (ActQuant::MXFP8, ActQuant::MXFP4, MXFP4, 1e-2),
+        (ActQuant::NVFP4_ROW, ActQuant::NVFP4, NVFP4, 2e-2),
+    ];
+    let (t, n, k) = (16usize, 96usize, 640usize);
+    for (rows, encoder, weights, bound) in pairs {
+        let case = Case {
+            rows,
+            weights,
+            n_experts: 0,
+            n: n as u64,
+            k: k as u64,
+            panels: 1,
+            biases: false,
+            gather: false,
+            n_tokens: t as u64,
+            seed: 9,
+            ..PLAIN
+        };
+        let mut random = Random(case.seed);
+        let (program, mut held) = program(&case, &mut random);
+        // Sums of four numbers are nearly normal.
+        let mut normal =
+            |n: usize| -> Vec<f32> { (0..n).map(|_| (0..4).map(|_| random.unit()).sum::<f32>()).collect() };
+        let (a, w) = (normal(t * k), normal(n * k));
+        let global = 4.0 / (6.0 * 448.0);
+        let mut put = |name: &str, q: ActQuant, values: &[f32]| {
+            let coded: Vec<_> = values.chunks(k).map(|row| q.encode(row, global)).collect();
+            let f = q.stored();
+            let codes: Vec<u8> = coded.iter().flat_map(|r| r.codes.clone()).collect();
+            let scales: Vec<u8> = coded.iter().flat_map(|r| &r.scales).flat_map(|&s| f.scale.encode(s)).collect();
+            let bytes = |dtype: DType, bytes: &[u8]| {
+                let cols = bytes.len() / dtype.bytes() / coded.len();
+                Tensor::from_bytes(dtype, &[coded.len(), cols], bytes).expect("rows")
+            };
+            let globals: Vec<f32> = if q.has_row() { coded.iter().map(|r| r.global).collect() } else { vec![global] };
+            let globals = Tensor::float(DType::F32, &[globals.len(), 1], globals);
+            held.retain(|(held, _)| {
+                ![name, &format!("{name}_scale"), &format!("{name}_global")].contains(&held.as_str())
+            });
+            held.push((name.to_string(), bytes(DType::U8, &codes)));
+            held.push((format!("{name}_scale"), bytes(f.scale.dtype(), &scales)));
+            held.push((format!("{name}_global"), globals));
+        };
+        put("a", rows, &a);
+        put("w0", encoder, &w);
+        let product = |i: usize| {
+            let (row, col) = (&a[i / n * k..][..k], &w[i % n * k..][..k]);
+            row.iter().zip(col).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>() as f32
+        };
+        let want: Vec<f32> = (0..t * n).map(product).collect();
+        for target in ["sm_100f", "sm_120f"] {
+            let got = run_given(&program, Target::by_name(target).expect("a target"), t as u64, 0, &find(&held));
+            let d = difference(got[0].floats(), &want);
+            assert!(d > 0.0 && d < bound, "{rows:?} by {weights} on {target}: {d}");
+        }
+    }
+}
