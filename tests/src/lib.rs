@@ -5,6 +5,7 @@ pub mod cases;
 pub mod compare;
 pub mod data;
 pub mod engines;
+pub mod instructions;
 pub mod quantised;
 pub mod recorded;
 pub mod traffic;

@@ -11,9 +11,11 @@
 
 use moec::{CompileRequest, Device, Session, Weights};
 use moec_frontend::{LayerOptions, ModelConfig};
+use moec_ir::diag::Diagnostic;
+use moec_ir::graph::quantise_activations;
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, BufferId, Groups, Kernel, Program};
-use moec_ir::{DType, Tensor};
+use moec_ir::{ActQuant, DType, Tensor};
 use moec_ptx::exec::{Checks, Counters, Traffic};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -217,13 +219,37 @@ pub struct Ready {
 /// # Panics
 /// When it does not compile.
 pub fn compile(model: &Proportions, target: &str) -> Ready {
+    compile_with(model, target, None).unwrap_or_else(|d| panic!("{}: {d:?}", model.name))
+}
+
+/// Compiles a layer whose activations are rounded to a format, when there is one.
+///
+/// # Errors
+/// Those of the compiler: what the target has no kernel for.
+pub fn compile_with(model: &Proportions, target: &str, format: Option<ActQuant>) -> Result<Ready, Diagnostic> {
     let config = ModelConfig::from_text(model.name, model.config.to_string()).unwrap_or_else(|d| panic!("{d:?}"));
     let layer = config.layer(None, &LayerOptions::default()).unwrap_or_else(|d| panic!("{d:?}"));
+    let graph = format.map_or(Ok(layer.graph.clone()), |f| quantise_activations(&layer.graph, f))?;
     let target = Target::by_name(target).expect("a known target");
     let tokens = (model.tokens[0], model.tokens[1]);
-    let request = CompileRequest { tokens, ..CompileRequest::new(&layer.graph, vec![target]) };
-    let compiled = moec::compile(&request).unwrap_or_else(|d| panic!("{}: {d:?}", model.name));
-    Ready { graph: layer.graph, compiled, target }
+    let request = CompileRequest { tokens, ..CompileRequest::new(&graph, vec![target]) };
+    let compiled = moec::compile(&request)?;
+    Ok(Ready { graph, compiled, target })
+}
+
+impl Ready {
+    /// The PTX of all its kernels.
+    pub fn texts(&self) -> Vec<String> {
+        let variants = self.compiled.bundle.manifest().targets.iter().flat_map(|t| &t.variants);
+        let files: BTreeSet<&str> = variants
+            .flat_map(|v| &v.kernels)
+            .filter_map(|k| match &k.launch {
+                moec_bundle::manifest::Launch::Gpu { file, .. } => Some(file.as_str()),
+                _ => None,
+            })
+            .collect();
+        files.into_iter().map(|f| self.compiled.bundle.text(f).expect("PTX").to_string()).collect()
+    }
 }
 
 /// Runs a layer with random weights in the emulator and counts.

@@ -167,7 +167,12 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
             if issued.ctas.len() != group {
                 return Err(cx.m.fault("tcgen05.mma.cta_group::2 in a CTA without a peer".to_owned()));
             }
-            cx.m.worker.counters.tensor_op(&name, form.flops());
+            let flops = form.flops();
+            if cx.m.launch.options.counters {
+                cx.m.worker.counters.tensor_op(&format!("{name}{}", layout(&issued)), flops);
+            } else {
+                cx.m.worker.counters.tensor_op(&name, flops);
+            }
             let (stream, actor) = pipe(&cx.m, group);
             cx.enqueue(
                 "tcgen05.mma",
@@ -182,6 +187,22 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
         }
         Ok(Flow::Next)
     }))
+}
+
+/// What the descriptors of a product say of its operands, for counters: types, rows, places, major axes, swizzles, scales.
+fn layout(op: &Issued) -> String {
+    let d = &op.form.idesc;
+    let operand = |elem, place: &str| format!("{elem:?} in {place}").to_lowercase();
+    let shared = |major, s: &SmemDesc| format!("shared, {major:?}-major, swizzle {:?}", s.swizzle);
+    let a = match &op.a {
+        MatrixA::Shared(s) => shared(d.a_major, s),
+        MatrixA::Tensor(_) => "tensor memory".to_owned(),
+    };
+    let scales = match &op.scales {
+        Some(_) => format!(" | {} scales of {:?} a step", op.form.scale_vec, d.scale).to_lowercase(),
+        None => String::new(),
+    };
+    format!(" | m {} | {} | {}{scales}", d.m, operand(d.a, &a), operand(d.b, &shared(d.b_major, &op.b)))
 }
 
 fn execute(cx: &mut AsyncCx<'_>, op: &Issued) -> Result<(), crate::tensor::TensorError> {

@@ -1,5 +1,7 @@
-//! What kernels move, multiply and wait for in shared memory, counted by the emulator, is within bounds; the table of all
-//! figures is a snapshot, which `INSTA_UPDATE=always cargo test -p moec-tests --test counters` writes anew.
+//! What kernels for Blackwell move, multiply and wait for in shared memory, counted by the emulator, is within bounds; every
+//! instruction that they use is one that kernels of other compilers in the emulator's corpus use too.
+//!
+//! The table of counts is a snapshot: `INSTA_UPDATE=always cargo test -p moec-tests --test blackwell` writes it anew.
 
 use moec_tests::traffic::{Measured, Proportions, Routing, compile, measure, models};
 use std::fmt::Write;
@@ -113,4 +115,17 @@ fn consumer_blackwell_moves_little_more_than_the_least() {
     let table = table(&runs);
     check(&runs, &table);
     insta::assert_snapshot!("sm_120f", table);
+}
+
+#[test]
+fn instructions_are_those_of_kernels_of_other_compilers() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/blackwell-instructions.md");
+    let (page, missing) = moec_tests::instructions::page();
+    if std::env::var_os("MOEC_BLESS").is_some() {
+        std::fs::write(&path, &page).expect("docs should be writable");
+    }
+    assert!(missing.is_empty(), "no kernel of the corpus has these: {missing:#?}");
+    assert_eq!(moec_tests::instructions::unused_exceptions(&page), [""; 0], "exceptions that nothing needs");
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(page == written, "docs/blackwell-instructions.md is not current; run with MOEC_BLESS=1");
 }
