@@ -21,6 +21,16 @@ pub const EXCEPTIONS: &[(&[&str], &str)] = &[
         "read from the PTX manual alone: 4-bit floats in bytes, beside 8-bit ones. Each type has kernels with itself \
          (`triton_dot_scaled_mxfp8_sm120`, `triton_dot_scaled_mxfp4_sm120`)",
     ),
+    (
+        &["kind::mxf4 |", "cta_group::1", "swizzle b128"],
+        "the same kind with swizzle 64B (`triton_dot_scaled_mxfp4_sm100`), and with 128B for a pair of blocks \
+         (`triton_gluon_mma_pair_mxfp4_sm100`)",
+    ),
+    (
+        &["kind::mxf4nvf4 |", "cta_group::1", "swizzle b128"],
+        "the same kind with swizzle 64B (`triton_dot_scaled_nvfp4_sm100`), and with 128B for a pair of blocks \
+         (`triton_gluon_mma_pair_nvfp4_sm100`)",
+    ),
     (&["cp.3d.async.bulk", "tensor"], "the same copy of rank 2 and of rank 5 (`triton_dot_scaled_tma_mxfp8_sm100`)"),
     (&["tcgen05.32x32b", "ld", "x16"], "the same load of 32, 64 and 128 columns (`triton_gluon_tmem_32x32b_sm100`)"),
     (

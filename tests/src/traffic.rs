@@ -245,7 +245,7 @@ impl Ready {
             .flat_map(|v| &v.kernels)
             .filter_map(|k| match &k.launch {
                 moec_bundle::manifest::Launch::Gpu { file, .. } => Some(file.as_str()),
-                _ => None,
+                moec_bundle::manifest::Launch::Cpu { .. } => None,
             })
             .collect();
         files.into_iter().map(|f| self.compiled.bundle.text(f).expect("PTX").to_string()).collect()
