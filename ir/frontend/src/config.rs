@@ -6,6 +6,7 @@ use crate::families::{FAMILIES, Family, family};
 use crate::json::{CONFIG, Json, Object, nearest};
 use crate::keys::Keys;
 use crate::layers;
+use crate::published_rows::PublishedRows;
 use crate::quant_config::Scheme;
 use crate::spec::MoeSpec;
 use moec_ir::DType;
@@ -24,6 +25,7 @@ pub struct ModelConfig {
     model_type: String,
     dtype: DType,
     quantization: Option<Scheme>,
+    published_rows: PublishedRows,
     prefixes: Vec<String>,
 }
 
@@ -92,8 +94,11 @@ impl ModelConfig {
         let (shown, text) = crate::open::read(path)?;
         let mut config = ModelConfig::from_text(&shown, text)?;
         let folder = if path.is_dir() { Some(path) } else { path.parent() };
-        if let (None, Some(folder)) = (&config.quantization, folder) {
-            config.quantization = beside(&folder.join("hf_quant_config.json"), config.dtype);
+        if let (None, Some(folder)) = (&config.quantization, folder)
+            && let Some((scheme, rows)) = beside(&folder.join("hf_quant_config.json"), config.dtype)
+        {
+            config.quantization = Some(scheme);
+            config.published_rows = rows;
         }
         Ok(config)
     }
@@ -114,13 +119,14 @@ impl ModelConfig {
         let (text, family, model_type, nested) = find_family(&root).map_err(|d| vec![d])?;
         let dtype = element_type(&root, &text).map_err(|d| vec![d])?;
         let quantization = Scheme::of(&root, &text, dtype).map_err(|d| vec![d])?;
+        let published_rows = PublishedRows::of(&root, &text).map_err(|d| vec![d])?;
         let prefixes: &[&str] = match (family.prefixes, nested) {
             ([], false) => &["model."],
             ([], true) => &["language_model.model.", "model.language_model.", "model."],
             (own, _) => own,
         };
         let prefixes = prefixes.iter().map(|p| (*p).to_string()).collect();
-        Ok(ModelConfig { text, family, model_type, dtype, quantization, prefixes })
+        Ok(ModelConfig { text, family, model_type, dtype, quantization, published_rows, prefixes })
     }
 
     /// The `model_type` that selected the family.
@@ -136,6 +142,11 @@ impl ModelConfig {
     /// The checkpoint's weight format, when it is quantised.
     pub fn quantization(&self) -> Option<&str> {
         self.quantization.as_ref().map(|q| q.words.as_str())
+    }
+
+    /// How the checkpoint says that activations are rounded before its quantised matrices.
+    pub fn published_rows(&self) -> &PublishedRows {
+        &self.published_rows
     }
 
     /// The numbers of the MoE layers, ascending; empty when the config does not say (then [`ModelConfig::layer`] tells why).
@@ -317,10 +328,11 @@ fn element_type(root: &Object, text: &Object) -> Result<DType, Diagnostic> {
 }
 
 /// What ModelOpt's own file beside the config says, if there is one that can be read.
-fn beside(path: &Path, dtype: DType) -> Option<Scheme> {
+fn beside(path: &Path, dtype: DType) -> Option<(Scheme, PublishedRows)> {
     let text = std::fs::read_to_string(path).ok()?;
     let top = Json::parse(&path.display().to_string(), text, CONFIG).ok()?.object().ok()?;
-    Scheme::of_modelopt(&top, dtype).ok().flatten()
+    let scheme = Scheme::of_modelopt(&top, dtype).ok().flatten()?;
+    Some((scheme, PublishedRows::of_modelopt(&top).unwrap_or_default()))
 }
 
 /// Contradictions between values that are each in range.

@@ -204,3 +204,22 @@ fn without_an_assembler_cubins_name_the_remedy() {
     assert!(text.contains("no-ptxas") && text.contains("pip install"), "{text}");
     assert!(!dir.path().join("b").exists(), "half an output was left behind");
 }
+
+#[test]
+fn activations_are_rounded_as_a_checkpoint_says_or_the_reason_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("deepseek_v3.fp8-block.h256");
+    let model = model.to_str().unwrap();
+    let run = |activations: &str, output: &str| {
+        let args = ["run", model, "--input", "random:T=3", "--activations", activations, "--output", output];
+        let run = moec_in(dir.path(), &args);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        std::fs::read(dir.path().join(output)).unwrap()
+    };
+    assert_eq!(run("as-published", "a.safetensors"), run("fp8-block", "b.safetensors"));
+    let model = conformance("qwen3_moe.nvfp4-ct");
+    let args = ["run", model.to_str().unwrap(), "--input", "random:T=3", "--activations", "as-published"];
+    let refused = moec_in(dir.path(), &args);
+    assert_eq!(refused.code, 1, "{}{}", refused.stdout, refused.stderr);
+    assert!(refused.stderr.contains("activation-format-needs-scale") && refused.stderr.contains("NVFP4"));
+}

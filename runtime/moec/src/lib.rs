@@ -32,12 +32,12 @@ mod session;
 pub use compile::{
     CompileRequest, Compiled, CompiledTarget, CompiledVariant, Keep, Phase, Timing, compile, compile_reporting,
 };
-pub use model::{Model, ModelLayer};
+pub use model::{Activations, Model, ModelLayer};
 pub use random::{Random, random_params, random_tensor};
 pub use session::Session;
 
 pub use moec_bundle::{Bundle, Checkpoint};
-pub use moec_frontend::LayerOptions;
+pub use moec_frontend::{LayerOptions, PublishedRows};
 pub use moec_ir::diag::Diagnostic;
 pub use moec_ir::graph::{Shard, ShardKind};
 pub use moec_ir::target::Target;

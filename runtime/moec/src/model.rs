@@ -2,7 +2,7 @@
 
 use moec_bundle::manifest::LayerInfo;
 use moec_bundle::{Checkpoint, holds_codes};
-use moec_frontend::{LayerFacts, LayerOptions, Opened};
+use moec_frontend::{LayerFacts, LayerOptions, Opened, PublishedRows};
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Graph, Param, ShardKind, quantise_activations, shard};
 use moec_ir::{ActQuant, DType};
@@ -13,6 +13,18 @@ use std::path::{Path, PathBuf};
 pub struct Model {
     opened: Opened,
     checkpoint: Option<PathBuf>,
+}
+
+/// What becomes of the activations before expert matrices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// They stay in the layer's type.
+    #[default]
+    Floats,
+    /// They are rounded as the checkpoint's config says.
+    AsPublished,
+    /// They are rounded to this format.
+    Rounded(ActQuant),
 }
 
 /// One layer of a model, ready to be compiled.
@@ -26,21 +38,30 @@ pub struct ModelLayer {
     pub facts: Option<LayerFacts>,
     /// The directory with its weights, when there is one.
     pub checkpoint: Option<PathBuf>,
+    /// How the checkpoint says that activations are rounded.
+    pub published_rows: PublishedRows,
     /// Why the weights of the checkpoint cannot be loaded, if they cannot.
     pub not_loadable: Option<Diagnostic>,
 }
 
 impl ModelLayer {
-    /// The layer with the rows before its expert matrices rounded to `format`; unchanged for `None`. See
+    /// The layer with the rows before its expert matrices rounded as `activations` says. See
     /// [`moec_ir::graph::quantise_activations`].
     ///
     /// # Errors
-    /// `activation-format-needs-scale`.
-    pub fn with_activations(self, format: Option<ActQuant>) -> Result<ModelLayer, Diagnostic> {
-        match format {
-            None => Ok(self),
-            Some(q) => Ok(ModelLayer { graph: quantise_activations(&self.graph, q)?, ..self }),
-        }
+    /// `activation-format-needs-scale`, also for a checkpoint that is published in a format that moec does not round to.
+    pub fn with_activations(self, activations: Activations) -> Result<ModelLayer, Diagnostic> {
+        let q = match (activations, &self.published_rows) {
+            (Activations::Floats, _) | (Activations::AsPublished, PublishedRows::Floats) => return Ok(self),
+            (Activations::Rounded(q), _) | (Activations::AsPublished, &PublishedRows::Rounded(q)) => q,
+            (Activations::AsPublished, PublishedRows::Other(what)) => {
+                let why =
+                    format!("the checkpoint's activations are published as {what}, which is not made from a row alone");
+                return Err(Diagnostic::input("activation-format-needs-scale", why)
+                    .help("name a format whose scales follow from the rows (`nvfp4`, `fp8-token`, …), or leave them as they are"));
+            }
+        };
+        Ok(ModelLayer { graph: quantise_activations(&self.graph, q)?, ..self })
     }
 }
 
@@ -98,6 +119,7 @@ impl Model {
         };
         Ok(ModelLayer {
             not_loadable: layer.loadable().err(),
+            published_rows: config.published_rows().clone(),
             info,
             facts: Some(layer.description),
             graph: layer.graph,
@@ -126,6 +148,7 @@ impl Model {
             facts: None,
             checkpoint: self.checkpoint.clone(),
             not_loadable: None,
+            published_rows: PublishedRows::Floats,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The five kinds of kernel.
+//! The kinds of kernel.
 
 mod choice;
 mod combine;

@@ -48,7 +48,8 @@ pub enum PhaseArg {
 }
 
 pub fn run(options: &Options) -> Outcome {
-    let layer = options.model.open()?.with_activations(options.compile.activations).map_err(|d| vec![d])?;
+    let layer =
+        options.model.open()?.with_activations(options.compile.activations.unwrap_or_default()).map_err(|d| vec![d])?;
     let phase = match options.phase {
         PhaseArg::Decode => Phase::Decode,
         PhaseArg::Prefill => Phase::Prefill,

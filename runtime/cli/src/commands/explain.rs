@@ -48,7 +48,7 @@ fn explain_model(options: &Options, path: &Path) -> Outcome {
     let one = |d: Diagnostic| vec![d];
     let shard = options.shard.part().map_err(one)?;
     let layer = open_layer(path, options.layer, &LayerOptions { shard, ..LayerOptions::default() })?;
-    let layer = layer.with_activations(options.compile.activations).map_err(one)?;
+    let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
     let weights = moec_passes::weight_storage(options.target, options.compile.weight_storage);
     let cost = CostModel { machine: options.target.machine, n_tokens: options.tokens, weights };
     let rules: Vec<_> = catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect();

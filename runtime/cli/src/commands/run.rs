@@ -152,7 +152,7 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
             let one = |d: Diagnostic| vec![d];
             let dtype = input_type(options).map_err(one)?;
             let layer = model.layer_with(options.layer, &LayerOptions { dtype, shard })?;
-            let layer = layer.with_activations(options.compile.activations).map_err(one)?;
+            let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
             crate::bug::working_on(format!("layer: {}", layer.info.name));
             if options.weights.is_none()
                 && let Some(d) = layer.not_loadable

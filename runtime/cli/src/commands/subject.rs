@@ -119,9 +119,11 @@ pub struct CompileArgs {
     /// floats when the layer is loaded. The results have the same bits.
     #[arg(long, value_parser = parse_storage, default_value = "as-published", value_name = "as-published|dequantised")]
     pub weight_storage: moec::WeightStorage,
-    /// Round activations before the expert matrices to this format [default: they stay in the layer's type].
-    #[arg(long, value_parser = parse_activations, value_name = "fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4")]
-    pub activations: Option<ActQuant>,
+    /// Round activations before the expert matrices to this format, or to the one that the checkpoint's config names
+    /// [default: they stay in the layer's type].
+    #[arg(long, value_parser = parse_activations,
+          value_name = "as-published|fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4")]
+    pub activations: Option<moec::Activations>,
 }
 
 fn parse_storage(name: &str) -> Result<moec::WeightStorage, String> {
@@ -132,9 +134,12 @@ fn parse_storage(name: &str) -> Result<moec::WeightStorage, String> {
     }
 }
 
-fn parse_activations(name: &str) -> Result<ActQuant, String> {
+fn parse_activations(name: &str) -> Result<moec::Activations, String> {
+    if name == "as-published" {
+        return Ok(moec::Activations::AsPublished);
+    }
     let names = ActQuant::NAMES.map(|(n, _)| n).join(", ");
-    ActQuant::from_name(name).ok_or_else(|| format!("one of {names}"))
+    ActQuant::from_name(name).map(moec::Activations::Rounded).ok_or_else(|| format!("as-published or one of {names}"))
 }
 
 fn parse_numerics(name: &str) -> Result<moec::Numerics, String> {
