@@ -123,7 +123,7 @@ fn program(case: &Case, random: &mut Random) -> (Program, Vec<(String, Tensor)>)
             let (rows, role) = (Dim::Fixed(rows), Role::WeightScale(param));
             let scales = b.buffer(&format!("{name}_scale"), scale, e, rows, cols, role);
             // As lowered, or as dense as can be.
-            if case.seed % 3 != 0 {
+            if !case.seed.is_multiple_of(3) {
                 b.buffers[scales.index()].pitch = (cols * f.scale.bytes()).next_multiple_of(16) / f.scale.bytes();
             }
             let global = f.has_global().then(|| {

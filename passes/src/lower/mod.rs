@@ -338,11 +338,8 @@ impl<'a> Lowering<'a> {
         let shape = (experts, Dim::Fixed(grid_rows), grid_cols);
         let scale_name = format!("{}_scale", node.name);
         // Rows that are copied in pieces of up to 16 bytes.
-        let pitch = if grid_cols * format.scale.bytes() > ROW_ALIGN_BYTES {
-            grid_cols.next_multiple_of(ROW_ALIGN_BYTES / format.scale.bytes())
-        } else {
-            grid_cols
-        };
+        let pitch =
+            if grid_cols > 1 { grid_cols.next_multiple_of(ROW_ALIGN_BYTES / format.scale.bytes()) } else { grid_cols };
         let scales = self.add_buffer(&scale_name, format.scale.dtype(), shape, pitch, Role::WeightScale(param));
         // NVFP4 is the format whose scales need another: e4m3 does not reach far enough alone.
         let global = format.has_global().then(|| {

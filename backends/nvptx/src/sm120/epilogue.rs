@@ -40,12 +40,17 @@ pub fn store<'c>(
         // Fewer than 32 vectors: the last lanes read the first row.
         let row_read = if (g.tile_m * per_row).is_multiple_of(32) { row } else { c.select(exists, row, c.i32(0)) };
         let from = c.shared().plus((row_read * g.result_pitch() + at) << 2);
-        let words = [from, from.at(16)].map(|from| c.load_words(from));
-        let values: Vec<F32> = words.as_flattened().iter().map(|w| w.as_f32()).collect();
+        // Every other four lanes read their second half first: eight lanes touch every bank once.
+        let swapped = (at >> 5) & 1;
+        let [first, second] = [swapped, swapped ^ 1].map(|half| c.load_words(from.plus(half << 4)));
+        let in_order = swapped.eq(0);
+        let halves = [(first, second), (second, first)]
+            .map(|(yes, no)| std::array::from_fn::<_, 4, _>(|i| c.select(in_order, yes[i], no[i]).as_f32()));
+        let values = halves.as_flattened();
         let out = k.view(segment.out);
         match &segment.out_quant {
-            None => c.when(exists, || store_floats(k, &out, tile.row + row, col, n, &values)),
-            Some(q) => store_codes(k, &out, q, tile.row + row, col, n, exists, &values),
+            None => c.when(exists, || store_floats(k, &out, tile.row + row, col, n, values)),
+            Some(q) => store_codes(k, &out, q, tile.row + row, col, n, exists, values),
         }
     });
 }
