@@ -41,6 +41,10 @@ pub struct Machine {
     pub memory_bytes_per_s: f64,
     /// bf16 multiply-add operations, counted as two flops, per second.
     pub bf16_flops: f64,
+    /// FP8 flops per second with sums in f32; 0 where there are none.
+    pub fp8_flops: f64,
+    /// FP4 flops per second with sums in f32; 0 where there are none.
+    pub fp4_flops: f64,
     /// f32 flops per second outside the tensor cores.
     pub f32_flops: f64,
     /// Time between the start of a launch and the start of the next, in seconds.
@@ -53,6 +57,8 @@ const A100: Machine = Machine {
     chip: "A100 SXM",
     memory_bytes_per_s: 2.0e12,
     bf16_flops: 312e12,
+    fp8_flops: 0.0,
+    fp4_flops: 0.0,
     f32_flops: 19.5e12,
     launch_s: 2.5e-6,
     n_units: 108,
@@ -61,6 +67,8 @@ const H200: Machine = Machine {
     chip: "H200 SXM",
     memory_bytes_per_s: 4.8e12,
     bf16_flops: 989e12,
+    fp8_flops: 1979e12,
+    fp4_flops: 0.0,
     f32_flops: 67e12,
     launch_s: 2.0e-6,
     n_units: 132,
@@ -69,15 +77,23 @@ const B200: Machine = Machine {
     chip: "B200",
     memory_bytes_per_s: 8.0e12,
     bf16_flops: 2250e12,
+    fp8_flops: 4500e12,
+    fp4_flops: 9000e12,
     f32_flops: 75e12,
     launch_s: 2.0e-6,
     n_units: 148,
 };
-const B300: Machine = Machine { chip: "B300", n_units: 160, ..B200 };
+/// The superchip's higher power limit.
+pub const GB200: Machine =
+    Machine { chip: "GB200", bf16_flops: 2500e12, fp8_flops: 5000e12, fp4_flops: 10000e12, ..B200 };
+// Public sources give 13 to 15 Pflop/s in FP4.
+const B300: Machine = Machine { chip: "B300", fp4_flops: 13000e12, n_units: 160, ..B200 };
 const RTX5090: Machine = Machine {
     chip: "RTX 5090",
     memory_bytes_per_s: 1.79e12,
     bf16_flops: 209.5e12,
+    fp8_flops: 419e12,
+    fp4_flops: 1676e12,
     f32_flops: 104.8e12,
     launch_s: 2.5e-6,
     n_units: 170,
@@ -86,6 +102,8 @@ const HOST: Machine = Machine {
     chip: "host CPU",
     memory_bytes_per_s: 20e9,
     bf16_flops: 100e9,
+    fp8_flops: 0.0,
+    fp4_flops: 0.0,
     f32_flops: 100e9,
     launch_s: 5e-6,
     n_units: 2,

@@ -8,4 +8,5 @@ pub mod engines;
 pub mod instructions;
 pub mod quantised;
 pub mod recorded;
+pub mod time_model;
 pub mod traffic;

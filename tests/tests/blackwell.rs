@@ -129,3 +129,16 @@ fn instructions_are_those_of_kernels_of_other_compilers() {
     let written = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(page == written, "docs/blackwell-instructions.md is not current; run with MOEC_BLESS=1");
 }
+
+#[test]
+fn the_time_model_is_current_and_no_faster_than_memory() {
+    let (time, floor) = moec_tests::time_model::floor_check();
+    assert!(time > floor && time < 3.0 * floor, "{time} s for bytes that take {floor} s");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/time-model.md");
+    let page = moec_tests::time_model::page();
+    if std::env::var_os("MOEC_BLESS").is_some() {
+        std::fs::write(&path, &page).expect("docs should be writable");
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(page == written, "docs/time-model.md is not current; run `cargo xtask time-model`");
+}

@@ -5,6 +5,7 @@
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations.
 //! * `models` — measures every model family and writes `docs/models.md`.
+//! * `time-model` — writes `docs/time-model.md` from the programs and the chips' figures.
 //! * `bench` — the benchmarks behind the figures of the README.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
 
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::Options),
     /// Measure every model family in every weight format and write docs/models.md.
     Models,
+    /// Model the time of layers on Blackwell and write docs/time-model.md.
+    TimeModel,
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Models => models::run(),
+        Command::TimeModel => models::time_model(),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

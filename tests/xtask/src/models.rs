@@ -13,3 +13,13 @@ pub fn run() -> Result<bool> {
     let status = places::cargo().args(args).arg(&to).status().context("cannot run cargo")?;
     Ok(status.success())
 }
+
+/// Writes `docs/time-model.md`; seconds.
+///
+/// # Errors
+/// When it cannot be built or run.
+pub fn time_model() -> Result<bool> {
+    let args = ["test", "--quiet", "--package", "moec-tests", "--test", "blackwell", "time_model"];
+    let status = places::cargo().args(args).env("MOEC_BLESS", "1").status().context("cannot run cargo")?;
+    Ok(status.success())
+}

@@ -1,0 +1,495 @@
+//! A model of the time that a layer takes on machines that nobody here has: `docs/time-model.md`.
+//!
+//! It counts what the programs and their schedules say (bytes, tiles, instructions), and divides by rates of the machine.
+//! Everything else is an assumption with a name, a value and a source, below.
+
+use moec_frontend::{LayerOptions, ModelConfig};
+use moec_ir::graph::{Graph, quantise_activations};
+use moec_ir::quant::Code;
+use moec_ir::target::{GB200, Machine, Target};
+use moec_ir::tile::{Body, BufferId, Contract, Groups, Kernel, Program, RowMap, ScaledProduct, Segment};
+use moec_ir::{ActQuant, Dim};
+use moec_passes::{CompileOptions, Variant};
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// Part of the published memory bandwidth that long reads reach. Reads of H200 and B200 are said to reach 90 to 93 %.
+const MEMORY_SHARE: f64 = 0.92;
+/// Part of the published tensor-core rate that large products sustain within the power limit; libraries reach 65 to 80 %.
+const TENSOR_SHARE: f64 = 0.75;
+/// Bytes of shared memory that a multiprocessor reads in a cycle, for tensor cores as for threads (CUDA programming guide).
+const SHARED_BYTES_PER_CYCLE: f64 = 128.0;
+/// Lane instructions of a multiprocessor in a cycle: four schedulers of 32 lanes.
+const LANES_PER_CYCLE: f64 = 128.0;
+/// Cycles per second. B200 boosts to 1.85 GHz or so; the RTX 5090's 2.4 GHz would flatter it under tensor load.
+const CLOCK: f64 = 1.85e9;
+/// Bytes per second that the L2 gives, over the memory's. Not published; a guess from measurements of Hopper.
+const L2_OVER_MEMORY: f64 = 1.5;
+/// Lane instructions for a code that warps turn into a float, all in all. A guess: the emulator counts about seven with all
+/// waiting included, the disassembled loop has fewer.
+const DECODE_INSTRUCTIONS: f64 = 4.0;
+/// Lane instructions for an element of the result: load, expression, rounding, store. A guess.
+const EPILOGUE_INSTRUCTIONS: f64 = 30.0;
+/// From the start of a kernel to its first product and from its last to its end, in seconds: two latencies of memory.
+const FILL_S: f64 = 1.5e-6;
+
+/// The time of one launch, in seconds, by what could take it.
+#[derive(Clone, Debug)]
+pub struct KernelTime {
+    /// The kernel.
+    pub name: String,
+    /// Bytes from and to memory, each once.
+    pub bytes: f64,
+    /// Flops of the tensor-core instructions, padding included.
+    pub issued_flops: f64,
+    /// Tiles.
+    pub tiles: f64,
+    /// Time at full rate, by resource.
+    pub parts: Vec<(&'static str, f64)>,
+    /// Time of all waves of tiles over that of whole ones.
+    pub waves: f64,
+}
+
+impl KernelTime {
+    /// The resource that takes longest.
+    pub fn bound(&self) -> (&'static str, f64) {
+        self.parts.iter().copied().fold(("nothing", 0.0), |a, b| if b.1 > a.1 { b } else { a })
+    }
+
+    /// Without the launch itself.
+    pub fn seconds(&self) -> f64 {
+        self.bound().1 * self.waves + FILL_S
+    }
+}
+
+/// Rows of an expert, when `n` tokens choose it with probability `p` each: the mean of `f` over the binomial distribution.
+fn expect(n: u64, p: f64, f: impl Fn(f64) -> f64) -> f64 {
+    if p >= 1.0 {
+        return f(n as f64);
+    }
+    let mean = n as f64 * p;
+    let wide = 9.0 * (mean * (1.0 - p)).sqrt() + 12.0;
+    let (low, high) = ((mean - wide).max(0.0) as u64, ((mean + wide) as u64).min(n));
+    let ln = |x: u64| (1..=x).map(|i| (i as f64).ln()).sum::<f64>();
+    // Logarithm of the probability of `low`, and from there by ratios.
+    let mut log = ln(n) - ln(low) - ln(n - low) + low as f64 * p.ln() + (n - low) as f64 * (1.0 - p).ln();
+    let mut sum = 0.0;
+    for x in low..=high {
+        sum += log.exp() * f(x as f64);
+        log += ((n - x).max(1) as f64 / (x + 1) as f64 * p / (1.0 - p)).ln();
+    }
+    sum
+}
+
+struct Cut {
+    tile_rows: f64,
+    tile_cols: f64,
+    /// Rows of an instruction come in these.
+    rows_in: f64,
+    /// Whether products read both operands from shared memory for each instruction of 128 columns.
+    reads_shared: bool,
+}
+
+/// As the backend rounds a schedule (`backends/nvptx/src/{sm100,sm120,sm80}`).
+fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool) -> Cut {
+    let panels = c.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1);
+    let asked = kernel.schedule.tile_m;
+    if !is_sm100 {
+        let (tile_rows, tile_cols) = (f64::from(asked), f64::from(kernel.schedule.tile_n));
+        return Cut { tile_rows, tile_cols, rows_in: 8.0, reads_shared: false };
+    }
+    let most = match (c.scaled_product(), panels) {
+        (None, 1) => 256,
+        (None, _) => 128,
+        (Some(ScaledProduct::Fp8), 1) => 128,
+        (Some(ScaledProduct::Fp8), _) => 64,
+        (Some(_), 1) => 192,
+        (Some(_), _) => 96,
+    };
+    let rows = if asked <= 16 { 16 } else { asked.next_multiple_of(32).min(most) };
+    Cut { tile_rows: rows.into(), tile_cols: 128.0, rows_in: 16.0, reads_shared: true }
+}
+
+fn ceil_to(x: f64, step: f64) -> f64 {
+    (x / step).ceil() * step
+}
+
+/// Bytes of a buffer without padding.
+fn bytes(program: &Program, id: BufferId, n_tokens: u64) -> f64 {
+    let b = program.buffer(id);
+    (b.batch * b.rows.at(n_tokens) * b.cols) as f64 * b.dtype.bytes() as f64
+}
+
+fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_tokens: u64) -> KernelTime {
+    let m = on.machine;
+    let cut = cut(kernel, c, on.is_sm100);
+    let units = f64::from(m.n_units);
+    let (mut memory, mut l2, mut flops, mut tensor, mut shared, mut decode, mut outputs, mut tiles) =
+        (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+    let segments = c.segments.iter().filter(|s| on.with_shared || matches!(s.groups, Groups::ByExpert { .. }));
+    for s in segments {
+        let out = program.buffer(s.out);
+        let (experts, tokens, p) = match (s.groups, out.rows) {
+            (Groups::ByExpert { .. }, Dim::PerToken(k)) => {
+                let e = program.buffer(s.panels[0].weights).batch;
+                (e as f64, n_tokens, k as f64 / e as f64)
+            }
+            _ => (1.0, out.rows.at(n_tokens), 1.0),
+        };
+        let touched = experts * expect(tokens, p, |x| f64::from(x > 0.0));
+        let row_tiles = experts * expect(tokens, p, |x| (x / cut.tile_rows).ceil());
+        let issued_rows = experts * expect(tokens, p, |x| ceil_to(x, cut.rows_in));
+        let rows = experts * tokens as f64 * p;
+        let (cols, k) = (out.cols as f64, values(program, s));
+        let col_tiles = (cols / cut.tile_cols).ceil();
+        let panels = s.panels.len() as f64;
+        let weights: f64 = s
+            .panels
+            .iter()
+            .flat_map(|p| [Some(p.weights), p.quant.as_ref().map(|q| q.scales)])
+            .flatten()
+            .map(|b| bytes(program, b, n_tokens) / experts)
+            .sum();
+        let row_bytes = bytes(program, s.a, n_tokens) / program.buffer(s.a).rows.at(n_tokens).max(1) as f64;
+        // Rows of several experts are read once from memory.
+        let read_rows = if matches!(s.a_rows, RowMap::Gather(_)) { n_tokens as f64 } else { rows };
+        let result = rows * cols * out.dtype.bytes() as f64;
+        memory += touched * weights + read_rows * row_bytes + result;
+        l2 += row_tiles * weights + rows * col_tiles * row_bytes + result;
+        let element = element(s);
+        let products = 2.0 * issued_rows * ceil_to(cols, cut.tile_cols) * k * panels;
+        flops += products;
+        tensor += products / (element.rate(m) * TENSOR_SHARE);
+        if cut.reads_shared {
+            // 32 bytes along k of 128 columns and of the rows, for each instruction.
+            let instructions = col_tiles * panels * k * element.bytes() / 32.0;
+            let read = instructions * 32.0 * (128.0 * row_tiles + issued_rows);
+            shared += read / (SHARED_BYTES_PER_CYCLE * CLOCK * units);
+            // And once written.
+            shared += (row_tiles * weights + rows * col_tiles * row_bytes) / (SHARED_BYTES_PER_CYCLE * CLOCK * units);
+        }
+        if s.a_quant.is_none() && s.panels.iter().any(|p| p.quant.is_some()) {
+            let codes = row_tiles * ceil_to(cols, cut.tile_cols) * k * panels;
+            decode += codes * DECODE_INSTRUCTIONS / (LANES_PER_CYCLE * CLOCK * units);
+        }
+        outputs += rows * cols;
+        tiles += row_tiles * col_tiles;
+    }
+    let parts = vec![
+        ("memory", memory / (m.memory_bytes_per_s * MEMORY_SHARE)),
+        ("L2", l2 / (m.memory_bytes_per_s * on.l2)),
+        ("tensor cores", tensor),
+        ("shared memory", shared),
+        ("decoding", decode),
+        ("epilogue", outputs * EPILOGUE_INSTRUCTIONS / (LANES_PER_CYCLE * CLOCK * units)),
+    ];
+    // Fewer tiles than multiprocessors: memory serves half of them as fast as all (a guess).
+    let full = tiles / units;
+    let waves = if full >= 1.0 { full.ceil() / full } else { (0.5 / full.max(0.05)).max(1.0) };
+    KernelTime { name: kernel.name.clone(), bytes: memory, issued_flops: flops, tiles, parts, waves }
+}
+
+/// Elements along K.
+fn values(program: &Program, s: &Segment) -> f64 {
+    let a = program.buffer(s.a);
+    match &s.a_quant {
+        Some(q) => q.cols as f64,
+        None => a.cols as f64,
+    }
+}
+
+/// What tensor cores multiply.
+#[derive(Clone, Copy)]
+enum Element {
+    Half,
+    Fp8,
+    Fp4,
+}
+
+impl Element {
+    fn rate(self, m: &Machine) -> f64 {
+        match self {
+            Element::Half => m.bf16_flops,
+            Element::Fp8 => m.fp8_flops,
+            Element::Fp4 => m.fp4_flops,
+        }
+    }
+
+    fn bytes(self) -> f64 {
+        match self {
+            Element::Half => 2.0,
+            Element::Fp8 => 1.0,
+            Element::Fp4 => 0.5,
+        }
+    }
+}
+
+fn element(s: &Segment) -> Element {
+    let four_bits = |code: Option<Code>| code == Some(Code::E2M1);
+    match &s.a_quant {
+        None => Element::Half,
+        Some(a)
+            if four_bits(Some(a.q.code))
+                && s.panels.iter().all(|p| four_bits(p.quant.as_ref().map(|q| q.format.code))) =>
+        {
+            Element::Fp4
+        }
+        Some(_) => Element::Fp8,
+    }
+}
+
+#[derive(Clone, Copy)]
+struct On<'m> {
+    machine: &'m Machine,
+    is_sm100: bool,
+    /// Bytes per second of the L2 over those of memory.
+    l2: f64,
+    /// Whether dense segments beside the experts count.
+    with_shared: bool,
+}
+
+/// The launches of a program.
+fn launches(program: &Program, on: &On<'_>, n_tokens: u64) -> Vec<KernelTime> {
+    let m = on.machine;
+    let one = |k: &Kernel| match &k.body {
+        Body::Contract(c) => contraction(program, k, c, on, n_tokens),
+        Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Combine(_) | Body::Quantise(_) => {
+            let bytes: f64 = k.body.operands().iter().map(|(b, _)| bytes(program, *b, n_tokens)).sum();
+            let parts = vec![("memory", bytes / (m.memory_bytes_per_s * MEMORY_SHARE))];
+            KernelTime { name: k.name.clone(), bytes, issued_flops: 0.0, tiles: 0.0, parts, waves: 1.0 }
+        }
+    };
+    // Launches that serve the shared expert alone.
+    let counts = |k: &&Kernel| on.with_shared || !k.name.starts_with("shared");
+    program.kernels.iter().filter(counts).map(one).collect()
+}
+
+fn total(launches: &[KernelTime], m: &Machine) -> f64 {
+    launches.iter().map(|l| l.seconds() + m.launch_s).sum()
+}
+
+/// A model, and the format of its activations.
+struct Case {
+    name: &'static str,
+    config: Value,
+    activations: Option<&'static str>,
+}
+
+fn nvfp4() -> Value {
+    let weights = json!({ "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": true,
+                          "dynamic": false });
+    json!({ "quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "ignore": ["lm_head"],
+            "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } } })
+}
+
+fn with(mut base: Value, more: &Value) -> Value {
+    if let (Value::Object(base), Value::Object(more)) = (&mut base, more) {
+        base.extend(more.clone());
+    }
+    base
+}
+
+fn cases() -> Vec<Case> {
+    let sized = |prefix: &str, sizes: Value| {
+        let models = crate::traffic::models();
+        let base = models.into_iter().find(|m| m.name.starts_with(prefix)).expect("a model of the table");
+        with(base.config, &sizes)
+    };
+    let v3 = json!({ "hidden_size": 7168, "moe_intermediate_size": 2048, "n_routed_experts": 256, "num_experts_per_tok": 8 });
+    let deepseek = sized("DeepSeek", v3.clone());
+    let kimi = sized("Kimi", with(v3, &json!({ "n_routed_experts": 384 })));
+    let gpt =
+        json!({ "hidden_size": 2880, "intermediate_size": 2880, "num_local_experts": 128, "num_experts_per_tok": 4 });
+    let gpt = sized("gpt-oss", gpt);
+    let qwen =
+        json!({ "hidden_size": 4096, "moe_intermediate_size": 1536, "num_experts": 128, "num_experts_per_tok": 8 });
+    let qwen = sized("Qwen3", qwen);
+    let mixtral = sized("Mixtral", json!({ "hidden_size": 4096, "intermediate_size": 14336 }));
+    let in_nvfp4 = |config: &Value| with(config.clone(), &json!({ "quantization_config": nvfp4() }));
+    let case = |name, config, activations| Case { name, config, activations };
+    vec![
+        case("DeepSeek-V3, NVFP4 × NVFP4", in_nvfp4(&deepseek), Some("nvfp4")),
+        case("DeepSeek-V3, NVFP4 weights", in_nvfp4(&deepseek), None),
+        case("DeepSeek-V3, FP8 × FP8", deepseek.clone(), Some("fp8-block")),
+        case("DeepSeek-V3, FP8 weights", deepseek, None),
+        case("Kimi K2, NVFP4 × NVFP4", in_nvfp4(&kimi), Some("nvfp4")),
+        case("gpt-oss-120b, MXFP4 × MXFP8", gpt.clone(), Some("mxfp8")),
+        case("gpt-oss-120b, MXFP4 weights", gpt, None),
+        case("Qwen3-235B, NVFP4 × NVFP4", in_nvfp4(&qwen), Some("nvfp4")),
+        case("Qwen3-235B, bf16", qwen, None),
+        case("Mixtral 8x7B, bf16", mixtral, None),
+    ]
+}
+
+fn graph(case: &Case) -> Graph {
+    let config = ModelConfig::from_text(case.name, case.config.to_string()).unwrap_or_else(|d| panic!("{d:?}"));
+    let graph = config.layer(None, &LayerOptions::default()).unwrap_or_else(|d| panic!("{d:?}")).graph;
+    let format = case.activations.map(|a| ActQuant::from_name(a).expect("a known format"));
+    format.map_or(Ok(graph.clone()), |f| quantise_activations(&graph, f)).unwrap_or_else(|d| panic!("{d:?}"))
+}
+
+fn variant(variants: &[Variant], n_tokens: u64) -> &Program {
+    &variants.iter().find(|v| v.tokens.1 >= n_tokens).expect("a variant for any token count").program
+}
+
+/// FlashInfer on B200, DeepSeek-V3 in NVFP4 with all 256 experts, in a CUDA graph: tokens, and milliseconds of the better of
+/// its CuTe DSL and trtllm-gen kernels. Source: flashinfer, `docs/design_docs/flashinfer_moe_api.md`.
+const FLASHINFER: [(u64, f64); 9] = [
+    (1, 0.042),
+    (16, 0.365),
+    (64, 0.822),
+    (128, 0.901),
+    (512, 0.942),
+    (1024, 1.199),
+    (2048, 1.226),
+    (4096, 1.624),
+    (16384, 3.742),
+];
+
+const TOKENS: [u64; 6] = [1, 16, 128, 1024, 4096, 16384];
+
+/// The page.
+pub fn page() -> String {
+    let b200 = Target::by_name("b200").expect("a target");
+    let options = CompileOptions::default();
+    let cases = cases();
+    let compile = |case: &Case, target: &Target| -> Vec<Variant> {
+        moec_passes::compile(&graph(case), target, &options).unwrap_or_else(|d| panic!("{}: {d:?}", case.name))
+    };
+    let mut out = format!(
+        "# A model of the time\n\n\
+         **Everything here is modelled, nothing is measured**: nobody has run these kernels on a Blackwell GPU. \
+         `MOEC_BLESS=1 cargo test -p moec-tests --test blackwell time` (`cargo xtask time-model`) makes this page from the \
+         programs that moec compiles, the chips of `ir/src/target.rs` and the assumptions below (`tests/src/time_model.rs`); the \
+         test holds that it is current.\n\n\
+         ## The model\n\n\
+         A launch takes as long as its slowest resource, times what its last wave of tiles wastes, plus {:.1} µs to fill and \
+         drain; launches follow each other at the chip's launch time (programmatic dependent launch is not credited). Tokens \
+         choose experts independently and evenly: rows of an expert are binomial.\n\n\
+         | resource | work | rate |\n|---|---|---|\n\
+         | memory | weights and scales of touched experts, activations in and out, each once | {:.0} % of the published bandwidth |\n\
+         | L2 | weights for every row tile, activations for every column tile | {L2_OVER_MEMORY} × the published memory bandwidth: **a guess** |\n\
+         | tensor cores | 2·M·N·K of the instructions, rows rounded up to 16 (8 on sm_120), columns to tiles | {:.0} % of the published rate |\n\
+         | shared memory | both operands for each instruction (sm_100), each stage written once | 128 bytes a cycle and multiprocessor, {:.2} GHz |\n\
+         | decoding | {DECODE_INSTRUCTIONS} lane instructions for a code that becomes a float: **a guess** | 128 lanes a cycle and multiprocessor |\n\
+         | epilogue | {EPILOGUE_INSTRUCTIONS} lane instructions for an element of the result: **a guess** | the same |\n\n",
+        FILL_S * 1e6,
+        MEMORY_SHARE * 100.0,
+        TENSOR_SHARE * 100.0,
+        CLOCK / 1e9,
+    );
+    out += "What it cannot know: latencies of barriers and descriptors, how well roles overlap, clocks under load, hit rates of a \
+            finite L2 (it assumes that re-read weights always hit), banks and queues of memory, skewed routing, and every \
+            mistake that only a machine shows. Figures of one chip are comparable; a prediction may be off by a factor of 1.5.\n\n";
+    out += "| chip | memory TB/s | bf16 | FP8 | FP4 Tflop/s | multiprocessors | launch µs |\n|---|--:|--:|--:|--:|--:|--:|\n";
+    let chip = |name: &str| Target::by_name(name).expect("a chip").machine;
+    let (b300, rtx5090) = (chip("b300"), chip("rtx5090"));
+    for m in [&b200.machine, &GB200, &b300, &rtx5090] {
+        let t = |x: f64| format!("{:.0}", x / 1e12);
+        writeln!(
+            out,
+            "| {} | {:.2} | {} | {} | {} | {} | {:.1} |",
+            m.chip,
+            m.memory_bytes_per_s / 1e12,
+            t(m.bf16_flops),
+            t(m.fp8_flops),
+            t(m.fp4_flops),
+            m.n_units,
+            m.launch_s * 1e6
+        )
+        .expect("memory");
+    }
+    out += "\nRubin has no line: public sources disagree on its rates.\n\n";
+    out += "## Against published times: DeepSeek-V3 in NVFP4 on B200, all 256 experts, without the shared expert\n\n\
+            The published figures are measured, ours are modelled. They are those of FlashInfer's documentation (the better of \
+            its CuTe DSL and trtllm-gen kernels, in a CUDA graph).\n\n\
+            | tokens | published µs, measured | ours µs, modelled | published ÷ ours | with twice the L2 | bound of gate and up | of down |\n\
+            |--:|--:|--:|--:|--:|---|---|\n";
+    let v3 = compile(&cases[0], b200);
+    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false };
+    for (n_tokens, ms) in FLASHINFER {
+        let l = launches(variant(&v3, n_tokens), &on, n_tokens);
+        let ours = total(&l, on.machine) * 1e6;
+        let faster = launches(variant(&v3, n_tokens), &On { l2: 2.0 * L2_OVER_MEMORY, ..on }, n_tokens);
+        let twice = ms * 1e3 / (total(&faster, on.machine) * 1e6);
+        let bounds: Vec<&str> = l.iter().filter(|l| l.issued_flops > 0.0).map(|l| l.bound().0).collect();
+        writeln!(
+            out,
+            "| {n_tokens} | {:.0} | {ours:.0} | {:.2} | {twice:.2} | {} |",
+            ms * 1e3,
+            ms * 1e3 / ours,
+            bounds.join(" | ")
+        )
+        .expect("memory");
+    }
+    out += "\nAt 4096 tokens and more the L2 decides, whose rate is a guess: with tiles of 128 columns and 96 or 192 rows each byte \
+            that it gives is multiplied too few times. Pairs of blocks (`cta_group::2`), which share an operand, are not there \
+            yet. At one token the launches decide: NVFP4 with a scale for each row needs a launch to quantise between the \
+            products.\n";
+    out += "\n## Launches of that layer, µs at full rate by resource\n\n\
+            | tokens | kernel | MB | useful flops | tiles | waves | memory | L2 | tensor | shared | decoding | epilogue | all |\n\
+            |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
+    for n_tokens in TOKENS {
+        for l in launches(variant(&v3, n_tokens), &on, n_tokens) {
+            let part = |name: &str| l.parts.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, s)| s * 1e6);
+            let names = ["memory", "L2", "tensor cores", "shared memory", "decoding", "epilogue"];
+            let parts: Vec<String> = names.iter().map(|n| format!("{:.1}", part(n))).collect();
+            let useful = if l.issued_flops > 0.0 {
+                let rows = (n_tokens * 8) as f64;
+                let panels = if l.name.contains("down") { 1.0 } else { 2.0 };
+                format!("{:.2}", 2.0 * rows * panels * 7168.0 * 2048.0 / l.issued_flops)
+            } else {
+                "—".to_string()
+            };
+            writeln!(
+                out,
+                "| {n_tokens} | {} | {:.1} | {useful} | {:.0} | {:.2} | {} | {:.1} |",
+                l.name,
+                l.bytes / 1e6,
+                l.tiles,
+                l.waves,
+                parts.join(" | "),
+                l.seconds() * 1e6
+            )
+            .expect("memory");
+        }
+    }
+    out += "\n## Layers, µs, shared experts included\n\nIn brackets what takes longest in gate and up.\n\n";
+    let machines = [(&b200.machine, "sm_100f"), (&GB200, "sm_100f"), (&b300, "sm_103a"), (&rtx5090, "sm_120f")];
+    for (machine, target) in machines {
+        let target = Target::by_name(target).expect("a target");
+        let heads: Vec<String> = TOKENS.iter().map(|t| format!("T = {t}")).collect();
+        writeln!(out, "| {} | {} |\n|---|{}", machine.chip, heads.join(" | "), "--:|".repeat(TOKENS.len()))
+            .expect("memory");
+        let on = On { machine, is_sm100: target.name.starts_with("sm_10"), l2: L2_OVER_MEMORY, with_shared: true };
+        for case in &cases {
+            let variants = compile(case, target);
+            let cells: Vec<String> = TOKENS
+                .iter()
+                .map(|&t| {
+                    let l = launches(variant(&variants, t), &on, t);
+                    let bound = l.iter().find(|l| l.issued_flops > 0.0).map_or("", |l| l.bound().0);
+                    format!("{:.0} ({bound})", total(&l, machine) * 1e6)
+                })
+                .collect();
+            writeln!(out, "| {} | {} |", case.name, cells.join(" | ")).expect("memory");
+        }
+        out.push('\n');
+    }
+    out.truncate(out.trim_end().len());
+    out.push('\n');
+    out
+}
+
+/// The times of a layer that is bound by memory, and what its bytes take at the published bandwidth, in seconds.
+pub fn floor_check() -> (f64, f64) {
+    let target = Target::by_name("b200").expect("a target");
+    let case = &cases()[0];
+    let variants =
+        moec_passes::compile(&graph(case), target, &CompileOptions::default()).unwrap_or_else(|d| panic!("{d:?}"));
+    let on = On { machine: &target.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false };
+    let l = launches(variant(&variants, 1), &on, 1);
+    // 8 experts, three matrices, 4 bits and a scale of 8 for each 16.
+    let weights = 8.0 * 3.0 * 7168.0 * 2048.0 * 0.5625;
+    (total(&l, on.machine), weights / target.machine.memory_bytes_per_s)
+}
