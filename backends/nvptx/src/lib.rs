@@ -1,8 +1,9 @@
 //! Tile IR to LLVM to PTX.
 //!
 //! [`emit`] turns a verified tile program into one PTX module for each kernel. Contractions run on the pipeline of the
-//! target's machine generation: `sm100` on `tcgen05` where TMA can address the operands, the portable one of `sm80`
-//! everywhere else. What machines with TMA share is in `pipeline`. All other kernels are the same everywhere (`kernel`).
+//! target's machine generation: `sm100` on `tcgen05` where TMA can address the operands, `sm120` for codes by codes on
+//! block-scaled `mma.sync`, the portable one of `sm80` everywhere else. What machines with TMA share is in `pipeline`. All
+//! other kernels are the same everywhere (`kernel`).
 
 mod code;
 mod decode;
