@@ -91,19 +91,21 @@ impl ActQuant {
         self.scale == ActScale::E4M3Row
     }
 
-    /// The format that users call `name`: `fp8-block`, `fp8-block-pow2`, `fp8-token`, `mxfp8`, `mxfp4` or `nvfp4`.
+    /// The format that users call `name`: `fp8-block`, `fp8-block-pow2`, `fp8-token`, `mxfp8`, `mxfp4`, `nvfp4` or
+    /// `nvfp4-static`.
     pub fn from_name(name: &str) -> Option<ActQuant> {
         ActQuant::NAMES.iter().find(|(n, _)| *n == name).map(|&(_, q)| q)
     }
 
     /// The formats that have a name.
-    pub const NAMES: [(&'static str, ActQuant); 6] = [
+    pub const NAMES: [(&'static str, ActQuant); 7] = [
         ("fp8-block", ActQuant::FP8_BLOCK),
         ("fp8-block-pow2", ActQuant::FP8_BLOCK_POW2),
         ("fp8-token", ActQuant::FP8_TOKEN),
         ("mxfp8", ActQuant::MXFP8),
         ("mxfp4", ActQuant::MXFP4),
         ("nvfp4", ActQuant::NVFP4_ROW),
+        ("nvfp4-static", ActQuant::NVFP4),
     ];
 
     /// Whether the format is one that rows can be quantised to: FP8 e4m3 or FP4 e2m1.
@@ -290,7 +292,7 @@ mod tests {
     #[test]
     fn codes_and_scales_have_the_quantised_values() {
         let row: Vec<f32> = (0..301).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1.7f32.powi(i / 40 - 3)).collect();
-        for q in ActQuant::NAMES.map(|(_, q)| q).into_iter().chain([ActQuant::NVFP4]) {
+        for q in ActQuant::NAMES.map(|(_, q)| q) {
             let coded = q.encode(&row, 0.37);
             let format = q.stored();
             let scales: Vec<u8> = coded.scales.iter().flat_map(|&s| format.scale.encode(s)).collect();

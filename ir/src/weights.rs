@@ -55,6 +55,9 @@ pub enum WeightSource {
     },
     /// The first of these sources whose tensors are in the checkpoint: layouts that differ between publishers.
     FirstOf(Vec<WeightSource>),
+    /// One number: the largest of the static scales of activations that a checkpoint holds beside these matrices. Rows that
+    /// several matrices multiply are quantised once, so that they have one scale.
+    LargestInputScale(Vec<WeightSource>),
 }
 
 impl WeightSource {

@@ -84,7 +84,8 @@ fn tile_programs_compute_the_layer_at_every_level() {
 #[test]
 fn quantised_activations_run_as_written_in_every_form() {
     for layer in layers() {
-        for (name, q) in ActQuant::NAMES {
+        // Static scales are of checkpoints in NVFP4.
+        for (name, q) in ActQuant::NAMES.into_iter().filter(|(_, q)| !q.has_global()) {
             let graph = graph::quantise_activations(&layer.graph(), q).unwrap();
             assert_eq!(graph::verify(&graph), vec![], "{layer:?} {name}");
             let (inputs, params) = tensors(&graph, 7, 5);

@@ -10,3 +10,4 @@ pub mod quantised;
 pub mod recorded;
 pub mod time_model;
 pub mod traffic;
+pub mod wide;

@@ -75,7 +75,59 @@ fn main() {
             trials.push(Trial::test(name, move || same_bits(&dir, target)));
         }
     }
+    for dir in ["qwen3_moe.nvfp4-modelopt", "qwen3_moe.nvfp4-ct"] {
+        for (name, engine) in [("jit", Engine::Jit), ("sm_100a", Engine::Emulator("sm_100a"))] {
+            trials.push(Trial::test(format!("static-scales/{name}/{dir}"), move || {
+                static_scales(&folder().join(dir), engine)
+            }));
+        }
+    }
     libtest_mimic::run(&args, trials).exit();
+}
+
+/// Rows are rounded with the scales that the checkpoint holds, each publisher's in its own direction.
+fn static_scales(dir: &Path, engine: Engine) -> Result<(), Failed> {
+    let text = |d: moec::Diagnostic| format!("{d} {:?}", d.notes);
+    let model = Model::open(dir).map_err(|d| format!("{d:?}"))?;
+    let layer = model.layer_as(recorded_layer(dir), Some(moec_ir::DType::F32)).map_err(|d| format!("{d:?}"))?;
+    let layer = layer.with_activations(moec::Activations::Rounded(moec_ir::ActQuant::NVFP4)).map_err(text)?;
+    let checkpoint = Checkpoint::open(dir).map_err(text)?;
+    let n_experts = layer.facts.as_ref().map_or(0, |f| f.n_experts);
+    // The largest of the experts' scales, from the names and the formula of the publisher.
+    let largest = |matrices: &[&str]| -> Result<f32, Failed> {
+        let mut most = 0f32;
+        for e in 0..n_experts {
+            for m in matrices {
+                let stem = format!("model.layers.0.mlp.experts.{e}.{m}");
+                let find = |name: &str| checkpoint.tensor(&format!("{stem}.{name}")).ok().flatten()?.to_tensor();
+                let scale = find("input_scale").map(|t| t.floats()[0]);
+                let scale = scale.or_else(|| find("input_global_scale").map(|t| 1.0 / t.floats()[0]));
+                most = most.max(scale.ok_or_else(|| format!("no scale beside {stem}"))?);
+            }
+        }
+        Ok(most)
+    };
+    let mut params = Vec::new();
+    for p in &layer.graph.params {
+        let scale = |v: f32| Tensor::float(moec_ir::DType::F32, &[1], vec![v]);
+        params.push(match p.name.as_str() {
+            "experts.gate.input_scale" => scale(largest(&["gate_proj", "up_proj"])?),
+            "experts.down.input_scale" => scale(largest(&["down_proj"])?),
+            _ => moec_tests::recorded::read(&checkpoint, p)?,
+        });
+    }
+    if layer.graph.params.iter().filter(|p| p.name.ends_with("input_scale")).count() != 2 {
+        return Err("rows before gate and up, and rows before down, should have a scale each".into());
+    }
+    let input = moec::random_tensor(&layer.graph.inputs[0].ty, 5, 3, "input");
+    let want = moec_ir::graph::evaluate(&layer.graph, std::slice::from_ref(&input), &params).map_err(text)?;
+    let mut session = load(&layer, dir, engine, 5).map_err(text)?;
+    let result = session.run(&[("input", &input)]).map_err(text)?;
+    if let Some(finding) = result.findings.first() {
+        return Err(format!("the emulator found: {finding}").into());
+    }
+    let error = result.output("output").ok_or("the layer has no `output`")?.relative_error(&want[0]);
+    if error > 1e-3 { Err(format!("relative error {error:.2e}").into()) } else { Ok(()) }
 }
 
 /// Checkpoints of which some weights lie in memory as they are published.

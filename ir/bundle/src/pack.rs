@@ -3,6 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::coded;
 use crate::convert::{Source, convert_row};
+use crate::input_scale;
 use crate::integers::{self, Integers};
 use crate::quantised::{self, Quantised};
 use crate::strided::{Row, Strided};
@@ -26,11 +27,15 @@ use std::sync::Arc;
 ///
 /// # Errors
 /// `tensor-missing`, `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-steps-mismatch`, `stored-format-mismatch`,
-/// `scale-not-exact`,
+/// `scale-not-exact`, `quantised-scale-missing`,
 /// `weight-out-of-range`, `buffer-shape-mismatch`, and those of [`Checkpoint::tensor`].
 pub fn pack_weight(checkpoint: &Checkpoint, param: &Param, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
     if coded::is_part(buffer) {
         return coded::pack_part(checkpoint, param, buffer, dst);
+    }
+    if let WeightSource::LargestInputScale(of) = &param.source {
+        let scale = input_scale::largest(checkpoint, of)?;
+        return pack_tensor(&Tensor::float(DType::F32, &[1], vec![scale]), param, buffer, dst);
     }
     let layout = Layout::new(param, buffer, dst.len())?;
     let pieces = resolve(checkpoint, param)?;
@@ -58,7 +63,7 @@ pub fn borrow_weight<'a>(
     param: &Param,
     buffer: &Buffer,
 ) -> Result<Option<&'a [u8]>, Diagnostic> {
-    if coded::is_part(buffer) {
+    if coded::is_part(buffer) || matches!(param.source, WeightSource::LargestInputScale(_)) {
         return Ok(None);
     }
     Layout::new(param, buffer, buffer.bytes(0) as usize)?;
@@ -220,12 +225,12 @@ fn resolve_one<'a>(
                 .map(|e| piece(checkpoint, param, &template.replace("{e}", &e.to_string()), steps, &want[1..]))
                 .collect()
         }
-        WeightSource::FirstOf(_) => Err(missing(checkpoint, param)),
+        WeightSource::FirstOf(_) | WeightSource::LargestInputScale(_) => Err(missing(checkpoint, param)),
     }
 }
 
 /// The sources, depth first, that have tensors in the checkpoint.
-fn existing<'s>(checkpoint: &Checkpoint, source: &'s WeightSource, out: &mut Vec<&'s WeightSource>) {
+pub(crate) fn existing<'s>(checkpoint: &Checkpoint, source: &'s WeightSource, out: &mut Vec<&'s WeightSource>) {
     match source {
         WeightSource::Tensor { names, .. } if names.iter().any(|n| quantised::contains(checkpoint, n)) => {
             out.push(source);
@@ -233,12 +238,12 @@ fn existing<'s>(checkpoint: &Checkpoint, source: &'s WeightSource, out: &mut Vec
         WeightSource::PerExpert { names, first, .. } if template(checkpoint, names, *first).is_some() => {
             out.push(source)
         }
-        WeightSource::Tensor { .. } | WeightSource::PerExpert { .. } => {}
+        WeightSource::Tensor { .. } | WeightSource::PerExpert { .. } | WeightSource::LargestInputScale(_) => {}
         WeightSource::FirstOf(list) => list.iter().for_each(|s| existing(checkpoint, s, out)),
     }
 }
 
-fn template<'s>(checkpoint: &Checkpoint, names: &'s [String], first: u64) -> Option<&'s String> {
+pub(crate) fn template<'s>(checkpoint: &Checkpoint, names: &'s [String], first: u64) -> Option<&'s String> {
     names.iter().find(|n| quantised::contains(checkpoint, &n.replace("{e}", &first.to_string())))
 }
 
@@ -465,7 +470,9 @@ fn candidates(source: &WeightSource, out: &mut Vec<String>) {
         WeightSource::PerExpert { names, first, .. } => {
             out.extend(names.iter().map(|n| n.replace("{e}", &first.to_string())));
         }
-        WeightSource::FirstOf(list) => list.iter().for_each(|s| candidates(s, out)),
+        WeightSource::FirstOf(list) | WeightSource::LargestInputScale(list) => {
+            list.iter().for_each(|s| candidates(s, out));
+        }
     }
 }
 

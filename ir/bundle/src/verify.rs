@@ -305,6 +305,10 @@ fn source(s: &WeightSource) -> Result<(), String> {
             ensure(!list.is_empty(), || "is an empty choice".into())?;
             return list.iter().try_for_each(source);
         }
+        WeightSource::LargestInputScale(list) => {
+            ensure(!list.is_empty(), || "is a scale of nothing".into())?;
+            return list.iter().try_for_each(source);
+        }
     };
     ensure(!names.is_empty(), || "has no names".into())?;
     for step in steps {

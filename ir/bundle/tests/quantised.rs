@@ -478,3 +478,35 @@ fn weights_of_another_format_than_compiled_for_are_refused() {
     let given = pack_tensor(&Tensor::float(DType::F32, &[2, 32], vec![0.0; 64]), &p, &codes, &mut out);
     assert_eq!(given.err().map(|d| d.code), Some("stored-format-mismatch".to_string()));
 }
+
+#[test]
+fn the_largest_static_scale_serves_all_experts() {
+    let codes = ("F8_E4M3", bytes(6, 2));
+    let weight = |name: &'static str| (name, codes.0, &[2usize, 3] as &[usize], codes.1.clone());
+    let scale = |name: &'static str, v: f32| (name, "F32", &[] as &[usize], floats(&[v]));
+    let (_dir, c) = checkpoint(&[
+        weight("e.0.gate.weight"),
+        weight("e.1.gate.weight"),
+        weight("e.0.up.weight"),
+        weight("e.1.up.weight"),
+        // ModelOpt multiplies, compressed-tensors divides: the least of its scales is the largest.
+        scale("e.0.gate.input_scale", 0.5),
+        scale("e.1.gate.input_scale", 0.25),
+        scale("e.0.up.input_global_scale", 4.0),
+        scale("e.1.up.input_global_scale", 1.25),
+        weight("none.weight"),
+        weight("bad.weight"),
+        scale("bad.input_global_scale", 0.0),
+    ]);
+    let experts = |name: &str| WeightSource::per_expert(format!("e.{{e}}.{name}.weight"), 2);
+    let largest = |of: Vec<WeightSource>| read_as(&c, &[1], WeightSource::LargestInputScale(of));
+    assert_eq!(largest(vec![experts("gate")]), Ok(vec![0.5]));
+    assert_eq!(largest(vec![experts("gate"), experts("up")]), Ok(vec![1.0 / 1.25]));
+    for (name, code) in [
+        ("none.weight", "quantised-scale-missing"),
+        ("absent.weight", "quantised-scale-missing"),
+        ("bad.weight", "quantised-scale-mismatch"),
+    ] {
+        assert_eq!(largest(vec![WeightSource::tensor(name)]).unwrap_err().code, code, "{name}");
+    }
+}

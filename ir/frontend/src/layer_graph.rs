@@ -377,7 +377,7 @@ fn stored(v: &Json) -> Result<QuantFormat, Diagnostic> {
 }
 
 fn source(v: &Json, depth: u32) -> Result<WeightSource, Diagnostic> {
-    let expected = "a tensor name, or an object with `tensor`, `per_expert` or `first_of`";
+    let expected = "a tensor name, or an object with `tensor`, `per_expert`, `first_of` or `largest_input_scale`";
     if v.is_string() {
         return Ok(WeightSource::tensor(v.string()?));
     }
@@ -407,6 +407,15 @@ fn source(v: &Json, depth: u32) -> Result<WeightSource, Diagnostic> {
             return Err(v.out_of_range(&format!("nested at most {MAX_DEPTH} deep")));
         }
         return Ok(WeightSource::FirstOf(
+            sources.list()?.iter().map(|s| source(s, depth + 1)).collect::<Result<_, Diagnostic>>()?,
+        ));
+    }
+    if let Some(sources) = o.get("largest_input_scale") {
+        only(&["largest_input_scale"])?;
+        if depth >= MAX_DEPTH {
+            return Err(v.out_of_range(&format!("nested at most {MAX_DEPTH} deep")));
+        }
+        return Ok(WeightSource::LargestInputScale(
             sources.list()?.iter().map(|s| source(s, depth + 1)).collect::<Result<_, Diagnostic>>()?,
         ));
     }
@@ -580,6 +589,10 @@ fn source_text(source: &WeightSource) -> String {
         WeightSource::FirstOf(sources) => {
             let sources: Vec<String> = sources.iter().map(source_text).collect();
             format!("{{ \"first_of\": [{}] }}", sources.join(", "))
+        }
+        WeightSource::LargestInputScale(sources) => {
+            let sources: Vec<String> = sources.iter().map(source_text).collect();
+            format!("{{ \"largest_input_scale\": [{}] }}", sources.join(", "))
         }
     }
 }

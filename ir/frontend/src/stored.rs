@@ -45,7 +45,7 @@ fn fits(param: &Param, format: &QuantFormat) -> bool {
 fn names(source: &WeightSource) -> Vec<&String> {
     match source {
         WeightSource::Tensor { names, .. } | WeightSource::PerExpert { names, .. } => names.iter().collect(),
-        WeightSource::FirstOf(list) => list.iter().flat_map(names).collect(),
+        WeightSource::FirstOf(list) | WeightSource::LargestInputScale(list) => list.iter().flat_map(names).collect(),
     }
 }
 
@@ -54,6 +54,7 @@ fn whole_blocks(source: &WeightSource, format: &QuantFormat) -> bool {
     let steps = match source {
         WeightSource::Tensor { steps, .. } | WeightSource::PerExpert { steps, .. } => steps,
         WeightSource::FirstOf(list) => return list.iter().all(|s| whole_blocks(s, format)),
+        WeightSource::LargestInputScale(_) => return false,
     };
     // Single rows may be chosen as one likes; blocks of rows only whole.
     let any_rows = format.block_rows <= 1;

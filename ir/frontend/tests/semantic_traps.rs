@@ -299,7 +299,7 @@ fn gate_and_up_lie_as_the_family_publishes_them() {
             WeightSource::Tensor { names, steps } | WeightSource::PerExpert { names, steps, .. } => {
                 if names.iter().any(|n| n.contains(tensor)) { steps.clone() } else { Vec::new() }
             }
-            WeightSource::FirstOf(list) => {
+            WeightSource::FirstOf(list) | WeightSource::LargestInputScale(list) => {
                 list.iter().map(|s| steps(s, tensor)).find(|s| !s.is_empty()).unwrap_or_default()
             }
         }

@@ -261,6 +261,9 @@ impl Layer {
             0 => WeightSource::Tensor { names: vec![format!("a.{name}"), format!("b \"{name}\"\n")], steps },
             1 if shape.len() == 3 => WeightSource::per_expert(format!("layer.{{e}}.{name}"), shape[0]),
             2 => WeightSource::FirstOf(vec![WeightSource::per_expert(format!("layer.{{e}}.{name}"), shape[0]), whole]),
+            3 if shape == [1] => {
+                WeightSource::LargestInputScale(vec![whole, WeightSource::per_expert("{e}.weight", 3)])
+            }
             _ => whole,
         };
         self.b.param(name, TensorType::fixed(dtype, shape), source)

@@ -379,9 +379,12 @@ impl<'a> Parser<'a> {
                 Ok(WeightSource::PerExpert { names, first, count, steps: self.steps()? })
             }
             Ok("first_of") if depth < MAX_DEPTH => Ok(WeightSource::FirstOf(self.list(|p| p.source(depth + 1))?)),
+            Ok("largest_input_scale") if depth < MAX_DEPTH => {
+                Ok(WeightSource::LargestInputScale(self.list(|p| p.source(depth + 1))?))
+            }
             Ok(_) | Err(_) => {
                 self.at = start;
-                Err(self.expected("tensor, per_expert or first_of"))
+                Err(self.expected("tensor, per_expert, first_of or largest_input_scale"))
             }
         }
     }

@@ -64,7 +64,7 @@ fn attr_text(attr: &Attr) -> String {
 }
 
 /// A weight source in the text form: `tensor("a" | "b") transpose`, `per_expert(8, "…{e}…")`,
-/// `per_expert(8 from 16, "…{e}…")`, `first_of(…, …)`.
+/// `per_expert(8 from 16, "…{e}…")`, `first_of(…, …)`, `largest_input_scale(…, …)`.
 pub fn source(source: &WeightSource) -> String {
     let names = |names: &[String]| names.iter().map(|n| quoted(n)).collect::<Vec<_>>().join(" | ");
     match source {
@@ -76,6 +76,10 @@ pub fn source(source: &WeightSource) -> String {
         WeightSource::FirstOf(sources) => {
             let all: Vec<String> = sources.iter().map(self::source).collect();
             format!("first_of({})", all.join(", "))
+        }
+        WeightSource::LargestInputScale(sources) => {
+            let all: Vec<String> = sources.iter().map(self::source).collect();
+            format!("largest_input_scale({})", all.join(", "))
         }
     }
 }

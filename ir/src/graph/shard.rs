@@ -555,6 +555,8 @@ fn slice(source: &mut WeightSource, axis: usize, range: &Range<u64>) {
             }
         }
         WeightSource::FirstOf(list) => list.iter_mut().for_each(|s| slice(s, axis, range)),
+        // One number has no parts.
+        WeightSource::LargestInputScale(_) => {}
     }
 }
 

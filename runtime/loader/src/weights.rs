@@ -6,6 +6,7 @@ use moec_bundle::manifest::ParamInfo;
 use moec_bundle::{Checkpoint, borrow_weight, is_part, pack_tensor, pack_weight};
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::Buffer;
+use moec_ir::weights::WeightSource;
 use moec_ir::{DType, Tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -111,6 +112,9 @@ pub(crate) fn random_bits(key: u64, index: u64) -> u64 {
     z ^ (z >> 31)
 }
 
+/// The static scale of activations with random weights: for rows whose largest magnitude is 4, in NVFP4.
+const INPUT_SCALE: f32 = 4.0 / (6.0 * 448.0);
+
 /// The value of element `index` of a random parameter: uniform, of variance `1 / cols`, so that a product of many keeps
 /// the size of its input.
 fn random_value(key: u64, cols: u64, index: u64) -> f32 {
@@ -143,6 +147,9 @@ pub fn random_tensor(seed: u64, param: &ParamInfo) -> Tensor {
         values.chunks_exact_mut(cols.max(1)).enumerate().for_each(|(r, row)| codes.values(r as u64, row));
         return Tensor::float(ty.dtype, &shape, values);
     }
+    if matches!(param.source, WeightSource::LargestInputScale(_)) {
+        return Tensor::float(ty.dtype, &shape, vec![INPUT_SCALE; n]);
+    }
     let key = random_key(seed, name);
     Tensor::float(ty.dtype, &shape, (0..n as u64).map(|i| random_value(key, cols as u64, i)).collect())
 }
@@ -164,6 +171,7 @@ fn fill_random(seed: u64, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) ->
         let mut values = vec![0.0; cols];
         match &codes {
             Some(codes) => codes.values(r as u64, &mut values),
+            None if matches!(param.source, WeightSource::LargestInputScale(_)) => values.fill(INPUT_SCALE),
             None => {
                 let value = |c| random_value(key, cols as u64, (r * cols + c) as u64);
                 values.iter_mut().enumerate().for_each(|(c, v)| *v = value(c));
@@ -191,7 +199,6 @@ mod tests {
     use super::*;
     use moec_ir::shape::{Dim, TensorType};
     use moec_ir::tile::Role;
-    use moec_ir::weights::WeightSource;
 
     #[test]
     fn random_weights_are_the_packed_random_tensor() {

@@ -2,6 +2,7 @@
 
 use moec_ir::graph::Graph;
 use moec_ir::shape::TensorType;
+use moec_ir::weights::WeightSource;
 use moec_ir::{DType, Tensor};
 
 /// A small generator of numbers: the same on every machine.
@@ -58,6 +59,10 @@ pub fn random_params(graph: &Graph, seed: u64) -> Vec<Tensor> {
     let param = |p: &moec_ir::graph::Param| {
         let shape: Vec<usize> = p.ty.shape.iter().map(|d| d.at(0) as usize).collect();
         let n = shape.iter().product();
+        if matches!(p.source, WeightSource::LargestInputScale(_)) {
+            // For rows whose largest magnitude is 4, in NVFP4.
+            return Tensor::float(p.ty.dtype, &shape, vec![4.0 / (6.0 * 448.0); n]);
+        }
         let matrix = shape.len() > 1 && !p.name.ends_with("bias");
         let scale = if matrix { (3.0 / shape[shape.len() - 1] as f32).sqrt() } else { 0.1 };
         Tensor::float(p.ty.dtype, &shape, Random::new(seed, &p.name).values(n, scale))

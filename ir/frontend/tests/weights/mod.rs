@@ -70,6 +70,7 @@ impl Tensors {
                 }
                 Err(errors.join("; "))
             }
+            WeightSource::LargestInputScale(_) => Err("a scale of activations is no weight".to_string()),
         }
     }
 }

@@ -122,7 +122,7 @@ pub struct CompileArgs {
     /// Round activations before the expert matrices to this format, or to the one that the checkpoint's config names
     /// [default: they stay in the layer's type].
     #[arg(long, value_parser = parse_activations,
-          value_name = "as-published|fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4")]
+          value_name = "as-published|fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4|nvfp4-static")]
     pub activations: Option<moec::Activations>,
 }
 
