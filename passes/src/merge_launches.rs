@@ -3,7 +3,7 @@
 //! Both become segments of one launch, so that their tiles fill the machine together. Legal when nothing between the two
 //! kernels makes what the moved one reads or reads what it makes.
 
-use moec_ir::tile::{Body, BufferId, Groups, Kernel, Program, Segment};
+use moec_ir::tile::{Body, BufferId, Groups, Kernel, Panel, Program, Segment};
 
 /// Merges every dense product into a grouped one where that is legal. Numeric class: exact.
 pub fn merge_launches(program: &mut Program) {
@@ -40,12 +40,14 @@ fn may_pass(kernel: &Kernel, others: &[Kernel]) -> bool {
     others.iter().all(|other| !other.body.operands().into_iter().any(conflicts))
 }
 
-/// One launch has one kind of multiply: element types of activations and weights have to agree.
+/// One launch has one kind of multiply: element types of activations and weights have to agree; codes that are multiplied
+/// with codes, too, for an instruction takes two types of them.
 fn same_types(program: &Program, d: usize, g: usize) -> bool {
     let types = |k: usize| match &program.kernels[k].body {
         Body::Contract(c) => {
             let of = |s: &Segment| {
-                let rows = s.a_quant.as_ref().map(|q| q.q);
+                let codes = |p: &Panel| p.quant.as_ref().map(|q| q.format.code);
+                let rows = s.a_quant.as_ref().map(|q| (q.q, s.panels.iter().map(codes).collect::<Vec<_>>()));
                 (program.buffer(s.a).dtype, rows, c.scaled_product(), s.panels[0].dtype(program), s.panels.len())
             };
             c.segments.first().map(of)

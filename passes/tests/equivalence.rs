@@ -160,6 +160,32 @@ fn codes_are_multiplied_with_codes_where_the_machine_does_it() {
 }
 
 #[test]
+fn weights_of_different_codes_are_multiplied_in_launches_of_their_own() {
+    let format = |code| QuantFormat { code, scale: ScaleCode::E8M0, block_rows: 1, block_cols: 32 };
+    let layer = deepseek(DType::BF16);
+    let mut graph = coded(&layer, ActQuant::MXFP8, format(Code::E2M1));
+    for p in graph.params.iter_mut().filter(|p| p.name.contains("shared") && p.stored.is_some()) {
+        p.stored = Some(format(Code::E4M3));
+    }
+    let (inputs, params) = tensors(&graph, 7, 5);
+    let want = graph::evaluate(&graph, &inputs, &params).unwrap();
+    for v in variants(&graph, 2, Numerics::Deterministic) {
+        let code = |p: &tile::Panel| p.quant.as_ref().map(|q| q.format.code);
+        let mut seen = Vec::new();
+        for k in &v.program.kernels {
+            let Body::Contract(c) = &k.body else { continue };
+            assert!(c.segments.iter().all(|s| s.a_quant.is_some()), "{}", v.program);
+            let codes: Vec<_> = c.segments.iter().flat_map(|s| s.panels.iter().map(code)).collect();
+            assert!(codes.iter().all(|c| *c == codes[0]), "{}", v.program);
+            seen.push(codes[0]);
+        }
+        assert!(seen.contains(&Some(Code::E2M1)) && seen.contains(&Some(Code::E4M3)), "{seen:?}");
+        let got = tile::evaluate(&v.program, &inputs, &params, 7).unwrap();
+        same(&got, &want, 1e-2, "two codes");
+    }
+}
+
+#[test]
 fn a_format_with_a_given_scale_is_refused_where_none_is_given() {
     let refused = graph::quantise_activations(&plain(DType::BF16).graph(), ActQuant::NVFP4).unwrap_err();
     assert_eq!(refused.code, "activation-format-needs-scale");

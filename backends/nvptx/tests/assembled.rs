@@ -296,6 +296,84 @@ fn products_of_codes_on_sm_120_are_instructions_of_its_tensor_cores() {
 }
 
 #[test]
+fn products_of_codes_on_sm_100_are_instructions_of_its_tensor_cores() {
+    let Some(ptxas) = find_ptxas() else { return };
+    let mut beside = places();
+    beside.extend(ptxas.parent().map(Path::to_path_buf));
+    let Ok(nvdisasm) = ptxas::find_tool("nvdisasm", None, &beside) else {
+        eprintln!("skipped: no nvdisasm; `cargo xtask tools` installs it");
+        return;
+    };
+    use moec_ir::act_quant::ActQuant;
+    use moec_ir::quant::{Code, QuantFormat, ScaleCode};
+    let format = |code, scale, block_rows, block_cols| QuantFormat { code, scale, block_rows, block_cols };
+    let mxfp4 = format(Code::E2M1, ScaleCode::E8M0, 1, 32);
+    // The product, and whether block scales are copied to tensor memory.
+    let pairs = [
+        ("fp8", ActQuant::FP8_BLOCK, format(Code::E4M3, ScaleCode::F32, 128, 128), "UTCQMMA", false),
+        ("mxfp8", ActQuant::MXFP8, format(Code::E4M3, ScaleCode::E8M0, 1, 32), "UTCQMMA", true),
+        ("mxfp8-fp4", ActQuant::MXFP8, mxfp4, "UTCQMMA", true),
+        ("mxfp4", ActQuant::MXFP4, mxfp4, "UTCOMMA", true),
+        ("nvfp4", ActQuant::NVFP4, format(Code::E2M1, ScaleCode::E4M3, 1, 16), "UTCOMMA", true),
+    ];
+    let target = Target::by_name("sm_100f").expect("a target");
+    let (mut table, mut spills) = (String::new(), Vec::new());
+    for (name, rows, weights, product, scaled) in pairs {
+        for tile_m in [32, 256] {
+            let s = schedule(tile_m, 128, 128, 16, 8);
+            let s = Schedules { gemm1: s, gemm2: s, ..Schedules::for_rows(32) };
+            let mut program = common::coded::in_codes(layer(&Layer::deepseek_r1(), &s), rows, weights);
+            program.kernels.retain(|k| k.name == "gemm1" || (k.name == "gemm2" && tile_m == 256));
+            let name = format!("{name}/{tile_m}");
+            for image in moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
+                // PTX of the family is one program for all its machines; ptxas makes the code of each.
+                let every = tile_m == 256 && image.entry == "gemm1" && matches!(product, "UTCQMMA");
+                let others = if every { machines(target.name) } else { &["sm_100a"] };
+                for machine in others.iter().filter(|m| **m != "sm_100a") {
+                    let done = ptxas::assemble(&ptxas, &image.ptx, machine);
+                    let done = done.unwrap_or_else(|e| panic!("{name} for {machine}: {e}"));
+                    let entry = done.report.entry(&image.entry).expect("the entry should be reported");
+                    let spilled = (entry.spill_store_bytes, entry.spill_load_bytes);
+                    if spilled != (0, 0) {
+                        spills.push(format!("{name}, {} for {machine}: {spilled:?}", image.entry));
+                    }
+                }
+                let done = ptxas::assemble(&ptxas, &image.ptx, "sm_100a").unwrap_or_else(|e| panic!("{name}: {e}"));
+                let entry = done.report.entry(&image.entry).expect("the entry should be reported");
+                let spilled = (entry.spill_store_bytes, entry.spill_load_bytes);
+                if spilled != (0, 0) {
+                    spills.push(format!("{name}, {} for sm_100a: {spilled:?}", image.entry));
+                }
+                let sass = ptxas::disassemble(&nvdisasm, &done.cubin).unwrap_or_else(|e| panic!("{name}: {e}"));
+                let blocks = opcodes(&sass);
+                let count = |what: &str| blocks.iter().flatten().filter(|o| o.starts_with(what)).count();
+                let products = count(product);
+                assert!(products > 0 && count("UTMALDG") > 0 && count("LDTM") > 0, "{name}: no {product}");
+                assert_eq!(count("UTCCP") > 0, scaled, "{name}: copies of scales");
+                assert_eq!((count("HMMA"), count("UTCHMMA")), (0, 0), "{name} multiplies floats");
+                let loops = blocks.iter().filter(|b| b.iter().any(|o| o.starts_with(product)));
+                let in_loops: usize = loops.map(Vec::len).sum();
+                writeln!(
+                    table,
+                    "{name:<14} {:<6} {product} {:>3} registers, {:>3} threads, {:>6} bytes of shared memory, {:>4.1} \
+                     instructions for a product",
+                    image.entry,
+                    entry.registers,
+                    image.launch.block_threads,
+                    image.launch.dynamic_smem_bytes,
+                    in_loops as f64 / products as f64,
+                )
+                .expect("memory");
+            }
+        }
+    }
+    assert_eq!(spills, [""; 0]);
+    if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
+        insta::assert_snapshot!("scaled_sm_100", table);
+    }
+}
+
+#[test]
 fn odd_sizes_and_types_assemble_without_spills() {
     let Some(ptxas) = find_ptxas() else { return };
     let small = Layer::small(DType::BF16);

@@ -21,7 +21,8 @@ impl Lowering<'_> {
         let Op::Quantise(q) = self.node(x).op else { return Ok((self.value(x)?, None)) };
         let way = |p: &Panel| {
             let weights = p.quant.as_ref().filter(|w| w.format.is_exact(w.round))?;
-            self.target.scaled_product(q, weights.format)
+            // One instruction multiplies all panels.
+            Some((self.target.scaled_product(q, weights.format)?, weights.format.code))
         };
         let first = panels.first().and_then(way);
         if first.is_none() || panels.iter().any(|p| way(p) != first) {

@@ -6,7 +6,7 @@
 //! | `tile_n` | always 128, the lanes of tensor memory |
 //! | `tile_k` | always 128 bytes of shared memory: 128 codes, or 256 of FP4 with FP4 |
 //! | `stages` | as many as asked and as shared memory holds, at least 3 |
-//! | `warps` | always 12: four roles, four for the epilogue, four for scales |
+//! | `warps` | 8: four roles, four for the epilogue; 12 with block scales, which four bring |
 
 use crate::code::{BARRIER_BYTES, ScaledKind};
 use crate::pipeline::{Board, SWIZZLE_BYTES};
@@ -42,7 +42,6 @@ impl ScaledGeometry {
     pub const SETS: u32 = 2;
     /// Sets of scales in tensor memory: while products of one step read theirs, those of the next arrive.
     pub const SCALE_SETS: u32 = 2;
-    pub const WARPS: u32 = 12;
     /// Bytes of four scales of each of 128 rows.
     pub const ATOM_BYTES: u32 = 512;
     /// Bytes of a panel in a stage.
@@ -89,6 +88,13 @@ impl ScaledGeometry {
         let fit = room / g.stage_bytes();
         g.stages = schedule.stages.clamp(3, fit.clamp(3, Self::MOST_STAGES));
         g
+    }
+
+    pub fn warps(&self) -> u32 {
+        match self.way {
+            Way::Blocks(_) => 12,
+            Way::Steps => 8,
+        }
     }
 
     /// Elements along k of a step.
@@ -141,11 +147,11 @@ impl ScaledGeometry {
         (self.scales() + (self.panels + self.row_groups()) * self.atoms() * Self::ATOM_BYTES).next_multiple_of(1024)
     }
 
-    /// Bytes of the f32 factors of a step: one for each column of each panel, and one for each row.
+    /// Bytes of the f32 factors of a step: one for each row.
     pub fn factor_bytes(&self) -> u32 {
         match self.way {
             Way::Blocks(_) => 0,
-            Way::Steps => (self.panels * Self::TILE_N + self.tile_m) * 4,
+            Way::Steps => self.tile_m * 4,
         }
     }
 

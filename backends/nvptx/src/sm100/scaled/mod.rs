@@ -1,4 +1,4 @@
-//! Products of codes with codes: twelve warps, each with one role.
+//! Products of codes with codes: twelve warps or eight, each with one role.
 //!
 //! | warp | role | waits for | arrives at |
 //! |---|---|---|---|
@@ -7,10 +7,11 @@
 //! | 2 | starts copies of scales and products | full stages, empty sums | empty stages, full sums |
 //! | 3 | finds tiles | free places on the board | the board |
 //! | 4-7 | epilogue | full sums | empty sums |
-//! | 8-11 | bring scales | empty stages (f32 scales: empty sums) | full stages (full sums) |
+//! | 8-11 | bring block scales | empty stages | full stages |
 //!
 //! Block scales go through shared memory to tensor memory and are applied by the products. f32 scales are applied by the
-//! epilogue: the sums of each 128 elements of k are a set of their own, which it scales and adds in registers.
+//! epilogue: the sums of each 128 elements of k are a set of their own, which it scales and adds in registers. It loads
+//! them itself: with eight warps a thread has the registers that its sums take.
 
 mod geometry;
 mod results;
@@ -37,8 +38,8 @@ const EPILOGUE: u32 = 4;
 const SCALES: u32 = 8;
 /// Warps that bring scales, and that make the epilogue.
 const TEAM: u32 = 4;
-/// Roles that read the board: three threads or warps, the epilogue and the scales.
-const READERS: u32 = 3 + 2 * TEAM;
+/// Roles that read the board beside the epilogue and the scales.
+const READERS: u32 = 3;
 
 /// Why codes cannot be multiplied in one launch, if they cannot: its instructions have one type of code on each side.
 pub fn unfit(contract: &Contract) -> Option<&'static str> {
@@ -74,7 +75,7 @@ pub fn scaled<'p>(
     let (tensor_maps, segment_maps) = coded_maps(program, contract, operands, sizes, |code| g.spreads(code));
     let launch = GpuLaunch {
         grid: [extent(program, contract, g.tile_m, ScaledGeometry::TILE_N), Extent::fixed(1), Extent::fixed(1)],
-        block_threads: ScaledGeometry::WARPS * 32,
+        block_threads: g.warps() * 32,
         cluster: 1,
         dynamic_smem_bytes: g.smem_bytes(),
         persistent: true,
@@ -94,13 +95,12 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     let board = Board::new(c, c.shared());
     let (warp, elected) = (c.warp(), c.elect());
     c.when(warp.eq(WEIGHTS).and(elected), || {
-        // Scales arrive at what they belong to: a stage, or a set of sums.
-        let (of_stage, of_sums) = if g.way == Way::Steps { (0, TEAM) } else { (TEAM, 0) };
-        full.init(c, 2 + of_stage);
+        let scales = if g.way == Way::Steps { 0 } else { TEAM };
+        full.init(c, 2 + scales);
         empty.init(c, 1);
-        sums_full.init(c, 1 + of_sums);
+        sums_full.init(c, 1);
         sums_empty.init(c, TEAM);
-        board.init(READERS);
+        board.init(READERS + TEAM + scales);
         c.publish_barriers();
     });
     c.when(warp.eq(ACTIVATIONS).and(elected), || {
@@ -126,14 +126,13 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     c.when(warp.eq(TILES), || {
         publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, ScaledGeometry::TILE_N));
     });
-    c.when(warp.ge(EPILOGUE).and(warp.lt(SCALES)), || match g.way {
-        Way::Blocks(_) => block.store_blocks(),
-        Way::Steps => block.store_steps(),
-    });
-    c.when(warp.ge(SCALES), || match g.way {
-        Way::Blocks(_) => block.bring_block_scales(),
-        Way::Steps => block.bring_factors(),
-    });
+    match g.way {
+        Way::Blocks(_) => {
+            c.when(warp.ge(EPILOGUE).and(warp.lt(SCALES)), || block.store_blocks());
+            c.when(warp.ge(SCALES), || block.bring_block_scales());
+        }
+        Way::Steps => c.when(warp.ge(EPILOGUE), || block.store_steps()),
+    }
     c.warp_barrier();
     c.before_sync();
     c.barrier();
@@ -464,41 +463,9 @@ impl<'c> Block<'_, 'c, '_> {
         });
     }
 
-    /// The place of a set's factors.
+    /// The place of the factors of the rows of a set.
     fn factors(&self, slot: I32<'c>) -> Shared<'c> {
         self.k.code.shared().at(ScaledGeometry::first_factors()).plus(slot * self.g.factor_bytes())
-    }
-
-    fn bring_factors(&self) {
-        let c = self.k.code;
-        let g = self.g;
-        let sets = Ring::new(c, ScaledGeometry::SETS);
-        let thread = ((self.warp & 3) << 5) + c.lane();
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
-            self.each_segment(tile, |_, segment| {
-                let (panels, rows) = self.scale_rows(segment, tile, thread);
-                let values =
-                    |step: I32<'c>| -> Vec<F32<'c>> { panels.iter().chain(&rows).map(|r| r.value(step)).collect() };
-                let next: Vec<Var<F32>> = values(c.i32(0)).into_iter().map(|w| c.var(w)).collect();
-                c.range(0, self.n_steps(segment), 1, |step| {
-                    let now: Vec<F32> = next.iter().map(|w| w.get()).collect();
-                    next.iter().zip(values(step + 1)).for_each(|(to, w)| to.set(w));
-                    c.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
-                    let to = self.factors(sets.slot()).plus(thread << 2);
-                    let (of_panels, of_rows) = now.split_at(panels.len());
-                    for (p, &value) in (0u32..).zip(of_panels) {
-                        c.store_f32(to.at(p * ScaledGeometry::TILE_N * 4), value);
-                    }
-                    for &value in of_rows {
-                        let row = to.at(g.panels * ScaledGeometry::TILE_N * 4);
-                        c.when(thread.lt(g.tile_m), || c.store_f32(row, value));
-                    }
-                    c.warp_barrier();
-                    c.when(self.elected, || c.arrive(self.sums_full.at(sets.slot())));
-                    sets.advance();
-                });
-            });
-        });
     }
 
     fn store_blocks(&self) {
@@ -546,13 +513,24 @@ impl<'c> Block<'_, 'c, '_> {
                 // For each sixteen rows and each panel.
                 let totals: Vec<Vec<Vec<Var<F32>>>> =
                     (0..groups).map(|_| (0..panels).map(|_| zero()).collect()).collect();
-                c.range(0, self.n_steps(segment), 1, |_| {
+                // Scales of this thread's column of each panel, and of the row of its number; loaded a step ahead.
+                let (of_panels, of_tokens) = self.scale_rows(segment, tile, column);
+                let values = |step: I32<'c>| -> Vec<F32<'c>> {
+                    of_panels.iter().chain(&of_tokens).map(|r| r.value(step)).collect()
+                };
+                let next: Vec<Var<F32>> = values(c.i32(0)).into_iter().map(|x| c.var(x)).collect();
+                c.range(0, self.n_steps(segment), 1, |step| {
+                    let now: Vec<F32> = next.iter().map(|x| x.get()).collect();
+                    next.iter().zip(values(step + 1)).for_each(|(to, x)| to.set(x));
+                    let (sums, factors) = (from + sets.slot() * g.set_columns(), self.factors(sets.slot()));
+                    let (of_columns, of_row) = now.split_at(panels);
+                    for &x in of_row {
+                        c.when(column.lt(g.tile_m), || c.store_f32(factors.plus(column << 2), x));
+                    }
+                    // The place is written again two steps on: by then all have met once more.
+                    c.barrier_of(results::EPILOGUE_BARRIER, TEAM * 32);
                     c.wait_for(self.sums_full.at(sets.slot()), sets.parity());
                     c.after_sync();
-                    let (sums, factors) = (from + sets.slot() * g.set_columns(), self.factors(sets.slot()));
-                    let of_column =
-                        |p: usize| c.load_f32(factors.plus(column << 2).at(p as u32 * ScaledGeometry::TILE_N * 4));
-                    let of_columns: Vec<F32> = (0..panels).map(of_column).collect();
                     for (group, totals) in (0u32..).zip(&totals) {
                         let first = group * LOAD_COLUMNS;
                         c.when(tile.rows.gt(first), || {
@@ -560,10 +538,10 @@ impl<'c> Block<'_, 'c, '_> {
                             let new: Vec<Vec<F32>> =
                                 (0..panels as u32).map(|p| c.load_tensor(sums + (first + p * g.tile_m))).collect();
                             c.wait_tensor();
-                            let place = factors.at((g.panels * ScaledGeometry::TILE_N + first) * 4);
+                            let place = factors.at(first * 4);
                             let of_rows = (0..LOAD_COLUMNS / 4).flat_map(|i| c.load_words(place.at(16 * i)));
                             for (i, of_row) in of_rows.map(I32::as_f32).enumerate() {
-                                for ((total, new), of_column) in totals.iter().zip(&new).zip(&of_columns) {
+                                for ((total, new), of_column) in totals.iter().zip(&new).zip(of_columns) {
                                     total[i].set(new[i].fma(of_row * *of_column, total[i].get()));
                                 }
                             }

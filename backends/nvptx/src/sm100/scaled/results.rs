@@ -13,7 +13,7 @@ use moec_ir::quant::Code as Codes;
 use moec_ir::tile::{Program, RowQuant, Segment};
 
 /// Barrier of the four warps of the epilogue.
-const EPILOGUE_BARRIER: u32 = 1;
+pub const EPILOGUE_BARRIER: u32 = 1;
 
 /// What is done with the sums of a tile, for one thread.
 pub struct Results<'k, 'c, 'p> {
