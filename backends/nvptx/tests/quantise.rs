@@ -45,7 +45,7 @@ fn program(q: ActQuant, dtype: DType, cols: u64, router: bool) -> Program {
 
 #[test]
 fn codes_and_scales_are_those_of_the_reference() {
-    let formats = ActQuant::NAMES.map(|(_, q)| q);
+    let formats = ActQuant::NAMES.map(|(_, q)| q).into_iter();
     for (n, q) in formats.enumerate() {
         for (dtype, cols) in [(DType::BF16, 384), (DType::F32, 2), (DType::F16, 202), (DType::BF16, 1090)] {
             let program = program(q, dtype, cols, false);
