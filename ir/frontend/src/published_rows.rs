@@ -3,8 +3,8 @@
 //! | says so | activations |
 //! |---|---|
 //! | `quant_method` fp8, `activation_scheme` dynamic | FP8 in blocks of 128 where weights have blocks (`scale_fmt` ue8m0: powers of two), else for each row |
-//! | `input_activations` of a group of compressed-tensors | FP8 for each row or in blocks of 128, MXFP8, MXFP4, when `dynamic` |
-//! | `quant_algo` (ModelOpt) | MXFP8, or FP8 for each row |
+//! | `input_activations` of a group of compressed-tensors | FP8 for each row or in blocks of 128, MXFP8, MXFP4, when `dynamic`; NVFP4 |
+//! | `quant_algo` (ModelOpt) | NVFP4, MXFP8, or FP8 for each row |
 //! | all others | as they are; or in a format whose scale is stored beside the weights, which is told |
 
 use crate::json::{Json, Object};
@@ -17,7 +17,7 @@ pub enum PublishedRows {
     /// Not at all.
     #[default]
     Floats,
-    /// To a format whose scales follow from the rows.
+    /// To a format whose scales follow from the rows, or to NVFP4, whose global scale the checkpoint holds.
     Rounded(ActQuant),
     /// To a format, in words, that moec does not round to by itself: its scale comes from calibration, or its codes are
     /// integers.
@@ -83,7 +83,7 @@ fn by_algo(algo: &str) -> PublishedRows {
         "MXFP8" => PublishedRows::Rounded(ActQuant::MXFP8),
         "FP8_PER_CHANNEL_PER_TOKEN" => PublishedRows::Rounded(ActQuant::FP8_TOKEN),
         "FP8" => PublishedRows::Other("FP8 with a static scale".to_string()),
-        "NVFP4" | "FP4" => PublishedRows::Other("NVFP4 with a static global scale".to_string()),
+        "NVFP4" | "FP4" => PublishedRows::Rounded(ActQuant::NVFP4),
         "MIXED_PRECISION" => PublishedRows::Other("formats that differ from layer to layer".to_string()),
         _ => PublishedRows::Floats,
     }
@@ -115,9 +115,7 @@ fn of_group(rows: &Object) -> PublishedRows {
     };
     match known {
         Some(q) => PublishedRows::Rounded(q),
-        None if is_float && bits == "4" && block == "16" => {
-            PublishedRows::Other("NVFP4 with a static global scale".to_string())
-        }
+        None if is_float && bits == "4" && block == "16" => PublishedRows::Rounded(ActQuant::NVFP4),
         None => {
             let what = if is_float { "FP" } else { "INT" };
             let how = if by_itself { "" } else { " with a static scale" };
@@ -167,7 +165,7 @@ mod tests {
         assert_eq!(group(token), PublishedRows::Rounded(ActQuant::FP8_TOKEN));
         assert_eq!(group("null"), PublishedRows::Floats);
         let nvfp4 = r#"{"num_bits": 4, "type": "float", "group_size": 16, "dynamic": "local"}"#;
-        assert_eq!(group(nvfp4), PublishedRows::Other("NVFP4 with a static global scale".into()));
+        assert_eq!(group(nvfp4), PublishedRows::Rounded(ActQuant::NVFP4));
         let int8 = r#"{"num_bits": 8, "type": "int", "strategy": "token", "dynamic": true}"#;
         assert_eq!(group(int8), PublishedRows::Other("INT8".into()));
         let mx = r#"{"num_bits": 8, "type": "float", "group_size": 32, "dynamic": true}"#;
