@@ -7,12 +7,31 @@ use moec_ir::tile::{Body, BufferId, Groups, Kernel, Panel, Program, Segment};
 
 /// Merges every dense product into a grouped one where that is legal. Numeric class: exact.
 pub fn merge_launches(program: &mut Program) {
+    quantise_early(program);
     while let Some((dense, grouped)) = find(program) {
         let Body::Contract(moved) = program.kernels[dense].body.clone() else { return };
         if let Body::Contract(into) = &mut program.kernels[grouped].body {
             into.segments.extend(moved.segments);
         }
         program.kernels.remove(dense);
+        quantise_early(program);
+    }
+}
+
+/// Moves every kernel that rounds rows to codes to right behind the products that make the rows, or the choice of experts:
+/// what stands between two products keeps them apart.
+fn quantise_early(program: &mut Program) {
+    for i in 1..program.kernels.len() {
+        let mut at = i;
+        while at > 0 && matches!(program.kernels[at].body, Body::Quantise(_)) {
+            let before = &program.kernels[at - 1];
+            let stays = matches!(before.body, Body::Rows(_) | Body::Plan(_) | Body::Quantise(_));
+            if stays || !may_pass(&program.kernels[at], std::slice::from_ref(before)) {
+                break;
+            }
+            program.kernels.swap(at, at - 1);
+            at -= 1;
+        }
     }
 }
 
