@@ -141,13 +141,11 @@ fn chosen(old: &Checkpoint, source: &WeightSource, want: &[u64]) -> Option<Found
     (shapes.last()? == want).then_some(found)
 }
 
-/// Names of stored tensors with their shapes before and after.
-fn stored(
-    old: &Checkpoint,
-    found: &Found,
-    from: &[u64],
-    to: &[u64],
-) -> Result<Vec<(String, Vec<u64>, Vec<u64>)>, String> {
+/// The name of a stored tensor, and its shapes before and after.
+type Widened = (String, Vec<u64>, Vec<u64>);
+
+/// The stored tensors of a parameter.
+fn stored(old: &Checkpoint, found: &Found, from: &[u64], to: &[u64]) -> Result<Vec<Widened>, String> {
     let inner = usize::from(found.per_expert);
     let mut out = Vec::new();
     for name in &found.names {

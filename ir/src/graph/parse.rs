@@ -485,7 +485,10 @@ output "topk_ids" = %3
             ("graph \"g\"\n%0 = add (%0 %1) : f32[T] \"a\"", "2:14: expected `,`"),
             ("graph \"g\"\n%0 = add () : f33[T] \"a\"", "2:15: expected an element type"),
             ("graph \"g\"\n%0 = add () : f32[T*] \"a\"", "2:21: expected a whole number"),
-            ("graph \"g\"\nparam \"p\" : f32[1] = file(\"x\")", "2:22: expected tensor, per_expert or first_of"),
+            (
+                "graph \"g\"\nparam \"p\" : f32[1] = file(\"x\")",
+                "2:22: expected tensor, per_expert, first_of or largest_input_scale",
+            ),
             ("graph \"g\"\nparam \"p\" : f32[1] stored e3m2", "2:27: expected a code of weights"),
             ("graph \"g\"\nparam \"p\" : f32[1] stored int4 by e5m2", "2:35: expected a code of scales"),
             ("graph \"g\"\ninput \"p\" : f32[99999999999999999999]", "2:17: expected a whole number"),
