@@ -15,7 +15,7 @@ pub fn set_schedules(program: &mut Program, target: &Target, n_tokens: u64) {
                 Body::Plan(_) => (1, 1),
                 Body::Map(_) | Body::Combine(_) | Body::Quantise(_) => (1, 256),
             };
-            kernel.schedule = Schedule { tile_m, tile_n, tile_k: 1, stages: 1, warps: 1 };
+            kernel.schedule = Schedule::new(tile_m, tile_n, 1, 1, 1);
         }
         return;
     }
@@ -29,19 +29,17 @@ fn schedule(program: &Program, kernel: &Kernel, target: &Target, n_tokens: u64) 
     match &kernel.body {
         Body::Contract(c) => contract(program, c, target, n_tokens),
         // Few rows for a block while there are few tokens: the logits of a row are the longest step.
-        Body::Rows(_) => {
-            Schedule { tile_m: if n_tokens <= 64 { 4 } else { 16 }, tile_n: 1, tile_k: 64, stages: 1, warps: 8 }
-        }
-        Body::Quantise(_) => Schedule { tile_m: 4, tile_n: 1, tile_k: 1, stages: 1, warps: 4 },
-        Body::Plan(_) => Schedule { tile_m: 1, tile_n: 1, tile_k: 1, stages: 1, warps: 32 },
-        Body::Map(_) | Body::Combine(_) => Schedule { tile_m: 1, tile_n: 1024, tile_k: 1, stages: 1, warps: 4 },
+        Body::Rows(_) => Schedule::new(if n_tokens <= 64 { 4 } else { 16 }, 1, 64, 1, 8),
+        Body::Quantise(_) => Schedule::new(4, 1, 1, 1, 4),
+        Body::Plan(_) => Schedule::new(1, 1, 1, 1, 32),
+        Body::Map(_) | Body::Combine(_) => Schedule::new(1, 1024, 1, 1, 4),
     }
 }
 
 /// Rows of a tile follow the rows that an expert has on average; columns and depth follow from shared memory.
 fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> Schedule {
     let grouped = c.segments.iter().find(|s| matches!(s.groups, Groups::ByExpert { .. })).or(c.segments.first());
-    let Some(segment) = grouped else { return Schedule { tile_m: 16, tile_n: 64, tile_k: 32, stages: 2, warps: 4 } };
+    let Some(segment) = grouped else { return Schedule::new(16, 64, 32, 2, 4) };
     let per_token = if let Dim::PerToken(n) = program.buffer(segment.out).rows { n } else { 1 };
     let experts = program.buffer(segment.panels[0].weights).batch;
     let rows = (n_tokens.saturating_mul(per_token)).div_ceil(experts.max(1));
@@ -66,13 +64,7 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
     };
     if !is_half {
         // Exact f32 on the ordinary units.
-        return Schedule {
-            tile_m: tile_m.min(64),
-            tile_n: if gated { 32 } else { 64 },
-            tile_k: 32,
-            stages: 2,
-            warps: 4,
-        };
+        return Schedule::new(tile_m.min(64), if gated { 32 } else { 64 }, 32, 2, 4);
     }
     let tile_n = if gated { 64 } else { 128 };
     let stages = match (tile_m, small_smem) {
@@ -80,7 +72,7 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
         (128, false) | (_, true) => 3,
         (_, false) => 4,
     };
-    Schedule { tile_m, tile_n, tile_k: 64, stages, warps: if tile_m == 128 { 8 } else { 4 } }
+    Schedule::new(tile_m, tile_n, 64, stages, if tile_m == 128 { 8 } else { 4 })
 }
 
 /// For the tensor cores of sm_100. An instruction takes the rows that a tile really has, so tiles are made for experts
@@ -94,7 +86,7 @@ fn tcgen05(rows: u64, gated: bool) -> Schedule {
         _ => 256,
     };
     // As many stages as shared memory holds: the backend rounds down.
-    Schedule { tile_m, tile_n: 128, tile_k: 64, stages: 16, warps: 8 }
+    Schedule::new(tile_m, 128, 64, 16, 8)
 }
 
 /// For products of codes on sm_120, which takes columns in sixteens and tokens in eights. With few rows a block is small,
@@ -122,5 +114,5 @@ fn mma_of_codes(rows: u64, c: &Contract) -> Schedule {
     let tile_n = tile_n.max(block);
     let tile_k = if few && block < 128 && c.segments.iter().all(four_bits) { 256 } else { 128 };
     let warps = if few { tile_n / 16 } else { 8 };
-    Schedule { tile_m, tile_n, tile_k, stages: if few { 4 } else { 3 }, warps }
+    Schedule::new(tile_m, tile_n, tile_k, if few { 4 } else { 3 }, warps)
 }

@@ -66,7 +66,7 @@ fn program() -> Program {
         let arg = MapArg { buffer: BufferId(from), row: RowAccess::Same, col: ColAccess::From(0) };
         Body::Map(Map { args: vec![arg], expr: Expr::identity(), out: BufferId(to) })
     };
-    let schedule = Schedule { tile_m: 1, tile_n: 8, tile_k: 1, stages: 1, warps: 1 };
+    let schedule = Schedule::new(1, 8, 1, 1, 1);
     let kernel = |name: &str, body| Kernel { name: name.into(), body, schedule };
     Program {
         name: "sample".into(),

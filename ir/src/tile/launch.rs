@@ -72,10 +72,11 @@ impl GpuLaunch {
     /// Blocks along x, y, z for a token count, on a machine that runs `at_once` blocks at a time; whole clusters.
     pub fn blocks(&self, n_tokens: u64, at_once: u64) -> [u64; 3] {
         let mut grid = self.grid.map(|e| e.at(n_tokens));
+        let cluster = u64::from(self.cluster.max(1));
         if self.persistent {
-            grid[0] = grid[0].min(at_once.max(1));
+            grid[0] = grid[0].min((at_once / cluster).max(1) * cluster);
         }
-        grid[0] = grid[0].next_multiple_of(u64::from(self.cluster.max(1)));
+        grid[0] = grid[0].next_multiple_of(cluster);
         grid
     }
 }

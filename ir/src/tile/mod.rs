@@ -30,7 +30,7 @@ pub use eval::{evaluate, evaluate_given};
 pub use launch::{CpuLaunch, Extent, GpuLaunch, MapElem, TensorMap};
 pub use parse::parse;
 pub use rows::{RowId, RowOp, RowOpKind, RowPlan, RowProgram, RowStore};
-pub use schedule::Schedule;
+pub use schedule::{Schedule, Team};
 pub use verify::verify;
 
 use crate::DType;

@@ -5,7 +5,7 @@ use super::{
 };
 use super::{
     Panel, PanelQuant, Role, RowAccess, RowId, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowQuant, RowStore,
-    Schedule, Segment,
+    Schedule, Segment, Team,
 };
 use crate::act_quant::{ActQuant, ActScale};
 use crate::diag::Diagnostic;
@@ -101,7 +101,17 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
     c.expect(",")?;
     let warps = c.small()?;
     c.expect("warps")?;
-    c.expect(")")?;
+    let mut schedule = Schedule::new(tile_m, tile_n, tile_k, stages, warps);
+    while !c.take(")") {
+        c.expect(",")?;
+        match c.word()? {
+            "pair" => schedule.team = Team::Pair,
+            "split" => schedule.team = Team::SplitK,
+            "k_parts" => schedule.k_parts = c.small()?,
+            "dynamic" => schedule.dynamic = true,
+            _ => return Err(c.error("pair, split, k_parts or dynamic before this")),
+        }
+    }
     let body = match c.word()? {
         "contract" => Body::Contract(contract(c)?),
         "rows" => Body::Rows(rows(c)?),
@@ -116,7 +126,7 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
         "combine" => Body::Combine(combine(c)?),
         _ => return Err(c.error("contract, rows, plan, map, quantise or combine before this")),
     };
-    Ok(Kernel { name, body, schedule: Schedule { tile_m, tile_n, tile_k, stages, warps } })
+    Ok(Kernel { name, body, schedule })
 }
 
 fn contract(c: &mut Cursor) -> Parsed<Contract> {

@@ -4,7 +4,7 @@ use super::{
     Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Plan, Program, Quantise, Role,
     RowAccess, RowMap, RowQuant,
 };
-use super::{RowId, RowOp, RowOpKind, RowProgram, Segment};
+use super::{RowId, RowOp, RowOpKind, RowProgram, Segment, Team};
 use crate::act_quant::ActQuant;
 use crate::graph::{GroupScore, Reduce, RenormRule, RowMask};
 use std::fmt::{Display, Formatter, Result, Write};
@@ -50,9 +50,21 @@ impl Display for Kernel {
         let s = &self.schedule;
         write!(
             f,
-            "  kernel {} ({} x {} x {}, {} stages, {} warps) ",
+            "  kernel {} ({} x {} x {}, {} stages, {} warps",
             self.name, s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps
         )?;
+        match s.team {
+            Team::One => {}
+            Team::Pair => write!(f, ", pair")?,
+            Team::SplitK => write!(f, ", split")?,
+        }
+        if s.k_parts != 1 {
+            write!(f, ", k_parts {}", s.k_parts)?;
+        }
+        if s.dynamic {
+            write!(f, ", dynamic")?;
+        }
+        write!(f, ") ")?;
         match &self.body {
             Body::Contract(c) => write!(f, "{c}"),
             Body::Rows(p) => write!(f, "{p}"),

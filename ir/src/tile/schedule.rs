@@ -18,4 +18,48 @@ pub struct Schedule {
     pub stages: u32,
     /// Warps of a block.
     pub warps: u32,
+    /// Blocks that make a tile.
+    #[serde(default)]
+    pub team: Team,
+    /// Parts of the contracted elements whose sums are added one after another, each a sum of its own; 1 for one sum. The
+    /// bits of a result depend on it, so that variants of a layer for different token counts have the same.
+    #[serde(default = "one")]
+    pub k_parts: u32,
+    /// Whether a block that is done takes the work of one that has not started (cluster launch control), rather than
+    /// every n-th tile.
+    #[serde(default)]
+    pub dynamic: bool,
+}
+
+/// Blocks that make a tile of a contraction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Team {
+    /// One.
+    #[default]
+    One,
+    /// Two of a cluster, each with half of the columns and half of the rows, multiply together (`cta_group::2`).
+    Pair,
+    /// A block of a cluster for each of `k_parts`.
+    SplitK,
+}
+
+impl Schedule {
+    /// One block for a tile, one sum, static order.
+    pub const fn new(tile_m: u32, tile_n: u32, tile_k: u32, stages: u32, warps: u32) -> Schedule {
+        Schedule { tile_m, tile_n, tile_k, stages, warps, team: Team::One, k_parts: 1, dynamic: false }
+    }
+
+    /// Blocks of a cluster that make a tile.
+    pub fn blocks(&self) -> u32 {
+        match self.team {
+            Team::One => 1,
+            Team::Pair => 2,
+            Team::SplitK => self.k_parts,
+        }
+    }
+}
+
+fn one() -> u32 {
+    1
 }

@@ -11,7 +11,7 @@
 //! Not checked: that row maps and offsets hold values in range (they are made by plans).
 
 use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
-use super::{Panel, Quantise, RowAccess, RowId, RowMap, RowOpKind, RowProgram, RowQuant, Segment};
+use super::{Panel, Quantise, RowAccess, RowId, RowMap, RowOpKind, RowProgram, RowQuant, Segment, Team};
 use crate::DType;
 use crate::diag::Diagnostic;
 use crate::expr::Expr;
@@ -64,8 +64,11 @@ impl<'a> Verifier<'a> {
             let twin = program.kernels[..i].iter().any(|o| o.name == k.name);
             self.expect(!twin, || format!("two kernels are called `{}`", k.name));
             let s = &k.schedule;
-            let whole = [s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps].iter().all(|&n| n > 0);
+            let whole = [s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps, s.k_parts].iter().all(|&n| n > 0);
             self.expect(whole, || format!("kernel `{}` has a zero in its schedule", k.name));
+            // A cluster has 8 blocks at most on every machine.
+            let split = s.k_parts <= 8 && (s.team != Team::SplitK || s.k_parts > 1);
+            self.expect(split, || format!("kernel `{}` cannot be made in {} parts", k.name, s.k_parts));
             let in_range = k.body.operands().iter().all(|(b, _)| b.index() < program.buffers.len());
             self.expect(in_range, || format!("kernel `{}` names a buffer that does not exist", k.name));
         }

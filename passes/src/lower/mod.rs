@@ -270,7 +270,7 @@ impl<'a> Lowering<'a> {
         let symbol: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         let symbol = if symbol.starts_with(|c: char| c.is_ascii_digit()) { format!("k{symbol}") } else { symbol };
         let name = unique(&symbol, '_', |n| self.program.kernels.iter().any(|k| k.name == n));
-        let schedule = Schedule { tile_m: 1, tile_n: 1, tile_k: 1, stages: 1, warps: 1 };
+        let schedule = Schedule::new(1, 1, 1, 1, 1);
         self.program.kernels.push(Kernel { name, body, schedule });
     }
 

@@ -10,7 +10,7 @@ use moec_ir::tile::{
 };
 use moec_ir::{Activation, DType, Expr, Tensor};
 
-pub const SCHEDULE: Schedule = Schedule { tile_m: 1, tile_n: 16, tile_k: 8, stages: 1, warps: 1 };
+pub const SCHEDULE: Schedule = Schedule::new(1, 16, 8, 1, 1);
 
 /// A layer: router, top-k, plan, grouped GEMMs, combine with a shared expert.
 #[derive(Clone, Debug)]

@@ -109,7 +109,8 @@ impl<'c> Board<'c> {
     }
 }
 
-/// Writes the block's tiles to the board, and after them one without rows. A whole warp calls; `elected` is one lane.
+/// Writes the block's tiles to the board, and after them one without rows. A whole warp calls; `elected` is one lane. The
+/// `team` blocks of a cluster, which make a tile together, find the same tiles.
 pub fn publish_tiles<'c>(
     k: &Kernel<'c, '_>,
     program: &Program,
@@ -117,12 +118,13 @@ pub fn publish_tiles<'c>(
     board: &Board<'c>,
     elected: Bool<'c>,
     (tile_rows, tile_cols): (u32, u32),
+    team: u32,
 ) {
     let c = k.code;
     let n_tokens = k.n_tokens();
     let segments: Vec<Tiles> =
         contract.segments.iter().map(|s| Tiles::new(k, program, s, n_tokens, tile_rows, tile_cols)).collect();
-    let id = c.var(c.block_x());
+    let id = c.var(c.block_x() / team);
     let ring = Ring::new(c, Board::SLOTS);
     c.repeat(|| {
         let found: [_; 4] = std::array::from_fn(|_| c.var(c.i32(0)));
@@ -144,7 +146,7 @@ pub fn publish_tiles<'c>(
         });
         c.warp_barrier();
         ring.advance();
-        id.set(id.get() + c.blocks_x());
+        id.set(id.get() + c.blocks_x() / team);
         (found[3].get() & 0xffff).ne(0)
     });
 }

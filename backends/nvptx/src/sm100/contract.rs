@@ -112,7 +112,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     c.when(warp.eq(ACTIVATIONS), || block.copy_activations());
     c.when(warp.eq(PRODUCTS), || block.multiply());
     c.when(warp.eq(TILES), || {
-        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, Geometry::TILE_N));
+        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, Geometry::TILE_N), 1);
     });
     if g.has_codes() {
         c.when(warp.ge(EPILOGUE).and(warp.lt(DECODE)), || block.store());

@@ -77,7 +77,7 @@ pub struct Schedules {
 }
 
 pub const fn schedule(tile_m: u32, tile_n: u32, tile_k: u32, stages: u32, warps: u32) -> Schedule {
-    Schedule { tile_m, tile_n, tile_k, stages, warps }
+    Schedule::new(tile_m, tile_n, tile_k, stages, warps)
 }
 
 impl Schedules {

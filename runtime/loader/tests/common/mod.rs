@@ -27,7 +27,7 @@ fn map(args: &[u32], out: u32) -> Body {
 }
 
 fn kernel(name: &str, body: Body) -> Kernel {
-    Kernel { name: name.into(), body, schedule: Schedule { tile_m: 1, tile_n: 8, tile_k: 1, stages: 1, warps: 1 } }
+    Kernel { name: name.into(), body, schedule: Schedule::new(1, 8, 1, 1, 1) }
 }
 
 fn buffer(name: &str, dtype: DType, rows: Dim, cols: usize, pitch: usize, role: Role) -> Buffer {

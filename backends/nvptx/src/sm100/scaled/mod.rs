@@ -124,7 +124,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
         Way::Steps => block.multiply_steps(),
     });
     c.when(warp.eq(TILES), || {
-        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, ScaledGeometry::TILE_N));
+        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, ScaledGeometry::TILE_N), 1);
     });
     match g.way {
         Way::Blocks(_) => {
