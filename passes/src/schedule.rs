@@ -85,8 +85,11 @@ fn tcgen05(rows: u64, gated: bool) -> Schedule {
         _ if gated => 128,
         _ => 256,
     };
+    // In the dynamic order as many blocks are launched as there may be tiles: one more for each expert than rows fill. It
+    // evens out tiles of few and of many rows; with less than a tile for an expert too many blocks would find none.
+    let dynamic = rows >= u64::from(tile_m);
     // As many stages as shared memory holds: the backend rounds down.
-    Schedule::new(tile_m, 128, 64, 16, 8)
+    Schedule { dynamic, ..Schedule::new(tile_m, 128, 64, 16, 8) }
 }
 
 /// For products of codes on sm_120, which takes columns in sixteens and tokens in eights. With few rows a block is small,

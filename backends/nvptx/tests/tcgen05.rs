@@ -144,6 +144,26 @@ fn whole_layers_are_right_at_any_token_count() {
     }
 }
 
+/// As many blocks as tiles are launched, and those that run take the tiles of the others.
+#[test]
+fn tiles_that_are_claimed_are_those_of_the_static_order() {
+    let l = Layer { hidden: 264, ffn: 136, shared: 40, ..Layer::small(DType::BF16) };
+    let fixed = layer(&l, &Schedules::for_rows(32));
+    let mut claimed = fixed.clone();
+    claimed.kernels.iter_mut().for_each(|k| k.schedule.dynamic = true);
+    let images = moec_nvptx::emit(&claimed, b200()).expect("kernels");
+    let dynamic = images.iter().filter(|i| i.ptx.contains("clusterlaunchcontrol.try_cancel") && !i.launch.persistent);
+    assert_eq!(dynamic.count(), 2, "both products");
+    for t in [0, 1, 40] {
+        let (inputs, params) = tensors(&fixed, t, 5);
+        let want = run(&fixed, b200(), &inputs, &params, t, 0);
+        for (order, extra) in [(Order::RoundRobin, 0), (Order::Random(1), 3), (Order::Random(2), 0)] {
+            let got = run_in_order(&claimed, b200(), &inputs, &params, t, extra, order);
+            assert_eq!(got, want, "T = {t}, {order:?}");
+        }
+    }
+}
+
 /// A layer with codes for the routed experts and floats for the shared one: the warps of a block decode some tiles and
 /// pass over others.
 #[test]

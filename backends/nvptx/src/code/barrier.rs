@@ -37,10 +37,26 @@ impl<'c> Code<'c> {
         self.call(Intrinsic::BarrierArriveExpect, &[barrier.v.into(), bytes.v.into()]);
     }
 
+    /// Arrives at the barrier that block `rank` of the cluster has at this place: what this thread did before is seen by
+    /// whoever waits with [`Code::wait_for_peers`].
+    pub fn arrive_at_peer(&'c self, barrier: Shared<'c>, rank: impl ToI32<'c>) {
+        let peer = self.of_peer(barrier, rank);
+        self.call(Intrinsic::BarrierArrivePeer, &[peer.into(), self.i32(1).v.into()]);
+    }
+
     /// Waits until the phase of this parity (0 or 1) has ended.
     pub fn wait_for(&'c self, barrier: Shared<'c>, parity: I32<'c>) {
+        self.wait(Intrinsic::BarrierTryWait, barrier, parity);
+    }
+
+    /// As [`Code::wait_for`], where threads of other blocks of the cluster arrive: what they did is seen.
+    pub fn wait_for_peers(&'c self, barrier: Shared<'c>, parity: I32<'c>) {
+        self.wait(Intrinsic::BarrierTryWaitPeers, barrier, parity);
+    }
+
+    fn wait(&'c self, intrinsic: Intrinsic, barrier: Shared<'c>, parity: I32<'c>) {
         self.repeat(|| {
-            let done = self.call(Intrinsic::BarrierTryWait, &[barrier.v.into(), parity.v.into()]);
+            let done = self.call(intrinsic, &[barrier.v.into(), parity.v.into()]);
             match done.and_then(|c| c.try_as_basic_value().basic()) {
                 Some(done @ BasicValueEnum::IntValue(_)) => Bool::from_raw(self, done).not(),
                 _ => {

@@ -94,12 +94,18 @@ pub enum Intrinsic {
     TmemMmaNv4,
     TmemCopyScales,
     NamedBarrier,
+    ClaimCluster,
+    ClaimClusterForAll,
+    IsClaimed,
+    ClaimedBlockX,
+    BarrierArrivePeer,
+    BarrierTryWaitPeers,
 }
 
-/// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `w` i16, `b` i1, `f` float,
+/// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `q` i128, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 83] = [
+const TABLE: [(Intrinsic, &str, &str); 89] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -211,6 +217,12 @@ const TABLE: [(Intrinsic, &str, &str); 83] = [
     (Intrinsic::TmemMmaNv4, "llvm.nvvm.tcgen05.mma.shared.mxf4nvf4.block_scale.block16", "v(tllibttii)"),
     (Intrinsic::TmemCopyScales, "llvm.nvvm.tcgen05.cp.32x128b_warpx4.cg1", "v(tl)"),
     (Intrinsic::NamedBarrier, "llvm.nvvm.barrier.cta.sync.aligned.count", "v(ii)"),
+    (Intrinsic::ClaimCluster, "llvm.nvvm.clusterlaunchcontrol.try_cancel.async.shared", "v(ss)"),
+    (Intrinsic::ClaimClusterForAll, "llvm.nvvm.clusterlaunchcontrol.try_cancel.async.multicast.shared", "v(ss)"),
+    (Intrinsic::IsClaimed, "llvm.nvvm.clusterlaunchcontrol.query_cancel.is_canceled", "b(q)"),
+    (Intrinsic::ClaimedBlockX, "llvm.nvvm.clusterlaunchcontrol.query_cancel.get_first_ctaid.x", "i(q)"),
+    (Intrinsic::BarrierArrivePeer, "llvm.nvvm.mbarrier.arrive.scope.cluster.space.cluster", "v(ci)"),
+    (Intrinsic::BarrierTryWaitPeers, "llvm.nvvm.mbarrier.try.wait.parity.scope.cluster.space.cta", "b(si)"),
 ];
 
 impl Intrinsic {
@@ -245,6 +257,7 @@ fn declare<'c>(context: &'c Context, module: &Module<'c>, name: &str, signature:
             'i' => context.i32_type().into(),
             'w' => context.i16_type().into(),
             'l' => context.i64_type().into(),
+            'q' => context.i128_type().into(),
             'b' => context.bool_type().into(),
             'f' => context.f32_type().into(),
             'h' => context.f16_type().vec_type(2).into(),

@@ -3,8 +3,9 @@
 //! The one module of the layer with `unsafe`: inkwell marks address arithmetic so, because LLVM gives an out-of-range
 //! `inbounds` address no meaning. The arithmetic here is never `inbounds`; it wraps like integers do.
 
-use super::value::{F32, Global, I32, I64, Shared, ToI64, Value};
-use super::{Code, Intrinsic};
+use super::value::{F32, Global, I32, I64, Shared, ToI32, ToI64, Value};
+use super::{CLUSTER, Code, Intrinsic};
+use inkwell::AddressSpace;
 use inkwell::types::BasicTypeEnum;
 use inkwell::values::{BasicValue, BasicValueEnum, IntValue, PointerValue};
 use moec_ir::DType;
@@ -128,10 +129,18 @@ impl<'c> Code<'c> {
 
     /// Writes one f32 to where another block of the cluster has `place`.
     pub fn store_f32_to_peer(&'c self, place: Shared<'c>, rank: I32<'c>, value: F32<'c>) {
-        let peer = self.call(Intrinsic::MapToPeer, &[place.v.into(), rank.v.into()]);
+        self.store_raw(At(self, self.of_peer(place, rank)), value.raw(), 4);
+    }
+
+    /// Where block `rank` of the cluster has `place`.
+    pub(super) fn of_peer(&'c self, place: Shared<'c>, rank: impl ToI32<'c>) -> PointerValue<'c> {
+        let peer = self.call(Intrinsic::MapToPeer, &[place.v.into(), rank.to(self).v.into()]);
         match peer.and_then(|call| call.try_as_basic_value().basic()) {
-            Some(BasicValueEnum::PointerValue(peer)) => self.store_raw(At(self, peer), value.raw(), 4),
-            _ => self.fail("mapa gave no pointer"),
+            Some(BasicValueEnum::PointerValue(peer)) => peer,
+            _ => {
+                self.fail("mapa gave no pointer");
+                self.context.ptr_type(AddressSpace::from(CLUSTER)).const_null()
+            }
         }
     }
 

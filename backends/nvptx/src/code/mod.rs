@@ -5,6 +5,7 @@
 //! or panics: what LLVM's builder refuses is remembered, and [`Code::finish`] tells.
 
 mod barrier;
+mod claim;
 mod flow;
 mod intrinsic;
 mod memory;
@@ -17,6 +18,7 @@ mod value;
 mod warp;
 
 pub use barrier::BARRIER_BYTES;
+pub use claim::CLAIM_BYTES;
 pub use flow::Var;
 pub use intrinsic::Intrinsic;
 pub use scaled::{CodedMma, ScaleWord};
@@ -41,6 +43,8 @@ use std::cell::RefCell;
 const GLOBAL: u16 = 1;
 /// Address space of a block's shared memory.
 const SHARED: u16 = 3;
+/// Address space of the shared memory of a cluster's blocks.
+const CLUSTER: u16 = 7;
 /// LLVM's calling convention `ptx_kernel`.
 const PTX_KERNEL: u32 = 71;
 

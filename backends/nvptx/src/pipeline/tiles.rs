@@ -1,14 +1,16 @@
 //! The order of tiles, and how the roles of a block learn of them.
 //!
-//! All tiles of all segments have a number; block `b` of `n` takes `b`, `b + n`, …. Within an expert the row tiles change
-//! fastest, so that blocks that run together share a panel of weights. One warp turns numbers into tiles and writes them
-//! to a board in shared memory, a few ahead of the warps that read it.
+//! All tiles of all segments have a number. In the static order block `b` of `n` takes `b`, `b + n`, …; in the dynamic one
+//! there are as many blocks as tiles, and a block that is done takes the number of one that has not started. Within an
+//! expert the row tiles change fastest, so that blocks that run together share a panel of weights. One warp turns numbers
+//! into tiles and writes them to a board in shared memory, a few ahead of the warps that read it.
 
+use super::claims::Claims;
 use super::ring::{Barriers, Ring};
 use crate::code::{BARRIER_BYTES, Bool, Code, I32, Shared};
 use crate::kernel::{Grid, Kernel};
 use moec_ir::shape::Dim;
-use moec_ir::tile::{Contract, Extent, Groups, Program, Segment};
+use moec_ir::tile::{Contract, Extent, GpuLaunch, Groups, Program, Schedule, Segment, TensorMap};
 
 /// A tile of the result. All numbers are the same in every thread.
 pub struct Tile<'c> {
@@ -51,12 +53,48 @@ fn n_experts(program: &Program, segment: &Segment) -> u32 {
     segment.panels.first().map_or(1, |p| program.buffer(p.weights).batch as u32)
 }
 
+/// How tiles are given to blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Blocks of a cluster that make a tile together.
+    pub team: u32,
+    /// Whether a block that is done takes the place of one that has not started, rather than every n-th tile.
+    pub dynamic: bool,
+}
+
+impl Order {
+    pub fn of(schedule: &Schedule) -> Order {
+        Order { team: schedule.blocks(), dynamic: schedule.dynamic }
+    }
+
+    /// The launch of a contraction in `threads` threads of a block.
+    pub fn launch(self, tiles: Extent, threads: u32, smem_bytes: u32, tensor_maps: Vec<TensorMap>) -> GpuLaunch {
+        let blocks = Extent { mul: tiles.mul * u64::from(self.team), min: tiles.min * u64::from(self.team), ..tiles };
+        GpuLaunch {
+            grid: [blocks, Extent::fixed(1), Extent::fixed(1)],
+            block_threads: threads,
+            cluster: self.team,
+            dynamic_smem_bytes: smem_bytes,
+            persistent: !self.dynamic,
+            programmatic: false,
+            tensor_maps,
+        }
+    }
+}
+
 /// The board: a ring of tiles in shared memory.
 pub struct Board<'c> {
     c: &'c Code<'c>,
     tiles: Shared<'c>,
     full: Barriers<'c>,
     empty: Barriers<'c>,
+    /// Where responses to claims come, in the dynamic order.
+    claims: Option<Shared<'c>>,
+    /// Tiles that are known ahead. What is claimed is nobody else's, so in the dynamic order it is as few as keep the
+    /// copies busy.
+    slots: u32,
+    /// Blocks that make a tile together.
+    team: u32,
 }
 
 /// Who reads the board.
@@ -68,27 +106,34 @@ pub enum Reader<'c> {
 }
 
 impl<'c> Board<'c> {
-    const SLOTS: u32 = 4;
+    const MOST_SLOTS: u32 = 4;
     const TILE_BYTES: u32 = 16;
+    const CLAIMS: u32 = Self::MOST_SLOTS * (Self::TILE_BYTES + 2 * BARRIER_BYTES);
     /// Shared memory that it takes, at a multiple of 16 bytes.
-    pub const BYTES: u32 = Self::SLOTS * (Self::TILE_BYTES + 2 * BARRIER_BYTES);
+    pub const BYTES: u32 = Self::CLAIMS + Claims::BYTES;
 
-    pub fn new(c: &'c Code<'c>, at: Shared<'c>) -> Board<'c> {
-        let full = at.at(Self::SLOTS * Self::TILE_BYTES);
-        let empty = full.at(Self::SLOTS * BARRIER_BYTES);
-        Board { c, tiles: at, full: Barriers::new(full, Self::SLOTS), empty: Barriers::new(empty, Self::SLOTS) }
+    pub fn new(c: &'c Code<'c>, at: Shared<'c>, order: Order) -> Board<'c> {
+        let slots = if order.dynamic { 2 } else { Self::MOST_SLOTS };
+        let full = at.at(Self::MOST_SLOTS * Self::TILE_BYTES);
+        let empty = full.at(Self::MOST_SLOTS * BARRIER_BYTES);
+        let claims = order.dynamic.then(|| at.at(Self::CLAIMS));
+        let (full, empty) = (Barriers::new(full, slots), Barriers::new(empty, slots));
+        Board { c, tiles: at, full, empty, claims, slots, team: order.team }
     }
 
     /// Makes its barriers for so many readers. One thread calls.
     pub fn init(&self, readers: u32) {
         self.full.init(self.c, 1);
         self.empty.init(self.c, readers);
+        if let Some(room) = self.claims {
+            Claims::init(self.c, self.team, room);
+        }
     }
 
     /// Does `body` for every tile of the block, in order.
     pub fn each_tile(&self, reader: &Reader<'c>, body: impl FnOnce(&Tile<'c>)) {
         let c = self.c;
-        let ring = Ring::new(c, Self::SLOTS);
+        let ring = Ring::new(c, self.slots);
         c.repeat(|| {
             c.wait_for(self.full.at(ring.slot()), ring.parity());
             let [expert, row, col, rest] = c.load_words(self.tiles.plus(ring.slot() * Self::TILE_BYTES));
@@ -110,7 +155,7 @@ impl<'c> Board<'c> {
 }
 
 /// Writes the block's tiles to the board, and after them one without rows. A whole warp calls; `elected` is one lane. The
-/// `team` blocks of a cluster, which make a tile together, find the same tiles.
+/// blocks of a cluster, which make a tile together, find the same tiles.
 pub fn publish_tiles<'c>(
     k: &Kernel<'c, '_>,
     program: &Program,
@@ -118,21 +163,20 @@ pub fn publish_tiles<'c>(
     board: &Board<'c>,
     elected: Bool<'c>,
     (tile_rows, tile_cols): (u32, u32),
-    team: u32,
 ) {
     let c = k.code;
     let n_tokens = k.n_tokens();
     let segments: Vec<Tiles> =
         contract.segments.iter().map(|s| Tiles::new(k, program, s, n_tokens, tile_rows, tile_cols)).collect();
-    let id = c.var(c.block_x() / team);
-    let ring = Ring::new(c, Board::SLOTS);
+    let claims = Claims::new(c, board.team, board.claims);
+    let ring = Ring::new(c, board.slots);
     c.repeat(|| {
         let found: [_; 4] = std::array::from_fn(|_| c.var(c.i32(0)));
-        let mut first = c.i32(0);
+        let (id, mut first) = (claims.number(), c.i32(0));
         for (i, tiles) in segments.iter().enumerate() {
             let n = tiles.count();
-            let local = id.get() - first;
-            c.when(id.get().ge(first).and(local.lt(n)), || {
+            let local = id - first;
+            c.when(claims.is_any().and(id.ge(first)).and(local.lt(n)), || {
                 let tile = tiles.find(c, local);
                 let rest = tile.rows | (i as u32) << 16;
                 found.iter().zip([tile.expert, tile.row, tile.col, rest]).for_each(|(to, x)| to.set(x));
@@ -146,8 +190,9 @@ pub fn publish_tiles<'c>(
         });
         c.warp_barrier();
         ring.advance();
-        id.set(id.get() + c.blocks_x() / team);
-        (found[3].get() & 0xffff).ne(0)
+        let exists = (found[3].get() & 0xffff).ne(0);
+        c.when(exists, || claims.advance(elected));
+        exists
     });
 }
 

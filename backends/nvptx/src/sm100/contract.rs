@@ -18,7 +18,7 @@ use crate::pipeline::{
     Barriers, Board, CodedPanel, Epilogue, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, code_bytes, extent, maps,
     publish_tiles,
 };
-use moec_ir::tile::{BufferId, Contract, Extent, GpuLaunch, Program, RowMap, Schedule, Segment};
+use moec_ir::tile::{BufferId, Contract, Program, RowMap, Schedule, Segment};
 
 const WEIGHTS: u32 = 0;
 const ACTIVATIONS: u32 = 1;
@@ -41,15 +41,8 @@ pub fn contract<'p>(
 ) -> Design<'p> {
     let g = Geometry::cut(program, contract, schedule, smem_limit);
     let (tensor_maps, segment_maps) = maps(program, contract, operands, Geometry::TILE_N, g.box_rows);
-    let launch = GpuLaunch {
-        grid: [extent(program, contract, g.tile_m, Geometry::TILE_N), Extent::fixed(1), Extent::fixed(1)],
-        block_threads: g.warps() * 32,
-        cluster: 1,
-        dynamic_smem_bytes: g.smem_bytes(),
-        persistent: true,
-        programmatic: false,
-        tensor_maps,
-    };
+    let tiles = extent(program, contract, g.tile_m, Geometry::TILE_N);
+    let launch = g.order.launch(tiles, g.warps() * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps, capability);
     // A block has a multiprocessor for itself: it takes nearly all of its shared memory.
     Design { launch, registers: Registers::Plenty, body: Box::new(body) }
@@ -62,7 +55,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     let [full, empty] = pair(Geometry::STAGE_BARRIERS, g.stages);
     let [sums_full, sums_empty] = pair(Geometry::SUMS_BARRIERS, Geometry::SETS);
     let [codes_full, codes_empty] = pair(Geometry::CODE_BARRIERS, g.code_stages);
-    let board = Board::new(c, c.shared());
+    let board = Board::new(c, c.shared(), g.order);
     let decoders = if g.has_codes() { Geometry::DECODERS } else { 0 };
     let (warp, elected) = (c.warp(), c.elect());
 
@@ -112,7 +105,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     c.when(warp.eq(ACTIVATIONS), || block.copy_activations());
     c.when(warp.eq(PRODUCTS), || block.multiply());
     c.when(warp.eq(TILES), || {
-        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, Geometry::TILE_N), 1);
+        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, Geometry::TILE_N));
     });
     if g.has_codes() {
         c.when(warp.ge(EPILOGUE).and(warp.lt(DECODE)), || block.store());

@@ -10,7 +10,7 @@
 //! | `warps` | always 8: one for each role, four for the epilogue; 16 with codes, of which eight decode |
 
 use crate::code::{BARRIER_BYTES, MmaType};
-use crate::pipeline::{Board, SWIZZLE_BYTES, code_bytes};
+use crate::pipeline::{Board, Order, SWIZZLE_BYTES, code_bytes};
 use moec_ir::DType;
 use moec_ir::tile::{Contract, Program, Schedule, Segment};
 
@@ -23,6 +23,7 @@ const MOST_ROWS: u32 = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     pub ty: MmaType,
+    pub order: Order,
     /// Panels, of the segment with most.
     pub panels: u32,
     /// Most rows of a tile.
@@ -77,7 +78,8 @@ impl Geometry {
         };
         let code_bytes = contract.segments.iter().map(codes).max().unwrap_or(0);
         let box_rows = tile_m.min(32);
-        let mut g = Geometry { ty, panels, tile_m, box_rows, stages: 2, code_bytes, code_stages: 0 };
+        let order = Order::of(schedule);
+        let mut g = Geometry { ty, order, panels, tile_m, box_rows, stages: 2, code_bytes, code_stages: 0 };
         let room = smem_limit.saturating_sub(Self::CONTROL_BYTES);
         if code_bytes == 0 {
             let fit = room / g.stage_bytes();

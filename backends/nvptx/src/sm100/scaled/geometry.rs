@@ -9,7 +9,7 @@
 //! | `warps` | 8: four roles, four for the epilogue; 12 with block scales, which four bring |
 
 use crate::code::{BARRIER_BYTES, ScaledKind};
-use crate::pipeline::{Board, SWIZZLE_BYTES};
+use crate::pipeline::{Board, Order, SWIZZLE_BYTES};
 use moec_ir::quant::Code;
 use moec_ir::tile::{Contract, ScaledProduct, Schedule};
 
@@ -26,6 +26,7 @@ pub enum Way {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScaledGeometry {
     pub way: Way,
+    pub order: Order,
     /// Panels, of the segment with most.
     pub panels: u32,
     /// Most rows of a tile.
@@ -83,7 +84,8 @@ impl ScaledGeometry {
             (Way::Steps, _) => 64,
         };
         let tile_m = if schedule.tile_m <= 16 { 16 } else { schedule.tile_m.next_multiple_of(32).min(most) };
-        let mut g = ScaledGeometry { way, panels, tile_m, box_rows: tile_m.min(32), stages: 3 };
+        let order = Order::of(schedule);
+        let mut g = ScaledGeometry { way, order, panels, tile_m, box_rows: tile_m.min(32), stages: 3 };
         let room = smem_limit.saturating_sub(g.first_stage());
         let fit = room / g.stage_bytes();
         g.stages = schedule.stages.clamp(3, fit.clamp(3, Self::MOST_STAGES));

@@ -25,7 +25,7 @@ use crate::pipeline::{
 };
 use geometry::{ScaledGeometry, Way};
 use moec_ir::quant::Code as Codes;
-use moec_ir::tile::{BufferId, Contract, Extent, GpuLaunch, Program, RowMap, Schedule, Segment};
+use moec_ir::tile::{BufferId, Contract, Program, RowMap, Schedule, Segment};
 use results::Results;
 use scales::ScaleRow;
 
@@ -73,15 +73,8 @@ pub fn scaled<'p>(
     let g = ScaledGeometry::cut(contract, schedule, smem_limit);
     let sizes = (ScaledGeometry::TILE_N, g.box_rows);
     let (tensor_maps, segment_maps) = coded_maps(program, contract, operands, sizes, |code| g.spreads(code));
-    let launch = GpuLaunch {
-        grid: [extent(program, contract, g.tile_m, ScaledGeometry::TILE_N), Extent::fixed(1), Extent::fixed(1)],
-        block_threads: g.warps() * 32,
-        cluster: 1,
-        dynamic_smem_bytes: g.smem_bytes(),
-        persistent: true,
-        programmatic: false,
-        tensor_maps,
-    };
+    let tiles = extent(program, contract, g.tile_m, ScaledGeometry::TILE_N);
+    let launch = g.order.launch(tiles, g.warps() * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps);
     Design { launch, registers: Registers::Plenty, body: Box::new(body) }
 }
@@ -92,7 +85,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     let pair = |offset: u32, n: u32| [offset, offset + n * BARRIER_BYTES].map(|o| Barriers::new(at(o), n));
     let [full, empty] = pair(ScaledGeometry::STAGE_BARRIERS, g.stages);
     let [sums_full, sums_empty] = pair(ScaledGeometry::SUMS_BARRIERS, ScaledGeometry::SETS);
-    let board = Board::new(c, c.shared());
+    let board = Board::new(c, c.shared(), g.order);
     let (warp, elected) = (c.warp(), c.elect());
     c.when(warp.eq(WEIGHTS).and(elected), || {
         let scales = if g.way == Way::Steps { 0 } else { TEAM };
@@ -124,7 +117,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
         Way::Steps => block.multiply_steps(),
     });
     c.when(warp.eq(TILES), || {
-        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, ScaledGeometry::TILE_N), 1);
+        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, ScaledGeometry::TILE_N));
     });
     match g.way {
         Way::Blocks(_) => {
