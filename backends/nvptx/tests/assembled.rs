@@ -9,7 +9,7 @@ mod common;
 use common::programs::{Layer, Schedules, layer, schedule};
 use moec_ir::expr::Real;
 use moec_ir::target::{TARGETS, Target};
-use moec_ir::tile::Program;
+use moec_ir::tile::{Program, Schedule, Team};
 use moec_ir::{Activation, DType};
 use moec_ptx::ptxas;
 use std::fmt::Write;
@@ -150,6 +150,15 @@ fn opcodes(sass: &str) -> Vec<Vec<String>> {
     blocks
 }
 
+fn spill_nowhere(ptxas: &Path, name: &str, image: &moec_nvptx::GpuKernelImage, machines: &[&str]) {
+    for machine in machines {
+        let done = ptxas::assemble(ptxas, &image.ptx, machine).unwrap_or_else(|e| panic!("{name} for {machine}: {e}"));
+        let entry = done.report.entry(&image.entry).expect("the entry should be reported");
+        let spills = (entry.spill_store_bytes, entry.spill_load_bytes);
+        assert_eq!(spills, (0, 0), "{name}, {} for {machine} spills", image.entry);
+    }
+}
+
 /// What the assembler makes of a product on sm_100: a row of a table.
 fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &moec_nvptx::GpuKernelImage) -> String {
     let done = ptxas::assemble(ptxas, &image.ptx, "sm_100a").unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -163,6 +172,8 @@ fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &moec_nvptx::G
         "{name}: {products}, {copies}, {loads}, {fallback}"
     );
     assert_eq!((entry.spill_store_bytes, entry.spill_load_bytes), (0, 0), "{name} spills");
+    let pairs = blocks.iter().flatten().filter(|o| o.starts_with("UTCHMMA") && o.contains(".2CTA")).count();
+    assert_eq!(pairs, if image.launch.cluster == 2 { products } else { 0 }, "{name}: products of pairs");
     let loops = blocks.iter().filter(|b| b.iter().any(|o| o.starts_with("UTCHMMA")));
     let in_loops: usize = loops.map(Vec::len).sum();
     let line = image.ptx.lines().find(|l| l.contains("tcgen05.alloc")).expect("tensor memory is taken");
@@ -202,13 +213,15 @@ fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
     ];
     let mut table = String::new();
     for (name, format) in formats {
-        let tiles = if format.is_none() { &[32, 64, 128, 256][..] } else { &[32, 128] };
-        for &tile_m in tiles {
-            let s = Schedules {
-                gemm1: schedule(tile_m, 128, 64, 16, 8),
-                gemm2: schedule(tile_m, 128, 64, 16, 8),
-                ..Schedules::for_rows(32)
-            };
+        // Rows of a tile, by one block or by a pair. What decodes does not depend on them.
+        let tiles = match name {
+            "bf16" => &[(32, Team::One), (128, Team::One), (256, Team::One), (256, Team::Pair)][..],
+            "nvfp4" => &[(32, Team::One), (128, Team::One), (128, Team::Pair)],
+            _ => &[(128, Team::One)],
+        };
+        for &(tile_m, team) in tiles {
+            let s = Schedule { team, ..schedule(tile_m, 128, 64, 16, 8) };
+            let s = Schedules { gemm1: s, gemm2: s, ..Schedules::for_rows(32) };
             let mut program = layer(&Layer::deepseek_r1(), &s);
             if let Some(format) = format {
                 program = common::coded::in_format(program, format, format.has_global());
@@ -216,7 +229,11 @@ fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
             program.kernels.retain(|k| k.name.starts_with("gemm"));
             let target = Target::by_name("sm_100f").expect("a target");
             for image in moec_nvptx::emit(&program, target).expect("kernels") {
-                table += &disassembled(&ptxas, &nvdisasm, &format!("{name}/{tile_m}"), &image);
+                let name = format!("{name}/{tile_m}{}", if team == Team::Pair { " pair" } else { "" });
+                table += &disassembled(&ptxas, &nvdisasm, &name, &image);
+                if team == Team::Pair {
+                    spill_nowhere(&ptxas, &name, &image, &["sm_100f", "sm_103a", "sm_107"]);
+                }
             }
         }
     }

@@ -9,7 +9,7 @@ use common::programs::{Gemm, Layer, Schedules, gemm, layer, schedule};
 use common::random::{Random, set_rows, tensors};
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
-use moec_ir::tile::{Body, Program, Role};
+use moec_ir::tile::{Body, Program, Role, Team};
 use moec_ir::{Activation, DType, Tensor};
 use moec_ptx::exec::Schedule as Order;
 
@@ -73,6 +73,36 @@ fn grouped_products_gather_rows_and_apply_two_panels() {
             let g = Gemm { n_experts: e, panels: 2, out: dtype, biases: true, gather: true, ..dense(dtype, 136, 72) };
             check(&g, schedule(tile_m, 128, 64, 8, 8), t);
             check(&Gemm { gather: false, ..g }, schedule(tile_m, 128, 64, 8, 8), t);
+        }
+    }
+}
+
+/// A pair of blocks gives the bits of one block: odd columns (also none for the second block) and depths, gathered and
+/// adjacent rows, experts with none to many, in any order of warps and copies.
+#[test]
+fn pairs_of_blocks_give_the_bits_of_one() {
+    let mut seed = 0;
+    for (dtype, n, k, e, t, tile_m) in [
+        (DType::BF16, 256, 64, 0, 40, 64),
+        (DType::F16, 136, 72, 3, 70, 128),
+        (DType::BF16, 40, 200, 5, 20, 32),
+        (DType::BF16, 600, 136, 2, 150, 256),
+    ] {
+        for (panels, gather) in [(1, false), (2, true)] {
+            let g = Gemm { n_experts: e, panels, biases: true, gather: gather && e > 0, ..dense(dtype, n, k) };
+            let one = schedule(tile_m, 128, 64, 3, 8);
+            let program = gemm(&g, one);
+            seed += 1;
+            let (inputs, params) = inputs(&g, &program, t, seed);
+            let want = run(&program, b200(), &inputs, &params, t, 0);
+            let dynamic = panels == 2;
+            let pair = gemm(&g, moec_ir::tile::Schedule { team: Team::Pair, tile_n: 256, dynamic, ..one });
+            let images = moec_nvptx::emit(&pair, b200()).expect("a kernel");
+            assert!(images[0].ptx.contains("tcgen05.mma.cta_group::2") && images[0].launch.cluster == 2);
+            for order in [Order::RoundRobin, Order::Random(seed), Order::Random(seed + 100)] {
+                let got = run_in_order(&pair, b200(), &inputs, &params, t, 1, order);
+                assert_eq!(got, want, "{g:?}, T = {t}, {order:?}");
+            }
         }
     }
 }
@@ -175,8 +205,13 @@ fn experts_of_codes_run_beside_a_shared_expert_of_floats() {
         QuantFormat { code: Code::Int4, scale: ScaleCode::BF16, block_rows: 1, block_cols: 32 },
     ];
     for (i, format) in formats.into_iter().enumerate() {
-        let l = Layer { hidden: 160, ffn: 96, shared: 200, ..Layer::small(DType::BF16) };
-        let dense = layer(&l, &Schedules::for_rows(32));
+        // Once with a ring of codes that reaches many stages of floats ahead.
+        let deep = i == 2;
+        let hidden = if deep { 640 } else { 160 };
+        let l = Layer { hidden, ffn: 96, shared: 200, ..Layer::small(DType::BF16) };
+        let s = Schedules::for_rows(32);
+        let gemm1 = if deep { schedule(32, 128, 64, 16, 8) } else { s.gemm1 };
+        let dense = layer(&l, &Schedules { gemm1, ..s });
         let (inputs, params) = tensors(&dense, 21, i as u64);
         let all = coded(dense, format, format.has_global(), false, &mut Random(i as u64));
         let mut mixed = all.coded;
@@ -208,6 +243,13 @@ fn experts_of_codes_run_beside_a_shared_expert_of_floats() {
         for order in [Order::RoundRobin, Order::Random(1), Order::Random(2)] {
             let got = run_with(&mixed, b200(), 21, 1, &content(&weights, &others, &inputs), order);
             assert_eq!(got, want, "{format}, {order:?}");
+        }
+        for kernel in &mut mixed.kernels {
+            kernel.schedule.team = Team::Pair;
+        }
+        for order in [Order::Random(3), Order::Random(4)] {
+            let got = run_with(&mixed, b200(), 21, 1, &content(&weights, &others, &inputs), order);
+            assert_eq!(got, want, "{format} by pairs, {order:?}");
         }
     }
 }

@@ -100,12 +100,20 @@ pub enum Intrinsic {
     ClaimedBlockX,
     BarrierArrivePeer,
     BarrierTryWaitPeers,
+    TmaPairLoad2,
+    TmaPairLoad3,
+    TmaPairGather4,
+    TmemAllocPair,
+    TmemDeallocPair,
+    TmemRelinquishPair,
+    Tcgen05CommitPair,
+    TmemCopyScalesPair,
 }
 
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `q` i128, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 89] = [
+const TABLE: [(Intrinsic, &str, &str); 97] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -223,6 +231,14 @@ const TABLE: [(Intrinsic, &str, &str); 89] = [
     (Intrinsic::ClaimedBlockX, "llvm.nvvm.clusterlaunchcontrol.query_cancel.get_first_ctaid.x", "i(q)"),
     (Intrinsic::BarrierArrivePeer, "llvm.nvvm.mbarrier.arrive.scope.cluster.space.cluster", "v(ci)"),
     (Intrinsic::BarrierTryWaitPeers, "llvm.nvvm.mbarrier.try.wait.parity.scope.cluster.space.cta", "b(si)"),
+    (Intrinsic::TmaPairLoad2, "llvm.nvvm.cp.async.bulk.tensor.g2s.tile.2d", "v(cspiiwlbbi)"),
+    (Intrinsic::TmaPairLoad3, "llvm.nvvm.cp.async.bulk.tensor.g2s.tile.3d", "v(cspiiiwlbbi)"),
+    (Intrinsic::TmaPairGather4, "llvm.nvvm.cp.async.bulk.tensor.g2s.tile.gather4.2d", "v(cspiiiiiwlbbi)"),
+    (Intrinsic::TmemAllocPair, "llvm.nvvm.tcgen05.alloc.shared.cg2", "v(si)"),
+    (Intrinsic::TmemDeallocPair, "llvm.nvvm.tcgen05.dealloc.cg2", "v(ti)"),
+    (Intrinsic::TmemRelinquishPair, "llvm.nvvm.tcgen05.relinq.alloc.permit.cg2", "v()"),
+    (Intrinsic::Tcgen05CommitPair, "llvm.nvvm.tcgen05.commit.mc.shared.cg2", "v(sw)"),
+    (Intrinsic::TmemCopyScalesPair, "llvm.nvvm.tcgen05.cp.32x128b_warpx4.cg2", "v(tl)"),
 ];
 
 impl Intrinsic {

@@ -22,7 +22,7 @@ pub use claim::CLAIM_BYTES;
 pub use flow::Var;
 pub use intrinsic::Intrinsic;
 pub use scaled::{CodedMma, ScaleWord};
-pub use tcgen05::{LOAD_COLUMNS, ScaledKind};
+pub use tcgen05::{Ctas, LOAD_COLUMNS, ScaledKind};
 pub use tensor::MmaType;
 pub use tma::MapId;
 pub use value::{Bool, F32, Global, I32, I64, Shared};

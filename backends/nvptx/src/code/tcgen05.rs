@@ -10,6 +10,29 @@ use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum};
 /// Address space of tensor memory.
 const TENSOR: u16 = 6;
 
+/// The blocks whose tensor cores work together. All instructions of a kernel agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ctas {
+    One,
+    /// Two of a cluster, of ranks 0 and 1: each has half of the rows of A, of B, and of D. Rank 0 starts products.
+    Pair,
+}
+
+impl Ctas {
+    /// How many there are.
+    pub fn count(self) -> u32 {
+        match self {
+            Ctas::One => 1,
+            Ctas::Pair => 2,
+        }
+    }
+
+    /// Rows of A of an instruction.
+    fn rows(self) -> u32 {
+        128 * self.count()
+    }
+}
+
 /// The kinds of products of codes with block scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScaledKind {
@@ -31,15 +54,20 @@ impl<'c> Code<'c> {
     }
 
     /// Takes `columns` (a power of two from 32) of tensor memory for the block and writes their address to `place`. A whole
-    /// warp calls; it waits until another block on the multiprocessor has given them back.
-    pub fn allocate_tensor(&'c self, place: Shared<'c>, columns: u32) {
-        self.call(Intrinsic::TmemAlloc, &[place.v.into(), self.i32(columns).v.into()]);
-        self.call(Intrinsic::TmemRelinquish, &[]);
+    /// warp calls, of each block of a pair; it waits until another block on the multiprocessor has given them back.
+    pub fn allocate_tensor(&'c self, ctas: Ctas, place: Shared<'c>, columns: u32) {
+        let (allocate, relinquish) = match ctas {
+            Ctas::One => (Intrinsic::TmemAlloc, Intrinsic::TmemRelinquish),
+            Ctas::Pair => (Intrinsic::TmemAllocPair, Intrinsic::TmemRelinquishPair),
+        };
+        self.call(allocate, &[place.v.into(), self.i32(columns).v.into()]);
+        self.call(relinquish, &[]);
     }
 
     /// Gives tensor memory back. The warp that took it calls.
-    pub fn free_tensor(&'c self, address: I32<'c>, columns: u32) {
-        self.call(Intrinsic::TmemDealloc, &[self.tensor(address), self.i32(columns).v.into()]);
+    pub fn free_tensor(&'c self, ctas: Ctas, address: I32<'c>, columns: u32) {
+        let free = if ctas == Ctas::Pair { Intrinsic::TmemDeallocPair } else { Intrinsic::TmemDealloc };
+        self.call(free, &[self.tensor(address), self.i32(columns).v.into()]);
     }
 
     /// Orders this thread's tensor-memory operations before the barrier that follows.
@@ -72,31 +100,45 @@ impl<'c> Code<'c> {
         self.call(Intrinsic::TmemWaitLoad, &[]);
     }
 
-    /// Starts `D = A·Bᵀ`, plus D where `accumulate` holds, of 16-bit elements: 128 rows of A, as many rows of B as the
-    /// instruction descriptor says, 16 elements deep. `a` and `b` say where in shared memory ([`Code::swizzled_tile`]).
-    pub fn start_mma(&'c self, d: I32<'c>, a: I32<'c>, b: I32<'c>, instruction: I32<'c>, accumulate: Bool<'c>) {
+    /// Starts `D = A·Bᵀ`, plus D where `accumulate` holds, of 16-bit elements: 128 rows of A of each block, as many rows of B as
+    /// the instruction descriptor says, 16 elements deep. Both blocks of a pair have their operands at the same place. `a` and `b` say where in shared memory ([`Code::swizzled_tile`]).
+    pub fn start_mma(
+        &'c self,
+        ctas: Ctas,
+        d: I32<'c>,
+        (a, b): (I32<'c>, I32<'c>),
+        instruction: I32<'c>,
+        accumulate: Bool<'c>,
+    ) {
         // Kind f16 (bf16 as well).
-        self.start_mma_of(0, d, a, b, instruction, accumulate);
+        self.start_mma_of(ctas, 0, d, (a, b), instruction, accumulate);
     }
 
     /// As [`Code::start_mma`], of FP8 elements, 32 deep.
-    pub fn start_fp8_mma(&'c self, d: I32<'c>, a: I32<'c>, b: I32<'c>, instruction: I32<'c>, accumulate: Bool<'c>) {
+    pub fn start_fp8_mma(
+        &'c self,
+        ctas: Ctas,
+        d: I32<'c>,
+        (a, b): (I32<'c>, I32<'c>),
+        instruction: I32<'c>,
+        accumulate: Bool<'c>,
+    ) {
         // Kind f8f6f4.
-        self.start_mma_of(2, d, a, b, instruction, accumulate);
+        self.start_mma_of(ctas, 2, d, (a, b), instruction, accumulate);
     }
 
     /// As [`Code::start_mma`], of codes with a scale for each block, 32 bytes deep in shared memory. `scales` are the
     /// tensor-memory addresses of those of A and of B ([`Code::copy_scales`]).
     pub fn start_scaled_mma(
         &'c self,
-        kind: ScaledKind,
+        (ctas, kind): (Ctas, ScaledKind),
         d: I32<'c>,
         (a, b): (I32<'c>, I32<'c>),
         scales: (I32<'c>, I32<'c>),
         instruction: I32<'c>,
         accumulate: Bool<'c>,
     ) {
-        let [group, collector] = [1, 0].map(|x| BasicMetadataValueEnum::from(self.i32(x).v));
+        let [group, collector] = [ctas.count(), 0].map(|x| BasicMetadataValueEnum::from(self.i32(x).v));
         let (d, a, b) = (self.tensor(d), self.descriptor(a), self.descriptor(b));
         let (of_a, of_b) = (self.tensor(scales.0), self.tensor(scales.1));
         let intrinsic = match kind {
@@ -108,35 +150,43 @@ impl<'c> Code<'c> {
     }
 
     /// Starts copying 512 bytes of scales, four for each of 128 rows, to four columns of tensor memory: row `r`, scale `j`
-    /// lies at byte `(r mod 32)·16 + (r / 32)·4 + j`. Products that this thread starts later find them.
-    pub fn copy_scales(&'c self, to: I32<'c>, from: Shared<'c>) {
+    /// lies at byte `(r mod 32)·16 + (r / 32)·4 + j`. Products that this thread starts later find them. Each block of a pair
+    /// copies from its own shared memory to its own tensor memory.
+    pub fn copy_scales(&'c self, ctas: Ctas, to: I32<'c>, from: Shared<'c>) {
         // Not swizzled; groups of eight rows of 16 bytes are 128 bytes apart.
         const HIGH: u32 = (128 >> 4) | 1 << 14;
         let pair = self.vector(&[self.descriptor_address(from).raw(), self.i32(HIGH).raw()]);
         let ty = self.context.i64_type();
         let descriptor = self.take(self.builder.build_bit_cast(pair, ty, ""), ty.const_zero()).into();
-        self.call(Intrinsic::TmemCopyScales, &[self.tensor(to), descriptor]);
+        let copy = if ctas == Ctas::Pair { Intrinsic::TmemCopyScalesPair } else { Intrinsic::TmemCopyScales };
+        self.call(copy, &[self.tensor(to), descriptor]);
     }
 
     fn start_mma_of(
         &'c self,
+        ctas: Ctas,
         kind: u32,
         d: I32<'c>,
-        a: I32<'c>,
-        b: I32<'c>,
+        (a, b): (I32<'c>, I32<'c>),
         instruction: I32<'c>,
         accumulate: Bool<'c>,
     ) {
-        // One CTA, A not kept in the collector.
-        let [kind, group, collector] = [kind, 1, 0].map(|x| BasicMetadataValueEnum::from(self.i32(x).v));
+        // A is not kept in the collector.
+        let [kind, group, collector] = [kind, ctas.count(), 0].map(|x| BasicMetadataValueEnum::from(self.i32(x).v));
         let (d, a, b) = (self.tensor(d), self.descriptor(a), self.descriptor(b));
         let args = [d, a, b, instruction.v.into(), accumulate.v.into(), kind, group, collector];
         self.call(Intrinsic::Tcgen05Mma, &args);
     }
 
-    /// Arrives at `barrier` when all products that this thread has started are done.
-    pub fn arrive_after_mma(&'c self, barrier: Shared<'c>) {
-        self.call(Intrinsic::Tcgen05Commit, &[barrier.v.into()]);
+    /// Arrives at `barrier`, of both blocks of a pair, when all products that this thread has started are done.
+    pub fn arrive_after_mma(&'c self, ctas: Ctas, barrier: Shared<'c>) {
+        match ctas {
+            Ctas::One => self.call(Intrinsic::Tcgen05Commit, &[barrier.v.into()]),
+            Ctas::Pair => {
+                let both = self.context.i16_type().const_int(0b11, false);
+                self.call(Intrinsic::Tcgen05CommitPair, &[barrier.v.into(), both.into()])
+            }
+        };
     }
 
     /// The lower half of the descriptor of a tile in shared memory, at a multiple of 1024 bytes: rows of 128 bytes along
@@ -166,18 +216,19 @@ impl<'c> Code<'c> {
     /// The instruction descriptor of a product of codes, as [`Code::mma_instruction`]: `a` and `b` are the types of the
     /// codes, `e8m0` says that scales are powers of two. The numbers of the first scales in their four bytes, those of A from
     /// bit 29 and those of B from bit 4, are added by the caller.
-    pub fn scaled_instruction(&'c self, a: u32, b: u32, e8m0: bool, n: impl ToI32<'c>) -> I32<'c> {
+    pub fn scaled_instruction(&'c self, ctas: Ctas, (a, b): (u32, u32), e8m0: bool, n: impl ToI32<'c>) -> I32<'c> {
         let n = n.to(self);
-        (n << (17 - 3)) | (a << 7 | b << 10 | u32::from(e8m0) << 23 | (128 >> 7) << 27)
+        (n << (17 - 3)) | (a << 7 | b << 10 | u32::from(e8m0) << 23 | (ctas.rows() >> 7) << 27)
     }
 
-    /// The instruction descriptor for 128 rows of A, `n` (a multiple of 16, at most 256) rows of B, sums in f32. `elem` is
+    /// The instruction descriptor for 128 rows of A of each block, `n` (a multiple of 16, of 32 for a pair, at most 256) rows
+    /// of B, sums in f32. `elem` is
     /// 0 for f16 and 1 for bf16.
     ///
     /// Source: PTX ISA, tcgen05 instruction descriptor: type of D in bits 4-5, of A in 7-9, of B in 10-12, N >> 3 from bit
     /// 17, M >> 4 from bit 24.
-    pub fn mma_instruction(&'c self, elem: u32, n: impl ToI32<'c>) -> I32<'c> {
+    pub fn mma_instruction(&'c self, ctas: Ctas, elem: u32, n: impl ToI32<'c>) -> I32<'c> {
         let n = n.to(self);
-        (n << (17 - 3)) | (1 << 4 | elem << 7 | elem << 10 | (128 >> 4) << 24)
+        (n << (17 - 3)) | (1 << 4 | elem << 7 | elem << 10 | (ctas.rows() >> 4) << 24)
     }
 }

@@ -3,8 +3,9 @@
 //! One thread starts a copy; its bytes count towards a barrier in shared memory. Coordinates are given innermost first.
 
 use super::value::{I32, Shared};
-use super::{Code, Intrinsic};
-use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum};
+use super::{CLUSTER, Code, Ctas, Intrinsic, SHARED};
+use inkwell::AddressSpace;
+use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, PointerValue};
 
 /// The n-th tensor map of the launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,7 +17,7 @@ impl<'c> Code<'c> {
             Some(BasicValueEnum::PointerValue(p)) => p.into(),
             _ => {
                 self.fail("a kernel asked for a tensor map that it does not have");
-                self.context.ptr_type(inkwell::AddressSpace::default()).const_null().into()
+                self.context.ptr_type(AddressSpace::default()).const_null().into()
             }
         }
     }
@@ -26,28 +27,73 @@ impl<'c> Code<'c> {
         self.call(Intrinsic::PrefetchMap, &[self.map(map)]);
     }
 
-    /// Starts copying the box that begins at `at`, of two or three coordinates, to `to`.
-    pub fn copy_box(&'c self, to: Shared<'c>, barrier: Shared<'c>, map: MapId, at: &[I32<'c>]) {
-        let intrinsic = match at.len() {
-            2 => Intrinsic::TmaLoad2,
-            3 => Intrinsic::TmaLoad3,
-            n => return self.fail(&format!("no box has {n} coordinates here")),
+    /// Starts copying the box that begins at `at`, of two or three coordinates, to `to`. Of a pair, the bytes count towards the
+    /// barrier of its first block.
+    pub fn copy_box(&'c self, ctas: Ctas, to: Shared<'c>, barrier: Shared<'c>, map: MapId, at: &[I32<'c>]) {
+        let intrinsic = match (at.len(), ctas) {
+            (2, Ctas::One) => Intrinsic::TmaLoad2,
+            (3, Ctas::One) => Intrinsic::TmaLoad3,
+            (2, Ctas::Pair) => Intrinsic::TmaPairLoad2,
+            (3, Ctas::Pair) => Intrinsic::TmaPairLoad3,
+            (n, _) => return self.fail(&format!("no box has {n} coordinates here")),
         };
-        self.copy(intrinsic, to, barrier, map, at);
+        self.copy(ctas, intrinsic, to, barrier, map, at);
     }
 
-    /// Starts copying the columns that begin at `col` of four rows to four successive rows at `to`. A row that the tensor
-    /// does not have, -1 for one, becomes zeros.
-    pub fn copy_rows(&'c self, to: Shared<'c>, barrier: Shared<'c>, map: MapId, col: I32<'c>, rows: [I32<'c>; 4]) {
+    /// As [`Code::copy_box`], the columns that begin at `col` of four rows to four successive rows at `to`. A row that the
+    /// tensor does not have, -1 for one, becomes zeros.
+    pub fn copy_rows(
+        &'c self,
+        ctas: Ctas,
+        to: Shared<'c>,
+        barrier: Shared<'c>,
+        map: MapId,
+        col: I32<'c>,
+        rows: [I32<'c>; 4],
+    ) {
         let [r0, r1, r2, r3] = rows;
-        self.copy(Intrinsic::TmaGather4, to, barrier, map, &[col, r0, r1, r2, r3]);
+        let intrinsic = if ctas == Ctas::Pair { Intrinsic::TmaPairGather4 } else { Intrinsic::TmaGather4 };
+        self.copy(ctas, intrinsic, to, barrier, map, &[col, r0, r1, r2, r3]);
     }
 
-    fn copy(&'c self, intrinsic: Intrinsic, to: Shared<'c>, barrier: Shared<'c>, map: MapId, at: &[I32<'c>]) {
-        let mut args: Vec<BasicMetadataValueEnum> = vec![to.v.into(), barrier.v.into(), self.map(map)];
-        args.extend(at.iter().map(|x| BasicMetadataValueEnum::from(x.v)));
+    fn copy(
+        &'c self,
+        ctas: Ctas,
+        intrinsic: Intrinsic,
+        to: Shared<'c>,
+        barrier: Shared<'c>,
+        map: MapId,
+        at: &[I32<'c>],
+    ) {
+        let coordinates = at.iter().map(|x| BasicMetadataValueEnum::from(x.v));
         // No cache hint.
-        args.extend([self.i64(0).v, self.bool(false).v].map(BasicMetadataValueEnum::from));
+        let (hint, no) = (self.i64(0).v.into(), BasicMetadataValueEnum::from(self.bool(false).v));
+        let mut args: Vec<BasicMetadataValueEnum>;
+        match ctas {
+            Ctas::One => {
+                args = vec![to.v.into(), barrier.v.into(), self.map(map)];
+                args.extend(coordinates);
+                args.extend([hint, no]);
+            }
+            Ctas::Pair => {
+                // A block's own shared memory is part of the cluster's, at the same address. The intrinsic has the barrier in
+                // the block's, though the instruction takes one of the other block of the pair.
+                let to = self.in_space(to.v, CLUSTER);
+                let barrier = self.in_space(self.of_peer(barrier, 0), SHARED);
+                args = vec![to.into(), barrier.into(), self.map(map)];
+                args.extend(coordinates);
+                // No multicast.
+                let nobody = self.context.i16_type().const_zero().into();
+                args.extend([nobody, hint, no, no, self.i32(2).v.into()]);
+            }
+        }
         self.call(intrinsic, &args);
+    }
+
+    /// The same address as a pointer to another space.
+    fn in_space(&'c self, pointer: PointerValue<'c>, space: u16) -> PointerValue<'c> {
+        let (word, ty) = (self.context.i64_type(), self.context.ptr_type(AddressSpace::from(space)));
+        let address = self.take(self.builder.build_ptr_to_int(pointer, word, ""), word.const_zero());
+        self.take(self.builder.build_int_to_ptr(address, ty, ""), ty.const_null())
     }
 }

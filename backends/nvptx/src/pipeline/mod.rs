@@ -7,12 +7,14 @@
 
 mod claims;
 mod codes;
+mod crew;
 mod epilogue;
 mod maps;
 mod ring;
 mod tiles;
 
 pub use codes::CodedPanel;
+pub use crew::Crew;
 pub use epilogue::Epilogue;
 pub use maps::{SWIZZLE_BYTES, SegmentMaps, code_bytes, coded_maps, maps};
 pub use ring::{Barriers, Ring};

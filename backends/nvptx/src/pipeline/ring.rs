@@ -64,7 +64,19 @@ impl<'c> Ring<'c> {
         self.parity.set(self.parity.get() ^ is_end.as_i32());
     }
 
-    /// On by `n` slots, which others fill and empty.
+    /// Waits until every slot that was filled is empty. For who fills slots.
+    pub fn drain(self, empty: Barriers<'c>) {
+        let c = self.c;
+        let (slot, parity) = (c.var(self.slot()), c.var(self.parity()));
+        let round = Ring { slot, parity, ..self };
+        c.range(0, self.size, 1, |_| {
+            c.wait_for(empty.at(round.slot()), round.parity_before());
+            round.advance();
+        });
+    }
+
+    /// On by `n` slots, which others fill and empty. A parity tells a phase from the one before only: before the next wait
+    /// all slots but the last must be known to be filled.
     pub fn skip(self, n: u32) {
         let to = self.slot.get() + n;
         self.slot.set(to % self.size);

@@ -10,13 +10,16 @@
 //! | 8-15 | make floats of codes | full codes, empty stages | empty codes, full stages |
 //!
 //! Where a segment's weights are codes, warp 0 fills the ring of codes in place of the stages.
+//!
+//! A tile is made by one block, or by a pair of a cluster ([`Crew`]): each has these warps, but the products of both are
+//! started by block 0, at whose full stages and empty sums the warps of both arrive.
 
 use super::geometry::Geometry;
-use crate::code::{BARRIER_BYTES, Bool, I32, LOAD_COLUMNS, MmaType, Shared};
+use crate::code::{BARRIER_BYTES, Bool, Ctas, I32, LOAD_COLUMNS, MmaType, Shared};
 use crate::kernel::{Design, Kernel, Registers};
 use crate::pipeline::{
-    Barriers, Board, CodedPanel, Epilogue, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, code_bytes, extent, maps,
-    publish_tiles,
+    Barriers, Board, CodedPanel, Crew, Epilogue, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, code_bytes, extent,
+    maps, publish_tiles,
 };
 use moec_ir::tile::{BufferId, Contract, Program, RowMap, Schedule, Segment};
 
@@ -41,7 +44,7 @@ pub fn contract<'p>(
 ) -> Design<'p> {
     let g = Geometry::cut(program, contract, schedule, smem_limit);
     let (tensor_maps, segment_maps) = maps(program, contract, operands, Geometry::TILE_N, g.box_rows);
-    let tiles = extent(program, contract, g.tile_m, Geometry::TILE_N);
+    let tiles = extent(program, contract, g.tile_m, g.tile_n());
     let launch = g.order.launch(tiles, g.warps() * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps, capability);
     // A block has a multiprocessor for itself: it takes nearly all of its shared memory.
@@ -55,18 +58,18 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     let [full, empty] = pair(Geometry::STAGE_BARRIERS, g.stages);
     let [sums_full, sums_empty] = pair(Geometry::SUMS_BARRIERS, Geometry::SETS);
     let [codes_full, codes_empty] = pair(Geometry::CODE_BARRIERS, g.code_stages);
-    let board = Board::new(c, c.shared(), g.order);
+    let (crew, board) = (Crew::new(c, g.ctas), Board::new(c, c.shared(), g.order));
     let decoders = if g.has_codes() { Geometry::DECODERS } else { 0 };
     let (warp, elected) = (c.warp(), c.elect());
 
     c.when(warp.eq(WEIGHTS).and(elected), || {
         // Activations and weights (or the warps that decode them) arrive at a full stage, the products at an empty one.
-        full.init(c, 1 + decoders.max(1));
+        full.init(c, 1 + (decoders * g.ctas.count()).max(1));
         empty.init(c, 1);
         codes_full.init(c, 1);
         codes_empty.init(c, decoders);
         sums_full.init(c, 1);
-        sums_empty.init(c, 4);
+        sums_empty.init(c, 4 * g.ctas.count());
         board.init(READERS + decoders);
         c.publish_barriers();
     });
@@ -74,10 +77,10 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
         maps.iter().flat_map(|m| m.weights.iter().chain([&m.activations])).for_each(|&map| c.prefetch_map(map));
     });
     let tensor_address = at(Geometry::TENSOR_ADDRESS);
-    c.when(warp.eq(PRODUCTS), || c.allocate_tensor(tensor_address, g.tensor_columns()));
+    c.when(warp.eq(PRODUCTS), || c.allocate_tensor(g.ctas, tensor_address, g.tensor_columns()));
     c.warp_barrier();
     c.before_sync();
-    c.barrier();
+    crew.barrier();
     c.after_sync();
     let tensor = c.load_i32(tensor_address);
     // Up to here nothing depends on the kernels before.
@@ -89,6 +92,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
         contract,
         g,
         maps,
+        crew,
         elected,
         warp,
         full,
@@ -105,7 +109,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     c.when(warp.eq(ACTIVATIONS), || block.copy_activations());
     c.when(warp.eq(PRODUCTS), || block.multiply());
     c.when(warp.eq(TILES), || {
-        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, Geometry::TILE_N));
+        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, g.tile_n()));
     });
     if g.has_codes() {
         c.when(warp.ge(EPILOGUE).and(warp.lt(DECODE)), || block.store());
@@ -116,9 +120,9 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
 
     c.warp_barrier();
     c.before_sync();
-    c.barrier();
+    crew.barrier();
     c.after_sync();
-    c.when(warp.eq(PRODUCTS), || c.free_tensor(tensor, g.tensor_columns()));
+    c.when(warp.eq(PRODUCTS), || c.free_tensor(g.ctas, tensor, g.tensor_columns()));
 }
 
 /// Whether the weights of a segment are codes.
@@ -133,6 +137,7 @@ struct Block<'k, 'c, 'p> {
     contract: &'k Contract,
     g: &'k Geometry,
     maps: &'k [SegmentMaps],
+    crew: Crew<'c>,
     elected: Bool<'c>,
     warp: I32<'c>,
     full: Barriers<'c>,
@@ -148,6 +153,11 @@ struct Block<'k, 'c, 'p> {
 }
 
 impl<'c> Block<'_, 'c, '_> {
+    /// Does `body` for every tile, with this block's columns of it.
+    fn each_tile(&self, reader: &Reader<'c>, body: impl FnOnce(&Tile<'c>)) {
+        self.board.each_tile(reader, |tile| body(&Tile { col: self.crew.col(tile.col, Geometry::TILE_N), ..*tile }));
+    }
+
     /// Builds `body` for each segment and runs it for the tile's.
     fn each_segment(&self, tile: &Tile<'c>, mut body: impl FnMut(usize, &Segment)) {
         let c = self.k.code;
@@ -169,11 +179,6 @@ impl<'c> Block<'_, 'c, '_> {
         self.k.code.shared().at(self.g.first_stage()).plus(slot * self.g.stage_bytes())
     }
 
-    /// The rows of a tile, up to whole sixteens.
-    fn whole_rows(tile: &Tile<'c>) -> I32<'c> {
-        tile.rows.div_ceil(16) << 4
-    }
-
     /// The tile of codes of panel `panel` in a stage of codes.
     fn codes(&self, slot: I32<'c>, segment: &Segment, panel: usize) -> Shared<'c> {
         let before = segment.panels[..panel].iter().filter_map(|p| p.quant.as_ref());
@@ -182,10 +187,10 @@ impl<'c> Block<'_, 'c, '_> {
     }
 
     fn copy_weights(&self) {
-        let c = self.k.code;
+        let (c, g) = (self.k.code, self.g);
         c.when(self.elected, || {
-            let (ring, codes) = (Ring::new(c, self.g.stages), Ring::new(c, self.g.code_stages.max(1)));
-            self.board.each_tile(&Reader::Thread, |tile| {
+            let (ring, codes) = (Ring::new(c, g.stages), Ring::new(c, g.code_stages.max(1)));
+            self.each_tile(&Reader::Thread, |tile| {
                 self.each_segment(tile, |i, segment| {
                     let n_steps = self.n_steps(segment);
                     if has_codes(segment) {
@@ -197,24 +202,30 @@ impl<'c> Block<'_, 'c, '_> {
                             for (p, (&map, panel)) in self.maps[i].weights.iter().zip(&segment.panels).enumerate() {
                                 let wide = panel.quant.as_ref().map_or(0, code_bytes);
                                 let to = self.codes(codes.slot(), segment, p);
-                                c.copy_box(to, full, map, &[step * wide, tile.col, tile.expert]);
+                                // Each block has a ring of its own.
+                                c.copy_box(Ctas::One, to, full, map, &[step * wide, tile.col, tile.expert]);
                             }
                             codes.advance();
                         });
                         ring.skip(n_steps);
                         return;
                     }
+                    if g.has_codes() {
+                        // Codes of tiles before lie ahead of the decoding warps. When they are read, so are the stages that this
+                        // warp has passed over, all but the last.
+                        codes.drain(self.codes_empty);
+                    }
                     c.range(0, n_steps, 1, |step| {
                         let (full, stage) = (self.full.at(ring.slot()), self.stage(ring.slot()));
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
-                        c.arrive_expecting(full, segment.panels.len() as u32 * Geometry::PANEL_BYTES);
+                        if !g.has_codes() {
+                            let bytes = segment.panels.len() as u32 * Geometry::PANEL_BYTES;
+                            self.crew.arrive_expecting(full, c.i32(bytes));
+                        }
                         for (p, &map) in self.maps[i].weights.iter().enumerate() {
                             let panel = stage.at(p as u32 * Geometry::PANEL_BYTES);
-                            c.copy_box(panel, full, map, &[step * Geometry::TILE_K, tile.col, tile.expert]);
-                        }
-                        if self.g.has_codes() {
-                            // For the warps that have nothing to decode.
-                            c.arrive_for(full, Geometry::DECODERS - 1);
+                            let at = [step * Geometry::TILE_K, tile.col, tile.expert];
+                            c.copy_box(g.ctas, panel, full, map, &at);
                         }
                         ring.advance();
                     });
@@ -228,11 +239,16 @@ impl<'c> Block<'_, 'c, '_> {
         let (ring, codes) = (Ring::new(c, self.g.stages), Ring::new(c, self.g.code_stages));
         let part = self.warp - DECODE;
         let place = (((part & 3) << 5) + c.lane(), part >> 2);
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
                 let n_steps = self.n_steps(segment);
                 if !has_codes(segment) {
-                    return ring.skip(n_steps);
+                    // In step with the others, for whom it arrives.
+                    return c.range(0, n_steps, 1, |_| {
+                        c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
+                        c.when(self.elected, || self.crew.arrive(self.full.at(ring.slot())));
+                        ring.advance();
+                    });
                 }
                 let quants = segment.panels.iter().filter_map(|p| p.quant.as_ref());
                 let panels: Vec<CodedPanel> = quants
@@ -252,7 +268,7 @@ impl<'c> Block<'_, 'c, '_> {
                     }
                     c.publish_shared();
                     c.warp_barrier();
-                    c.when(self.elected, || c.arrive(self.full.at(ring.slot())));
+                    c.when(self.elected, || self.crew.arrive(self.full.at(ring.slot())));
                     ring.advance();
                     codes.advance();
                 });
@@ -264,8 +280,8 @@ impl<'c> Block<'_, 'c, '_> {
         let c = self.k.code;
         let ring = Ring::new(c, self.g.stages);
         let ids = c.shared().at(Geometry::ROW_IDS);
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
-            let rows = Self::whole_rows(tile);
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
+            let (first, rows) = self.crew.part(tile.rows);
             self.each_segment(tile, |i, segment| {
                 let map = self.maps[i].activations;
                 let gathered = match segment.a_rows {
@@ -274,7 +290,8 @@ impl<'c> Block<'_, 'c, '_> {
                         c.range(c.lane(), rows, 32, |j| {
                             // Rows that the tile does not have: -1, which no tensor has and becomes zeros.
                             let id = c.var(c.i32(u32::MAX));
-                            c.when(j.lt(tile.rows), || id.set(c.load_i32(row_map.nth(tile.row + j))));
+                            let row = first + j;
+                            c.when(row.lt(tile.rows), || id.set(c.load_i32(row_map.nth(tile.row + row))));
                             c.store_i32(ids.plus(j << 2), id.get());
                         });
                         c.warp_barrier();
@@ -282,26 +299,30 @@ impl<'c> Block<'_, 'c, '_> {
                     }
                     RowMap::Same => false,
                 };
+                // Where other segments have codes, decoding warps arrive in the place of the warp that brings weights.
+                let has_weights = self.g.has_codes() && !has_codes(segment);
+                let weights = if has_weights { segment.panels.len() as u32 * Geometry::PANEL_BYTES } else { 0 };
                 c.when(self.elected, || {
                     c.range(0, self.n_steps(segment), 1, |step| {
                         let (full, col) = (self.full.at(ring.slot()), step * Geometry::TILE_K);
                         let stage = self.stage(ring.slot()).at(self.g.activations());
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
                         if gathered {
-                            c.arrive_expecting(full, rows * SWIZZLE_BYTES);
+                            self.crew.arrive_expecting(full, rows * SWIZZLE_BYTES + weights);
                             c.range(0, rows, 16, |row| {
                                 let (ids, to) = (ids.plus(row << 2), stage.plus(row * SWIZZLE_BYTES));
                                 for four in 0..4 {
                                     let ids = c.load_words(ids.at(four * 16));
-                                    c.copy_rows(to.at(four * 4 * SWIZZLE_BYTES), full, map, col, ids);
+                                    c.copy_rows(self.g.ctas, to.at(four * 4 * SWIZZLE_BYTES), full, map, col, ids);
                                 }
                             });
                         } else {
                             let n = self.g.box_rows;
-                            let boxed = tile.rows.div_ceil(n) * n;
-                            c.arrive_expecting(full, boxed * SWIZZLE_BYTES);
+                            let boxed = rows.div_ceil(n) * n;
+                            self.crew.arrive_expecting(full, boxed * SWIZZLE_BYTES + weights);
                             c.range(0, boxed, n, |row| {
-                                c.copy_box(stage.plus(row * SWIZZLE_BYTES), full, map, &[col, tile.row + row]);
+                                let at = [col, tile.row + first + row];
+                                c.copy_box(self.g.ctas, stage.plus(row * SWIZZLE_BYTES), full, map, &at);
                             });
                         }
                         ring.advance();
@@ -313,26 +334,38 @@ impl<'c> Block<'_, 'c, '_> {
                 }
             });
         });
+        if self.g.ctas == Ctas::Pair {
+            // Block 0 tells of empty stages until its last product is done: by then this block must not have gone.
+            c.when(self.elected, || ring.drain(self.empty));
+        }
     }
 
     fn multiply(&self) {
-        let c = self.k.code;
-        let g = self.g;
-        c.when(self.elected, || {
+        let (c, g) = (self.k.code, self.g);
+        if g.ctas == Ctas::Pair {
+            // The other block's products are started by block 0. This one reads the board, so that its places become free.
+            c.when(self.elected.and(self.crew.leads().not()), || self.each_tile(&Reader::Thread, |_| {}));
+        }
+        c.when(self.elected.and(self.crew.leads()), || {
             let (ring, sets) = (Ring::new(c, g.stages), Ring::new(c, Geometry::SETS));
             let first = c.swizzled_tile(c.shared().at(g.first_stage()));
             let elem = match g.ty {
                 MmaType::F16 => 0,
                 MmaType::Bf16 => 1,
             };
-            self.board.each_tile(&Reader::Thread, |tile| {
-                let instruction = c.mma_instruction(elem, Self::whole_rows(tile));
+            self.each_tile(&Reader::Thread, |tile| {
+                let instruction = c.mma_instruction(g.ctas, elem, self.crew.whole_rows(tile.rows));
                 let sums = self.tensor + sets.slot() * g.set_columns();
-                c.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
+                self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
                 c.after_sync();
                 self.each_segment(tile, |_, segment| {
                     c.range(0, self.n_steps(segment), 1, |step| {
-                        c.wait_for(self.full.at(ring.slot()), ring.parity());
+                        if g.has_codes() {
+                            self.crew.wait_for(self.full.at(ring.slot()), ring.parity());
+                        } else {
+                            // Nobody but copies writes what products read.
+                            c.wait_for(self.full.at(ring.slot()), ring.parity());
+                        }
                         c.after_sync();
                         let stage = first + ring.slot() * (g.stage_bytes() / 16);
                         let activations = stage + g.activations() / 16;
@@ -342,14 +375,14 @@ impl<'c> Block<'_, 'c, '_> {
                             for p in 0..segment.panels.len() as u32 {
                                 let panel = stage + (p * Geometry::PANEL_BYTES / 16 + 2 * piece);
                                 let rows = activations + 2 * piece;
-                                c.start_mma(sums + p * g.tile_m, panel, rows, instruction, adds);
+                                c.start_mma(g.ctas, sums + p * g.tile_m, (panel, rows), instruction, adds);
                             }
                         }
-                        c.arrive_after_mma(self.empty.at(ring.slot()));
+                        c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
                         ring.advance();
                     });
                 });
-                c.arrive_after_mma(self.sums_full.at(sets.slot()));
+                c.arrive_after_mma(g.ctas, self.sums_full.at(sets.slot()));
                 sets.advance();
             });
         });
@@ -362,7 +395,7 @@ impl<'c> Block<'_, 'c, '_> {
         // The lanes of tensor memory that this warp reaches, and with them its output columns.
         let lanes = (self.warp & 3) << 5;
         let from = self.tensor + (lanes << 16);
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
             let sums = from + sets.slot() * g.set_columns();
             self.each_segment(tile, |_, segment| {
                 let col = tile.col + lanes + c.lane();
@@ -379,7 +412,7 @@ impl<'c> Block<'_, 'c, '_> {
             });
             c.before_sync();
             c.warp_barrier();
-            c.when(self.elected, || c.arrive(self.sums_empty.at(sets.slot())));
+            c.when(self.elected, || self.crew.arrive(self.sums_empty.at(sets.slot())));
             sets.advance();
         });
     }

@@ -3,16 +3,16 @@
 //!
 //! | asked | given |
 //! |---|---|
-//! | `tile_m` | 16, or a multiple of 32 up to 128 (two panels) or 256 (one): two sets of sums must fit in tensor memory |
-//! | `tile_n` | always 128, the lanes of tensor memory |
+//! | `tile_m` | 16, or a multiple of 32 up to 128 (two panels) or 256 (one): two sets of sums must fit in tensor memory. Of a pair at least 32 |
+//! | `tile_n` | always 128, the lanes of tensor memory, of each block |
 //! | `tile_k` | always 64: 128 bytes, the width of the swizzle |
 //! | `stages` | as many as asked and as shared memory holds, at least 2; with codes that many stages of them, and 3 of floats |
 //! | `warps` | always 8: one for each role, four for the epilogue; 16 with codes, of which eight decode |
 
-use crate::code::{BARRIER_BYTES, MmaType};
+use crate::code::{BARRIER_BYTES, Ctas, MmaType};
 use crate::pipeline::{Board, Order, SWIZZLE_BYTES, code_bytes};
 use moec_ir::DType;
-use moec_ir::tile::{Contract, Program, Schedule, Segment};
+use moec_ir::tile::{Contract, Program, Schedule, Segment, Team};
 
 /// Columns of tensor memory.
 const TENSOR_COLUMNS: u32 = 512;
@@ -24,6 +24,8 @@ const MOST_ROWS: u32 = 256;
 pub struct Geometry {
     pub ty: MmaType,
     pub order: Order,
+    /// Blocks that make a tile.
+    pub ctas: Ctas,
     /// Panels, of the segment with most.
     pub panels: u32,
     /// Most rows of a tile.
@@ -38,7 +40,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Output columns of a tile.
+    /// Output columns of a block's part of a tile.
     pub const TILE_N: u32 = 128;
     /// Elements along k of a stage.
     pub const TILE_K: u32 = SWIZZLE_BYTES / 2;
@@ -71,15 +73,20 @@ impl Geometry {
         let panels = contract.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1).max(1);
         let dtype = contract.segments.first().map_or(DType::BF16, |s| program.buffer(s.a).dtype);
         let most = MOST_ROWS.min(TENSOR_COLUMNS / Self::SETS / panels);
-        let tile_m = if schedule.tile_m <= 16 { 16 } else { schedule.tile_m.next_multiple_of(32).min(most) };
+        let ctas = if schedule.team == Team::Pair { Ctas::Pair } else { Ctas::One };
+        let tile_m = if schedule.tile_m <= 16 && ctas == Ctas::One {
+            16
+        } else {
+            schedule.tile_m.next_multiple_of(32).min(most)
+        };
         let ty = MmaType::of(dtype).unwrap_or(MmaType::Bf16);
         let codes = |s: &Segment| -> u32 {
             s.panels.iter().filter_map(|p| p.quant.as_ref()).map(|q| Self::TILE_N * code_bytes(q)).sum()
         };
         let code_bytes = contract.segments.iter().map(codes).max().unwrap_or(0);
-        let box_rows = tile_m.min(32);
+        let box_rows = box_rows(tile_m / ctas.count());
         let order = Order::of(schedule);
-        let mut g = Geometry { ty, order, panels, tile_m, box_rows, stages: 2, code_bytes, code_stages: 0 };
+        let mut g = Geometry { ty, order, ctas, panels, tile_m, box_rows, stages: 2, code_bytes, code_stages: 0 };
         let room = smem_limit.saturating_sub(Self::CONTROL_BYTES);
         if code_bytes == 0 {
             let fit = room / g.stage_bytes();
@@ -106,9 +113,14 @@ impl Geometry {
         self.first_stage() + self.stages * self.stage_bytes()
     }
 
-    /// Bytes of a stage: the panels, then the activations.
+    /// Output columns of a tile.
+    pub fn tile_n(&self) -> u32 {
+        Self::TILE_N * self.ctas.count()
+    }
+
+    /// Bytes of a stage: the panels, then the activations, or the block's half of them.
     pub fn stage_bytes(&self) -> u32 {
-        self.panels * Self::PANEL_BYTES + self.tile_m * SWIZZLE_BYTES
+        self.panels * Self::PANEL_BYTES + self.tile_m / self.ctas.count() * SWIZZLE_BYTES
     }
 
     /// Byte offset of the activations in a stage.
@@ -134,4 +146,9 @@ impl Geometry {
     pub fn tensor_columns(&self) -> u32 {
         (Self::SETS * self.set_columns()).next_power_of_two().max(32)
     }
+}
+
+/// Rows of adjacent activations that one copy brings to a block that brings at most `rows` of a tile, whole copies.
+pub fn box_rows(rows: u32) -> u32 {
+    if rows.is_multiple_of(32) { 32 } else { 16 }
 }

@@ -17,7 +17,7 @@ mod geometry;
 mod results;
 mod scales;
 
-use crate::code::{BARRIER_BYTES, Bool, F32, I32, LOAD_COLUMNS, ScaledKind, Shared, Var};
+use crate::code::{BARRIER_BYTES, Bool, Ctas, F32, I32, LOAD_COLUMNS, ScaledKind, Shared, Var};
 use crate::decode::block_of;
 use crate::kernel::{Design, Kernel, Registers};
 use crate::pipeline::{
@@ -100,7 +100,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
         maps.iter().flat_map(|m| m.weights.iter().chain([&m.activations])).for_each(|&map| c.prefetch_map(map));
     });
     let tensor_address = at(ScaledGeometry::TENSOR_ADDRESS);
-    c.when(warp.eq(PRODUCTS), || c.allocate_tensor(tensor_address, g.tensor_columns()));
+    c.when(warp.eq(PRODUCTS), || c.allocate_tensor(Ctas::One, tensor_address, g.tensor_columns()));
     c.warp_barrier();
     c.before_sync();
     c.barrier();
@@ -130,7 +130,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     c.before_sync();
     c.barrier();
     c.after_sync();
-    c.when(warp.eq(PRODUCTS), || c.free_tensor(tensor, g.tensor_columns()));
+    c.when(warp.eq(PRODUCTS), || c.free_tensor(Ctas::One, tensor, g.tensor_columns()));
 }
 
 /// A block and what its roles share.
@@ -204,7 +204,7 @@ impl<'c> Block<'_, 'c, '_> {
                         for (p, (&map, panel)) in self.maps[i].weights.iter().zip(&segment.panels).enumerate() {
                             let wide = panel.quant.as_ref().map_or(0, |q| self.map_columns(q.format.code));
                             let to = stage.at(p as u32 * ScaledGeometry::PANEL_BYTES);
-                            c.copy_box(to, full, map, &[step * wide, tile.col, tile.expert]);
+                            c.copy_box(Ctas::One, to, full, map, &[step * wide, tile.col, tile.expert]);
                         }
                         ring.advance();
                     });
@@ -248,7 +248,7 @@ impl<'c> Block<'_, 'c, '_> {
                                 let (ids, to) = (ids.plus(row << 2), stage.plus(row * SWIZZLE_BYTES));
                                 for four in 0..4 {
                                     let ids = c.load_words(ids.at(four * 16));
-                                    c.copy_rows(to.at(four * 4 * SWIZZLE_BYTES), full, map, col, ids);
+                                    c.copy_rows(Ctas::One, to.at(four * 4 * SWIZZLE_BYTES), full, map, col, ids);
                                 }
                             });
                         } else {
@@ -256,7 +256,13 @@ impl<'c> Block<'_, 'c, '_> {
                             let boxed = tile.rows.div_ceil(n) * n;
                             c.arrive_expecting(full, boxed * row_bytes);
                             c.range(0, boxed, n, |row| {
-                                c.copy_box(stage.plus(row * SWIZZLE_BYTES), full, map, &[col, tile.row + row]);
+                                c.copy_box(
+                                    Ctas::One,
+                                    stage.plus(row * SWIZZLE_BYTES),
+                                    full,
+                                    map,
+                                    &[col, tile.row + row],
+                                );
                             });
                         }
                         ring.advance();
@@ -299,7 +305,7 @@ impl<'c> Block<'_, 'c, '_> {
                 self.each_segment(tile, |_, segment| {
                     let (a, b) = self.code_types(segment, Some(kind));
                     let e8m0 = kind != ScaledKind::Mxf4Nvf4;
-                    let instruction = c.scaled_instruction(a, b, e8m0, Self::whole_rows(tile));
+                    let instruction = c.scaled_instruction(Ctas::One, (a, b), e8m0, Self::whole_rows(tile));
                     c.range(0, self.n_steps(segment), 1, |step| {
                         c.wait_for(self.full.at(ring.slot()), ring.parity());
                         c.after_sync();
@@ -325,15 +331,22 @@ impl<'c> Block<'_, 'c, '_> {
                                 let rows = activations + 2 * piece;
                                 let of_panel = scales + (p * g.atoms() + atom) * 4;
                                 let to = sums + p * g.tile_m;
-                                c.start_scaled_mma(kind, to, (panel, rows), (of_panel, of_rows), instruction, adds);
+                                c.start_scaled_mma(
+                                    (Ctas::One, kind),
+                                    to,
+                                    (panel, rows),
+                                    (of_panel, of_rows),
+                                    instruction,
+                                    adds,
+                                );
                             }
                         }
-                        c.arrive_after_mma(self.empty.at(ring.slot()));
+                        c.arrive_after_mma(Ctas::One, self.empty.at(ring.slot()));
                         ring.advance();
                         scale_sets.advance();
                     });
                 });
-                c.arrive_after_mma(self.sums_full.at(sets.slot()));
+                c.arrive_after_mma(Ctas::One, self.sums_full.at(sets.slot()));
                 sets.advance();
             });
         });
@@ -345,7 +358,7 @@ impl<'c> Block<'_, 'c, '_> {
         let c = self.k.code;
         let g = self.g;
         for i in 0..(g.panels + g.row_groups()) * g.atoms() {
-            c.copy_scales(to + 4 * i, stage.at(g.scales() + i * ScaledGeometry::ATOM_BYTES));
+            c.copy_scales(Ctas::One, to + 4 * i, stage.at(g.scales() + i * ScaledGeometry::ATOM_BYTES));
         }
     }
 
@@ -360,7 +373,7 @@ impl<'c> Block<'_, 'c, '_> {
                 self.each_segment(tile, |_, segment| {
                     let (a, b) = self.code_types(segment, None);
                     // Sums in f32.
-                    let instruction = c.scaled_instruction(a, b, false, Self::whole_rows(tile)) | 1 << 4;
+                    let instruction = c.scaled_instruction(Ctas::One, (a, b), false, Self::whole_rows(tile)) | 1 << 4;
                     c.range(0, self.n_steps(segment), 1, |_| {
                         let sums = self.tensor + sets.slot() * g.set_columns();
                         c.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
@@ -372,11 +385,11 @@ impl<'c> Block<'_, 'c, '_> {
                             for p in 0..segment.panels.len() as u32 {
                                 let panel = stage + (p * ScaledGeometry::PANEL_BYTES / 16 + 2 * piece);
                                 let (to, rows) = (sums + p * g.tile_m, activations + 2 * piece);
-                                c.start_fp8_mma(to, panel, rows, instruction, c.bool(piece > 0));
+                                c.start_fp8_mma(Ctas::One, to, (panel, rows), instruction, c.bool(piece > 0));
                             }
                         }
-                        c.arrive_after_mma(self.empty.at(ring.slot()));
-                        c.arrive_after_mma(self.sums_full.at(sets.slot()));
+                        c.arrive_after_mma(Ctas::One, self.empty.at(ring.slot()));
+                        c.arrive_after_mma(Ctas::One, self.sums_full.at(sets.slot()));
                         ring.advance();
                         sets.advance();
                     });
