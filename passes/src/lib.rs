@@ -96,7 +96,7 @@ fn compile_bucket(
     // A prefill is modelled at a usual chunk, not at the largest that could ever come.
     let n_tokens = tokens.1.min(4096);
     let optimise_graph = options.opt_level > 0;
-    let weights = weight_storage(target, options.weights);
+    let weights = options.weights;
     let (graph, saturation) = if optimise_graph {
         let cost = CostModel { machine: target.machine, n_tokens, weights };
         let (graph, report) = optimise(graph, options.numerics, &cost, options.limits)?;
@@ -117,11 +117,6 @@ fn compile_bucket(
         None => Ok(Variant { tokens, graph, saturation, program }),
         Some(error) => Err(error),
     }
-}
-
-/// The storage that is used where `wanted` was asked for: codes are read by GPU kernels only.
-pub fn weight_storage(target: &Target, wanted: WeightStorage) -> WeightStorage {
-    if target.is_cpu() { WeightStorage::Dequantised } else { wanted }
 }
 
 /// The parts of the token buckets that lie in `tokens`.

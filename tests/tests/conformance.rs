@@ -69,7 +69,7 @@ fn main() {
         trials.extend(made_cases(Path::new(&more)));
     }
     for entry in stored_as_codes() {
-        for target in ["sm_80", "sm_100f", "sm_120f"] {
+        for target in ["cpu", "sm_80", "sm_100f", "sm_120f"] {
             let dir = folder().join(&entry);
             let name = format!("as-published-equals-dequantised/{target}/{entry}");
             trials.push(Trial::test(name, move || same_bits(&dir, target)));
@@ -163,7 +163,7 @@ fn same_bits(dir: &Path, target: &'static str) -> Result<(), Failed> {
         let request = CompileRequest { weights, ..CompileRequest::new(&layer.graph, vec![target]) };
         let bundle = moec::compile(&request).map_err(text)?.bundle;
         let checkpoint = Weights::from_checkpoint(Checkpoint::open(dir).map_err(text)?);
-        let device = Device::Emulator { target: target.name };
+        let device = if target.is_cpu() { Device::Cpu } else { Device::Emulator { target: target.name } };
         let mut session = Session::load(&bundle, &checkpoint, device, 5).map_err(text)?;
         let result = session.run(&inputs).map_err(text)?;
         if let Some(finding) = result.findings.first() {

@@ -1,7 +1,7 @@
 //! What this backend needs of a program beyond what the verifier of the tile IR asks.
 
 use crate::error::internal;
-use moec_ir::tile::{Body, Program, RowOpKind, RowProgram, Segment, verify};
+use moec_ir::tile::{Body, Program, RowOpKind, RowProgram, verify};
 use moec_ir::{DType, Diagnostic};
 
 /// Largest distance of two rows, in bytes: eight of them are addressed with 32-bit offsets.
@@ -12,8 +12,8 @@ const MOST_WIDTH: u64 = 1 << 20;
 /// Whether code can be generated for a program.
 ///
 /// # Errors
-/// The verifier's first error, or `internal-error` for what this backend does not do: f64 elements, panels of different
-/// layout, rows of more than 16 MiB.
+/// The verifier's first error, or `internal-error` for what this backend does not do: f64 elements, rows of more
+/// than 16 MiB.
 pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
     let mut errors = verify(program);
     if !errors.is_empty() {
@@ -29,13 +29,17 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
     }
     for kernel in &program.kernels {
         let wrong = match &kernel.body {
-            Body::Contract(c) => c.segments.iter().find_map(|s| segment(program, s)),
             Body::Rows(p) if p.plan.is_some() => {
                 Some("makes its plan in the router's kernel, which blocks of a GPU can do".to_string())
             }
             Body::Rows(p) if p.quantise.is_some() => Some("rounds rows to codes, which have no code".to_string()),
             Body::Rows(p) => rows(program, p),
             Body::Quantise(_) => Some("rounds rows to codes, which have no code".to_string()),
+            Body::Contract(c) => c
+                .segments
+                .iter()
+                .any(|s| s.a_quant.is_some() || s.out_quant.is_some())
+                .then(|| "multiplies or makes rows of codes, which have no code".to_string()),
             Body::Plan(_) | Body::Map(_) | Body::Combine(_) => None,
         };
         if let Some(wrong) = wrong {
@@ -43,19 +47,6 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
         }
     }
     Ok(())
-}
-
-fn segment(program: &Program, s: &Segment) -> Option<String> {
-    if s.a_quant.is_some() || s.out_quant.is_some() {
-        return Some("multiplies or makes rows of codes, which have no code".to_string());
-    }
-    if s.panels.iter().any(|p| p.quant.is_some()) {
-        return Some(format!("the weights of `{}` are codes, which have no code", program.buffer(s.out).name));
-    }
-    let first = program.buffer(s.panels[0].weights);
-    let twin =
-        s.panels.iter().map(|p| program.buffer(p.weights)).find(|b| (b.dtype, b.pitch) != (first.dtype, first.pitch));
-    twin.map(|b| format!("panels `{}` and `{}` differ in type or pitch", first.name, b.name))
 }
 
 fn rows(program: &Program, p: &RowProgram) -> Option<String> {

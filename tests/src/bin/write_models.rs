@@ -35,9 +35,9 @@ const WEIGHTS: &str = "
 The experts' weights, routed and shared, are stored in the published format, and the layer computes in f32; the expected
 output is what the reference evaluator of the graph gives for the dequantised weights. At most 1e-5. The layers are those of
 the first table made wider (`tests/src/wide.rs`: hidden states of 160, experts of 32, shared experts of 64 columns, values
-drawn from the record), so that rows have whole blocks of 16, 32 and 128 and one that is cut short. GPU kernels read the
-codes of FP8, MXFP8, MXFP4, NVFP4 and INT4, where a checkpoint has rows along K; elsewhere, for INT8, GPTQ and AWQ, and on
-the CPU, loading makes floats. `—`: the record stacks all experts in one tensor, and the family has no names for the
+drawn from the record), so that rows have whole blocks of 16, 32 and 128 and one that is cut short. Kernels read the codes
+of FP8, MXFP8, MXFP4, NVFP4 and INT4, on GPUs and on the CPU, where a checkpoint has rows along K; elsewhere, and for INT8,
+GPTQ and AWQ, loading makes floats. `—`: the record stacks all experts in one tensor, and the family has no names for the
 matrices of single experts, which is what INT8, GPTQ and AWQ are formats of.
 
 ";

@@ -142,7 +142,7 @@ impl Emit<'_> {
     }
 
     /// The f32 value of f16 bits in the low half of 32.
-    fn widen_f16(&mut self, half: Value) -> Value {
+    pub(super) fn widen_f16(&mut self, half: Value) -> Value {
         let lanes = self.lanes(half);
         let magnitude = self.and(half, 0x7fff);
         let magnitude = self.up(magnitude, 13);

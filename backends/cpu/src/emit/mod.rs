@@ -2,12 +2,14 @@
 //!
 //! Every value is pure SSA with block parameters; there are no Cranelift variables.
 
+mod codes;
 mod convert;
 mod dot;
 mod expr;
 mod lanes;
 mod math;
 
+pub(crate) use codes::{CodedRow, RowPointers};
 pub(crate) use dot::DotBlock;
 pub(crate) use lanes::Lanes;
 
@@ -38,6 +40,7 @@ pub(crate) struct Emit<'a> {
     /// One past the last work item.
     pub end: Value,
     math: Value,
+    context: Value,
     program: &'a Program,
     operands: Vec<(BufferId, Value)>,
     unary: Option<SigRef>,
@@ -81,7 +84,21 @@ impl<'a> Emit<'a> {
             .map(|(i, &(id, _))| (id, b.ins().load(types::I64, plain(), buffers, i as i32 * 8)))
             .collect();
         let call_conv = isa.default_call_conv();
-        Emit { b, n_tokens, scratch, begin, end, math, program, operands, unary: None, binary: None, call_conv, fma }
+        Emit {
+            b,
+            n_tokens,
+            scratch,
+            begin,
+            end,
+            math,
+            context,
+            program,
+            operands,
+            unary: None,
+            binary: None,
+            call_conv,
+            fma,
+        }
     }
 
     /// Ends the function.
@@ -89,6 +106,11 @@ impl<'a> Emit<'a> {
         self.b.ins().return_(&[]);
         self.b.seal_all_blocks();
         self.b.finalize(isa.frontend_config());
+    }
+
+    /// The program that the kernel is part of.
+    pub fn program(&self) -> &'a Program {
+        self.program
     }
 
     /// The buffer called by `id`.
@@ -100,6 +122,14 @@ impl<'a> Emit<'a> {
     pub fn pointer(&self, id: BufferId) -> Value {
         let found = self.operands.iter().find(|(b, _)| *b == id);
         found.expect("a kernel's operands should list every buffer that it names").1
+    }
+
+    /// `bytes` behind the start of scratch memory, for loads that the optimiser may move: as a value of its own, which
+    /// it has only here, so that they stay behind the stores before this call.
+    pub fn written_scratch(&mut self, bytes: u64) -> Value {
+        // For all that Cranelift knows, the stores have changed this pointer, too.
+        let scratch = self.b.ins().load(types::I64, plain(), self.context, CONTEXT_SCRATCH);
+        self.plus(scratch, bytes as i64)
     }
 
     /// Where row `row` (i64) of a buffer starts.

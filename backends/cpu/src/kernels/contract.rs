@@ -7,13 +7,17 @@
 //!
 //! For up to three rows at a time, the activations are widened to f32 in scratch memory, the products of every column and
 //! panel are left there too, and the epilogue then runs along each row.
+//!
+//! Weights that are codes are made the floats that they stand for in scratch memory, a block of columns at a time, which
+//! all rows of the expert are then multiplied with: memory is read for the codes only, and the products are those of
+//! floats, in the same order.
 
 use super::elementwise::each_column;
-use crate::emit::{DotBlock, Emit, Lanes, plain};
+use crate::emit::{CodedRow, DotBlock, Emit, Lanes, RowPointers, plain};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use moec_ir::DType;
-use moec_ir::tile::{Contract, CpuLaunch, Extent, Groups, Program, RowMap, Schedule, Segment};
+use moec_ir::tile::{Contract, CpuLaunch, Extent, Groups, Panel, Program, RowMap, Schedule, Segment};
 
 /// Tokens for which the rows of a segment stay in one part.
 const TOKENS_PER_PART: u64 = 64;
@@ -36,12 +40,40 @@ fn activation_bytes(program: &Program, s: &Segment) -> u64 {
     if a.dtype == DType::F32 { 0 } else { (a.cols * 4).next_multiple_of(64) }
 }
 
+/// Bytes of a block of columns whose codes became floats: they should stay in a core's second cache.
+const DECODED: u64 = 192 << 10;
+
+/// Where things are in the scratch memory of a segment: the products of each row and panel, the widened activations, the
+/// floats made of codes.
+#[derive(Clone, Copy)]
+struct Layout {
+    activations: u64,
+    decoded: u64,
+    /// Bytes of a column of one panel made of codes.
+    column: u64,
+    /// Most columns of a block.
+    columns: u64,
+    end: u64,
+}
+
+fn layout(program: &Program, s: &Segment) -> Layout {
+    let activations = ROWS * s.panels.len() as u64 * PRODUCTS;
+    let decoded = activations + ROWS * activation_bytes(program, s);
+    let coded: Vec<u64> = s.panels.iter().filter_map(|p| Some(p.quant.as_ref()?.round.bytes() as u64)).collect();
+    let column = coded.iter().max().map_or(0, |bytes| (bytes * s.k(program)).next_multiple_of(64));
+    let fitting = |all: u64| (DECODED / all).clamp(COLUMNS.0, COLUMNS.1) / 8 * 8;
+    let columns = match column * coded.len() as u64 {
+        0 => COLUMNS.1,
+        all => fitting(all),
+    };
+    Layout { activations, decoded, column, columns, end: decoded + column * coded.len() as u64 * columns }
+}
+
 /// How the kernel is launched: one item for each column block of each segment and each part of the rows.
 pub(crate) fn launch(program: &Program, contract: &Contract, schedule: Schedule) -> CpuLaunch {
     let blocks: u64 = contract.segments.iter().map(|s| program.buffer(s.out).cols.div_ceil(columns(schedule))).sum();
     let items = Extent { min: blocks, ..Extent::tiles(1, TOKENS_PER_PART, blocks) };
-    let scratch =
-        contract.segments.iter().map(|s| ROWS * (s.panels.len() as u64 * PRODUCTS + activation_bytes(program, s)));
+    let scratch = contract.segments.iter().map(|s| layout(program, s).end);
     CpuLaunch { items, scratch_bytes: scratch.max().unwrap_or(0) }
 }
 
@@ -133,12 +165,13 @@ fn emit_segment(e: &mut Emit, s: &Segment, item: &Item) {
     }
 }
 
-/// Rows `begin .. end`, all of `expert`, by at most 64 columns at a time: their weights stay in cache over the rows.
+/// Rows `begin .. end`, all of `expert`, by a few columns at a time: their weights stay in cache over the rows.
 fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value, end: Value) {
     let last = e.b.ins().iadd(item.first, item.count);
-    e.repeat(item.first, last, COLUMNS.1 as i64, &[], |e, first, _| {
+    let width = layout(e.program(), s).columns;
+    e.repeat(item.first, last, width as i64, &[], |e, first, _| {
         let left = e.b.ins().isub(last, first);
-        let most = e.int(COLUMNS.1);
+        let most = e.int(width);
         let count = e.smaller(left, most);
         emit_block(e, s, Columns { first, count }, expert, begin, end);
         Vec::new()
@@ -154,17 +187,20 @@ struct Columns {
 
 /// Rows `begin .. end` by a block of columns: blocks of three rows, then one of the rest.
 fn emit_block(e: &mut Emit, s: &Segment, columns: Columns, expert: Value, begin: Value, end: Value) {
-    let panel = e.buffer(s.panels[0].weights);
-    let matrix_bytes = panel.rows.fixed().unwrap_or(0) * panel.pitch * panel.dtype.bytes() as u64;
-    let panels: Vec<Value> = s
-        .panels
-        .iter()
-        .map(|p| {
-            let base = e.pointer(p.weights);
-            let matrix = e.at(base, expert, matrix_bytes);
-            e.at(matrix, columns.first, panel.pitch * panel.dtype.bytes() as u64)
-        })
-        .collect();
+    let layout = layout(e.program(), s);
+    let mut panels = Vec::with_capacity(s.panels.len());
+    let mut decoded = layout.decoded;
+    for panel in &s.panels {
+        let start = panel_start(e, panel, expert, columns.first);
+        panels.push(match &panel.quant {
+            None => start,
+            Some(_) => {
+                let floats = decode(e, s, panel, start.at, Decoded { expert, columns, offset: decoded });
+                decoded += layout.column * layout.columns;
+                floats
+            }
+        });
+    }
     let biases: Vec<Option<Bias>> = (0..s.panels.len())
         .map(|p| {
             let bias = s.biases.get(p).copied().flatten()?;
@@ -189,6 +225,64 @@ fn emit_block(e: &mut Emit, s: &Segment, columns: Columns, expert: Value, begin:
     }
 }
 
+/// Where the columns of a block are in a panel: the first one, and how many bytes on each further one.
+#[derive(Clone, Copy)]
+struct PanelStart {
+    at: Value,
+    pitch: u64,
+    dtype: DType,
+}
+
+fn panel_start(e: &mut Emit, p: &Panel, expert: Value, first: Value) -> PanelStart {
+    let buffer = e.buffer(p.weights);
+    let pitch = buffer.pitch * buffer.dtype.bytes() as u64;
+    let base = e.pointer(p.weights);
+    let matrix = e.at(base, expert, buffer.rows.fixed().unwrap_or(0) * pitch);
+    PanelStart { at: e.at(matrix, first, pitch), pitch, dtype: buffer.dtype }
+}
+
+/// What codes are made floats, and where in scratch memory.
+#[derive(Clone, Copy)]
+struct Decoded {
+    expert: Value,
+    columns: Columns,
+    offset: u64,
+}
+
+/// Makes the codes of a block of columns, which begin at `codes`, the floats that they stand for.
+fn decode(e: &mut Emit, s: &Segment, p: &Panel, codes: Value, to: Decoded) -> PanelStart {
+    let q = p.quant.as_ref().expect("a panel that is decoded should be codes");
+    let Decoded { expert, columns, offset } = to;
+    let (program, codes_pitch) = (e.program(), e.buffer(p.weights).pitch);
+    let row = CodedRow { format: q.format, k: s.k(program), round: q.round };
+    let pitch = layout(program, s).column;
+    let grid = e.buffer(q.scales);
+    let grid_pitch = grid.pitch * grid.dtype.bytes() as u64;
+    let base = e.pointer(q.scales);
+    let scales = e.at(base, expert, grid.rows.fixed().unwrap_or(0) * grid_pitch);
+    let global = q.global.map(|b| {
+        let base = e.pointer(b);
+        let at = e.at(base, expert, 4);
+        e.load(Lanes::One, DType::F32, at, 0)
+    });
+    let to = e.plus(e.scratch, offset as i64);
+    let zero = e.int(0);
+    e.each(zero, columns.count, |e, col| {
+        let scales = match q.format.block_rows {
+            0 => scales,
+            rows => {
+                let n = e.b.ins().iadd(columns.first, col);
+                let grid_row = if rows == 1 { n } else { e.b.ins().udiv_imm_u(n, rows as i64) };
+                e.at(scales, grid_row, grid_pitch)
+            }
+        };
+        let codes = e.at(codes, col, codes_pitch);
+        let to = e.at(to, col, pitch);
+        e.decode_row(row, RowPointers { codes, scales, global, to });
+    });
+    PanelStart { at: e.written_scratch(offset), pitch, dtype: q.round }
+}
+
 /// The bias of a panel, from the block's first column on.
 #[derive(Clone, Copy)]
 struct Bias {
@@ -200,8 +294,7 @@ struct Bias {
 struct Tile<'t> {
     segment: &'t Segment,
     columns: Columns,
-    /// Where the block's first column starts in each panel.
-    panels: &'t [Value],
+    panels: &'t [PanelStart],
     biases: &'t [Option<Bias>],
 }
 
@@ -209,14 +302,13 @@ impl Tile<'_> {
     /// All columns of the block for `rows` rows from `row`.
     fn emit(&self, e: &mut Emit, row: Value, rows: usize) {
         let s = self.segment;
-        let (a, panel) = (e.buffer(s.a), e.buffer(s.panels[0].weights));
-        let w_pitch = panel.pitch * panel.dtype.bytes() as u64;
+        let a = e.buffer(s.a);
         let activations: Vec<Value> = (0..rows as u64).map(|r| self.activations(e, row, r)).collect();
-        let block = DotBlock { k: a.cols, a: DType::F32, w: panel.dtype };
         let zero = e.int(0);
-        for (p, &start) in self.panels.iter().enumerate() {
+        for (p, panel) in self.panels.iter().enumerate() {
+            let block = DotBlock { k: a.cols, a: DType::F32, w: panel.dtype };
             e.each(zero, self.columns.count, |e, col| {
-                let w = e.at(start, col, w_pitch);
+                let w = e.at(panel.at, col, panel.pitch);
                 let sums = e.dot_block(block, &activations, w);
                 let to = e.at(e.scratch, col, 4);
                 for r in 0..rows {
@@ -252,7 +344,8 @@ impl Tile<'_> {
             return from;
         }
         let row_bytes = (a.cols * 4).next_multiple_of(64);
-        let to = e.plus(e.scratch, (ROWS * s.panels.len() as u64 * PRODUCTS + r * row_bytes) as i64);
+        let offset = layout(e.program(), s).activations + r * row_bytes;
+        let to = e.plus(e.scratch, offset as i64);
         let (zero, k) = (e.int(0), e.int(a.cols));
         let bytes = a.dtype.bytes() as u64;
         each_column(
@@ -272,7 +365,7 @@ impl Tile<'_> {
                 e.store(DType::F32, v, at, 0);
             },
         );
-        to
+        e.written_scratch(offset)
     }
 
     /// Bias, epilogue and store of row `row`, whose products are those of row `r` of the block.

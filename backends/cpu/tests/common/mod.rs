@@ -161,12 +161,25 @@ fn unpack(buffer: &Buffer, n_tokens: u64, from: &[u8]) -> Tensor {
 
 /// Runs a compiled program, and returns its outputs in the order of the graph's.
 pub fn run(program: &Program, code: &Compiled, inputs: &[Tensor], params: &[Tensor], n_tokens: u64) -> Vec<Tensor> {
+    let content = |b: &Buffer| match b.role {
+        Role::Input(i) => Some(inputs[i as usize].clone()),
+        Role::Weight(i) => Some(params[i as usize].clone()),
+        Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace | Role::Counter => None,
+    };
+    run_given(program, code, n_tokens, content)
+}
+
+/// As [`run`], with what each buffer holds at the start.
+pub fn run_given(
+    program: &Program,
+    code: &Compiled,
+    n_tokens: u64,
+    content: impl Fn(&Buffer) -> Option<Tensor>,
+) -> Vec<Tensor> {
     let mut memory: Vec<Memory> = program.buffers.iter().map(|b| Memory::new(b.bytes(n_tokens) as usize)).collect();
     for (b, m) in program.buffers.iter().zip(&mut memory) {
-        match b.role {
-            Role::Input(i) => pack(b, &inputs[i as usize], m.slice()),
-            Role::Weight(i) => pack(b, &params[i as usize], m.slice()),
-            Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace | Role::Counter => {}
+        if let Some(tensor) = content(b) {
+            pack(b, &tensor, m.slice());
         }
     }
     for (kernel, compiled) in program.kernels.iter().zip(&code.kernels) {

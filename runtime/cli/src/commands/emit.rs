@@ -71,7 +71,6 @@ pub fn step_text(step: Step, graph: &Graph, compiled: &Compiled, weights: Weight
                 Step::Frontend => String::new(),
                 Step::Saturate => moec_ir::graph::print(&v.graph),
                 Step::Lower => {
-                    let weights = moec_passes::weight_storage(t.target, weights);
                     moec_passes::lower_graph(&v.graph, t.target, v.saturation.is_some(), weights)?.to_string()
                 }
                 Step::Schedule => v.program.to_string(),

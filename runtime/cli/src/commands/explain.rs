@@ -49,7 +49,7 @@ fn explain_model(options: &Options, path: &Path) -> Outcome {
     let shard = options.shard.part().map_err(one)?;
     let layer = open_layer(path, options.layer, &LayerOptions { shard, ..LayerOptions::default() })?;
     let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
-    let weights = moec_passes::weight_storage(options.target, options.compile.weight_storage);
+    let weights = options.compile.weight_storage;
     let cost = CostModel { machine: options.target.machine, n_tokens: options.tokens, weights };
     let rules: Vec<_> = catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect();
     let with_rules = |rules: &[_]| optimise_with(&layer.graph, rules, &cost, Limits::default()).map_err(|d| vec![d]);

@@ -115,8 +115,8 @@ pub struct CompileArgs {
     /// 0: a kernel for each operation; 1: rewrites; 2 and 3: launches are merged too.
     #[arg(short = 'O', value_name = "LEVEL", default_value = "2", value_parser = clap::value_parser!(u8).range(0..=3))]
     pub opt_level: u8,
-    /// Weights that are published quantised: kept as codes and scales where kernels read them (GPU targets), or made
-    /// floats when the layer is loaded. The results have the same bits.
+    /// Weights that are published quantised: kept as codes and scales, which kernels read, or made floats when the layer
+    /// is loaded. The results have the same bits.
     #[arg(long, value_parser = parse_storage, default_value = "as-published", value_name = "as-published|dequantised")]
     pub weight_storage: moec::WeightStorage,
     /// Round activations before the expert matrices to this format, or to the one that the checkpoint's config names

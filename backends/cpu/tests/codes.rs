@@ -1,0 +1,211 @@
+//! Weights that are stored as codes give the same bits as the floats that they stand for.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{Random, compile_all, jit, load_object, run_given};
+use moec_cpu::{CpuFeatures, Jit};
+use moec_ir::quant::{Code, QuantFormat, ScaleCode};
+use moec_ir::tile::{Buffer, Program, Role, parse, verify};
+use moec_ir::{DType, Tensor};
+
+/// Experts, columns of each, and contracted elements.
+struct Shape {
+    experts: usize,
+    n: usize,
+    k: usize,
+}
+
+/// The codes and scales of one panel, and the floats that they stand for.
+struct Panel {
+    codes: Tensor,
+    scales: Tensor,
+    globals: Tensor,
+    values: Tensor,
+}
+
+fn panel(random: &mut Random, s: &Shape, f: QuantFormat, round: DType) -> Panel {
+    let (n, k) = (s.n as u64, s.k as u64);
+    let width = f.code.bytes(k) as usize;
+    let (grid_rows, grid_cols) = f.scale_grid(n, k);
+    let cells = (grid_rows * grid_cols) as usize;
+    // Every code but those of NaN and infinity, and scales of a few binary orders.
+    let finite = |code: Code, byte: u8| code.bits() == 4 || code.decode(&[byte], 0).is_finite();
+    let mut byte = |code: Code| loop {
+        let b = (random.next() >> 32) as u8;
+        if finite(code, b) {
+            return b;
+        }
+    };
+    let codes: Vec<u8> = (0..s.experts * s.n * width).map(|_| byte(f.code)).collect();
+    let mut scale = || -> Vec<u8> {
+        let x = 0.4 + random.float().abs();
+        match f.scale {
+            ScaleCode::F32 => x.to_le_bytes().to_vec(),
+            ScaleCode::BF16 => Tensor::float(DType::BF16, &[1], vec![x]).to_bytes(),
+            ScaleCode::F16 => Tensor::float(DType::F16, &[1], vec![x]).to_bytes(),
+            ScaleCode::E8M0 => vec![124 + (random.next() >> 61) as u8],
+            ScaleCode::E4M3 => vec![0x30 + (random.next() >> 60) as u8],
+        }
+    };
+    let scales: Vec<u8> = (0..s.experts * cells).flat_map(|_| scale()).collect();
+    let globals: Vec<f32> = (0..s.experts).map(|e| if f.has_global() { 0.37 + e as f32 } else { 1.0 }).collect();
+    let mut values = vec![0.0; s.experts * s.n * s.k];
+    let grid_bytes = cells * f.scale.bytes() as usize;
+    for (row, out) in values.chunks_mut(s.k).enumerate() {
+        let (e, r) = (row / s.n, row % s.n);
+        let grid = &scales[e * grid_bytes..(e + 1) * grid_bytes];
+        f.decode_row(&codes[row * width..(row + 1) * width], grid, globals[e], r as u64, (n, k), out);
+    }
+    let scales = Tensor::from_bytes(f.scale.dtype(), &[s.experts * cells], &scales).unwrap();
+    Panel {
+        codes: Tensor::from_bytes(DType::U8, &[codes.len()], &codes).unwrap(),
+        scales,
+        globals: Tensor::float(DType::F32, &[s.experts], globals),
+        values: Tensor::float(round, &[s.experts, s.n, s.k], values),
+    }
+}
+
+/// Gate and up of experts that have 0, 1, … rows: as codes, and as floats.
+fn programs(s: &Shape, f: QuantFormat, round: DType, acts: DType) -> (Program, Program) {
+    let (e, n, k) = (s.experts, s.n, s.k);
+    let row = f.code.bytes(k as u64);
+    let pitch = row.next_multiple_of(16);
+    let (grid_rows, grid_cols) = f.scale_grid(n as u64, k as u64);
+    let scale = f.scale.dtype();
+    let head = format!(
+        "program \"layer\" {{\n  %0 = {acts}[1, T, {k}] pitch {k} input 0 \"x\"\n  %1 = i32[1, 1, {}] pitch {} input 1 \"offsets\"\n  \
+         %2 = f32[1, T, {n}] pitch {n} output 0 \"y\"\n",
+        e + 1,
+        e + 1
+    );
+    let kernel = |panels: &str| {
+        format!(
+            "  kernel gemm (16 x 16 x 16, 2 stages, 1 warps) contract {{\n    %0 by %1 {panels} : mul(a0, a1) -> %2\n  }}\n}}\n"
+        )
+    };
+    let mut coded = head.clone();
+    for (i, (w, name)) in [(3, "gate"), (6, "up")].into_iter().enumerate() {
+        coded += &format!("  %{w} = u8[{e}, {n}, {row}] pitch {pitch} weight {i} \"{name}\"\n");
+        coded += &format!(
+            "  %{} = {scale}[{e}, {grid_rows}, {grid_cols}] pitch {grid_cols} weight_scale {i} \"{name}_scale\"\n",
+            w + 1
+        );
+        coded += &format!("  %{} = f32[1, 1, {e}] pitch {e} weight_global {i} \"{name}_global\"\n", w + 2);
+    }
+    let part = |w: u32| format!("* %{w} as {f} scales %{} global %{} to {round}", w + 1, w + 2);
+    coded += &kernel(&format!("{} {}", part(3), part(6)));
+    let mut floats = head;
+    for (i, (w, name)) in [(3, "gate"), (4, "up")].into_iter().enumerate() {
+        floats += &format!("  %{w} = {round}[{e}, {n}, {k}] pitch {k} weight {i} \"{name}\"\n");
+    }
+    floats += &kernel("* %3 * %4");
+    let read = |text: &str| {
+        let program = parse(text).unwrap_or_else(|d| panic!("{d}\n{text}"));
+        assert_eq!(verify(&program), [], "{text}");
+        program
+    };
+    (read(&coded), read(&floats))
+}
+
+fn check(seed: u64, s: &Shape, f: QuantFormat, round: DType, acts: DType) {
+    let mut random = Random(seed);
+    let panels = [panel(&mut random, s, f, round), panel(&mut random, s, f, round)];
+    // Expert 0 has no row, the others 1, 2, … of them.
+    let offsets: Vec<i64> = (0..=s.experts as i64).map(|e| e * (e - 1) / 2).collect();
+    let n_tokens = offsets[s.experts] as u64;
+    let x = random.tensor(acts, &[n_tokens as usize, s.k], 1.0);
+    let content = |b: &Buffer| match b.role {
+        Role::Input(0) => Some(x.clone()),
+        Role::Input(_) => Some(Tensor::int(DType::I32, &[offsets.len()], offsets.clone())),
+        Role::Weight(i) if b.dtype == DType::U8 => Some(panels[i as usize].codes.clone()),
+        Role::Weight(i) => Some(panels[i as usize].values.clone()),
+        Role::WeightScale(i) => Some(panels[i as usize].scales.clone()),
+        Role::WeightGlobal(i) => Some(panels[i as usize].globals.clone()),
+        Role::Output(_) | Role::Workspace | Role::Counter => None,
+    };
+    let (coded, floats) = programs(s, f, round, acts);
+    // The forms of the code by turns.
+    let form = |p: &Program| match seed % 3 {
+        0 => jit("native jit", Jit::native(), p),
+        1 => jit("baseline jit", Jit { features: CpuFeatures::Baseline }, p),
+        _ => load_object(p),
+    };
+    let (a, b) = (form(&coded), form(&floats));
+    let got = run_given(&coded, &a, n_tokens, content);
+    let want = run_given(&floats, &b, n_tokens, content);
+    let bits = |t: &Tensor| t.floats().iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert!(want[0].floats().iter().any(|v| *v != 0.0), "{f}: the products should not vanish");
+    assert_eq!(bits(&got[0]), bits(&want[0]), "{f} to {round}, {}, K = {}", a.name, s.k);
+}
+
+#[test]
+fn every_code_and_scale_gives_the_bits_of_its_floats() {
+    for (i, code) in Code::ALL.into_iter().enumerate() {
+        for (j, scale) in ScaleCode::ALL.into_iter().enumerate() {
+            let f = QuantFormat { code, scale, block_rows: 1, block_cols: 16 };
+            check(7 + (i + j) as u64, &Shape { experts: 4, n: 9, k: 40 }, f, DType::BF16, DType::BF16);
+        }
+    }
+}
+
+#[test]
+fn blocks_of_any_shape_are_cut_short_at_the_edges() {
+    let blocks = [(0, 0), (1, 0), (0, 8), (128, 128), (2, 3), (3, 7), (1, 32), (5, 12), (1, 1)];
+    for (i, (block_rows, block_cols)) in blocks.into_iter().enumerate() {
+        for code in [Code::E4M3, Code::E2M1] {
+            for (j, k) in [1, 7, 33, 130].into_iter().enumerate() {
+                let f = QuantFormat { code, scale: ScaleCode::F32, block_rows, block_cols };
+                check(11 + (i + j) as u64, &Shape { experts: 3, n: 5, k }, f, DType::F32, DType::F32);
+            }
+        }
+    }
+}
+
+#[test]
+fn values_are_rounded_to_the_type_of_the_parameter() {
+    for round in [DType::BF16, DType::F16, DType::F32] {
+        let f = QuantFormat { code: Code::E4M3, scale: ScaleCode::F32, block_rows: 2, block_cols: 24 };
+        check(3, &Shape { experts: 4, n: 70, k: 50 }, f, round, DType::F16);
+    }
+}
+
+#[test]
+fn special_codes_become_special_values() {
+    // NaN of e4m3, infinity and NaN of e5m2, NaN of e8m0, and its least power of two.
+    let of = |code, scale| QuantFormat { code, scale, block_rows: 0, block_cols: 0 };
+    let cases = [
+        (of(Code::E4M3, ScaleCode::F32), 0x7f, 1.0f32.to_le_bytes().to_vec()),
+        (of(Code::E4M3, ScaleCode::F32), 0xff, 1.0f32.to_le_bytes().to_vec()),
+        (of(Code::E5M2, ScaleCode::F32), 0x7c, 1.0f32.to_le_bytes().to_vec()),
+        (of(Code::E5M2, ScaleCode::F32), 0xfd, 1.0f32.to_le_bytes().to_vec()),
+        (of(Code::E4M3, ScaleCode::E8M0), 0x38, vec![255]),
+        (of(Code::E4M3, ScaleCode::E8M0), 0x78, vec![0]),
+        (of(Code::E4M3, ScaleCode::E8M0), 0x01, vec![254]),
+    ];
+    let s = Shape { experts: 2, n: 3, k: 17 };
+    for (f, code, scale) in cases {
+        let (program, _) = programs(&s, f, DType::F32, DType::F32);
+        let scale = Tensor::from_bytes(f.scale.dtype(), &[1], &scale).unwrap();
+        let both = |t: &Tensor| match f.scale.dtype() {
+            DType::U8 => Tensor::int(DType::U8, &[2], [t.ints(), t.ints()].concat()),
+            dtype => Tensor::float(dtype, &[2], [t.floats(), t.floats()].concat()),
+        };
+        let content = |b: &Buffer| match b.role {
+            Role::Input(0) => Some(Tensor::float(DType::F32, &[1, 17], vec![1.0; 17])),
+            Role::Input(_) => Some(Tensor::int(DType::I32, &[3], vec![0, 0, 1])),
+            Role::Weight(_) => Some(Tensor::int(DType::U8, &[102], vec![code; 102])),
+            Role::WeightScale(_) => Some(both(&scale)),
+            Role::WeightGlobal(_) => Some(Tensor::float(DType::F32, &[2], vec![1.0; 2])),
+            Role::Output(_) | Role::Workspace | Role::Counter => None,
+        };
+        let want = moec_ir::tile::evaluate_given(&program, 1, content).unwrap();
+        for compiled in compile_all(&program) {
+            let got = run_given(&program, &compiled, 1, content);
+            for (g, w) in got[0].floats().iter().zip(want[0].floats()) {
+                let same = g == w || (g.is_nan() && w.is_nan());
+                assert!(same, "{f}, code {code:#x}, {}: {g} instead of {w}", compiled.name);
+            }
+        }
+    }
+}
