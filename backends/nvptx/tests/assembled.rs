@@ -336,17 +336,28 @@ fn products_of_codes_on_sm_100_are_instructions_of_its_tensor_cores() {
     let target = Target::by_name("sm_100f").expect("a target");
     let (mut table, mut spills) = (String::new(), Vec::new());
     for (name, rows, weights, product, scaled) in pairs {
-        for tile_m in [32, 256] {
-            let s = schedule(tile_m, 128, 128, 16, 8);
+        // Formats that share a kernel differ in numbers only; the first and the last stand for all.
+        let stands = matches!(name, "fp8" | "nvfp4");
+        for (tile_m, team) in [(32, Team::One), (256, Team::One), (256, Team::Pair)] {
+            if !stands && (tile_m == 32 || (team == Team::Pair && name != "mxfp8-fp4")) {
+                continue;
+            }
+            let s = Schedule { team, ..schedule(tile_m, 128, 128, 16, 8) };
             let s = Schedules { gemm1: s, gemm2: s, ..Schedules::for_rows(32) };
             let mut program = common::coded::in_codes(layer(&Layer::deepseek_r1(), &s), rows, weights);
-            program.kernels.retain(|k| k.name == "gemm1" || (k.name == "gemm2" && tile_m == 256));
-            let name = format!("{name}/{tile_m}");
+            program.kernels.retain(|k| k.name == "gemm1" || (k.name == "gemm2" && tile_m == 256 && stands));
+            let name = format!("{name}/{tile_m}{}", if team == Team::Pair { " pair" } else { "" });
             for image in moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
                 // PTX of the family is one program for all its machines; ptxas makes the code of each.
-                let every = tile_m == 256 && image.entry == "gemm1" && matches!(product, "UTCQMMA");
-                let others = if every { machines(target.name) } else { &["sm_100a"] };
-                for machine in others.iter().filter(|m| **m != "sm_100a") {
+                let registers_run_out = name.starts_with("fp8");
+                let of_pair = team == Team::Pair && stands;
+                let every = tile_m == 256 && image.entry == "gemm1" && (registers_run_out || of_pair);
+                let others = match (every, of_pair) {
+                    (true, true) => &["sm_100f", "sm_103a", "sm_107"][..],
+                    (true, false) => &["sm_103a", "sm_107"],
+                    (false, _) => &[],
+                };
+                for machine in others {
                     let done = ptxas::assemble(&ptxas, &image.ptx, machine);
                     let done = done.unwrap_or_else(|e| panic!("{name} for {machine}: {e}"));
                     let entry = done.report.entry(&image.entry).expect("the entry should be reported");
@@ -366,13 +377,16 @@ fn products_of_codes_on_sm_100_are_instructions_of_its_tensor_cores() {
                 let count = |what: &str| blocks.iter().flatten().filter(|o| o.starts_with(what)).count();
                 let products = count(product);
                 assert!(products > 0 && count("UTMALDG") > 0 && count("LDTM") > 0, "{name}: no {product}");
+                let of_pairs =
+                    blocks.iter().flatten().filter(|o| o.starts_with(product) && o.contains(".2CTA")).count();
+                assert_eq!(of_pairs, if team == Team::Pair { products } else { 0 }, "{name}: products of pairs");
                 assert_eq!(count("UTCCP") > 0, scaled, "{name}: copies of scales");
                 assert_eq!((count("HMMA"), count("UTCHMMA")), (0, 0), "{name} multiplies floats");
                 let loops = blocks.iter().filter(|b| b.iter().any(|o| o.starts_with(product)));
                 let in_loops: usize = loops.map(Vec::len).sum();
                 writeln!(
                     table,
-                    "{name:<14} {:<6} {product} {:>3} registers, {:>3} threads, {:>6} bytes of shared memory, {:>4.1} \
+                    "{name:<18} {:<6} {product} {:>3} registers, {:>3} threads, {:>6} bytes of shared memory, {:>4.1} \
                      instructions for a product",
                     image.entry,
                     entry.registers,

@@ -13,7 +13,7 @@ use moec_ir::shape::Dim;
 use moec_ir::target::Target;
 use moec_ir::tile::{
     Body, Buffer, BufferId, Contract, Groups, Panel, PanelQuant, Program, Role, RowMap, RowQuant, Schedule, Segment,
-    evaluate_given,
+    Team, evaluate_given,
 };
 use moec_ir::{Activation, DType, Tensor};
 
@@ -352,6 +352,37 @@ fn neither_tiles_nor_the_order_of_warps_change_a_bit() {
                 let other = bits(target, s, moec_ptx::exec::Schedule::Random(seed));
                 assert!(first == other, "{case:?} on {target} in {s:?}");
             }
+        }
+    }
+}
+
+/// A pair of blocks gives the bits of one block, in every way of scaling, with columns that end in either block, for rows
+/// that fill a tile or hardly begin one, and results as floats or codes.
+#[test]
+fn pairs_of_blocks_give_the_bits_of_one() {
+    let target = Target::by_name("sm_100f").expect("a target");
+    let plain = [(0, 300, 160), (2, 100, 96), (5, 296, 300), (8, 520, 544), (10, 136, 416), (12, 256, 130)];
+    for (i, (pair, n, k)) in plain.into_iter().enumerate() {
+        let (rows, weights) = PAIRS[pair];
+        let out = (i % 3 == 1).then_some(ActQuant::MXFP8);
+        let (shared, gather, panels) = (i % 2 == 0, i % 3 != 0, 1 + i % 2);
+        let (n_tokens, seed) = ([70, 9, 33][i % 3], 300 + i as u64);
+        let case = Case { rows, weights, n, k, out, shared, gather, panels, n_tokens, seed, ..PLAIN };
+        let results = |schedule: Schedule, order| {
+            let mut random = Random(case.seed);
+            let (program, mut held) = program(&Case { schedule, ..case }, &mut random);
+            held.extend(inputs(&case, &mut random));
+            if schedule.team == Team::Pair {
+                let images = moec_nvptx::emit(&program, target).expect("a kernel");
+                assert!(images[0].ptx.contains("tcgen05.mma.cta_group::2"), "{case:?}");
+            }
+            run_with(&program, target, case.n_tokens, 1, &find(&held), order)
+        };
+        let one = schedule([96, 32, 64][i % 3], 128, 128, 3, 8);
+        let want = results(one, moec_ptx::exec::Schedule::RoundRobin);
+        for (dynamic, order) in [(false, seed), (true, seed + 50)] {
+            let pair = Schedule { team: Team::Pair, dynamic, ..one };
+            assert!(results(pair, moec_ptx::exec::Schedule::Random(order)) == want, "{case:?}");
         }
     }
 }

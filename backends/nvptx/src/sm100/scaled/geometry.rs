@@ -3,15 +3,16 @@
 //! | asked | given |
 //! |---|---|
 //! | `tile_m` | 16, or a multiple of 32 up to what tensor memory (block scales) or registers (f32 scales) hold |
-//! | `tile_n` | always 128, the lanes of tensor memory |
+//! | `tile_n` | always 128, the lanes of tensor memory, of each block |
 //! | `tile_k` | always 128 bytes of shared memory: 128 codes, or 256 of FP4 with FP4 |
 //! | `stages` | as many as asked and as shared memory holds, at least 3 |
 //! | `warps` | 8: four roles, four for the epilogue; 12 with block scales, which four bring |
 
-use crate::code::{BARRIER_BYTES, ScaledKind};
+use super::super::geometry::box_rows;
+use crate::code::{BARRIER_BYTES, Ctas, ScaledKind};
 use crate::pipeline::{Board, Order, SWIZZLE_BYTES};
 use moec_ir::quant::Code;
-use moec_ir::tile::{Contract, ScaledProduct, Schedule};
+use moec_ir::tile::{Contract, ScaledProduct, Schedule, Team};
 
 /// How codes are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub enum Way {
 pub struct ScaledGeometry {
     pub way: Way,
     pub order: Order,
+    /// Blocks that make a tile.
+    pub ctas: Ctas,
     /// Panels, of the segment with most.
     pub panels: u32,
     /// Most rows of a tile.
@@ -37,7 +40,7 @@ pub struct ScaledGeometry {
 }
 
 impl ScaledGeometry {
-    /// Output columns of a tile.
+    /// Output columns of a block's part of a tile.
     pub const TILE_N: u32 = 128;
     /// Sets of sums in tensor memory.
     pub const SETS: u32 = 2;
@@ -83,13 +86,24 @@ impl ScaledGeometry {
             (Way::Steps, 1) => 128,
             (Way::Steps, _) => 64,
         };
-        let tile_m = if schedule.tile_m <= 16 { 16 } else { schedule.tile_m.next_multiple_of(32).min(most) };
+        let ctas = if schedule.team == Team::Pair { Ctas::Pair } else { Ctas::One };
+        let tile_m = if schedule.tile_m <= 16 && ctas == Ctas::One {
+            16
+        } else {
+            schedule.tile_m.next_multiple_of(32).min(most)
+        };
         let order = Order::of(schedule);
-        let mut g = ScaledGeometry { way, order, panels, tile_m, box_rows: tile_m.min(32), stages: 3 };
+        let mut g =
+            ScaledGeometry { way, ctas, order, panels, tile_m, box_rows: box_rows(tile_m / ctas.count()), stages: 3 };
         let room = smem_limit.saturating_sub(g.first_stage());
         let fit = room / g.stage_bytes();
         g.stages = schedule.stages.clamp(3, fit.clamp(3, Self::MOST_STAGES));
         g
+    }
+
+    /// Output columns of a tile.
+    pub fn tile_n(&self) -> u32 {
+        Self::TILE_N * self.ctas.count()
     }
 
     pub fn warps(&self) -> u32 {
@@ -141,7 +155,7 @@ impl ScaledGeometry {
 
     /// Byte offset of the scales in a stage: those of the panels, then those of the activations.
     pub fn scales(&self) -> u32 {
-        self.activations() + self.tile_m * SWIZZLE_BYTES
+        self.activations() + self.tile_m / self.ctas.count() * SWIZZLE_BYTES
     }
 
     /// Bytes of a stage, a multiple of 1024.

@@ -9,6 +9,9 @@
 //! | 4-7 | epilogue | full sums | empty sums |
 //! | 8-11 | bring block scales | empty stages | full stages |
 //!
+//! A tile is made by one block, or by a pair of a cluster ([`Crew`]): each has these warps and brings the scales of its own
+//! columns and of all rows, but block 0 starts the copies of scales and the products of both.
+//!
 //! Block scales go through shared memory to tensor memory and are applied by the products. f32 scales are applied by the
 //! epilogue: the sums of each 128 elements of k are a set of their own, which it scales and adds in registers. It loads
 //! them itself: with eight warps a thread has the registers that its sums take.
@@ -21,7 +24,7 @@ use crate::code::{BARRIER_BYTES, Bool, Ctas, F32, I32, LOAD_COLUMNS, ScaledKind,
 use crate::decode::block_of;
 use crate::kernel::{Design, Kernel, Registers};
 use crate::pipeline::{
-    Barriers, Board, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, coded_maps, extent, publish_tiles,
+    Barriers, Board, Crew, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, coded_maps, extent, publish_tiles,
 };
 use geometry::{ScaledGeometry, Way};
 use moec_ir::quant::Code as Codes;
@@ -73,7 +76,7 @@ pub fn scaled<'p>(
     let g = ScaledGeometry::cut(contract, schedule, smem_limit);
     let sizes = (ScaledGeometry::TILE_N, g.box_rows);
     let (tensor_maps, segment_maps) = coded_maps(program, contract, operands, sizes, |code| g.spreads(code));
-    let tiles = extent(program, contract, g.tile_m, ScaledGeometry::TILE_N);
+    let tiles = extent(program, contract, g.tile_m, g.tile_n());
     let launch = g.order.launch(tiles, g.warps() * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps);
     Design { launch, registers: Registers::Plenty, body: Box::new(body) }
@@ -85,14 +88,14 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     let pair = |offset: u32, n: u32| [offset, offset + n * BARRIER_BYTES].map(|o| Barriers::new(at(o), n));
     let [full, empty] = pair(ScaledGeometry::STAGE_BARRIERS, g.stages);
     let [sums_full, sums_empty] = pair(ScaledGeometry::SUMS_BARRIERS, ScaledGeometry::SETS);
-    let board = Board::new(c, c.shared(), g.order);
+    let (crew, board) = (Crew::new(c, g.ctas), Board::new(c, c.shared(), g.order));
     let (warp, elected) = (c.warp(), c.elect());
     c.when(warp.eq(WEIGHTS).and(elected), || {
         let scales = if g.way == Way::Steps { 0 } else { TEAM };
-        full.init(c, 2 + scales);
+        full.init(c, 2 + scales * g.ctas.count());
         empty.init(c, 1);
         sums_full.init(c, 1);
-        sums_empty.init(c, TEAM);
+        sums_empty.init(c, TEAM * g.ctas.count());
         board.init(READERS + TEAM + scales);
         c.publish_barriers();
     });
@@ -100,16 +103,16 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
         maps.iter().flat_map(|m| m.weights.iter().chain([&m.activations])).for_each(|&map| c.prefetch_map(map));
     });
     let tensor_address = at(ScaledGeometry::TENSOR_ADDRESS);
-    c.when(warp.eq(PRODUCTS), || c.allocate_tensor(Ctas::One, tensor_address, g.tensor_columns()));
+    c.when(warp.eq(PRODUCTS), || c.allocate_tensor(g.ctas, tensor_address, g.tensor_columns()));
     c.warp_barrier();
     c.before_sync();
-    c.barrier();
+    crew.barrier();
     c.after_sync();
     let tensor = c.load_i32(tensor_address);
     // Up to here nothing depends on the kernels before.
     c.wait_for_predecessor();
     let block =
-        Block { k, program, contract, g, maps, elected, warp, full, empty, sums_full, sums_empty, board, tensor };
+        Block { k, program, contract, g, maps, crew, elected, warp, full, empty, sums_full, sums_empty, board, tensor };
     c.when(warp.eq(WEIGHTS), || block.copy_weights());
     c.when(warp.eq(ACTIVATIONS), || block.copy_activations());
     c.when(warp.eq(PRODUCTS), || match g.way {
@@ -117,7 +120,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
         Way::Steps => block.multiply_steps(),
     });
     c.when(warp.eq(TILES), || {
-        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, ScaledGeometry::TILE_N));
+        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, g.tile_n()));
     });
     match g.way {
         Way::Blocks(_) => {
@@ -128,9 +131,9 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     }
     c.warp_barrier();
     c.before_sync();
-    c.barrier();
+    crew.barrier();
     c.after_sync();
-    c.when(warp.eq(PRODUCTS), || c.free_tensor(Ctas::One, tensor, g.tensor_columns()));
+    c.when(warp.eq(PRODUCTS), || c.free_tensor(g.ctas, tensor, g.tensor_columns()));
 }
 
 /// A block and what its roles share.
@@ -140,6 +143,7 @@ struct Block<'k, 'c, 'p> {
     contract: &'k Contract,
     g: &'k ScaledGeometry,
     maps: &'k [SegmentMaps],
+    crew: Crew<'c>,
     elected: Bool<'c>,
     warp: I32<'c>,
     full: Barriers<'c>,
@@ -152,6 +156,13 @@ struct Block<'k, 'c, 'p> {
 }
 
 impl<'c> Block<'_, 'c, '_> {
+    /// Does `body` for every tile, with this block's columns of it.
+    fn each_tile(&self, reader: &Reader<'c>, body: impl FnOnce(&Tile<'c>)) {
+        self.board.each_tile(reader, |tile| {
+            body(&Tile { col: self.crew.col(tile.col, ScaledGeometry::TILE_N), ..*tile });
+        });
+    }
+
     /// Builds `body` for each segment and runs it for the tile's.
     fn each_segment(&self, tile: &Tile<'c>, mut body: impl FnMut(usize, &Segment)) {
         let c = self.k.code;
@@ -173,11 +184,6 @@ impl<'c> Block<'_, 'c, '_> {
         self.k.code.shared().at(self.g.first_stage()).plus(slot * self.g.stage_bytes())
     }
 
-    /// The rows of a tile, up to whole sixteens.
-    fn whole_rows(tile: &Tile<'c>) -> I32<'c> {
-        tile.rows.div_ceil(16) << 4
-    }
-
     /// Columns that a step takes of a tensor map.
     fn map_columns(&self, code: Codes) -> u32 {
         // Maps of spread codes count codes, the others bytes.
@@ -190,21 +196,21 @@ impl<'c> Block<'_, 'c, '_> {
     }
 
     fn copy_weights(&self) {
-        let c = self.k.code;
+        let (c, g) = (self.k.code, self.g);
         c.when(self.elected, || {
             let ring = Ring::new(c, self.g.stages);
-            self.board.each_tile(&Reader::Thread, |tile| {
+            self.each_tile(&Reader::Thread, |tile| {
                 self.each_segment(tile, |i, segment| {
                     c.range(0, self.n_steps(segment), 1, |step| {
                         let (full, stage) = (self.full.at(ring.slot()), self.stage(ring.slot()));
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
                         let rows = segment.panels.iter().filter_map(|p| p.quant.as_ref());
                         let row_bytes: u32 = rows.map(|q| self.counted_bytes(q.format.code)).sum();
-                        c.arrive_expecting(full, row_bytes * ScaledGeometry::TILE_N);
+                        self.crew.arrive_expecting(full, c.i32(row_bytes * ScaledGeometry::TILE_N));
                         for (p, (&map, panel)) in self.maps[i].weights.iter().zip(&segment.panels).enumerate() {
                             let wide = panel.quant.as_ref().map_or(0, |q| self.map_columns(q.format.code));
                             let to = stage.at(p as u32 * ScaledGeometry::PANEL_BYTES);
-                            c.copy_box(Ctas::One, to, full, map, &[step * wide, tile.col, tile.expert]);
+                            c.copy_box(g.ctas, to, full, map, &[step * wide, tile.col, tile.expert]);
                         }
                         ring.advance();
                     });
@@ -214,11 +220,11 @@ impl<'c> Block<'_, 'c, '_> {
     }
 
     fn copy_activations(&self) {
-        let c = self.k.code;
+        let (c, g) = (self.k.code, self.g);
         let ring = Ring::new(c, self.g.stages);
         let ids = c.shared().at(ScaledGeometry::ROW_IDS);
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
-            let rows = Self::whole_rows(tile);
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
+            let (first, rows) = self.crew.part(tile.rows);
             self.each_segment(tile, |i, segment| {
                 let map = self.maps[i].activations;
                 let code = segment.a_quant.as_ref().map_or(Codes::E4M3, |q| q.q.code);
@@ -229,7 +235,8 @@ impl<'c> Block<'_, 'c, '_> {
                         c.range(c.lane(), rows, 32, |j| {
                             // Rows that the tile does not have: -1, which no tensor has and becomes zeros.
                             let id = c.var(c.i32(u32::MAX));
-                            c.when(j.lt(tile.rows), || id.set(c.load_i32(row_map.nth(tile.row + j))));
+                            let row = first + j;
+                            c.when(row.lt(tile.rows), || id.set(c.load_i32(row_map.nth(tile.row + row))));
                             c.store_i32(ids.plus(j << 2), id.get());
                         });
                         c.warp_barrier();
@@ -243,25 +250,25 @@ impl<'c> Block<'_, 'c, '_> {
                         let stage = self.stage(ring.slot()).at(self.g.activations());
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
                         if gathered {
-                            c.arrive_expecting(full, rows * row_bytes);
+                            self.crew.arrive_expecting(full, rows * row_bytes);
                             c.range(0, rows, 16, |row| {
                                 let (ids, to) = (ids.plus(row << 2), stage.plus(row * SWIZZLE_BYTES));
                                 for four in 0..4 {
                                     let ids = c.load_words(ids.at(four * 16));
-                                    c.copy_rows(Ctas::One, to.at(four * 4 * SWIZZLE_BYTES), full, map, col, ids);
+                                    c.copy_rows(g.ctas, to.at(four * 4 * SWIZZLE_BYTES), full, map, col, ids);
                                 }
                             });
                         } else {
                             let n = self.g.box_rows;
-                            let boxed = tile.rows.div_ceil(n) * n;
-                            c.arrive_expecting(full, boxed * row_bytes);
+                            let boxed = rows.div_ceil(n) * n;
+                            self.crew.arrive_expecting(full, boxed * row_bytes);
                             c.range(0, boxed, n, |row| {
                                 c.copy_box(
-                                    Ctas::One,
+                                    g.ctas,
                                     stage.plus(row * SWIZZLE_BYTES),
                                     full,
                                     map,
-                                    &[col, tile.row + row],
+                                    &[col, tile.row + first + row],
                                 );
                             });
                         }
@@ -274,6 +281,10 @@ impl<'c> Block<'_, 'c, '_> {
                 }
             });
         });
+        if g.ctas == Ctas::Pair {
+            // Block 0 tells of empty stages until its last product is done: by then this block must not have gone.
+            c.when(self.elected, || ring.drain(self.empty));
+        }
     }
 
     /// The types of codes of weights and activations in an instruction.
@@ -289,25 +300,34 @@ impl<'c> Block<'_, 'c, '_> {
         (ty(weights), segment.a_quant.as_ref().map_or(0, |q| ty(q.q.code)))
     }
 
+    /// Products of a pair's other block are started by block 0. This one reads the board, so that its places become free.
+    fn pass_over_tiles(&self) {
+        if self.g.ctas == Ctas::Pair {
+            let passes = self.elected.and(self.crew.leads().not());
+            self.k.code.when(passes, || self.each_tile(&Reader::Thread, |_| {}));
+        }
+    }
+
     fn multiply_blocks(&self, kind: ScaledKind) {
         let c = self.k.code;
         let g = self.g;
-        c.when(self.elected, || {
+        self.pass_over_tiles();
+        c.when(self.elected.and(self.crew.leads()), || {
             let (ring, sets) = (Ring::new(c, g.stages), Ring::new(c, ScaledGeometry::SETS));
             let scale_sets = Ring::new(c, ScaledGeometry::SCALE_SETS);
             // The step whose scales lie where those of this one go: its products must be done.
             let (behind, done) = (Ring::new(c, g.stages), c.var(c.i32(0)));
             let first = c.swizzled_tile(c.shared().at(g.first_stage()));
-            self.board.each_tile(&Reader::Thread, |tile| {
+            self.each_tile(&Reader::Thread, |tile| {
                 let sums = self.tensor + sets.slot() * g.set_columns();
-                c.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
+                self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
                 c.after_sync();
                 self.each_segment(tile, |_, segment| {
                     let (a, b) = self.code_types(segment, Some(kind));
                     let e8m0 = kind != ScaledKind::Mxf4Nvf4;
-                    let instruction = c.scaled_instruction(Ctas::One, (a, b), e8m0, Self::whole_rows(tile));
+                    let instruction = c.scaled_instruction(g.ctas, (a, b), e8m0, self.crew.whole_rows(tile.rows));
                     c.range(0, self.n_steps(segment), 1, |step| {
-                        c.wait_for(self.full.at(ring.slot()), ring.parity());
+                        self.crew.wait_for(self.full.at(ring.slot()), ring.parity());
                         c.after_sync();
                         c.when(done.get().ge(ScaledGeometry::SCALE_SETS), || {
                             c.wait_for(self.empty.at(behind.slot()), behind.parity());
@@ -332,7 +352,7 @@ impl<'c> Block<'_, 'c, '_> {
                                 let of_panel = scales + (p * g.atoms() + atom) * 4;
                                 let to = sums + p * g.tile_m;
                                 c.start_scaled_mma(
-                                    (Ctas::One, kind),
+                                    (g.ctas, kind),
                                     to,
                                     (panel, rows),
                                     (of_panel, of_rows),
@@ -341,12 +361,12 @@ impl<'c> Block<'_, 'c, '_> {
                                 );
                             }
                         }
-                        c.arrive_after_mma(Ctas::One, self.empty.at(ring.slot()));
+                        c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
                         ring.advance();
                         scale_sets.advance();
                     });
                 });
-                c.arrive_after_mma(Ctas::One, self.sums_full.at(sets.slot()));
+                c.arrive_after_mma(g.ctas, self.sums_full.at(sets.slot()));
                 sets.advance();
             });
         });
@@ -358,7 +378,7 @@ impl<'c> Block<'_, 'c, '_> {
         let c = self.k.code;
         let g = self.g;
         for i in 0..(g.panels + g.row_groups()) * g.atoms() {
-            c.copy_scales(Ctas::One, to + 4 * i, stage.at(g.scales() + i * ScaledGeometry::ATOM_BYTES));
+            c.copy_scales(g.ctas, to + 4 * i, stage.at(g.scales() + i * ScaledGeometry::ATOM_BYTES));
         }
     }
 
@@ -366,17 +386,19 @@ impl<'c> Block<'_, 'c, '_> {
     fn multiply_steps(&self) {
         let c = self.k.code;
         let g = self.g;
-        c.when(self.elected, || {
+        self.pass_over_tiles();
+        c.when(self.elected.and(self.crew.leads()), || {
             let (ring, sets) = (Ring::new(c, g.stages), Ring::new(c, ScaledGeometry::SETS));
             let first = c.swizzled_tile(c.shared().at(g.first_stage()));
-            self.board.each_tile(&Reader::Thread, |tile| {
+            self.each_tile(&Reader::Thread, |tile| {
                 self.each_segment(tile, |_, segment| {
                     let (a, b) = self.code_types(segment, None);
                     // Sums in f32.
-                    let instruction = c.scaled_instruction(Ctas::One, (a, b), false, Self::whole_rows(tile)) | 1 << 4;
+                    let instruction =
+                        c.scaled_instruction(g.ctas, (a, b), false, self.crew.whole_rows(tile.rows)) | 1 << 4;
                     c.range(0, self.n_steps(segment), 1, |_| {
                         let sums = self.tensor + sets.slot() * g.set_columns();
-                        c.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
+                        self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
                         c.wait_for(self.full.at(ring.slot()), ring.parity());
                         c.after_sync();
                         let stage = first + ring.slot() * (g.stage_bytes() / 16);
@@ -385,11 +407,11 @@ impl<'c> Block<'_, 'c, '_> {
                             for p in 0..segment.panels.len() as u32 {
                                 let panel = stage + (p * ScaledGeometry::PANEL_BYTES / 16 + 2 * piece);
                                 let (to, rows) = (sums + p * g.tile_m, activations + 2 * piece);
-                                c.start_fp8_mma(Ctas::One, to, (panel, rows), instruction, c.bool(piece > 0));
+                                c.start_fp8_mma(g.ctas, to, (panel, rows), instruction, c.bool(piece > 0));
                             }
                         }
-                        c.arrive_after_mma(Ctas::One, self.empty.at(ring.slot()));
-                        c.arrive_after_mma(Ctas::One, self.sums_full.at(sets.slot()));
+                        c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
+                        c.arrive_after_mma(g.ctas, self.sums_full.at(sets.slot()));
                         ring.advance();
                         sets.advance();
                     });
@@ -438,7 +460,7 @@ impl<'c> Block<'_, 'c, '_> {
         let thread = ((self.warp & 3) << 5) + c.lane();
         // Word `t` of an atom belongs to this row.
         let row = ((thread & 3) << 5) + (thread >> 2);
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
                 let (panels, rows) = self.scale_rows(segment, tile, row);
                 let words = |step: I32<'c>| -> Vec<I32<'c>> {
@@ -462,7 +484,7 @@ impl<'c> Block<'_, 'c, '_> {
                     }
                     c.publish_shared();
                     c.warp_barrier();
-                    c.when(self.elected, || c.arrive(self.full.at(ring.slot())));
+                    c.when(self.elected, || self.crew.arrive(self.full.at(ring.slot())));
                     ring.advance();
                 });
             });
@@ -481,7 +503,7 @@ impl<'c> Block<'_, 'c, '_> {
         // The lanes of tensor memory that this warp reaches, and with them its output columns.
         let lanes = (self.warp & 3) << 5;
         let from = self.tensor + (lanes << 16);
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
             let sums = from + sets.slot() * g.set_columns();
             self.each_segment(tile, |_, segment| {
                 let results = Results::new(self.k, self.program, segment, tile, lanes + c.lane());
@@ -498,7 +520,7 @@ impl<'c> Block<'_, 'c, '_> {
             });
             c.before_sync();
             c.warp_barrier();
-            c.when(self.elected, || c.arrive(self.sums_empty.at(sets.slot())));
+            c.when(self.elected, || self.crew.arrive(self.sums_empty.at(sets.slot())));
             sets.advance();
         });
     }
@@ -510,7 +532,7 @@ impl<'c> Block<'_, 'c, '_> {
         let lanes = (self.warp & 3) << 5;
         let from = self.tensor + (lanes << 16);
         let column = lanes + c.lane();
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
                 let panels = segment.panels.len();
                 let results = Results::new(self.k, self.program, segment, tile, column);
@@ -555,7 +577,7 @@ impl<'c> Block<'_, 'c, '_> {
                     }
                     c.before_sync();
                     c.warp_barrier();
-                    c.when(self.elected, || c.arrive(self.sums_empty.at(sets.slot())));
+                    c.when(self.elected, || self.crew.arrive(self.sums_empty.at(sets.slot())));
                     sets.advance();
                 });
                 for (group, totals) in (0u32..).zip(&totals) {
