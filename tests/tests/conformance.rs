@@ -197,11 +197,12 @@ fn made_cases(root: &Path) -> Vec<Trial> {
                 let golden = Checkpoint::open(dir.join(format!("golden.layer{layer}.safetensors")));
                 let view = golden.as_ref().ok().and_then(|g| g.tensor("input").ok().flatten());
                 let view = view.ok_or("no golden input")?;
-                let f32 = view.dtype.dtype() == Some(moec_ir::DType::F32);
+                let dtype = view.dtype.dtype().ok_or("the golden input has a type that moec does not compute in")?;
+                let f32 = dtype == moec_ir::DType::F32;
                 let entry = Entry {
                     dir: name,
                     layer,
-                    dtype: if f32 { "float32" } else { "bfloat16" }.into(),
+                    dtype: dtype.name().into(),
                     tolerance: if f32 { 1e-5 } else { 1e-2 },
                     tight_tolerance: None,
                     tokens: view.shape.first().map_or(0, |&n| n as usize),
@@ -230,7 +231,11 @@ fn families() -> Vec<(PathBuf, u32)> {
 fn check(dir: &Path, entry: &Entry, engine: Engine) -> Result<(), Failed> {
     let text = |d: moec::Diagnostic| format!("{d} {:?}", d.notes);
     // The layer computes in the type of its golden input; quantised ones have a config that says bfloat16.
-    let dtype = if entry.dtype == "float32" { moec_ir::DType::F32 } else { moec_ir::DType::BF16 };
+    let dtype = match entry.dtype.as_str() {
+        "float32" => moec_ir::DType::F32,
+        "bfloat16" => moec_ir::DType::BF16,
+        name => moec_ir::DType::from_name(name).ok_or_else(|| format!("there is no type {name}"))?,
+    };
     let model = Model::open(dir).map_err(|d| format!("{d:?}"))?;
     let layer = model.layer_as(Some(entry.layer), Some(dtype)).map_err(|d| format!("{d:?}"))?;
     let golden = Checkpoint::open(dir.join(format!("golden.layer{}.safetensors", entry.layer))).map_err(text)?;

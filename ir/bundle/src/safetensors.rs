@@ -272,7 +272,7 @@ pub(crate) fn duplicate(first: &Path, second: &Path, tensor: &str) -> Diagnostic
 const DUPLICATE: &str = "the tensor occurs twice: ";
 
 struct Header {
-    entries: Vec<(String, RawEntry)>,
+    entries: BTreeMap<String, RawEntry>,
 }
 
 #[derive(serde::Deserialize)]
@@ -292,22 +292,43 @@ impl<'de> Deserialize<'de> for Header {
             }
             // A map would keep the last of two equal names silently; which one the writer meant is not knowable.
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
-                let mut entries = Vec::new();
-                let mut seen = std::collections::BTreeSet::new();
+                let (mut entries, mut described) = (BTreeMap::new(), false);
                 while let Some(name) = map.next_key::<String>()? {
-                    if !seen.insert(name.clone()) {
+                    let is_description = name == "__metadata__";
+                    if entries.contains_key(&name) || (is_description && described) {
                         return Err(de::Error::custom(format!("{DUPLICATE}`{name}`")));
                     }
-                    if name == "__metadata__" {
-                        map.next_value::<BTreeMap<String, String>>()?;
+                    if is_description {
+                        map.next_value::<Words>()?;
+                        described = true;
                     } else {
-                        entries.push((name, map.next_value()?));
+                        entries.insert(name, map.next_value()?);
                     }
                 }
                 Ok(Header { entries })
             }
         }
         d.deserialize_map(Entries)
+    }
+}
+
+/// An object of strings, looked at and not kept.
+struct Words;
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Words, D::Error> {
+        struct Each;
+        impl<'de> Visitor<'de> for Each {
+            type Value = Words;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object of strings")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Words, A::Error> {
+                while map.next_entry::<String, String>()?.is_some() {}
+                Ok(Words)
+            }
+        }
+        d.deserialize_map(Each)
     }
 }
 

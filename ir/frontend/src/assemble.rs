@@ -246,8 +246,11 @@ impl Assembler<'_> {
         let n_experts = u32::try_from(spec.n_experts).unwrap_or(u32::MAX);
         let (mut x, mut width) = (x, spec.hidden);
         if let Some(latent) = &spec.latent {
-            let down = self.param("latent.down", d, &[latent.width, width], &latent.down);
-            x = self.op("latent", Op::Linear, &[x, down], d)?;
+            let mut operands = vec![x, self.param("latent.down", d, &[latent.width, width], &latent.down)];
+            if let Some((bias, _)) = &latent.biases {
+                operands.push(self.param("latent.down_bias", d, &[latent.width], bias));
+            }
+            x = self.op("latent", Op::Linear, &operands, d)?;
             width = latent.width;
             if let Some(norm) = &latent.in_norm {
                 x = self.norm("latent.in_norm", norm, width, x, d)?;
@@ -294,8 +297,11 @@ impl Assembler<'_> {
             if let Some(norm) = &latent.norm {
                 sum = self.norm("latent.norm", norm, width, sum, d)?;
             }
-            let up = self.param("latent.up", d, &[spec.hidden, width], &latent.up);
-            sum = self.op("routed.full", Op::Linear, &[sum, up], if follows { DType::F32 } else { d })?;
+            let mut operands = vec![sum, self.param("latent.up", d, &[spec.hidden, width], &latent.up)];
+            if let Some((_, bias)) = &latent.biases {
+                operands.push(self.param("latent.up_bias", d, &[spec.hidden], bias));
+            }
+            sum = self.op("routed.full", Op::Linear, &operands, if follows { DType::F32 } else { d })?;
         }
         Ok(sum)
     }
@@ -346,14 +352,23 @@ impl Assembler<'_> {
         };
         let mut branches = Vec::new();
         if s.activation.is_gated() {
-            let gate = self.param("shared.gate", d, &[s.ffn, h], &s.gate);
-            branches.push(self.op("shared.gate_rows", Op::Linear, &[x, gate], d)?);
+            let mut operands = vec![x, self.param("shared.gate", d, &[s.ffn, h], &s.gate)];
+            if let Some(biases) = &s.biases {
+                operands.push(self.param("shared.gate_bias", d, &[s.ffn], &biases.gate));
+            }
+            branches.push(self.op("shared.gate_rows", Op::Linear, &operands, d)?);
         }
-        let up = self.param("shared.up", d, &[s.ffn, h], &s.up);
-        branches.push(self.op("shared.up_rows", Op::Linear, &[x, up], d)?);
+        let mut operands = vec![x, self.param("shared.up", d, &[s.ffn, h], &s.up)];
+        if let Some(biases) = &s.biases {
+            operands.push(self.param("shared.up_bias", d, &[s.ffn], &biases.up));
+        }
+        branches.push(self.op("shared.up_rows", Op::Linear, &operands, d)?);
         let act = self.op("shared.act", Op::Activate(s.activation.clone()), &branches, d)?;
-        let down = self.param("shared.down", d, &[h, s.ffn], &s.down);
-        let mut y = self.op("shared", Op::Linear, &[act, down], d)?;
+        let mut operands = vec![act, self.param("shared.down", d, &[h, s.ffn], &s.down)];
+        if let Some(biases) = &s.biases {
+            operands.push(self.param("shared.down_bias", d, &[h], &biases.down));
+        }
+        let mut y = self.op("shared", Op::Linear, &operands, d)?;
         if let Some(gate) = &s.out_gate {
             let w = self.param("shared_gate.weight", d, &[1, h], gate);
             let logit = self.op("shared_gate.logit", Op::Linear, &[x0, w], d)?;

@@ -1,13 +1,13 @@
 //! JSON with positions: every value knows its bytes in the user's file.
 //!
 //! Values are kept as spans of the text and parsed when they are read, one level at a time, so that a hostile file
-//! costs no more than its own size.
+//! costs little more than its own size: the text, and for each element of a list that is being read the 24 bytes of a
+//! [`Json`]. Where a value stands is put into words only for a message.
 
 use moec_ir::diag::{Diagnostic, Origin};
-use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::borrow::Cow;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// The diagnostic codes of one kind of document.
@@ -50,14 +50,28 @@ struct Doc {
     codes: Codes,
 }
 
+/// What the values of one list or object have in common.
+#[derive(Debug)]
+struct Container {
+    doc: Arc<Doc>,
+    /// The list or object itself; `None` around the top value.
+    node: Option<Json>,
+}
+
 /// One JSON value of a document.
 #[derive(Clone, Debug)]
 pub struct Json {
-    doc: Arc<Doc>,
-    span: Range<usize>,
-    /// Path from the top in the user's words, `text_config.hidden_size`; empty at the top.
-    path: String,
+    within: Arc<Container>,
+    /// First byte of the value in the text.
+    start: u32,
+    /// Byte behind the value.
+    end: u32,
+    /// Which element of a list it is.
+    index: u32,
 }
+
+/// Longest text that is read: spans are 32 bits, and no config is longer.
+pub const MAX_TEXT: u64 = 256 << 20;
 
 /// The members of a JSON object, in file order.
 #[derive(Clone, Debug)]
@@ -74,11 +88,21 @@ impl Json {
     /// # Errors
     /// The document's `not_json` code.
     pub fn parse(file: &str, text: String, codes: Codes) -> Result<Json, Diagnostic> {
-        let text = quote_python_numbers(&text).into_owned();
+        let text = match quote_python_numbers(&text) {
+            Cow::Borrowed(_) => text,
+            Cow::Owned(quoted) => quoted,
+        };
+        if text.len() as u64 > MAX_TEXT {
+            return Err(Diagnostic::input(
+                codes.not_json,
+                format!("{file} is {} bytes long; no {} is longer than {MAX_TEXT}", text.len(), codes.what),
+            ));
+        }
         match serde_json::from_str::<&RawValue>(&text) {
             Ok(raw) => {
-                let span = span_of(&text, raw.get());
-                Ok(Json { doc: Arc::new(Doc { file: file.to_string(), text, codes }), span, path: String::new() })
+                let (start, end) = span_of(&text, raw.get());
+                let doc = Arc::new(Doc { file: file.to_string(), text, codes });
+                Ok(Json { within: Arc::new(Container { doc, node: None }), start, end, index: 0 })
             }
             Err(e) => {
                 let at = byte_at(&text, e.line(), e.column());
@@ -96,31 +120,50 @@ impl Json {
 
     /// Where the value stands.
     pub fn origin(&self) -> Origin {
-        Origin { file: self.doc.file.clone(), start: self.span.start, end: self.span.end }
+        Origin { file: self.file().to_string(), start: self.start as usize, end: self.end as usize }
     }
 
     /// The file's name as the user gave it.
     pub fn file(&self) -> &str {
-        &self.doc.file
+        &self.doc().file
     }
 
-    /// Path from the top, for messages.
-    pub fn path(&self) -> &str {
-        if self.path.is_empty() { "the top value" } else { &self.path }
+    fn doc(&self) -> &Doc {
+        &self.within.doc
+    }
+
+    /// Path from the top in the user's words, `text_config.hidden_size`; long keys are cut.
+    pub fn path(&self) -> String {
+        let mut steps = Vec::new();
+        let mut at = self;
+        while let Some(parent) = &at.within.node {
+            steps.push(if parent.is_list() { format!("[{}]", at.index) } else { format!(".{}", at.key()) });
+            at = parent;
+        }
+        let path: String = steps.into_iter().rev().collect();
+        if path.is_empty() { "the top value".to_string() } else { path.trim_start_matches('.').to_string() }
+    }
+
+    /// The key of a member of an object, read from the text before the value.
+    fn key(&self) -> String {
+        let before = self.doc().text[..self.start as usize].trim_end();
+        let before = before.strip_suffix(':').unwrap_or(before).trim_end();
+        let inside = before.strip_suffix('"').unwrap_or(before);
+        // Within a string a quote has an odd number of backslashes before it.
+        let opens = |&(at, _): &(usize, &str)| (at - inside[..at].trim_end_matches('\\').len()).is_multiple_of(2);
+        let quote = inside.rmatch_indices('"').find(opens).map_or(0, |(at, _)| at);
+        let key = serde_json::from_str(&before[quote..]).unwrap_or_else(|_| before[quote..].to_string());
+        cut(&key).into_owned()
     }
 
     /// The value as written.
     pub fn raw(&self) -> &str {
-        &self.doc.text[self.span.clone()]
+        &self.doc().text[self.start as usize..self.end as usize]
     }
 
     /// The value as written, cut for messages.
     pub fn shown(&self) -> String {
-        let raw = self.raw();
-        match raw.char_indices().nth(40) {
-            Some((cut, _)) => format!("{}…", &raw[..cut]),
-            None => raw.to_string(),
-        }
+        cut(self.raw()).into_owned()
     }
 
     /// Whether the value is `null`.
@@ -146,7 +189,7 @@ impl Json {
     /// A type error: `expected` says what should stand here.
     pub fn wrong_type(&self, expected: &str) -> Diagnostic {
         Diagnostic::input(
-            self.doc.codes.key_type,
+            self.doc().codes.key_type,
             format!("`{}` in {} is {}; expected {expected}", self.path(), self.file(), self.shown()),
         )
         .at(Some(self.origin()))
@@ -155,7 +198,7 @@ impl Json {
     /// A range error: `expected` says what the value may be.
     pub fn out_of_range(&self, expected: &str) -> Diagnostic {
         Diagnostic::input(
-            self.doc.codes.value_range,
+            self.doc().codes.value_range,
             format!("`{}` in {} is {}; it must be {expected}", self.path(), self.file(), self.shown()),
         )
         .at(Some(self.origin()))
@@ -218,8 +261,17 @@ impl Json {
     /// # Errors
     /// The code for a wrong type.
     pub fn list(&self) -> Result<Vec<Json>, Diagnostic> {
-        let items = serde_json::from_str::<Items>(self.raw()).map_err(|_| self.wrong_type("a list"))?;
-        Ok(items.0.iter().enumerate().map(|(i, raw)| self.child(raw.get(), format!("{}[{i}]", self.path))).collect())
+        if !self.is_list() {
+            return Err(self.wrong_type("a list"));
+        }
+        let mut items = Vec::with_capacity(self.count().map_err(|_| self.wrong_type("a list"))?);
+        let within = self.inside();
+        let read = each(self.raw(), |_, raw| {
+            let (start, end) = span_of(&within.doc.text, raw);
+            items.push(Json { within: within.clone(), start, end, index: items.len() as u32 });
+        });
+        read.map_err(|_| self.wrong_type("a list"))?;
+        Ok(items)
     }
 
     /// An object. Of repeated keys the last one counts, as in Python.
@@ -227,21 +279,28 @@ impl Json {
     /// # Errors
     /// The code for a wrong type.
     pub fn object(&self) -> Result<Object, Diagnostic> {
-        let members = serde_json::from_str::<Members>(self.raw()).map_err(|_| self.wrong_type("an object"))?;
-        let dot = if self.path.is_empty() { "" } else { "." };
-        let members = members
-            .0
-            .into_iter()
-            .map(|(k, raw)| {
-                let path = format!("{}{dot}{k}", self.path);
-                (k, self.child(raw.get(), path))
-            })
-            .collect();
+        if !self.is_object() {
+            return Err(self.wrong_type("an object"));
+        }
+        let mut members = Vec::with_capacity(self.count().map_err(|_| self.wrong_type("an object"))?);
+        let within = self.inside();
+        let read = each(self.raw(), |key, raw| {
+            let (start, end) = span_of(&within.doc.text, raw);
+            members.push((key, Json { within: within.clone(), start, end, index: 0 }));
+        });
+        read.map_err(|_| self.wrong_type("an object"))?;
         Ok(Object { node: self.clone(), members })
     }
 
-    fn child(&self, raw: &str, path: String) -> Json {
-        Json { doc: self.doc.clone(), span: span_of(&self.doc.text, raw), path }
+    /// How many elements a list or an object has, so that their memory is asked for once.
+    fn count(&self) -> serde_json::Result<usize> {
+        let mut n = 0;
+        each(self.raw(), |_, _| n += 1)?;
+        Ok(n)
+    }
+
+    fn inside(&self) -> Arc<Container> {
+        Arc::new(Container { doc: self.within.doc.clone(), node: Some(self.clone()) })
     }
 }
 
@@ -277,9 +336,12 @@ impl Object {
     /// The error for the absence of all of `keys`, which mean the same.
     pub fn missing(&self, keys: &[&str]) -> Diagnostic {
         let names: Vec<String> = keys.iter().map(|k| format!("`{k}`")).collect();
-        let place = if self.node.path.is_empty() { String::new() } else { format!("`{}` of ", self.node.path) };
-        let codes = &self.node.doc.codes;
-        let start = self.node.span.start;
+        let place = match self.node.within.node {
+            None => String::new(),
+            Some(_) => format!("`{}` of ", self.node.path()),
+        };
+        let codes = &self.node.doc().codes;
+        let start = self.node.start as usize;
         let mut d =
             Diagnostic::input(codes.missing_key, format!("{place}{} has no {}", self.node.file(), names.join(" or ")))
                 .at(Some(Origin { file: self.node.file().to_string(), start, end: start + 1 }));
@@ -318,10 +380,18 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-fn span_of(text: &str, part: &str) -> Range<usize> {
-    // `part` is a slice of `text`: serde_json borrows raw values.
+fn span_of(text: &str, part: &str) -> (u32, u32) {
+    // `part` is a slice of `text`: serde_json borrows raw values. The text is no longer than MAX_TEXT.
     let start = part.as_ptr() as usize - text.as_ptr() as usize;
-    start..start + part.len()
+    (start as u32, (start + part.len()) as u32)
+}
+
+/// The first 40 characters, for messages.
+fn cut(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(40) {
+        Some((at, _)) => Cow::Owned(format!("{}…", &text[..at])),
+        None => Cow::Borrowed(text),
+    }
 }
 
 /// Byte offset of a line and column as serde_json counts them: from 1, columns in bytes.
@@ -358,48 +428,30 @@ fn quote_python_numbers(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-struct Members<'a>(Vec<(String, &'a RawValue)>);
-
-impl<'de: 'a, 'a> serde::Deserialize<'de> for Members<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = Members<'de>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut out = Vec::new();
-                while let Some(entry) = map.next_entry::<String, &'de RawValue>()? {
-                    out.push(entry);
-                }
-                Ok(Members(out))
-            }
+/// Gives `take` the key (empty in a list) and the text of everything directly in a list or an object.
+fn each(raw: &str, take: impl FnMut(String, &str)) -> serde_json::Result<()> {
+    struct V<F>(F);
+    impl<'de, F: FnMut(String, &str)> Visitor<'de> for V<F> {
+        type Value = ();
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list or an object")
         }
-        d.deserialize_map(V)
-    }
-}
-
-struct Items<'a>(Vec<&'a RawValue>);
-
-impl<'de: 'a, 'a> serde::Deserialize<'de> for Items<'a> {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct V;
-        impl<'de> Visitor<'de> for V {
-            type Value = Items<'de>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a list")
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some((key, value)) = map.next_entry::<String, &'de RawValue>()? {
+                (self.0)(key, value.get());
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-                let mut out = Vec::new();
-                while let Some(item) = seq.next_element::<&'de RawValue>()? {
-                    out.push(item);
-                }
-                Ok(Items(out))
-            }
+            Ok(())
         }
-        d.deserialize_seq(V)
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
+            while let Some(value) = seq.next_element::<&'de RawValue>()? {
+                (self.0)(String::new(), value.get());
+            }
+            Ok(())
+        }
     }
+    let mut reader = serde_json::Deserializer::from_str(raw);
+    reader.deserialize_any(V(take))?;
+    reader.end()
 }
 
 #[cfg(test)]
@@ -416,6 +468,21 @@ mod tests {
         let b = top.get("a").expect("a").object().expect("object").get("b").expect("b").list().expect("list");
         assert_eq!(b[1].origin(), Origin { file: "c.json".into(), start: 17, end: 19 });
         assert_eq!(b[1].path(), "a.b[1]");
+    }
+
+    #[test]
+    fn keys_in_paths_are_as_written() {
+        let top = parse(r#"{"x": 1, "a \"b\\" : {"\\": [{"é": 2}]}}"#).object().expect("object");
+        let a = top.get("a \"b\\").expect("a").object().expect("object");
+        let list = a.get("\\").expect("backslash").list().expect("list");
+        let last = list[0].object().expect("object");
+        assert_eq!(last.get("é").expect("é").path(), "a \"b\\.\\[0].é");
+        assert_eq!(top.node().path(), "the top value");
+    }
+
+    #[test]
+    fn a_value_is_small() {
+        assert_eq!(size_of::<Json>(), 24);
     }
 
     #[test]

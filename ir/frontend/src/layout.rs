@@ -1,7 +1,7 @@
 //! Tensor names of one layer, and the layouts in which families publish their experts.
 
 use crate::keys::Keys;
-use crate::spec::{Experts, Shared};
+use crate::spec::{ExpertBiases, Experts, Shared};
 use moec_ir::Activation;
 use moec_ir::weights::{WeightSource, WeightStep};
 
@@ -128,6 +128,12 @@ impl Names {
             biases: None,
             out_norm: None,
         }
+    }
+
+    /// Biases of three Linears below `stem`.
+    pub fn mlp_biases(&self, stem: &str, [gate, up, down]: [&str; 3]) -> ExpertBiases {
+        let bias = |m: &str| self.tensor(&[&format!("{stem}.{m}.bias")]);
+        ExpertBiases { gate: bias(gate), up: bias(up), down: bias(down) }
     }
 
     /// A dense MLP of three Linears below `stem`.

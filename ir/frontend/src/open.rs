@@ -1,7 +1,7 @@
 //! What the user calls a model: a directory, a config, or a layer graph.
 
 use crate::config::{Diagnostics, ModelConfig};
-use crate::json::{GRAPH, Json};
+use crate::json::{GRAPH, Json, MAX_TEXT};
 use crate::layer_graph;
 use moec_ir::Origin;
 use moec_ir::diag::Diagnostic;
@@ -51,6 +51,11 @@ pub(crate) fn read(path: &Path) -> Result<(String, String), Diagnostics> {
     }
     if dir && !file.exists() {
         return Err(not_a_model(format!("{} has no config.json", path.display())));
+    }
+    // A file of weights that is given by mistake is not read whole.
+    let length = std::fs::metadata(&file).map_or(0, |m| m.len());
+    if length > MAX_TEXT {
+        return Err(not_a_model(format!("{} is {length} bytes long, which no config is", file.display())));
     }
     let bytes = std::fs::read(&file).map_err(|e| not_a_model(format!("cannot read {}: {e}", file.display())))?;
     let shown = file.display().to_string();

@@ -221,6 +221,8 @@ pub struct Latent {
     pub down: WeightSource,
     /// `[H, width]`
     pub up: WeightSource,
+    /// Biases of both: `[width]` and `[H]`.
+    pub biases: Option<(WeightSource, WeightSource)>,
     /// A norm of the experts' input.
     pub in_norm: Option<Norm>,
     /// RMS norm of the summed experts before `up`; weight `[width]`.
@@ -242,6 +244,8 @@ pub struct Shared {
     pub down: WeightSource,
     /// `[1, H]`: the output is multiplied by the sigmoid of this row times the input (Qwen2).
     pub out_gate: Option<WeightSource>,
+    /// Biases of its matrices.
+    pub biases: Option<ExpertBiases>,
     /// A norm of its input (Gemma 4).
     pub in_norm: Option<Norm>,
     /// A norm of its output (Gemma 4).
@@ -319,6 +323,6 @@ impl MoeSpec {
 impl Shared {
     /// A gated dense expert from its three matrices.
     pub fn new(ffn: u64, activation: Activation, gate: WeightSource, up: WeightSource, down: WeightSource) -> Shared {
-        Shared { ffn, activation, gate, up, down, out_gate: None, in_norm: None, out_norm: None }
+        Shared { ffn, activation, gate, up, down, out_gate: None, biases: None, in_norm: None, out_norm: None }
     }
 }

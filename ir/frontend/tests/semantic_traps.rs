@@ -12,7 +12,9 @@ use moec_ir::{DType, Tensor};
 const LOGITS: [f32; 8] = [2.0, 1.9, 1.8, 0.5, 0.0, -1.0, -2.0, -3.0];
 
 /// Eight experts of width 4, three of them for each token, on a hidden size of 8.
-const MODELS: [(&str, &str); 24] = [
+const MODELS: [(&str, &str); 26] = [
+    ("aria_text", r#""moe_num_experts": 8, "moe_topk": 3, "intermediate_size": 4, "moe_num_shared_experts": 1"#),
+    ("hy_v3", r#""n_routed_experts": 8, "moe_intermediate_size": 4, "n_shared_experts": 1"#),
     ("mixtral", r#""num_local_experts": 8, "intermediate_size": 4"#),
     ("qwen2_moe", r#""num_experts": 8, "moe_intermediate_size": 4, "shared_expert_intermediate_size": 4"#),
     ("qwen3_moe", r#""num_experts": 8, "moe_intermediate_size": 4"#),
@@ -627,4 +629,24 @@ fn the_document_names_tests_that_exist() {
             "the document does not name `{function}`"
         );
     }
+}
+
+#[test]
+fn biases_of_shared_experts_are_added() {
+    for (family, flag, keys) in [
+        ("aria_text", "mlp_bias", ""),
+        ("ernie4_5_moe", "use_bias", r#", "moe_num_shared_experts": 1"#),
+        ("deepseek_v2", "mlp_bias", ""),
+        ("deepseek_v4", "mlp_bias", ""),
+        ("hy_v3", "mlp_bias", ""),
+        ("nemotron_h", "mlp_bias", r#", "n_shared_experts": 1"#),
+    ] {
+        let layer = |on: bool| Layer::new(family, &format!(r#""{flag}": {on} {keys}"#));
+        assert!(!layer(false).has("shared.down_bias"), "{family}");
+        assert_eq!(layer(true).set("shared.down_bias", |_| 3.0).run().output, 3.0, "{family}");
+    }
+    // Nemotron's latent space has them, too; its experts do not.
+    let nemotron = Layer::new("nemotron_h", r#""moe_latent_size": 2, "mlp_bias": true"#);
+    assert!(!nemotron.has("experts.down_bias"));
+    assert_eq!(nemotron.set("latent.up_bias", |_| 5.0).run().output, 5.0);
 }

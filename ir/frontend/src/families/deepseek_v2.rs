@@ -37,5 +37,9 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let experts = names.experts("mlp.experts", GATE_UP_DOWN, n_experts, ffn, c.gated_activation("hidden_act"));
     let mut spec = MoeSpec::new(c.hidden(), n_experts, top_k, router, experts);
     spec.shared = shared(c, &names, "mlp.shared_experts", ffn, c.gated_activation("hidden_act"));
+    if let Some(shared) = &mut spec.shared {
+        let biases = || names.mlp_biases("mlp.shared_experts", GATE_UP_DOWN);
+        shared.biases = c.flag_or("mlp_bias", false).then(biases);
+    }
     spec
 }

@@ -2,6 +2,7 @@
 //! layers look experts up by token id.
 
 use super::Family;
+use super::in_memory::or_in_memory;
 use super::v3_relatives::clamped_before;
 use crate::json::Json;
 use crate::keys::{Keys, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH};
@@ -47,6 +48,8 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let top_k = c.size(&["num_experts_per_tok"], MAX_EXPERTS);
     let mut spec = MoeSpec::new(c.hidden(), n_experts, top_k, router, experts);
     // One shared expert, whatever their number says, as in the published code.
-    spec.shared = Some(names.mlp("ffn.shared_experts", W1_W3_W2, ffn, activation));
-    spec
+    let mut shared = names.mlp("ffn.shared_experts", W1_W3_W2, ffn, activation);
+    shared.biases = c.flag_or("mlp_bias", false).then(|| names.mlp_biases("ffn.shared_experts", W1_W3_W2));
+    spec.shared = Some(shared);
+    or_in_memory(c, layer, spec)
 }

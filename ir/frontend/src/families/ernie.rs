@@ -1,6 +1,7 @@
 //! ERNIE 4.5: f32 softmax over an f32 router, a bias for the choice only, the sum of weights bounded from below.
 
 use super::Family;
+use super::in_memory::or_in_memory_below;
 use crate::keys::{Keys, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH};
 use crate::layers;
 use crate::layout::{GATE_UP_DOWN, Names};
@@ -67,7 +68,8 @@ fn ernie(c: &Keys, layer: u32, multimodal: bool) -> MoeSpec {
     let top_k = c.size(&["moe_k", "num_experts_per_tok"], MAX_EXPERTS);
     let mut spec = MoeSpec::new(c.hidden(), n_experts, top_k, router, experts);
     let count = c.size_or(&["moe_num_shared_experts"], 0, 1024);
-    let shared = names.mlp("mlp.shared_experts", GATE_UP_DOWN, count * ffn, activation);
+    let mut shared = names.mlp("mlp.shared_experts", GATE_UP_DOWN, count * ffn, activation);
+    shared.biases = c.flag_or("use_bias", false).then(|| names.mlp_biases("mlp.shared_experts", GATE_UP_DOWN));
     spec.shared = (count > 0).then_some(shared);
-    spec
+    or_in_memory_below(c, layer, if multimodal { "mlp.text_moe" } else { "mlp" }, spec)
 }

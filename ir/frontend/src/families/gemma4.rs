@@ -1,7 +1,7 @@
 //! Gemma 4: routed and dense branches side by side, each between its own norms; the layer's input is the residual stream.
 
 use super::Family;
-use crate::keys::{Keys, MAX_EXPERTS, MAX_WIDTH, Missing};
+use crate::keys::{Keys, MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH};
 use crate::layers;
 use crate::layout::{GATE_UP_DOWN, Names};
 use crate::spec::{InputNorm, MoeSpec, Norm, Precision, Router};
@@ -21,17 +21,17 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let hidden = c.hidden();
     let n_experts = c.size(&["num_experts"], MAX_EXPERTS);
     let ffn = c.size(&["moe_intermediate_size"], MAX_WIDTH);
-    let width = c.size(&["intermediate_size"], MAX_WIDTH);
+    // The last layers read keys and values of earlier ones; some models spend what that saves on a wider dense branch.
+    let n_reusing = c.size_or(&["num_kv_shared_layers"], 0, MAX_LAYERS) as u32;
+    let reuses = n_reusing > 0 && layer >= c.n_layers().saturating_sub(n_reusing);
+    let width = c.size(&["intermediate_size"], MAX_WIDTH)
+        * if reuses && c.flag_or("use_double_wide_mlp", false) { 2 } else { 1 };
     let eps = c.real_or(&["rms_norm_eps"], 1e-6);
     let key = if c.text.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
     let activation = match c.text.get(key) {
         Some(_) => c.gated_activation(key),
         None => moec_ir::Activation::GeGluTanh,
     };
-    if c.flag_or("use_double_wide_mlp", false) {
-        let detail = "dense branches of two widths";
-        c.refuse(Missing::Structure, detail, Some("use_double_wide_mlp"));
-    }
     let mut router = Router::new(names.tensor(&["router.proj.weight"]), Score::Softmax);
     router.logits = Precision::Layer;
     router.renorm = Some(RenormRule::Sum { eps: Real(0.0) });

@@ -62,11 +62,15 @@ pub(super) const ARIA: Family = Family {
         router.choose_first = true;
         router.score_round = Precision::Layer;
         router.weights_round = Precision::Layer;
-        let (gate_up, down) = (["mlp.experts.fc1.weight"], ["mlp.experts.fc2.weight"]);
+        let (gate_up, down) = (
+            ["mlp.experts.fc1.weight", "mlp.experts.gate_up_proj"],
+            ["mlp.experts.fc2.weight", "mlp.experts.down_proj"],
+        );
         let experts = names.transposed_experts(&gate_up, &down, ffn, Activation::SwiGlu);
         let mut spec = MoeSpec::new(c.hidden(), n_experts, c.size(&["moe_topk"], MAX_EXPERTS), router, experts);
         let width = ffn * c.size_or(&["moe_num_shared_experts"], 2, 1024);
-        let shared = names.mlp("mlp.shared_experts", GATE_UP_DOWN, width, c.gated_activation("hidden_act"));
+        let mut shared = names.mlp("mlp.shared_experts", GATE_UP_DOWN, width, c.gated_activation("hidden_act"));
+        shared.biases = c.flag_or("mlp_bias", false).then(|| names.mlp_biases("mlp.shared_experts", GATE_UP_DOWN));
         spec.shared = (width > 0).then_some(shared);
         spec
     },

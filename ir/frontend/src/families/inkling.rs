@@ -29,9 +29,10 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
         if c.text.get("dense_intermediate_size").is_some() { "intermediate_size" } else { "moe_intermediate_size" };
     let ffn = c.size(&[key], MAX_WIDTH);
     let n_shared = c.size_or(&["n_shared_experts"], 2, 64);
-    if n_shared == 0 || !c.flag_or("shared_expert_sink", true) {
+    // `shared_expert_sink` is in configs, but the model's code does not read it.
+    if n_shared == 0 {
         let detail = "without shared experts among the router's classes";
-        c.refuse(Missing::RouterVariant, detail, Some("shared_expert_sink"));
+        c.refuse(Missing::RouterVariant, detail, Some("n_shared_experts"));
     }
     let rows = |start, len| WeightStep::Slice { axis: 0, start, step: 1, len };
     let gate = |start, len| names.steps(&["mlp.gate.weight"], vec![rows(start, len)]);

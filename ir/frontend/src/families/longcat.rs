@@ -2,6 +2,7 @@
 //! zero-compute expert returns its input.
 
 use super::Family;
+use super::in_memory::or_in_memory;
 use crate::keys::{Keys, MAX_EXPERTS, MAX_WIDTH};
 use crate::layers;
 use crate::layout::{GATE_UP_DOWN, Names};
@@ -32,5 +33,5 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let top_k = c.size(&["moe_topk", "num_experts_per_tok"], MAX_EXPERTS);
     let mut spec = MoeSpec::new(c.hidden(), n_experts, top_k, router, experts);
     spec.zero_experts = zero_experts;
-    spec
+    or_in_memory(c, layer, spec)
 }

@@ -1,6 +1,7 @@
 //! MiniMax-M2: sigmoid scores of an f32 router, a bias for the choice only, renormalised.
 
 use super::Family;
+use super::in_memory::or_in_memory;
 use crate::keys::{Keys, MAX_EXPERTS, MAX_WIDTH};
 use crate::layers;
 use crate::layout::{Names, W1_W3_W2};
@@ -24,5 +25,6 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     router.selection_bias = c.flag_or("use_routing_bias", true).then_some(bias);
     router.renorm = Some(RenormRule::Sum { eps: Real(0.0) });
     let experts = names.experts("block_sparse_moe.experts", W1_W3_W2, n_experts, ffn, c.gated_activation("hidden_act"));
-    MoeSpec::new(c.hidden(), n_experts, c.size(&["num_experts_per_tok"], MAX_EXPERTS), router, experts)
+    let top_k = c.size(&["num_experts_per_tok"], MAX_EXPERTS);
+    or_in_memory(c, layer, MoeSpec::new(c.hidden(), n_experts, top_k, router, experts))
 }

@@ -1,6 +1,7 @@
 //! Mistral Small 4, Large 3 and Large 4: softmax scores, groups by the sum of their two best, no bias.
 
 use super::deepseek_v3::{groups, shared};
+use super::in_memory::or_in_memory;
 use super::{EXPERTS, Family, TOP_K};
 use crate::keys::{Keys, MAX_EXPERTS, MAX_WIDTH};
 use crate::layers;
@@ -69,5 +70,5 @@ fn native_names(c: &Keys, layer: u32, mut spec: MoeSpec) -> MoeSpec {
     spec.router.weight = names.tensor(&["gate.weight", "mlp.gate.weight"]);
     spec.experts = names.experts("experts", W1_W3_W2, spec.n_experts, e.ffn, e.activation.clone());
     spec.shared = spec.shared.map(|s| names.mlp("shared_experts", W1_W3_W2, s.ffn, s.activation));
-    spec
+    or_in_memory(c, layer, spec)
 }

@@ -8,6 +8,7 @@ mod ernie;
 mod gemma4;
 mod gpt_oss;
 mod granite;
+mod in_memory;
 mod inkling;
 mod llama4;
 mod longcat;

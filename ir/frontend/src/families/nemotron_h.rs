@@ -5,7 +5,7 @@ use super::deepseek_v3::{PARTS, Parts, v3_with};
 use crate::json::Json;
 use crate::keys::{Keys, MAX_WIDTH, Missing};
 use crate::layers;
-use crate::layout::Names;
+use crate::layout::{GATE_UP_DOWN, Names};
 use crate::spec::{Latent, MoeSpec, Shared};
 use moec_ir::Activation;
 
@@ -48,13 +48,12 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
             Activation::Relu2
         }
     };
-    if c.flag_or("mlp_bias", false) {
-        c.refuse(Missing::Structure, "biases in the experts", Some("mlp_bias"));
-    }
+    // In the shared expert and around the latent space; the routed experts have none.
+    let has_biases = c.flag_or("mlp_bias", false);
     let parts = Parts {
         gate: "mixer.gate.weight",
         bias: "mixer.gate.e_score_correction_bias",
-        experts: ("mixer.experts", ["gate_proj", "up_proj", "down_proj"]),
+        experts: ("mixer.experts", GATE_UP_DOWN),
         shared: "mixer.shared_experts",
         ..PARTS
     };
@@ -62,7 +61,8 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let count = c.size_or(super::SHARED, 0, 1024);
     let width = c.size_or(&["moe_shared_expert_intermediate_size"], spec.experts.ffn, MAX_WIDTH) * count.min(1);
     let matrix = |m: &str| names.tensor(&[&format!("mixer.shared_experts.{m}.weight")]);
-    let shared = Shared::new(width, activation, matrix("gate_proj"), matrix("up_proj"), matrix("down_proj"));
+    let mut shared = Shared::new(width, activation, matrix("gate_proj"), matrix("up_proj"), matrix("down_proj"));
+    shared.biases = has_biases.then(|| names.mlp_biases("mixer.shared_experts", GATE_UP_DOWN));
     spec.shared = (width > 0).then_some(shared);
     let latent = c.size_or(&["moe_latent_size"], 0, MAX_WIDTH);
     if latent > 0 {
@@ -70,6 +70,9 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
             width: latent,
             down: names.tensor(&["mixer.fc1_latent_proj.weight"]),
             up: names.tensor(&["mixer.fc2_latent_proj.weight"]),
+            biases: has_biases.then(|| {
+                (names.tensor(&["mixer.fc1_latent_proj.bias"]), names.tensor(&["mixer.fc2_latent_proj.bias"]))
+            }),
             in_norm: None,
             norm: None,
         });

@@ -1,6 +1,7 @@
 //! Phi-3.5-MoE: two dependent choices (sparsemixer) on rounded logits; the jitter counts at inference too.
 
 use super::Family;
+use super::in_memory::or_in_memory;
 use crate::keys::{Keys, MAX_EXPERTS, MAX_WIDTH, Missing};
 use crate::layers;
 use crate::layout::{Names, W1_W3_W2};
@@ -25,5 +26,5 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     router.sparse_mixer = Some(c.real_or(&["router_jitter_noise"], 0.01));
     let activation = c.gated_activation("hidden_act");
     let experts = names.experts("block_sparse_moe.experts", W1_W3_W2, n_experts, ffn, activation);
-    MoeSpec::new(c.hidden(), n_experts, top_k, router, experts)
+    or_in_memory(c, layer, MoeSpec::new(c.hidden(), n_experts, top_k, router, experts))
 }

@@ -2,6 +2,7 @@
 
 use super::Family;
 use super::granite::either;
+use super::in_memory::or_in_memory;
 use super::qwen::{gated_shared, qwen};
 use crate::keys::{Keys, MAX_EXPERTS, MAX_WIDTH, Missing};
 use crate::layers;
@@ -54,9 +55,9 @@ pub(super) const QWEN3_VL: Family = Family {
         let t = names.transposed_experts(&gate_up, &down, e.ffn, e.activation.clone());
         // Saved again by transformers 5, the same names hold the other orientation; the shapes tell which.
         spec.experts = Experts {
-            gate: either(t.gate, e.gate.clone()),
-            up: either(t.up, e.up.clone()),
-            down: either(t.down, e.down.clone()),
+            gate: either(e.gate.clone(), t.gate),
+            up: either(e.up.clone(), t.up),
+            down: either(e.down.clone(), t.down),
             ..e.clone()
         };
         spec
@@ -66,7 +67,7 @@ pub(super) const QWEN3_VL: Family = Family {
 /// Qwen3-Omni, the thinker's decoder.
 pub(super) const QWEN3_OMNI: Family = Family {
     model_types: &["qwen3_omni_moe", "qwen3_omni_moe_thinker", "qwen3_omni_moe_text"],
-    prefixes: &["thinker.model.", "model."],
+    prefixes: &["thinker.model.", "model.", "thinker.model.language_model.", "model.language_model."],
     moe_layers: layers::by_sparse_step,
     extra_layers: &[],
     spec: |c, layer| qwen(c, layer, c.flag_or("norm_topk_prob", true)),
@@ -301,7 +302,7 @@ pub(super) const KOLIBRI: Family = Family {
         let mut spec = MoeSpec::new(c.hidden(), n_experts, top_k, router, experts);
         let width = c.size_or(&["shared_expert_intermediate_size"], 0, MAX_WIDTH);
         spec.shared = (width > 0).then(|| names.mlp("mlp.shared_experts", GATE_UP_DOWN, width, activation));
-        spec
+        or_in_memory(c, layer, spec)
     },
 };
 
@@ -340,6 +341,7 @@ pub(super) const INKLING2: Family = Family {
             biases: None,
             out_norm: None,
         };
-        MoeSpec::new(c.hidden(), n_experts, c.size(&["num_experts_per_tok"], MAX_EXPERTS), router, experts)
+        let top_k = c.size(&["num_experts_per_tok"], MAX_EXPERTS);
+        or_in_memory(c, layer, MoeSpec::new(c.hidden(), n_experts, top_k, router, experts))
     },
 };

@@ -1,6 +1,7 @@
 //! Relatives of DeepSeek-V3 with other names on disk or one difference each.
 
 use super::deepseek_v3::{PARTS, Parts, groups, v3, v3_with};
+use super::in_memory::or_in_memory;
 use super::{Family, TOP_K};
 use crate::keys::{Keys, MAX_EXPERTS, MAX_WIDTH, Missing};
 use crate::layers;
@@ -44,7 +45,7 @@ pub(super) const BAILING_HYBRID: Family = Family {
     prefixes: &[],
     moe_layers: |c| layers::after_first_dense(c, 0),
     extra_layers: &[],
-    spec: |c, layer| v3(c, layer, &Parts { bias: "mlp.gate.expert_bias", ..PARTS }),
+    spec: |c, layer| or_in_memory(c, layer, v3(c, layer, &Parts { bias: "mlp.gate.expert_bias", ..PARTS })),
 };
 
 /// K-EXAONE.
@@ -56,7 +57,7 @@ pub(super) const EXAONE: Family = Family {
         _ => layers::after_first_dense(c, 1),
     },
     extra_layers: &["num_nextn_predict_layers"],
-    spec: |c, layer| v3(c, layer, &Parts { bias: "mlp.e_score_correction_bias", ..PARTS }),
+    spec: |c, layer| or_in_memory(c, layer, v3(c, layer, &Parts { bias: "mlp.e_score_correction_bias", ..PARTS })),
 };
 
 /// Hunyuan Hy3.
@@ -71,7 +72,11 @@ pub(super) const HY_V3: Family = Family {
         let mut spec = v3(c, layer, &parts);
         always_renormalised(&mut spec, 1e-20);
         spec.router.scale = c.real_or(&["router_scaling_factor"], 1.0);
-        spec
+        if let Some(shared) = &mut spec.shared {
+            let biases = || Names::layer(c, layer).mlp_biases(parts.shared, GATE_UP_DOWN);
+            shared.biases = c.flag_or("mlp_bias", false).then(biases);
+        }
+        or_in_memory(c, layer, spec)
     },
 };
 
@@ -189,11 +194,12 @@ fn kimi_linear(c: &Keys, layer: u32) -> MoeSpec {
             width: latent,
             down: names.tensor(&["block_sparse_moe.routed_expert_down_proj.weight"]),
             up: names.tensor(&["block_sparse_moe.routed_expert_up_proj.weight"]),
+            biases: None,
             in_norm: None,
             norm: c.flag_or("latent_moe_use_norm", true).then_some(Norm::new(eps, norm)),
         });
     }
-    spec
+    or_in_memory(c, layer, spec)
 }
 
 /// MiniMax-M3: the activation of gpt-oss over halves, a scale on the sum of experts.
@@ -267,7 +273,7 @@ pub(super) const LAGUNA: Family = Family {
         let width = c.size_or(&["shared_expert_intermediate_size"], 0, MAX_WIDTH);
         let activation = c.gated_activation("hidden_act");
         spec.shared = (width > 0).then(|| names.mlp("mlp.shared_expert", GATE_UP_DOWN, width, activation));
-        spec
+        or_in_memory(c, layer, spec)
     },
 };
 
@@ -294,9 +300,10 @@ pub(super) const STEP3P5: Family = Family {
         };
         spec.experts.activation = clamp("swiglu_limits");
         let width = c.size_or(&["share_expert_dim"], 0, MAX_WIDTH);
-        let shared = names.mlp("share_expert", GATE_UP_DOWN, width, clamp("swiglu_limits_shared"));
+        let mut shared = names.mlp("share_expert", GATE_UP_DOWN, width, clamp("swiglu_limits_shared"));
+        shared.biases = c.flag_or("mlp_bias", false).then(|| names.mlp_biases("share_expert", GATE_UP_DOWN));
         spec.shared = (width > 0).then_some(shared);
-        spec
+        or_in_memory(c, layer, spec)
     },
 };
 
@@ -318,6 +325,7 @@ pub(super) const MUSE_SPARK: Family = Family {
             width,
             down: names.tensor(&["mlp.pre_expert_proj.weight"]),
             up: names.tensor(&["mlp.post_expert_proj.weight"]),
+            biases: None,
             in_norm: Some(Norm { form: NormForm::Centered, ..Norm::new(eps, in_norm) }),
             norm: None,
         });

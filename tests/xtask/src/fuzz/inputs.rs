@@ -25,6 +25,18 @@ pub enum Kind {
     Weights(usize),
 }
 
+impl Kind {
+    /// In words, for reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Config => "configs",
+            Kind::Graph => "layer graphs",
+            Kind::Header => "headers",
+            Kind::Weights(_) => "weights",
+        }
+    }
+}
+
 /// Every document that inputs are made of.
 pub struct Corpus {
     configs: Vec<(Vec<u8>, Value)>,

@@ -2,6 +2,15 @@
 //!
 //! Deterministic: the n-th execution depends on the seed and n only, so a finding is repeated by its number. An execution
 //! must not panic, must not take longer than [`MAX_TIME`], and must not hold more memory than [`allowed_bytes`].
+//!
+//! # Memory
+//!
+//! What an input says about sizes is never asked for: the length of a header, the length of a tensor and the sizes in a
+//! config are compared with what is there, and memory follows the bytes of the input. It is a multiple of them, because
+//! a read form is larger than its text: `0,` is two bytes in a file, eight as a number of a shape, and 24 as a value
+//! that knows its place for messages. [`PER_BYTE`] is that multiple (12 for the value with its place, 1 for the text, 1 for
+//! the copy that this program makes of it, the rest for messages); [`FIXED`] is a layer's graph and its description,
+//! which do not grow with the numbers of experts, layers or columns.
 
 mod inputs;
 mod memory;
@@ -9,6 +18,7 @@ mod mutate;
 
 use anyhow::{Result, ensure};
 use inputs::{Corpus, Kind};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -33,9 +43,24 @@ pub struct Options {
 /// Longest time of one execution; generous, because other work may run on the machine.
 const MAX_TIME: Duration = Duration::from_secs(5);
 
-/// Most memory that an execution may hold: a parsed form of every byte of its input, and a layer's graph.
+/// Memory for each byte of an input.
+const PER_BYTE: usize = 16;
+
+/// Memory for a layer, whatever its input.
+const FIXED: usize = 128 << 10;
+
+/// Most memory that an execution may hold.
 fn allowed_bytes(input: usize) -> usize {
-    (8 << 20) + 400 * input
+    FIXED + PER_BYTE * input
+}
+
+/// The most memory that inputs of one kind took, to say how far the allowance is from what is needed.
+#[derive(Default)]
+struct Needed {
+    /// Beyond [`PER_BYTE`] times the input, in bytes.
+    fixed: usize,
+    /// Beyond [`FIXED`], in hundredths of a byte for each byte of the input.
+    per_byte: usize,
 }
 
 /// Tries the inputs; `false` when one is a finding.
@@ -55,6 +80,7 @@ pub fn run(options: &Options) -> Result<bool> {
         return Ok(finding.is_none());
     }
     let (mut done, mut accepted, mut findings) = (0u64, 0u64, 0u64);
+    let mut needed = BTreeMap::<&str, Needed>::new();
     while done < options.executions && start.elapsed().as_secs() < options.seconds {
         let (kind, input) = corpus.input(options.seed, done);
         if let Some(finding) = execute(&corpus, kind, &input) {
@@ -63,6 +89,9 @@ pub fn run(options: &Options) -> Result<bool> {
         } else if corpus.was_accepted() {
             accepted += 1;
         }
+        let n = needed.entry(kind.name()).or_default();
+        n.fixed = n.fixed.max(memory::most_held().saturating_sub(PER_BYTE * input.len()));
+        n.per_byte = n.per_byte.max(memory::most_held().saturating_sub(FIXED) * 100 / input.len().max(1));
         done += 1;
         if done.is_multiple_of(500_000) {
             println!("{done} executions, {accepted} accepted, {findings} findings, {} s", start.elapsed().as_secs());
@@ -71,6 +100,10 @@ pub fn run(options: &Options) -> Result<bool> {
     let _ = std::panic::take_hook();
     let seconds = start.elapsed().as_secs();
     println!("{done} executions in {seconds} s (seed {}): {accepted} accepted, {findings} findings", options.seed);
+    for (kind, n) in &needed {
+        let (kib, per_byte) = (n.fixed.div_ceil(1024), n.per_byte as f64 / 100.0);
+        println!("memory, {kind}: at most {kib} KiB + {PER_BYTE} x input, or {} KiB + {per_byte} x input", FIXED >> 10);
+    }
     ensure!(done > 0, "nothing was executed");
     Ok(findings == 0)
 }

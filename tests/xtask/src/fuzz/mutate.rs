@@ -113,6 +113,9 @@ fn object(r: &mut Random, map: &mut Map<String, Value>, other: &Value, words: &[
 /// A value that something may not expect.
 fn strange(r: &mut Random, words: &[String]) -> Value {
     match r.below(20) {
+        // Rarely something long, to see what each element costs.
+        0 if r.below(20) == 0 => json!(vec![0; r.below(20_000)]),
+        1 if r.below(20) == 0 => (0..r.below(4_000)).map(|n| (n.to_string(), json!(0))).collect(),
         0 => Value::Null,
         1 => json!(r.below(2) == 0),
         2 => json!(0),
