@@ -1,7 +1,7 @@
 //! Tile sizes for a machine and a range of token counts: a table, no search.
 
 use moec_ir::target::{Target, TargetKind};
-use moec_ir::tile::{Body, Contract, Groups, Kernel, Program, Schedule, Segment};
+use moec_ir::tile::{Body, Contract, Groups, Kernel, Program, Schedule, Segment, Team};
 use moec_ir::{DType, Dim};
 
 /// Chooses a schedule for every kernel. `n_tokens` is the largest token count that the variant is meant for.
@@ -47,7 +47,8 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
     let gated = segment.panels.len() == 2;
     let small_smem = matches!(target.kind, TargetKind::Gpu { smem_bytes, .. } if smem_bytes < 128 * 1024);
     if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.is_tma_addressable(program) {
-        return tcgen05(rows, gated);
+        let parts = k_parts(program, c, target.machine.n_units.into());
+        return in_parts(tcgen05(rows, gated), parts, n_tokens, gated);
     }
     if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.has_coded_rows() {
         // Twice as many codes as 16-bit floats to a step.
@@ -90,6 +91,35 @@ fn tcgen05(rows: u64, gated: bool) -> Schedule {
     let dynamic = rows >= u64::from(tile_m);
     // As many stages as shared memory holds: the backend rounds down.
     Schedule { dynamic, ..Schedule::new(tile_m, 128, 64, 16, 8) }
+}
+
+/// Parts of k such that the tiles of one token, the fewest that a launch can have, keep all multiprocessors busy: as with
+/// the experts of a tensor-parallel rank. It does not depend on the token count, so results have the same bits at all.
+fn k_parts(program: &Program, c: &Contract, n_units: u64) -> u32 {
+    let tiles = |s: &Segment| {
+        let rows = if let Dim::PerToken(n) = program.buffer(s.out).rows { n } else { 1 };
+        rows * s.n(program).div_ceil(128)
+    };
+    let tiles: u64 = c.segments.iter().map(tiles).sum();
+    let steps = c.segments.iter().map(|s| s.k(program).div_ceil(64)).min().unwrap_or(1);
+    // About half of the multiprocessors read as fast as all.
+    if tiles * 5 > n_units * 2 {
+        return 1;
+    }
+    // Copies of a few steps have to be in flight before a part is worth a block.
+    [8, 4, 2].into_iter().find(|&p| tiles * p <= n_units && steps >= 4 * p).unwrap_or(1) as u32
+}
+
+/// With few tokens a block of a cluster for each part; with many, one block makes them one after another, and the sums so
+/// far take shared memory.
+fn in_parts(s: Schedule, k_parts: u32, n_tokens: u64, gated: bool) -> Schedule {
+    if k_parts == 1 {
+        s
+    } else if n_tokens <= 16 {
+        Schedule { tile_m: 16, team: Team::SplitK, k_parts, ..s }
+    } else {
+        Schedule { tile_m: s.tile_m.min(if gated { 64 } else { 128 }), k_parts, ..s }
+    }
 }
 
 /// For products of codes on sm_120, which takes columns in sixteens and tokens in eights. With few rows a block is small,

@@ -7,7 +7,7 @@ use moec_frontend::{LayerOptions, ModelConfig};
 use moec_ir::graph::{Graph, quantise_activations};
 use moec_ir::quant::Code;
 use moec_ir::target::{GB200, Machine, Target};
-use moec_ir::tile::{Body, BufferId, Contract, Groups, Kernel, Program, RowMap, ScaledProduct, Segment};
+use moec_ir::tile::{Body, BufferId, Contract, Groups, Kernel, Program, RowMap, ScaledProduct, Segment, Team};
 use moec_ir::{ActQuant, Dim};
 use moec_passes::{CompileOptions, Variant};
 use serde_json::{Value, json};
@@ -175,6 +175,8 @@ fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_
         outputs += rows * cols;
         tiles += row_tiles * col_tiles;
     }
+    // A block for each part of k.
+    let blocks = if kernel.schedule.team == Team::SplitK { tiles * f64::from(kernel.schedule.k_parts) } else { tiles };
     let parts = vec![
         ("memory", memory / (m.memory_bytes_per_s * MEMORY_SHARE)),
         ("L2", l2 / (m.memory_bytes_per_s * on.l2)),
@@ -184,7 +186,7 @@ fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_
         ("epilogue", outputs * EPILOGUE_INSTRUCTIONS / (LANES_PER_CYCLE * CLOCK * units)),
     ];
     // Fewer tiles than multiprocessors: memory serves half of them as fast as all (a guess).
-    let full = tiles / units;
+    let full = blocks / units;
     let waves = if full >= 1.0 { full.ceil() / full } else { (0.5 / full.max(0.05)).max(1.0) };
     KernelTime { name: kernel.name.clone(), bytes: memory, issued_flops: flops, tiles, parts, waves }
 }
@@ -264,6 +266,10 @@ fn launches(program: &Program, on: &On<'_>, n_tokens: u64) -> Vec<KernelTime> {
     program.kernels.iter().filter(counts).map(one).collect()
 }
 
+fn products(program: &Program) -> impl Iterator<Item = &Kernel> {
+    program.kernels.iter().filter(|k| matches!(k.body, Body::Contract(_)))
+}
+
 fn total(launches: &[KernelTime], m: &Machine) -> f64 {
     launches.iter().map(|l| l.seconds() + m.launch_s).sum()
 }
@@ -318,6 +324,20 @@ fn cases() -> Vec<Case> {
         case("Qwen3-235B, NVFP4 × NVFP4", in_nvfp4(&qwen), Some("nvfp4")),
         case("Qwen3-235B, bf16", qwen, None),
         case("Mixtral 8x7B, bf16", mixtral, None),
+    ]
+}
+
+/// A rank of a tensor-parallel group: width of its part of an expert, and the model.
+fn ranks() -> [(u32, Case); 3] {
+    let all = cases();
+    let of = |name: &str, sizes: Value| {
+        let case = all.iter().find(|c| c.name == name).expect("a case");
+        Case { name: case.name, config: with(case.config.clone(), &sizes), activations: None }
+    };
+    [
+        (8, of("Mixtral 8x7B, bf16", json!({ "intermediate_size": 14336 / 8 }))),
+        (8, of("Qwen3-235B, bf16", json!({ "moe_intermediate_size": 1536 / 8 }))),
+        (4, of("gpt-oss-120b, MXFP4 weights", json!({ "intermediate_size": 2880 / 4 }))),
     ]
 }
 
@@ -453,6 +473,35 @@ pub fn page() -> String {
             )
             .expect("memory");
         }
+    }
+    out += "\n## Tensor-parallel ranks at one token, µs on B200\n\n\
+            A rank has a part of each expert, and so few tiles that most multiprocessors would have none. Parts of k give them work \
+            (`Schedule::k_parts`); with half of the multiprocessors busy memory counts as saturated (a guess).\n\n\
+            | layer | ranks | parts, gate and up | parts, down | blocks | one sum | in parts |\n|---|--:|--:|--:|--:|--:|--:|\n";
+    for (n, case) in ranks() {
+        let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true };
+        let parts = variant(&compile(&case, b200), 1).clone();
+        let mut whole = parts.clone();
+        whole.kernels.iter_mut().for_each(|k| (k.schedule.team, k.schedule.k_parts) = (Team::One, 1));
+        let k_parts: Vec<u32> = products(&parts).map(|k| k.schedule.k_parts).collect();
+        let l = launches(&parts, &on, 1);
+        let blocks: Vec<String> = l
+            .iter()
+            .filter(|l| l.issued_flops > 0.0)
+            .zip(&k_parts)
+            .map(|(l, p)| format!("{:.0}", l.tiles * f64::from(*p)))
+            .collect();
+        writeln!(
+            out,
+            "| {} | {n} | {} | {} | {} | {:.1} | {:.1} |",
+            case.name,
+            k_parts[0],
+            k_parts[1],
+            blocks.join(", "),
+            total(&launches(&whole, &on, 1), on.machine) * 1e6,
+            total(&l, on.machine) * 1e6
+        )
+        .expect("memory");
     }
     out += "\n## Layers, µs, shared experts included\n\nIn brackets what takes longest in gate and up.\n\n";
     let machines = [(&b200.machine, "sm_100f"), (&GB200, "sm_100f"), (&b300, "sm_103a"), (&rtx5090, "sm_120f")];

@@ -9,7 +9,7 @@ use common::programs::{Gemm, Layer, Schedules, gemm, layer, schedule};
 use common::random::{Random, set_rows, tensors};
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
-use moec_ir::tile::{Body, Program, Role, Team};
+use moec_ir::tile::{Body, Program, Role, Schedule, Team};
 use moec_ir::{Activation, DType, Tensor};
 use moec_ptx::exec::Schedule as Order;
 
@@ -25,7 +25,7 @@ fn inputs(g: &Gemm, program: &Program, n_tokens: u64, seed: u64) -> (Vec<Tensor>
 }
 
 #[track_caller]
-fn check(g: &Gemm, s: moec_ir::tile::Schedule, n_tokens: u64) {
+fn check(g: &Gemm, s: Schedule, n_tokens: u64) {
     let program = gemm(g, s);
     let images = moec_nvptx::emit(&program, b200()).expect("a kernel");
     assert!(images[0].ptx.contains("tcgen05.mma"), "{g:?} should run on the tensor cores");
@@ -174,6 +174,33 @@ fn whole_layers_are_right_at_any_token_count() {
     }
 }
 
+/// The parts of k are added in order, by whoever makes them.
+#[test]
+fn parts_of_k_make_the_same_sums_in_one_block_and_in_a_cluster() {
+    for (parts, k, t) in [(2, 200, 9), (4, 328, 1), (8, 520, 16), (3, 64, 5)] {
+        let g = Gemm { n_experts: 5, panels: 2, biases: true, gather: true, ..dense(DType::BF16, 136, k) };
+        let at = |tile_m, team| Schedule { team, k_parts: parts, ..schedule(tile_m, 128, 64, 4, 8) };
+        check(&g, at(16, Team::SplitK), t);
+        let one = gemm(&g, at(32, Team::One));
+        let (inputs, params) = inputs(&g, &one, t, 3);
+        let want = run(&one, b200(), &inputs, &params, t, 0);
+        // A segment of one step is never cut.
+        let cluster = if k == 64 { 1 } else { parts };
+        for (program, cluster) in [
+            (gemm(&g, at(64, Team::One)), 1),
+            (gemm(&g, at(16, Team::SplitK)), cluster),
+            (gemm(&g, Schedule { dynamic: true, ..at(16, Team::SplitK) }), cluster),
+        ] {
+            let images = moec_nvptx::emit(&program, b200()).expect("a kernel");
+            assert_eq!(images[0].launch.cluster, cluster);
+            for order in [Order::RoundRobin, Order::Random(1)] {
+                let got = run_in_order(&program, b200(), &inputs, &params, t, 1, order);
+                assert_eq!(got, want, "{parts} parts, cluster of {cluster}, {order:?}");
+            }
+        }
+    }
+}
+
 /// As many blocks as tiles are launched, and those that run take the tiles of the others.
 #[test]
 fn tiles_that_are_claimed_are_those_of_the_static_order() {
@@ -233,14 +260,23 @@ fn experts_of_codes_run_beside_a_shared_expert_of_floats() {
                 others.push((b.name.clone(), params[p as usize].clone()));
             }
         }
+        // Small tiles, so that blocks have several and roles get far ahead of each other; in one sum, and in parts.
+        let mut dense = all.dense.clone();
+        let cut = |p: &mut Program, team| {
+            let k_parts = 1 + i as u32 % 2;
+            for k in p.kernels.iter_mut().filter(|k| matches!(k.body, Body::Contract(_))) {
+                k.schedule = Schedule { team, k_parts, tile_m: 16, ..k.schedule };
+            }
+        };
+        cut(&mut mixed, if i % 2 == 1 { Team::SplitK } else { Team::One });
+        cut(&mut dense, Team::One);
         let (routed, shared): (Vec<_>, Vec<_>) =
             all.coded_weights.iter().cloned().partition(|(name, _)| !name.starts_with("shared"));
         assert!(!shared.is_empty());
         let dense_shared = all.dense_weights.iter().filter(|(name, _)| name.starts_with("shared")).cloned();
         let weights: Vec<_> = routed.into_iter().chain(dense_shared).collect();
-        let want =
-            run_with(&all.dense, b200(), 21, 0, &content(&all.dense_weights, &others, &inputs), Order::RoundRobin);
-        for order in [Order::RoundRobin, Order::Random(1), Order::Random(2)] {
+        let want = run_with(&dense, b200(), 21, 0, &content(&all.dense_weights, &others, &inputs), Order::RoundRobin);
+        for order in [Order::RoundRobin, Order::Random(1)] {
             let got = run_with(&mixed, b200(), 21, 1, &content(&weights, &others, &inputs), order);
             assert_eq!(got, want, "{format}, {order:?}");
         }

@@ -43,6 +43,7 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
         q: &PanelQuant,
         tile: &Tile<'c>,
         (row, half): (I32<'c>, I32<'c>),
+        first_step: I32<'c>,
         capability: u32,
     ) -> CodedPanel<'k, 'c, 'p> {
         let c = k.code;
@@ -69,7 +70,7 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
             k_total: k_total as u32,
             next: (0..runs).map(|_| c.var(c.i32(0))).collect(),
         };
-        panel.fetch(c.i32(0));
+        panel.fetch(first_step);
         panel
     }
 

@@ -77,7 +77,7 @@ impl<'c> Ring<'c> {
 
     /// On by `n` slots, which others fill and empty. A parity tells a phase from the one before only: before the next wait
     /// all slots but the last must be known to be filled.
-    pub fn skip(self, n: u32) {
+    pub fn skip(self, n: I32<'c>) {
         let to = self.slot.get() + n;
         self.slot.set(to % self.size);
         self.parity.set(self.parity.get() ^ ((to / self.size) & 1));

@@ -13,9 +13,13 @@
 //!
 //! A tile is made by one block, or by a pair of a cluster ([`Crew`]): each has these warps, but the products of both are
 //! started by block 0, at whose full stages and empty sums the warps of both arrive.
+//!
+//! Where a result is the sum of several parts along k, one block makes a set of sums for each, or the blocks of a cluster
+//! make one each, and the epilogue of the first adds what the others send it (`parts`).
 
 use super::geometry::Geometry;
-use crate::code::{BARRIER_BYTES, Bool, Ctas, I32, LOAD_COLUMNS, MmaType, Shared};
+use super::parts::Parts;
+use crate::code::{BARRIER_BYTES, Bool, Ctas, F32, I32, LOAD_COLUMNS, MmaType, Shared};
 use crate::kernel::{Design, Kernel, Registers};
 use crate::pipeline::{
     Barriers, Board, CodedPanel, Crew, Epilogue, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, code_bytes, extent,
@@ -58,7 +62,9 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     let [full, empty] = pair(Geometry::STAGE_BARRIERS, g.stages);
     let [sums_full, sums_empty] = pair(Geometry::SUMS_BARRIERS, Geometry::SETS);
     let [codes_full, codes_empty] = pair(Geometry::CODE_BARRIERS, g.code_stages);
+    let [parts_full, parts_empty] = pair(Geometry::PART_BARRIERS, 1);
     let (crew, board) = (Crew::new(c, g.ctas), Board::new(c, c.shared(), g.order));
+    let sync = || if g.split { c.cluster_barrier() } else { crew.barrier() };
     let decoders = if g.has_codes() { Geometry::DECODERS } else { 0 };
     let (warp, elected) = (c.warp(), c.elect());
 
@@ -70,6 +76,9 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
         codes_empty.init(c, decoders);
         sums_full.init(c, 1);
         sums_empty.init(c, 4 * g.ctas.count());
+        // The first block hears of each warp that stores sums, the others of each warp of it that has read them.
+        parts_full.init(c, 4 * (g.parts - 1).max(1));
+        parts_empty.init(c, 4);
         board.init(READERS + decoders);
         c.publish_barriers();
     });
@@ -80,7 +89,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     c.when(warp.eq(PRODUCTS), || c.allocate_tensor(g.ctas, tensor_address, g.tensor_columns()));
     c.warp_barrier();
     c.before_sync();
-    crew.barrier();
+    sync();
     c.after_sync();
     let tensor = c.load_i32(tensor_address);
     // Up to here nothing depends on the kernels before.
@@ -101,6 +110,8 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
         sums_empty,
         codes_full,
         codes_empty,
+        parts_full,
+        parts_empty,
         board,
         tensor,
         capability,
@@ -120,7 +131,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
 
     c.warp_barrier();
     c.before_sync();
-    crew.barrier();
+    sync();
     c.after_sync();
     c.when(warp.eq(PRODUCTS), || c.free_tensor(g.ctas, tensor, g.tensor_columns()));
 }
@@ -146,6 +157,8 @@ struct Block<'k, 'c, 'p> {
     sums_empty: Barriers<'c>,
     codes_full: Barriers<'c>,
     codes_empty: Barriers<'c>,
+    parts_full: Barriers<'c>,
+    parts_empty: Barriers<'c>,
     board: Board<'c>,
     capability: u32,
     /// Address of the block's tensor memory.
@@ -159,7 +172,7 @@ impl<'c> Block<'_, 'c, '_> {
     }
 
     /// Builds `body` for each segment and runs it for the tile's.
-    fn each_segment(&self, tile: &Tile<'c>, mut body: impl FnMut(usize, &Segment)) {
+    fn each_segment<'s>(&'s self, tile: &Tile<'c>, mut body: impl FnMut(usize, &'s Segment)) {
         let c = self.k.code;
         let segments = &self.contract.segments;
         for (i, segment) in segments.iter().enumerate() {
@@ -171,8 +184,22 @@ impl<'c> Block<'_, 'c, '_> {
         }
     }
 
-    fn n_steps(&self, segment: &Segment) -> u32 {
-        (self.program.buffer(segment.a).cols as u32).div_ceil(Geometry::TILE_K)
+    /// The first step along k of a part, which is the one behind the last of the part before.
+    fn first_step(&self, segment: &Segment, part: I32<'c>) -> I32<'c> {
+        let n_steps = (self.program.buffer(segment.a).cols as u32).div_ceil(Geometry::TILE_K);
+        part * n_steps / self.g.parts
+    }
+
+    /// The steps of this block: first, and behind the last.
+    fn steps(&self, segment: &Segment) -> (I32<'c>, I32<'c>) {
+        let c = self.k.code;
+        let (first, end) = if self.g.split {
+            let rank = c.cluster_rank();
+            (rank, rank + 1)
+        } else {
+            (c.i32(0), c.i32(self.g.parts))
+        };
+        (self.first_step(segment, first), self.first_step(segment, end))
     }
 
     fn stage(&self, slot: I32<'c>) -> Shared<'c> {
@@ -192,10 +219,10 @@ impl<'c> Block<'_, 'c, '_> {
             let (ring, codes) = (Ring::new(c, g.stages), Ring::new(c, g.code_stages.max(1)));
             self.each_tile(&Reader::Thread, |tile| {
                 self.each_segment(tile, |i, segment| {
-                    let n_steps = self.n_steps(segment);
+                    let (first, end) = self.steps(segment);
                     if has_codes(segment) {
                         let bytes: u32 = segment.panels.iter().filter_map(|p| p.quant.as_ref()).map(code_bytes).sum();
-                        c.range(0, n_steps, 1, |step| {
+                        c.range(first, end, 1, |step| {
                             let full = self.codes_full.at(codes.slot());
                             c.wait_for(self.codes_empty.at(codes.slot()), codes.parity_before());
                             c.arrive_expecting(full, bytes * Geometry::TILE_N);
@@ -207,7 +234,7 @@ impl<'c> Block<'_, 'c, '_> {
                             }
                             codes.advance();
                         });
-                        ring.skip(n_steps);
+                        ring.skip(end - first);
                         return;
                     }
                     if g.has_codes() {
@@ -215,7 +242,7 @@ impl<'c> Block<'_, 'c, '_> {
                         // warp has passed over, all but the last.
                         codes.drain(self.codes_empty);
                     }
-                    c.range(0, n_steps, 1, |step| {
+                    c.range(first, end, 1, |step| {
                         let (full, stage) = (self.full.at(ring.slot()), self.stage(ring.slot()));
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
                         if !g.has_codes() {
@@ -241,10 +268,10 @@ impl<'c> Block<'_, 'c, '_> {
         let place = (((part & 3) << 5) + c.lane(), part >> 2);
         self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
-                let n_steps = self.n_steps(segment);
+                let (first, end) = self.steps(segment);
                 if !has_codes(segment) {
                     // In step with the others, for whom it arrives.
-                    return c.range(0, n_steps, 1, |_| {
+                    return c.range(first, end, 1, |_| {
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
                         c.when(self.elected, || self.crew.arrive(self.full.at(ring.slot())));
                         ring.advance();
@@ -252,9 +279,9 @@ impl<'c> Block<'_, 'c, '_> {
                 }
                 let quants = segment.panels.iter().filter_map(|p| p.quant.as_ref());
                 let panels: Vec<CodedPanel> = quants
-                    .map(|q| CodedPanel::new(self.k, self.program, segment, q, tile, place, self.capability))
+                    .map(|q| CodedPanel::new(self.k, self.program, segment, q, tile, place, first, self.capability))
                     .collect();
-                c.range(0, n_steps, 1, |step| {
+                c.range(first, end, 1, |step| {
                     let factors: Vec<_> = panels.iter().map(|p| p.factors(step)).collect();
                     c.wait_for(self.codes_full.at(codes.slot()), codes.parity());
                     let load = |(i, p): (usize, &CodedPanel<'_, 'c, '_>)| p.load(self.codes(codes.slot(), segment, i));
@@ -303,7 +330,8 @@ impl<'c> Block<'_, 'c, '_> {
                 let has_weights = self.g.has_codes() && !has_codes(segment);
                 let weights = if has_weights { segment.panels.len() as u32 * Geometry::PANEL_BYTES } else { 0 };
                 c.when(self.elected, || {
-                    c.range(0, self.n_steps(segment), 1, |step| {
+                    let (first_step, end) = self.steps(segment);
+                    c.range(first_step, end, 1, |step| {
                         let (full, col) = (self.full.at(ring.slot()), step * Geometry::TILE_K);
                         let stage = self.stage(ring.slot()).at(self.g.activations());
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
@@ -355,35 +383,40 @@ impl<'c> Block<'_, 'c, '_> {
             };
             self.each_tile(&Reader::Thread, |tile| {
                 let instruction = c.mma_instruction(g.ctas, elem, self.crew.whole_rows(tile.rows));
-                let sums = self.tensor + sets.slot() * g.set_columns();
-                self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
-                c.after_sync();
-                self.each_segment(tile, |_, segment| {
-                    c.range(0, self.n_steps(segment), 1, |step| {
-                        if g.has_codes() {
-                            self.crew.wait_for(self.full.at(ring.slot()), ring.parity());
-                        } else {
-                            // Nobody but copies writes what products read.
-                            c.wait_for(self.full.at(ring.slot()), ring.parity());
-                        }
-                        c.after_sync();
-                        let stage = first + ring.slot() * (g.stage_bytes() / 16);
-                        let activations = stage + g.activations() / 16;
-                        // 16 elements, 32 bytes, at a time.
-                        for piece in 0..Geometry::TILE_K / 16 {
-                            let adds = if piece == 0 { step.ne(0) } else { c.bool(true) };
-                            for p in 0..segment.panels.len() as u32 {
-                                let panel = stage + (p * Geometry::PANEL_BYTES / 16 + 2 * piece);
-                                let rows = activations + 2 * piece;
-                                c.start_mma(g.ctas, sums + p * g.tile_m, (panel, rows), instruction, adds);
+                // Sums of their own for each part that this block makes.
+                c.range(0, if g.split { 1 } else { g.parts }, 1, |part| {
+                    let part = if g.split { c.cluster_rank() } else { part };
+                    let sums = self.tensor + sets.slot() * g.set_columns();
+                    self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
+                    c.after_sync();
+                    self.each_segment(tile, |_, segment| {
+                        let (first_step, end) = (self.first_step(segment, part), self.first_step(segment, part + 1));
+                        c.range(first_step, end, 1, |step| {
+                            if g.has_codes() {
+                                self.crew.wait_for(self.full.at(ring.slot()), ring.parity());
+                            } else {
+                                // Nobody but copies writes what products read.
+                                c.wait_for(self.full.at(ring.slot()), ring.parity());
                             }
-                        }
-                        c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
-                        ring.advance();
+                            c.after_sync();
+                            let stage = first + ring.slot() * (g.stage_bytes() / 16);
+                            let activations = stage + g.activations() / 16;
+                            // 16 elements, 32 bytes, at a time.
+                            for piece in 0..Geometry::TILE_K / 16 {
+                                let adds = if piece == 0 { step.ne(first_step) } else { c.bool(true) };
+                                for p in 0..segment.panels.len() as u32 {
+                                    let panel = stage + (p * Geometry::PANEL_BYTES / 16 + 2 * piece);
+                                    let rows = activations + 2 * piece;
+                                    c.start_mma(g.ctas, sums + p * g.tile_m, (panel, rows), instruction, adds);
+                                }
+                            }
+                            c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
+                            ring.advance();
+                        });
                     });
+                    c.arrive_after_mma(g.ctas, self.sums_full.at(sets.slot()));
+                    sets.advance();
                 });
-                c.arrive_after_mma(g.ctas, self.sums_full.at(sets.slot()));
-                sets.advance();
             });
         });
     }
@@ -391,29 +424,72 @@ impl<'c> Block<'_, 'c, '_> {
     fn store(&self) {
         let c = self.k.code;
         let g = self.g;
-        let sets = Ring::new(c, Geometry::SETS);
         // The lanes of tensor memory that this warp reaches, and with them its output columns.
         let lanes = (self.warp & 3) << 5;
-        let from = self.tensor + (lanes << 16);
-        self.each_tile(&Reader::Warp(self.elected), |tile| {
-            let sums = from + sets.slot() * g.set_columns();
-            self.each_segment(tile, |_, segment| {
-                let col = tile.col + lanes + c.lane();
-                let epilogue = Epilogue::new(self.k, self.program, segment, tile.expert, col);
-                c.wait_for(self.sums_full.at(sets.slot()), sets.parity());
-                c.after_sync();
-                c.range(0, tile.rows, LOAD_COLUMNS, |row| {
-                    c.warp_barrier();
-                    let panels = 0..segment.panels.len() as u32;
-                    let values: Vec<_> = panels.map(|p| c.load_tensor(sums + row + p * g.tile_m)).collect();
-                    c.wait_tensor();
-                    epilogue.store(tile.row + row, tile.rows - row, &values);
+        let sets = Ring::new(c, Geometry::SETS);
+        let parts = Parts::new(c, g, lanes + c.lane());
+        let elected = self.elected;
+        self.each_tile(&Reader::Warp(elected), |tile| {
+            let finish = || {
+                let epilogue = |s| Epilogue::new(self.k, self.program, s, tile.expert, tile.col + lanes + c.lane());
+                self.take_sums(sets, tile, lanes, epilogue, |epilogue, row, mut sums| {
+                    parts.add_to(row, &mut sums);
+                    epilogue.store(tile.row + row, tile.rows - row, &sums);
                 });
-            });
-            c.before_sync();
-            c.warp_barrier();
-            c.when(self.elected, || self.crew.arrive(self.sums_empty.at(sets.slot())));
-            sets.advance();
+            };
+            if g.split {
+                let (here, room) = (self.parts_full.at(c.i32(0)), self.parts_empty.at(c.i32(0)));
+                let is_first = c.cluster_rank().eq(0);
+                c.when(is_first, || {
+                    c.wait_for_peers(here, parts.round().parity());
+                    finish();
+                    c.warp_barrier();
+                    c.when(elected, || (1..g.parts).for_each(|rank| c.arrive_at_peer(room, rank)));
+                });
+                c.when(is_first.not(), || {
+                    c.wait_for_peers(room, parts.round().parity_before());
+                    self.take_sums(sets, tile, lanes, |_| (), |(), row, sums| parts.send(row, tile.rows - row, &sums));
+                    c.warp_barrier();
+                    c.when(elected, || c.arrive_at_peer(here, 0));
+                });
+                parts.round().advance();
+            } else {
+                c.range(1, g.parts, 1, |part| {
+                    self.take_sums(sets, tile, lanes, |_| (), |(), row, sums| parts.keep(part, row, &sums));
+                });
+                finish();
+            }
         });
+    }
+
+    /// Waits for a set of sums and gives them to `body`, 16 rows at a time: first row, `sums[panel][row]`. `prepare` comes
+    /// before, for the tile's segment.
+    fn take_sums<'s, T>(
+        &'s self,
+        sets: Ring<'c>,
+        tile: &Tile<'c>,
+        lanes: I32<'c>,
+        prepare: impl Fn(&'s Segment) -> T,
+        body: impl Fn(&T, I32<'c>, Vec<Vec<F32<'c>>>),
+    ) {
+        let c = self.k.code;
+        let g = self.g;
+        let from = self.tensor + (lanes << 16) + sets.slot() * g.set_columns();
+        self.each_segment(tile, |_, segment| {
+            let prepared = prepare(segment);
+            c.wait_for(self.sums_full.at(sets.slot()), sets.parity());
+            c.after_sync();
+            c.range(0, tile.rows, LOAD_COLUMNS, |row| {
+                c.warp_barrier();
+                let panels = 0..segment.panels.len() as u32;
+                let sums: Vec<_> = panels.map(|p| c.load_tensor(from + row + p * g.tile_m)).collect();
+                c.wait_tensor();
+                body(&prepared, row, sums);
+            });
+        });
+        c.before_sync();
+        c.warp_barrier();
+        c.when(self.elected, || self.crew.arrive(self.sums_empty.at(sets.slot())));
+        sets.advance();
     }
 }

@@ -8,6 +8,8 @@
 //! | `tile_k` | always 64: 128 bytes, the width of the swizzle |
 //! | `stages` | as many as asked and as shared memory holds, at least 2; with codes that many stages of them, and 3 of floats |
 //! | `warps` | always 8: one for each role, four for the epilogue; 16 with codes, of which eight decode |
+//! | `k_parts` | as many as asked, and no more than the shortest segment has steps |
+//! | `team` | as asked; `SplitK` of one part is one block |
 
 use crate::code::{BARRIER_BYTES, Ctas, MmaType};
 use crate::pipeline::{Board, Order, SWIZZLE_BYTES, code_bytes};
@@ -37,6 +39,10 @@ pub struct Geometry {
     pub code_bytes: u32,
     /// Stages of the ring of codes.
     pub code_stages: u32,
+    /// Sums that make a result, each over a part of k; added in order.
+    pub parts: u32,
+    /// Whether each part is made by a block of its own, and the first adds them; else one block makes them one after another.
+    pub split: bool,
 }
 
 impl Geometry {
@@ -66,7 +72,9 @@ impl Geometry {
     /// Byte offset of the barriers of stages of codes: full ones, then empty ones.
     pub const CODE_BARRIERS: u32 = Self::STAGE_BARRIERS + Self::MOST_STAGES * 2 * BARRIER_BYTES;
     const MOST_CODE_STAGES: u32 = 16;
-    const _FITS: () = assert!(Self::CODE_BARRIERS + Self::MOST_CODE_STAGES * 2 * BARRIER_BYTES <= Self::ROW_IDS);
+    /// Byte offset of the barriers of sums of other blocks: that they are there, that there is room for the next.
+    pub const PART_BARRIERS: u32 = Self::CODE_BARRIERS + Self::MOST_CODE_STAGES * 2 * BARRIER_BYTES;
+    const _FITS: () = assert!(Self::PART_BARRIERS + 2 * BARRIER_BYTES <= Self::ROW_IDS);
 
     /// Cuts a contraction as `schedule` asks, as nearly as the pipeline allows; all its segments have one 16-bit type.
     pub fn cut(program: &Program, contract: &Contract, schedule: &Schedule, smem_limit: u32) -> Geometry {
@@ -85,9 +93,14 @@ impl Geometry {
         };
         let code_bytes = contract.segments.iter().map(codes).max().unwrap_or(0);
         let box_rows = box_rows(tile_m / ctas.count());
-        let order = Order::of(schedule);
-        let mut g = Geometry { ty, order, ctas, panels, tile_m, box_rows, stages: 2, code_bytes, code_stages: 0 };
-        let room = smem_limit.saturating_sub(Self::CONTROL_BYTES);
+        let steps = |s: &Segment| (program.buffer(s.a).cols as u32).div_ceil(Self::TILE_K);
+        let parts = schedule.k_parts.min(contract.segments.iter().map(steps).min().unwrap_or(1)).max(1);
+        let split = schedule.team == Team::SplitK && parts > 1;
+        let order = Order { team: if split { parts } else { ctas.count() }, dynamic: schedule.dynamic };
+        let (stages, code_stages) = (2, 0);
+        let mut g =
+            Geometry { ty, order, ctas, panels, tile_m, box_rows, stages, code_bytes, code_stages, parts, split };
+        let room = smem_limit.saturating_sub(Self::CONTROL_BYTES + g.part_bytes());
         if code_bytes == 0 {
             let fit = room / g.stage_bytes();
             g.stages = schedule.stages.clamp(2, fit.clamp(2, Self::MOST_STAGES));
@@ -133,8 +146,24 @@ impl Geometry {
         Self::CONTROL_BYTES
     }
 
-    pub fn smem_bytes(&self) -> u32 {
+    /// Byte offset of the sums of parts: `[part, panel, row, column]` of those of other blocks, or `[panel, row, column]` of
+    /// what the parts before have come to.
+    pub fn first_sums(&self) -> u32 {
         self.first_codes() + self.code_stages * self.code_bytes
+    }
+
+    /// Bytes of the sums of one part.
+    pub fn sum_bytes(&self) -> u32 {
+        self.set_columns() * Self::TILE_N * 4
+    }
+
+    fn part_bytes(&self) -> u32 {
+        let kept = if self.split { self.parts - 1 } else { self.parts.min(2) - 1 };
+        kept * self.sum_bytes()
+    }
+
+    pub fn smem_bytes(&self) -> u32 {
+        self.first_sums() + self.part_bytes()
     }
 
     /// Columns of one set of sums.

@@ -6,6 +6,7 @@
 
 mod contract;
 mod geometry;
+mod parts;
 mod scaled;
 
 pub use contract::contract;
