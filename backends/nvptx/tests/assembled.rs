@@ -180,8 +180,9 @@ fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &moec_nvptx::G
     let register = line.rsplit(' ').next().expect("an operand").trim_end_matches(';');
     let set = format!("{register}, ");
     let columns = image.ptx.lines().find_map(|l| l.trim().strip_prefix("mov.b32")?.trim().strip_prefix(set.as_str()));
-    // Beside those of the stages: two for each set of sums, two for each of four places on the board.
-    let stages = (image.ptx.matches("mbarrier.init").count() - 12) / 2;
+    // Beside those of the stages: two for each set of sums, two for each of four places on the board, two for sums of others.
+    let of_parts = if image.launch.cluster > 2 { 2 } else { 0 };
+    let stages = (image.ptx.matches("mbarrier.init").count() - 12 - of_parts) / 2;
     format!(
         "{name:<12} {:<6} {:>3} registers, {:>3} threads, {:>6} bytes of shared memory, {stages:>2} stages, {:>3} columns of \
          tensor memory, {:>4.1} instructions for a product\n",
@@ -213,14 +214,15 @@ fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
     ];
     let mut table = String::new();
     for (name, format) in formats {
-        // Rows of a tile, by one block or by a pair. What decodes does not depend on them.
+        // Rows of a tile, by one block, by a pair or in parts of k. What decodes does not depend on them.
         let tiles = match name {
-            "bf16" => &[(32, Team::One), (128, Team::One), (256, Team::One), (256, Team::Pair)][..],
-            "nvfp4" => &[(32, Team::One), (128, Team::One), (128, Team::Pair)],
+            "bf16" => &[(16, Team::SplitK), (128, Team::One), (256, Team::One), (256, Team::Pair)][..],
+            "nvfp4" => &[(16, Team::SplitK), (128, Team::One), (128, Team::Pair)],
             _ => &[(128, Team::One)],
         };
         for &(tile_m, team) in tiles {
-            let s = Schedule { team, ..schedule(tile_m, 128, 64, 16, 8) };
+            let k_parts = if team == Team::SplitK { 8 } else { 1 };
+            let s = Schedule { team, k_parts, ..schedule(tile_m, 128, 64, 16, 8) };
             let s = Schedules { gemm1: s, gemm2: s, ..Schedules::for_rows(32) };
             let mut program = layer(&Layer::deepseek_r1(), &s);
             if let Some(format) = format {
@@ -229,9 +231,14 @@ fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
             program.kernels.retain(|k| k.name.starts_with("gemm"));
             let target = Target::by_name("sm_100f").expect("a target");
             for image in moec_nvptx::emit(&program, target).expect("kernels") {
-                let name = format!("{name}/{tile_m}{}", if team == Team::Pair { " pair" } else { "" });
+                let made = match team {
+                    Team::One => "",
+                    Team::Pair => " pair",
+                    Team::SplitK => " split",
+                };
+                let name = format!("{name}/{tile_m}{made}");
                 table += &disassembled(&ptxas, &nvdisasm, &name, &image);
-                if team == Team::Pair {
+                if team != Team::One {
                     spill_nowhere(&ptxas, &name, &image, &["sm_100f", "sm_103a", "sm_107"]);
                 }
             }

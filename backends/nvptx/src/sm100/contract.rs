@@ -76,9 +76,11 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
         codes_empty.init(c, decoders);
         sums_full.init(c, 1);
         sums_empty.init(c, 4 * g.ctas.count());
-        // The first block hears of each warp that stores sums, the others of each warp of it that has read them.
-        parts_full.init(c, 4 * (g.parts - 1).max(1));
-        parts_empty.init(c, 4);
+        if g.split {
+            // The first block hears of each warp that stores sums, the others of each warp of it that has read them.
+            parts_full.init(c, 4 * (g.parts - 1));
+            parts_empty.init(c, 4);
+        }
         board.init(READERS + decoders);
         c.publish_barriers();
     });
@@ -188,6 +190,16 @@ impl<'c> Block<'_, 'c, '_> {
     fn first_step(&self, segment: &Segment, part: I32<'c>) -> I32<'c> {
         let n_steps = (self.program.buffer(segment.a).cols as u32).div_ceil(Geometry::TILE_K);
         part * n_steps / self.g.parts
+    }
+
+    /// Does `body` for every part that this block makes.
+    fn each_part(&self, body: impl FnOnce(I32<'c>)) {
+        let c = self.k.code;
+        match (self.g.split, self.g.parts) {
+            (true, _) => body(c.cluster_rank()),
+            (false, 1) => body(c.i32(0)),
+            (false, n) => c.range(0, n, 1, body),
+        }
     }
 
     /// The steps of this block: first, and behind the last.
@@ -384,8 +396,7 @@ impl<'c> Block<'_, 'c, '_> {
             self.each_tile(&Reader::Thread, |tile| {
                 let instruction = c.mma_instruction(g.ctas, elem, self.crew.whole_rows(tile.rows));
                 // Sums of their own for each part that this block makes.
-                c.range(0, if g.split { 1 } else { g.parts }, 1, |part| {
-                    let part = if g.split { c.cluster_rank() } else { part };
+                self.each_part(|part| {
                     let sums = self.tensor + sets.slot() * g.set_columns();
                     self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
                     c.after_sync();
@@ -454,9 +465,11 @@ impl<'c> Block<'_, 'c, '_> {
                 });
                 parts.round().advance();
             } else {
-                c.range(1, g.parts, 1, |part| {
-                    self.take_sums(sets, tile, lanes, |_| (), |(), row, sums| parts.keep(part, row, &sums));
-                });
+                if g.parts > 1 {
+                    c.range(1, g.parts, 1, |part| {
+                        self.take_sums(sets, tile, lanes, |_| (), |(), row, sums| parts.keep(part, row, &sums));
+                    });
+                }
                 finish();
             }
         });
