@@ -9,6 +9,9 @@ use cranelift_codegen::ir::{InstBuilder, Value, types};
 use moec_ir::DType;
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 
+/// Most turns of a loop over the columns of a block that are written one after the other.
+const MOST_UNROLLED: u64 = 2;
+
 /// A row of `k` codes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct CodedRow {
@@ -63,29 +66,56 @@ impl Emit<'_> {
         if let Some(global) = at.global {
             scale = self.b.ins().fmul(scale, global);
         }
-        let four = self.splat(Lanes::Four, scale);
         let bytes = row.round.bytes() as u64;
         // Bytes of two codes are read from a byte's start.
-        let (codes_per_byte, step) = if code.bits() == 8 { (1, 8) } else { (2, 16) };
-        let in_step =
-            if block_cols.is_multiple_of(codes_per_byte) || block_cols >= row.k { n / step * step } else { 0 };
-        let (zero, end) = (self.int(0), self.int(in_step));
-        self.repeat(zero, end, step as i64, &[], |e, i, _| {
-            let col = e.b.ins().iadd(first, i);
-            let byte = if codes_per_byte == 1 { col } else { e.down(col, 1) };
-            let pointer = e.b.ins().iadd(at.codes, byte);
-            let to = e.at(at.to, col, bytes);
-            for (eight, bits) in e.load_codes(code, pointer).into_iter().enumerate() {
-                let values = bits.map(|bits| {
-                    let v = e.decode(code, bits);
-                    e.b.ins().fmul(v, four)
-                });
-                e.store_eight(row.round, values, to, (eight as u64 * 8 * bytes) as i32);
+        let cut_between_bytes = code.bits() == 8 || block_cols.is_multiple_of(2) || block_cols >= row.k;
+        let n_fast = if cut_between_bytes { n } else { 0 };
+        let done = match (code, row.round) {
+            (Code::E2M1 | Code::Int4, DType::BF16 | DType::F16) if n_fast >= 16 => {
+                let is_exact = row.format.is_exact(row.round);
+                let table = self.table_of_four_bits(code, scale, row.round, is_exact);
+                let mut from = 0;
+                for step in [32, 16] {
+                    let to = n_fast / step * step;
+                    self.stretch((from, to), step, |e, i| {
+                        let (codes, values) = e.places(at, first, i, code, bytes);
+                        e.look_up_four_bits(table, step, codes, values);
+                    });
+                    from = to;
+                }
+                self.int(from)
             }
-            Vec::new()
-        });
-        let (from, to) = (self.int(in_step), self.int(n));
-        self.each(from, to, |e, i| {
+            (Code::E4M3, DType::BF16) if n_fast >= 16 => {
+                let (table, is_safe) = self.table_of_e4m3(scale, row.format.is_exact(row.round));
+                let end = n_fast / 16 * 16;
+                self.when(is_safe, |e| {
+                    e.stretch((0, end), 16, |e, i| {
+                        let (codes, values) = e.places(at, first, i, code, bytes);
+                        e.look_up_e4m3(table, codes, values);
+                    });
+                });
+                let (none, all) = (self.int(0), self.int(end));
+                self.b.ins().select(is_safe, all, none)
+            }
+            _ => {
+                let four = self.splat(Lanes::Four, scale);
+                let step = if code.bits() == 8 { 8 } else { 16 };
+                let end = n_fast / step * step;
+                self.stretch((0, end), step, |e, i| {
+                    let (codes, to) = e.places(at, first, i, code, bytes);
+                    for (eight, bits) in e.load_codes(code, codes).into_iter().enumerate() {
+                        let values = bits.map(|bits| {
+                            let v = e.decode(code, bits);
+                            e.b.ins().fmul(v, four)
+                        });
+                        e.store_eight(row.round, values, to, (eight as u64 * 8 * bytes) as i32);
+                    }
+                });
+                self.int(end)
+            }
+        };
+        let to = self.int(n);
+        self.each(done, to, |e, i| {
             let col = e.b.ins().iadd(first, i);
             let bits = e.load_one_code(code, at.codes, col);
             let v = e.decode(code, bits);
@@ -93,6 +123,29 @@ impl Emit<'_> {
             let to = e.at(at.to, col, bytes);
             e.store(row.round, v, to, 0);
         });
+    }
+
+    /// `for i in (from..to).step_by(step)`, without a loop when there are few turns.
+    fn stretch(&mut self, (from, to): (u64, u64), step: u64, mut body: impl FnMut(&mut Self, Value)) {
+        if (to - from) / step <= MOST_UNROLLED {
+            for i in (from..to).step_by(step as usize) {
+                let i = self.int(i);
+                body(self, i);
+            }
+            return;
+        }
+        let (from, to) = (self.int(from), self.int(to));
+        self.repeat(from, to, step as i64, &[], |e, i, _| {
+            body(e, i);
+            Vec::new()
+        });
+    }
+
+    /// Where the code in column `first + i` is, which begins a byte, and where its value of `bytes` bytes goes.
+    fn places(&mut self, at: RowPointers, first: Value, i: Value, code: Code, bytes: u64) -> (Value, Value) {
+        let col = self.b.ins().iadd(first, i);
+        let byte = if code.bits() == 8 { col } else { self.down(col, 1) };
+        (self.b.ins().iadd(at.codes, byte), self.at(at.to, col, bytes))
     }
 
     /// The bits of the eight codes (of a byte each), or sixteen (of half a byte), that begin at `pointer`: eights in order,

@@ -163,7 +163,7 @@ impl Emit<'_> {
     }
 
     /// f16 bits of a value, in the low half of 32: to nearest even, subnormals kept, overflow to infinity.
-    fn narrow_f16(&mut self, value: Value) -> Value {
+    pub(super) fn narrow_f16(&mut self, value: Value) -> Value {
         let lanes = self.lanes(value);
         let bits = self.bits_of(value);
         let magnitude = self.and(bits, 0x7fff_ffff);

@@ -8,6 +8,7 @@ mod dot;
 mod expr;
 mod lanes;
 mod math;
+mod tables;
 
 pub(crate) use codes::{CodedRow, RowPointers};
 pub(crate) use dot::DotBlock;
@@ -47,6 +48,7 @@ pub(crate) struct Emit<'a> {
     binary: Option<SigRef>,
     call_conv: CallConv,
     fma: bool,
+    x86: bool,
 }
 
 /// The signature of [`moec_ir::abi::CpuKernel`].
@@ -98,6 +100,7 @@ impl<'a> Emit<'a> {
             binary: None,
             call_conv,
             fma,
+            x86: isa.triple().architecture == target_lexicon::Architecture::X86_64,
         }
     }
 

@@ -1,6 +1,7 @@
 //! A small runner for compiled programs, and random data.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod clock;
 pub mod layer;
 
 use memmap2::{Mmap, MmapMut};
