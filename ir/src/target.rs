@@ -88,6 +88,17 @@ pub const GB200: Machine =
     Machine { chip: "GB200", bf16_flops: 2500e12, fp8_flops: 5000e12, fp4_flops: 10000e12, ..B200 };
 // Public sources give 13 to 15 Pflop/s in FP4.
 const B300: Machine = Machine { chip: "B300", fp4_flops: 13000e12, n_units: 160, ..B200 };
+/// As announced, for models of the time only: sources disagree by up to two on what is dense. FP4 and FP8 are the figures for
+/// training, bf16 is half of FP8, multiprocessors and launch time are guesses.
+pub const RUBIN: Machine = Machine {
+    chip: "Rubin (announced)",
+    memory_bytes_per_s: 22.0e12,
+    bf16_flops: 8750e12,
+    fp8_flops: 17500e12,
+    fp4_flops: 35000e12,
+    n_units: 224,
+    ..B200
+};
 const RTX5090: Machine = Machine {
     chip: "RTX 5090",
     memory_bytes_per_s: 1.79e12,

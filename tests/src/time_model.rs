@@ -6,7 +6,7 @@
 use moec_frontend::{LayerOptions, ModelConfig};
 use moec_ir::graph::{Graph, quantise_activations};
 use moec_ir::quant::Code;
-use moec_ir::target::{GB200, Machine, Target};
+use moec_ir::target::{GB200, Machine, RUBIN, Target};
 use moec_ir::tile::{Body, BufferId, Contract, Groups, Kernel, Program, RowMap, ScaledProduct, Segment, Team};
 use moec_ir::{ActQuant, Dim};
 use moec_passes::{CompileOptions, Variant};
@@ -404,7 +404,7 @@ pub fn page() -> String {
     out += "| chip | memory TB/s | bf16 | FP8 | FP4 Tflop/s | multiprocessors | launch µs |\n|---|--:|--:|--:|--:|--:|--:|\n";
     let chip = |name: &str| Target::by_name(name).expect("a chip").machine;
     let (b300, rtx5090) = (chip("b300"), chip("rtx5090"));
-    for m in [&b200.machine, &GB200, &b300, &rtx5090] {
+    for m in [&b200.machine, &GB200, &b300, &RUBIN, &rtx5090] {
         let t = |x: f64| format!("{:.0}", x / 1e12);
         writeln!(
             out,
@@ -419,7 +419,9 @@ pub fn page() -> String {
         )
         .expect("memory");
     }
-    out += "\nRubin has no line: public sources disagree on its rates.\n\n";
+    out += "\nRubin's figures are announced ones, and public sources disagree by up to two on what is dense: FP4 and FP8 are those \
+            for training, bf16 is half of FP8, multiprocessors and launch time are guesses. It runs the programs of B200 \
+            (`sm_100f` assembles for `sm_107`).\n\n";
     out += "## Against published times: DeepSeek-V3 in NVFP4 on B200, all 256 experts, without the shared expert\n\n\
             The published figures are measured, ours are modelled. They are those of FlashInfer's documentation (the better of \
             its CuTe DSL and trtllm-gen kernels, in a CUDA graph).\n\n\
@@ -504,7 +506,13 @@ pub fn page() -> String {
         .expect("memory");
     }
     out += "\n## Layers, µs, shared experts included\n\nIn brackets what takes longest in gate and up.\n\n";
-    let machines = [(&b200.machine, "sm_100f"), (&GB200, "sm_100f"), (&b300, "sm_103a"), (&rtx5090, "sm_120f")];
+    let machines = [
+        (&b200.machine, "sm_100f"),
+        (&GB200, "sm_100f"),
+        (&b300, "sm_103a"),
+        (&RUBIN, "sm_100f"),
+        (&rtx5090, "sm_120f"),
+    ];
     for (machine, target) in machines {
         let target = Target::by_name(target).expect("a target");
         let heads: Vec<String> = TOKENS.iter().map(|t| format!("T = {t}")).collect();

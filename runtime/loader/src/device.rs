@@ -107,6 +107,8 @@ mod tests {
         assert_eq!(best(9, 0), Some("sm_90a"));
         assert_eq!(best(10, 0), Some("sm_100a"));
         assert_eq!(best(10, 3), Some("sm_100f"));
+        // Rubin runs what is made for Blackwell's family.
+        assert_eq!(best(10, 7), Some("sm_100f"));
         assert_eq!(best(11, 0), Some("sm_80"));
         assert_eq!(best(12, 1), Some("sm_120f"));
         assert_eq!(best_target(["sm_90a"], 10, 0), None);
