@@ -387,6 +387,34 @@ fn pairs_of_blocks_give_the_bits_of_one() {
     }
 }
 
+/// Parts of k, in every way of scaling: right, and the same bits from one block and from a cluster.
+#[test]
+fn parts_of_k_make_the_same_sums_in_one_block_and_in_a_cluster() {
+    let target = Target::by_name("sm_100f").expect("a target");
+    for (i, (pair, n, k, k_parts)) in
+        [(0, 130, 416, 3), (5, 72, 544, 2), (8, 40, 1056, 4), (10, 136, 400, 2)].into_iter().enumerate()
+    {
+        let (rows, weights) = PAIRS[pair];
+        let out = (i % 2 == 1).then_some(ActQuant::MXFP8);
+        let (shared, gather, panels) = (i % 2 == 0, i % 3 != 0, 1 + i % 2);
+        let seed = 400 + i as u64;
+        let one = Schedule { k_parts, ..schedule(32, 128, 128, 16, 8) };
+        let case = Case { rows, weights, n, k, out, shared, gather, panels, n_tokens: 9, seed, schedule: one, ..PLAIN };
+        let results = |schedule: Schedule, order| {
+            let mut random = Random(case.seed);
+            let (program, mut held) = program(&Case { schedule, ..case }, &mut random);
+            held.extend(inputs(&case, &mut random));
+            let images = moec_nvptx::emit(&program, target).expect("a kernel");
+            assert_eq!(images[0].launch.cluster, if schedule.team == Team::SplitK { k_parts } else { 1 }, "{case:?}");
+            run_with(&program, target, case.n_tokens, 1, &find(&held), order)
+        };
+        check(&case, "sm_100f");
+        let want = results(one, moec_ptx::exec::Schedule::RoundRobin);
+        let split = Schedule { tile_m: 16, team: Team::SplitK, ..one };
+        assert!(results(split, moec_ptx::exec::Schedule::Random(seed)) == want, "{case:?}");
+    }
+}
+
 /// `1 - 2⟨a, b⟩ / (⟨a, a⟩ + ⟨b, b⟩)`: 0 for equal tensors. Source: DeepGEMM's `calc_diff`.
 fn difference(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();

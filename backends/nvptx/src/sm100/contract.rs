@@ -62,9 +62,8 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     let [full, empty] = pair(Geometry::STAGE_BARRIERS, g.stages);
     let [sums_full, sums_empty] = pair(Geometry::SUMS_BARRIERS, Geometry::SETS);
     let [codes_full, codes_empty] = pair(Geometry::CODE_BARRIERS, g.code_stages);
-    let [parts_full, parts_empty] = pair(Geometry::PART_BARRIERS, 1);
     let (crew, board) = (Crew::new(c, g.ctas), Board::new(c, c.shared(), g.order));
-    let sync = || if g.split { c.cluster_barrier() } else { crew.barrier() };
+    let sync = || if g.k.split { c.cluster_barrier() } else { crew.barrier() };
     let decoders = if g.has_codes() { Geometry::DECODERS } else { 0 };
     let (warp, elected) = (c.warp(), c.elect());
 
@@ -76,11 +75,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
         codes_empty.init(c, decoders);
         sums_full.init(c, 1);
         sums_empty.init(c, 4 * g.ctas.count());
-        if g.split {
-            // The first block hears of each warp that stores sums, the others of each warp of it that has read them.
-            parts_full.init(c, 4 * (g.parts - 1));
-            parts_empty.init(c, 4);
-        }
+        Parts::init(c, g.k, Geometry::PART_BARRIERS);
         board.init(READERS + decoders);
         c.publish_barriers();
     });
@@ -112,8 +107,6 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
         sums_empty,
         codes_full,
         codes_empty,
-        parts_full,
-        parts_empty,
         board,
         tensor,
         capability,
@@ -159,8 +152,6 @@ struct Block<'k, 'c, 'p> {
     sums_empty: Barriers<'c>,
     codes_full: Barriers<'c>,
     codes_empty: Barriers<'c>,
-    parts_full: Barriers<'c>,
-    parts_empty: Barriers<'c>,
     board: Board<'c>,
     capability: u32,
     /// Address of the block's tensor memory.
@@ -186,32 +177,13 @@ impl<'c> Block<'_, 'c, '_> {
         }
     }
 
-    /// The first step along k of a part, which is the one behind the last of the part before.
-    fn first_step(&self, segment: &Segment, part: I32<'c>) -> I32<'c> {
-        let n_steps = (self.program.buffer(segment.a).cols as u32).div_ceil(Geometry::TILE_K);
-        part * n_steps / self.g.parts
-    }
-
-    /// Does `body` for every part that this block makes.
-    fn each_part(&self, body: impl FnOnce(I32<'c>)) {
-        let c = self.k.code;
-        match (self.g.split, self.g.parts) {
-            (true, _) => body(c.cluster_rank()),
-            (false, 1) => body(c.i32(0)),
-            (false, n) => c.range(0, n, 1, body),
-        }
+    fn n_steps(&self, segment: &Segment) -> u32 {
+        (self.program.buffer(segment.a).cols as u32).div_ceil(Geometry::TILE_K)
     }
 
     /// The steps of this block: first, and behind the last.
     fn steps(&self, segment: &Segment) -> (I32<'c>, I32<'c>) {
-        let c = self.k.code;
-        let (first, end) = if self.g.split {
-            let rank = c.cluster_rank();
-            (rank, rank + 1)
-        } else {
-            (c.i32(0), c.i32(self.g.parts))
-        };
-        (self.first_step(segment, first), self.first_step(segment, end))
+        self.g.k.all_steps(self.k.code, self.n_steps(segment))
     }
 
     fn stage(&self, slot: I32<'c>) -> Shared<'c> {
@@ -396,12 +368,12 @@ impl<'c> Block<'_, 'c, '_> {
             self.each_tile(&Reader::Thread, |tile| {
                 let instruction = c.mma_instruction(g.ctas, elem, self.crew.whole_rows(tile.rows));
                 // Sums of their own for each part that this block makes.
-                self.each_part(|part| {
+                g.k.each(c, |part| {
                     let sums = self.tensor + sets.slot() * g.set_columns();
                     self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
                     c.after_sync();
                     self.each_segment(tile, |_, segment| {
-                        let (first_step, end) = (self.first_step(segment, part), self.first_step(segment, part + 1));
+                        let (first_step, end) = g.k.steps(self.n_steps(segment), part);
                         c.range(first_step, end, 1, |step| {
                             if g.has_codes() {
                                 self.crew.wait_for(self.full.at(ring.slot()), ring.parity());
@@ -438,40 +410,18 @@ impl<'c> Block<'_, 'c, '_> {
         // The lanes of tensor memory that this warp reaches, and with them its output columns.
         let lanes = (self.warp & 3) << 5;
         let sets = Ring::new(c, Geometry::SETS);
-        let parts = Parts::new(c, g, lanes + c.lane());
-        let elected = self.elected;
-        self.each_tile(&Reader::Warp(elected), |tile| {
-            let finish = || {
-                let epilogue = |s| Epilogue::new(self.k, self.program, s, tile.expert, tile.col + lanes + c.lane());
+        let column = lanes + c.lane();
+        let offsets = (Geometry::PART_BARRIERS, g.first_sums());
+        let parts = Parts::new(c, g.k, column, (g.panels, g.tile_m), offsets);
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
+            let epilogue = |s| Epilogue::new(self.k, self.program, s, tile.expert, tile.col + column);
+            parts.tile(self.elected, |_, end| {
                 self.take_sums(sets, tile, lanes, epilogue, |epilogue, row, mut sums| {
-                    parts.add_to(row, &mut sums);
-                    epilogue.store(tile.row + row, tile.rows - row, &sums);
+                    if parts.add(end, row, tile.rows - row, &mut sums) {
+                        epilogue.store(tile.row + row, tile.rows - row, &sums);
+                    }
                 });
-            };
-            if g.split {
-                let (here, room) = (self.parts_full.at(c.i32(0)), self.parts_empty.at(c.i32(0)));
-                let is_first = c.cluster_rank().eq(0);
-                c.when(is_first, || {
-                    c.wait_for_peers(here, parts.round().parity());
-                    finish();
-                    c.warp_barrier();
-                    c.when(elected, || (1..g.parts).for_each(|rank| c.arrive_at_peer(room, rank)));
-                });
-                c.when(is_first.not(), || {
-                    c.wait_for_peers(room, parts.round().parity_before());
-                    self.take_sums(sets, tile, lanes, |_| (), |(), row, sums| parts.send(row, tile.rows - row, &sums));
-                    c.warp_barrier();
-                    c.when(elected, || c.arrive_at_peer(here, 0));
-                });
-                parts.round().advance();
-            } else {
-                if g.parts > 1 {
-                    c.range(1, g.parts, 1, |part| {
-                        self.take_sums(sets, tile, lanes, |_| (), |(), row, sums| parts.keep(part, row, &sums));
-                    });
-                }
-                finish();
-            }
+            });
         });
     }
 

@@ -11,6 +11,7 @@
 //! | `k_parts` | as many as asked, and no more than the shortest segment has steps |
 //! | `team` | as asked; `SplitK` of one part is one block |
 
+use super::parts::{KParts, Parts};
 use crate::code::{BARRIER_BYTES, Ctas, MmaType};
 use crate::pipeline::{Board, Order, SWIZZLE_BYTES, code_bytes};
 use moec_ir::DType;
@@ -39,11 +40,11 @@ pub struct Geometry {
     pub code_bytes: u32,
     /// Stages of the ring of codes.
     pub code_stages: u32,
-    /// Sums that make a result, each over a part of k; added in order.
-    pub parts: u32,
-    /// Whether each part is made by a block of its own, and the first adds them; else one block makes them one after another.
-    pub split: bool,
+    /// Parts of k.
+    pub k: KParts,
 }
+
+const _: () = assert!(Geometry::PART_BARRIERS + Parts::BARRIERS <= Geometry::ROW_IDS);
 
 impl Geometry {
     /// Output columns of a block's part of a tile.
@@ -74,7 +75,6 @@ impl Geometry {
     const MOST_CODE_STAGES: u32 = 16;
     /// Byte offset of the barriers of sums of other blocks: that they are there, that there is room for the next.
     pub const PART_BARRIERS: u32 = Self::CODE_BARRIERS + Self::MOST_CODE_STAGES * 2 * BARRIER_BYTES;
-    const _FITS: () = assert!(Self::PART_BARRIERS + 2 * BARRIER_BYTES <= Self::ROW_IDS);
 
     /// Cuts a contraction as `schedule` asks, as nearly as the pipeline allows; all its segments have one 16-bit type.
     pub fn cut(program: &Program, contract: &Contract, schedule: &Schedule, smem_limit: u32) -> Geometry {
@@ -94,12 +94,10 @@ impl Geometry {
         let code_bytes = contract.segments.iter().map(codes).max().unwrap_or(0);
         let box_rows = box_rows(tile_m / ctas.count());
         let steps = |s: &Segment| (program.buffer(s.a).cols as u32).div_ceil(Self::TILE_K);
-        let parts = schedule.k_parts.min(contract.segments.iter().map(steps).min().unwrap_or(1)).max(1);
-        let split = schedule.team == Team::SplitK && parts > 1;
-        let order = Order { team: if split { parts } else { ctas.count() }, dynamic: schedule.dynamic };
+        let k = KParts::of(schedule, contract.segments.iter().map(steps).min().unwrap_or(1));
+        let order = Order { team: if k.split { k.n } else { ctas.count() }, dynamic: schedule.dynamic };
         let (stages, code_stages) = (2, 0);
-        let mut g =
-            Geometry { ty, order, ctas, panels, tile_m, box_rows, stages, code_bytes, code_stages, parts, split };
+        let mut g = Geometry { ty, order, ctas, panels, tile_m, box_rows, stages, code_bytes, code_stages, k };
         let room = smem_limit.saturating_sub(Self::CONTROL_BYTES + g.part_bytes());
         if code_bytes == 0 {
             let fit = room / g.stage_bytes();
@@ -152,14 +150,8 @@ impl Geometry {
         self.first_codes() + self.code_stages * self.code_bytes
     }
 
-    /// Bytes of the sums of one part.
-    pub fn sum_bytes(&self) -> u32 {
-        self.set_columns() * Self::TILE_N * 4
-    }
-
     fn part_bytes(&self) -> u32 {
-        let kept = if self.split { self.parts - 1 } else { self.parts.min(2) - 1 };
-        kept * self.sum_bytes()
+        self.k.kept() * Parts::sum_bytes(self.panels, self.tile_m)
     }
 
     pub fn smem_bytes(&self) -> u32 {

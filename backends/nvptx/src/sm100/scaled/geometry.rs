@@ -6,13 +6,15 @@
 //! | `tile_n` | always 128, the lanes of tensor memory, of each block |
 //! | `tile_k` | always 128 bytes of shared memory: 128 codes, or 256 of FP4 with FP4 |
 //! | `stages` | as many as asked and as shared memory holds, at least 3 |
+//! | `k_parts` | as many as asked, and no more than the shortest segment has steps |
 //! | `warps` | 8: four roles, four for the epilogue; 12 with block scales, which four bring |
 
 use super::super::geometry::box_rows;
 use crate::code::{BARRIER_BYTES, Ctas, ScaledKind};
 use crate::pipeline::{Board, Order, SWIZZLE_BYTES};
+use crate::sm100::parts::{KParts, Parts};
 use moec_ir::quant::Code;
-use moec_ir::tile::{Contract, ScaledProduct, Schedule, Team};
+use moec_ir::tile::{Contract, Program, ScaledProduct, Schedule, Team};
 
 /// How codes are multiplied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,11 @@ pub struct ScaledGeometry {
     /// Rows of activations that one copy brings where they are not gathered.
     pub box_rows: u32,
     pub stages: u32,
+    /// Parts of k.
+    pub k: KParts,
 }
+
+const _: () = assert!(ScaledGeometry::PART_BARRIERS + Parts::BARRIERS <= ScaledGeometry::ROW_IDS);
 
 impl ScaledGeometry {
     /// Output columns of a block's part of a tile.
@@ -63,10 +69,11 @@ impl ScaledGeometry {
     /// Byte offset of the barriers of stages: full ones, then empty ones.
     pub const STAGE_BARRIERS: u32 = Self::SUMS_BARRIERS + 2 * Self::SETS * BARRIER_BYTES;
     const MOST_STAGES: u32 = 32;
-    const _FITS: () = assert!(Self::STAGE_BARRIERS + Self::MOST_STAGES * 2 * BARRIER_BYTES <= Self::ROW_IDS);
+    /// Byte offset of the barriers of sums of other blocks.
+    pub const PART_BARRIERS: u32 = Self::STAGE_BARRIERS + Self::MOST_STAGES * 2 * BARRIER_BYTES;
 
     /// Cuts a contraction as `schedule` asks, as nearly as the pipeline allows.
-    pub fn cut(contract: &Contract, schedule: &Schedule, smem_limit: u32) -> ScaledGeometry {
+    pub fn cut(program: &Program, contract: &Contract, schedule: &Schedule, smem_limit: u32) -> ScaledGeometry {
         let panels = contract.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1).max(1);
         let is_fp4 = |code: Option<Code>| code == Some(Code::E2M1);
         let both_fp4 = contract.segments.iter().all(|s| {
@@ -92,10 +99,14 @@ impl ScaledGeometry {
         } else {
             schedule.tile_m.next_multiple_of(32).min(most)
         };
+        let box_rows = box_rows(tile_m / ctas.count());
         let order = Order::of(schedule);
-        let mut g =
-            ScaledGeometry { way, ctas, order, panels, tile_m, box_rows: box_rows(tile_m / ctas.count()), stages: 3 };
-        let room = smem_limit.saturating_sub(g.first_stage());
+        let k = KParts { n: 1, split: false };
+        let mut g = ScaledGeometry { way, ctas, order, panels, tile_m, box_rows, stages: 3, k };
+        let steps = contract.segments.iter().map(|s| (s.k(program) as u32).div_ceil(g.tile_k())).min().unwrap_or(1);
+        g.k = KParts::of(schedule, steps);
+        g.order.team = if g.k.split { g.k.n } else { ctas.count() };
+        let room = smem_limit.saturating_sub(g.first_stage() + g.part_bytes());
         let fit = room / g.stage_bytes();
         g.stages = schedule.stages.clamp(3, fit.clamp(3, Self::MOST_STAGES));
         g
@@ -181,8 +192,17 @@ impl ScaledGeometry {
         (Self::first_factors() + Self::SETS * self.factor_bytes()).next_multiple_of(1024)
     }
 
-    pub fn smem_bytes(&self) -> u32 {
+    /// Byte offset of the sums of other parts of k.
+    pub fn first_sums(&self) -> u32 {
         self.first_stage() + self.stages * self.stage_bytes()
+    }
+
+    fn part_bytes(&self) -> u32 {
+        self.k.kept() * Parts::sum_bytes(self.panels, self.tile_m)
+    }
+
+    pub fn smem_bytes(&self) -> u32 {
+        self.first_sums() + self.part_bytes()
     }
 
     /// Columns of one set of sums.

@@ -20,6 +20,7 @@ mod geometry;
 mod results;
 mod scales;
 
+use super::parts::{End, Parts};
 use crate::code::{BARRIER_BYTES, Bool, Ctas, F32, I32, LOAD_COLUMNS, ScaledKind, Shared, Var};
 use crate::decode::block_of;
 use crate::kernel::{Design, Kernel, Registers};
@@ -73,7 +74,7 @@ pub fn scaled<'p>(
     schedule: &Schedule,
     smem_limit: u32,
 ) -> Design<'p> {
-    let g = ScaledGeometry::cut(contract, schedule, smem_limit);
+    let g = ScaledGeometry::cut(program, contract, schedule, smem_limit);
     let sizes = (ScaledGeometry::TILE_N, g.box_rows);
     let (tensor_maps, segment_maps) = coded_maps(program, contract, operands, sizes, |code| g.spreads(code));
     let tiles = extent(program, contract, g.tile_m, g.tile_n());
@@ -89,6 +90,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     let [full, empty] = pair(ScaledGeometry::STAGE_BARRIERS, g.stages);
     let [sums_full, sums_empty] = pair(ScaledGeometry::SUMS_BARRIERS, ScaledGeometry::SETS);
     let (crew, board) = (Crew::new(c, g.ctas), Board::new(c, c.shared(), g.order));
+    let sync = || if g.k.split { c.cluster_barrier() } else { crew.barrier() };
     let (warp, elected) = (c.warp(), c.elect());
     c.when(warp.eq(WEIGHTS).and(elected), || {
         let scales = if g.way == Way::Steps { 0 } else { TEAM };
@@ -96,6 +98,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
         empty.init(c, 1);
         sums_full.init(c, 1);
         sums_empty.init(c, TEAM * g.ctas.count());
+        Parts::init(c, g.k, ScaledGeometry::PART_BARRIERS);
         board.init(READERS + TEAM + scales);
         c.publish_barriers();
     });
@@ -106,7 +109,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     c.when(warp.eq(PRODUCTS), || c.allocate_tensor(g.ctas, tensor_address, g.tensor_columns()));
     c.warp_barrier();
     c.before_sync();
-    crew.barrier();
+    sync();
     c.after_sync();
     let tensor = c.load_i32(tensor_address);
     // Up to here nothing depends on the kernels before.
@@ -131,7 +134,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     }
     c.warp_barrier();
     c.before_sync();
-    crew.barrier();
+    sync();
     c.after_sync();
     c.when(warp.eq(PRODUCTS), || c.free_tensor(g.ctas, tensor, g.tensor_columns()));
 }
@@ -164,7 +167,7 @@ impl<'c> Block<'_, 'c, '_> {
     }
 
     /// Builds `body` for each segment and runs it for the tile's.
-    fn each_segment(&self, tile: &Tile<'c>, mut body: impl FnMut(usize, &Segment)) {
+    fn each_segment<'s>(&'s self, tile: &Tile<'c>, mut body: impl FnMut(usize, &'s Segment)) {
         let c = self.k.code;
         let segments = &self.contract.segments;
         for (i, segment) in segments.iter().enumerate() {
@@ -178,6 +181,11 @@ impl<'c> Block<'_, 'c, '_> {
 
     fn n_steps(&self, segment: &Segment) -> u32 {
         (segment.k(self.program) as u32).div_ceil(self.g.tile_k())
+    }
+
+    /// The steps of this block: first, and behind the last.
+    fn steps(&self, segment: &Segment) -> (I32<'c>, I32<'c>) {
+        self.g.k.all_steps(self.k.code, self.n_steps(segment))
     }
 
     fn stage(&self, slot: I32<'c>) -> Shared<'c> {
@@ -201,7 +209,8 @@ impl<'c> Block<'_, 'c, '_> {
             let ring = Ring::new(c, self.g.stages);
             self.each_tile(&Reader::Thread, |tile| {
                 self.each_segment(tile, |i, segment| {
-                    c.range(0, self.n_steps(segment), 1, |step| {
+                    let (first_step, end) = self.steps(segment);
+                    c.range(first_step, end, 1, |step| {
                         let (full, stage) = (self.full.at(ring.slot()), self.stage(ring.slot()));
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
                         let rows = segment.panels.iter().filter_map(|p| p.quant.as_ref());
@@ -245,7 +254,8 @@ impl<'c> Block<'_, 'c, '_> {
                     RowMap::Same => false,
                 };
                 c.when(self.elected, || {
-                    c.range(0, self.n_steps(segment), 1, |step| {
+                    let (first_step, end) = self.steps(segment);
+                    c.range(first_step, end, 1, |step| {
                         let (full, col) = (self.full.at(ring.slot()), step * wide);
                         let stage = self.stage(ring.slot()).at(self.g.activations());
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
@@ -319,55 +329,58 @@ impl<'c> Block<'_, 'c, '_> {
             let (behind, done) = (Ring::new(c, g.stages), c.var(c.i32(0)));
             let first = c.swizzled_tile(c.shared().at(g.first_stage()));
             self.each_tile(&Reader::Thread, |tile| {
-                let sums = self.tensor + sets.slot() * g.set_columns();
-                self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
-                c.after_sync();
-                self.each_segment(tile, |_, segment| {
-                    let (a, b) = self.code_types(segment, Some(kind));
-                    let e8m0 = kind != ScaledKind::Mxf4Nvf4;
-                    let instruction = c.scaled_instruction(g.ctas, (a, b), e8m0, self.crew.whole_rows(tile.rows));
-                    c.range(0, self.n_steps(segment), 1, |step| {
-                        self.crew.wait_for(self.full.at(ring.slot()), ring.parity());
-                        c.after_sync();
-                        c.when(done.get().ge(ScaledGeometry::SCALE_SETS), || {
-                            c.wait_for(self.empty.at(behind.slot()), behind.parity());
-                            behind.advance();
-                        });
-                        done.set((done.get() + 1).min(ScaledGeometry::SCALE_SETS));
-                        let scales = self.tensor + g.first_scale_column() + scale_sets.slot() * g.scale_columns();
-                        self.start_scale_copies(scales, self.stage(ring.slot()));
-                        let stage = first + ring.slot() * (g.stage_bytes() / 16);
-                        let activations = stage + g.activations() / 16;
-                        // 32 bytes at a time.
-                        let blocks = g.atoms();
-                        for piece in 0..4 {
-                            let adds = if piece == 0 { step.ne(0) } else { c.bool(true) };
-                            let (atom, id) = (piece * blocks / 4, piece * blocks % 4);
-                            let instruction = instruction | (id << 29 | id << 4);
-                            let groups = g.row_groups();
-                            let of_rows = scales + (g.panels * g.atoms() + atom * groups) * 4;
-                            for p in 0..segment.panels.len() as u32 {
-                                let panel = stage + (p * ScaledGeometry::PANEL_BYTES / 16 + 2 * piece);
-                                let rows = activations + 2 * piece;
-                                let of_panel = scales + (p * g.atoms() + atom) * 4;
-                                let to = sums + p * g.tile_m;
-                                c.start_scaled_mma(
-                                    (g.ctas, kind),
-                                    to,
-                                    (panel, rows),
-                                    (of_panel, of_rows),
-                                    instruction,
-                                    adds,
-                                );
+                g.k.each(c, |part| {
+                    let sums = self.tensor + sets.slot() * g.set_columns();
+                    self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
+                    c.after_sync();
+                    self.each_segment(tile, |_, segment| {
+                        let (a, b) = self.code_types(segment, Some(kind));
+                        let e8m0 = kind != ScaledKind::Mxf4Nvf4;
+                        let instruction = c.scaled_instruction(g.ctas, (a, b), e8m0, self.crew.whole_rows(tile.rows));
+                        let (first_step, end) = g.k.steps(self.n_steps(segment), part);
+                        c.range(first_step, end, 1, |step| {
+                            self.crew.wait_for(self.full.at(ring.slot()), ring.parity());
+                            c.after_sync();
+                            c.when(done.get().ge(ScaledGeometry::SCALE_SETS), || {
+                                c.wait_for(self.empty.at(behind.slot()), behind.parity());
+                                behind.advance();
+                            });
+                            done.set((done.get() + 1).min(ScaledGeometry::SCALE_SETS));
+                            let scales = self.tensor + g.first_scale_column() + scale_sets.slot() * g.scale_columns();
+                            self.start_scale_copies(scales, self.stage(ring.slot()));
+                            let stage = first + ring.slot() * (g.stage_bytes() / 16);
+                            let activations = stage + g.activations() / 16;
+                            // 32 bytes at a time.
+                            let blocks = g.atoms();
+                            for piece in 0..4 {
+                                let adds = if piece == 0 { step.ne(first_step) } else { c.bool(true) };
+                                let (atom, id) = (piece * blocks / 4, piece * blocks % 4);
+                                let instruction = instruction | (id << 29 | id << 4);
+                                let groups = g.row_groups();
+                                let of_rows = scales + (g.panels * g.atoms() + atom * groups) * 4;
+                                for p in 0..segment.panels.len() as u32 {
+                                    let panel = stage + (p * ScaledGeometry::PANEL_BYTES / 16 + 2 * piece);
+                                    let rows = activations + 2 * piece;
+                                    let of_panel = scales + (p * g.atoms() + atom) * 4;
+                                    let to = sums + p * g.tile_m;
+                                    c.start_scaled_mma(
+                                        (g.ctas, kind),
+                                        to,
+                                        (panel, rows),
+                                        (of_panel, of_rows),
+                                        instruction,
+                                        adds,
+                                    );
+                                }
                             }
-                        }
-                        c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
-                        ring.advance();
-                        scale_sets.advance();
+                            c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
+                            ring.advance();
+                            scale_sets.advance();
+                        });
                     });
-                });
-                c.arrive_after_mma(g.ctas, self.sums_full.at(sets.slot()));
-                sets.advance();
+                    c.arrive_after_mma(g.ctas, self.sums_full.at(sets.slot()));
+                    sets.advance();
+                })
             });
         });
     }
@@ -396,7 +409,8 @@ impl<'c> Block<'_, 'c, '_> {
                     // Sums in f32.
                     let instruction =
                         c.scaled_instruction(g.ctas, (a, b), false, self.crew.whole_rows(tile.rows)) | 1 << 4;
-                    c.range(0, self.n_steps(segment), 1, |_| {
+                    let (first_step, end) = self.steps(segment);
+                    c.range(first_step, end, 1, |_| {
                         let sums = self.tensor + sets.slot() * g.set_columns();
                         self.crew.wait_for(self.sums_empty.at(sets.slot()), sets.parity_before());
                         c.wait_for(self.full.at(ring.slot()), ring.parity());
@@ -470,8 +484,9 @@ impl<'c> Block<'_, 'c, '_> {
                     of_panels.chain(of_rows).collect()
                 };
                 // Those of the next step are loaded while this one waits.
-                let next: Vec<Var<I32>> = words(c.i32(0)).into_iter().map(|w| c.var(w)).collect();
-                c.range(0, self.n_steps(segment), 1, |step| {
+                let (first_step, end) = self.steps(segment);
+                let next: Vec<Var<I32>> = words(first_step).into_iter().map(|w| c.var(w)).collect();
+                c.range(first_step, end, 1, |step| {
                     let now: Vec<I32> = next.iter().map(|w| w.get()).collect();
                     next.iter().zip(words(step + 1)).for_each(|(to, w)| to.set(w));
                     c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
@@ -496,100 +511,127 @@ impl<'c> Block<'_, 'c, '_> {
         self.k.code.shared().at(ScaledGeometry::first_factors()).plus(slot * self.g.factor_bytes())
     }
 
+    /// The thread's column of sums of other parts of k.
+    fn parts(&self, column: I32<'c>) -> Parts<'c> {
+        let g = self.g;
+        let offsets = (ScaledGeometry::PART_BARRIERS, g.first_sums());
+        Parts::new(self.k.code, g.k, column, (g.panels, g.tile_m), offsets)
+    }
+
     fn store_blocks(&self) {
         let c = self.k.code;
         let g = self.g;
         let sets = Ring::new(c, ScaledGeometry::SETS);
         // The lanes of tensor memory that this warp reaches, and with them its output columns.
         let lanes = (self.warp & 3) << 5;
-        let from = self.tensor + (lanes << 16);
+        let column = lanes + c.lane();
+        let parts = self.parts(column);
         self.each_tile(&Reader::Warp(self.elected), |tile| {
-            let sums = from + sets.slot() * g.set_columns();
-            self.each_segment(tile, |_, segment| {
-                let results = Results::new(self.k, self.program, segment, tile, lanes + c.lane());
-                c.wait_for(self.sums_full.at(sets.slot()), sets.parity());
-                c.after_sync();
-                c.range(0, tile.rows, LOAD_COLUMNS, |row| {
-                    c.warp_barrier();
-                    let panels = 0..segment.panels.len() as u32;
-                    let values: Vec<_> = panels.map(|p| c.load_tensor(sums + row + p * g.tile_m)).collect();
-                    c.wait_tensor();
-                    let source = |i: u32| self.source_row(segment, tile, (row + i).min(tile.rows - 1));
-                    results.store(tile.row + row, tile.rows - row, &values, source);
+            parts.tile(self.elected, |_, end| {
+                let from = self.tensor + (lanes << 16) + sets.slot() * g.set_columns();
+                self.each_segment(tile, |_, segment| {
+                    let results = Results::new(self.k, self.program, segment, tile, column);
+                    c.wait_for(self.sums_full.at(sets.slot()), sets.parity());
+                    c.after_sync();
+                    c.range(0, tile.rows, LOAD_COLUMNS, |row| {
+                        c.warp_barrier();
+                        let panels = 0..segment.panels.len() as u32;
+                        let mut sums: Vec<_> = panels.map(|p| c.load_tensor(from + row + p * g.tile_m)).collect();
+                        c.wait_tensor();
+                        if parts.add(end, row, tile.rows - row, &mut sums) {
+                            let source = |i: u32| self.source_row(segment, tile, (row + i).min(tile.rows - 1));
+                            results.store(tile.row + row, tile.rows - row, &sums, source);
+                        }
+                    });
                 });
+                c.before_sync();
+                c.warp_barrier();
+                c.when(self.elected, || self.crew.arrive(self.sums_empty.at(sets.slot())));
+                sets.advance();
             });
-            c.before_sync();
-            c.warp_barrier();
-            c.when(self.elected, || self.crew.arrive(self.sums_empty.at(sets.slot())));
-            sets.advance();
         });
     }
 
     fn store_steps(&self) {
         let c = self.k.code;
-        let g = self.g;
-        let sets = Ring::new(c, ScaledGeometry::SETS);
+        // The lanes of tensor memory that this warp reaches, and with them its output columns.
         let lanes = (self.warp & 3) << 5;
-        let from = self.tensor + (lanes << 16);
-        let column = lanes + c.lane();
+        let sets = Ring::new(c, ScaledGeometry::SETS);
+        let parts = self.parts(lanes + c.lane());
         self.each_tile(&Reader::Warp(self.elected), |tile| {
-            self.each_segment(tile, |_, segment| {
-                let panels = segment.panels.len();
-                let results = Results::new(self.k, self.program, segment, tile, column);
-                let groups = g.tile_m / LOAD_COLUMNS;
-                let zero = || (0..LOAD_COLUMNS).map(|_| c.var(c.f32(0.0))).collect::<Vec<Var<F32>>>();
-                // For each sixteen rows and each panel.
-                let totals: Vec<Vec<Vec<Var<F32>>>> =
-                    (0..groups).map(|_| (0..panels).map(|_| zero()).collect()).collect();
-                // Scales of this thread's column of each panel, and of the row of its number; loaded a step ahead.
-                let (of_panels, of_tokens) = self.scale_rows(segment, tile, column);
-                let values = |step: I32<'c>| -> Vec<F32<'c>> {
-                    of_panels.iter().chain(&of_tokens).map(|r| r.value(step)).collect()
-                };
-                let next: Vec<Var<F32>> = values(c.i32(0)).into_iter().map(|x| c.var(x)).collect();
-                c.range(0, self.n_steps(segment), 1, |step| {
-                    let now: Vec<F32> = next.iter().map(|x| x.get()).collect();
-                    next.iter().zip(values(step + 1)).for_each(|(to, x)| to.set(x));
-                    let (sums, factors) = (from + sets.slot() * g.set_columns(), self.factors(sets.slot()));
-                    let (of_columns, of_row) = now.split_at(panels);
-                    for &x in of_row {
-                        c.when(column.lt(g.tile_m), || c.store_f32(factors.plus(column << 2), x));
-                    }
-                    // The place is written again two steps on: by then all have met once more.
-                    c.barrier_of(results::EPILOGUE_BARRIER, TEAM * 32);
-                    c.wait_for(self.sums_full.at(sets.slot()), sets.parity());
-                    c.after_sync();
-                    for (group, totals) in (0u32..).zip(&totals) {
-                        let first = group * LOAD_COLUMNS;
-                        c.when(tile.rows.gt(first), || {
-                            c.warp_barrier();
-                            let new: Vec<Vec<F32>> =
-                                (0..panels as u32).map(|p| c.load_tensor(sums + (first + p * g.tile_m))).collect();
-                            c.wait_tensor();
-                            let place = factors.at(first * 4);
-                            let of_rows = (0..LOAD_COLUMNS / 4).flat_map(|i| c.load_words(place.at(16 * i)));
-                            for (i, of_row) in of_rows.map(I32::as_f32).enumerate() {
-                                for ((total, new), of_column) in totals.iter().zip(&new).zip(of_columns) {
-                                    total[i].set(new[i].fma(of_row * *of_column, total[i].get()));
-                                }
-                            }
-                        });
-                    }
-                    c.before_sync();
-                    c.warp_barrier();
-                    c.when(self.elected, || self.crew.arrive(self.sums_empty.at(sets.slot())));
-                    sets.advance();
-                });
-                for (group, totals) in (0u32..).zip(&totals) {
-                    let first = group * LOAD_COLUMNS;
-                    c.when(tile.rows.gt(first), || {
-                        let values: Vec<Vec<F32>> =
-                            totals.iter().map(|t| t.iter().map(|x| x.get()).collect()).collect();
-                        let source = |i: u32| self.source_row(segment, tile, (c.i32(first) + i).min(tile.rows - 1));
-                        results.store(tile.row + first, tile.rows - first, &values, source);
-                    });
-                }
+            parts.tile(self.elected, |part, end| {
+                self.each_segment(tile, |_, segment| self.add_steps(segment, tile, sets, lanes, &parts, (part, end)));
             });
         });
+    }
+
+    /// Scales and adds the sums of the steps of a part, in registers.
+    fn add_steps(
+        &self,
+        segment: &Segment,
+        tile: &Tile<'c>,
+        sets: Ring<'c>,
+        lanes: I32<'c>,
+        parts: &Parts<'c>,
+        (part, end): (I32<'c>, End<'c>),
+    ) {
+        let c = self.k.code;
+        let g = self.g;
+        let (from, column) = (self.tensor + (lanes << 16), lanes + c.lane());
+        let panels = segment.panels.len();
+        let results = Results::new(self.k, self.program, segment, tile, column);
+        let groups = g.tile_m / LOAD_COLUMNS;
+        let zero = || (0..LOAD_COLUMNS).map(|_| c.var(c.f32(0.0))).collect::<Vec<Var<F32>>>();
+        // For each sixteen rows and each panel.
+        let totals: Vec<Vec<Vec<Var<F32>>>> = (0..groups).map(|_| (0..panels).map(|_| zero()).collect()).collect();
+        // Scales of this thread's column of each panel, and of the row of its number; loaded a step ahead.
+        let (of_panels, of_tokens) = self.scale_rows(segment, tile, column);
+        let values =
+            |step: I32<'c>| -> Vec<F32<'c>> { of_panels.iter().chain(&of_tokens).map(|r| r.value(step)).collect() };
+        let (first_step, behind) = g.k.steps(self.n_steps(segment), part);
+        let next: Vec<Var<F32>> = values(first_step).into_iter().map(|x| c.var(x)).collect();
+        c.range(first_step, behind, 1, |step| {
+            let now: Vec<F32> = next.iter().map(|x| x.get()).collect();
+            next.iter().zip(values(step + 1)).for_each(|(to, x)| to.set(x));
+            let (sums, factors) = (from + sets.slot() * g.set_columns(), self.factors(sets.slot()));
+            let (of_columns, of_row) = now.split_at(panels);
+            for &x in of_row {
+                c.when(column.lt(g.tile_m), || c.store_f32(factors.plus(column << 2), x));
+            }
+            // The place is written again two steps on: by then all have met once more.
+            c.barrier_of(results::EPILOGUE_BARRIER, TEAM * 32);
+            c.wait_for(self.sums_full.at(sets.slot()), sets.parity());
+            c.after_sync();
+            for (group, totals) in (0u32..).zip(&totals) {
+                let first = group * LOAD_COLUMNS;
+                c.when(tile.rows.gt(first), || {
+                    c.warp_barrier();
+                    let new: Vec<Vec<F32>> =
+                        (0..panels as u32).map(|p| c.load_tensor(sums + (first + p * g.tile_m))).collect();
+                    c.wait_tensor();
+                    let place = factors.at(first * 4);
+                    let of_rows = (0..LOAD_COLUMNS / 4).flat_map(|i| c.load_words(place.at(16 * i)));
+                    for (i, of_row) in of_rows.map(I32::as_f32).enumerate() {
+                        for ((total, new), of_column) in totals.iter().zip(&new).zip(of_columns) {
+                            total[i].set(new[i].fma(of_row * *of_column, total[i].get()));
+                        }
+                    }
+                });
+            }
+            c.before_sync();
+            c.warp_barrier();
+            c.when(self.elected, || self.crew.arrive(self.sums_empty.at(sets.slot())));
+            sets.advance();
+        });
+        for (group, totals) in (0u32..).zip(&totals) {
+            let first = group * LOAD_COLUMNS;
+            c.when(tile.rows.gt(first), || {
+                let mut sums: Vec<Vec<F32>> = totals.iter().map(|t| t.iter().map(|x| x.get()).collect()).collect();
+                if parts.add(end, c.i32(first), tile.rows - first, &mut sums) {
+                    let source = |i: u32| self.source_row(segment, tile, (c.i32(first) + i).min(tile.rows - 1));
+                    results.store(tile.row + first, tile.rows - first, &sums, source);
+                }
+            });
+        }
     }
 }
