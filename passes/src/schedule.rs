@@ -47,12 +47,13 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
     let gated = segment.panels.len() == 2;
     let small_smem = matches!(target.kind, TargetKind::Gpu { smem_bytes, .. } if smem_bytes < 128 * 1024);
     if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.is_tma_addressable(program) {
-        let parts = k_parts(program, c, target.machine.n_units.into());
+        let parts = k_parts(program, c, 64, target.machine.n_units.into());
         return in_parts(tcgen05(rows, gated), parts, n_tokens, gated);
     }
     if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.has_coded_rows() {
-        // Twice as many codes as 16-bit floats to a step.
-        return Schedule { tile_k: 128, ..tcgen05(rows, gated) };
+        // Twice as many codes as 16-bit floats to a step, or four times as many.
+        let parts = k_parts(program, c, 256, target.machine.n_units.into());
+        return in_parts(Schedule { tile_k: 128, ..tcgen05(rows, gated) }, parts, n_tokens, gated);
     }
     if matches!(target.kind, TargetKind::Gpu { capability: 120.., .. }) && c.has_coded_rows() {
         return mma_of_codes(rows, c);
@@ -95,13 +96,13 @@ fn tcgen05(rows: u64, gated: bool) -> Schedule {
 
 /// Parts of k such that the tiles of one token, the fewest that a launch can have, keep all multiprocessors busy: as with
 /// the experts of a tensor-parallel rank. It does not depend on the token count, so results have the same bits at all.
-fn k_parts(program: &Program, c: &Contract, n_units: u64) -> u32 {
+fn k_parts(program: &Program, c: &Contract, step: u64, n_units: u64) -> u32 {
     let tiles = |s: &Segment| {
         let rows = if let Dim::PerToken(n) = program.buffer(s.out).rows { n } else { 1 };
         rows * s.n(program).div_ceil(128)
     };
     let tiles: u64 = c.segments.iter().map(tiles).sum();
-    let steps = c.segments.iter().map(|s| s.k(program).div_ceil(64)).min().unwrap_or(1);
+    let steps = c.segments.iter().map(|s| s.k(program).div_ceil(step)).min().unwrap_or(1);
     // About half of the multiprocessors read as fast as all.
     if tiles * 5 > n_units * 2 {
         return 1;
