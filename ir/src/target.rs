@@ -1,7 +1,7 @@
 //! The machines that moec compiles for.
 
 use crate::act_quant::ActQuant;
-use crate::quant::{Code, QuantFormat};
+use crate::quant::QuantFormat;
 use crate::tile::ScaledProduct;
 use serde::{Deserialize, Serialize};
 
@@ -158,14 +158,8 @@ impl Target {
     /// How kernels of this target multiply codes of rows with codes of weights; `None` where they make floats of them first.
     pub fn scaled_product(&self, rows: ActQuant, weights: QuantFormat) -> Option<ScaledProduct> {
         let TargetKind::Gpu { capability, .. } = self.kind else { return None };
-        let product = ScaledProduct::of(rows, weights)?;
         match capability {
-            // Copies spread FP4 codes to bytes by 128 at a time, but rows of activations end anywhere.
-            100..110 => {
-                let spread_rows = rows.code == Code::E2M1 && weights.code != Code::E2M1;
-                (!spread_rows).then_some(product)
-            }
-            120..130 => Some(product),
+            100..110 | 120..130 => ScaledProduct::of(rows, weights),
             _ => None,
         }
     }

@@ -82,7 +82,22 @@ fn main() {
             }));
         }
     }
+    trials.push(Trial::test("mxfp4-rows/sm_100f/qwen3_moe.mxfp8", || {
+        mxfp4_rows(&folder().join("qwen3_moe.mxfp8"), Engine::Emulator("sm_100f"))
+    }));
     libtest_mimic::run(&args, trials).exit();
+}
+
+/// FP4 rows by FP8 weights: rows that end between the 128 codes that a copy spreads.
+fn mxfp4_rows(dir: &Path, engine: Engine) -> Result<(), Failed> {
+    let text = |d: moec::Diagnostic| format!("{d} {:?}", d.notes);
+    let model = Model::open(dir).map_err(|d| format!("{d:?}"))?;
+    let layer = model.layer_as(recorded_layer(dir), Some(moec_ir::DType::F32)).map_err(|d| format!("{d:?}"))?;
+    let layer = layer.with_activations(moec::Activations::Rounded(moec_ir::ActQuant::MXFP4)).map_err(text)?;
+    let checkpoint = Checkpoint::open(dir).map_err(text)?;
+    let params: Vec<Tensor> =
+        layer.graph.params.iter().map(|p| moec_tests::recorded::read(&checkpoint, p)).collect::<Result<_, _>>()?;
+    gives_the_reference(&layer, &params, dir, engine)
 }
 
 /// Rows are rounded with the scales that the checkpoint holds, each publisher's in its own direction.
@@ -119,9 +134,15 @@ fn static_scales(dir: &Path, engine: Engine) -> Result<(), Failed> {
     if layer.graph.params.iter().filter(|p| p.name.ends_with("input_scale")).count() != 2 {
         return Err("rows before gate and up, and rows before down, should have a scale each".into());
     }
+    gives_the_reference(&layer, &params, dir, engine)
+}
+
+/// The output of a layer whose rows are rounded is that of the reference evaluator.
+fn gives_the_reference(layer: &ModelLayer, params: &[Tensor], dir: &Path, engine: Engine) -> Result<(), Failed> {
+    let text = |d: moec::Diagnostic| format!("{d} {:?}", d.notes);
     let input = moec::random_tensor(&layer.graph.inputs[0].ty, 5, 3, "input");
-    let want = moec_ir::graph::evaluate(&layer.graph, std::slice::from_ref(&input), &params).map_err(text)?;
-    let mut session = load(&layer, dir, engine, 5).map_err(text)?;
+    let want = moec_ir::graph::evaluate(&layer.graph, std::slice::from_ref(&input), params).map_err(text)?;
+    let mut session = load(layer, dir, engine, 5).map_err(text)?;
     let result = session.run(&[("input", &input)]).map_err(text)?;
     if let Some(finding) = result.findings.first() {
         return Err(format!("the emulator found: {finding}").into());

@@ -339,6 +339,7 @@ fn products_of_codes_on_sm_100_are_instructions_of_its_tensor_cores() {
         ("fp8", ActQuant::FP8_BLOCK, format(Code::E4M3, ScaleCode::F32, 128, 128), "UTCQMMA", false),
         ("mxfp8", ActQuant::MXFP8, format(Code::E4M3, ScaleCode::E8M0, 1, 32), "UTCQMMA", true),
         ("mxfp8-fp4", ActQuant::MXFP8, mxfp4, "UTCQMMA", true),
+        ("mxfp4-fp8", ActQuant::MXFP4, format(Code::E4M3, ScaleCode::E8M0, 1, 32), "UTCQMMA", true),
         ("mxfp4", ActQuant::MXFP4, mxfp4, "UTCOMMA", true),
         ("nvfp4", ActQuant::NVFP4, format(Code::E2M1, ScaleCode::E4M3, 1, 16), "UTCOMMA", true),
     ];
@@ -359,7 +360,7 @@ fn products_of_codes_on_sm_100_are_instructions_of_its_tensor_cores() {
             for image in moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
                 // PTX of the family is one program for all its machines; ptxas makes the code of each.
                 let registers_run_out = name.starts_with("fp8");
-                let of_pair = team == Team::Pair && stands;
+                let of_pair = team == Team::Pair && stands || name.starts_with("mxfp4-fp8");
                 let every = tile_m == 256 && image.entry == "gemm1" && (registers_run_out || of_pair);
                 let others = match (every, of_pair) {
                     (true, true) => &["sm_100f", "sm_103a", "sm_107"][..],

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct RowQuant {
     /// Codes, scales and blocks.
     pub q: ActQuant,
-    /// Elements of a row: K. The buffer of codes has their bytes as columns, rows a multiple of 64 bytes apart.
+    /// Elements of a row: K. The buffer of codes has their bytes as columns, rows a multiple of 64 bytes apart; what
+    /// lies between two rows of 4-bit codes may be read by kernels, so that who writes rows writes zeros there on sm_100.
     pub cols: u64,
     /// `[rows, ceil(K / block)]` of the scale code's type, rows a multiple of 16 bytes apart.
     pub scales: BufferId,

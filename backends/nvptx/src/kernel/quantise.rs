@@ -49,6 +49,7 @@ pub fn quantise_row<'c>(k: &Kernel<'c, '_>, q: &Quantise, row: I32<'c>) {
     } else {
         job.blocks_of_warp(block, global);
     }
+    job.clear_padding();
 }
 
 struct Row<'k, 'c, 'p> {
@@ -112,6 +113,16 @@ impl<'k, 'c, 'p> Row<'k, 'c, 'p> {
         // The rest of the last word is padding of the row.
         let out = self.k.view(self.q.out);
         c.store_i32(out.at(self.row, (col / self.width) * 4), word);
+    }
+
+    /// Makes what follows a row of 4-bit codes zero: copies that spread them to bytes read 128 at a time, past the end.
+    fn clear_padding(&self) {
+        let c = self.k.code;
+        let out = self.k.view(self.q.out);
+        let (words, pitch) = (self.cols.div_ceil(self.width), out.pitch as u32 / 4);
+        if self.q.quant.q.code == Codes::E2M1 && words < pitch {
+            c.range(c.lane() + words, pitch, 32, |word| c.store_i32(out.at(self.row, word * 4), c.i32(0)));
+        }
     }
 
     fn store_scale(&self, block: I32<'c>, stored: F32<'c>) {

@@ -3,7 +3,7 @@
 
 use moec_ir::Tensor;
 use moec_ir::target::Target;
-use moec_ir::tile::{Buffer, MapElem, Program, Role, TensorMap};
+use moec_ir::tile::{Body, Buffer, MapElem, Program, Role, Segment, TensorMap};
 use moec_ptx::ast::Module;
 use moec_ptx::exec::{self, Schedule};
 use moec_ptx::tensor::swizzle::Swizzle;
@@ -81,7 +81,7 @@ pub fn run_with(
     for b in &program.buffers {
         let bytes = b.bytes(n_tokens);
         let address = device.alloc(bytes.max(1)).expect("memory");
-        if b.role.param().is_some() {
+        if b.role.param().is_some() || is_packed_rows(program, addresses.len()) {
             device.upload(address, &vec![0; bytes as usize]).expect("in range");
         }
         for (offset, row) in content(b).map_or(Vec::new(), |t| rows(b, &t)) {
@@ -141,6 +141,13 @@ pub fn run_with(
     }
     outputs.sort_by_key(|(i, _)| *i);
     outputs.into_iter().map(|(_, t)| t).collect()
+}
+
+/// Whether a buffer is given rows of 4-bit codes: what lies between them is zero.
+fn is_packed_rows(program: &Program, buffer: usize) -> bool {
+    let of = |s: &Segment| s.a.index() == buffer && s.a_quant.as_ref().is_some_and(|q| q.q.code.bits() == 4);
+    let given = matches!(program.buffers[buffer].role, Role::Input(_));
+    given && program.kernels.iter().any(|k| matches!(&k.body, Body::Contract(c) if c.segments.iter().any(of)))
 }
 
 /// The bytes of a tensor map, as the emulator reads them.

@@ -106,8 +106,10 @@ impl<'k, 'c, 'p> Results<'k, 'c, 'p> {
         let global = q.global.map(|global| c.load_f32(self.k.view(global).base));
         let scales = self.k.view(q.scales);
         let is_fp4 = q.q.code == Codes::E2M1;
-        // FP4: an even column's thread stores a byte for its neighbour as well.
-        let stores = if is_fp4 { self.has_col.and((self.col & 1).eq(0)) } else { self.has_col };
+        // FP4: an even column's thread stores a byte for its neighbour as well. Zeros follow the row up to its pitch, which
+        // copies read that spread codes to bytes.
+        let stores =
+            if is_fp4 { self.col.lt(2 * self.out.pitch as u32).and((self.col & 1).eq(0)) } else { self.has_col };
         let first = self.out.row(row).plus(if is_fp4 { self.col >> 1 } else { self.col }.wide());
         let is_first = self.has_col.and((self.col & (q.q.block - 1)).eq(0));
         for (i, (&x, &most)) in values.iter().zip(&most).enumerate() {
