@@ -1,29 +1,33 @@
-//! Lets the router's kernel, which reads each token's row anyway, round it to codes: one launch less.
+//! Lets the router's kernel, which reads each token's row anyway, round it to codes: a launch less for each format and scale
+//! in which products ask for the rows.
 
-use moec_ir::tile::{Body, Program, Role};
+use moec_ir::tile::{Body, Kernel, Program, Role};
 
-/// Joins the quantisation of given rows to the row program that has as many. Numeric class: exact.
+/// Joins every quantisation of given rows to the row program that has as many. Numeric class: exact.
 pub fn quantise_in_route(program: &mut Program) {
-    let Some(route) = program.kernels.iter().position(|k| matches!(k.body, Body::Rows(_))) else { return };
-    let Body::Rows(rows) = &program.kernels[route].body else { return };
+    while let Some((found, route)) = find(program) {
+        let Body::Quantise(quantise) = program.kernels.remove(found).body else { return };
+        let route = if found < route { route - 1 } else { route };
+        if let Body::Rows(rows) = &mut program.kernels[route].body {
+            rows.quantise.push(quantise);
+        }
+    }
+}
+
+/// A quantisation and the row program that takes it.
+fn find(program: &Program) -> Option<(usize, usize)> {
+    let route = program.kernels.iter().position(|k| matches!(k.body, Body::Rows(_)))?;
+    let Body::Rows(rows) = &program.kernels[route].body else { return None };
     let found = program.kernels.iter().position(|k| {
         let Body::Quantise(q) = &k.body else { return false };
         // Nothing makes the rows, so that they may be read at any time.
         let given = matches!(program.buffer(q.x).role, Role::Input(_));
-        given && program.buffer(q.out).rows == rows.rows
-    });
+        given && program.buffer(q.out).rows == rows.rows && q.until == rows.until
+    })?;
     // Whoever reads the codes must come after the router, too.
-    let Some(found) = found.filter(|_| rows.quantise.is_none()) else { return };
     let made = program.kernels[found].body.operands();
-    let is_read = |k: &moec_ir::tile::Kernel| {
-        k.body.operands().iter().any(|(b, _)| made.iter().any(|(m, written)| *written && m == b))
-    };
-    if program.kernels[..route].iter().enumerate().any(|(i, k)| i != found && is_read(k)) {
-        return;
-    }
-    let Body::Quantise(quantise) = program.kernels.remove(found).body else { return };
-    let route = if found < route { route - 1 } else { route };
-    if let Body::Rows(rows) = &mut program.kernels[route].body {
-        rows.quantise = Some(quantise);
-    }
+    let is_read =
+        |k: &Kernel| k.body.operands().iter().any(|(b, _)| made.iter().any(|(m, written)| *written && m == b));
+    let read_before = program.kernels[..route].iter().enumerate().any(|(i, k)| i != found && is_read(k));
+    (!read_before).then_some((found, route))
 }

@@ -63,13 +63,6 @@ pub fn tolerance(format: Format) -> f64 {
     }
 }
 
-/// What is known not to work, which tables show as `—`: LongCat's slots without an expert have no rows of results, but the
-/// kernel that rounds these rows on their own copies them, too. Nobody reads them; the emulator's check for values that were
-/// never written objects all the same.
-pub fn is_known_gap(family: &str, format: Format, place: Place) -> bool {
-    family == "longcat_flash" && matches!(format, Format::Quantised(_, Some(_))) && place != Place::Cpu
-}
-
 /// A recorded layer of each family, two of families with two kinds, in alphabetical order.
 ///
 /// # Panics

@@ -27,6 +27,12 @@ fn main() {
             let format = turn(i / EVERY);
             trials.push(trial(&recorded, Place::ALL[1 + i / EVERY % 2], vec![format]));
         }
+        if recorded.family == "longcat_flash" {
+            // Slots of experts that return their input have no row; the kernels that round rows stop before those.
+            for place in &Place::ALL[1..] {
+                trials.push(trial(&recorded, *place, ACTIVATIONS.map(|(_, f)| f).to_vec()));
+            }
+        }
     }
     libtest_mimic::run(&args, trials).exit();
 }
@@ -36,7 +42,7 @@ fn trial(recorded: &Recorded, place: Place, formats: Vec<Format>) -> Trial {
     let name = format!("{place:?}/{}/layer{}", recorded.family, recorded.layer);
     Trial::test(name, move || {
         let scratch = Path::new(env!("CARGO_TARGET_TMPDIR")).join("models");
-        for format in formats.into_iter().filter(|f| !recorded::is_known_gap(&recorded.family, *f, place)) {
+        for format in formats {
             let measured = measure(&recorded, format, place, &scratch).map_err(|e| format!("{format:?}: {e}"))?;
             let Some(m) = measured else { continue };
             if m.error > tolerance(format) {
@@ -95,17 +101,10 @@ fn cell_is_good(family: &str, column: &str, cell: &str, most: f64) -> Result<(),
     let most = if column == "bf16" { 1e-2 } else { most };
     let errors: Vec<&str> = cell.trim_end_matches(" †").split(" · ").collect();
     let measured = errors.len() == Place::ALL.len() && errors.iter().all(|e| e.parse::<f64>().is_ok_and(|e| e <= most));
-    let gap = |place| ACTIVATIONS.iter().any(|(name, f)| *name == column && recorded::is_known_gap(family, *f, place));
-    let cut: Vec<&&str> = errors.iter().take_while(|e| **e != "—").collect();
-    let with_gap = gap(Place::ALL[1]) && cut.len() == 1 && cut[0].parse::<f64>().is_ok_and(|e| e <= most);
     let good = match column {
         "config" => cell == "yes",
         "routing" => cell == "alone" || cell.ends_with(" tokens"),
-        _ => {
-            measured
-                || with_gap
-                || cell == "—" && Published::ALL.iter().any(|f| f.name() == column && f.is_of_matrices())
-        }
+        _ => measured || cell == "—" && Published::ALL.iter().any(|f| f.name() == column && f.is_of_matrices()),
     };
     if good { Ok(()) } else { Err(format!("`{family}`, {column}: {cell}").into()) }
 }

@@ -32,7 +32,7 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
             Body::Rows(p) if p.plan.is_some() => {
                 Some("makes its plan in the router's kernel, which blocks of a GPU can do".to_string())
             }
-            Body::Rows(p) if p.quantise.is_some() => Some("rounds rows to codes, which have no code".to_string()),
+            Body::Rows(p) if !p.quantise.is_empty() => Some("rounds rows to codes, which have no code".to_string()),
             Body::Rows(p) => rows(program, p),
             Body::Quantise(_) => Some("rounds rows to codes, which have no code".to_string()),
             Body::Contract(c) => c

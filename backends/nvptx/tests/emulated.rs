@@ -264,7 +264,7 @@ fn row_program(width: u64, ops: Vec<RowOp>, out_width: u64, dtype: DType) -> Pro
     let stores = vec![RowStore { value: last, buffer: out }];
     b.kernel(
         "rows",
-        Body::Rows(RowProgram { rows: Dim::TOKENS, ops: all, stores, quantise: None, plan: None }),
+        Body::Rows(RowProgram { rows: Dim::TOKENS, until: None, ops: all, stores, quantise: Vec::new(), plan: None }),
         schedule(3, 1, 1, 1, 2),
     );
     b.finish("rows")
@@ -355,7 +355,7 @@ fn ulps(f: Unary, xs: &[f32], floor: f32) -> (f32, f32) {
     let arg = e.arg(0);
     let y = e.unary(f, arg);
     let arg = MapArg { buffer: x, row: RowAccess::Same, col: ColAccess::From(0) };
-    b.kernel("map", Body::Map(Map { args: vec![arg], expr: e.finish(y), out }), schedule(2, 64, 1, 1, 1));
+    b.kernel("map", Body::Map(Map { args: vec![arg], expr: e.finish(y), out, until: None }), schedule(2, 64, 1, 1, 1));
     let program = b.finish("map");
     let rows = xs.len().div_ceil(64);
     let mut values = xs.to_vec();
@@ -437,7 +437,11 @@ fn min_and_max_keep_nan() {
         row,
         col: ColAccess::From(0),
     });
-    b.kernel("map", Body::Map(Map { args: args.to_vec(), expr: e.finish(d), out }), schedule(1, 4, 1, 1, 1));
+    b.kernel(
+        "map",
+        Body::Map(Map { args: args.to_vec(), expr: e.finish(d), out, until: None }),
+        schedule(1, 4, 1, 1, 1),
+    );
     let program = b.finish("map");
     let x = Tensor::float(DType::F32, &[2, 3], vec![1.0, f32::NAN, 3.0, 7.0, 2.0, -0.5]);
     let y = Tensor::float(DType::F32, &[1, 3], vec![2.0, 1.0, f32::NAN]);
@@ -473,7 +477,7 @@ fn maps_read_rows_through_a_map_and_columns_at_an_offset() {
             MapArg { buffer: x, row: RowAccess::Same, col: ColAccess::From(0) },
             MapArg { buffer: gate, row: RowAccess::Same, col: ColAccess::First },
         ];
-        b.kernel("map", Body::Map(Map { args, expr: e.finish(s), out }), schedule(2, 16, 1, 1, 2));
+        b.kernel("map", Body::Map(Map { args, expr: e.finish(s), out, until: None }), schedule(2, 16, 1, 1, 2));
         let program = b.finish("map");
         let (mut inputs, _) = tensors(&program, 6, 4);
         inputs[2] = Tensor::int(DType::I32, &[6, 1], vec![3, -1, 0, 5, -7, 1]);
@@ -495,7 +499,7 @@ fn quantised_rows_are_those_of_the_reference() {
                 .map(|col| MapArg { buffer: x, row: RowAccess::Same, col })
                 .to_vec();
             args.push(MapArg { buffer: global, row: RowAccess::First, col: ColAccess::First });
-            b.kernel("map", Body::Map(Map { args, expr: q.expr(), out }), schedule(2, 32, 1, 1, 1));
+            b.kernel("map", Body::Map(Map { args, expr: q.expr(), out, until: None }), schedule(2, 32, 1, 1, 1));
             let program = b.finish("map");
             let (mut inputs, _) = tensors(&program, 5, 9);
             inputs[1] = Tensor::float(DType::F32, &[1, 1], vec![0.01]);

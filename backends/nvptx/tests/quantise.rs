@@ -29,13 +29,21 @@ fn program(q: ActQuant, dtype: DType, cols: u64, router: bool) -> Program {
     let scales = output(&mut b, "scales", format.scale.dtype(), format.scale_grid(1, cols).1, 16, 1);
     let global = given.or_else(|| q.has_row().then(|| b.output("globals", DType::F32, Dim::TOKENS, 1, 2)));
     let quant = RowQuant { q, cols, scales, global };
-    let quantise = Quantise { x, out, quant };
+    let quantise = Quantise { x, out, quant, until: None };
     if router {
         let w = b.weight("router", dtype, 1, 32, cols);
-        let logits = b.output("logits", DType::F32, Dim::TOKENS, 32, 3);
+        // Another consumer asks for the same rows in another format.
+        let second = ActQuant::FP8_BLOCK;
+        let format = second.stored();
+        let out = output(&mut b, "more_codes", DType::U8, cols, 64, 3);
+        let scales = output(&mut b, "more_scales", DType::F32, format.scale_grid(1, cols).1, 16, 4);
+        let quant = RowQuant { q: second, cols, scales, global: None };
+        let more = Quantise { x, out, quant, until: None };
+        let logits = b.output("logits", DType::F32, Dim::TOKENS, 32, 5);
         let ops = vec![RowOp { kind: RowOpKind::Linear { x, w, bias: None }, width: 32, dtype: DType::F32 }];
         let stores = vec![RowStore { value: RowId(0), buffer: logits }];
-        let rows = RowProgram { rows: Dim::TOKENS, ops, stores, quantise: Some(quantise), plan: None };
+        let rows =
+            RowProgram { rows: Dim::TOKENS, until: None, ops, stores, quantise: vec![quantise, more], plan: None };
         b.kernel("route", Body::Rows(rows), schedule(4, 1, 64, 1, 2));
     } else {
         b.kernel("quantise", Body::Quantise(quantise), schedule(3, 1, 1, 1, 2));
@@ -84,7 +92,7 @@ fn check(got: &Tensor, want: &Tensor, what: &str) {
 }
 
 #[test]
-fn the_router_quantises_the_rows_that_it_reads() {
+fn the_router_quantises_the_rows_that_it_reads_for_every_consumer() {
     for (q, n_tokens) in [(ActQuant::MXFP8, 1u64), (ActQuant::NVFP4_ROW, 13), (ActQuant::FP8_TOKEN, 4)] {
         let program = program(q, DType::BF16, 192, true);
         let mut random = Random(7);

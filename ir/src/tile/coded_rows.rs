@@ -33,6 +33,10 @@ pub struct Quantise {
     pub out: BufferId,
     /// What they mean.
     pub quant: RowQuant,
+    /// Rows in expert order end where the last expert's do: those from the last entry of these offsets on hold no slot, and
+    /// are left as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<BufferId>,
 }
 
 impl RowQuant {
@@ -57,6 +61,7 @@ impl RowQuant {
 impl Quantise {
     pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
         add(self.x, false);
+        self.until.into_iter().for_each(|b| add(b, false));
         add(self.out, true);
         self.quant.operands(true, add);
     }

@@ -126,9 +126,7 @@ fn run(program: &Program, n_tokens: usize, values: Vec<Tensor>) -> Vec<Tensor> {
             Body::Contract(c) => contract(&mut memory, c),
             Body::Rows(p) => {
                 rows(&mut memory, p);
-                if let Some(q) = &p.quantise {
-                    quantise(&mut memory, q);
-                }
+                p.quantise.iter().for_each(|q| quantise(&mut memory, q));
                 if let Some(then) = &p.plan {
                     plan(&mut memory, &then.plan);
                 }
@@ -169,6 +167,12 @@ impl Memory<'_> {
 
     fn n_rows(&self, b: BufferId) -> usize {
         self.program.buffer(b).rows.at(self.n_tokens as u64) as usize
+    }
+
+    /// `rows`, or those of them that hold a slot.
+    fn rows_until(&self, rows: usize, offsets: Option<BufferId>) -> usize {
+        let last = offsets.and_then(|b| self.ints(b).last()).and_then(|&last| usize::try_from(last).ok());
+        last.map_or(rows, |last| last.min(rows))
     }
 
     fn store(&mut self, b: BufferId, at: usize, value: f32) {
@@ -291,7 +295,7 @@ fn store_codes(m: &mut Memory, codes: BufferId, q: &RowQuant, row: usize, values
 }
 
 fn quantise(m: &mut Memory, q: &Quantise) {
-    for row in 0..m.n_rows(q.out) {
+    for row in 0..m.rows_until(m.n_rows(q.out), q.until) {
         let values = m.row(q.x, row).to_vec();
         store_codes(m, q.out, &q.quant, row, &values);
     }
@@ -350,7 +354,8 @@ impl Row {
 }
 
 fn rows(m: &mut Memory, p: &RowProgram) {
-    for row in 0..p.rows.at(m.n_tokens as u64) as usize {
+    let rows = m.rows_until(p.rows.at(m.n_tokens as u64) as usize, p.until);
+    for row in 0..rows {
         let mut values: Vec<Row> = Vec::with_capacity(p.ops.len());
         for op in &p.ops {
             let width = op.width as usize;
@@ -452,7 +457,7 @@ fn plan(m: &mut Memory, p: &Plan) {
 
 fn map(m: &mut Memory, map: &Map) {
     let cols = m.cols(map.out);
-    for row in 0..m.n_rows(map.out) {
+    for row in 0..m.rows_until(m.n_rows(map.out), map.until) {
         for col in 0..cols {
             let args: Vec<f32> = map.args.iter().map(|a| m.arg(a, row, col)).collect();
             m.store(map.out, row * cols + col, map.expr.eval(&args));

@@ -178,7 +178,7 @@ impl Plan {
     }
 }
 
-/// `out[r, c] = expr(args[0][r, c], args[1][r, c], …)` for all rows and columns of `out`.
+/// `out[r, c] = expr(args[0][r, c], args[1][r, c], …)` for all columns of `out` and its rows, or those that hold a slot.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Map {
     /// Arguments of the expression.
@@ -187,6 +187,10 @@ pub struct Map {
     pub expr: Expr,
     /// The result; batch 1.
     pub out: BufferId,
+    /// Rows in expert order end where the last expert's do: those from the last entry of these offsets on hold no slot, and
+    /// are left as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<BufferId>,
 }
 
 /// One argument of an elementwise expression, and how it is addressed from `(r, c)` of the result.
@@ -275,6 +279,7 @@ impl Body {
             Body::Quantise(q) => q.operands(&mut add),
             Body::Map(m) => {
                 args(&m.args, &mut add);
+                m.until.into_iter().for_each(|b| add(b, false));
                 add(m.out, true);
             }
             Body::Combine(c) => {

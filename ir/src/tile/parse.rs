@@ -120,7 +120,7 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
             let expr = c.expr()?;
             let args = args(c)?;
             c.expect("->")?;
-            Body::Map(Map { args, expr, out: buffer_id(c)? })
+            Body::Map(Map { args, expr, out: buffer_id(c)?, until: until(c)? })
         }
         "quantise" => Body::Quantise(quantise(c)?),
         "combine" => Body::Combine(combine(c)?),
@@ -176,12 +176,17 @@ fn row_quant(c: &mut Cursor) -> Parsed<Option<RowQuant>> {
     Ok(Some(RowQuant { q: ActQuant { code, scale, block }, cols, scales, global }))
 }
 
+/// The offsets whose last entry ends the rows, where they end before the buffer.
+fn until(c: &mut Cursor) -> Parsed<Option<BufferId>> {
+    if c.take("until") { buffer_id(c).map(Some) } else { Ok(None) }
+}
+
 fn quantise(c: &mut Cursor) -> Parsed<Quantise> {
     let x = buffer_id(c)?;
     c.expect("->")?;
     let out = buffer_id(c)?;
     match row_quant(c)? {
-        Some(quant) => Ok(Quantise { x, out, quant }),
+        Some(quant) => Ok(Quantise { x, out, quant, until: until(c)? }),
         None => Err(c.error("`as` and the codes")),
     }
 }
@@ -200,9 +205,9 @@ fn panel(c: &mut Cursor) -> Parsed<Panel> {
 }
 
 fn rows(c: &mut Cursor) -> Parsed<RowProgram> {
-    let rows = c.dim()?;
+    let (rows, until) = (c.dim()?, until(c)?);
     c.expect("{")?;
-    let mut p = RowProgram { rows, ops: Vec::new(), stores: Vec::new(), quantise: None, plan: None };
+    let mut p = RowProgram { rows, until, ops: Vec::new(), stores: Vec::new(), quantise: Vec::new(), plan: None };
     while !c.take("}") {
         if c.take("then") {
             c.expect("plan")?;
@@ -213,7 +218,7 @@ fn rows(c: &mut Cursor) -> Parsed<RowProgram> {
             continue;
         }
         if c.take("quantise") {
-            p.quantise = Some(quantise(c)?);
+            p.quantise.push(quantise(c)?);
             continue;
         }
         if c.take("store") {

@@ -121,7 +121,8 @@ impl Display for RowQuant {
 
 impl Display for Quantise {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        write!(f, "quantise {} -> {} {}", self.x, self.out, self.quant)
+        write!(f, "quantise {} -> {} {}", self.x, self.out, self.quant)?;
+        until(f, self.until)
     }
 }
 
@@ -149,16 +150,16 @@ impl Display for Plan {
 
 impl Display for RowProgram {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
-        writeln!(f, "rows {} {{", self.rows)?;
+        write!(f, "rows {}", self.rows)?;
+        until(f, self.until)?;
+        f.write_str(" {\n")?;
         for (i, op) in self.ops.iter().enumerate() {
             writeln!(f, "    r{i} = {op}")?;
         }
         for s in &self.stores {
             writeln!(f, "    store {} -> {}", s.value, s.buffer)?;
         }
-        if let Some(q) = &self.quantise {
-            writeln!(f, "    {q}")?;
-        }
+        self.quantise.iter().try_for_each(|q| writeln!(f, "    {q}"))?;
         if let Some(p) = &self.plan {
             writeln!(f, "    then {} counted by {}", p.plan, p.counter)?;
         }
@@ -216,7 +217,9 @@ impl Display for Map {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         write!(f, "map {} (", self.expr)?;
         list(f, &self.args)?;
-        writeln!(f, ") -> {}", self.out)
+        write!(f, ") -> {}", self.out)?;
+        until(f, self.until)?;
+        f.write_str("\n")
     }
 }
 
@@ -247,6 +250,11 @@ impl Display for Combine {
         list(f, &self.args)?;
         writeln!(f, ") -> {}", self.out)
     }
+}
+
+/// The offsets whose last entry ends the rows.
+fn until(f: &mut Formatter<'_>, offsets: Option<BufferId>) -> Result {
+    offsets.map_or(Ok(()), |b| write!(f, " until {b}"))
 }
 
 fn list(f: &mut Formatter<'_>, items: &[impl Display]) -> Result {

@@ -12,13 +12,18 @@ use serde::{Deserialize, Serialize};
 pub struct RowProgram {
     /// How many rows there are.
     pub rows: Dim,
+    /// Rows in expert order end where the last expert's do: those from the last entry of these offsets on hold no slot, and
+    /// are left as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<BufferId>,
     /// Steps; operands are earlier steps.
     pub ops: Vec<RowOp>,
     /// What is kept.
     pub stores: Vec<RowStore>,
-    /// Rows of activations that the same kernel rounds to codes; as many rows as the program has.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quantise: Option<Quantise>,
+    /// Rows of activations that the same kernel rounds to codes; as many rows as the program has. Consumers whose formats or
+    /// scales differ have codes of their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quantise: Vec<Quantise>,
     /// Made when all rows are done, by whoever finishes last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<RowPlan>,
@@ -198,10 +203,9 @@ impl RowProgram {
                 | RowOpKind::Renormalise { .. } => {}
             }
         }
+        self.until.into_iter().for_each(|b| add(b, false));
         self.stores.iter().for_each(|s| add(s.buffer, true));
-        if let Some(q) = &self.quantise {
-            q.operands(add);
-        }
+        self.quantise.iter().for_each(|q| q.operands(add));
         if let Some(p) = &self.plan {
             p.plan.operands(add);
             add(p.counter, true);

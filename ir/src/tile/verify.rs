@@ -228,11 +228,24 @@ impl<'a> Verifier<'a> {
         }
     }
 
+    /// Offsets whose last entry ends the rows: i32 `[1, E + 1]`.
+    fn until(&mut self, offsets: Option<BufferId>, written: impl IntoIterator<Item = BufferId>) {
+        let Some(id) = offsets else { return };
+        let cols = self.buffer(id).cols;
+        self.is_ints(id, Dim::Fixed(1), cols);
+        self.expect(cols > 0, || "rows end where no offset says".to_string());
+        for out in written {
+            let out = self.buffer(out);
+            self.expect(out.role == Role::Workspace, || format!("leaves rows of `{}`, which others see", out.name));
+        }
+    }
+
     fn quantise(&mut self, q: &Quantise) {
         let out = self.buffer(q.out);
         self.is_float(q.x);
         self.has_shape(q.x, 1, out.rows, q.quant.cols);
         self.coded_rows(q.out, &q.quant);
+        self.until(q.until, [q.out]);
     }
 
     /// `[experts, n, k]`, as floats or as codes and scales.
@@ -356,10 +369,13 @@ impl<'a> Verifier<'a> {
                 }
             }
         }
-        if let Some(q) = &p.quantise {
+        self.until(p.until, p.stores.iter().map(|s| s.buffer));
+        for (i, q) in p.quantise.iter().enumerate() {
             self.quantise(q);
             let rows = self.buffer(q.out).rows;
-            self.expect(rows == p.rows, || format!("quantises {rows} rows beside {}", p.rows));
+            self.expect(rows == p.rows && q.until == p.until, || format!("quantises {rows} rows beside {}", p.rows));
+            let twin = p.quantise[..i].iter().any(|other| other.out == q.out || other.quant.scales == q.quant.scales);
+            self.expect(!twin, || format!("makes the codes `{}` twice", self.program.buffer(q.out).name));
         }
         if let Some(then) = &p.plan {
             self.plan(&then.plan);
@@ -431,6 +447,7 @@ impl<'a> Verifier<'a> {
         self.expect(out.batch == 1, || format!("`{}` has batch {}", out.name, out.batch));
         self.map_args(&m.args, out);
         self.expr(&m.expr, m.args.len());
+        self.until(m.until, [m.out]);
     }
 
     fn combine(&mut self, c: &Combine) {

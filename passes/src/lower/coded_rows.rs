@@ -60,8 +60,8 @@ impl Lowering<'_> {
         }
         let x = self.value(source)?;
         let (out, quant) = self.code_buffers(v, q)?;
-        let name = self.node(v).name.clone();
-        self.push(&name, Body::Quantise(Quantise { x, out, quant: quant.clone() }));
+        let (name, until) = (self.node(v).name.clone(), self.until(v)?);
+        self.push(&name, Body::Quantise(Quantise { x, out, quant: quant.clone(), until }));
         Ok((out, quant))
     }
 

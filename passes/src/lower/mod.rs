@@ -7,6 +7,7 @@
 mod cluster;
 mod coded_rows;
 mod rows;
+mod slots;
 
 use crate::names::unique;
 use moec_ir::act_quant::ActQuant;
@@ -64,6 +65,8 @@ struct Lowering<'a> {
     cluster_of: Vec<Option<usize>>,
     clusters: Vec<cluster::Cluster>,
     plans: Vec<(ValueId, u64, PlanBuffers)>,
+    /// For each value, its expert order.
+    orders: Vec<Option<slots::ExpertOrder>>,
 }
 
 /// Lowers a verified graph for a target. Schedules are left at one; [`crate::schedule`] sets them.
@@ -84,6 +87,7 @@ pub fn lower_graph(graph: &Graph, target: &Target, fuse: bool, weights: WeightSt
         cluster_of,
         clusters,
         plans: Vec::new(),
+        orders: slots::expert_orders(graph),
     };
     for i in 0..graph.outputs.len() {
         l.output(i)?;
@@ -121,7 +125,7 @@ impl<'a> Lowering<'a> {
         }
         let out = self.buffer_for(*v, name, Role::Output(i as u32))?;
         let args = vec![MapArg { buffer: source, row: RowAccess::Same, col: ColAccess::From(0) }];
-        self.push(&format!("copy_{name}"), Body::Map(Map { args, expr: Expr::identity(), out }));
+        self.push(&format!("copy_{name}"), Body::Map(Map { args, expr: Expr::identity(), out, until: None }));
         Ok(())
     }
 
@@ -190,8 +194,8 @@ impl<'a> Lowering<'a> {
                 if let Some(&global) = node.inputs.get(1) {
                     args.push(MapArg { buffer: self.value(global)?, row: RowAccess::First, col: ColAccess::First });
                 }
-                let out = self.result(v)?;
-                self.push(&node.name, Body::Map(Map { args, expr: q.expr(), out }));
+                let (out, until) = (self.result(v)?, self.until(v)?);
+                self.push(&node.name, Body::Map(Map { args, expr: q.expr(), out, until }));
             }
             Op::Half(which) => {
                 let cols = self.columns(v)?;
@@ -199,7 +203,8 @@ impl<'a> Lowering<'a> {
                 let out = self.result(v)?;
                 let col = ColAccess::From(cols * u64::from(*which));
                 let args = vec![MapArg { buffer: source, row: RowAccess::Same, col }];
-                self.push(&node.name, Body::Map(Map { args, expr: Expr::identity(), out }));
+                let until = self.until(v)?;
+                self.push(&node.name, Body::Map(Map { args, expr: Expr::identity(), out, until }));
             }
             Op::Reduce(_)
             | Op::MaskChosen
@@ -419,7 +424,7 @@ impl<'a> Lowering<'a> {
         let source = self.value(self.node(v).inputs[0])?;
         let out = self.result(v)?;
         let args = vec![MapArg { buffer: source, row: RowAccess::Through(map), col: ColAccess::From(0) }];
-        self.push(&self.node(v).name, Body::Map(Map { args, expr: Expr::identity(), out }));
+        self.push(&self.node(v).name, Body::Map(Map { args, expr: Expr::identity(), out, until: None }));
         Ok(())
     }
 
@@ -438,8 +443,8 @@ impl<'a> Lowering<'a> {
             let row = if same_rows { RowAccess::Same } else { RowAccess::First };
             args.push(MapArg { buffer: self.value(x)?, row, col });
         }
-        let out = self.result(v)?;
-        self.push(&self.node(v).name, Body::Map(Map { args, expr, out }));
+        let (out, until) = (self.result(v)?, self.until(v)?);
+        self.push(&self.node(v).name, Body::Map(Map { args, expr, out, until }));
         Ok(())
     }
 }

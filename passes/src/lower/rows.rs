@@ -12,7 +12,8 @@ impl Lowering<'_> {
         let members = self.clusters[c].values.clone();
         let Some(&last) = members.last() else { return Ok(()) };
         let rows = self.ty(last).shape[0];
-        let mut p = RowProgram { rows, ops: Vec::new(), stores: Vec::new(), quantise: None, plan: None };
+        let mut p =
+            RowProgram { rows, until: None, ops: Vec::new(), stores: Vec::new(), quantise: Vec::new(), plan: None };
         let mut row_of: Vec<(ValueId, RowId)> = Vec::new();
         for &v in &members {
             let id = self.row_op(v, &members, &mut p, &mut row_of)?;
@@ -27,6 +28,7 @@ impl Lowering<'_> {
             }
         }
         let name = if members.len() > 1 { "route".to_string() } else { self.node(last).name.clone() };
+        p.until = self.until(last)?;
         self.push(&name, Body::Rows(p));
         Ok(())
     }

@@ -26,7 +26,7 @@ pub(crate) fn emit(e: &mut Emit, c: &Combine, schedule: Schedule) {
     let (dtype, bytes) = (out.dtype, out.dtype.bytes() as u64);
     let y_dtype = e.buffer(c.y).dtype;
     let y_bytes = y_dtype.bytes() as u64;
-    Blocks::new(out, schedule).each_row(e, out, |e, token, c0, c1| {
+    Blocks::new(out, schedule).each_row(e, out, None, |e, token, c0, c1| {
         let n_slots = list_slots(e, c, token);
         let args: Vec<ArgRow> = c.args.iter().map(|a| ArgRow::new(e, a, token)).collect();
         let to = e.row_pointer(c.out, token);

@@ -4,7 +4,7 @@ use crate::emit::{Emit, Lanes, plain};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{InstBuilder, Value};
 use moec_ir::shape::Dim;
-use moec_ir::tile::{Buffer, ColAccess, Extent, MapArg, RowAccess, Schedule};
+use moec_ir::tile::{Buffer, BufferId, ColAccess, Extent, MapArg, RowAccess, Schedule};
 
 /// Least columns of a work item: below, finding the item costs as much as doing it.
 const LEAST_COLUMNS: u64 = 64;
@@ -30,7 +30,13 @@ impl Blocks {
     }
 
     /// For every row of every item of the call: `body(row, first column, one past the last column)`.
-    pub fn each_row(self, e: &mut Emit, out: &Buffer, body: impl FnOnce(&mut Emit, Value, Value, Value)) {
+    pub fn each_row(
+        self,
+        e: &mut Emit,
+        out: &Buffer,
+        until: Option<BufferId>,
+        body: impl FnOnce(&mut Emit, Value, Value, Value),
+    ) {
         let (begin, end) = (e.begin, e.end);
         e.each(begin, end, |e, item| {
             let per_row = e.int(self.per_row);
@@ -40,7 +46,7 @@ impl Blocks {
             let c1 = e.plus(c0, self.cols as i64);
             let cols = e.int(out.cols);
             let c1 = e.smaller(c1, cols);
-            each_row_of(e, block, self.rows, out.rows, |e, row| body(e, row, c0, c1));
+            each_row_of(e, block, self.rows, (out.rows, until), |e, row| body(e, row, c0, c1));
         });
     }
 }
@@ -53,18 +59,23 @@ pub(super) fn row_items(rows: Dim, rows_per_item: u64, count: u64) -> Extent {
     }
 }
 
-/// For each row of block `block`.
+/// For each row of block `block`, up to the end of `rows`, or of those rows that hold a slot.
 pub(super) fn each_row_of(
     e: &mut Emit,
     block: Value,
     rows_per_item: u64,
-    rows: Dim,
+    (rows, until): (Dim, Option<BufferId>),
     body: impl FnOnce(&mut Emit, Value),
 ) {
     let r0 = e.times(block, rows_per_item);
     let r1 = e.plus(r0, rows_per_item as i64);
     let rows = e.dim(rows);
-    let r1 = e.smaller(r1, rows);
+    let mut r1 = e.smaller(r1, rows);
+    if let Some(offsets) = until {
+        let last = e.int(e.buffer(offsets).cols.saturating_sub(1));
+        let end = e.map_entry(offsets, last);
+        r1 = e.smaller(r1, end);
+    }
     e.each(r0, r1, body);
 }
 

@@ -15,7 +15,7 @@ pub(crate) fn launch(program: &Program, map: &Map, schedule: Schedule) -> CpuLau
 pub(crate) fn emit(e: &mut Emit, map: &Map, schedule: Schedule) {
     let out = e.buffer(map.out);
     let (dtype, bytes) = (out.dtype, out.dtype.bytes() as u64);
-    Blocks::new(out, schedule).each_row(e, out, |e, row, c0, c1| {
+    Blocks::new(out, schedule).each_row(e, out, map.until, |e, row, c0, c1| {
         let args: Vec<ArgRow> = map.args.iter().map(|a| ArgRow::new(e, a, row)).collect();
         let to = e.row_pointer(map.out, row);
         each_column(

@@ -120,7 +120,7 @@ pub(crate) fn emit(e: &mut Emit, _: &Program, p: &RowProgram, schedule: Schedule
     let layout = Layout::new(p);
     let (begin, end) = (e.begin, e.end);
     e.each(begin, end, |e, item| {
-        each_row_of(e, item, u64::from(schedule.tile_m).max(1), p.rows, |e, row| {
+        each_row_of(e, item, u64::from(schedule.tile_m).max(1), (p.rows, p.until), |e, row| {
             for (i, op) in p.ops.iter().enumerate() {
                 let to = layout.row(RowId(i as u32));
                 step(e, &layout, op, to, row);

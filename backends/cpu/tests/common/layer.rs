@@ -131,7 +131,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
         op(RowOpKind::Renormalise { x: RowId(3), rule: RenormRule::Sum { eps: 1e-20.into() } }, l.top_k),
     ];
     let stores = vec![RowStore { value: RowId(1), buffer: ids }, RowStore { value: RowId(4), buffer: weights }];
-    b.kernel("route", Body::Rows(RowProgram { rows: t, ops, stores, quantise: None, plan: None }));
+    b.kernel("route", Body::Rows(RowProgram { rows: t, until: None, ops, stores, quantise: Vec::new(), plan: None }));
 
     let offsets = b.buffer("offsets", DType::I32, 1, Dim::Fixed(1), l.experts + 1, Role::Workspace);
     let slot_to_row = b.buffer("slot_to_row", DType::I32, 1, t, l.top_k, Role::Workspace);

@@ -12,7 +12,7 @@ pub fn map<'p>(program: &'p Program, map: &'p Map, schedule: &Schedule) -> Desig
     let rows = program.buffer(map.out).rows;
     let body = move |k: &Kernel| {
         let out = k.view(map.out);
-        cut.for_each(k, k.length(rows, k.n_tokens()), |row, col| {
+        cut.for_each(k, k.rows_until(rows, map.until), |row, col| {
             let args: Vec<Vec<F32>> = map.args.iter().map(|a| cut.arg(k, a, row, col)).collect();
             let value = |i: usize| evaluate(k.code, &map.expr, &args.iter().map(|a| a[i]).collect::<Vec<_>>());
             let values: Vec<F32> = (0..cut.vector as usize).map(value).collect();

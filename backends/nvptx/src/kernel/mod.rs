@@ -72,6 +72,15 @@ impl<'c, 'p> Kernel<'c, 'p> {
         View { base: self.code.param(n), dtype: buffer.dtype, cols: buffer.cols, pitch: buffer.pitch }
     }
 
+    /// The rows of an axis, or those of them that hold a slot.
+    pub fn rows_until(&self, dim: Dim, offsets: Option<BufferId>) -> I32<'c> {
+        let rows = self.length(dim, self.n_tokens());
+        let Some(id) = offsets else { return rows };
+        let offsets = self.view(id);
+        let last = self.code.i32(offsets.cols as u32 - 1);
+        rows.min(self.code.load_i32(offsets.nth(last)))
+    }
+
     /// An axis at the token count of this run.
     pub fn length(&self, dim: Dim, n_tokens: I32<'c>) -> I32<'c> {
         match dim {

@@ -21,7 +21,7 @@ pub fn quantise<'p>(program: &'p Program, q: &'p Quantise, schedule: &Schedule) 
     };
     let body = move |k: &Kernel| {
         let c = k.code;
-        let n_rows = k.length(rows, k.n_tokens());
+        let n_rows = k.rows_until(rows, q.until);
         let first = c.block_x() * tile_m;
         let end = (first + tile_m).min(n_rows);
         c.range(first + c.warp(), end, warps, |row| quantise_row(k, q, row));

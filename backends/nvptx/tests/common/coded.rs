@@ -56,7 +56,8 @@ pub fn in_codes(program: Program, rows: ActQuant, format: QuantFormat) -> Progra
                 if !done.iter().any(|(from, ..)| *from == s.a) {
                     let (out, quant) = code_buffers(&mut program, s.a, rows);
                     done.push((s.a, out, quant.clone()));
-                    let (name, body) = (format!("quantise_{}", s.a), Body::Quantise(Quantise { x: s.a, out, quant }));
+                    let (name, body) =
+                        (format!("quantise_{}", s.a), Body::Quantise(Quantise { x: s.a, out, quant, until: None }));
                     program.kernels.push(Kernel { name: name.replace('%', ""), body, schedule: kernel.schedule });
                 }
                 let (_, codes, quant) = done.iter().find(|(from, ..)| *from == s.a).expect("made above");

@@ -232,7 +232,11 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     ));
     let normal = RowId(ops.len() as u32 - 1);
     let stores = vec![RowStore { value: chosen, buffer: ids }, RowStore { value: normal, buffer: weights }];
-    b.kernel("route", Body::Rows(RowProgram { rows: t, ops, stores, quantise: None, plan: None }), s.rows);
+    b.kernel(
+        "route",
+        Body::Rows(RowProgram { rows: t, until: None, ops, stores, quantise: Vec::new(), plan: None }),
+        s.rows,
+    );
 
     let offsets = b.workspace("offsets", DType::I32, Dim::Fixed(1), e + 1);
     let slot_to_row = b.workspace("slot_to_row", DType::I32, t, l.top_k);

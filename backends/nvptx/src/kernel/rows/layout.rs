@@ -91,8 +91,14 @@ mod tests {
             row(RowOpKind::Linear { x: BufferId(0), w: BufferId(1), bias: None }),
             row(map(&[4, 3])),
         ];
-        let layout =
-            Layout::new(&RowProgram { rows: Dim::TOKENS, ops, stores: Vec::new(), quantise: None, plan: None });
+        let layout = Layout::new(&RowProgram {
+            rows: Dim::TOKENS,
+            until: None,
+            ops,
+            stores: Vec::new(),
+            quantise: Vec::new(),
+            plan: None,
+        });
         let apart = |a: usize, b: usize| layout.offsets[a].abs_diff(layout.offsets[b]) >= 40;
         for (a, b) in [(0, 1), (0, 2), (1, 2), (2, 3), (0, 3), (4, 0), (4, 1), (4, 2), (4, 3), (5, 4), (5, 3)] {
             assert!(apart(a, b), "{a} and {b}: {:?}", layout.offsets);

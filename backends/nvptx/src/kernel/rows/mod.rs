@@ -67,7 +67,7 @@ pub fn rows<'p>(
     };
     let body = move |k: &Kernel| {
         let c = k.code;
-        let n_rows = k.length(rows.rows, k.n_tokens());
+        let n_rows = k.rows_until(rows.rows, rows.until);
         let first = (c.block_x() / cut.blocks) * cut.tile_m;
         let (Some(planner), Some(then)) = (&planner, &rows.plan) else {
             c.exit_if(first.ge(n_rows));
@@ -204,7 +204,7 @@ fn build<'c>(
         }
         // The next row of this warp has its own memory; nothing to wait for.
     });
-    if let Some(q) = &rows.quantise {
+    for q in &rows.quantise {
         c.range(c.warp() * cut.blocks + rank, n_here, cut.warps * cut.blocks, |row| {
             super::quantise::quantise_row(k, q, first + row);
         });
