@@ -32,6 +32,8 @@ const MAX_NAME: usize = 256;
 
 /// Most problems that are kept.
 const MAX_PROBLEMS: usize = 100;
+/// Most axes of a tensor; no operation takes as many.
+const MAX_AXES: usize = 8;
 
 /// How deep `first_of` may nest.
 const MAX_DEPTH: u32 = 16;
@@ -314,7 +316,12 @@ fn dtype(v: &Json) -> Result<DType, Diagnostic> {
 
 fn tensor_type(o: &Object) -> Result<TensorType, Diagnostic> {
     let dtype = dtype(o.require("dtype")?)?;
-    let shape = o.require("shape")?.list()?.iter().map(axis).collect::<Result<Vec<Dim>, Diagnostic>>()?;
+    let node = o.require("shape")?;
+    let axes = node.list()?;
+    if axes.len() > MAX_AXES {
+        return Err(node.out_of_range(&format!("a list of at most {MAX_AXES} lengths; it has {}", axes.len())));
+    }
+    let shape = axes.iter().map(axis).collect::<Result<Vec<Dim>, Diagnostic>>()?;
     Ok(TensorType { dtype, shape })
 }
 

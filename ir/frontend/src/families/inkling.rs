@@ -28,7 +28,8 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let key =
         if c.text.get("dense_intermediate_size").is_some() { "intermediate_size" } else { "moe_intermediate_size" };
     let ffn = c.size(&[key], MAX_WIDTH);
-    let n_shared = c.size_or(&["n_shared_experts"], 2, 64);
+    // Each is a node of its own; two are published.
+    let n_shared = c.size_or(&["n_shared_experts"], 2, 8);
     // `shared_expert_sink` is in configs, but the model's code does not read it.
     if n_shared == 0 {
         let detail = "without shared experts among the router's classes";
