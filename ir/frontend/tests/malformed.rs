@@ -147,6 +147,7 @@ fn malformed_graphs_are_diagnosed() {
         ("[\"x\", \"w\"]", "[\"x\"]", "operand-count", "2 to 3"),
         ("[3, 4]", "[3, 5]", "expert-width-mismatch", "f32[3, 5]"),
         ("[3, 4]", "[3, -4]", "graph-value-range", "-4"),
+        ("[3, 4]", "[3, 4, 1, 1, 1, 1, 1, 1, 1]", "graph-value-range", "at most 8 lengths"),
         ("[3, 4]", "[3, 4, \"N\"]", "graph-key-type", "\"T*4\""),
         ("\"dtype\": \"f32\", \"shape\": [3", "\"dtype\": \"float\", \"shape\": [3", "graph-value-range", "bf16"),
         ("\"source\": \"gate\"", "\"source\": 7", "graph-key-type", "tensor name"),

@@ -48,8 +48,7 @@ const ROWS: &str = "
 `--activations`: the rows before expert matrices are rounded to a format as the first of each pair says, the weights are
 stored in the second; both outputs round at the same points. sm_100a multiplies the codes, the others the values that they
 stand for. At most 1e-3: a value that lies on an edge between two codes may
-fall either way when two engines differ in its last bit. `—`: LongCat's slots without an expert have no rows of results; the
-kernel that rounds these rows copies them too, to which the emulator's check for values that were never written objects.
+fall either way when two engines differ in its last bit.
 
 ";
 
