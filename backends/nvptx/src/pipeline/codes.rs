@@ -43,7 +43,6 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
         q: &PanelQuant,
         tile: &Tile<'c>,
         (row, half): (I32<'c>, I32<'c>),
-        first_step: I32<'c>,
         capability: u32,
     ) -> CodedPanel<'k, 'c, 'p> {
         let c = k.code;
@@ -56,7 +55,7 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
         let scales = view.base.plus((tile.expert.wide() * grid_rows + block.wide()) * (view.pitch * scale_bytes));
         let global = |id: BufferId| c.load_f32(k.view(id).at(c.i32(0), tile.expert));
         let runs = if f.block_cols == 16 { 2 } else { 1 };
-        let panel = CodedPanel {
+        CodedPanel {
             k,
             decoder: Decoder::new(q, capability),
             global: q.global.map(global),
@@ -69,9 +68,7 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
             grid_cols: grid_cols as u32,
             k_total: k_total as u32,
             next: (0..runs).map(|_| c.var(c.i32(0))).collect(),
-        };
-        panel.fetch(first_step);
-        panel
+        }
     }
 
     /// The factors of step `step`, which were asked for a step before; asks for those of the next.
@@ -81,7 +78,8 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
         bits.into_iter().map(|bits| self.decoder.scale(self.k.code, bits, self.global)).collect()
     }
 
-    fn fetch(&self, step: I32<'c>) {
+    /// Asks for the factors of a step; those of the first have to be asked for.
+    pub fn fetch(&self, step: I32<'c>) {
         let c = self.k.code;
         let first = step * (2 * ELEMENTS) + self.half * ELEMENTS;
         for (i, next) in self.next.iter().enumerate() {

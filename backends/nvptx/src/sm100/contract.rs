@@ -263,8 +263,9 @@ impl<'c> Block<'_, 'c, '_> {
                 }
                 let quants = segment.panels.iter().filter_map(|p| p.quant.as_ref());
                 let panels: Vec<CodedPanel> = quants
-                    .map(|q| CodedPanel::new(self.k, self.program, segment, q, tile, place, first, self.capability))
+                    .map(|q| CodedPanel::new(self.k, self.program, segment, q, tile, place, self.capability))
                     .collect();
+                panels.iter().for_each(|p| p.fetch(first));
                 c.range(first, end, 1, |step| {
                     let factors: Vec<_> = panels.iter().map(|p| p.factors(step)).collect();
                     c.wait_for(self.codes_full.at(codes.slot()), codes.parity());
