@@ -48,12 +48,17 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
     let small_smem = matches!(target.kind, TargetKind::Gpu { smem_bytes, .. } if smem_bytes < 128 * 1024);
     if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.is_tma_addressable(program) {
         let parts = k_parts(program, c, 64, target.machine.n_units.into());
-        return in_parts(tcgen05(rows, gated), parts, n_tokens, gated);
+        return in_parts(tcgen05(rows, gated, team(program, c, rows)), parts, n_tokens, gated);
     }
     if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.has_coded_rows() {
         // Twice as many codes as 16-bit floats to a step, or four times as many.
         let parts = k_parts(program, c, 256, target.machine.n_units.into());
-        return in_parts(Schedule { tile_k: 128, ..tcgen05(rows, gated) }, parts, n_tokens, gated);
+        return in_parts(
+            Schedule { tile_k: 128, ..tcgen05(rows, gated, team(program, c, rows)) },
+            parts,
+            n_tokens,
+            gated,
+        );
     }
     if matches!(target.kind, TargetKind::Gpu { capability: 120.., .. }) && c.has_coded_rows() {
         return mma_of_codes(rows, c);
@@ -79,7 +84,7 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
 
 /// For the tensor cores of sm_100. An instruction takes the rows that a tile really has, so tiles are made for experts
 /// that get more than the average: a second tile would read the weights again.
-fn tcgen05(rows: u64, gated: bool) -> Schedule {
+fn tcgen05(rows: u64, gated: bool, team: Team) -> Schedule {
     let tile_m = match rows {
         0..=16 => 32,
         17..=48 => 64,
@@ -91,7 +96,21 @@ fn tcgen05(rows: u64, gated: bool) -> Schedule {
     // evens out tiles of few and of many rows; with less than a tile for an expert too many blocks would find none.
     let dynamic = rows >= u64::from(tile_m);
     // As many stages as shared memory holds: the backend rounds down.
-    Schedule { dynamic, ..Schedule::new(tile_m, 128, 64, 16, 8) }
+    let tile_n = if team == Team::Pair { 256 } else { 128 };
+    Schedule { dynamic, team, ..Schedule::new(tile_m, tile_n, 64, 16, 8) }
+}
+
+/// Rows of an expert from which on pairs of blocks make tiles: below, memory takes the time, and a pair saves none of it.
+/// Source: the model of `docs/time-model.md`, where pairs are no slower from here on for any of its layers.
+const ROWS_FOR_PAIRS: u64 = 64;
+
+/// Whether pairs of blocks make the tiles: with many rows, where 256 columns at a time waste at most an eighth more than 128.
+fn team(program: &Program, c: &Contract, rows: u64) -> Team {
+    let fills = |s: &Segment| {
+        let n = s.n(program);
+        n.next_multiple_of(256) * 8 <= n.next_multiple_of(128) * 9
+    };
+    if rows >= ROWS_FOR_PAIRS && c.segments.iter().all(fills) { Team::Pair } else { Team::One }
 }
 
 /// Parts of k such that the tiles of one token, the fewest that a launch can have, keep all multiprocessors busy: as with

@@ -44,6 +44,21 @@ pub const EXCEPTIONS: &[(&[&str], &str)] = &[
         &["st.b32.shared::cluster"],
         "loads from a neighbour (`nvcc_dsmem_hist_sm100`) and asynchronous stores (`nvcc_cluster_ptx_sm100`)",
     ),
+    (
+        &["cp.2d.async.bulk", "cta_group::2", "tensor"],
+        "the same copies by one block (`triton_tma_gather4_sm100`), and to a cluster (`nvcc_tma_multicast_sm100`); that bytes may \
+         count at the barrier of the pair's other block is read from the PTX manual alone",
+    ),
+    (
+        &["tcgen05.32x128b", "cp", "cta_group::2"],
+        "the same for one block (`triton_dot_scaled_tma_mxfp8_sm100`), and products of pairs with scales in the tensor memory \
+         of both (`triton_gluon_mma_pair_mxfp8_sm100`); that each block copies from its own shared memory is inferred from how \
+         other libraries lay scales out",
+    ),
+    (
+        &["clusterlaunchcontrol", "multicast::cluster::all"],
+        "the same for one block (`nvcc_clc_steal_sm100`); a response goes to every block of the cluster, as copies do",
+    ),
     (&["prefetch.param.tensormap"], "a hint without effect on results; `prefetch.tensormap` is there"),
     (&["redux.min.sync.u32"], "the same of `s32`, and `max` of `u32` (`nvcc_redux_sm100`)"),
 ];
@@ -215,13 +230,32 @@ fn layers() -> Vec<(Proportions, Option<&'static str>)> {
     ]
 }
 
+/// Small layers at so many tokens that pairs of blocks multiply on sm_100, and the formats of their activations.
+fn pairs() -> Vec<(Proportions, Option<&'static str>)> {
+    let wide = |(mut model, format): (Proportions, Option<&'static str>)| {
+        for key in ["hidden_size", "intermediate_size", "moe_intermediate_size"] {
+            if let Some(size) = model.config.get_mut(key) {
+                *size = 256.into();
+            }
+        }
+        model.tokens = [FOR_PAIRS, 4 * FOR_PAIRS];
+        (model, format)
+    };
+    let kept = |(model, format): &(Proportions, Option<&str>)| format.is_some() || model.name == "Qwen3-235B, bf16";
+    layers().into_iter().filter(kept).map(wide).collect()
+}
+
+/// Tokens of the variant with pairs.
+const FOR_PAIRS: u64 = 1025;
+
 /// What moec's kernels for a target use. Layers that the target has no kernels for are left out.
 ///
 /// # Panics
 /// When a layer does not run.
 pub fn of_moec(target: &'static str) -> Users {
     let mut out = Users::new();
-    for (model, activations) in layers() {
+    let pairs = if target.starts_with("sm_100") { pairs() } else { Vec::new() };
+    for (model, activations) in layers().into_iter().chain(pairs) {
         let format = activations.map(|a| ActQuant::from_name(a).expect("a known format"));
         let name = format!("{}{}", model.name, activations.map_or(String::new(), |a| format!(", activations {a}")));
         let Ok(ready) = traffic::compile_with(&model, target, format) else { continue };
@@ -231,7 +265,7 @@ pub fn of_moec(target: &'static str) -> Users {
             }
         }
         if target.starts_with("sm_100") {
-            let measured = traffic::measure(&ready, 4, Routing::Independent);
+            let measured = traffic::measure(&ready, model.tokens[0], Routing::Independent);
             for counter in measured.launches.iter().flat_map(|l| l.counters.tensor.keys()).filter(|k| is_layout(k)) {
                 out.entry(counter.clone()).or_default().insert(name.clone());
             }

@@ -88,15 +88,19 @@ struct Cut {
     rows_in: f64,
     /// Whether products read both operands from shared memory for each instruction of 128 columns.
     reads_shared: bool,
+    /// Blocks that make a tile.
+    blocks: f64,
+    /// Neighbours along the rows that get their weights by one copy (multicast). No kernel does so: for comparison.
+    row_neighbours: f64,
 }
 
 /// As the backend rounds a schedule (`backends/nvptx/src/{sm100,sm120,sm80}`).
-fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool) -> Cut {
+fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool, row_neighbours: f64) -> Cut {
     let panels = c.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1);
     let asked = kernel.schedule.tile_m;
     if !is_sm100 {
         let (tile_rows, tile_cols) = (f64::from(asked), f64::from(kernel.schedule.tile_n));
-        return Cut { tile_rows, tile_cols, rows_in: 8.0, reads_shared: false };
+        return Cut { tile_rows, tile_cols, rows_in: 8.0, reads_shared: false, blocks: 1.0, row_neighbours: 1.0 };
     }
     let most = match (c.scaled_product(), panels) {
         (None, 1) => 256,
@@ -106,8 +110,10 @@ fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool) -> Cut {
         (Some(_), 1) => 192,
         (Some(_), _) => 96,
     };
-    let rows = if asked <= 16 { 16 } else { asked.next_multiple_of(32).min(most) };
-    Cut { tile_rows: rows.into(), tile_cols: 128.0, rows_in: 16.0, reads_shared: true }
+    let blocks = if kernel.schedule.team == Team::Pair { 2.0 } else { 1.0 };
+    let rows = if asked <= 16 && blocks == 1.0 { 16 } else { asked.next_multiple_of(32).min(most) };
+    let (tile_cols, rows_in) = (128.0 * blocks, 16.0 * blocks);
+    Cut { tile_rows: rows.into(), tile_cols, rows_in, reads_shared: true, blocks, row_neighbours }
 }
 
 fn ceil_to(x: f64, step: f64) -> f64 {
@@ -122,7 +128,7 @@ fn bytes(program: &Program, id: BufferId, n_tokens: u64) -> f64 {
 
 fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_tokens: u64) -> KernelTime {
     let m = on.machine;
-    let cut = cut(kernel, c, on.is_sm100);
+    let cut = cut(kernel, c, on.is_sm100, on.row_neighbours);
     let units = f64::from(m.n_units);
     let (mut memory, mut l2, mut flops, mut tensor, mut shared, mut decode, mut outputs, mut tiles) =
         (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
@@ -137,7 +143,8 @@ fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_
             _ => (1.0, out.rows.at(n_tokens), 1.0),
         };
         let touched = experts * expect(tokens, p, |x| f64::from(x > 0.0));
-        let row_tiles = experts * expect(tokens, p, |x| (x / cut.tile_rows).ceil());
+        let row_clusters = experts * expect(tokens, p, |x| (x / (cut.tile_rows * cut.row_neighbours)).ceil());
+        let row_tiles = row_clusters * cut.row_neighbours;
         let issued_rows = experts * expect(tokens, p, |x| ceil_to(x, cut.rows_in));
         let rows = experts * tokens as f64 * p;
         let (cols, k) = (out.cols as f64, values(program, s));
@@ -155,15 +162,15 @@ fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_
         let read_rows = if matches!(s.a_rows, RowMap::Gather(_)) { n_tokens as f64 } else { rows };
         let result = rows * cols * out.dtype.bytes() as f64;
         memory += touched * weights + read_rows * row_bytes + result;
-        l2 += row_tiles * weights + rows * col_tiles * row_bytes + result;
+        l2 += row_clusters * weights + rows * col_tiles * row_bytes + result;
         let element = element(s);
         let products = 2.0 * issued_rows * ceil_to(cols, cut.tile_cols) * k * panels;
         flops += products;
         tensor += products / (element.rate(m) * TENSOR_SHARE);
         if cut.reads_shared {
-            // 32 bytes along k of 128 columns and of the rows, for each instruction.
+            // 32 bytes along k of the columns and of the rows, for each instruction: a pair reads rows once for both blocks.
             let instructions = col_tiles * panels * k * element.bytes() / 32.0;
-            let read = instructions * 32.0 * (128.0 * row_tiles + issued_rows);
+            let read = instructions * 32.0 * (cut.tile_cols * row_tiles + issued_rows);
             shared += read / (SHARED_BYTES_PER_CYCLE * CLOCK * units);
             // And once written.
             shared += (row_tiles * weights + rows * col_tiles * row_bytes) / (SHARED_BYTES_PER_CYCLE * CLOCK * units);
@@ -173,7 +180,7 @@ fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_
             decode += codes * DECODE_INSTRUCTIONS / (LANES_PER_CYCLE * CLOCK * units);
         }
         outputs += rows * cols;
-        tiles += row_tiles * col_tiles;
+        tiles += row_tiles * col_tiles * cut.blocks;
     }
     // A block for each part of k.
     let blocks = if kernel.schedule.team == Team::SplitK { tiles * f64::from(kernel.schedule.k_parts) } else { tiles };
@@ -248,6 +255,8 @@ struct On<'m> {
     l2: f64,
     /// Whether dense segments beside the experts count.
     with_shared: bool,
+    /// Neighbours along the rows that share weights by multicast.
+    row_neighbours: f64,
 }
 
 /// The launches of a program.
@@ -389,8 +398,8 @@ pub fn page() -> String {
          | resource | work | rate |\n|---|---|---|\n\
          | memory | weights and scales of touched experts, activations in and out, each once | {:.0} % of the published bandwidth |\n\
          | L2 | weights for every row tile, activations for every column tile | {L2_OVER_MEMORY} × the published memory bandwidth: **a guess** |\n\
-         | tensor cores | 2·M·N·K of the instructions, rows rounded up to 16 (8 on sm_120), columns to tiles | {:.0} % of the published rate |\n\
-         | shared memory | both operands for each instruction (sm_100), each stage written once | 128 bytes a cycle and multiprocessor, {:.2} GHz |\n\
+         | tensor cores | 2·M·N·K of the instructions, rows rounded up to 16 (32 for pairs, 8 on sm_120), columns to tiles | {:.0} % of the published rate |\n\
+         | shared memory | both operands for each instruction (sm_100; rows once for both blocks of a pair), each stage written once | 128 bytes a cycle and multiprocessor, {:.2} GHz |\n\
          | decoding | {DECODE_INSTRUCTIONS} lane instructions for a code that becomes a float: **a guess** | 128 lanes a cycle and multiprocessor |\n\
          | epilogue | {EPILOGUE_INSTRUCTIONS} lane instructions for an element of the result: **a guess** | the same |\n\n",
         FILL_S * 1e6,
@@ -428,7 +437,7 @@ pub fn page() -> String {
             | tokens | published µs, measured | ours µs, modelled | published ÷ ours | with twice the L2 | bound of gate and up | of down |\n\
             |--:|--:|--:|--:|--:|---|---|\n";
     let v3 = compile(&cases[0], b200);
-    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false };
+    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false, row_neighbours: 1.0 };
     for (n_tokens, ms) in FLASHINFER {
         let l = launches(variant(&v3, n_tokens), &on, n_tokens);
         let ours = total(&l, on.machine) * 1e6;
@@ -444,10 +453,25 @@ pub fn page() -> String {
         )
         .expect("memory");
     }
-    out += "\nAt 4096 tokens and more the L2 decides, whose rate is a guess: with tiles of 128 columns and 96 or 192 rows each byte \
-            that it gives is multiplied too few times. Pairs of blocks (`cta_group::2`), which share an operand, are not there \
-            yet. At one token the launches decide: NVFP4 with a scale for each row needs a launch to quantise between the \
-            products.\n";
+    out += "\nAt 4096 tokens and more the L2 decides, whose rate is a guess: with tiles of 256 columns and 96 or 192 rows each byte \
+            that it gives is multiplied too few times. At one token the launches decide: NVFP4 with a scale for each row needs a \
+            launch to quantise between the products.\n";
+    out += "\n## Pairs of blocks, and multicast\n\n\
+            B200, layers in µs, shared experts included. Pairs (`cta_group::2`) bring rows once for 256 columns; they are scheduled \
+            where an expert has 64 rows or more. *Shared weights* would be two neighbours along the rows that get their weights by \
+            one copy (`.multicast::cluster`): no kernel does so yet.\n\n\
+            | layer | tokens | one block | one, shared weights | pairs | pairs, shared weights |\n|---|--:|--:|--:|--:|--:|\n";
+    for case in cases.iter().filter(|c| !c.name.starts_with("Kimi")) {
+        let variants = compile(case, b200);
+        for n_tokens in [1024, 4096, 16384] {
+            let times = teams(variant(&variants, n_tokens), n_tokens).map(|s| format!("{:.0}", s * 1e6));
+            writeln!(out, "| {} | {n_tokens} | {} |", case.name, times.join(" | ")).expect("memory");
+        }
+    }
+    out += "\nA pair cannot make wider tiles along the rows: two sets of sums fill tensor memory as for one block. Where two panels \
+            leave 96 or 128 rows to a tile, weights are what the L2 gives most of, and sharing them would save more than pairs do. \
+            A cluster of four costs multiprocessors, though: where a group of them (GPC) has 18, two are left over, which the \
+            model does not count.\n";
     out += "\n## Launches of that layer, µs at full rate by resource\n\n\
             | tokens | kernel | MB | useful flops | tiles | waves | memory | L2 | tensor | shared | decoding | epilogue | all |\n\
             |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
@@ -481,7 +505,8 @@ pub fn page() -> String {
             (`Schedule::k_parts`); with half of the multiprocessors busy memory counts as saturated (a guess).\n\n\
             | layer | ranks | parts, gate and up | parts, down | blocks | one sum | in parts |\n|---|--:|--:|--:|--:|--:|--:|\n";
     for (n, case) in ranks() {
-        let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true };
+        let on =
+            On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true, row_neighbours: 1.0 };
         let parts = variant(&compile(&case, b200), 1).clone();
         let mut whole = parts.clone();
         whole.kernels.iter_mut().for_each(|k| (k.schedule.team, k.schedule.k_parts) = (Team::One, 1));
@@ -518,7 +543,13 @@ pub fn page() -> String {
         let heads: Vec<String> = TOKENS.iter().map(|t| format!("T = {t}")).collect();
         writeln!(out, "| {} | {} |\n|---|{}", machine.chip, heads.join(" | "), "--:|".repeat(TOKENS.len()))
             .expect("memory");
-        let on = On { machine, is_sm100: target.name.starts_with("sm_10"), l2: L2_OVER_MEMORY, with_shared: true };
+        let on = On {
+            machine,
+            is_sm100: target.name.starts_with("sm_10"),
+            l2: L2_OVER_MEMORY,
+            with_shared: true,
+            row_neighbours: 1.0,
+        };
         for case in &cases {
             let variants = compile(case, target);
             let cells: Vec<String> = TOKENS
@@ -538,13 +569,52 @@ pub fn page() -> String {
     out
 }
 
+/// A program whose contractions are made by so many blocks a tile.
+fn by(mut program: Program, team: Team) -> Program {
+    for kernel in program.kernels.iter_mut().filter(|k| matches!(k.body, Body::Contract(_))) {
+        kernel.schedule.team = team;
+    }
+    program
+}
+
+/// Times of a layer on B200, in seconds: tiles by one block and by pairs, each without and with weights that two neighbours
+/// along the rows share.
+fn teams(program: &Program, n_tokens: u64) -> [f64; 4] {
+    let b200 = Target::by_name("b200").expect("a target");
+    let forms = [(Team::One, 1.0), (Team::One, 2.0), (Team::Pair, 1.0), (Team::Pair, 2.0)];
+    forms.map(|(team, row_neighbours)| {
+        let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true, row_neighbours };
+        total(&launches(&by(program.clone(), team), &on, n_tokens), on.machine)
+    })
+}
+
+/// Where pairs are scheduled though one block for a tile would be faster by the model, by more than 1 %.
+pub fn pairs_that_do_not_pay() -> Vec<String> {
+    let b200 = Target::by_name("b200").expect("a target");
+    let mut out = Vec::new();
+    for case in &cases() {
+        let variants =
+            moec_passes::compile(&graph(case), b200, &CompileOptions::default()).unwrap_or_else(|d| panic!("{d:?}"));
+        for n_tokens in [256, 512, 1024, 2048, 4096, 16384] {
+            let program = variant(&variants, n_tokens);
+            let has_pairs = program.kernels.iter().any(|k| k.schedule.team == Team::Pair);
+            let [one, _, pair, _] = teams(program, n_tokens);
+            if has_pairs && pair > 1.01 * one {
+                out.push(format!("{} at {n_tokens} tokens: {pair} s by pairs, {one} s by one block", case.name));
+            }
+        }
+    }
+    out
+}
+
 /// The times of a layer that is bound by memory, and what its bytes take at the published bandwidth, in seconds.
 pub fn floor_check() -> (f64, f64) {
     let target = Target::by_name("b200").expect("a target");
     let case = &cases()[0];
     let variants =
         moec_passes::compile(&graph(case), target, &CompileOptions::default()).unwrap_or_else(|d| panic!("{d:?}"));
-    let on = On { machine: &target.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false };
+    let on =
+        On { machine: &target.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false, row_neighbours: 1.0 };
     let l = launches(variant(&variants, 1), &on, 1);
     // 8 experts, three matrices, 4 bits and a scale of 8 for each 16.
     let weights = 8.0 * 3.0 * 7168.0 * 2048.0 * 0.5625;

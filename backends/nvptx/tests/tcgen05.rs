@@ -90,7 +90,7 @@ fn pairs_of_blocks_give_the_bits_of_one() {
     ] {
         for (panels, gather) in [(1, false), (2, true)] {
             let g = Gemm { n_experts: e, panels, biases: true, gather: gather && e > 0, ..dense(dtype, n, k) };
-            let one = schedule(tile_m, 128, 64, 3, 8);
+            let one = moec_ir::tile::Schedule { k_parts: panels as u32, ..schedule(tile_m, 128, 64, 3, 8) };
             let program = gemm(&g, one);
             seed += 1;
             let (inputs, params) = inputs(&g, &program, t, seed);
