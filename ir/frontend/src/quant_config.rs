@@ -142,6 +142,9 @@ fn mistral(q: &Object, dtype: DType) -> Result<Scheme, Diagnostic> {
     })
 }
 
+/// Sizes of a block that are read: a block has two, and what has more is none.
+const MOST_SIZES: usize = 3;
+
 /// The format in a few words.
 fn words(q: &Object) -> Result<String, Diagnostic> {
     let mut words = Vec::new();
@@ -151,7 +154,7 @@ fn words(q: &Object) -> Result<String, Diagnostic> {
         }
     }
     if let Some(v) = q.get("weight_block_size").filter(|v| v.is_list()) {
-        let sizes: Vec<String> = v.list()?.iter().map(Json::shown).collect();
+        let sizes: Vec<String> = v.list()?.iter().take(MOST_SIZES).map(Json::shown).collect();
         words.push(format!("{} blocks", sizes.join("x")));
     }
     if let Some(v) = q.get("bits") {
@@ -315,5 +318,5 @@ fn word(o: &Object, key: &str) -> Result<String, Diagnostic> {
 }
 
 fn whole(list: &Json) -> Result<Vec<u64>, Diagnostic> {
-    Ok(list.list()?.iter().map(|v| v.shown().parse().unwrap_or(0)).collect())
+    Ok(list.list()?.iter().take(MOST_SIZES).map(|v| v.shown().parse().unwrap_or(0)).collect())
 }
