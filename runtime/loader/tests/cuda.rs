@@ -140,6 +140,27 @@ fn a_grid_that_is_too_small_is_noticed() {
 }
 
 #[test]
+fn clusters_of_a_persistent_kernel_are_as_many_as_run_at_once() {
+    let dir = tempfile::tempdir().expect("dir");
+    let driver = fake_driver(dir.path());
+    let in_clusters = changed(|l| {
+        if let Launch::Gpu { launch, .. } = l {
+            (launch.cluster, launch.persistent) = (2, true);
+        }
+    });
+    write_pack(dir.path(), &[("clusters", &in_clusters, 100)]);
+    // The multiprocessors have room for two; the second driver runs one at a time, the third none.
+    for n in ["2", "1"] {
+        let (code, text) = run(dir.path(), &driver, &[("FAKE_CUDA_CLUSTERS", n)]);
+        assert_eq!(code, Some(0), "{text}");
+    }
+    let (code, text) = run(dir.path(), &driver, &[("FAKE_CUDA_CLUSTERS", "0")]);
+    assert_eq!(code, Some(1), "{text}");
+    let error = report(dir.path()).cases[0].error.clone().unwrap_or_default();
+    assert!(error.contains("ptx-rejected") && error.contains("no cluster of 2 of its blocks fits"), "{error}");
+}
+
+#[test]
 fn machines_that_cannot_run_it_are_told_why() {
     let dir = tempfile::tempdir().expect("dir");
     let driver = fake_driver(dir.path());

@@ -22,7 +22,12 @@ unsafe impl Sync for Module {}
 
 /// A kernel of a module. Used only while its module lives.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Function(sys::CUfunction);
+pub(crate) struct Function {
+    handle: sys::CUfunction,
+    /// Clusters that run at once, of a persistent kernel in clusters: fewer than multiprocessors have room for, because a
+    /// cluster lies in one group of them.
+    clusters: Option<u32>,
+}
 
 // SAFETY: as for modules.
 unsafe impl Send for Function {}
@@ -126,8 +131,40 @@ impl Module {
         if launch.cluster > 8 {
             set(A::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, "give it a cluster of more than 8 blocks")?;
         }
-        Ok(Function(function))
+        let mut clusters = None;
+        if launch.persistent && launch.cluster > 1 {
+            let mut attribute = cluster_attribute(launch.cluster);
+            let config = sys::CUlaunchConfig {
+                gridDimX: launch.cluster,
+                gridDimY: 1,
+                gridDimZ: 1,
+                blockDimX: launch.block_threads,
+                blockDimY: 1,
+                blockDimZ: 1,
+                sharedMemBytes: launch.dynamic_smem_bytes,
+                hStream: std::ptr::null_mut(),
+                attrs: &mut attribute,
+                numAttrs: 1,
+            };
+            let mut n = 0;
+            let what = format!("count the clusters of {} blocks that it runs at once", launch.cluster);
+            // SAFETY: the function is of a living module; configuration and attribute outlive the call.
+            check(unsafe { sys::cuOccupancyMaxActiveClusters(&mut n, function, &config) }, &what)
+                .map_err(|d| rejected(d.message))?;
+            clusters = u32::try_from(n).ok().filter(|&n| n > 0);
+            if clusters.is_none() {
+                return Err(rejected(format!("no cluster of {} of its blocks fits", launch.cluster)));
+            }
+        }
+        Ok(Function { handle: function, clusters })
     }
+}
+
+fn cluster_attribute(blocks: u32) -> sys::CUlaunchAttribute {
+    let value = sys::CUlaunchAttributeValue {
+        clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: blocks, y: 1, z: 1 },
+    };
+    sys::CUlaunchAttribute { id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, pad: [0; 4], value }
 }
 
 impl Drop for Module {
@@ -146,7 +183,7 @@ impl Function {
         let get = |attribute| {
             let mut value = 0;
             // SAFETY: the function is alive; the pointer is valid for the write. A failure leaves 0.
-            let _ = unsafe { sys::cuFuncGetAttribute(&mut value, attribute, self.0) };
+            let _ = unsafe { sys::cuFuncGetAttribute(&mut value, attribute, self.handle) };
             u32::try_from(value).unwrap_or(0)
         };
         use sys::CUfunction_attribute_enum as A;
@@ -169,7 +206,8 @@ impl Function {
         n_sms: u32,
         stream: RawStream,
     ) -> Result<(), CUresult> {
-        let grid = launch.blocks(n_tokens, n_sms.into());
+        let at_once = self.clusters.map_or(n_sms, |n| n_sms.min(n.saturating_mul(launch.cluster)));
+        let grid = launch.blocks(n_tokens, at_once.into());
         if grid.contains(&0) {
             return Ok(());
         }
@@ -183,14 +221,12 @@ impl Function {
         for (pointer, param) in pointers.iter_mut().zip(params.iter_mut()) {
             *pointer = (param as *mut u64).cast::<c_void>();
         }
-        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
-        let cluster = sys::CUlaunchAttributeValue {
-            clusterDim: sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: launch.cluster, y: 1, z: 1 },
+        let early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        let early = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
-        use sys::CUlaunchAttributeID as A;
-        let cluster = attribute(A::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, cluster);
-        let early = attribute(A::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early);
+        let cluster = cluster_attribute(launch.cluster);
         let (mut attributes, n) = match (launch.cluster > 1, launch.programmatic) {
             (true, true) => ([cluster, early], 2),
             (true, false) => ([cluster, early], 1),
@@ -211,7 +247,8 @@ impl Function {
         };
         // SAFETY: the caller's contract; the parameter list has a pointer for every parameter, and list and attributes
         // outlive the call, which copies them.
-        let result = unsafe { sys::cuLaunchKernelEx(&config, self.0, pointers.as_mut_ptr(), std::ptr::null_mut()) };
+        let result =
+            unsafe { sys::cuLaunchKernelEx(&config, self.handle, pointers.as_mut_ptr(), std::ptr::null_mut()) };
         if result == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(result) }
     }
 }

@@ -423,14 +423,55 @@ unsafe extern "C" fn cuFuncGetAttribute(value: *mut c_int, attribute: c_uint, _:
     OK
 }
 
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuOccupancyMaxActiveClusters(n: *mut c_int, _: *mut c_void, config: *const Config) -> c_uint {
+    need_context!();
+    let c = unsafe { &*config };
+    let Some((cluster, _)) = (unsafe { c.attributes() }) else { return INVALID_VALUE };
+    if cluster < 2 || c.grid[0] % cluster != 0 {
+        return INVALID_VALUE;
+    }
+    unsafe { *n = clusters_at_once() };
+    OK
+}
+
+fn clusters_at_once() -> c_int {
+    setting("FAKE_CUDA_CLUSTERS", 1)
+}
+
 #[repr(C)]
 struct Config {
     grid: [c_uint; 3],
     block: [c_uint; 3],
     shared_bytes: c_uint,
     stream: *mut c_void,
-    attributes: *mut c_void,
+    attributes: *const Attribute,
     n_attributes: c_uint,
+}
+
+#[repr(C)]
+struct Attribute {
+    id: c_uint,
+    padding: c_uint,
+    value: [c_uint; 16],
+}
+
+impl Config {
+    /// Blocks of a cluster, and whether the kernel may start before the one in front of it has ended. `None` where an
+    /// attribute is another one or has a wrong value.
+    unsafe fn attributes(&self) -> Option<(c_uint, bool)> {
+        let (mut cluster, mut early) = (1, false);
+        for a in unsafe { std::slice::from_raw_parts(self.attributes, self.n_attributes as usize) } {
+            match (a.id, &a.value[..3]) {
+                // CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+                (4, &[x, 1, 1]) => cluster = x,
+                // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+                (6, &[1, ..]) => early = true,
+                _ => return None,
+            }
+        }
+        Some((cluster, early))
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -443,17 +484,19 @@ unsafe extern "C" fn cuLaunchKernelEx(
     need_context!();
     let c = unsafe { &*config };
     let whole = c.grid.iter().chain(&c.block).all(|&n| n > 0);
-    if !whole || c.block[0] > 1024 || c.stream as usize != 5 || !extra.is_null() || c.n_attributes != 1 {
-        return INVALID_VALUE;
-    }
-    // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, padding, and a value that says yes.
-    let early = unsafe { std::slice::from_raw_parts(c.attributes.cast::<c_uint>(), 3) };
-    if early[0] != 6 || early[2] != 1 {
+    let Some((cluster, true)) = (unsafe { c.attributes() }) else { return INVALID_VALUE };
+    if !whole || c.block[0] > 1024 || c.stream as usize != 5 || !extra.is_null() || c.grid[0] % cluster != 0 {
         return INVALID_VALUE;
     }
     // The kernels have three parameters each.
     let params = (0..3).map(|i| unsafe { **params.add(i) }).collect();
-    let threads = u64::from(c.grid[0]) * u64::from(c.block[0]);
+    // Blocks in clusters take rows until none is left. More of them than run at once would wait for the first to end:
+    // here that is an error.
+    let threads = match cluster {
+        1 => u64::from(c.grid[0]) * u64::from(c.block[0]),
+        _ if i64::from(c.grid[0] / cluster) > clusters_at_once().into() => return INVALID_VALUE,
+        _ => u64::MAX,
+    };
     state().submit(Op::Launch { entry: f as usize, threads, params })
 }
 
