@@ -37,7 +37,8 @@ impl Decoder {
             return self.narrow(c, ty, word).into_iter().map(|x| c.fma_pairs(ty, x, scale, nothing)).collect();
         }
         let values = self.values(c, word);
-        values.chunks(2).map(|v| c.pack_pair(ty, v[0] * scale, v[1] * scale)).collect()
+        let scaled = values.chunks_exact(2).map(|v| c.scale_pair([v[0], v[1]], scale));
+        scaled.map(|[low, high]| c.pack_pair(ty, low, high)).collect()
     }
 
     /// As [`Decoder::pairs`], with a factor for each element.
@@ -90,7 +91,10 @@ impl Decoder {
                 ScaleCode::F32 | ScaleCode::BF16 | ScaleCode::F16 | ScaleCode::E8M0 | ScaleCode::E4M3,
             ) => false,
         };
-        fits && !self.has_global && self.code.bits() == 4
+        // Where the target converts e2m1 to f16, two conversions on to bf16 and f32 products in pairs take fewer
+        // instructions than tables.
+        let tables = self.code == Codes::E2M1 && self.round == DType::BF16;
+        fits && !self.has_global && self.code.bits() == 4 && !(tables && self.capability >= 100)
     }
 
     /// The codes of a word of 4-bit codes as pairs of 16-bit floats, exactly, in order.
@@ -104,6 +108,9 @@ impl Decoder {
                 };
                 let exact = |u: I32<'c>| c.fma_pairs(ty, u | base, c.i32(one), c.i32(less));
                 nibble_pairs(c, word).into_iter().map(exact).collect()
+            }
+            (Codes::E2M1, MmaType::F16) if self.capability >= 100 => {
+                (0..4).map(|byte| c.e2m1_pair(word >> (8 * byte))).collect()
             }
             (Codes::E4M3 | Codes::E5M2 | Codes::E2M1, _) => {
                 [word, word >> 16].into_iter().flat_map(|w| e2m1_pairs(c, ty, w)).collect()

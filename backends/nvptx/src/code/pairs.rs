@@ -21,7 +21,7 @@ impl<'c> Code<'c> {
     /// The two f16 of FP4 e2m1 codes in bits 0..8 of `codes`, exactly. sm_100 and later.
     pub fn e2m1_pair(&'c self, codes: I32<'c>) -> I32<'c> {
         let ty = self.context.i16_type();
-        let codes = self.take(self.builder.build_int_truncate((codes & 0xff).v, ty, ""), ty.const_zero());
+        let codes = self.take(self.builder.build_int_truncate(codes.v, ty, ""), ty.const_zero());
         self.pair_call(Intrinsic::E2M1Pair, &[codes.into()])
     }
 
@@ -58,6 +58,18 @@ impl<'c> Code<'c> {
     pub fn pack_pair(&'c self, ty: MmaType, low: F32<'c>, high: F32<'c>) -> I32<'c> {
         let intrinsic = if ty == MmaType::Bf16 { Intrinsic::PackBf16 } else { Intrinsic::PackF16 };
         self.pair_call(intrinsic, &[high.v.into(), low.v.into()])
+    }
+
+    /// Two f32 products with one factor, in one instruction from sm_100 on.
+    pub fn scale_pair(&'c self, values: [F32<'c>; 2], factor: F32<'c>) -> [F32<'c>; 2] {
+        let both = |a: F32<'c>, b: F32<'c>| self.vector(&[a.raw(), b.raw()]).into_vector_value();
+        let product = self.builder.build_float_mul(both(values[0], values[1]), both(factor, factor), "");
+        let zero = self.context.f32_type().vec_type(2).const_zero();
+        let product = self.take(product, zero);
+        [0, 1].map(|i| {
+            let one = self.builder.build_extract_element(product, self.i32(i).v, "");
+            F32 { code: self, v: self.take(one.map(BasicValueEnum::into_float_value), self.f32(0.0).v) }
+        })
     }
 
     /// The halves of a pair as f32.
