@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Write ir/frontend/src/families/defaults.rs: what transformers assumes where a config leaves a key out.
+"""Write ir/frontend/src/families/defaults.rs: what transformers assumes where a config leaves a key out, and under which
+other names its config classes take keys.
 
 usage: class_defaults.py > ../../ir/frontend/src/families/defaults.rs
 """
-import dataclasses, sys, warnings
+import dataclasses, re, sys, warnings
 
 warnings.filterwarnings("ignore")
 import golden, numpy, transformers
@@ -19,6 +20,8 @@ router_scaling_factor scoring_func share_expert_dim shared_expert_combination_st
 shared_experts_intermediate_size shared_intermediate_size swiglu_alpha swiglu_limit topk_group topk_method
 use_expert_bias zero_expert_num""".split()
 
+# Keys of which another name is of interest here.
+RENAMED = re.compile(r"expert|moe_|intermediate_size|ffn|^hidden_size|_layers$|layers_block_type|routed_scaling|norm_topk_prob|top_?k")
 
 # What config classes work out when they are made.
 FIRST_DENSE = {"axk1": 1, "axk2": 1, "kimi_linear": 1, "beam": 3, "glm4_moe_lite": 1, "glm5_next": 3, "hy_v3": 1, "hy_v4": 1}
@@ -61,9 +64,17 @@ pub fn default_of(model_type: &str, key: &str) -> Option<Value> {{
     keys.binary_search_by_key(&key, |d| d.0).ok().map(|k| keys[k].1)
 }}
 
+/// The other names of `key` in configs of a model type, of which transformers takes each for the other.
+pub fn other_names(model_type: &str, key: &str) -> impl Iterator<Item = &'static str> {{
+    let i = OTHER_NAMES.binary_search_by_key(&model_type, |d| d.0).ok();
+    let pairs = i.map_or(&[][..], |i| OTHER_NAMES[i].1);
+    let other = move |a: &str, b: &'static str| (a == key).then_some(b);
+    pairs.iter().filter_map(move |&(a, b)| other(a, b).or_else(|| other(b, a)))
+}}
+
 /// Model types, sorted, each with its keys, sorted.
 const DEFAULTS: &[(&str, &[(&str, Value)])] = &[""")
-rows = {}
+rows, renamed = {}, {}
 for family in golden.FAMILY:
     cls = text_class(family)
     have = {f.name: (f.default if f.default is not dataclasses.MISSING else None) for f in dataclasses.fields(cls)}
@@ -74,6 +85,14 @@ for family in golden.FAMILY:
     for name in names:
         if name and (name == family or name not in golden.FAMILY):
             rows[name] = [(k, v) for k, v in found if v]
+            pairs = sorted((getattr(cls, "attribute_map", None) or {}).items())
+            renamed[name] = [p for p in pairs if RENAMED.search(p[0]) and "head" not in p[0]]
 for name in sorted(rows):
     print(f'    ("{name}", &[' + ", ".join(f'("{k}", {v})' for k, v in rows[name]) + "]),")
+print("];")
+print("""
+/// Model types, sorted, each with pairs of names for the same key.
+const OTHER_NAMES: &[(&str, &[(&str, &str)])] = &[""")
+for name in sorted(n for n in renamed if renamed[n]):
+    print(f'    ("{name}", &[' + ", ".join(f'("{a}", "{b}")' for a, b in renamed[name]) + "]),")
 print("];")

@@ -174,7 +174,7 @@ fn single_experts(checkpoint: &Checkpoint, graph: &Graph) -> BTreeMap<String, Ve
         let mut stacked = BTreeSet::new();
         stored_names(checkpoint, &param.source, &mut stacked);
         let (Some(stack), Some((template, count))) = (stacked.first(), expert_names(&param.source)) else { continue };
-        if checkpoint.tensor(stack).ok().flatten().is_none_or(|t| t.shape.len() < 3) {
+        if checkpoint.contains(&template.replace("{e}", "0")) {
             continue;
         }
         let value = read(checkpoint, param).expect("a recorded weight should be readable");

@@ -2,6 +2,7 @@
 
 use crate::assemble::assemble;
 use crate::facts::LayerFacts;
+use crate::families::single_experts::or_single_experts;
 use crate::families::{FAMILIES, Family, family};
 use crate::json::{CONFIG, Json, Object, nearest};
 use crate::keys::Keys;
@@ -94,8 +95,13 @@ impl ModelConfig {
         let (shown, text) = crate::open::read(path)?;
         let mut config = ModelConfig::from_text(&shown, text)?;
         let folder = if path.is_dir() { Some(path) } else { path.parent() };
+        // Configs of several models in one folder: `name.json` has `name.hf_quant_config.json` beside it.
+        let own = path.file_stem().filter(|stem| *stem != "config" && !path.is_dir());
+        let name = own.map_or("hf_quant_config.json".to_string(), |stem| {
+            format!("{}.hf_quant_config.json", stem.to_string_lossy())
+        });
         if let (None, Some(folder)) = (&config.quantization, folder)
-            && let Some((scheme, rows)) = beside(&folder.join("hf_quant_config.json"), config.dtype)
+            && let Some((scheme, rows)) = beside(&folder.join(name), config.dtype)
         {
             config.quantization = Some(scheme);
             config.published_rows = rows;
@@ -175,7 +181,7 @@ impl ModelConfig {
         let spec = (self.family.spec)(&keys, layer);
         let spec = keys.finish(spec)?;
         check(&keys, &spec);
-        let spec = keys.finish(spec)?;
+        let spec = or_single_experts(keys.finish(spec)?);
         let name = format!("{} layer {layer}", self.model_type);
         let origin = self.text.node().origin();
         let mut graph = assemble(&name, &spec, dtype).map_err(|d| vec![d.at(Some(origin))])?;

@@ -3,7 +3,7 @@
 //! A getter never fails: it records a diagnostic and gives a harmless value instead, so that a family's function is a
 //! plain list of what it reads, and the user sees all mistakes at once. [`Keys::finish`] turns records into an error.
 
-use crate::families::defaults::{Value, default_of};
+use crate::families::defaults::{Value, default_of, other_names};
 use crate::json::{Json, Object};
 use moec_ir::diag::Diagnostic;
 use moec_ir::{Activation, DType};
@@ -117,14 +117,16 @@ impl Keys {
         Err(problems)
     }
 
-    /// The first of `names` that is present and not null.
+    /// The first of `names` that is present and not null; then the other names that the family's config class takes.
     pub fn get(&self, names: &[&str]) -> Option<&Json> {
-        names.iter().find_map(|n| self.text.get(n))
+        let others = || names.iter().flat_map(|n| other_names(&self.model_type, n));
+        names.iter().find_map(|n| self.text.get(n)).or_else(|| others().find_map(|n| self.text.get(n)))
     }
 
     /// What the family's own code assumes where none of `names` is in the config. A key that is null is in it.
     fn assumed(&self, names: &[&str]) -> Option<Value> {
-        if names.iter().any(|n| self.text.get_or_null(n).is_some()) {
+        let present = |n: &str| self.text.get_or_null(n).is_some();
+        if names.iter().any(|n| present(n) || other_names(&self.model_type, n).any(present)) {
             return None;
         }
         names.iter().find_map(|n| default_of(&self.model_type, n))

@@ -421,3 +421,31 @@ fn every_config_is_described_in_one_paragraph() {
     }
     insta::assert_snapshot!("paragraphs", text);
 }
+
+#[test]
+fn keys_may_have_the_other_names_that_config_classes_take() {
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for (family, pairs) in [
+        ("mixtral", &[("num_local_experts", "num_experts")][..]),
+        ("deepseek_v3", &[("n_routed_experts", "num_local_experts")]),
+        ("deepseek_v4", &[("n_routed_experts", "num_local_experts"), ("moe_intermediate_size", "intermediate_size")]),
+        ("ernie4_5_moe", &[("moe_num_experts", "num_experts"), ("moe_k", "num_experts_per_tok")]),
+        ("hunyuan_v1_moe", &[("num_experts", "num_local_experts"), ("moe_topk", "num_experts_per_tok")]),
+        ("inkling2_text", &[("n_routed_experts", "num_local_experts"), ("route_scale", "routed_scaling_factor")]),
+        ("longcat_flash", &[("expert_ffn_hidden_size", "moe_intermediate_size"), ("moe_topk", "num_experts_per_tok")]),
+        ("minimax_m2", &[("num_local_experts", "num_experts")]),
+        ("dbrx", &[("d_model", "hidden_size"), ("n_layers", "num_hidden_layers")]),
+    ] {
+        let text = std::fs::read_to_string(golden.join(family).join("config.json")).unwrap();
+        let layer = |text: String| {
+            let config = ModelConfig::from_text("config.json", text).unwrap_or_else(|d| panic!("{family}: {d:?}"));
+            config.layer(None, &LayerOptions::default()).unwrap_or_else(|d| panic!("{family}: {d:?}")).graph
+        };
+        let mut renamed: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+        for (published, other) in pairs {
+            let value = renamed.remove(*published).unwrap_or_else(|| panic!("{family}: no {published}"));
+            renamed.insert((*other).to_string(), value);
+        }
+        assert_eq!(layer(serde_json::to_string(&renamed).unwrap()), layer(text), "{family}");
+    }
+}

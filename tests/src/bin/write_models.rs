@@ -37,8 +37,8 @@ output is what the reference evaluator of the graph gives for the dequantised we
 the first table made wider (`tests/src/wide.rs`: hidden states of 160, experts of 32, shared experts of 64 columns, values
 drawn from the record), so that rows have whole blocks of 16, 32 and 128 and one that is cut short. Kernels read the codes
 of FP8, MXFP8, MXFP4, NVFP4 and INT4, on GPUs and on the CPU, where a checkpoint has rows along K; elsewhere, and for INT8,
-GPTQ and AWQ, loading makes floats. `—`: the record stacks all experts in one tensor, and the family has no names for the
-matrices of single experts, which is what INT8, GPTQ and AWQ are formats of.
+GPTQ and AWQ, loading makes floats. INT8, GPTQ and AWQ are formats of single matrices: where the record stacks all experts
+in one tensor, each has the name that tools which take such tensors apart give it.
 
 ";
 
@@ -46,9 +46,9 @@ const ROWS: &str = "
 ## Activations rounded, too
 
 `--activations`: the rows before expert matrices are rounded to a format as the first of each pair says, the weights are
-stored in the second; both outputs round at the same points. sm_100a multiplies the codes, the others the values that they
-stand for. At most 1e-3: a value that lies on an edge between two codes may
-fall either way when two engines differ in its last bit.
+stored in the second: MXFP8 × MXFP4 is how gpt-oss and DeepSeek-V4 are served. Both outputs round at the same points.
+sm_100a multiplies the codes, the others the values that they stand for. At most 1e-3: a value that lies on an edge between
+two codes may fall either way when two engines differ in its last bit.
 
 ";
 

@@ -23,6 +23,14 @@ pub fn default_of(model_type: &str, key: &str) -> Option<Value> {
     keys.binary_search_by_key(&key, |d| d.0).ok().map(|k| keys[k].1)
 }
 
+/// The other names of `key` in configs of a model type, of which transformers takes each for the other.
+pub fn other_names(model_type: &str, key: &str) -> impl Iterator<Item = &'static str> {
+    let i = OTHER_NAMES.binary_search_by_key(&model_type, |d| d.0).ok();
+    let pairs = i.map_or(&[][..], |i| OTHER_NAMES[i].1);
+    let other = move |a: &str, b: &'static str| (a == key).then_some(b);
+    pairs.iter().filter_map(move |&(a, b)| other(a, b).or_else(|| other(b, a)))
+}
+
 /// Model types, sorted, each with its keys, sorted.
 const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
     (
@@ -689,4 +697,109 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
         ],
     ),
     ("zaya", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-05)), ("router_hidden_size", Whole(256))]),
+];
+
+/// Model types, sorted, each with pairs of names for the same key.
+const OTHER_NAMES: &[(&str, &[(&str, &str)])] = &[
+    ("axk1", &[("num_local_experts", "n_routed_experts")]),
+    ("axk2", &[("num_local_experts", "n_routed_experts")]),
+    (
+        "bailing_hybrid",
+        &[
+            ("n_shared_experts", "num_shared_experts"),
+            ("norm_topk_prob", "moe_renormalize"),
+            ("num_experts_per_tok", "num_experts_per_token"),
+            ("num_local_experts", "num_experts"),
+            ("num_mtp_layers", "num_nextn_predict_layers"),
+        ],
+    ),
+    ("dbrx", &[("hidden_size", "d_model"), ("num_hidden_layers", "n_layers")]),
+    ("deepseek_v2", &[("num_experts", "n_routed_experts")]),
+    ("deepseek_v3", &[("num_local_experts", "n_routed_experts"), ("num_mtp_layers", "num_nextn_predict_layers")]),
+    ("deepseek_v32", &[("num_local_experts", "n_routed_experts")]),
+    ("deepseek_v4", &[("intermediate_size", "moe_intermediate_size"), ("num_local_experts", "n_routed_experts")]),
+    ("dots1", &[("num_local_experts", "n_routed_experts")]),
+    ("dots3_note_text", &[("num_local_experts", "n_routed_experts")]),
+    ("ernie4_5_moe", &[("num_experts", "moe_num_experts"), ("num_experts_per_tok", "moe_k")]),
+    ("ernie4_5_vl_moe", &[("num_experts", "moe_num_experts"), ("num_experts_per_tok", "moe_k")]),
+    ("ernie4_5_vl_moe_text", &[("num_experts", "moe_num_experts"), ("num_experts_per_tok", "moe_k")]),
+    ("flex_olmo", &[("num_local_experts", "num_experts")]),
+    ("glm4_moe", &[("num_local_experts", "n_routed_experts"), ("num_mtp_layers", "num_nextn_predict_layers")]),
+    ("glm4_moe_lite", &[("num_local_experts", "n_routed_experts")]),
+    ("glm4v_moe", &[("num_local_experts", "n_routed_experts")]),
+    ("glm4v_moe_text", &[("num_local_experts", "n_routed_experts")]),
+    ("glm5_next", &[("num_local_experts", "n_routed_experts")]),
+    ("glm5_next_text", &[("num_local_experts", "n_routed_experts")]),
+    ("glm_moe_dsa", &[("num_local_experts", "n_routed_experts")]),
+    ("gpt_oss", &[("num_experts", "num_local_experts")]),
+    ("granitemoehybrid", &[("layers_block_type", "layer_types")]),
+    ("hunyuan_v1_moe", &[("num_experts_per_tok", "moe_topk"), ("num_local_experts", "num_experts")]),
+    ("hy_v3", &[("num_local_experts", "num_experts")]),
+    ("hy_v4", &[("num_local_experts", "n_routed_experts")]),
+    (
+        "inkling2_text",
+        &[
+            ("intermediate_size", "moe_intermediate_size"),
+            ("num_local_experts", "n_routed_experts"),
+            ("routed_scaling_factor", "route_scale"),
+        ],
+    ),
+    ("inkling_text", &[("num_local_experts", "n_routed_experts")]),
+    ("jamba", &[("num_local_experts", "num_experts")]),
+    ("kimi_k2", &[("num_local_experts", "n_routed_experts"), ("num_mtp_layers", "num_nextn_predict_layers")]),
+    ("kimi_k25", &[("num_local_experts", "n_routed_experts"), ("num_mtp_layers", "num_nextn_predict_layers")]),
+    (
+        "kimi_linear",
+        &[
+            ("n_shared_experts", "num_shared_experts"),
+            ("norm_topk_prob", "moe_renormalize"),
+            ("num_experts_per_tok", "num_experts_per_token"),
+            ("num_local_experts", "num_experts"),
+        ],
+    ),
+    ("kolibri1", &[("num_experts", "num_local_experts")]),
+    (
+        "longcat_flash",
+        &[
+            ("intermediate_size", "ffn_hidden_size"),
+            ("moe_intermediate_size", "expert_ffn_hidden_size"),
+            ("num_experts_per_tok", "moe_topk"),
+            ("num_local_experts", "n_routed_experts"),
+        ],
+    ),
+    ("mellum", &[("num_experts", "num_local_experts"), ("num_mtp_layers", "num_nextn_predict_layers")]),
+    ("mimo_v2_flash", &[("num_local_experts", "n_routed_experts")]),
+    ("minimax", &[("num_experts", "num_local_experts")]),
+    ("minimax_m2", &[("num_experts", "num_local_experts")]),
+    ("minimax_m3_vl_text", &[("num_experts", "num_local_experts")]),
+    ("mistral4", &[("num_local_experts", "n_routed_experts")]),
+    ("mistral_large4", &[("num_local_experts", "n_routed_experts")]),
+    ("mistral_large4_text", &[("num_local_experts", "n_routed_experts")]),
+    ("mixtral", &[("num_experts", "num_local_experts")]),
+    ("nemotron_h", &[("num_local_experts", "n_routed_experts")]),
+    ("olmoe", &[("num_local_experts", "num_experts")]),
+    ("qwen3_moe", &[("num_experts", "num_local_experts")]),
+    ("qwen3_vl_moe", &[("num_experts", "num_local_experts")]),
+    ("qwen3_vl_moe_text", &[("num_experts", "num_local_experts")]),
+    ("solar_open", &[("num_local_experts", "n_routed_experts")]),
+    (
+        "step3p5",
+        &[
+            ("moe_num_experts", "n_routed_experts"),
+            ("moe_top_k", "num_experts_per_tok"),
+            ("num_local_experts", "n_routed_experts"),
+            ("num_mtp_layers", "num_nextn_predict_layers"),
+            ("share_expert_dims", "share_expert_dim"),
+        ],
+    ),
+    (
+        "step3p7",
+        &[
+            ("moe_num_experts", "n_routed_experts"),
+            ("moe_top_k", "num_experts_per_tok"),
+            ("num_local_experts", "n_routed_experts"),
+            ("num_mtp_layers", "num_nextn_predict_layers"),
+            ("share_expert_dims", "share_expert_dim"),
+        ],
+    ),
 ];

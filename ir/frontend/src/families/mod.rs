@@ -21,6 +21,7 @@ mod olmoe;
 mod phimoe;
 mod qwen;
 mod refused;
+pub(crate) mod single_experts;
 mod softmax_relatives;
 mod step3;
 mod v3_relatives;

@@ -185,12 +185,14 @@ fn dbrx(c: &Keys, layer: u32) -> MoeSpec {
     router.weights_round = Precision::Layer;
     // Every matrix is stored [E*F, H]; the way down is used from the other side.
     let stack = || WeightStep::Reshape { shape: vec![n_experts, ffn, hidden] };
+    // AutoAWQ and GPTQModel make a Linear of each, with the usual orientation.
+    let linear = |name: &str| names.per_expert(&[&format!("ffn.experts.mlp.{{e}}.{name}.weight")], n_experts);
     let experts = Experts {
         ffn,
         activation,
-        gate: names.steps(&["ffn.experts.mlp.w1"], vec![stack()]),
-        up: names.steps(&["ffn.experts.mlp.v1"], vec![stack()]),
-        down: names.steps(&["ffn.experts.mlp.w2"], vec![stack(), WeightStep::Transpose]),
+        gate: either(names.steps(&["ffn.experts.mlp.w1"], vec![stack()]), linear("w1")),
+        up: either(names.steps(&["ffn.experts.mlp.v1"], vec![stack()]), linear("v1")),
+        down: either(names.steps(&["ffn.experts.mlp.w2"], vec![stack(), WeightStep::Transpose]), linear("w2")),
         biases: None,
         out_norm: None,
     };
