@@ -15,53 +15,8 @@ fn corpus() -> PathBuf {
 
 /// Forms and layouts that no kernel of the corpus has, by words that they hold, with what is nearest and what holds them
 /// instead.
-pub const EXCEPTIONS: &[(&[&str], &str)] = &[
-    (
-        &["kind::mxf8f6f4", "e2m1", "e4m3"],
-        "read from the PTX manual alone: 4-bit floats in bytes, beside 8-bit ones. Each type has kernels with itself \
-         (`triton_dot_scaled_mxfp8_sm120`, `triton_dot_scaled_mxfp4_sm120`)",
-    ),
-    (
-        &["kind::mxf4 |", "cta_group::1", "swizzle b128"],
-        "the same kind with swizzle 64B (`triton_dot_scaled_mxfp4_sm100`), and with 128B for a pair of blocks \
-         (`triton_gluon_mma_pair_mxfp4_sm100`)",
-    ),
-    (
-        &["kind::mxf4nvf4 |", "cta_group::1", "swizzle b128"],
-        "the same kind with swizzle 64B (`triton_dot_scaled_nvfp4_sm100`), and with 128B for a pair of blocks \
-         (`triton_gluon_mma_pair_nvfp4_sm100`)",
-    ),
-    (&["cp.3d.async.bulk", "tensor"], "the same copy of rank 2 and of rank 5 (`triton_dot_scaled_tma_mxfp8_sm100`)"),
-    (&["tcgen05.32x32b", "ld", "x16"], "the same load of 32, 64 and 128 columns (`triton_gluon_tmem_32x32b_sm100`)"),
-    (
-        &["tcgen05.fence::"],
-        "orders accesses to tensor memory between warps, of which Triton writes none; the emulator executes in order, so \
-         that a missing one is not found",
-    ),
-    (&["fence.acq_rel."], "`fence.proxy` and `barrier` are there; the emulator's own tests hold the memory model"),
-    (&["mapa.shared::cluster.u64"], "the same of 32 bits (`nvcc_cluster_ptx_sm100`)"),
-    (
-        &["st.b32.shared::cluster"],
-        "loads from a neighbour (`nvcc_dsmem_hist_sm100`) and asynchronous stores (`nvcc_cluster_ptx_sm100`)",
-    ),
-    (
-        &["cp.2d.async.bulk", "cta_group::2", "tensor"],
-        "the same copies by one block (`triton_tma_gather4_sm100`), and to a cluster (`nvcc_tma_multicast_sm100`); that bytes may \
-         count at the barrier of the pair's other block is read from the PTX manual alone",
-    ),
-    (
-        &["tcgen05.32x128b", "cp", "cta_group::2"],
-        "the same for one block (`triton_dot_scaled_tma_mxfp8_sm100`), and products of pairs with scales in the tensor memory \
-         of both (`triton_gluon_mma_pair_mxfp8_sm100`); that each block copies from its own shared memory is inferred from how \
-         other libraries lay scales out",
-    ),
-    (
-        &["clusterlaunchcontrol", "multicast::cluster::all"],
-        "the same for one block (`nvcc_clc_steal_sm100`); a response goes to every block of the cluster, as copies do",
-    ),
-    (&["prefetch.param.tensormap"], "a hint without effect on results; `prefetch.tensormap` is there"),
-    (&["redux.min.sync.u32"], "the same of `s32`, and `max` of `u32` (`nvcc_redux_sm100`)"),
-];
+pub const EXCEPTIONS: &[(&[&str], &str)] =
+    &[(&["prefetch.param.tensormap"], "a hint without effect on results; `prefetch.tensormap` is there")];
 
 fn exception(form: &str) -> Option<&'static (&'static [&'static str], &'static str)> {
     EXCEPTIONS.iter().find(|(words, _)| words.iter().all(|w| form.contains(w)))
@@ -108,8 +63,8 @@ pub fn form(i: &Instruction) -> Option<String> {
     }
     let mut words: Vec<String> = i.modifiers.clone();
     let has = |words: &[String], w: &str| words.iter().any(|m| m == w);
-    // Defaults and synonyms: PTX ISA, "cp.async.bulk.tensor", "mbarrier", "tcgen05.mma", "mma", "membar".
-    words.retain(|w| !matches!(w.as_str(), "tile" | "aligned" | "collector::a::discard" | "noinc"));
+    // Defaults, synonyms and hints for the cache: PTX ISA, "cp.async.bulk.tensor", "mbarrier", "tcgen05.mma", "mma", "membar".
+    words.retain(|w| !matches!(w.as_str(), "tile" | "aligned" | "collector::a::discard" | "noinc" | "L2::cache_hint"));
     let opcode = match (i.opcode.as_str(), words.first().map(String::as_str)) {
         ("membar", Some("cta")) => {
             words = vec!["acq_rel".into(), "cta".into()];
@@ -288,8 +243,8 @@ pub fn page() -> (String, Vec<String>) {
          Made by `MOEC_BLESS=1 cargo test -p moec-tests --test blackwell instructions`, which also checks it. On the left every form of \
          tensor-core, copy, synchronisation, warp and small-float instruction in the PTX of moec's kernels for sm_100 and \
          sm_120 (words in alphabetical order, defaults left out), and every layout of operands that their `tcgen05.mma` \
-         descriptors name. On the right kernels that Triton or nvcc compiled, which the emulator runs to the expected results \
-         (`backends/ptx/corpus`): so the emulator's reading of the form is not ours alone.\n\n\
+         descriptors name. On the right kernels that Triton or nvcc compiled, CUTLASS's and DeepGEMM's among them, which the emulator \
+         runs to the expected results (`backends/ptx/corpus`): so the emulator's reading of the form is not ours alone.\n\n\
          | form or layout | used on | kernels of the corpus |\n|---|---|---|\n",
     );
     let mut missing = Vec::new();

@@ -2,7 +2,7 @@
 import numpy as np
 
 from gen import BF, E4, E5, F16, F32, I32, f32, rng, ue8m0, unpack_e2m1
-from gen_inference import B, randn
+from gen_inference import B, D as inference_D, randn
 
 
 def cases():
@@ -23,6 +23,7 @@ def cases():
              dict(o=c, r=c + 1), dict(o=1e-5, r=1e-5), num_warps=4)
 
     shapes("32x32b", 128, 32, 64, "32x32b", 128)
+    shapes("32x32b_16", 128, 16, 64, "32x32b", 128)
     shapes("16x64b", 128, 32, 64, "16x64b", 128)
     shapes("16x128b", 128, 32, 32, "16x128b", 64)
     shapes("16x256b", 128, 64, 16, "16x256b", 32)
@@ -78,6 +79,32 @@ def cases():
     scaled("mxfp8", 256, 128, 128, "e4m3", 32, "ue8m0")
     scaled("mxfp4", 256, 128, 256, "e2m1", 32, "ue8m0")
     scaled("nvfp4", 256, 128, 256, "e2m1", 16, "e4m3")
+
+    def D(name, block, layout):
+        d = inference_D(name, block)
+        d.layout = layout
+        return d
+
+    def shared(rank=2, cga=((1, 0),)):
+        from triton.experimental.gluon import language as gl
+        return repr(gl.NVMMASharedLayout(128, 16, rank, cga_layout=[list(c) for c in cga]))
+    g = rng("pairtma")
+    M, N, Kd = 256, 32, 192
+    a, b = randn(g, M, Kd, dt=BF), randn(g, N, Kd, dt=BF)
+    case("pair_tma", K.pair_tma, dict(a_desc=D("a", (M, 64), shared()), b_desc=D("b", (N, 64), shared()), o_ptr=B("o")), dict(M=M, N=N, K=64, STEPS=3),
+         dict(a=a, b=b, o=np.zeros((M, N), F32)), dict(o=(f32(a).astype(float) @ f32(b).T).astype(F32)), dict(o=1e-5), num_warps=4, num_ctas=2)
+    a, b = randn(g, 2 * M, 128, dt=BF), randn(g, N, 128, dt=BF)
+    case("pairs_multicast", K.pairs_multicast, dict(a_desc=D("a", (2 * M, 64), shared(cga=((1, 0), (2, 0)))), b_desc=D("b", (N, 64), shared(cga=((1, 0), (0, 0)))), o_ptr=B("o")),
+         dict(M=2 * M, N=N, K=64, STEPS=2), dict(a=a, b=b, o=np.zeros((2 * M, N), F32)), dict(o=(f32(a).astype(float) @ f32(b).T).astype(F32)), dict(o=1e-5), num_warps=4, num_ctas=4)
+    g = rng("pairgather")
+    a, b, r = randn(g, 300, 64, dt=BF), randn(g, N, 64, dt=BF), g.integers(0, 300, M).astype(I32)
+    case("pair_gather", K.pair_gather, dict(a_desc=D("a", (1, 64), shared(cga=((0, 0),))), b_desc=D("b", (N, 64), shared()), r_ptr=B("r"), o_ptr=B("o")),
+         dict(M=M, N=N, K=64), dict(a=a, b=b, r=r, o=np.zeros((M, N), F32)), dict(o=(f32(a[r]).astype(float) @ f32(b).T).astype(F32)), dict(o=1e-5), num_warps=4, num_ctas=2)
+    x = g.integers(-999, 999, (3, 20, 72)).astype(F16)
+    box = np.zeros((4, 16, 64), F16)
+    box[:2, 2:] = x[1:, :14, 8:72]
+    case("tma_3d", K.tma_3d, dict(x_desc=D("x", (4, 16, 64), shared(3, ())), o_ptr=B("o")), dict(B=4, R=16, C=64), dict(x=x, o=np.ones_like(box)), dict(o=box),
+         dict(o=0), num_warps=4)
 
     for sw in (32, 128):
         x = randn(rng("tmemcopy"), 128, sw // 4)

@@ -4,7 +4,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.blackwell import (TensorMemoryLayout, TensorMemoryScalesLayout, allocate_tensor_memory,
                                                                  fence_async_shared, mbarrier, tcgen05_commit, tcgen05_copy, tcgen05_mma,
-                                                                 tcgen05_mma_scaled)
+                                                                 tcgen05_mma_barrier_count, tcgen05_mma_scaled, tma)
 
 
 @gluon.jit
@@ -180,3 +180,99 @@ def wgmma(a_ptr, b_ptr, o_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr
             acc = hopper.warpgroup_mma(sa, vb, acc, is_async=True)
     acc = hopper.warpgroup_mma_wait(0, deps=[acc])
     gl.store(o_ptr + offsets(M, N, N, D), acc)
+
+
+@gluon.jit
+def pair_tma(a_desc, b_desc, o_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr, STEPS: gl.constexpr):
+    """o = a @ b.T by a pair of CTAs: TMA brings halves of both to each, and counts the bytes at one barrier of the pair."""
+    T: gl.constexpr = TensorMemoryLayout([128, N], 1, [[1, 0]], True)
+    acc = allocate_tensor_memory(gl.float32, [M, N], T)
+    full = mbarrier.allocate_mbarrier(two_ctas=True)
+    done = mbarrier.allocate_mbarrier()
+    mbarrier.init(full, 1)
+    mbarrier.init(done, 1)
+    hopper.cluster.barrier()
+    sa = gl.allocate_shared_memory(a_desc.dtype, [M, K], a_desc.layout)
+    sb = gl.allocate_shared_memory(b_desc.dtype, [N, K], b_desc.layout)
+    for k in range(STEPS):
+        mbarrier.expect(full, a_desc.nbytes_per_cta + b_desc.nbytes_per_cta)
+        tma.async_load(a_desc, [0, k * K], full, sa)
+        tma.async_load(b_desc, [0, k * K], full, sb)
+        mbarrier.wait(full, k & 1, deps=[sa, sb])
+        tcgen05_mma(sa, sb.permute((1, 0)), acc, use_acc=k > 0)
+        tcgen05_commit(done)
+        mbarrier.wait(done, k & 1, deps=[sa, sb])
+    mbarrier.invalidate(full)
+    mbarrier.invalidate(done)
+    L: gl.constexpr = acc.get_reg_layout()
+    gl.store(o_ptr + offsets(M, N, N, L), acc.load(L))
+
+
+@gluon.jit
+def pairs_multicast(a_desc, b_desc, o_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr, STEPS: gl.constexpr):
+    """As pair_tma, by two pairs of CTAs with rows of a of their own; one pair's copies of b go to both."""
+    T: gl.constexpr = TensorMemoryLayout([128, N], 1, [[1, 0], [2, 0]], True)
+    acc = allocate_tensor_memory(gl.float32, [M, N], T)
+    sa = gl.allocate_shared_memory(a_desc.dtype, [M, K], a_desc.layout)
+    sb = gl.allocate_shared_memory(b_desc.dtype, [N, K], b_desc.layout)
+    full = mbarrier.allocate_mbarrier(two_ctas=True)
+    done = mbarrier.allocate_mbarrier()
+    mbarrier.init(full, 1)
+    mbarrier.init(done, tcgen05_mma_barrier_count([sa, sb], True, True))
+    hopper.cluster.barrier()
+    for k in range(STEPS):
+        mbarrier.expect(full, a_desc.nbytes_per_cta + b_desc.nbytes_per_cta)
+        tma.async_load(a_desc, [0, k * K], full, sa, multicast=True)
+        tma.async_load(b_desc, [0, k * K], full, sb, multicast=True)
+        mbarrier.wait(full, k & 1, deps=[sa, sb])
+        tcgen05_mma(sa, sb.permute((1, 0)), acc, use_acc=k > 0, multicast=True, mbarriers=[done])
+        mbarrier.wait(done, k & 1, deps=[sa, sb])
+    mbarrier.invalidate(full)
+    mbarrier.invalidate(done)
+    L: gl.constexpr = acc.get_reg_layout()
+    gl.store(o_ptr + offsets(M, N, N, L), acc.load(L))
+
+
+@gluon.jit
+def pair_gather(a_desc, b_desc, r_ptr, o_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr):
+    """o = a[r] @ b.T by a pair of CTAs; TMA gathers the rows of a."""
+    T: gl.constexpr = TensorMemoryLayout([128, N], 1, [[1, 0]], True)
+    X: gl.constexpr = gl.SliceLayout(0, gl.BlockedLayout([1, 4], [32, 1], [1, 4], [1, 0], [[0, 1]]))
+    SA: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2, cga_layout=[[1, 0]])
+    acc = allocate_tensor_memory(gl.float32, [M, N], T)
+    full = mbarrier.allocate_mbarrier(two_ctas=True)
+    done = mbarrier.allocate_mbarrier()
+    mbarrier.init(full, 1)
+    mbarrier.init(done, 1)
+    hopper.cluster.barrier()
+    sa = gl.allocate_shared_memory(a_desc.dtype, [M, K], SA)
+    sb = gl.allocate_shared_memory(b_desc.dtype, [N, K], b_desc.layout)
+    rows = gl.load(r_ptr + gl.arange(0, M, layout=X))
+    mbarrier.expect(full, (M * K + N * K) // 2 * 2)
+    tma.async_gather(a_desc, rows, 0, full, sa)
+    tma.async_load(b_desc, [0, 0], full, sb)
+    mbarrier.wait(full, 0, deps=[sa, sb])
+    tcgen05_mma(sa, sb.permute((1, 0)), acc, use_acc=False)
+    tcgen05_commit(done)
+    mbarrier.wait(done, 0, deps=[sa, sb])
+    mbarrier.invalidate(full)
+    mbarrier.invalidate(done)
+    L: gl.constexpr = acc.get_reg_layout()
+    gl.store(o_ptr + offsets(M, N, N, L), acc.load(L))
+
+
+@gluon.jit
+def tma_3d(x_desc, o_ptr, B: gl.constexpr, R: gl.constexpr, C: gl.constexpr):
+    """o = the box [B, R, C] of x at [1, -2, 8]."""
+    bar = mbarrier.allocate_mbarrier()
+    mbarrier.init(bar, 1)
+    s = gl.allocate_shared_memory(x_desc.dtype, [B, R, C], x_desc.layout)
+    mbarrier.expect(bar, x_desc.nbytes_per_cta)
+    tma.async_load(x_desc, [1, -2, 8], bar, s)
+    mbarrier.wait(bar, 0)
+    mbarrier.invalidate(bar)
+    L: gl.constexpr = gl.BlockedLayout([1, 1, 1], [1, 1, 32], [1, 4, 1], [2, 1, 0])
+    b = gl.arange(0, B, layout=gl.SliceLayout(1, gl.SliceLayout(2, L)))
+    r = gl.arange(0, R, layout=gl.SliceLayout(0, gl.SliceLayout(2, L)))
+    c = gl.arange(0, C, layout=gl.SliceLayout(0, gl.SliceLayout(1, L)))
+    gl.store(o_ptr + b[:, None, None] * (R * C) + r[None, :, None] * C + c[None, None, :], s.load(L))

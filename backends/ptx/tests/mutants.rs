@@ -259,6 +259,27 @@ const MUTANTS: &[Mutant] = &[
         "no proxy fence before the store",
         Remove("fence.proxy.async.shared::cta", 0),
     ),
+    mutant(
+        "nvcc_cutlass_mxfp4_mxfp8_pair_sm100",
+        "no expect_tx for the answer in each CTA",
+        Remove("mbarrier.arrive.expect_tx.shared::cluster", 0),
+    ),
+    // Pairs of CTAs.
+    mutant(
+        "triton_gluon_pair_tma_sm100",
+        "a copy of one CTA counts at the leader's barrier",
+        Replace("tensor.2d.cta_group::2.shared::cluster", 0, "tensor.2d.shared::cluster"),
+    ),
+    mutant(
+        "nvcc_deepgemm_fp8_fp4_pair_sm100",
+        "scale factors for one CTA only",
+        Replace("tcgen05.cp.cta_group::2", 0, "tcgen05.cp.cta_group::1"),
+    ),
+    mutant(
+        "nvcc_deepgemm_fp8_fp4_pair_sm100",
+        "no commit that frees the stage in both CTAs",
+        Replace(".multicast::cluster.b64 [%r165], %rs1", 0, ".b64 [%r165]"),
+    ),
 ];
 
 const SCHEDULES: [Schedule; 5] =

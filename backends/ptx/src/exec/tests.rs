@@ -129,6 +129,17 @@ fn branch_tables_split_and_join() {
 }
 
 #[test]
+fn tiles_of_a_warp_name_member_masks_of_their_own() {
+    let tiles = "and.b32 %r3, %r0, 24; mov.u32 %r4, 255; shl.b32 %r4, %r4, %r3;";
+    let add = "redux.sync.add.u32 %r5, %r0, %r4; st.global.u32 [%rd1], %r5;";
+    let r = run(&format!("{OWN} {tiles} {add}"), 32);
+    clean(&r);
+    assert_eq!(r.words, (0..32).map(|t| (t / 8 * 8..t / 8 * 8 + 8).sum()).collect::<Vec<u32>>());
+    let r = run(&format!("{OWN} {tiles} setp.eq.u32 %p1, %r0, 9; @%p1 mov.u32 %r4, -1; {add}"), 32);
+    assert!(checks_of(&r).contains(&Check::Divergence), "{:?}", r.report.findings);
+}
+
+#[test]
 fn carries_pass_from_word_to_word() {
     let body = format!(
         "{OWN} mov.u32 %r1, 0xffffffff; add.cc.u32 %r2, %r1, 1; addc.cc.u32 %r3, %r1, 0; addc.u32 %r4, 5, 0;\n\

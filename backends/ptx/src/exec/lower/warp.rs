@@ -7,27 +7,60 @@ use crate::exec::error::{CompileError, ExecError};
 use crate::exec::findings::Check;
 use crate::exec::program::{Flow, Src, Wait};
 
-/// The lanes that take part: those of the member mask that have not left. `Err` when some have not come yet.
-pub(crate) fn members(cx: &mut Cx<'_>, mask: u32, member: Option<Src>) -> Result<u32, Wait> {
-    let named = match member {
-        Some(m) => {
-            cx.require(m, mask, "the member mask");
-            cx.uniform(m, mask) as u32
-        }
-        None => u32::MAX,
-    };
+/// The sets of lanes that take part together.
+pub(crate) struct Groups {
+    first: u32,
+    /// Empty unless lanes name different masks, as tiles of fewer than 32 threads do.
+    rest: Vec<u32>,
+}
+
+impl Groups {
+    const fn one(lanes: u32) -> Self {
+        Self { first: lanes, rest: Vec::new() }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        std::iter::once(self.first).chain(self.rest.iter().copied())
+    }
+}
+
+/// The lanes that take part: those of each member mask that have not left. `Err` when some have not come yet.
+pub(crate) fn members(cx: &mut Cx<'_>, mask: u32, member: Option<Src>) -> Result<Groups, Wait> {
+    let Some(m) = member else { return group(cx, mask, mask, u32::MAX).map(Groups::one) };
+    cx.require(m, mask, "the member mask");
+    let named = *cx.lanes(m);
+    let same = |l: usize| (0..32).filter(|k| mask >> k & 1 == 1 && named[*k] == named[l]).fold(0u32, |s, k| s | 1 << k);
+    let first = mask.trailing_zeros() as usize & 31;
+    let mut groups = Groups::one(group(cx, mask, same(first), named[first] as u32)?);
+    let mut left = mask & !same(first);
+    while left != 0 {
+        let l = left.trailing_zeros() as usize;
+        groups.rest.push(group(cx, mask, same(l), named[l] as u32)?);
+        left &= !same(l);
+    }
+    Ok(groups)
+}
+
+/// The lanes that take part with `lanes`, which all name `named`, where `mask` stand at the instruction.
+fn group(cx: &mut Cx<'_>, mask: u32, lanes: u32, named: u32) -> Result<u32, Wait> {
     let wanted = named & cx.warp.live();
     if wanted & !cx.part_mask != 0 {
         return Err(Wait::Lanes(wanted & !cx.part_mask));
     }
     // Lanes that stand here but whose guard is off do not take part.
-    if mask & !named != 0 {
-        let lane = (mask & !named).trailing_zeros();
-        cx.m.report(Check::Divergence, Some(lane), || {
+    let outside = lanes & !named;
+    if outside != 0 {
+        cx.m.report(Check::Divergence, Some(outside.trailing_zeros()), || {
             format!("a thread executes the instruction outside of its own member mask {named:#010x}")
         });
     }
-    Ok(wanted & mask)
+    let other = wanted & mask & !lanes;
+    if other != 0 {
+        cx.m.report(Check::Divergence, Some(other.trailing_zeros()), || {
+            format!("a thread of the member mask {named:#010x} names another one")
+        });
+    }
+    Ok(wanted & lanes)
 }
 
 /// Unwraps the member mask or blocks.
@@ -83,37 +116,39 @@ impl Lower<'_> {
                 None => return Err(self.unsupported(i.full_name())),
             };
         self.emit_custom(Box::new(move |cx, mask| {
-            let active = if sync { members_or_block!(cx, mask, member) } else { mask };
-            let (va, vb, vc) = (*cx.lanes(a), *cx.lanes(b), *cx.lanes(c));
-            let poison_in = cx.poison(a);
-            let mut poison = cx.poison(b) | cx.poison(c);
-            let (mut out, mut set) = (va, 0u32);
-            for l in (0..32u32).filter(|l| active >> l & 1 == 1) {
-                let (b, c) = (vb[l as usize] as u32 & 31, vc[l as usize] as u32);
-                let (clamp, segment) = (c & 31, c >> 8 & 31);
-                let top = (l & segment) | (clamp & !segment);
-                let (from, inside) = match mode {
-                    0 => (l.wrapping_sub(b), l as i32 - b as i32 >= top as i32),
-                    1 => (l + b, l + b <= top),
-                    2 => (l ^ b, l ^ b <= top),
-                    _ => {
-                        let j = (l & segment) | (b & !segment);
-                        (j, j <= top)
+            let groups = if sync { members_or_block!(cx, mask, member) } else { Groups::one(mask) };
+            for active in groups.iter() {
+                let (va, vb, vc) = (*cx.lanes(a), *cx.lanes(b), *cx.lanes(c));
+                let poison_in = cx.poison(a);
+                let mut poison = cx.poison(b) | cx.poison(c);
+                let (mut out, mut set) = (va, 0u32);
+                for l in (0..32u32).filter(|l| active >> l & 1 == 1) {
+                    let (b, c) = (vb[l as usize] as u32 & 31, vc[l as usize] as u32);
+                    let (clamp, segment) = (c & 31, c >> 8 & 31);
+                    let top = (l & segment) | (clamp & !segment);
+                    let (from, inside) = match mode {
+                        0 => (l.wrapping_sub(b), l as i32 - b as i32 >= top as i32),
+                        1 => (l + b, l + b <= top),
+                        2 => (l ^ b, l ^ b <= top),
+                        _ => {
+                            let j = (l & segment) | (b & !segment);
+                            (j, j <= top)
+                        }
+                    };
+                    let from = if inside { from & 31 } else { l };
+                    out[l as usize] = va[from as usize];
+                    set |= u32::from(inside) << l;
+                    poison |= (poison_in >> from & 1) << l;
+                    if sync && from != l && active >> from & 1 == 0 {
+                        // Reading a lane that does not take part gives an undefined value.
+                        poison |= 1 << l;
                     }
-                };
-                let from = if inside { from & 31 } else { l };
-                out[l as usize] = va[from as usize];
-                set |= u32::from(inside) << l;
-                poison |= (poison_in >> from & 1) << l;
-                if sync && from != l && active >> from & 1 == 0 {
-                    // Reading a lane that does not take part gives an undefined value.
-                    poison |= 1 << l;
                 }
-            }
-            cx.write(d, active, &out, poison);
-            if let Some(p) = p {
-                let unknown = cx.poison(b) | cx.poison(c);
-                cx.warp.write_pred(p, active, set, unknown);
+                cx.write(d, active, &out, poison);
+                if let Some(p) = p {
+                    let unknown = cx.poison(b) | cx.poison(c);
+                    cx.warp.write_pred(p, active, set, unknown);
+                }
             }
             Ok(Flow::Next)
         }));
@@ -142,23 +177,26 @@ impl Lower<'_> {
             None => return Err(self.unsupported(i.full_name())),
         };
         self.emit_custom(Box::new(move |cx, mask| {
-            let active = if sync { members_or_block!(cx, mask, member) } else { mask };
-            let votes = cx.pred(a) & active;
-            let unknown = if cx.warp.pred_poison(a) & active != 0 { u32::MAX } else { 0 };
-            match mode {
-                3 => {
-                    if let Some(d) = slot {
-                        cx.write(d, active, &[u64::from(votes); 32], unknown);
+            let groups = if sync { members_or_block!(cx, mask, member) } else { Groups::one(mask) };
+            let (values, unwritten) = (cx.pred(a), cx.warp.pred_poison(a));
+            for active in groups.iter() {
+                let votes = values & active;
+                let unknown = if unwritten & active != 0 { u32::MAX } else { 0 };
+                match mode {
+                    3 => {
+                        if let Some(d) = slot {
+                            cx.write(d, active, &[u64::from(votes); 32], unknown);
+                        }
                     }
-                }
-                _ => {
-                    let holds = match mode {
-                        0 => votes == active,
-                        1 => votes != 0,
-                        _ => votes == 0 || votes == active,
-                    };
-                    if let Some(p) = pred {
-                        cx.warp.write_pred(p, active, if holds { u32::MAX } else { 0 }, unknown);
+                    _ => {
+                        let holds = match mode {
+                            0 => votes == active,
+                            1 => votes != 0,
+                            _ => votes == 0 || votes == active,
+                        };
+                        if let Some(p) = pred {
+                            cx.warp.write_pred(p, active, if holds { u32::MAX } else { 0 }, unknown);
+                        }
                     }
                 }
             }
@@ -178,26 +216,29 @@ impl Lower<'_> {
         let d = self.dst(d, 32)?;
         let (a, member) = (self.src(a, ty)?, self.src32(member)?);
         self.emit_custom(Box::new(move |cx, mask| {
-            let active = members_or_block!(cx, mask, Some(member));
+            let groups = members_or_block!(cx, mask, Some(member));
             let v = *cx.lanes(a);
-            let same =
-                |l: usize| (0..32).filter(|k| active >> k & 1 == 1 && v[*k] == v[l]).fold(0u32, |m, k| m | 1 << k);
-            let unknown = if cx.poison(a) & active != 0 { u32::MAX } else { 0 };
-            let mut out = [0u64; 32];
-            if all {
-                let equal = same(active.trailing_zeros() as usize & 31) == active;
-                if equal {
-                    out = [u64::from(active); 32];
+            let unwritten = cx.poison(a);
+            for active in groups.iter() {
+                let same =
+                    |l: usize| (0..32).filter(|k| active >> k & 1 == 1 && v[*k] == v[l]).fold(0u32, |m, k| m | 1 << k);
+                let unknown = if unwritten & active != 0 { u32::MAX } else { 0 };
+                let mut out = [0u64; 32];
+                if all {
+                    let equal = same(active.trailing_zeros() as usize & 31) == active;
+                    if equal {
+                        out = [u64::from(active); 32];
+                    }
+                    if let Some(p) = p {
+                        cx.warp.write_pred(p, active, if equal { u32::MAX } else { 0 }, unknown);
+                    }
+                } else {
+                    for l in (0..32).filter(|l| active >> l & 1 == 1) {
+                        out[l] = u64::from(same(l));
+                    }
                 }
-                if let Some(p) = p {
-                    cx.warp.write_pred(p, active, if equal { u32::MAX } else { 0 }, unknown);
-                }
-            } else {
-                for l in (0..32).filter(|l| active >> l & 1 == 1) {
-                    out[l] = u64::from(same(l));
-                }
+                cx.write(d, active, &out, unknown);
             }
-            cx.write(d, active, &out, unknown);
             Ok(Flow::Next)
         }));
         Ok(())
@@ -229,12 +270,15 @@ impl Lower<'_> {
             _ => return Err(self.unsupported(i.full_name())),
         };
         self.emit_custom(Box::new(move |cx, mask| {
-            let active = members_or_block!(cx, mask, Some(member));
+            let groups = members_or_block!(cx, mask, Some(member));
             let v = *cx.lanes(a);
-            let strip = |x: u64| if abs { x as u32 & 0x7fff_ffff } else { x as u32 };
-            let result = (0..32).filter(|l| active >> l & 1 == 1).map(|l| strip(v[l])).reduce(&fold).unwrap_or(0);
-            let unknown = if cx.poison(a) & active != 0 { u32::MAX } else { 0 };
-            cx.write(d, active, &[u64::from(result); 32], unknown);
+            let unwritten = cx.poison(a);
+            for active in groups.iter() {
+                let strip = |x: u64| if abs { x as u32 & 0x7fff_ffff } else { x as u32 };
+                let result = (0..32).filter(|l| active >> l & 1 == 1).map(|l| strip(v[l])).reduce(&fold).unwrap_or(0);
+                let unknown = if unwritten & active != 0 { u32::MAX } else { 0 };
+                cx.write(d, active, &[u64::from(result); 32], unknown);
+            }
             Ok(Flow::Next)
         }));
         Ok(())
@@ -250,13 +294,15 @@ impl Lower<'_> {
         };
         let member = self.src32(member)?;
         self.emit_custom(Box::new(move |cx, mask| {
-            let active = members_or_block!(cx, mask, Some(member));
-            let leader = elected(cx, active)?;
-            if let Some(d) = d {
-                cx.write(d, active, &[u64::from(leader); 32], 0);
-            }
-            if let Some(p) = p {
-                cx.warp.write_pred(p, active, 1 << leader, 0);
+            let groups = members_or_block!(cx, mask, Some(member));
+            for active in groups.iter() {
+                let leader = elected(cx, active)?;
+                if let Some(d) = d {
+                    cx.write(d, active, &[u64::from(leader); 32], 0);
+                }
+                if let Some(p) = p {
+                    cx.warp.write_pred(p, active, 1 << leader, 0);
+                }
             }
             Ok(Flow::Next)
         }));

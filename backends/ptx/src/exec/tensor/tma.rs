@@ -182,6 +182,13 @@ fn load(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError> {
                     format!("the destination {dst:#x} is not in the shared memory of the CTA")
                 });
             }
+            let away = split_shared(mbar).0 ^ own;
+            if multicast.is_none() && away > usize::from(pair) {
+                cx.m.report(Check::Bounds, Some(lane as u32), || {
+                    let pair = if pair { ", nor in its peer" } else { ", which only `.cta_group::2` allows" };
+                    format!("the mbarrier {mbar:#x} is not in the CTA that the copy writes{pair}")
+                });
+            }
             if !dst_offset.is_multiple_of(BOX_ALIGN) {
                 cx.m.report(Check::Alignment, Some(lane as u32), || {
                     format!("the destination {dst:#x} of a tensor copy is not a multiple of {BOX_ALIGN}")

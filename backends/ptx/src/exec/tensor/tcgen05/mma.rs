@@ -302,6 +302,9 @@ fn scale_factors(cx: &mut AsyncCx<'_>, op: &Issued, sa: u32, sb: u32) -> Option<
     Some(out)
 }
 
+/// The scale factors of `lines` rows or columns, from byte `first` of each cell on.
+///
+/// The two highest bits of the address are not part of it: CUTLASS's kernels leave there the byte that the descriptor names.
 fn read_scales(
     cx: &mut AsyncCx<'_>,
     op: &Issued,
@@ -310,8 +313,14 @@ fn read_scales(
     lines: usize,
     first: usize,
 ) -> Option<Vec<f32>> {
-    let (lane0, column0) = split_address(address);
+    let (lane0, column0) = split_address(address & 0x3fff_ffff);
     let issuer = Some(cx.lane);
+    let byte = (address >> 30) as usize;
+    if byte != 0 && byte != first {
+        cx.m.report(Check::TensorMemory, issuer, || {
+            format!("the address of the scale factors names byte {byte} of a column, the instruction descriptor byte {first}")
+        });
+    }
     let vec = op.form.scale_vec;
     let mut out = Vec::with_capacity(lines * vec);
     let mut hole = None;
