@@ -100,7 +100,10 @@ def cases():
     a, b, r = randn(g, 300, 64, dt=BF), randn(g, N, 64, dt=BF), g.integers(0, 300, M).astype(I32)
     case("pair_gather", K.pair_gather, dict(a_desc=D("a", (1, 64), shared(cga=((0, 0),))), b_desc=D("b", (N, 64), shared()), r_ptr=B("r"), o_ptr=B("o")),
          dict(M=M, N=N, K=64), dict(a=a, b=b, r=r, o=np.zeros((M, N), F32)), dict(o=(f32(a[r]).astype(float) @ f32(b).T).astype(F32)), dict(o=1e-5), num_warps=4, num_ctas=2)
-    x = g.integers(-999, 999, (3, 20, 72)).astype(F16)
+    b = randn(rng("pairsgather"), 2 * N, 64, dt=BF)
+    case("pairs_gather_multicast", K.pairs_gather_multicast, dict(a_desc=D("a", (1, 64), shared(cga=((0, 0), (0, 0)))), b_desc=D("b", (2 * N, 64), shared(cga=((1, 0), (2, 0)))), r_ptr=B("r"), o_ptr=B("o")),
+         dict(M=M, N=2 * N, K=64), dict(a=a, b=b, r=r, o=np.zeros((M, 2 * N), F32)), dict(o=(f32(a[r]).astype(float) @ f32(b).T).astype(F32)), dict(o=1e-5), num_warps=4, num_ctas=4)
+    x = rng("tma3d").integers(-999, 999, (3, 20, 72)).astype(F16)
     box = np.zeros((4, 16, 64), F16)
     box[:2, 2:] = x[1:, :14, 8:72]
     case("tma_3d", K.tma_3d, dict(x_desc=D("x", (4, 16, 64), shared(3, ())), o_ptr=B("o")), dict(B=4, R=16, C=64), dict(x=x, o=np.ones_like(box)), dict(o=box),

@@ -262,6 +262,33 @@ def pair_gather(a_desc, b_desc, r_ptr, o_ptr, M: gl.constexpr, N: gl.constexpr, 
 
 
 @gluon.jit
+def pairs_gather_multicast(a_desc, b_desc, r_ptr, o_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr):
+    """As pair_gather, by two pairs of CTAs with rows of b of their own; the gathered rows go to both."""
+    T: gl.constexpr = TensorMemoryLayout([128, N // 2], 1, [[1, 0], [0, 1]], True)
+    X: gl.constexpr = gl.SliceLayout(0, gl.BlockedLayout([1, 4], [32, 1], [1, 4], [1, 0], [[0, 1], [0, 0]]))
+    SA: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2, cga_layout=[[1, 0], [0, 0]])
+    acc = allocate_tensor_memory(gl.float32, [M, N], T)
+    sa = gl.allocate_shared_memory(a_desc.dtype, [M, K], SA)
+    sb = gl.allocate_shared_memory(b_desc.dtype, [N, K], b_desc.layout)
+    full = mbarrier.allocate_mbarrier(two_ctas=True)
+    done = mbarrier.allocate_mbarrier()
+    mbarrier.init(full, 1)
+    mbarrier.init(done, tcgen05_mma_barrier_count([sa, sb], True, True))
+    hopper.cluster.barrier()
+    rows = gl.load(r_ptr + gl.arange(0, M, layout=X))
+    mbarrier.expect(full, M * K + b_desc.nbytes_per_cta)
+    tma.async_gather(a_desc, rows, 0, full, sa, multicast=True)
+    tma.async_load(b_desc, [0, 0], full, sb, multicast=True)
+    mbarrier.wait(full, 0, deps=[sa, sb])
+    tcgen05_mma(sa, sb.permute((1, 0)), acc, use_acc=False, multicast=True, mbarriers=[done])
+    mbarrier.wait(done, 0, deps=[sa, sb])
+    mbarrier.invalidate(full)
+    mbarrier.invalidate(done)
+    L: gl.constexpr = acc.get_reg_layout()
+    gl.store(o_ptr + offsets(M, N, N, L), acc.load(L))
+
+
+@gluon.jit
 def tma_3d(x_desc, o_ptr, B: gl.constexpr, R: gl.constexpr, C: gl.constexpr):
     """o = the box [B, R, C] of x at [1, -2, 8]."""
     bar = mbarrier.allocate_mbarrier()
