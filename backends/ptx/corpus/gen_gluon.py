@@ -96,6 +96,9 @@ def cases():
     a, b = randn(g, 2 * M, 128, dt=BF), randn(g, N, 128, dt=BF)
     case("pairs_multicast", K.pairs_multicast, dict(a_desc=D("a", (2 * M, 64), shared(cga=((1, 0), (2, 0)))), b_desc=D("b", (N, 64), shared(cga=((1, 0), (0, 0)))), o_ptr=B("o")),
          dict(M=2 * M, N=N, K=64, STEPS=2), dict(a=a, b=b, o=np.zeros((2 * M, N), F32)), dict(o=(f32(a).astype(float) @ f32(b).T).astype(F32)), dict(o=1e-5), num_warps=4, num_ctas=4)
+    b3 = np.stack([b[::-1], b])
+    case("pairs_multicast_3d", K.pairs_multicast_3d, dict(a_desc=D("a", (2 * M, 64), shared(cga=((1, 0), (2, 0)))), b_desc=D("b", (1, N, 64), shared(3, ((0, 1, 0), (0, 0, 0)))), o_ptr=B("o")),
+         dict(M=2 * M, N=N, K=64, STEPS=2), dict(a=a, b=b3, o=np.zeros((2 * M, N), F32)), dict(o=(f32(a).astype(float) @ f32(b).T).astype(F32)), dict(o=1e-5), num_warps=4, num_ctas=4)
     g = rng("pairgather")
     a, b, r = randn(g, 300, 64, dt=BF), randn(g, N, 64, dt=BF), g.integers(0, 300, M).astype(I32)
     case("pair_gather", K.pair_gather, dict(a_desc=D("a", (1, 64), shared(cga=((0, 0),))), b_desc=D("b", (N, 64), shared()), r_ptr=B("r"), o_ptr=B("o")),

@@ -234,6 +234,32 @@ def pairs_multicast(a_desc, b_desc, o_ptr, M: gl.constexpr, N: gl.constexpr, K: 
 
 
 @gluon.jit
+def pairs_multicast_3d(a_desc, b_desc, o_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr, STEPS: gl.constexpr):
+    """As pairs_multicast, with the second matrix of b."""
+    T: gl.constexpr = TensorMemoryLayout([128, N], 1, [[1, 0], [2, 0]], True)
+    acc = allocate_tensor_memory(gl.float32, [M, N], T)
+    sa = gl.allocate_shared_memory(a_desc.dtype, [M, K], a_desc.layout)
+    sb3 = gl.allocate_shared_memory(b_desc.dtype, [1, N, K], b_desc.layout)
+    sb = sb3.reshape((N, K))
+    full = mbarrier.allocate_mbarrier(two_ctas=True)
+    done = mbarrier.allocate_mbarrier()
+    mbarrier.init(full, 1)
+    mbarrier.init(done, 2)  # commits of both pairs
+    hopper.cluster.barrier()
+    for k in range(STEPS):
+        mbarrier.expect(full, a_desc.nbytes_per_cta + b_desc.nbytes_per_cta)
+        tma.async_load(a_desc, [0, k * K], full, sa, multicast=True)
+        tma.async_load(b_desc, [1, 0, k * K], full, sb3, multicast=True)
+        mbarrier.wait(full, k & 1, deps=[sa, sb])
+        tcgen05_mma(sa, sb.permute((1, 0)), acc, use_acc=k > 0, multicast=True, mbarriers=[done])
+        mbarrier.wait(done, k & 1, deps=[sa, sb])
+    mbarrier.invalidate(full)
+    mbarrier.invalidate(done)
+    L: gl.constexpr = acc.get_reg_layout()
+    gl.store(o_ptr + offsets(M, N, N, L), acc.load(L))
+
+
+@gluon.jit
 def pair_gather(a_desc, b_desc, r_ptr, o_ptr, M: gl.constexpr, N: gl.constexpr, K: gl.constexpr):
     """o = a[r] @ b.T by a pair of CTAs; TMA gathers the rows of a."""
     T: gl.constexpr = TensorMemoryLayout([128, N], 1, [[1, 0]], True)
