@@ -96,7 +96,7 @@ fn tcgen05(rows: u64, gated: bool, team: Team) -> Schedule {
     // evens out tiles of few and of many rows; with less than a tile for an expert too many blocks would find none.
     let dynamic = rows >= u64::from(tile_m);
     // As many stages as shared memory holds: the backend rounds down.
-    let tile_n = if team == Team::Pair { 256 } else { 128 };
+    let tile_n = if team == Team::One { 128 } else { 256 };
     Schedule { dynamic, team, ..Schedule::new(tile_m, tile_n, 64, 16, 8) }
 }
 
@@ -104,13 +104,31 @@ fn tcgen05(rows: u64, gated: bool, team: Team) -> Schedule {
 /// Source: the model of `docs/time-model.md`, where pairs are no slower from here on for any of its layers.
 const ROWS_FOR_PAIRS: u64 = 64;
 
+/// Rows of an expert from which on two pairs share weights: each takes half of the rows of a tile, which is twice as high.
+const ROWS_FOR_TWO_PAIRS: u64 = 128;
+
 /// Whether pairs of blocks make the tiles: with many rows, where 256 columns at a time waste at most an eighth more than 128.
+/// Two pairs share weights where neither decoding, which each block does for itself, nor reading FP4 that is spread to bytes
+/// takes longer than bringing them.
 fn team(program: &Program, c: &Contract, rows: u64) -> Team {
     let fills = |s: &Segment| {
         let n = s.n(program);
         n.next_multiple_of(256) * 8 <= n.next_multiple_of(128) * 9
     };
-    if rows >= ROWS_FOR_PAIRS && c.segments.iter().all(fills) { Team::Pair } else { Team::One }
+    let shares = |s: &Segment| match &s.a_quant {
+        None => s.panels.iter().all(|p| p.quant.is_none()),
+        Some(rows) => {
+            let rows = rows.q.code.bits();
+            s.panels.iter().all(|p| p.quant.as_ref().is_none_or(|w| w.format.code.bits() == rows))
+        }
+    };
+    if rows < ROWS_FOR_PAIRS || !c.segments.iter().all(fills) {
+        Team::One
+    } else if rows >= ROWS_FOR_TWO_PAIRS && c.segments.iter().all(shares) {
+        Team::TwoPairs
+    } else {
+        Team::Pair
+    }
 }
 
 /// Parts of k such that the tiles of one token, the fewest that a launch can have, keep all multiprocessors busy: as with

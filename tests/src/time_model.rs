@@ -37,6 +37,9 @@ const fn decode_instructions(code: Code) -> f64 {
 }
 /// Lane instructions for an element of the result: load, expression, rounding, store. A guess.
 const EPILOGUE_INSTRUCTIONS: f64 = 30.0;
+/// Multiprocessors of a group (GPC), in which a cluster has to lie: B200 has 148 in eight groups, how many in each is not
+/// published. A guess.
+const GROUP: f64 = 18.0;
 /// From the start of a kernel to its first product and from its last to its end, in seconds: two latencies of memory.
 const FILL_S: f64 = 1.5e-6;
 
@@ -97,12 +100,12 @@ struct Cut {
     reads_shared: bool,
     /// Blocks that make a tile.
     blocks: f64,
-    /// Neighbours along the rows that get their weights by one copy (multicast). No kernel does so: for comparison.
+    /// Pairs of neighbouring rows that get their weights by one copy (multicast).
     row_neighbours: f64,
 }
 
 /// As the backend rounds a schedule (`backends/nvptx/src/{sm100,sm120,sm80}`).
-fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool, row_neighbours: f64) -> Cut {
+fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool) -> Cut {
     let panels = c.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1);
     let asked = kernel.schedule.tile_m;
     if !is_sm100 {
@@ -117,9 +120,14 @@ fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool, row_neighbours: f64) -> Cu
         (Some(_), 1) => 192,
         (Some(_), _) => 96,
     };
-    let blocks = if kernel.schedule.team == Team::Pair { 2.0 } else { 1.0 };
+    let decodes = |s: &Segment| s.a_quant.is_none() && s.panels.iter().any(|p| p.quant.is_some());
+    let (blocks, row_neighbours) = match kernel.schedule.team {
+        Team::One | Team::SplitK => (1.0, 1.0),
+        Team::TwoPairs if !c.segments.iter().any(decodes) => (2.0, 2.0),
+        Team::Pair | Team::TwoPairs => (2.0, 1.0),
+    };
     let rows = if asked <= 16 && blocks == 1.0 { 16 } else { asked.next_multiple_of(32).min(most) };
-    let (tile_cols, rows_in) = (128.0 * blocks, 16.0 * blocks);
+    let (tile_cols, rows_in) = (128.0 * blocks, 16.0 * blocks * row_neighbours);
     Cut { tile_rows: rows.into(), tile_cols, rows_in, reads_shared: true, blocks, row_neighbours }
 }
 
@@ -135,8 +143,10 @@ fn bytes(program: &Program, id: BufferId, n_tokens: u64) -> f64 {
 
 fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_tokens: u64) -> KernelTime {
     let m = on.machine;
-    let cut = cut(kernel, c, on.is_sm100, on.row_neighbours);
-    let units = f64::from(m.n_units);
+    let cut = cut(kernel, c, on.is_sm100);
+    // A cluster lies in one group of multiprocessors.
+    let cluster = cut.blocks * cut.row_neighbours;
+    let units = f64::from(m.n_units) * (GROUP / cluster).floor() * cluster / GROUP;
     let (mut memory, mut l2, mut flops, mut tensor, mut shared, mut decode, mut outputs, mut tiles) =
         (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
     let segments = c.segments.iter().filter(|s| on.with_shared || matches!(s.groups, Groups::ByExpert { .. }));
@@ -262,8 +272,6 @@ struct On<'m> {
     l2: f64,
     /// Whether dense segments beside the experts count.
     with_shared: bool,
-    /// Neighbours along the rows that share weights by multicast.
-    row_neighbours: f64,
 }
 
 /// The launches of a program.
@@ -447,7 +455,7 @@ pub fn page() -> String {
             | tokens | published µs, measured | ours µs, modelled | published ÷ ours | with twice the L2 | bound of gate and up | of down |\n\
             |--:|--:|--:|--:|--:|---|---|\n";
     let v3 = compile(&cases[0], b200);
-    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false, row_neighbours: 1.0 };
+    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false };
     for (n_tokens, ms) in FLASHINFER {
         let l = launches(variant(&v3, n_tokens), &on, n_tokens);
         let ours = total(&l, on.machine) * 1e6;
@@ -468,20 +476,22 @@ pub fn page() -> String {
             launch to quantise between the products.\n";
     out += "\n## Pairs of blocks, and multicast\n\n\
             B200, layers in µs, shared experts included. Pairs (`cta_group::2`) bring rows once for 256 columns; they are scheduled \
-            where an expert has 64 rows or more. *Shared weights* would be two neighbours along the rows that get their weights by \
-            one copy (`.multicast::cluster`): no kernel does so yet.\n\n\
-            | layer | tokens | one block | one, shared weights | pairs | pairs, shared weights |\n|---|--:|--:|--:|--:|--:|\n";
+            where an expert has 64 rows or more. Two pairs of neighbouring rows get their weights by one copy (`.multicast::cluster`); \
+            they are scheduled from 128 rows on, but not where FP4 is spread among FP8, which shared memory holds up, nor where codes \
+            are decoded, which each block does by itself.\n\n\
+            | layer | tokens | one block | pairs | two pairs |\n|---|--:|--:|--:|--:|\n";
     for case in cases.iter().filter(|c| !c.name.starts_with("Kimi")) {
         let variants = compile(case, b200);
-        for n_tokens in [1024, 4096, 16384] {
+        for n_tokens in [1024, 2048, 4096, 16384] {
             let times = teams(variant(&variants, n_tokens), n_tokens).map(|s| format!("{:.0}", s * 1e6));
             writeln!(out, "| {} | {n_tokens} | {} |", case.name, times.join(" | ")).expect("memory");
         }
     }
-    out += "\nA pair cannot make wider tiles along the rows: two sets of sums fill tensor memory as for one block. Where two panels \
-            leave 96 or 128 rows to a tile, weights are what the L2 gives most of, and sharing them would save more than pairs do. \
-            A cluster of four costs multiprocessors, though: where a group of them (GPC) has 18, two are left over, which the \
-            model does not count.\n";
+    out += &format!(
+        "\nA pair cannot make higher tiles: two sets of sums fill tensor memory as for one block. Where two panels leave 64 to 128 \
+         rows to a tile, weights are what the L2 gives most of. A cluster of four leaves multiprocessors over: of a group of \
+         {GROUP:.0} (**a guess**) two, which the model counts.\n"
+    );
     out += "\n## Launches of that layer, µs at full rate by resource\n\n\
             | tokens | kernel | MB | useful flops | tiles | waves | memory | L2 | tensor | shared | decoding | epilogue | all |\n\
             |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
@@ -515,8 +525,7 @@ pub fn page() -> String {
             (`Schedule::k_parts`); with half of the multiprocessors busy memory counts as saturated (a guess).\n\n\
             | layer | ranks | parts, gate and up | parts, down | blocks | one sum | in parts |\n|---|--:|--:|--:|--:|--:|--:|\n";
     for (n, case) in ranks() {
-        let on =
-            On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true, row_neighbours: 1.0 };
+        let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true };
         let parts = variant(&compile(&case, b200), 1).clone();
         let mut whole = parts.clone();
         whole.kernels.iter_mut().for_each(|k| (k.schedule.team, k.schedule.k_parts) = (Team::One, 1));
@@ -553,13 +562,7 @@ pub fn page() -> String {
         let heads: Vec<String> = TOKENS.iter().map(|t| format!("T = {t}")).collect();
         writeln!(out, "| {} | {} |\n|---|{}", machine.chip, heads.join(" | "), "--:|".repeat(TOKENS.len()))
             .expect("memory");
-        let on = On {
-            machine,
-            is_sm100: target.name.starts_with("sm_10"),
-            l2: L2_OVER_MEMORY,
-            with_shared: true,
-            row_neighbours: 1.0,
-        };
+        let on = On { machine, is_sm100: target.name.starts_with("sm_10"), l2: L2_OVER_MEMORY, with_shared: true };
         for case in &cases {
             let variants = compile(case, target);
             let cells: Vec<String> = TOKENS
@@ -587,31 +590,36 @@ fn by(mut program: Program, team: Team) -> Program {
     program
 }
 
-/// Times of a layer on B200, in seconds: tiles by one block and by pairs, each without and with weights that two neighbours
-/// along the rows share.
-fn teams(program: &Program, n_tokens: u64) -> [f64; 4] {
+/// Times of a layer on B200, in seconds: tiles by one block, by pairs, and by two pairs that share weights.
+fn teams(program: &Program, n_tokens: u64) -> [f64; 3] {
     let b200 = Target::by_name("b200").expect("a target");
-    let forms = [(Team::One, 1.0), (Team::One, 2.0), (Team::Pair, 1.0), (Team::Pair, 2.0)];
-    forms.map(|(team, row_neighbours)| {
-        let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true, row_neighbours };
-        total(&launches(&by(program.clone(), team), &on, n_tokens), on.machine)
-    })
+    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true };
+    [Team::One, Team::Pair, Team::TwoPairs]
+        .map(|team| total(&launches(&by(program.clone(), team), &on, n_tokens), on.machine))
 }
 
-/// Where pairs are scheduled though one block for a tile would be faster by the model, by more than 5 %. A variant is one
-/// schedule for many token counts: with fewer than it is made for it may lose what it gains with more.
+/// Where pairs, or two pairs, are scheduled though fewer blocks would be faster by the model. A variant is one schedule for many
+/// token counts: with the fewest of them it may lose up to a tenth, if it gains more than that with more.
 pub fn pairs_that_do_not_pay() -> Vec<String> {
     let b200 = Target::by_name("b200").expect("a target");
+    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true };
     let mut out = Vec::new();
     for case in &cases() {
         let variants =
             moec_passes::compile(&graph(case), b200, &CompileOptions::default()).unwrap_or_else(|d| panic!("{d:?}"));
-        for n_tokens in [256, 512, 1024, 2048, 4096, 16384] {
-            let program = variant(&variants, n_tokens);
-            let has_pairs = program.kernels.iter().any(|k| k.schedule.team == Team::Pair);
-            let [one, _, pair, _] = teams(program, n_tokens);
-            if has_pairs && pair > 1.05 * one {
-                out.push(format!("{} at {n_tokens} tokens: {pair} s by pairs, {one} s by one block", case.name));
+        for counts in [[256, 512, 1024], [2048, 4096, 16384]] {
+            let program = variant(&variants, counts[2]);
+            let has = |team| program.kernels.iter().any(|k| k.schedule.team == team);
+            if !has(Team::Pair) && !has(Team::TwoPairs) {
+                continue;
+            }
+            let ratios = counts.map(|n_tokens| {
+                let [one, pair, _] = teams(program, n_tokens);
+                let fewer = if has(Team::TwoPairs) { one.min(pair) } else { one };
+                total(&launches(program, &on, n_tokens), on.machine) / fewer
+            });
+            if ratios.iter().product::<f64>() > 1.01 || ratios.iter().any(|&r| r > 1.1) {
+                out.push(format!("{} at {counts:?} tokens takes {ratios:.2?} of the time of fewer blocks", case.name));
             }
         }
     }
@@ -624,8 +632,7 @@ pub fn floor_check() -> (f64, f64) {
     let case = &cases()[0];
     let variants =
         moec_passes::compile(&graph(case), target, &CompileOptions::default()).unwrap_or_else(|d| panic!("{d:?}"));
-    let on =
-        On { machine: &target.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false, row_neighbours: 1.0 };
+    let on = On { machine: &target.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false };
     let l = launches(variant(&variants, 1), &on, 1);
     // 8 experts, three matrices, 4 bits and a scale of 8 for each 16.
     let weights = 8.0 * 3.0 * 7168.0 * 2048.0 * 0.5625;

@@ -373,7 +373,7 @@ fn pairs_of_blocks_give_the_bits_of_one() {
             let mut random = Random(case.seed);
             let (program, mut held) = program(&Case { schedule, ..case }, &mut random);
             held.extend(inputs(&case, &mut random));
-            if schedule.team == Team::Pair {
+            if schedule.team != Team::One {
                 let images = moec_nvptx::emit(&program, target).expect("a kernel");
                 assert!(images[0].ptx.contains("tcgen05.mma.cta_group::2"), "{case:?}");
             }
@@ -381,9 +381,11 @@ fn pairs_of_blocks_give_the_bits_of_one() {
         };
         let one = schedule([96, 32, 64][i % 3], 128, 128, 3, 8);
         let want = results(one, moec_ptx::exec::Schedule::RoundRobin);
-        for (dynamic, order) in [(false, seed), (true, seed + 50)] {
-            let pair = Schedule { team: Team::Pair, dynamic, ..one };
-            assert!(results(pair, moec_ptx::exec::Schedule::Random(order)) == want, "{case:?}");
+        for (team, dynamic, order) in
+            [(Team::Pair, false, seed), (Team::Pair, true, seed + 50), (Team::TwoPairs, i % 2 == 0, seed + 100)]
+        {
+            let pair = Schedule { team, dynamic, ..one };
+            assert!(results(pair, moec_ptx::exec::Schedule::Random(order)) == want, "{case:?}, {team:?}");
         }
     }
 }

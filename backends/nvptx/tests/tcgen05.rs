@@ -77,8 +77,8 @@ fn grouped_products_gather_rows_and_apply_two_panels() {
     }
 }
 
-/// A pair of blocks gives the bits of one block: odd columns (also none for the second block) and depths, gathered and
-/// adjacent rows, experts with none to many, in any order of warps and copies.
+/// A pair of blocks, or two that share weights, gives the bits of one block: odd columns (also none for the second block) and
+/// depths, gathered and adjacent rows, experts with none to many, in any order of warps and copies.
 #[test]
 fn pairs_of_blocks_give_the_bits_of_one() {
     let mut seed = 0;
@@ -96,12 +96,16 @@ fn pairs_of_blocks_give_the_bits_of_one() {
             let (inputs, params) = inputs(&g, &program, t, seed);
             let want = run(&program, b200(), &inputs, &params, t, 0);
             let dynamic = panels == 2;
-            let pair = gemm(&g, moec_ir::tile::Schedule { team: Team::Pair, tile_n: 256, dynamic, ..one });
-            let images = moec_nvptx::emit(&pair, b200()).expect("a kernel");
-            assert!(images[0].ptx.contains("tcgen05.mma.cta_group::2") && images[0].launch.cluster == 2);
-            for order in [Order::RoundRobin, Order::Random(seed), Order::Random(seed + 100)] {
-                let got = run_in_order(&pair, b200(), &inputs, &params, t, 1, order);
-                assert_eq!(got, want, "{g:?}, T = {t}, {order:?}");
+            for team in [Team::Pair, Team::TwoPairs] {
+                let pair = gemm(&g, moec_ir::tile::Schedule { team, tile_n: 256, dynamic, ..one });
+                let images = moec_nvptx::emit(&pair, b200()).expect("a kernel");
+                let shares = images[0].ptx.contains("complete_tx::bytes.multicast::cluster.cta_group::2");
+                assert!(images[0].ptx.contains("tcgen05.mma.cta_group::2") && shares == (team == Team::TwoPairs));
+                assert_eq!(images[0].launch.cluster, if shares { 4 } else { 2 });
+                for order in [Order::Random(seed), Order::Random(seed + 100)] {
+                    let got = run_in_order(&pair, b200(), &inputs, &params, t, 1, order);
+                    assert_eq!(got, want, "{g:?}, T = {t}, {team:?}, {order:?}");
+                }
             }
         }
     }

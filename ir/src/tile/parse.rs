@@ -106,10 +106,11 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
         c.expect(",")?;
         match c.word()? {
             "pair" => schedule.team = Team::Pair,
+            "two_pairs" => schedule.team = Team::TwoPairs,
             "split" => schedule.team = Team::SplitK,
             "k_parts" => schedule.k_parts = c.small()?,
             "dynamic" => schedule.dynamic = true,
-            _ => return Err(c.error("pair, split, k_parts or dynamic before this")),
+            _ => return Err(c.error("pair, two_pairs, split, k_parts or dynamic before this")),
         }
     }
     let body = match c.word()? {

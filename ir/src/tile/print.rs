@@ -56,6 +56,7 @@ impl Display for Kernel {
         match s.team {
             Team::One => {}
             Team::Pair => write!(f, ", pair")?,
+            Team::TwoPairs => write!(f, ", two_pairs")?,
             Team::SplitK => write!(f, ", split")?,
         }
         if s.k_parts != 1 {

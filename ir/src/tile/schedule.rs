@@ -40,6 +40,8 @@ pub enum Team {
     One,
     /// Two of a cluster, each with half of the columns and half of the rows, multiply together (`cta_group::2`).
     Pair,
+    /// Two pairs of a cluster, of neighbouring rows, which have the same columns and bring their weights for both.
+    TwoPairs,
     /// A block of a cluster for each of `k_parts`.
     SplitK,
 }
@@ -55,6 +57,7 @@ impl Schedule {
         match self.team {
             Team::One => 1,
             Team::Pair => 2,
+            Team::TwoPairs => 4,
             Team::SplitK => self.k_parts,
         }
     }

@@ -5,7 +5,7 @@
 use super::value::{Bool, F32, I32, I64, Shared, ToI32, Value};
 use super::{Code, Intrinsic};
 use inkwell::AddressSpace;
-use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum};
+use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, IntValue};
 
 /// Address space of tensor memory.
 const TENSOR: u16 = 6;
@@ -16,15 +16,19 @@ pub enum Ctas {
     One,
     /// Two of a cluster, of ranks 0 and 1: each has half of the rows of A, of B, and of D. Rank 0 starts products.
     Pair,
+    /// Two pairs of a cluster with the same A: ranks 0 and 1, 2 and 3.
+    TwoPairs,
 }
 
 impl Ctas {
-    /// How many there are.
+    /// How many multiply together.
     pub fn count(self) -> u32 {
-        match self {
-            Ctas::One => 1,
-            Ctas::Pair => 2,
-        }
+        if self == Ctas::One { 1 } else { 2 }
+    }
+
+    /// How many such groups have the same A.
+    pub fn groups(self) -> u32 {
+        if self == Ctas::TwoPairs { 2 } else { 1 }
     }
 
     /// Rows of A of an instruction.
@@ -58,7 +62,7 @@ impl<'c> Code<'c> {
     pub fn allocate_tensor(&'c self, ctas: Ctas, place: Shared<'c>, columns: u32) {
         let (allocate, relinquish) = match ctas {
             Ctas::One => (Intrinsic::TmemAlloc, Intrinsic::TmemRelinquish),
-            Ctas::Pair => (Intrinsic::TmemAllocPair, Intrinsic::TmemRelinquishPair),
+            Ctas::Pair | Ctas::TwoPairs => (Intrinsic::TmemAllocPair, Intrinsic::TmemRelinquishPair),
         };
         self.call(allocate, &[place.v.into(), self.i32(columns).v.into()]);
         self.call(relinquish, &[]);
@@ -66,7 +70,7 @@ impl<'c> Code<'c> {
 
     /// Gives tensor memory back. The warp that took it calls.
     pub fn free_tensor(&'c self, ctas: Ctas, address: I32<'c>, columns: u32) {
-        let free = if ctas == Ctas::Pair { Intrinsic::TmemDeallocPair } else { Intrinsic::TmemDealloc };
+        let free = if ctas == Ctas::One { Intrinsic::TmemDealloc } else { Intrinsic::TmemDeallocPair };
         self.call(free, &[self.tensor(address), self.i32(columns).v.into()]);
     }
 
@@ -158,7 +162,7 @@ impl<'c> Code<'c> {
         let pair = self.vector(&[self.descriptor_address(from).raw(), self.i32(HIGH).raw()]);
         let ty = self.context.i64_type();
         let descriptor = self.take(self.builder.build_bit_cast(pair, ty, ""), ty.const_zero()).into();
-        let copy = if ctas == Ctas::Pair { Intrinsic::TmemCopyScalesPair } else { Intrinsic::TmemCopyScales };
+        let copy = if ctas == Ctas::One { Intrinsic::TmemCopyScales } else { Intrinsic::TmemCopyScalesPair };
         self.call(copy, &[self.tensor(to), descriptor]);
     }
 
@@ -181,12 +185,31 @@ impl<'c> Code<'c> {
     /// Arrives at `barrier`, of both blocks of a pair, when all products that this thread has started are done.
     pub fn arrive_after_mma(&'c self, ctas: Ctas, barrier: Shared<'c>) {
         match ctas {
-            Ctas::One => self.call(Intrinsic::Tcgen05Commit, &[barrier.v.into()]),
-            Ctas::Pair => {
-                let both = self.context.i16_type().const_int(0b11, false);
-                self.call(Intrinsic::Tcgen05CommitPair, &[barrier.v.into(), both.into()])
+            Ctas::One => {
+                self.call(Intrinsic::Tcgen05Commit, &[barrier.v.into()]);
             }
-        };
+            Ctas::Pair => self.commit(barrier, self.i32(0b11)),
+            Ctas::TwoPairs => self.commit(barrier, self.i32(0b11) << (self.cluster_rank() & 2)),
+        }
+    }
+
+    /// As [`Code::arrive_after_mma`], at the barriers of all blocks that have the same A.
+    pub fn arrive_everywhere_after_mma(&'c self, ctas: Ctas, barrier: Shared<'c>) {
+        match ctas {
+            Ctas::One | Ctas::Pair => self.arrive_after_mma(ctas, barrier),
+            Ctas::TwoPairs => self.commit(barrier, self.i32(0b1111)),
+        }
+    }
+
+    fn commit(&'c self, barrier: Shared<'c>, blocks: I32<'c>) {
+        let blocks = self.block_mask(blocks);
+        self.call(Intrinsic::Tcgen05CommitPair, &[barrier.v.into(), blocks.into()]);
+    }
+
+    /// A bit for each block of the cluster.
+    pub(super) fn block_mask(&'c self, blocks: I32<'c>) -> IntValue<'c> {
+        let ty = self.context.i16_type();
+        self.take(self.builder.build_int_truncate(blocks.v, ty, ""), ty.const_zero())
     }
 
     /// The lower half of the descriptor of a tile in shared memory, at a multiple of 1024 bytes: rows of 128 bytes along

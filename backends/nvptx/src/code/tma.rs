@@ -33,11 +33,17 @@ impl<'c> Code<'c> {
         let intrinsic = match (at.len(), ctas) {
             (2, Ctas::One) => Intrinsic::TmaLoad2,
             (3, Ctas::One) => Intrinsic::TmaLoad3,
-            (2, Ctas::Pair) => Intrinsic::TmaPairLoad2,
-            (3, Ctas::Pair) => Intrinsic::TmaPairLoad3,
+            (2, Ctas::Pair | Ctas::TwoPairs) => Intrinsic::TmaPairLoad2,
+            (3, Ctas::Pair | Ctas::TwoPairs) => Intrinsic::TmaPairLoad3,
             (n, _) => return self.fail(&format!("no box has {n} coordinates here")),
         };
-        self.copy(ctas, intrinsic, to, barrier, map, at);
+        self.copy(ctas, intrinsic, to, barrier, map, at, None);
+    }
+
+    /// As [`Code::copy_box`], of three coordinates, to the blocks of both pairs that have these rows of A.
+    pub fn copy_shared_box(&'c self, to: Shared<'c>, barrier: Shared<'c>, map: MapId, at: &[I32<'c>; 3]) {
+        let blocks = self.i32(0b101) << (self.cluster_rank() & 1);
+        self.copy(Ctas::TwoPairs, Intrinsic::TmaPairLoad3, to, barrier, map, at, Some(blocks));
     }
 
     /// As [`Code::copy_box`], the columns that begin at `col` of four rows to four successive rows at `to`. A row that the
@@ -52,8 +58,8 @@ impl<'c> Code<'c> {
         rows: [I32<'c>; 4],
     ) {
         let [r0, r1, r2, r3] = rows;
-        let intrinsic = if ctas == Ctas::Pair { Intrinsic::TmaPairGather4 } else { Intrinsic::TmaGather4 };
-        self.copy(ctas, intrinsic, to, barrier, map, &[col, r0, r1, r2, r3]);
+        let intrinsic = if ctas == Ctas::One { Intrinsic::TmaGather4 } else { Intrinsic::TmaPairGather4 };
+        self.copy(ctas, intrinsic, to, barrier, map, &[col, r0, r1, r2, r3], None);
     }
 
     fn copy(
@@ -64,6 +70,7 @@ impl<'c> Code<'c> {
         barrier: Shared<'c>,
         map: MapId,
         at: &[I32<'c>],
+        blocks: Option<I32<'c>>,
     ) {
         let coordinates = at.iter().map(|x| BasicMetadataValueEnum::from(x.v));
         // No cache hint.
@@ -75,16 +82,17 @@ impl<'c> Code<'c> {
                 args.extend(coordinates);
                 args.extend([hint, no]);
             }
-            Ctas::Pair => {
+            Ctas::Pair | Ctas::TwoPairs => {
                 // A block's own shared memory is part of the cluster's, at the same address. The intrinsic has the barrier in
                 // the block's, though the instruction takes one of the other block of the pair.
+                let first = if ctas == Ctas::Pair { self.i32(0) } else { self.cluster_rank() & 2 };
                 let to = self.in_space(to.v, CLUSTER);
-                let barrier = self.in_space(self.of_peer(barrier, 0), SHARED);
+                let barrier = self.in_space(self.of_peer(barrier, first), SHARED);
                 args = vec![to.into(), barrier.into(), self.map(map)];
                 args.extend(coordinates);
-                // No multicast.
-                let nobody = self.context.i16_type().const_zero().into();
-                args.extend([nobody, hint, no, no, self.i32(2).v.into()]);
+                let mask = self.block_mask(blocks.unwrap_or(self.i32(0))).into();
+                let multicast = self.bool(blocks.is_some()).v.into();
+                args.extend([mask, hint, multicast, no, self.i32(2).v.into()]);
             }
         }
         self.call(intrinsic, &args);

@@ -10,7 +10,7 @@ use super::ring::{Barriers, Ring};
 use crate::code::{BARRIER_BYTES, Bool, Code, I32, Shared};
 use crate::kernel::{Grid, Kernel};
 use moec_ir::shape::Dim;
-use moec_ir::tile::{Contract, Extent, GpuLaunch, Groups, Program, Schedule, Segment, TensorMap};
+use moec_ir::tile::{Contract, Extent, GpuLaunch, Groups, Program, Segment, TensorMap};
 
 /// A tile of the result. All numbers are the same in every thread.
 pub struct Tile<'c> {
@@ -24,6 +24,8 @@ pub struct Tile<'c> {
     pub rows: I32<'c>,
     /// First column of the result.
     pub col: I32<'c>,
+    /// Rows of products for it: whole sixteens, of each block.
+    pub whole: I32<'c>,
 }
 
 /// Tiles at most of a contraction cut into `tile_rows` by `tile_cols`.
@@ -63,10 +65,6 @@ pub struct Order {
 }
 
 impl Order {
-    pub fn of(schedule: &Schedule) -> Order {
-        Order { team: schedule.blocks(), dynamic: schedule.dynamic }
-    }
-
     /// The launch of a contraction in `threads` threads of a block.
     pub fn launch(self, tiles: Extent, threads: u32, smem_bytes: u32, tensor_maps: Vec<TensorMap>) -> GpuLaunch {
         let blocks = Extent { mul: tiles.mul * u64::from(self.team), min: tiles.min * u64::from(self.team), ..tiles };
@@ -146,7 +144,8 @@ impl<'c> Board<'c> {
                 }
             }
             ring.advance();
-            let tile = Tile { segment: rest >> 16, expert, row, rows: rest & 0xffff, col };
+            let rows = rest & 0xffff;
+            let tile = Tile { segment: rest >> 16, expert, row, rows, col, whole: rows.div_ceil(16) << 4 };
             let exists = tile.rows.ne(0);
             c.when(exists, || body(&tile));
             exists
@@ -258,7 +257,7 @@ impl<'c> Tiles<'c> {
             Rows::Dense(rows) => {
                 let row = (n % self.row_tiles) * self.tile_rows;
                 let rows = (*rows - row).min(self.tile_rows);
-                Tile { segment, expert: c.i32(0), row, rows, col: (n / self.row_tiles) * self.tile_cols }
+                Tile { segment, expert: c.i32(0), row, rows, col: (n / self.row_tiles) * self.tile_cols, whole: rows }
             }
             Rows::ByExpert { first, starts, tiles, before } => {
                 let found = c.var(c.bool(false));
@@ -280,7 +279,7 @@ impl<'c> Tiles<'c> {
                 let local = n - before * self.col_tiles;
                 let row = start + (local % count) * self.tile_rows;
                 let rows = (end - row).min(self.tile_rows);
-                Tile { segment, expert, row, rows, col: (local / count) * self.tile_cols }
+                Tile { segment, expert, row, rows, col: (local / count) * self.tile_cols, whole: rows }
             }
         }
     }

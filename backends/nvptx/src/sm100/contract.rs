@@ -47,8 +47,8 @@ pub fn contract<'p>(
     capability: u32,
 ) -> Design<'p> {
     let g = Geometry::cut(program, contract, schedule, smem_limit);
-    let (tensor_maps, segment_maps) = maps(program, contract, operands, Geometry::TILE_N, g.box_rows);
-    let tiles = extent(program, contract, g.tile_m, g.tile_n());
+    let (tensor_maps, segment_maps) = maps(program, contract, operands, Geometry::TILE_N / g.ctas.groups(), g.box_rows);
+    let tiles = extent(program, contract, g.cluster_rows(), g.tile_n());
     let launch = g.order.launch(tiles, g.warps() * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps, capability);
     // A block has a multiprocessor for itself: it takes nearly all of its shared memory.
@@ -70,7 +70,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     c.when(warp.eq(WEIGHTS).and(elected), || {
         // Activations and weights (or the warps that decode them) arrive at a full stage, the products at an empty one.
         full.init(c, 1 + (decoders * g.ctas.count()).max(1));
-        empty.init(c, 1);
+        empty.init(c, g.ctas.groups());
         codes_full.init(c, 1);
         codes_empty.init(c, decoders);
         sums_full.init(c, 1);
@@ -115,7 +115,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
     c.when(warp.eq(ACTIVATIONS), || block.copy_activations());
     c.when(warp.eq(PRODUCTS), || block.multiply());
     c.when(warp.eq(TILES), || {
-        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, g.tile_n()));
+        publish_tiles(k, program, contract, &block.board, elected, (g.cluster_rows(), g.tile_n()));
     });
     if g.has_codes() {
         c.when(warp.ge(EPILOGUE).and(warp.lt(DECODE)), || block.store());
@@ -161,7 +161,7 @@ struct Block<'k, 'c, 'p> {
 impl<'c> Block<'_, 'c, '_> {
     /// Does `body` for every tile, with this block's columns of it.
     fn each_tile(&self, reader: &Reader<'c>, body: impl FnOnce(&Tile<'c>)) {
-        self.board.each_tile(reader, |tile| body(&Tile { col: self.crew.col(tile.col, Geometry::TILE_N), ..*tile }));
+        self.board.each_tile(reader, |tile| body(&self.crew.tile(tile, Geometry::TILE_N)));
     }
 
     /// Builds `body` for each segment and runs it for the tile's.
@@ -236,7 +236,7 @@ impl<'c> Block<'_, 'c, '_> {
                         for (p, &map) in self.maps[i].weights.iter().enumerate() {
                             let panel = stage.at(p as u32 * Geometry::PANEL_BYTES);
                             let at = [step * Geometry::TILE_K, tile.col, tile.expert];
-                            c.copy_box(g.ctas, panel, full, map, &at);
+                            self.crew.copy_weights(panel, full, map, at, (Geometry::TILE_N, SWIZZLE_BYTES));
                         }
                         ring.advance();
                     });
@@ -293,7 +293,7 @@ impl<'c> Block<'_, 'c, '_> {
         let ring = Ring::new(c, self.g.stages);
         let ids = c.shared().at(Geometry::ROW_IDS);
         self.each_tile(&Reader::Warp(self.elected), |tile| {
-            let (first, rows) = self.crew.part(tile.rows);
+            let (first, rows) = self.crew.part(tile);
             self.each_segment(tile, |i, segment| {
                 let map = self.maps[i].activations;
                 let gathered = match segment.a_rows {
@@ -347,7 +347,7 @@ impl<'c> Block<'_, 'c, '_> {
                 }
             });
         });
-        if self.g.ctas == Ctas::Pair {
+        if self.g.ctas != Ctas::One {
             // Block 0 tells of empty stages until its last product is done: by then this block must not have gone.
             c.when(self.elected, || ring.drain(self.empty));
         }
@@ -355,7 +355,7 @@ impl<'c> Block<'_, 'c, '_> {
 
     fn multiply(&self) {
         let (c, g) = (self.k.code, self.g);
-        if g.ctas == Ctas::Pair {
+        if g.ctas != Ctas::One {
             // The other block's products are started by block 0. This one reads the board, so that its places become free.
             c.when(self.elected.and(self.crew.leads().not()), || self.each_tile(&Reader::Thread, |_| {}));
         }
@@ -367,7 +367,7 @@ impl<'c> Block<'_, 'c, '_> {
                 MmaType::Bf16 => 1,
             };
             self.each_tile(&Reader::Thread, |tile| {
-                let instruction = c.mma_instruction(g.ctas, elem, self.crew.whole_rows(tile.rows));
+                let instruction = c.mma_instruction(g.ctas, elem, tile.whole);
                 // Sums of their own for each part that this block makes.
                 g.k.each(c, |part| {
                     let sums = self.tensor + sets.slot() * g.set_columns();
@@ -394,7 +394,7 @@ impl<'c> Block<'_, 'c, '_> {
                                     c.start_mma(g.ctas, sums + p * g.tile_m, (panel, rows), instruction, adds);
                                 }
                             }
-                            c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
+                            c.arrive_everywhere_after_mma(g.ctas, self.empty.at(ring.slot()));
                             ring.advance();
                         });
                     });

@@ -81,7 +81,13 @@ impl Geometry {
         let panels = contract.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1).max(1);
         let dtype = contract.segments.first().map_or(DType::BF16, |s| program.buffer(s.a).dtype);
         let most = MOST_ROWS.min(TENSOR_COLUMNS / Self::SETS / panels);
-        let ctas = if schedule.team == Team::Pair { Ctas::Pair } else { Ctas::One };
+        let has_codes = contract.segments.iter().flat_map(|s| &s.panels).any(|p| p.quant.is_some());
+        let ctas = match schedule.team {
+            Team::One | Team::SplitK => Ctas::One,
+            // What is decoded in a block is not shared.
+            Team::TwoPairs if !has_codes => Ctas::TwoPairs,
+            Team::Pair | Team::TwoPairs => Ctas::Pair,
+        };
         let tile_m = if schedule.tile_m <= 16 && ctas == Ctas::One {
             16
         } else {
@@ -95,7 +101,7 @@ impl Geometry {
         let box_rows = box_rows(tile_m / ctas.count());
         let steps = |s: &Segment| (program.buffer(s.a).cols as u32).div_ceil(Self::TILE_K);
         let k = KParts::of(schedule, contract.segments.iter().map(steps).min().unwrap_or(1));
-        let order = Order { team: if k.split { k.n } else { ctas.count() }, dynamic: schedule.dynamic };
+        let order = Order { team: if k.split { k.n } else { ctas.count() * ctas.groups() }, dynamic: schedule.dynamic };
         let (stages, code_stages) = (2, 0);
         let mut g = Geometry { ty, order, ctas, panels, tile_m, box_rows, stages, code_bytes, code_stages, k };
         let room = smem_limit.saturating_sub(Self::CONTROL_BYTES + g.part_bytes());
@@ -127,6 +133,11 @@ impl Geometry {
     /// Output columns of a tile.
     pub fn tile_n(&self) -> u32 {
         Self::TILE_N * self.ctas.count()
+    }
+
+    /// Most rows of a tile, of all pairs.
+    pub fn cluster_rows(&self) -> u32 {
+        self.tile_m * self.ctas.groups()
     }
 
     /// Bytes of a stage: the panels, then the activations, or the block's half of them.

@@ -93,19 +93,23 @@ impl ScaledGeometry {
             (Way::Steps, 1) => 128,
             (Way::Steps, _) => 64,
         };
-        let ctas = if schedule.team == Team::Pair { Ctas::Pair } else { Ctas::One };
+        let ctas = match schedule.team {
+            Team::One | Team::SplitK => Ctas::One,
+            Team::Pair => Ctas::Pair,
+            Team::TwoPairs => Ctas::TwoPairs,
+        };
         let tile_m = if schedule.tile_m <= 16 && ctas == Ctas::One {
             16
         } else {
             schedule.tile_m.next_multiple_of(32).min(most)
         };
         let box_rows = box_rows(tile_m / ctas.count());
-        let order = Order::of(schedule);
+        let order = Order { team: 1, dynamic: schedule.dynamic };
         let k = KParts { n: 1, split: false };
         let mut g = ScaledGeometry { way, ctas, order, panels, tile_m, box_rows, stages: 3, k };
         let steps = contract.segments.iter().map(|s| (s.k(program) as u32).div_ceil(g.tile_k())).min().unwrap_or(1);
         g.k = KParts::of(schedule, steps);
-        g.order.team = if g.k.split { g.k.n } else { ctas.count() };
+        g.order.team = if g.k.split { g.k.n } else { ctas.count() * ctas.groups() };
         let room = smem_limit.saturating_sub(g.first_stage() + g.part_bytes());
         let fit = room / g.stage_bytes();
         g.stages = schedule.stages.clamp(3, fit.clamp(3, Self::MOST_STAGES));
@@ -115,6 +119,11 @@ impl ScaledGeometry {
     /// Output columns of a tile.
     pub fn tile_n(&self) -> u32 {
         Self::TILE_N * self.ctas.count()
+    }
+
+    /// Most rows of a tile, of all pairs.
+    pub fn cluster_rows(&self) -> u32 {
+        self.tile_m * self.ctas.groups()
     }
 
     pub fn warps(&self) -> u32 {

@@ -75,9 +75,9 @@ pub fn scaled<'p>(
     smem_limit: u32,
 ) -> Design<'p> {
     let g = ScaledGeometry::cut(program, contract, schedule, smem_limit);
-    let sizes = (ScaledGeometry::TILE_N, g.box_rows);
+    let sizes = (ScaledGeometry::TILE_N / g.ctas.groups(), g.box_rows);
     let (tensor_maps, segment_maps) = coded_maps(program, contract, operands, sizes, |code| g.spreads(code));
-    let tiles = extent(program, contract, g.tile_m, g.tile_n());
+    let tiles = extent(program, contract, g.cluster_rows(), g.tile_n());
     let launch = g.order.launch(tiles, g.warps() * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps);
     Design { launch, registers: Registers::Plenty, body: Box::new(body) }
@@ -95,7 +95,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
     c.when(warp.eq(WEIGHTS).and(elected), || {
         let scales = if g.way == Way::Steps { 0 } else { TEAM };
         full.init(c, 2 + scales * g.ctas.count());
-        empty.init(c, 1);
+        empty.init(c, g.ctas.groups());
         sums_full.init(c, 1);
         sums_empty.init(c, TEAM * g.ctas.count());
         Parts::init(c, g.k, ScaledGeometry::PART_BARRIERS);
@@ -123,7 +123,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
         Way::Steps => block.multiply_steps(),
     });
     c.when(warp.eq(TILES), || {
-        publish_tiles(k, program, contract, &block.board, elected, (g.tile_m, g.tile_n()));
+        publish_tiles(k, program, contract, &block.board, elected, (g.cluster_rows(), g.tile_n()));
     });
     match g.way {
         Way::Blocks(_) => {
@@ -161,9 +161,7 @@ struct Block<'k, 'c, 'p> {
 impl<'c> Block<'_, 'c, '_> {
     /// Does `body` for every tile, with this block's columns of it.
     fn each_tile(&self, reader: &Reader<'c>, body: impl FnOnce(&Tile<'c>)) {
-        self.board.each_tile(reader, |tile| {
-            body(&Tile { col: self.crew.col(tile.col, ScaledGeometry::TILE_N), ..*tile });
-        });
+        self.board.each_tile(reader, |tile| body(&self.crew.tile(tile, ScaledGeometry::TILE_N)));
     }
 
     /// Builds `body` for each segment and runs it for the tile's.
@@ -204,7 +202,7 @@ impl<'c> Block<'_, 'c, '_> {
     }
 
     fn copy_weights(&self) {
-        let (c, g) = (self.k.code, self.g);
+        let c = self.k.code;
         c.when(self.elected, || {
             let ring = Ring::new(c, self.g.stages);
             self.each_tile(&Reader::Thread, |tile| {
@@ -219,7 +217,8 @@ impl<'c> Block<'_, 'c, '_> {
                         for (p, (&map, panel)) in self.maps[i].weights.iter().zip(&segment.panels).enumerate() {
                             let wide = panel.quant.as_ref().map_or(0, |q| self.map_columns(q.format.code));
                             let to = stage.at(p as u32 * ScaledGeometry::PANEL_BYTES);
-                            c.copy_box(g.ctas, to, full, map, &[step * wide, tile.col, tile.expert]);
+                            let at = [step * wide, tile.col, tile.expert];
+                            self.crew.copy_weights(to, full, map, at, (ScaledGeometry::TILE_N, SWIZZLE_BYTES));
                         }
                         ring.advance();
                     });
@@ -233,7 +232,7 @@ impl<'c> Block<'_, 'c, '_> {
         let ring = Ring::new(c, self.g.stages);
         let ids = c.shared().at(ScaledGeometry::ROW_IDS);
         self.each_tile(&Reader::Warp(self.elected), |tile| {
-            let (first, rows) = self.crew.part(tile.rows);
+            let (first, rows) = self.crew.part(tile);
             self.each_segment(tile, |i, segment| {
                 let map = self.maps[i].activations;
                 let code = segment.a_quant.as_ref().map_or(Codes::E4M3, |q| q.q.code);
@@ -291,7 +290,7 @@ impl<'c> Block<'_, 'c, '_> {
                 }
             });
         });
-        if g.ctas == Ctas::Pair {
+        if g.ctas != Ctas::One {
             // Block 0 tells of empty stages until its last product is done: by then this block must not have gone.
             c.when(self.elected, || ring.drain(self.empty));
         }
@@ -312,7 +311,7 @@ impl<'c> Block<'_, 'c, '_> {
 
     /// Products of a pair's other block are started by block 0. This one reads the board, so that its places become free.
     fn pass_over_tiles(&self) {
-        if self.g.ctas == Ctas::Pair {
+        if self.g.ctas != Ctas::One {
             let passes = self.elected.and(self.crew.leads().not());
             self.k.code.when(passes, || self.each_tile(&Reader::Thread, |_| {}));
         }
@@ -336,7 +335,7 @@ impl<'c> Block<'_, 'c, '_> {
                     self.each_segment(tile, |_, segment| {
                         let (a, b) = self.code_types(segment, Some(kind));
                         let e8m0 = kind != ScaledKind::Mxf4Nvf4;
-                        let instruction = c.scaled_instruction(g.ctas, (a, b), e8m0, self.crew.whole_rows(tile.rows));
+                        let instruction = c.scaled_instruction(g.ctas, (a, b), e8m0, tile.whole);
                         let (first_step, end) = g.k.steps(self.n_steps(segment), part);
                         c.range(first_step, end, 1, |step| {
                             self.crew.wait_for(self.full.at(ring.slot()), ring.parity());
@@ -373,7 +372,7 @@ impl<'c> Block<'_, 'c, '_> {
                                     );
                                 }
                             }
-                            c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
+                            c.arrive_everywhere_after_mma(g.ctas, self.empty.at(ring.slot()));
                             ring.advance();
                             scale_sets.advance();
                         });
@@ -407,8 +406,7 @@ impl<'c> Block<'_, 'c, '_> {
                 self.each_segment(tile, |_, segment| {
                     let (a, b) = self.code_types(segment, None);
                     // Sums in f32.
-                    let instruction =
-                        c.scaled_instruction(g.ctas, (a, b), false, self.crew.whole_rows(tile.rows)) | 1 << 4;
+                    let instruction = c.scaled_instruction(g.ctas, (a, b), false, tile.whole) | 1 << 4;
                     let (first_step, end) = self.steps(segment);
                     c.range(first_step, end, 1, |_| {
                         let sums = self.tensor + sets.slot() * g.set_columns();
@@ -424,7 +422,7 @@ impl<'c> Block<'_, 'c, '_> {
                                 c.start_fp8_mma(g.ctas, to, (panel, rows), instruction, c.bool(piece > 0));
                             }
                         }
-                        c.arrive_after_mma(g.ctas, self.empty.at(ring.slot()));
+                        c.arrive_everywhere_after_mma(g.ctas, self.empty.at(ring.slot()));
                         c.arrive_after_mma(g.ctas, self.sums_full.at(sets.slot()));
                         ring.advance();
                         sets.advance();
