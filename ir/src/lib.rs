@@ -40,7 +40,7 @@ pub mod tile;
 pub mod weights;
 
 pub use act_quant::ActQuant;
-pub use activation::Activation;
+pub use activation::{Activation, Curve};
 pub use diag::{Diagnostic, Origin};
 pub use dtype::DType;
 pub use expr::Expr;

@@ -7,7 +7,8 @@ Each case is a folder OUT/<family>.<round> as golden.py makes it. What is varied
 experts (odd ones too), experts per token (up to all), shared width, tokens, activation, renormalisation, scales, groups,
 clamps, biases, scoring functions, which of three layers have experts, wherever the family's config class has such a key;
 names and layouts of tensors (as published, or as transformers has them in memory); one file or two. Half of the cases
-leave out keys of the config whose value is the default of the config class, as published configs do. Cases that the model's own code refuses
+leave out keys of the config whose value is the default of the config class, as published configs do; a quarter has keys under the
+other names that the class takes. Cases that the model's own code refuses
 are listed and left out; so are cases in two bytes whose choice of experts depends on the order of additions.
 """
 import argparse, glob, json, os, random, re, shutil, sys, warnings
@@ -21,12 +22,13 @@ from transformers.utils import logging
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
-ACTS = ["silu", "silu", "gelu", "gelu_pytorch_tanh", "relu"]
+ACTS = ["silu"] * 6 + ["gelu", "gelu_pytorch_tanh", "relu", "gelu_fast", "gelu_10", "hardswish", "laplace", "leaky_relu",
+                       "linear", "mish", "quick_gelu", "relu2", "relu6", "sigmoid", "sqrtsoftplus", "tanh"]
 # key -> values to choose from; a key that the class does not have is ignored
 VARY = {
     "hidden_act": ACTS,
     "activation_function": ACTS,
-    "mlp_hidden_act": ["relu2", "relu2", "silu", "gelu"],
+    "mlp_hidden_act": ["relu2", "relu2"] + ACTS,
     "norm_topk_prob": [True, False],
     "routed_scaling_factor": [1.0, 2.5, 0.75],
     "router_scaling_factor": [1.0, 2.826],
@@ -141,6 +143,17 @@ def leave_out(rng, path, family):
     return dropped
 
 
+def rename(path, family):
+    """Puts keys under the other names that the class takes."""
+    conf = json.load(open(path))
+    inner = conf.get("text_config", conf)
+    pairs = (getattr(text_class(family), "attribute_map", None) or {}).items()
+    renamed = {other: inner.pop(name) for other, name in pairs if name in inner and other not in inner and "head" not in other}
+    inner |= renamed
+    json.dump(conf, open(path, "w"), indent=2)
+    return sorted(renamed)
+
+
 def split(dir):
     """Two files and an index in place of one file."""
     path = os.path.join(dir, "model.safetensors")
@@ -182,7 +195,8 @@ def case(out, family, n, seed, dtype):
     dropped = leave_out(rng, os.path.join(dir, "config.json"), family) if rng.random() < 0.5 else []
     if rng.random() < 0.3:
         split(dir)
-    note = dict(family=family, dtype=dtype, as_published=as_published, sizes=vars(s), settings=sets, left_out=dropped)
+    renamed = rename(os.path.join(dir, "config.json"), family) if rng.random() < 0.25 else []
+    note = dict(renamed=renamed, family=family, dtype=dtype, as_published=as_published, sizes=vars(s), settings=sets, left_out=dropped)
     json.dump(note, open(os.path.join(dir, "case.json"), "w"))
     return json.dumps(note)
 

@@ -239,6 +239,8 @@ pub(crate) fn activation_words(a: &Activation) -> String {
         Activation::Silu => "SiLU, ungated".to_string(),
         Activation::GeluTanh => "GELU (tanh), ungated".to_string(),
         Activation::Gelu => "GELU, ungated".to_string(),
+        Activation::Gated(curve) => format!("{} of the gate", curve.name()),
+        Activation::Ungated(curve) => format!("{}, ungated", curve.name()),
     }
 }
 

@@ -6,7 +6,7 @@
 use crate::families::defaults::{Value, default_of, other_names};
 use crate::json::{Json, Object};
 use moec_ir::diag::Diagnostic;
-use moec_ir::{Activation, DType};
+use moec_ir::{Activation, Curve, DType};
 use std::cell::RefCell;
 
 /// Largest hidden size, expert width or vocabulary that is believed.
@@ -249,19 +249,40 @@ impl Keys {
         let name = self.word_or(key, "silu");
         match name.as_str() {
             "silu" | "swish" => Activation::SwiGlu,
-            "gelu_pytorch_tanh" | "gelu_new" | "gelu_accurate" => Activation::GeGluTanh,
             "gelu" | "gelu_python" => Activation::GeGluErf,
             "relu" => Activation::ReGlu,
-            _ => {
-                self.refuse(
-                    Missing::Activation,
-                    format!("`{key}` is {name:?}; moec knows silu, gelu, gelu_pytorch_tanh and relu for gated experts"),
-                    Some(key),
-                );
-                Activation::SwiGlu
-            }
+            tanh if is_gelu_tanh(tanh) => Activation::GeGluTanh,
+            other => self.curve(other, key).map_or(Activation::SwiGlu, Activation::Gated),
         }
     }
+
+    /// The ungated activation that a key names; `default` when the key is absent.
+    pub fn ungated_activation(&self, key: &str, default: &str) -> Activation {
+        let name = self.word_or(key, default);
+        match name.as_str() {
+            "relu2" => Activation::Relu2,
+            "silu" | "swish" => Activation::Silu,
+            "gelu" | "gelu_python" => Activation::Gelu,
+            tanh if is_gelu_tanh(tanh) => Activation::GeluTanh,
+            other => self.curve(other, key).map_or(Activation::Relu2, Activation::Ungated),
+        }
+    }
+
+    /// The function of this name, or a refusal.
+    fn curve(&self, name: &str, key: &str) -> Option<Curve> {
+        let curve = Curve::by_name(name);
+        if curve.is_none() {
+            let known = Curve::ALL.map(Curve::name).join(", ");
+            let detail = format!("`{key}` is {name:?}; moec knows silu, gelu, gelu_pytorch_tanh, {known}");
+            self.refuse(Missing::Activation, detail, Some(key));
+        }
+        curve
+    }
+}
+
+/// Whether a name is one of those that transformers has for gelu by tanh.
+fn is_gelu_tanh(name: &str) -> bool {
+    ["gelu_pytorch_tanh", "gelu_new", "gelu_accurate", "gelu_fast", "gelu_python_tanh"].contains(&name)
 }
 
 /// `v` itself, or its entry for `layer` when it is a list.

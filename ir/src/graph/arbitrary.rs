@@ -6,7 +6,7 @@
 use super::{Graph, GraphBuilder, GroupScore, Op, RenormRule, RowMask, Score, ValueId};
 use crate::DType;
 use crate::act_quant::{ActQuant, ActScale};
-use crate::activation::Activation;
+use crate::activation::{Activation, Curve};
 use crate::diag::Diagnostic;
 use crate::expr::Real;
 use crate::quant::Code;
@@ -151,6 +151,8 @@ pub fn activation() -> impl Strategy<Value = Activation> {
         1 => Just(Activation::Silu),
         1 => Just(Activation::GeluTanh),
         1 => Just(Activation::Gelu),
+        1 => prop::sample::select(&Curve::ALL[..]).prop_map(Activation::Gated),
+        1 => prop::sample::select(&Curve::ALL[..]).prop_map(Activation::Ungated),
     ]
 }
 

@@ -3,7 +3,7 @@
 use super::{GroupScore, Op, Reduce, RenormRule, RowMask, Score};
 use crate::DType;
 use crate::act_quant::{ActQuant, ActScale};
-use crate::activation::Activation;
+use crate::activation::{Activation, Curve};
 use crate::expr::{Expr, Real};
 use crate::quant::Code;
 use crate::text::Cursor;
@@ -199,7 +199,8 @@ const ACT_SCALES: [(&str, ActScale); 4] =
 const GROUP_SCORES: [(&str, GroupScore); 2] = [("max", GroupScore::Max), ("top2_sum", GroupScore::Top2Sum)];
 const FILLS: [(&str, RowMask); 2] = [("neg_inf", RowMask::NegInf), ("zero", RowMask::Zero)];
 const ACTIVATIONS: &str = "swiglu, swiglu_clamp_before(limit), swiglu_clamp_after(limit), swiglu_oai(alpha, limit), \
-     geglu_tanh, geglu_erf, reglu, situ(beta, linear_beta), relu2, silu, gelu_tanh or gelu";
+     geglu_tanh, geglu_erf, reglu, situ(beta, linear_beta), relu2, silu, gelu_tanh, gelu, or gated_ or ungated_ before a \
+     name that transformers has";
 const RULES: &str = "sum(eps), sum_at_least(min) or p_norm(p)";
 
 fn score_name(score: Score) -> &'static str {
@@ -251,6 +252,8 @@ fn activation_attr(act: &Activation) -> Attr {
         Activation::Silu => call("silu", &[]),
         Activation::GeluTanh => call("gelu_tanh", &[]),
         Activation::Gelu => call("gelu", &[]),
+        Activation::Gated(curve) => call(&format!("gated_{}", curve.name()), &[]),
+        Activation::Ungated(curve) => call(&format!("ungated_{}", curve.name()), &[]),
     }
 }
 
@@ -337,6 +340,15 @@ impl Attrs<'_> {
     }
 
     fn activation(&self, key: &'static str) -> Result<Activation, AttrError> {
+        if let Attr::Word(word, args) = self.need(key)?
+            && args.is_empty()
+        {
+            let gated = word.strip_prefix("gated_").and_then(Curve::by_name).map(Activation::Gated);
+            let ungated = || word.strip_prefix("ungated_").and_then(Curve::by_name).map(Activation::Ungated);
+            if let Some(activation) = gated.or_else(ungated) {
+                return Ok(activation);
+            }
+        }
         let table: [(&str, &[&str]); 12] = [
             ("swiglu", &[]),
             ("swiglu_clamp_before", &["limit"]),

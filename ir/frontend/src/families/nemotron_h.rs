@@ -7,7 +7,6 @@ use crate::keys::{Keys, MAX_WIDTH, Missing};
 use crate::layers;
 use crate::layout::{GATE_UP_DOWN, Names};
 use crate::spec::{Latent, MoeSpec, Shared};
-use moec_ir::Activation;
 
 pub(super) const FAMILY: Family = Family {
     model_types: &["nemotron_h", "nemotron_h_moe"],
@@ -38,16 +37,7 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     if let Some(blocks) = c.text.get("block_configs").map(Json::path) {
         c.refuse(Missing::Structure, format!("`{blocks}` gives every layer sizes of its own"), Some("block_configs"));
     }
-    let activation = match c.word_or("mlp_hidden_act", "relu2").as_str() {
-        "relu2" => Activation::Relu2,
-        "silu" | "swish" => Activation::Silu,
-        "gelu_pytorch_tanh" | "gelu_new" => Activation::GeluTanh,
-        "gelu" => Activation::Gelu,
-        other => {
-            c.refuse(Missing::Activation, format!("`mlp_hidden_act` is {other:?}"), Some("mlp_hidden_act"));
-            Activation::Relu2
-        }
-    };
+    let activation = c.ungated_activation("mlp_hidden_act", "relu2");
     // In the shared expert and around the latent space; the routed experts have none.
     let has_biases = c.flag_or("mlp_bias", false);
     let parts = Parts {
