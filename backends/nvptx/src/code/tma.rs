@@ -37,13 +37,13 @@ impl<'c> Code<'c> {
             (3, Ctas::Pair | Ctas::TwoPairs) => Intrinsic::TmaPairLoad3,
             (n, _) => return self.fail(&format!("no box has {n} coordinates here")),
         };
-        self.copy(ctas, intrinsic, to, barrier, map, at, None);
+        self.copy(ctas, intrinsic, (to, barrier), map, at, None);
     }
 
     /// As [`Code::copy_box`], of three coordinates, to the blocks of both pairs that have these rows of A.
     pub fn copy_shared_box(&'c self, to: Shared<'c>, barrier: Shared<'c>, map: MapId, at: &[I32<'c>; 3]) {
         let blocks = self.i32(0b101) << (self.cluster_rank() & 1);
-        self.copy(Ctas::TwoPairs, Intrinsic::TmaPairLoad3, to, barrier, map, at, Some(blocks));
+        self.copy(Ctas::TwoPairs, Intrinsic::TmaPairLoad3, (to, barrier), map, at, Some(blocks));
     }
 
     /// As [`Code::copy_box`], the columns that begin at `col` of four rows to four successive rows at `to`. A row that the
@@ -59,15 +59,14 @@ impl<'c> Code<'c> {
     ) {
         let [r0, r1, r2, r3] = rows;
         let intrinsic = if ctas == Ctas::One { Intrinsic::TmaGather4 } else { Intrinsic::TmaPairGather4 };
-        self.copy(ctas, intrinsic, to, barrier, map, &[col, r0, r1, r2, r3], None);
+        self.copy(ctas, intrinsic, (to, barrier), map, &[col, r0, r1, r2, r3], None);
     }
 
     fn copy(
         &'c self,
         ctas: Ctas,
         intrinsic: Intrinsic,
-        to: Shared<'c>,
-        barrier: Shared<'c>,
+        (to, barrier): (Shared<'c>, Shared<'c>),
         map: MapId,
         at: &[I32<'c>],
         blocks: Option<I32<'c>>,
