@@ -235,8 +235,8 @@ pub fn read(checkpoint: &Checkpoint, param: &Param) -> Result<Tensor, String> {
         role: Role::Weight(0),
     };
     let mut bytes = vec![0; buffer.bytes(0) as usize];
-    moec_bundle::pack_weight(checkpoint, &param, &buffer, &mut bytes).map_err(text)?;
-    moec_bundle::unpack_weight(&param, &buffer, &bytes).map_err(text)
+    moec_weights::pack_weight(checkpoint, &param, &buffer, &mut bytes).map_err(text)?;
+    moec_weights::unpack_weight(&param, &buffer, &bytes).map_err(text)
 }
 
 fn run(layer: &ModelLayer, weights: &Path, inputs: &[Tensor], place: Place) -> Result<Vec<Tensor>, String> {

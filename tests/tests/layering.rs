@@ -7,18 +7,20 @@ use std::collections::{BTreeMap, BTreeSet};
 const MAY_REACH: &[(&str, &[&str])] = &[
     ("moec-ir", &[]),
     ("moec-ptx", &[]),
-    ("moec-frontend", &["moec-ir"]),
+    ("moec-weights", &["moec-ir"]),
+    ("moec-frontend", &["moec-ir", "moec-weights"]),
     ("moec-bundle", &["moec-ir"]),
     ("moec-passes", &["moec-ir"]),
     ("moec-nvptx", &["moec-ir", "moec-passes"]),
     ("moec-cpu", &["moec-ir", "moec-passes"]),
-    ("moec-runtime", &["moec-ir", "moec-bundle", "moec-ptx"]),
+    ("moec-runtime", &["moec-ir", "moec-bundle", "moec-weights", "moec-ptx"]),
     (
         "moec",
         &[
             "moec-ir",
             "moec-frontend",
             "moec-bundle",
+            "moec-weights",
             "moec-passes",
             "moec-nvptx",
             "moec-cpu",

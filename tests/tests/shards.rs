@@ -127,7 +127,7 @@ fn random(mut case: cases::Case) -> Whole {
     }
     let named: Vec<(&str, &Tensor)> = case.graph.params.iter().map(|p| p.name.as_str()).zip(&case.params).collect();
     let weights = folder.join("model.safetensors");
-    moec_bundle::safetensors::write_safetensors(&weights, &named).unwrap();
+    moec_weights::safetensors::write_safetensors(&weights, &named).unwrap();
     let input = case.input(5);
     Whole { name: case.name, graph: case.graph, weights: folder, input, golden: None, tolerance: case.tolerance }
 }
@@ -210,8 +210,8 @@ fn read(checkpoint: &Checkpoint, param: &Param) -> Result<Tensor, Failed> {
         role: Role::Weight(0),
     };
     let mut bytes = vec![0; buffer.bytes(0) as usize];
-    moec_bundle::pack_weight(checkpoint, param, &buffer, &mut bytes).map_err(text)?;
-    moec_bundle::unpack_weight(param, &buffer, &bytes).map_err(text)
+    moec_weights::pack_weight(checkpoint, param, &buffer, &mut bytes).map_err(text)?;
+    moec_weights::unpack_weight(param, &buffer, &bytes).map_err(text)
 }
 
 fn layer(config: &str, shard: Shard) -> Result<moec_frontend::Layer, Vec<moec::Diagnostic>> {

@@ -56,6 +56,10 @@ pub struct LayerInfo {
     /// Figures for people and tables, such as `hidden`, `experts`, `top_k`, `ffn`.
     #[serde(default)]
     pub facts: BTreeMap<String, u64>,
+    /// What the model's config says about the format of its weights, when it does: weights that come without a config are read
+    /// by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub published_weights: Option<serde_json::Value>,
 }
 
 /// A tensor of the caller.

@@ -1,53 +1,12 @@
-//! Writing without ever leaving half a result: everything goes to a place of its own first and is moved when complete.
+//! Writing a bundle without ever leaving half of one.
 
 use crate::bundle::Bundle;
 use crate::canonical::manifest_text;
 use crate::manifest::{MANIFEST_FILE, SUMS_FILE};
 use moec_ir::diag::Diagnostic;
+use moec_ir::files::{Scratch, not_written as failed, sibling};
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-
-static COUNTER: AtomicU64 = AtomicU64::new(0);
-
-/// A path beside `path` that nothing else uses.
-fn sibling(path: &Path, what: &str) -> PathBuf {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-    path.with_file_name(format!(".{name}.{what}-{}-{n}", std::process::id()))
-}
-
-fn failed(path: &Path, e: &std::io::Error) -> Diagnostic {
-    Diagnostic::input("output-not-written", format!("`{}` cannot be written: {e}", path.display()))
-        .help("check that its folder exists, is writable, and has room")
-}
-
-/// Removes what it names when dropped, unless it was moved away: a failure leaves nothing behind.
-struct Scratch(PathBuf);
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // Nothing can be done about a failure here, and there is nothing to remove after success.
-        if self.0.is_dir() {
-            let _ = std::fs::remove_dir_all(&self.0);
-        } else {
-            let _ = std::fs::remove_file(&self.0);
-        }
-    }
-}
-
-/// Replaces or makes the file at `path`, all or nothing.
-pub(crate) fn write_file_atomically(path: &Path, bytes: &[u8]) -> Result<(), Diagnostic> {
-    let scratch = Scratch(sibling(path, "tmp"));
-    let write = || {
-        let mut file = std::fs::File::create_new(&scratch.0)?;
-        file.write_all(bytes)?;
-        drop(file);
-        std::fs::rename(&scratch.0, path)
-    };
-    write().map_err(|e| failed(path, &e))
-}
 
 impl Bundle {
     /// Writes the bundle to the directory `dir`, all or nothing; an older bundle there is replaced.
@@ -66,26 +25,26 @@ impl Bundle {
         if let Some(parent) = dir.parent() {
             std::fs::create_dir_all(parent).map_err(fail)?;
         }
-        let fresh = Scratch(sibling(&dir, "new"));
-        std::fs::create_dir(&fresh.0).map_err(fail)?;
+        let fresh = Scratch::new(sibling(&dir, "new"));
+        std::fs::create_dir(fresh.path()).map_err(fail)?;
         for (path, content) in self.files() {
-            let to = fresh.0.join(path);
+            let to = fresh.path().join(path);
             if let Some(folder) = to.parent() {
                 std::fs::create_dir_all(folder).map_err(fail)?;
             }
             std::fs::write(to, content).map_err(fail)?;
         }
-        std::fs::write(fresh.0.join(MANIFEST_FILE), manifest_text(self.manifest())).map_err(fail)?;
-        std::fs::write(fresh.0.join(SUMS_FILE), self.sums_text()).map_err(fail)?;
+        std::fs::write(fresh.path().join(MANIFEST_FILE), manifest_text(self.manifest())).map_err(fail)?;
+        std::fs::write(fresh.path().join(SUMS_FILE), self.sums_text()).map_err(fail)?;
         if dir.exists() {
-            let old = Scratch(sibling(&dir, "old"));
-            std::fs::rename(&dir, &old.0).map_err(fail)?;
-            if let Err(e) = std::fs::rename(&fresh.0, &dir) {
-                std::fs::rename(&old.0, &dir).map_err(fail)?;
+            let old = Scratch::new(sibling(&dir, "old"));
+            std::fs::rename(&dir, old.path()).map_err(fail)?;
+            if let Err(e) = std::fs::rename(fresh.path(), &dir) {
+                std::fs::rename(old.path(), &dir).map_err(fail)?;
                 return Err(fail(e));
             }
         } else {
-            std::fs::rename(&fresh.0, &dir).map_err(fail)?;
+            std::fs::rename(fresh.path(), &dir).map_err(fail)?;
         }
         Ok(())
     }

@@ -8,11 +8,12 @@ use crate::json::{CONFIG, Json, Object, nearest};
 use crate::keys::Keys;
 use crate::layers;
 use crate::published_rows::PublishedRows;
-use crate::quant_config::Scheme;
 use crate::spec::MoeSpec;
+use crate::{quantisation, stored};
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Graph, Shard, shard};
+use moec_weights::Published;
 use std::path::Path;
 
 /// What is wrong with a config, in file order. Never empty.
@@ -25,7 +26,7 @@ pub struct ModelConfig {
     family: &'static Family,
     model_type: String,
     dtype: DType,
-    quantization: Option<Scheme>,
+    quantization: Option<Published>,
     published_rows: PublishedRows,
     prefixes: Vec<String>,
 }
@@ -51,8 +52,10 @@ pub struct Layer {
     /// Weight format of the checkpoint, when it is quantised. The layer computes in float, with weights dequantised when they are
     /// loaded; see [`Layer::loadable`].
     pub quantization: Option<String>,
-    /// Whether that format is one whose tensors the checkpoint reader reads.
-    is_read: bool,
+    /// What the config says about its weights, for whoever reads them.
+    pub published: Option<Published>,
+    /// Why the weights cannot be read, if they cannot.
+    unread: Option<Diagnostic>,
     /// The layer in numbers.
     pub description: LayerFacts,
 }
@@ -61,24 +64,26 @@ impl Layer {
     /// Whether the checkpoint's weights can be read as the graph's parameters.
     ///
     /// # Errors
-    /// `quantised-checkpoint` when they are stored in a format that is not read (bitsandbytes, AQLM, …).
+    /// `quantised-checkpoint` when they are stored in a format that is not read (bitsandbytes, AQLM, …),
+    /// `quantisation-key-unknown` when the config has a key that may change what they mean.
     pub fn loadable(&self) -> Result<(), Diagnostic> {
-        let Some(q) = &self.quantization else { return Ok(()) };
-        if self.is_read {
-            return Ok(());
+        match &self.unread {
+            None => Ok(()),
+            Some(d) => Err(d.clone()),
         }
-        Err(Diagnostic::input(
-            "quantised-checkpoint",
-            format!(
-                "the weights of {} layer {} are stored quantised ({q}), a format that moec does not read",
-                self.model_type, self.layer
-            ),
-        )
-        .note("the layer compiles as a float layer, but this checkpoint cannot be loaded into it")
-        .help(
-            "use a float checkpoint, or one in FP8, MXFP4, MXFP8, NVFP4, GPTQ, AWQ or integers of compressed-tensors",
-        ))
     }
+}
+
+/// Why a layer's weights cannot be read, as far as the config tells.
+fn unread(published: &Published, graph: &Graph) -> Option<Diagnostic> {
+    let layer = "the layer compiles as a float layer, but this checkpoint cannot be loaded into it";
+    if let Some(refusal) = &published.refusal {
+        return Some(refusal.clone().note(layer));
+    }
+    let what = stored::unread(published, graph)?;
+    let message = format!("the weights of {} are stored as {what}, a format that moec does not read", graph.name);
+    let d = Diagnostic::input("quantised-checkpoint", message).note(layer);
+    Some(d.help("use a float checkpoint, or one in a format that docs/checkpoints.md lists"))
 }
 
 /// Where nested decoder configs stand.
@@ -124,7 +129,7 @@ impl ModelConfig {
         }
         let (text, family, model_type, nested) = find_family(&root).map_err(|d| vec![d])?;
         let dtype = element_type(&root, &text).map_err(|d| vec![d])?;
-        let quantization = Scheme::of(&root, &text, dtype).map_err(|d| vec![d])?;
+        let quantization = quantisation::of(&root, dtype).map_err(|d| vec![d])?;
         let published_rows = PublishedRows::of(&root, &text).map_err(|d| vec![d])?;
         let prefixes: &[&str] = match (family.prefixes, nested) {
             ([], false) => &["model."],
@@ -186,7 +191,7 @@ impl ModelConfig {
         let origin = self.text.node().origin();
         let mut graph = assemble(&name, &spec, dtype).map_err(|d| vec![d.at(Some(origin))])?;
         if let Some(scheme) = &self.quantization {
-            scheme.mark(&mut graph);
+            stored::mark(scheme, &mut graph);
         }
         let graph = match options.shard {
             Some(part) => shard(&graph, part).map_err(|d| vec![d])?,
@@ -196,11 +201,12 @@ impl ModelConfig {
         let mut description = LayerFacts::new(&spec, &graph, &self.model_type, layer, dtype, quantization.clone());
         description.shard = options.shard;
         Ok(Layer {
-            graph,
             model_type: self.model_type.clone(),
             layer,
             quantization,
-            is_read: self.quantization.as_ref().is_none_or(|q| q.is_read),
+            unread: self.quantization.as_ref().and_then(|q| unread(q, &graph)),
+            published: self.quantization.clone(),
+            graph,
             description,
         })
     }
@@ -334,10 +340,10 @@ fn element_type(root: &Object, text: &Object) -> Result<DType, Diagnostic> {
 }
 
 /// What ModelOpt's own file beside the config says, if there is one that can be read.
-fn beside(path: &Path, dtype: DType) -> Option<(Scheme, PublishedRows)> {
+fn beside(path: &Path, dtype: DType) -> Option<(Published, PublishedRows)> {
     let text = std::fs::read_to_string(path).ok()?;
     let top = Json::parse(&path.display().to_string(), text, CONFIG).ok()?.object().ok()?;
-    let scheme = Scheme::of_modelopt(&top, dtype).ok().flatten()?;
+    let scheme = quantisation::of_modelopt(&top, dtype).ok().flatten()?;
     Some((scheme, PublishedRows::of_modelopt(&top).unwrap_or_default()))
 }
 

@@ -3,37 +3,42 @@
 //! A parameter is marked only where its format is certain and its blocks lie whole in it; every other one stays dense,
 //! which is always right: the loader dequantises whatever it finds.
 
-use crate::patterns::Pattern;
-use crate::quant_config::Scheme;
 use moec_ir::graph::{Graph, Param};
 use moec_ir::quant::QuantFormat;
 use moec_ir::weights::{WeightSource, WeightStep};
+use moec_weights::Published;
+use moec_weights::config::{Declared, Spec};
 
-impl Scheme {
-    /// Marks the expert matrices of a layer that the checkpoint stores as codes.
-    pub(crate) fn mark(&self, graph: &mut Graph) {
-        for param in &mut graph.params {
-            let matrix = param.name.starts_with("experts.") || param.name.starts_with("shared.") && !self.experts_only;
-            if !matrix || param.name.ends_with("bias") {
-                continue;
-            }
-            // An expert stands for all, and every spelling of a name for the same module.
-            let module = |n: &&String| n.strip_suffix(".weight").unwrap_or(n).replace("{e}", "0");
-            let modules: Vec<String> = names(&param.source).iter().map(module).collect();
-            // What cannot be told counts as excluded.
-            let excluded = |p: &Pattern| modules.iter().any(|m| p.covers(m) != Some(false));
-            let format = if self.excluded.iter().any(excluded) { None } else { self.format_of(&modules) };
-            param.stored = format.filter(|f| fits(param, f));
+/// Marks the expert matrices of a layer that the checkpoint stores as codes.
+pub(crate) fn mark(published: &Published, graph: &mut Graph) {
+    for param in graph.params.iter_mut().filter(|p| is_quantised_matrix(published, p)) {
+        let format = match published.declared(&modules(param)) {
+            Declared::As(spec) => spec.kernels(),
+            Declared::Left | Declared::NoConfig => None,
+        };
+        param.stored = format.filter(|f| fits(param, f));
+    }
+}
+
+/// Why an expert matrix of the layer cannot be read, as far as the config tells: the format in words.
+pub(crate) fn unread(published: &Published, graph: &Graph) -> Option<String> {
+    graph.params.iter().filter(|p| is_quantised_matrix(published, p)).find_map(|p| {
+        match published.declared(&modules(p)) {
+            Declared::As(Spec::Unread(what)) => Some(what.clone()),
+            Declared::As(_) | Declared::Left | Declared::NoConfig => None,
         }
-    }
+    })
+}
 
-    /// The format of a module that has these names.
-    fn format_of(&self, modules: &[String]) -> Option<QuantFormat> {
-        let named =
-            |patterns: &Vec<Pattern>| modules.iter().any(|m| patterns.iter().any(|p| p.covers(m) == Some(true)));
-        let own = self.rules.iter().find(|r| r.modules.as_ref().is_some_and(named));
-        own.or_else(|| self.rules.iter().find(|r| r.modules.is_none()))?.format
-    }
+fn is_quantised_matrix(published: &Published, param: &Param) -> bool {
+    let matrix = param.name.starts_with("experts.") || param.name.starts_with("shared.") && !published.experts_only;
+    matrix && !param.name.ends_with("bias")
+}
+
+/// An expert stands for all, and every spelling of a name for the same module.
+fn modules(param: &Param) -> Vec<String> {
+    let module = |n: &String| n.strip_suffix(".weight").unwrap_or(n).replace("{e}", "0");
+    names(&param.source).into_iter().map(module).collect()
 }
 
 /// Whether a parameter is made of whole blocks of a matrix.

@@ -113,6 +113,7 @@ impl EmulatorLayer {
         // The capacity is only a limit; memory is taken as it is allocated.
         let mut device = Device::with_capacity(architecture, 1 << 40);
         let mut addresses = Vec::new();
+        let weights = weights.find(manifest)?;
         for slot in &plan.weights {
             let param = &manifest.params[slot.param];
             weights.begin(param, &slot.buffer);

@@ -85,7 +85,7 @@ impl Layer {
     /// `options.max_tokens` tokens need.
     ///
     /// # Errors
-    /// Those of the bundle, of packing ([`moec_bundle::pack_weight`]) and of the device ([`CpuLayer::load`],
+    /// Those of the bundle, of packing ([`moec_weights::Plan`]) and of the device ([`CpuLayer::load`],
     /// [`crate::cuda::CudaLayer::load`]); `device-not-built-in` when the crate was built without the device's feature.
     pub fn load(bundle: &Bundle, weights: &Weights<'_>, options: LoadOptions) -> Result<Layer, Diagnostic> {
         let rule = options.keep_intermediates.then_some(WorkspaceRule::Disjoint);

@@ -1,12 +1,12 @@
 //! Runs compiled layers: opens a bundle, packs the weights, binds tensors and launches.
 //!
 //! ```no_run
-//! use moec_bundle::{Bundle, Checkpoint};
+//! use moec_bundle::Bundle;
 //! use moec_runtime::{Device, Layer, LoadOptions, Weights};
 //!
 //! # fn main() -> Result<(), moec_ir::Diagnostic> {
 //! let bundle = Bundle::open("target/r1")?;
-//! let weights = Weights::from_checkpoint(Checkpoint::open("models/deepseek-r1")?);
+//! let weights = Weights::from_checkpoint(moec_weights::Checkpoint::open("models/deepseek-r1")?);
 //! let options = LoadOptions { device: Device::parse("cpu")?, max_tokens: 64, ..LoadOptions::default() };
 //! let mut layer = Layer::load(&bundle, &weights, options)?;
 //! let input = moec_ir::Tensor::float(moec_ir::DType::BF16, &[1, 7168], vec![0.0; 7168]);

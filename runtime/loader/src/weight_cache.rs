@@ -7,16 +7,16 @@
 use crate::memory::allocate;
 use memmap2::Mmap;
 use moec_bundle::manifest::ParamInfo;
-use moec_bundle::{Checkpoint, pack_weight};
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::Buffer;
+use moec_weights::{Checkpoint, Plan};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Raised when packing gives other bytes for the same checkpoint, parameter and buffer.
-const PACKING_VERSION: u32 = 1;
+const PACKING_VERSION: u32 = 2;
 
 /// A file begins with the magic and its own key; the weights follow at the first page.
 const MAGIC: &[u8; 16] = b"moec weights v1\n";
@@ -63,16 +63,16 @@ impl CachedWeights {
     /// The packed form of a parameter, from the cache or made now.
     ///
     /// # Errors
-    /// Those of [`pack_weight`]; `weight-cache-unusable` when files cannot be written or read.
-    pub(crate) fn packed(&self, param: &ParamInfo, buffer: &Buffer) -> Result<Packed, Diagnostic> {
-        let key = self.key(param, buffer);
+    /// Those of [`Plan::pack`]; `weight-cache-unusable` when files cannot be written or read.
+    pub(crate) fn packed(&self, plan: &Plan<'_>, param: &ParamInfo, buffer: &Buffer) -> Result<Packed, Diagnostic> {
+        let key = self.key(plan, param, buffer);
         let path = self.dir.join(format!("{key}.packed"));
         let bytes = buffer.bytes(0);
         if let Some(found) = self.open(&path, &key, bytes)? {
             return Ok(found);
         }
         let mut memory = allocate(bytes, &format!("the weight `{}`", param.name))?;
-        pack_weight(&self.checkpoint, &param.param(), buffer, &mut memory[..bytes as usize])?;
+        plan.pack(&param.name, buffer, &mut memory[..bytes as usize])?;
         self.write(&path, &key, &memory[..bytes as usize]).map_err(|e| unusable(&self.dir, &e))?;
         drop(memory);
         self.open(&path, &key, bytes)?.ok_or_else(|| {
@@ -80,11 +80,12 @@ impl CachedWeights {
         })
     }
 
-    fn key(&self, param: &ParamInfo, buffer: &Buffer) -> String {
+    fn key(&self, plan: &Plan<'_>, param: &ParamInfo, buffer: &Buffer) -> String {
         let parts = [
             env!("CARGO_PKG_VERSION").to_string(),
             PACKING_VERSION.to_string(),
             self.identity.clone(),
+            plan.identity(),
             format!("{param:?}"),
             format!("{buffer:?}"),
         ];

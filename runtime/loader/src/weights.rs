@@ -2,12 +2,13 @@
 
 use crate::random_codes::RandomCodes;
 use crate::weight_cache::CachedWeights;
+use moec_bundle::Manifest;
 use moec_bundle::manifest::ParamInfo;
-use moec_bundle::{Checkpoint, borrow_weight, is_part, pack_tensor, pack_weight};
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::Buffer;
 use moec_ir::weights::WeightSource;
 use moec_ir::{DType, Tensor};
+use moec_weights::{Checkpoint, Plan, Published, Source, first, is_part, pack_tensor};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -48,19 +49,62 @@ impl Weights<'_> {
         Weights::Checkpoint(Arc::new(checkpoint))
     }
 
+    /// Finds every weight of a layer and checks it, before anything is packed.
+    ///
+    /// # Errors
+    /// Those of [`Plan::new`] and [`Plan::check_scales`], the first of them.
+    pub(crate) fn find(&self, manifest: &Manifest) -> Result<FoundWeights<'_>, Diagnostic> {
+        let mut inner = self;
+        while let Weights::Watched(weights, _) = inner {
+            inner = weights;
+        }
+        let checkpoint = match inner {
+            Weights::Checkpoint(c) => c,
+            Weights::Cached(cached) => cached.checkpoint(),
+            Weights::Tensors(_) | Weights::Fill(_) | Weights::Random { .. } | Weights::Watched(..) => {
+                return Ok(FoundWeights { weights: self, inner, plan: None });
+            }
+        };
+        let source = manifest.layer.published_weights.as_ref().map(Source::from_value).transpose()?;
+        let model = source.map(|s| Published::read(s, DType::BF16)).transpose()?;
+        let params: Vec<_> = manifest.params.iter().map(ParamInfo::param).collect();
+        let plan = Plan::new(checkpoint, model.as_ref(), &params).map_err(first)?;
+        plan.check_scales()?;
+        Ok(FoundWeights { weights: self, inner, plan: Some((checkpoint, plan)) })
+    }
+}
+
+/// The weights of a layer, found and checked.
+pub(crate) struct FoundWeights<'a> {
+    /// As they were given, with those who watch.
+    weights: &'a Weights<'a>,
+    /// Where they come from.
+    inner: &'a Weights<'a>,
+    /// The plan of those that come from a checkpoint.
+    plan: Option<(&'a Arc<Checkpoint>, Plan<'a>)>,
+}
+
+impl FoundWeights<'_> {
     /// Tells whoever watches that a parameter comes next.
     pub(crate) fn begin(&self, param: &ParamInfo, buffer: &Buffer) {
-        if let Weights::Watched(weights, watch) = self {
+        let mut at = self.weights;
+        while let Weights::Watched(weights, watch) = at {
             watch(param, buffer);
-            weights.begin(param, buffer);
+            at = weights;
         }
     }
 
     /// Writes the packed form of a parameter.
     pub(crate) fn pack(&self, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
-        match self {
-            Weights::Checkpoint(c) => pack_weight(c, &param.param(), buffer, dst),
-            Weights::Tensors(list) => {
+        match (self.inner, &self.plan) {
+            (Weights::Cached(cached), Some((_, plan))) => {
+                // Checks the layout as well: `dst` is as long as the buffer.
+                let packed = cached.packed(plan, param, buffer)?;
+                dst.copy_from_slice(packed.bytes());
+                Ok(())
+            }
+            (_, Some((_, plan))) => plan.pack(&param.name, buffer, dst),
+            (Weights::Tensors(list), None) => {
                 let found = list.iter().find(|(name, _)| *name == param.name);
                 let (_, tensor) = found.ok_or_else(|| {
                     Diagnostic::input(
@@ -70,36 +114,24 @@ impl Weights<'_> {
                 })?;
                 pack_tensor(tensor, &param.param(), buffer, dst)
             }
-            Weights::Fill(fill) => fill(param, buffer, dst),
-            Weights::Random { seed } => fill_random(*seed, param, buffer, dst),
-            Weights::Cached(cached) => {
-                // Checks the layout as well: `dst` is as long as the buffer.
-                let packed = cached.packed(param, buffer)?;
-                dst.copy_from_slice(packed.bytes());
-                Ok(())
+            (Weights::Fill(fill), None) => fill(param, buffer, dst),
+            (Weights::Random { seed }, None) => fill_random(*seed, param, buffer, dst),
+            (Weights::Checkpoint(_) | Weights::Cached(_) | Weights::Watched(..), None) => {
+                Err(Diagnostic::internal("internal-error", "weights of a checkpoint were not looked for"))
             }
-            Weights::Watched(weights, _) => weights.pack(param, buffer, dst),
         }
     }
 
     /// Memory of a file that can stand for the packed form, with what keeps it mapped: the checkpoint's own, or the
     /// cache's.
     pub(crate) fn borrow(&self, param: &ParamInfo, buffer: &Buffer) -> Result<Option<Borrowed>, Diagnostic> {
-        let of_checkpoint = |c: &Arc<Checkpoint>| -> Result<Option<Borrowed>, Diagnostic> {
-            Ok(borrow_weight(c, &param.param(), buffer)?.map(|bytes| (bytes.as_ptr(), c.clone() as Keep)))
-        };
-        match self {
-            Weights::Checkpoint(c) => of_checkpoint(c),
-            Weights::Cached(cached) => {
-                if let Some(found) = of_checkpoint(cached.checkpoint())? {
-                    return Ok(Some(found));
-                }
-                let packed = cached.packed(param, buffer)?;
-                Ok(Some((packed.bytes().as_ptr(), Arc::new(packed) as Keep)))
-            }
-            Weights::Watched(weights, _) => weights.borrow(param, buffer),
-            Weights::Tensors(_) | Weights::Fill(_) | Weights::Random { .. } => Ok(None),
+        let Some((checkpoint, plan)) = &self.plan else { return Ok(None) };
+        if let Some(bytes) = plan.borrow(&param.name, buffer)? {
+            return Ok(Some((bytes.as_ptr(), (*checkpoint).clone() as Keep)));
         }
+        let Weights::Cached(cached) = self.inner else { return Ok(None) };
+        let packed = cached.packed(plan, param, buffer)?;
+        Ok(Some((packed.bytes().as_ptr(), Arc::new(packed) as Keep)))
     }
 }
 

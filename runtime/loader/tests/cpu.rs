@@ -3,8 +3,9 @@
 mod common;
 
 use common::*;
-use moec_bundle::safetensors::write_safetensors;
-use moec_bundle::{Bundle, Checkpoint};
+use moec_weights::safetensors::write_safetensors;
+use moec_bundle::Bundle;
+use moec_weights::Checkpoint;
 use moec_ir::{DType, Tensor};
 use moec_runtime::cpu::Pool;
 use moec_runtime::{CachedWeights, Device, Layer, LoadOptions, Watch, Weights};

@@ -7,7 +7,7 @@ mod common;
 use common::*;
 use moec_bundle::Bundle;
 use moec_bundle::manifest::Launch;
-use moec_bundle::safetensors::write_safetensors;
+use moec_weights::safetensors::write_safetensors;
 use moec_ir::{DType, Tensor};
 use moec_runtime::gpu_pack::{Pack, PackCase, PackReport, PackWeights};
 use std::path::{Path, PathBuf};

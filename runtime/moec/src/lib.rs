@@ -36,7 +36,8 @@ pub use model::{Activations, Model, ModelLayer};
 pub use random::{Random, random_params, random_tensor};
 pub use session::Session;
 
-pub use moec_bundle::{Bundle, Checkpoint};
+pub use moec_bundle::Bundle;
+pub use moec_weights::{Checkpoint, Published};
 pub use moec_frontend::{LayerOptions, PublishedRows};
 pub use moec_ir::diag::Diagnostic;
 pub use moec_ir::graph::{Shard, ShardKind};

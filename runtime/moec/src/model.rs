@@ -1,11 +1,11 @@
 //! What a user calls a model: a directory, a config, or a layer graph.
 
 use moec_bundle::manifest::LayerInfo;
-use moec_bundle::{Checkpoint, holds_codes};
 use moec_frontend::{LayerFacts, LayerOptions, Opened, PublishedRows};
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Graph, Param, ShardKind, quantise_activations, shard};
 use moec_ir::{ActQuant, DType};
+use moec_weights::{Checkpoint, Plan, PlannedWeight, Published, holds_codes};
 use std::path::{Path, PathBuf};
 
 /// A model whose config has been read.
@@ -38,6 +38,8 @@ pub struct ModelLayer {
     pub facts: Option<LayerFacts>,
     /// The directory with its weights, when there is one.
     pub checkpoint: Option<PathBuf>,
+    /// What the config says about the format of its weights.
+    pub published: Option<Published>,
     /// How the checkpoint says that activations are rounded.
     pub published_rows: PublishedRows,
     /// Why the weights of the checkpoint cannot be loaded, if they cannot.
@@ -65,7 +67,27 @@ impl ModelLayer {
     }
 }
 
+impl ModelLayer {
+    /// Where every weight comes from, a row for each parameter; no data but global scales is read.
+    ///
+    /// # Errors
+    /// `weights-missing` when there is no checkpoint beside the config; those of [`Plan::new`], all of them.
+    pub fn planned_weights(&self) -> Result<Vec<PlannedWeight>, Vec<Diagnostic>> {
+        let Some(dir) = &self.checkpoint else {
+            let d = Diagnostic::input("weights-missing", format!("there are no weights beside the config of {}", self.info.name));
+            return Err(vec![d.help("give a model directory that holds them")]);
+        };
+        let checkpoint = Checkpoint::open(dir).map_err(|d| vec![d])?;
+        Ok(Plan::new(&checkpoint, self.published.as_ref(), &self.graph.params)?.rows())
+    }
+}
+
 impl Model {
+    /// The same model with the weights of another place: a directory or file, as for [`Checkpoint::open`].
+    pub fn with_weights(self, path: impl Into<PathBuf>) -> Model {
+        Model { checkpoint: Some(path.into()), ..self }
+    }
+
     /// Reads `path`: a model directory, a `config.json`, or a layer graph (`"moec_graph": 1`).
     ///
     /// # Errors
@@ -106,7 +128,7 @@ impl Model {
         };
         let mut layer = config.layer(number, options)?;
         if let Some(dir) = &self.checkpoint {
-            keep_what_is_stored(&mut layer.graph, dir);
+            keep_what_is_stored(&mut layer.graph, dir, layer.published.as_ref());
         }
         let f = &layer.description;
         let mut facts = vec![("hidden", f.hidden), ("experts", f.n_experts), ("top_k", f.top_k), ("ffn", f.ffn)];
@@ -116,8 +138,10 @@ impl Model {
             model_type: Some(layer.model_type.clone()),
             layer: Some(layer.layer),
             facts: facts.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
+            published_weights: layer.published.as_ref().map(|p| p.source.to_value()),
         };
         Ok(ModelLayer {
+            published: layer.published.clone(),
             not_loadable: layer.loadable().err(),
             published_rows: config.published_rows().clone(),
             info,
@@ -147,6 +171,7 @@ impl Model {
             graph,
             facts: None,
             checkpoint: self.checkpoint.clone(),
+            published: None,
             not_loadable: None,
             published_rows: PublishedRows::Floats,
         })
@@ -165,11 +190,12 @@ fn shard_facts(options: &LayerOptions) -> Vec<(&'static str, u64)> {
 /// Takes back the marks of matrices that the checkpoint holds otherwise than its config says: they are made floats when the
 /// layer is loaded. Gate and up are multiplied together and lie alike. A checkpoint that cannot be opened is told when it is
 /// loaded.
-fn keep_what_is_stored(graph: &mut Graph, dir: &Path) {
+fn keep_what_is_stored(graph: &mut Graph, dir: &Path, published: Option<&Published>) {
     let Ok(checkpoint) = Checkpoint::open(dir) else { return };
     let group = |name: &str| name.replace(".gate", ".up");
-    let otherwise = |p: &&Param| p.stored.is_some() && !holds_codes(&checkpoint, p);
-    let other: Vec<String> = graph.params.iter().filter(otherwise).map(|p| group(&p.name)).collect();
+    let marked: Vec<Param> = graph.params.iter().filter(|p| p.stored.is_some()).cloned().collect();
+    let holds = holds_codes(&checkpoint, published, &marked);
+    let other: Vec<String> = marked.iter().zip(holds).filter(|(_, h)| !h).map(|(p, _)| group(&p.name)).collect();
     graph.params.iter_mut().filter(|p| other.contains(&group(&p.name))).for_each(|p| p.stored = None);
 }
 

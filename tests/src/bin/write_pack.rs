@@ -1,7 +1,7 @@
 //! Writes the layers, inputs and expected results of a GPU pack: `write-pack DIR`. `cargo xtask gpu-pack` runs it.
 
 use moec::{CompileRequest, Model, Target, Tensor};
-use moec_bundle::safetensors::write_safetensors;
+use moec_weights::safetensors::write_safetensors;
 use moec_ir::graph;
 use moec_ir::weights::WeightSource;
 use moec_runtime::gpu_pack::{PACK_FORMAT, Pack, PackCase, PackWeights};

@@ -151,6 +151,10 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
             // The layer computes in the type of its input.
             let one = |d: Diagnostic| vec![d];
             let dtype = input_type(options).map_err(one)?;
+            let model = match &checkpoint {
+                Some(path) => model.with_weights(path),
+                None => *model,
+            };
             let layer = model.layer_with(options.layer, &LayerOptions { dtype, shard })?;
             let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
             crate::bug::working_on(format!("layer: {}", layer.info.name));
@@ -276,7 +280,7 @@ fn write_results(path: &Path, result: &RunResult) -> Result<(), Diagnostic> {
     };
     let tensors: Vec<(&String, Tensor)> = result.outputs.iter().map(|(n, t)| (n, wide(t))).collect();
     let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
-    moec_bundle::safetensors::write_safetensors(path, &named)
+    moec_weights::safetensors::write_safetensors(path, &named)
 }
 
 fn report(options: &Options, result: &RunResult, n_tokens: u64) -> Outcome {

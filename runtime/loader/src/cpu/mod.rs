@@ -250,6 +250,7 @@ impl WeightMemory {
 }
 
 fn load_weights(manifest: &Manifest, plan: &Plan, weights: &Weights<'_>) -> Result<Vec<WeightMemory>, Diagnostic> {
+    let weights = weights.find(manifest)?;
     let load = |slot: &crate::plan::WeightSlot| {
         let param = &manifest.params[slot.param];
         weights.begin(param, &slot.buffer);

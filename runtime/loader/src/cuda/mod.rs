@@ -93,6 +93,7 @@ impl CudaLayer {
         })?;
         let plan = Plan::new(target, max_tokens, workspace)?;
         let (variants, modules) = load_kernels(bundle, &plan, device)?;
+        let weights = weights.find(manifest)?;
         let packed = plan.weights.iter().map(|slot| {
             let param = &manifest.params[slot.param];
             weights.begin(param, &slot.buffer);

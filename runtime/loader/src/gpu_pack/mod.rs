@@ -24,9 +24,10 @@ pub use report::{CaseReport, KernelTime, LayerTime, PackReport, table};
 use crate::device::Device;
 use crate::layer::{Layer, LoadOptions};
 use crate::weights::Weights;
-use moec_bundle::{Bundle, Checkpoint};
+use moec_bundle::Bundle;
 use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
+use moec_weights::Checkpoint;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 

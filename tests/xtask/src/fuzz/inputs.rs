@@ -3,7 +3,7 @@
 use super::below_root;
 use super::mutate::{Random, bytes, document};
 use anyhow::{Context, Result};
-use moec_bundle::{Checkpoint, pack_weight};
+use moec_weights::{Checkpoint, pack_weight};
 use moec_frontend::{LayerOptions, ModelConfig, layer_graph};
 use moec_ir::Dim;
 use moec_ir::graph::{Param, verify};
@@ -176,7 +176,7 @@ impl Corpus {
                 }
             }
             Kind::Header => {
-                self.accepted.set(moec_bundle::safetensors::check(Path::new("model.safetensors"), input).is_ok());
+                self.accepted.set(moec_weights::safetensors::check(Path::new("model.safetensors"), input).is_ok());
             }
             Kind::Weights(i) => self.weights(&self.weights[i], input)?,
         }

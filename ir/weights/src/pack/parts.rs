@@ -4,9 +4,9 @@
 //! of fused matrices, one scale for a whole tensor), as long as every block of the bundle has one scale there. Codes are
 //! copied bit for bit; scales too, or, where the checkpoint has them in another type, converted when that is exact.
 
-use crate::checkpoint::Checkpoint;
-use crate::pack::{Elements, Piece, fixed_shape, resolve};
-use crate::quantised::Quantised;
+use crate::decode::{Blocks, Elements};
+use crate::read::checkpoint::Checkpoint;
+use crate::resolve::{Piece, fixed_shape};
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
 use moec_ir::quant::{QuantFormat, ScaleCode, e4m3};
@@ -27,16 +27,16 @@ pub fn is_part(buffer: &Buffer) -> bool {
 ///
 /// # Errors
 /// `stored-format-mismatch` when the checkpoint has other blocks or codes, or floats; `scale-not-exact` when a scale does
-/// not fit the type that kernels read; `buffer-shape-mismatch`, and those of [`crate::pack_weight`].
-pub(crate) fn pack_part(
+/// not fit the type that kernels read; `buffer-shape-mismatch`.
+pub(crate) fn pack(
     checkpoint: &Checkpoint,
     param: &Param,
+    pieces: &[Piece<'_>],
     buffer: &Buffer,
     dst: &mut [u8],
 ) -> Result<(), Diagnostic> {
     let layout = PartLayout::new(param, buffer, dst.len())?;
-    let pieces = resolve(checkpoint, param)?;
-    let stored = Stored::new(checkpoint, param, &layout, &pieces)?;
+    let stored = Stored::new(checkpoint, param, &layout, pieces)?;
     let pitch = buffer.pitch as usize * buffer.dtype.bytes();
     if pitch == 0 || layout.matrices * layout.n * layout.k == 0 {
         dst.fill(0);
@@ -56,21 +56,17 @@ pub(crate) fn pack_part(
     })
 }
 
-/// Whether a checkpoint holds a parameter in the format that it is marked as stored in, so that its codes can be copied.
-/// Also where its tensors are missing or do not fit, which loading tells better.
-pub fn holds_codes(checkpoint: &Checkpoint, param: &Param) -> bool {
+/// Whether `pieces` hold a parameter in the format that it is marked as stored in, so that its codes can be copied.
+pub(crate) fn holds_codes(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> bool {
     let (Some(format), Some(shape)) = (param.stored, fixed_shape(param)) else { return false };
     let [stack @ .., n, k] = &shape[..] else { return false };
     let layout = PartLayout { format, matrices: stack.iter().product(), n: *n, k: *k };
-    match resolve(checkpoint, param) {
-        Ok(pieces) => Stored::new(checkpoint, param, &layout, &pieces).is_ok_and(|stored| {
-            // Rows are alike, so that the first tells of all whether they run along the codes.
-            let mut codes = vec![0; format.code.bytes(*k) as usize];
-            let mut scales = vec![0; (format.scale_grid(*n, *k).1 * format.scale.bytes()) as usize];
-            layout.matrices * n * k == 0 || stored.codes(0, &mut codes).and(stored.scales(0, &mut scales)).is_ok()
-        }),
-        Err(_) => true,
-    }
+    Stored::new(checkpoint, param, &layout, pieces).is_ok_and(|stored| {
+        // Rows are alike, so that the first tells of all whether they run along the codes.
+        let mut codes = vec![0; format.code.bytes(*k) as usize];
+        let mut scales = vec![0; (format.scale_grid(*n, *k).1 * format.scale.bytes()) as usize];
+        layout.matrices * n * k == 0 || stored.codes(0, &mut codes).and(stored.scales(0, &mut scales)).is_ok()
+    })
 }
 
 /// The error of a parameter that is given as floats to kernels that read codes.
@@ -131,7 +127,7 @@ impl PartLayout {
 struct Stored<'a> {
     param: &'a Param,
     layout: &'a PartLayout,
-    pieces: Vec<(&'a Piece<'a>, &'a Quantised<'a>)>,
+    pieces: Vec<(&'a Piece<'a>, &'a Blocks<'a>)>,
 }
 
 /// A row of the parameter in the checkpoint: which stored row, counted through the matrices, and from which column.
@@ -151,8 +147,8 @@ impl<'a> Stored<'a> {
         let want = layout.format;
         let at = checkpoint.path().display();
         let coded = pieces.iter().map(|p| match &p.elements {
-            Elements::Quantised(q) if q.format.code == want.code => Ok((p, &**q)),
-            Elements::Quantised(q) => {
+            Elements::Blocks(q) if q.format.code == want.code && q.column_scales.is_empty() => Ok((p, &**q)),
+            Elements::Blocks(q) => {
                 Err(mismatch(param, &format!("`{at}` has it as {}", q.format), &want.to_string()))
             }
             Elements::Integers(_) => {
@@ -173,7 +169,7 @@ impl<'a> Stored<'a> {
     }
 
     /// Where row `row` of the parameter is, counted through its matrices.
-    fn place(&self, row: u64) -> Result<(&'a Quantised<'a>, Place), Diagnostic> {
+    fn place(&self, row: u64) -> Result<(&'a Blocks<'a>, Place), Diagnostic> {
         let per_piece = self.layout.matrices * self.layout.n / self.pieces.len().max(1) as u64;
         let (piece, q) = self.pieces[(row / per_piece.max(1)) as usize];
         let k = self.layout.k;
@@ -189,12 +185,11 @@ impl<'a> Stored<'a> {
     fn codes(&self, row: u64, out: &mut [u8]) -> Result<(), Diagnostic> {
         let (q, at) = self.place(row)?;
         let bits = self.layout.format.code.bits();
-        let codes = q.code_row(at.row);
         if !(at.first * bits).is_multiple_of(8) {
             return Err(self.other_blocks("its first column is in the middle of a byte"));
         }
-        let first = (at.first * bits / 8) as usize;
-        out.copy_from_slice(&codes[first..first + out.len()]);
+        let first = at.first * bits / 8;
+        q.copy_codes(at.row, first, out);
         // What follows the last code of a row is padding.
         if let (4, Some(last), false) = (bits, out.last_mut(), self.layout.k.is_multiple_of(2)) {
             *last &= 15;
@@ -213,7 +208,7 @@ impl<'a> Stored<'a> {
             format.block_rows.min(n - grid_row % grid_rows * format.block_rows)
         };
         let (q, at) = self.place(first_row)?;
-        let line = |q: &Quantised, p: Place| (q.scale_row(p.row), p.first);
+        let line = |q: &Blocks, p: Place| (q.scale_row(p.row), p.first);
         for row in first_row + 1..first_row + rows {
             let (other, place) = self.place(row)?;
             if !std::ptr::eq(other, q) || line(other, place) != line(q, at) {

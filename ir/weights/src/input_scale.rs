@@ -7,8 +7,9 @@
 //!
 //! `stem` is the matrix' name without `.weight`. Stacks of experts have `N_input_scale`, one number or one for each expert.
 
-use crate::checkpoint::Checkpoint;
-use crate::pack::{existing, template};
+use crate::formats;
+use crate::read::checkpoint::Checkpoint;
+use crate::resolve::{existing, template};
 use moec_ir::diag::Diagnostic;
 use moec_ir::weights::WeightSource;
 
@@ -24,7 +25,7 @@ pub(crate) fn largest(checkpoint: &Checkpoint, of: &[WeightSource]) -> Result<f3
         existing(checkpoint, source, &mut there);
         let names: Vec<String> = match there.first() {
             Some(WeightSource::Tensor { names, .. }) => {
-                names.iter().filter(|n| crate::quantised::contains(checkpoint, n)).take(1).cloned().collect()
+                names.iter().filter(|n| formats::contains(checkpoint, n)).take(1).cloned().collect()
             }
             Some(WeightSource::PerExpert { names, first, count, .. }) => {
                 let template = template(checkpoint, names, *first).map_or("", String::as_str);

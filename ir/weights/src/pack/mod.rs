@@ -1,12 +1,12 @@
-//! From a checkpoint's layout to the buffer that kernels read, and back.
+//! Dumb copying: from the views of stored tensors to the buffer that kernels read, and back.
 
-use crate::checkpoint::Checkpoint;
-use crate::coded;
-use crate::convert::{Source, convert_row};
-use crate::input_scale;
-use crate::integers::{self, Integers};
-use crate::quantised::{self, Quantised};
-use crate::strided::{Row, Strided};
+mod convert;
+pub(crate) mod parts;
+pub(crate) mod strided;
+
+use crate::decode::Elements;
+use crate::resolve::{Piece, fixed_shape, internal, unsupported};
+use convert::{Source, convert_row};
 use half::{bf16, f16};
 use moec_ir::DType;
 use moec_ir::Tensor;
@@ -14,33 +14,19 @@ use moec_ir::abi::BUFFER_ALIGN;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
 use moec_ir::tile::Buffer;
-use moec_ir::weights::{WeightSource, WeightStep};
 use rayon::prelude::*;
-use std::sync::Arc;
+use strided::{Row, Strided};
 
-/// Fills `dst` with a parameter from a checkpoint, in the layout of `buffer`.
-///
-/// A tensor that is stored quantised is dequantised in f32 ([`crate::quantised`]); a buffer of codes, scales or global
-/// scales gets what the checkpoint has of them, bit for bit.
-/// Elements are rounded to the parameter's type and then to the buffer's (to nearest even; widening is exact). Columns
-/// from `cols` to `pitch` become zero. Every byte of `dst` is written. Runs on all threads of the rayon pool.
-///
-/// # Errors
-/// `tensor-missing`, `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-steps-mismatch`, `stored-format-mismatch`,
-/// `scale-not-exact`, `quantised-scale-missing`,
-/// `weight-out-of-range`, `buffer-shape-mismatch`, and those of [`Checkpoint::tensor`].
-pub fn pack_weight(checkpoint: &Checkpoint, param: &Param, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
-    if coded::is_part(buffer) {
-        return coded::pack_part(checkpoint, param, buffer, dst);
-    }
-    if let WeightSource::LargestInputScale(of) = &param.source {
-        let scale = input_scale::largest(checkpoint, of)?;
-        return pack_tensor(&Tensor::float(DType::F32, &[1], vec![scale]), param, buffer, dst);
-    }
+/// Fills `dst` with the elements of `pieces`, one behind the other.
+pub(crate) fn pack_pieces(
+    param: &Param,
+    pieces: &[Piece<'_>],
+    buffer: &Buffer,
+    dst: &mut [u8],
+) -> Result<(), Diagnostic> {
     let layout = Layout::new(param, buffer, dst.len())?;
-    let pieces = resolve(checkpoint, param)?;
     let per_piece = layout.rows / pieces.len().max(1) as u64;
-    for piece in &pieces {
+    for piece in pieces {
         if piece.view.shape().iter().product::<u64>() != per_piece * layout.cols {
             return Err(internal(param, "pieces of a weight should have equal sizes"));
         }
@@ -53,22 +39,14 @@ pub fn pack_weight(checkpoint: &Checkpoint, param: &Param, buffer: &Buffer, dst:
     .map_err(|value| out_of_range(param, buffer, value))
 }
 
-/// The checkpoint's own memory as the buffer, when it needs no packing: one tensor of the wanted type, whole, in order,
-/// without padding, at an address that kernels accept.
-///
-/// # Errors
-/// As [`pack_weight`].
-pub fn borrow_weight<'a>(
-    checkpoint: &'a Checkpoint,
+/// The stored memory as the buffer, when it is the buffer.
+pub(crate) fn borrow_pieces<'a>(
     param: &Param,
+    pieces: &[Piece<'a>],
     buffer: &Buffer,
 ) -> Result<Option<&'a [u8]>, Diagnostic> {
-    if coded::is_part(buffer) || matches!(param.source, WeightSource::LargestInputScale(_)) {
-        return Ok(None);
-    }
     Layout::new(param, buffer, buffer.bytes(0) as usize)?;
-    let pieces = resolve(checkpoint, param)?;
-    let [Piece { view, elements: Elements::Plain(dtype, data) }] = &pieces[..] else { return Ok(None) };
+    let [Piece { view, elements: Elements::Plain(dtype, data), .. }] = pieces else { return Ok(None) };
     let Some(start) = view.contiguous() else { return Ok(None) };
     let same = *dtype == buffer.dtype && param.ty.dtype == buffer.dtype && buffer.pitch == buffer.cols;
     let start = start as usize * buffer.dtype.bytes();
@@ -76,14 +54,14 @@ pub fn borrow_weight<'a>(
     Ok(bytes.filter(|b| same && (b.as_ptr() as u64).is_multiple_of(BUFFER_ALIGN)))
 }
 
-/// As [`pack_weight`], for a parameter that is already a host tensor in the graph's layout.
+/// As [`crate::Plan::pack`], for a parameter that is already a host tensor in the graph's layout.
 ///
 /// # Errors
 /// `tensor-shape-mismatch`, `weight-type-unsupported`, `weight-out-of-range`, `buffer-shape-mismatch`, and
 /// `stored-format-mismatch` for a buffer of codes or scales.
 pub fn pack_tensor(tensor: &Tensor, param: &Param, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
-    if coded::is_part(buffer) {
-        return Err(coded::given_as_floats(param));
+    if parts::is_part(buffer) {
+        return Err(parts::given_as_floats(param));
     }
     let layout = Layout::new(param, buffer, dst.len())?;
     let shape: Vec<u64> = tensor.shape.iter().map(|&n| n as u64).collect();
@@ -163,168 +141,6 @@ impl Layout {
     }
 }
 
-pub(crate) fn fixed_shape(param: &Param) -> Option<Vec<u64>> {
-    param.ty.shape.iter().map(|d| d.fixed()).collect()
-}
-
-/// A stored tensor and the view of it that a source describes.
-pub(crate) struct Piece<'a> {
-    pub(crate) elements: Elements<'a>,
-    pub(crate) view: Strided,
-}
-
-/// The elements of a stored tensor.
-#[derive(Clone)]
-pub(crate) enum Elements<'a> {
-    /// Of a type that moec has, and their bytes.
-    Plain(DType, &'a [u8]),
-    /// Codes and scales of floats.
-    Quantised(Arc<Quantised<'a>>),
-    /// Integers with zero points.
-    Integers(Arc<Integers<'a>>),
-}
-
-/// Finds the tensors of a parameter and checks that they have its shape: one piece, or one for each expert.
-///
-/// Layouts may share names and differ in shape only; of those that are there, the first that fits counts.
-pub(crate) fn resolve<'a>(checkpoint: &'a Checkpoint, param: &Param) -> Result<Vec<Piece<'a>>, Diagnostic> {
-    let mut there = Vec::new();
-    existing(checkpoint, &param.source, &mut there);
-    let mut error = None;
-    for source in there {
-        match resolve_one(checkpoint, param, source) {
-            Ok(pieces) => return Ok(pieces),
-            Err(d) => error = error.or(Some(d)),
-        }
-    }
-    Err(error.unwrap_or_else(|| missing(checkpoint, param)))
-}
-
-fn resolve_one<'a>(
-    checkpoint: &'a Checkpoint,
-    param: &Param,
-    source: &WeightSource,
-) -> Result<Vec<Piece<'a>>, Diagnostic> {
-    let want = fixed_shape(param).unwrap_or_default();
-    match source {
-        WeightSource::Tensor { names, steps } => {
-            let name =
-                names.iter().find(|n| quantised::contains(checkpoint, n)).ok_or_else(|| missing(checkpoint, param))?;
-            Ok(vec![piece(checkpoint, param, name, steps, &want)?])
-        }
-        WeightSource::PerExpert { names, first, count, steps } => {
-            let template = template(checkpoint, names, *first).ok_or_else(|| missing(checkpoint, param))?;
-            if want.first() != Some(count) || *count > checkpoint.names().count() as u64 {
-                return Err(missing(checkpoint, param).note(format!(
-                    "{count} experts are asked for, the weight is {}, and the checkpoint has {} tensors in all",
-                    param.ty,
-                    checkpoint.names().count()
-                )));
-            }
-            (*first..first.saturating_add(*count))
-                .map(|e| piece(checkpoint, param, &template.replace("{e}", &e.to_string()), steps, &want[1..]))
-                .collect()
-        }
-        WeightSource::FirstOf(_) | WeightSource::LargestInputScale(_) => Err(missing(checkpoint, param)),
-    }
-}
-
-/// The sources, depth first, that have tensors in the checkpoint.
-pub(crate) fn existing<'s>(checkpoint: &Checkpoint, source: &'s WeightSource, out: &mut Vec<&'s WeightSource>) {
-    match source {
-        WeightSource::Tensor { names, .. } if names.iter().any(|n| quantised::contains(checkpoint, n)) => {
-            out.push(source);
-        }
-        WeightSource::PerExpert { names, first, .. } if template(checkpoint, names, *first).is_some() => {
-            out.push(source)
-        }
-        WeightSource::Tensor { .. } | WeightSource::PerExpert { .. } | WeightSource::LargestInputScale(_) => {}
-        WeightSource::FirstOf(list) => list.iter().for_each(|s| existing(checkpoint, s, out)),
-    }
-}
-
-pub(crate) fn template<'s>(checkpoint: &Checkpoint, names: &'s [String], first: u64) -> Option<&'s String> {
-    names.iter().find(|n| quantised::contains(checkpoint, &n.replace("{e}", &first.to_string())))
-}
-
-fn piece<'a>(
-    checkpoint: &'a Checkpoint,
-    param: &Param,
-    name: &str,
-    steps: &[WeightStep],
-    want: &[u64],
-) -> Result<Piece<'a>, Diagnostic> {
-    let is_float = param.ty.dtype.is_float();
-    let integers = if is_float { integers::find(checkpoint, name)? } else { None };
-    let codes = if is_float && integers.is_none() { quantised::find(checkpoint, name)? } else { None };
-    let (mut view, stored, file, elements) = match codes {
-        None if let Some(q) = integers => {
-            let view = Strided::dense(&[q.n, q.k]);
-            let stored = format!("integers {:?}", view.shape());
-            (view, stored, checkpoint.path(), Elements::Integers(Arc::new(q)))
-        }
-        Some(q) => {
-            let mut view = Strided::dense(&q.shape());
-            if q.transposed {
-                view = view.step(&WeightStep::Transpose).map_err(|why| internal(param, &why))?;
-            }
-            let stored = format!("quantised {:?}", view.shape());
-            (view, stored, checkpoint.path(), Elements::Quantised(Arc::new(q)))
-        }
-        None => {
-            let tensor = checkpoint.tensor(name)?.ok_or_else(|| {
-                missing(checkpoint, param)
-                    .note(format!("`{name}` is not there, though other tensors of this weight are"))
-            })?;
-            let dtype = tensor.dtype.dtype().filter(|d| {
-                if param.ty.dtype.is_float() {
-                    matches!(d, DType::F32 | DType::F16 | DType::BF16)
-                } else {
-                    !d.is_float()
-                }
-            });
-            let Some(dtype) = dtype else {
-                return Err(unsupported(
-                    param,
-                    &format!("`{name}` in `{}`", tensor.file.display()),
-                    tensor.dtype.name(),
-                ));
-            };
-            (Strided::dense(tensor.shape), tensor.describe(), tensor.file, Elements::Plain(dtype, tensor.data))
-        }
-    };
-    let file = file.display();
-    let before = view.shape();
-    for step in steps {
-        view = view.step(step).map_err(|why| {
-            Diagnostic::input(
-                "weight-steps-mismatch",
-                format!(
-                    "`{name}` in `{file}` is {stored}, which cannot be brought into the layout of `{}`, {}",
-                    param.name, param.ty
-                ),
-            )
-            .note(why)
-            .help(
-                "config.json and weights do not belong together, or the model's family stores this weight another way",
-            )
-        })?;
-    }
-    if view.shape() != want {
-        let found = view.shape();
-        let how = if found == before { String::new() } else { format!(" ({found:?} in the layer's layout)") };
-        return Err(Diagnostic::input(
-            "tensor-shape-mismatch",
-            format!(
-                "`{name}` in `{file}` is {stored}{how}, but the layer asks for {want:?} (`{}`, {})",
-                param.name, param.ty
-            ),
-        )
-        .help("config.json and weights do not belong together; check that both come from the same model"));
-    }
-    Ok(Piece { elements, view })
-}
-
 /// Rows of one task: enough to share cache lines between rows when the source is transposed.
 const ROWS_PER_TASK: usize = 32;
 /// Columns that a task reads from all its rows before it goes on: columns of a transposed tensor lie a power of two apart,
@@ -357,7 +173,7 @@ fn fill<'a>(
                 let out = &mut chunk[at + c as usize * width..at + (c + step) as usize * width];
                 match elements {
                     Elements::Plain(from, data) => copy(row, *from, data, c, layout, out)?,
-                    Elements::Quantised(q) => dequantise(row, |at, step, v| q.read(at, step, v), c, layout, out),
+                    Elements::Blocks(q) => dequantise(row, |at, step, v| q.read(at, step, v), c, layout, out),
                     Elements::Integers(q) => dequantise(row, |at, step, v| q.read(at, step, v), c, layout, out),
                 }
             }
@@ -450,48 +266,9 @@ fn convert(to: DType, out: &mut [u8], through: DType, get: impl Fn(usize) -> f32
     }
 }
 
-fn missing(checkpoint: &Checkpoint, param: &Param) -> Diagnostic {
-    let mut tried = Vec::new();
-    candidates(&param.source, &mut tried);
-    let mut d = Diagnostic::input(
-        "tensor-missing",
-        format!("`{}` has no tensor for the weight `{}`, {}", checkpoint.path().display(), param.name, param.ty),
-    )
-    .note(format!("looked for {}", tried.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")));
-    if let Some(near) = tried.first().and_then(|n| checkpoint.nearest(n)) {
-        d = d.note(format!("the most similar name there is `{near}`"));
-    }
-    d.help("check the layer number, and that config.json and weights come from the same model")
-}
-
-fn candidates(source: &WeightSource, out: &mut Vec<String>) {
-    match source {
-        WeightSource::Tensor { names, .. } => out.extend(names.iter().cloned()),
-        WeightSource::PerExpert { names, first, .. } => {
-            out.extend(names.iter().map(|n| n.replace("{e}", &first.to_string())));
-        }
-        WeightSource::FirstOf(list) | WeightSource::LargestInputScale(list) => {
-            list.iter().for_each(|s| candidates(s, out));
-        }
-    }
-}
-
-fn unsupported(param: &Param, what: &str, found: &str) -> Diagnostic {
-    let supported = if param.ty.dtype.is_float() { "float32, float16 or bfloat16" } else { "int32 or int64" };
-    Diagnostic::input(
-        "weight-type-unsupported",
-        format!("{what} is stored as {found}, but `{}`, {}, has to be read from {supported}", param.name, param.ty),
-    )
-    .help("give a checkpoint that was converted to one of these types")
-}
-
 fn out_of_range(param: &Param, buffer: &Buffer, value: i64) -> Diagnostic {
     Diagnostic::input(
         "weight-out-of-range",
         format!("the weight `{}` holds {value}, which does not fit {}", param.name, buffer.dtype),
     )
-}
-
-fn internal(param: &Param, what: &str) -> Diagnostic {
-    Diagnostic::internal("internal-error", format!("{what} (weight `{}`)", param.name))
 }

@@ -344,7 +344,7 @@ pub fn to_safetensors(tensors: &[(&str, &Tensor)]) -> Vec<u8> {
     for (name, tensor) in sorted {
         let start = data.len();
         data.extend_from_slice(&tensor.to_bytes());
-        let dtype = TYPES.iter().find(|t| t.3 == Some(tensor.dtype)).expect("every moec type should be storable").0;
+        let dtype = stored_as(tensor.dtype);
         if header.len() > 1 {
             header.push(',');
         }
@@ -365,12 +365,25 @@ pub fn to_safetensors(tensors: &[(&str, &Tensor)]) -> Vec<u8> {
     out
 }
 
+/// The type in files of a host tensor.
+fn stored_as(dtype: DType) -> StoredType {
+    match dtype {
+        DType::F64 => S::F64,
+        DType::F32 => S::F32,
+        DType::F16 => S::F16,
+        DType::BF16 => S::BF16,
+        DType::I64 => S::I64,
+        DType::I32 => S::I32,
+        DType::U8 => S::U8,
+    }
+}
+
 /// Writes [`to_safetensors`] to a file, all or nothing.
 ///
 /// # Errors
 /// `output-not-written` when the folder does not exist, is not writable, or the disk is full.
 pub fn write_safetensors(path: &Path, tensors: &[(&str, &Tensor)]) -> Result<(), Diagnostic> {
-    crate::write::write_file_atomically(path, &to_safetensors(tensors))
+    moec_ir::files::write_atomically(path, &to_safetensors(tensors))
 }
 
 #[cfg(test)]
@@ -390,6 +403,15 @@ mod tests {
 
     fn code(bytes: &[u8]) -> String {
         parse(bytes).expect_err("the file should be refused").code
+    }
+
+    #[test]
+    fn every_element_type_is_written() {
+        for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16, DType::I64, DType::I32, DType::U8] {
+            let t = Tensor::from_bytes(dtype, &[3], &vec![1; 3 * dtype.bytes()]).expect("three elements");
+            let entries = parse(&to_safetensors(&[("t", &t)])).expect("should parse");
+            assert_eq!(entries["t"].dtype.name().to_lowercase(), dtype.to_string());
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Quantised checkpoints under every convention that is read, against the formats' own formulas.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use moec_bundle::{Checkpoint, pack_tensor, pack_weight, unpack_part, unpack_weight};
+use moec_weights::{Checkpoint, pack_tensor, pack_weight, unpack_part, unpack_weight};
 use moec_ir::graph::Param;
 use moec_ir::quant::{Code, QuantFormat, ScaleCode, e2m1, e4m3, e8m0};
 use moec_ir::shape::{Dim, TensorType};
@@ -11,6 +11,18 @@ use moec_ir::{DType, Diagnostic, Tensor};
 
 /// A stored tensor: name, type, shape, bytes.
 type Stored<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
+
+/// GPTQ and AWQ tell what they are in the config only.
+const GPTQ: &str = r#"{ "quant_method": "gptq", "bits": 4, "group_size": 4, "sym": false, "checkpoint_format": "gptq" }"#;
+const AWQ: &str = r#"{ "quant_method": "awq", "bits": 4, "group_size": 4, "version": "gemm", "zero_point": true }"#;
+
+/// As [`checkpoint`], with a `quantization_config` beside the tensors.
+fn described(config: &str, tensors: &[Stored]) -> (tempfile::TempDir, Checkpoint) {
+    let (dir, _) = checkpoint(tensors);
+    std::fs::write(dir.path().join("config.json"), format!(r#"{{ "quantization_config": {config} }}"#)).expect("config");
+    let c = Checkpoint::open(dir.path()).expect("open");
+    (dir, c)
+}
 
 fn checkpoint(tensors: &[Stored]) -> (tempfile::TempDir, Checkpoint) {
     let (mut header, mut data) = (String::from("{"), Vec::new());
@@ -36,6 +48,11 @@ fn checkpoint(tensors: &[Stored]) -> (tempfile::TempDir, Checkpoint) {
 /// Deterministic bytes; no e4m3 NaN among them.
 fn bytes(n: usize, seed: u32) -> Vec<u8> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 11) as u8 & 0xF7).collect()
+}
+
+/// Deterministic e4m3 bytes of positive numbers.
+fn positive(n: usize, seed: u32) -> Vec<u8> {
+    bytes(n, seed).into_iter().map(|b| b & 0x77 | 8).collect()
 }
 
 fn floats(values: &[f32]) -> Vec<u8> {
@@ -107,7 +124,7 @@ fn fp8_scales_may_be_one_a_tensor_or_one_a_channel() {
 fn global_scales_of_nvfp4_are_multiplied_or_divided_by() {
     let (n, k) = (2, 32);
     let codes = bytes(n * k / 2, 3);
-    let scales = bytes(n * k / 16, 4);
+    let scales = positive(n * k / 16, 4);
     let (_dir, c) = checkpoint(&[
         ("a.weight", "U8", &[n, k / 2], codes.clone()),
         ("a.weight_scale", "F8_E4M3", &[n, k / 16], scales.clone()),
@@ -172,7 +189,7 @@ fn scales_that_are_missing_or_do_not_fit_are_refused() {
         ("b.weight", "F8_E4M3", &[200, 3], bytes(600, 1)),
         ("b.weight_scale_inv", "F32", &[1, 1], floats(&[1.0])),
         ("c.weight_packed", "U8", &[2, 8], bytes(16, 1)),
-        ("c.weight_scale", "F8_E4M3", &[3, 1], bytes(3, 1)),
+        ("c.weight_scale", "F8_E4M3", &[3, 1], positive(3, 1)),
         ("d_blocks", "U8", &[2, 8], bytes(16, 1)),
         ("d_scales", "U8", &[2, 1], bytes(2, 1)),
         ("e.qweight", "I32", &[2, 8], bytes(64, 1)),
@@ -193,7 +210,7 @@ fn gptq_codes_lie_along_columns_and_zero_points_are_stored_less_one() {
     let zeros: Vec<u8> = [word(&|_| 15), word(&|_| 2)].iter().flat_map(|w| w.to_le_bytes()).collect();
     let scales: Vec<u8> = (0..16).flat_map(|i| half::f16::from_f32(1.0 + i as f32).to_le_bytes()).collect();
     let groups: Vec<u8> = [1i32, 0, 1, 0, 1, 0, 1, 0].iter().flat_map(|g| g.to_le_bytes()).collect();
-    let (_dir, c) = checkpoint(&[
+    let (_dir, c) = described(GPTQ, &[
         ("m.qweight", "I32", &[1, 8], codes.clone()),
         ("m.qzeros", "I32", &[2, 1], zeros.clone()),
         ("m.scales", "F16", &[2, 8], scales.clone()),
@@ -207,7 +224,7 @@ fn gptq_codes_lie_along_columns_and_zero_points_are_stored_less_one() {
         assert_eq!(*v, want, "{n}, {k}");
     }
     let outside: Vec<u8> = [2i32; 8].iter().flat_map(|g| g.to_le_bytes()).collect();
-    let (_dir, c) = checkpoint(&[
+    let (_dir, c) = described(GPTQ, &[
         ("m.qweight", "I32", &[1, 8], codes),
         ("m.qzeros", "I32", &[2, 1], zeros),
         ("m.scales", "F16", &[2, 8], scales),
@@ -223,7 +240,7 @@ fn awq_words_hold_every_other_column_first() {
     let order = [0u32, 2, 4, 6, 1, 3, 5, 7];
     let word = |f: &dyn Fn(u32) -> u32| (0..8).map(|i| f(order[i as usize]) << (4 * i)).sum::<u32>();
     let codes: Vec<u8> = (0..4).flat_map(|k| word(&|n| (n + 2 * k) & 15).to_le_bytes()).collect();
-    let (_dir, c) = checkpoint(&[
+    let (_dir, c) = described(AWQ, &[
         ("m.qweight", "I32", &[4, 1], codes),
         ("m.qzeros", "I32", &[1, 1], word(&|n| n).to_le_bytes().to_vec()),
         ("m.scales", "F16", &[1, 8], [0, 0x3c].repeat(8)),
@@ -236,30 +253,71 @@ fn awq_words_hold_every_other_column_first() {
 }
 
 #[test]
-fn blocks_of_other_sizes_are_told_by_the_grid_of_their_scales() {
+fn blocks_of_other_sizes_are_those_of_the_config() {
     let codes = bytes(64 * 64, 9);
     let scales = [1.0f32, 2.0, 4.0, 8.0];
-    let (_dir, c) = checkpoint(&[
+    let tensors: [Stored; 4] = [
         ("m.weight", "F8_E4M3", &[64, 64], codes.clone()),
         ("m.weight_scale_inv", "F32", &[2, 2], floats(&scales)),
         ("mx.weight", "F8_E4M3", &[2, 40], codes[..80].to_vec()),
         ("mx.weight_scale", "U8", &[2, 2], vec![127, 128, 126, 127]),
-    ]);
-    let got = read_as(&c, &[64, 64], WeightSource::tensor("m.weight")).expect("blocks of 32");
-    assert!((0..64 * 64).all(|i| got[i] == e4m3(codes[i]) * scales[i / 64 / 32 * 2 + i % 64 / 32]));
+    ];
+    let of = |sizes: [u64; 2]| format!(r#"{{ "quant_method": "fp8", "weight_block_size": {sizes:?} }}"#);
+    let m = || WeightSource::tensor("m.weight");
+    for size in [32, 48] {
+        let (_dir, c) = described(&of([size, size]), &tensors);
+        let got = read_as(&c, &[64, 64], m()).expect("blocks of the config");
+        let at = |i: usize| i / 64 / size as usize * 2 + i % 64 / size as usize;
+        assert!((0..64 * 64).all(|i| got[i] == e4m3(codes[i]) * scales[at(i)]), "{size}");
+    }
+    // 64 columns have one block of 64, and without a config nothing says which of many sizes they are.
+    let (_dir, c) = described(&of([64, 64]), &tensors);
+    assert_eq!(read_as(&c, &[64, 64], m()).expect_err("one block").code, "quantised-scale-mismatch");
+    let (_dir, c) = checkpoint(&tensors);
+    assert_eq!(read_as(&c, &[64, 64], m()).expect_err("no config").code, "quantised-scale-mismatch");
     let got = read_as(&c, &[2, 40], WeightSource::tensor("mx.weight")).expect("a group that is cut short");
     assert!((0..80).all(|i| got[i] == e4m3(codes[i]) * [1.0, 2.0, 0.5, 1.0][i / 40 * 2 + i % 40 / 32]));
 }
 
 #[test]
-fn weights_that_need_a_scaled_input_are_refused() {
+fn what_an_input_is_multiplied_by_is_taken_into_the_columns() {
+    let codes = bytes(6, 2);
+    let scales = [0.5f32, 2.0, 4.0];
     let (_dir, c) = checkpoint(&[
-        ("m.weight", "F8_E4M3", &[2, 3], bytes(6, 2)),
-        ("m.weight_scale", "F32", &[], floats(&[1.0])),
-        ("m.pre_quant_scale", "F32", &[3], floats(&[1.0; 3])),
+        ("m.weight", "F8_E4M3", &[2, 3], codes.clone()),
+        ("m.weight_scale", "F32", &[], floats(&[0.25])),
+        ("m.pre_quant_scale", "F32", &[3], floats(&scales)),
+        ("bad.weight", "F8_E4M3", &[2, 3], codes.clone()),
+        ("bad.weight_scale", "F32", &[], floats(&[0.25])),
+        ("bad.pre_quant_scale", "F32", &[3], floats(&[1.0, f32::NAN, 1.0])),
     ]);
-    let d = read_as(&c, &[2, 3], WeightSource::tensor("m.weight")).expect_err("scaled inputs");
-    assert_eq!(d.code, "quantised-checkpoint");
+    let got = read_as(&c, &[2, 3], WeightSource::tensor("m.weight")).expect("pack");
+    assert!((0..6).all(|i| got[i] == e4m3(codes[i]) * 0.25 * scales[i % 3]));
+    let d = read_as(&c, &[2, 3], WeightSource::tensor("bad.weight")).expect_err("NaN");
+    assert!(d.code == "quantised-scale-invalid" && d.message.contains("scale 1 of `bad.pre_quant_scale`"), "{d:?}");
+}
+
+#[test]
+fn a_scale_that_no_quantiser_writes_is_refused_by_its_number() {
+    for (scale, value) in [(0u8, "0"), (0x7f, "NaN"), (0x88, "-0.015625")] {
+        let mut scales = positive(4, 1);
+        scales[2] = scale;
+        let (_dir, c) = checkpoint(&[
+            ("a.weight", "U8", &[2, 16], vec![0x21; 32]),
+            ("a.weight_scale", "F8_E4M3", &[2, 2], scales),
+            ("a.weight_scale_2", "F32", &[], floats(&[0.5])),
+        ]);
+        let d = read_as(&c, &[2, 32], WeightSource::tensor("a.weight")).expect_err("no scale");
+        assert_eq!(d.code, "quantised-scale-invalid");
+        assert!(d.message.contains("scale 2 of `a.weight_scale`") && d.message.contains(value), "{}", d.message);
+    }
+    // A block of zeros needs no scale.
+    let (_dir, c) = checkpoint(&[
+        ("a.weight", "U8", &[1, 16], [vec![0x21; 8], vec![0x80; 8]].concat()),
+        ("a.weight_scale", "F8_E4M3", &[1, 2], vec![0x38, 0]),
+        ("a.weight_scale_2", "F32", &[], floats(&[1.0])),
+    ]);
+    assert!(read_as(&c, &[1, 32], WeightSource::tensor("a.weight")).is_ok());
 }
 
 #[test]
@@ -408,7 +466,7 @@ fn interleaved_transposed_and_stacked_codes_are_rows_too() {
 #[test]
 fn global_scales_stay_apart_in_either_direction() {
     let (n, k) = (4, 64);
-    let scales = bytes(n * k / 16, 4);
+    let scales = positive(n * k / 16, 4);
     let (_dir, c) = checkpoint(&[
         ("x.0.w", "U8", &[n, k / 2], bytes(n * k / 2, 3)),
         ("x.0.w_scale", "F8_E4M3", &[n, k / 16], scales.clone()),

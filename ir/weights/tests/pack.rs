@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use half::{bf16, f16};
-use moec_bundle::safetensors::write_safetensors;
-use moec_bundle::{Checkpoint, borrow_weight, pack_tensor, pack_weight, unpack_weight};
+use moec_weights::safetensors::write_safetensors;
+use moec_weights::{Checkpoint, Plan, pack_tensor, pack_weight, unpack_weight};
 use moec_ir::graph::Param;
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::{Buffer, Role};
@@ -27,6 +27,10 @@ fn buffer(dtype: DType, batch: u64, rows: u64, cols: u64, pitch: u64) -> Buffer 
 }
 
 /// Packs into memory that was not zero before, so that padding has to be written.
+fn borrow_weight<'a>(c: &'a Checkpoint, p: &Param, b: &Buffer) -> Result<Option<&'a [u8]>, moec_ir::Diagnostic> {
+    Plan::new(c, None, std::slice::from_ref(p)).map_err(moec_weights::first)?.borrow(&p.name, b)
+}
+
 fn pack(c: &Checkpoint, p: &Param, b: &Buffer) -> Result<Vec<u8>, moec_ir::Diagnostic> {
     let mut out = vec![0xAB; b.bytes(0) as usize];
     pack_weight(c, p, b, &mut out).map(|()| out)

@@ -6,7 +6,7 @@
 
 /// A pattern over module names.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Pattern {
+pub enum Pattern {
     /// Names, parts and globs: the pieces between `*`.
     Glob(Vec<String>),
     /// A regular expression.
@@ -17,7 +17,7 @@ pub(crate) enum Pattern {
 
 /// One element of a regular expression.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Node {
+pub enum Node {
     Any,
     Char(char),
     /// `[a-z_]`, `\d`, `\w`, `\s` and their complements.
@@ -49,7 +49,7 @@ const MAX_DEPTH: u32 = 16;
 
 impl Pattern {
     /// Reads a pattern.
-    pub(crate) fn new(text: &str) -> Pattern {
+    pub fn new(text: &str) -> Pattern {
         let Some(expression) = text.strip_prefix("re:") else {
             return Pattern::Glob(text.split('*').map(str::to_string).collect());
         };
@@ -62,7 +62,7 @@ impl Pattern {
     }
 
     /// Whether the pattern covers `module` or a module around it; `None` when that cannot be told.
-    pub(crate) fn covers(&self, module: &str) -> Option<bool> {
+    pub fn covers(&self, module: &str) -> Option<bool> {
         match self {
             Pattern::Glob(parts) => Some(glob_covers(parts, module)),
             Pattern::Regex(of) => regex_covers(of, module),

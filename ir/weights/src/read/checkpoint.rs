@@ -1,6 +1,7 @@
 //! A checkpoint on disk: one safetensors file, several, or an index of shards, mapped into memory.
 
-use crate::safetensors::{Entry, TensorView, duplicate, parse_header};
+use super::index::{self, Files, INDEX};
+use super::safetensors::{Entry, TensorView, duplicate, parse_header};
 use memmap2::Mmap;
 use moec_ir::diag::Diagnostic;
 use std::collections::BTreeMap;
@@ -18,45 +19,8 @@ pub struct Checkpoint {
     shards: Vec<Shard>,
     /// Tensor name to index of its shard.
     index: BTreeMap<String, usize>,
-    hints: OnceLock<Hints>,
-}
-
-/// What only the config beside the weights says about a weight format.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hints {
-    /// Rows and columns of a block of FP8 weights.
-    pub block: Option<(u64, u64)>,
-    /// Columns of a group of integers.
-    pub group_size: Option<u64>,
-    /// Bits of an integer code.
-    pub bits: Option<u32>,
-    /// Variant of the packing: `gptq`, `gptq_v2`, `gemm`, …
-    pub packing: Option<String>,
-}
-
-/// The largest config that is read for hints, in bytes.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
-
-impl Hints {
-    /// Reads the config; whatever it does not say, or says in another way, stays unknown.
-    fn read(config: &Path) -> Hints {
-        let small = std::fs::metadata(config).is_ok_and(|m| m.is_file() && m.len() <= MAX_CONFIG_BYTES);
-        let text = small.then(|| std::fs::read(config).ok()).flatten().unwrap_or_default();
-        let Ok(root) = serde_json::from_slice::<serde_json::Value>(&text) else { return Hints::default() };
-        let keys = ["quantization_config", "compression_config"];
-        let nested = ["", "text_config", "language_config", "llm_config", "thinker_config"];
-        let places = nested.iter().filter_map(|n| if n.is_empty() { Some(&root) } else { root.get(n) });
-        let Some(q) = places.flat_map(|p| keys.iter().filter_map(|k| p.get(k))).next() else { return Hints::default() };
-        let size = |v: &serde_json::Value| v.as_u64().filter(|&n| n > 0);
-        let block = q.get("weight_block_size").and_then(|b| Some((size(b.get(0)?)?, size(b.get(1)?)?)));
-        let word = |key: &str| q.get(key).and_then(|v| v.as_str()).map(str::to_lowercase);
-        Hints {
-            block,
-            group_size: q.get("group_size").and_then(size),
-            bits: q.get("bits").and_then(size).and_then(|b| u32::try_from(b).ok()),
-            packing: word("checkpoint_format").or_else(|| word("version")),
-        }
-    }
+    /// The index file, when shards were found by one.
+    by_index: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -71,25 +35,20 @@ struct Mapped {
     entries: BTreeMap<String, Entry>,
 }
 
-#[derive(serde::Deserialize)]
-struct IndexFile {
-    weight_map: BTreeMap<String, String>,
-}
-
 impl Checkpoint {
     /// Opens a model directory or a `.safetensors` file.
     ///
-    /// In a directory an index (`*.safetensors.index.json`) counts first, then `model.safetensors`, then every
-    /// `*.safetensors` file there is.
+    /// In a directory a whole `model.safetensors` counts first, then the index of `model`, then another index, then every
+    /// `*.safetensors` file there is. Mistral's `consolidated` files count first beside a `params.json` without `config.json`.
     ///
     /// # Errors
-    /// `checkpoint-not-found`, `checkpoint-unreadable`, `checkpoint-index-invalid`, `safetensors-truncated`,
+    /// `checkpoint-not-found`, `checkpoint-ambiguous`, `checkpoint-unreadable`, `checkpoint-index-invalid`, `safetensors-truncated`,
     /// `safetensors-header-invalid`, `safetensors-tensor-invalid`, `safetensors-duplicate-tensor`.
     pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint, Diagnostic> {
         let path = path.as_ref();
         let kind = std::fs::metadata(path).map_err(|e| not_found(path, e.to_string()))?;
         if kind.is_file() {
-            if path.to_string_lossy().ends_with(".safetensors.index.json") {
+            if path.to_string_lossy().ends_with(INDEX) {
                 return Checkpoint::from_index(path, path);
             }
             return Checkpoint::from_files(path, vec![path.to_path_buf()]);
@@ -99,17 +58,10 @@ impl Checkpoint {
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .collect();
         names.sort();
-        if let Some(index) = names.iter().find(|n| n.ends_with(".safetensors.index.json")) {
-            return Checkpoint::from_index(path, &path.join(index));
+        match index::choose(path, &names)? {
+            Files::Index(name) => Checkpoint::from_index(path, &path.join(name)),
+            Files::Whole(files) => Checkpoint::from_files(path, files.iter().map(|n| path.join(n)).collect()),
         }
-        if names.iter().any(|n| n == "model.safetensors") {
-            return Checkpoint::from_files(path, vec![path.join("model.safetensors")]);
-        }
-        let files: Vec<PathBuf> = names.iter().filter(|n| n.ends_with(".safetensors")).map(|n| path.join(n)).collect();
-        if files.is_empty() {
-            return Err(not_found(path, "the directory holds no `*.safetensors` file".into()));
-        }
-        Checkpoint::from_files(path, files)
     }
 
     fn from_files(path: &Path, files: Vec<PathBuf>) -> Result<Checkpoint, Diagnostic> {
@@ -125,51 +77,28 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
-        Ok(Checkpoint { path: path.to_path_buf(), shards, index, hints: OnceLock::new() })
+        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None })
     }
 
     fn from_index(path: &Path, file: &Path) -> Result<Checkpoint, Diagnostic> {
-        let invalid = |what: String| {
-            Diagnostic::input("checkpoint-index-invalid", format!("the index `{}` {what}", file.display()))
-                .help("download the index again; it is the `*.safetensors.index.json` beside the shards")
-        };
-        let text = std::fs::read(file).map_err(|e| unreadable(file, &e))?;
-        let parsed: IndexFile = serde_json::from_slice(&text).map_err(|e| invalid(format!("cannot be read: {e}")))?;
+        let (files, index) = index::read(file)?;
         let folder = file.parent().unwrap_or(Path::new(""));
-        let mut files: Vec<&String> = parsed.weight_map.values().collect();
-        files.sort();
-        files.dedup();
-        for name in &files {
-            // An index is data from elsewhere: it may name files beside itself and nothing else.
-            let plain = Path::new(name).file_name().is_some_and(|f| f == name.as_str());
-            if !plain || name.contains(['/', '\\']) {
-                return Err(invalid(format!("names the shard `{name}`, which is not a plain file name")));
-            }
-        }
-        let index = parsed
-            .weight_map
-            .iter()
-            .map(|(tensor, shard)| (tensor.clone(), files.partition_point(|f| *f < shard)))
-            .collect();
         let shards = files.iter().map(|f| Shard { path: folder.join(f), opened: OnceLock::new() }).collect();
-        Ok(Checkpoint { path: path.to_path_buf(), shards, index, hints: OnceLock::new() })
+        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: Some(file.to_path_buf()) })
     }
 
-    /// What the `config.json` beside the weights says about their format.
-    pub fn hints(&self) -> &Hints {
-        self.hints.get_or_init(|| {
-            let folder = if self.path.is_dir() { Some(self.path.as_path()) } else { self.path.parent() };
-            folder.map_or_else(Hints::default, |f| Hints::read(&f.join("config.json")))
-        })
+    /// The folder that the checkpoint lies in, where a config may be.
+    pub fn folder(&self) -> &Path {
+        if self.path.is_dir() { &self.path } else { self.path.parent().unwrap_or(Path::new("")) }
     }
 
     /// Words that tell this checkpoint from others and from later states of itself: path, size and time of change of every
-    /// shard, and the [`Hints`]. No shard is read.
+    /// shard. No shard is read.
     ///
     /// # Errors
     /// When a shard cannot be looked at. Shards that are not there count as such.
     pub fn identity(&self) -> std::io::Result<String> {
-        let mut words = format!("{:?}", self.hints());
+        let mut words = String::new();
         for shard in &self.shards {
             let path = std::path::absolute(&shard.path)?;
             let state = match std::fs::metadata(&path) {
@@ -206,7 +135,7 @@ impl Checkpoint {
             return Ok(None);
         };
         let shard = &self.shards[i];
-        let mapped = shard.get()?;
+        let mapped = shard.get().map_err(|d| self.missing_shard(name, shard, d))?;
         let Some(entry) = mapped.entries.get(name) else {
             return Err(Diagnostic::input(
                 "checkpoint-index-invalid",
@@ -224,6 +153,38 @@ impl Checkpoint {
             data: &mapped.map[entry.start..entry.end],
             file: &shard.path,
         }))
+    }
+
+    /// The error of a shard that cannot be opened: that an index names a file that is not there is told as such.
+    fn missing_shard(&self, tensor: &str, shard: &Shard, d: Diagnostic) -> Diagnostic {
+        let Some(index) = self.by_index.as_ref().filter(|_| d.code == "checkpoint-not-found") else { return d };
+        let d = Diagnostic::input(
+            "checkpoint-not-found",
+            format!("the index `{}` says that `{tensor}` is in `{}`, which does not exist", index.display(), shard.path.display()),
+        );
+        let there = self.shards.iter().filter(|s| s.path.is_file()).count();
+        d.note(format!("of {} shards that the index names, {there} are there", self.shards.len()))
+            .help("download the missing shards, or the index again if it was left over from another version of the model")
+    }
+
+    /// Tensors of the module `stem` (`….gate_proj.`) that lie in the same shard as `name`, but that the index does not list:
+    /// an index that is older than its shards would hide scales and zero points.
+    ///
+    /// # Errors
+    /// `checkpoint-index-invalid` when there is one.
+    pub(crate) fn check_listed(&self, name: &str, stem: &str) -> Result<(), Diagnostic> {
+        let (Some(index), Some(&i)) = (&self.by_index, self.index.get(name)) else { return Ok(()) };
+        let shard = &self.shards[i];
+        let mapped = shard.get().map_err(|d| self.missing_shard(name, shard, d))?;
+        let of_module = mapped.entries.range(stem.to_string()..).map(|(n, _)| n).take_while(|n| n.starts_with(stem));
+        for hidden in of_module.filter(|n| !self.index.contains_key(*n)) {
+            return Err(Diagnostic::input(
+                "checkpoint-index-invalid",
+                format!("`{}` holds `{hidden}`, which the index `{}` does not list", shard.path.display(), index.display()),
+            )
+            .help("index and shards belong to different versions of the model; download both again"));
+        }
+        Ok(())
     }
 
     /// The name of the checkpoint that looks most like `wanted`: for messages.
@@ -269,14 +230,14 @@ fn not_found(path: &Path, why: String) -> Diagnostic {
         .help("give a model directory with `*.safetensors` files, or one such file; a sharded model needs the shards that its index names for this layer")
 }
 
-fn unreadable(path: &Path, e: &std::io::Error) -> Diagnostic {
+pub(super) fn unreadable(path: &Path, e: &std::io::Error) -> Diagnostic {
     Diagnostic::input("checkpoint-unreadable", format!("`{}` cannot be read: {e}", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::safetensors::write_safetensors;
+    use crate::read::safetensors::write_safetensors;
     use moec_ir::{DType, Tensor};
 
     fn tensor(x: f32) -> Tensor {

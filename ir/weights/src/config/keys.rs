@@ -1,0 +1,139 @@
+//! An object of a config whose every key has to be known: read, on a list of what does not bear on weights, or refused.
+
+use moec_ir::diag::Diagnostic;
+use serde_json::{Map, Value};
+use std::cell::RefCell;
+
+/// An object of a config, and which of its keys have been read.
+pub struct Keys<'a> {
+    map: &'a Map<String, Value>,
+    /// Where it stands: `quantization_config.config_groups.group_0`.
+    place: String,
+    read: RefCell<Vec<&'a str>>,
+}
+
+impl<'a> Keys<'a> {
+    /// The object at `place`.
+    pub fn new(map: &'a Map<String, Value>, place: impl Into<String>) -> Keys<'a> {
+        Keys { map, place: place.into(), read: RefCell::new(Vec::new()) }
+    }
+
+    /// The value of `key`; `None` also for null.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        let (name, value) = self.map.get_key_value(key)?;
+        self.read.borrow_mut().push(name);
+        Some(value).filter(|v| !v.is_null())
+    }
+
+    /// The members, in the order of their names.
+    pub fn members(&self) -> impl Iterator<Item = (&'a String, &'a Value)> + use<'a> {
+        self.map.iter()
+    }
+
+    /// Where `key` stands.
+    pub fn path(&self, key: &str) -> String {
+        format!("{}.{key}", self.place)
+    }
+
+    /// The error of a value of another type.
+    pub fn wrong(&self, key: &str, expected: &str) -> Diagnostic {
+        let found = self.map.get(key).map_or_else(|| "nothing".to_string(), shown);
+        Diagnostic::input("config-key-type", format!("`{}` should be {expected}, but is {found}", self.path(key)))
+    }
+
+    /// A text in lower case.
+    ///
+    /// # Errors
+    /// `config-key-type`, as for all of these.
+    pub fn word(&self, key: &str) -> Result<Option<String>, Diagnostic> {
+        let word = |v: &Value| v.as_str().map(str::to_lowercase).ok_or_else(|| self.wrong(key, "a string"));
+        self.get(key).map(word).transpose()
+    }
+
+    /// A whole number, also one that is written as a string.
+    pub fn whole(&self, key: &str) -> Result<Option<i64>, Diagnostic> {
+        let read = |v: &Value| match v {
+            Value::Number(n) => n.as_i64(),
+            Value::String(s) => s.parse().ok(),
+            Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+        };
+        self.get(key).map(|v| read(v).ok_or_else(|| self.wrong(key, "a whole number"))).transpose()
+    }
+
+    /// `true` or `false`.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, Diagnostic> {
+        self.get(key).map(|v| v.as_bool().ok_or_else(|| self.wrong(key, "true or false"))).transpose()
+    }
+
+    /// An object.
+    pub fn object(&self, key: &str) -> Result<Option<Keys<'a>>, Diagnostic> {
+        let read = |v: &'a Value| v.as_object().map(|m| Keys::new(m, self.path(key)));
+        self.get(key).map(|v| read(v).ok_or_else(|| self.wrong(key, "an object"))).transpose()
+    }
+
+    /// A list of strings; also one string.
+    pub fn words(&self, key: &str) -> Result<Vec<String>, Diagnostic> {
+        let wrong = || self.wrong(key, "a list of strings");
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::String(s)) => Ok(vec![s.clone()]),
+            Some(Value::Array(list)) => {
+                list.iter().map(|v| v.as_str().map(str::to_string).ok_or_else(wrong)).collect()
+            }
+            Some(_) => Err(wrong()),
+        }
+    }
+
+    /// Rows and columns of a block: two positive whole numbers.
+    pub fn block(&self, key: &str) -> Result<Option<(u64, u64)>, Diagnostic> {
+        let read = |v: &Value| {
+            let list = v.as_array().filter(|l| l.len() == 2)?;
+            let size = |i: usize| list[i].as_u64().filter(|&n| n > 0);
+            Some((size(0)?, size(1)?))
+        };
+        self.get(key).map(|v| read(v).ok_or_else(|| self.wrong(key, "rows and columns of a block"))).transpose()
+    }
+
+    /// Refuses every key that was neither read nor is among `irrelevant`, which do not bear on what the weights are.
+    ///
+    /// # Errors
+    /// `quantisation-key-unknown`, for the first of them.
+    pub fn finish(&self, irrelevant: &[&str]) -> Result<(), Diagnostic> {
+        let read = self.read.borrow();
+        let unknown = self.map.keys().find(|k| !read.contains(&k.as_str()) && !irrelevant.contains(&k.as_str()));
+        let Some(key) = unknown else { return Ok(()) };
+        Err(Diagnostic::input(
+            "quantisation-key-unknown",
+            format!("`{}` is {}, a key that moec does not know", self.path(key), shown(&self.map[key])),
+        )
+        .note("it may change what the stored codes mean, so that the weights are not read")
+        .help("take the key out if it does not bear on the weights, and tell the authors of moec"))
+    }
+}
+
+/// A value in a message.
+fn shown(value: &Value) -> String {
+    let mut text = value.to_string();
+    if let Some((at, _)) = text.char_indices().nth(60) {
+        text.truncate(at);
+        text.push('…');
+    }
+    format!("`{text}`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_is_read_or_listed_or_refused() {
+        let value = serde_json::json!({ "bits": "4", "note": 1, "axis": 0, "none": null });
+        let keys = Keys::new(value.as_object().expect("object"), "q");
+        assert_eq!(keys.whole("bits").expect("whole"), Some(4));
+        assert_eq!(keys.whole("none").expect("null is absent"), None);
+        let d = keys.finish(&["note"]).expect_err("axis");
+        assert!(d.code == "quantisation-key-unknown" && d.message.contains("`q.axis` is `0`"), "{d:?}");
+        assert!(keys.finish(&["note", "axis"]).is_ok());
+        assert_eq!(keys.flag("note").expect_err("a number").code, "config-key-type");
+    }
+}

@@ -1,0 +1,145 @@
+//! Codes with one scale for each block of rows and columns, and perhaps one over all blocks of a matrix.
+
+use moec_ir::quant::QuantFormat;
+
+/// A stack of quantised `[n, k]` matrices.
+#[derive(Clone, Debug)]
+pub struct Blocks<'a> {
+    /// How codes and scales are read.
+    pub format: QuantFormat,
+    /// Leading axes of the stack.
+    pub leading: Vec<u64>,
+    /// Rows of a matrix.
+    pub n: u64,
+    /// Columns of a matrix, in elements.
+    pub k: u64,
+    /// Whether the float tensor is the transpose of these matrices.
+    pub transposed: bool,
+    /// The bytes of the codes, and how far matrices, rows, and bytes along K lie apart in them.
+    pub codes: (&'a [u8], [u64; 3]),
+    /// The bytes of the scales, and how far the grids of matrices, their rows and columns lie apart, in scales.
+    pub scales: (&'a [u8], [u64; 3]),
+    /// One for all matrices, or one for each; empty where the format has none.
+    pub globals: Vec<f32>,
+    /// What each column was divided by before it was quantised; empty where nothing was.
+    pub column_scales: Vec<f32>,
+    /// The name of the tensor of scales, for messages.
+    pub scales_name: String,
+}
+
+impl<'a> Blocks<'a> {
+    /// The shape of the matrices: `[leading.., n, k]`.
+    pub fn shape(&self) -> Vec<u64> {
+        self.leading.iter().copied().chain([self.n, self.k]).collect()
+    }
+
+    /// Matrices of the stack.
+    pub fn matrices(&self) -> u64 {
+        self.leading.iter().product()
+    }
+
+    /// How far apart codes lie that are stored row by row, without gaps: matrices, rows, bytes.
+    pub fn dense_codes(format: &QuantFormat, n: u64, k: u64) -> [u64; 3] {
+        let row = format.code.bytes(k);
+        [n.saturating_mul(row), row, 1]
+    }
+
+    /// How far apart scales lie that are stored row by row: grids, rows, columns.
+    pub fn dense_scales(format: &QuantFormat, n: u64, k: u64) -> [u64; 3] {
+        let (rows, cols) = format.scale_grid(n, k);
+        [rows.saturating_mul(cols), cols, 1]
+    }
+
+    fn code_at(&self, row: u64) -> u64 {
+        let (_, [matrix, line, _]) = self.codes;
+        row / self.n * matrix + row % self.n * line
+    }
+
+    /// Copies bytes `first..` of the codes of a row, counted through the matrices, as many as `out` has room for.
+    pub(crate) fn copy_codes(&self, row: u64, first: u64, out: &mut [u8]) {
+        let (bytes, [_, _, step]) = self.codes;
+        let start = (self.code_at(row) + first * step) as usize;
+        if step == 1 {
+            out.copy_from_slice(&bytes[start..start + out.len()]);
+        } else {
+            out.iter_mut().zip(bytes[start..].iter().step_by(step as usize)).for_each(|(o, b)| *o = *b);
+        }
+    }
+
+    /// The row of the grids of scales, counted through the matrices, that a row of the matrices has.
+    pub(crate) fn scale_row(&self, row: u64) -> u64 {
+        let (grid_rows, _) = self.format.scale_grid(self.n, self.k);
+        row / self.n * grid_rows + (row % self.n).checked_div(self.format.block_rows).unwrap_or(0)
+    }
+
+    /// The number, in the stored tensor, of the scale in row `grid_row`, counted through the grids, and column `grid_col`.
+    fn scale_at(&self, grid_row: u64, grid_col: u64) -> u64 {
+        let (grid_rows, _) = self.format.scale_grid(self.n, self.k);
+        let (_, [grid, line, step]) = self.scales;
+        grid_row / grid_rows * grid + grid_row % grid_rows * line + grid_col * step
+    }
+
+    /// The number, in the stored tensor, of the scale of an element.
+    pub(crate) fn scale_index(&self, row: u64, col: u64) -> u64 {
+        self.scale_at(self.scale_row(row), col.checked_div(self.format.block_cols).unwrap_or(0))
+    }
+
+    /// A scale as it is stored.
+    pub(crate) fn scale_bytes(&self, index: u64) -> &'a [u8] {
+        let bytes = self.format.scale.bytes() as usize;
+        &self.scales.0[index as usize * bytes..(index as usize + 1) * bytes]
+    }
+
+    /// A scale.
+    pub(crate) fn scale_value(&self, index: u64) -> f32 {
+        self.format.scale.decode(self.scales.0, index as usize)
+    }
+
+    /// The global scale of the matrix that a row is in.
+    pub(crate) fn global(&self, row: u64) -> f32 {
+        self.globals.get((row / self.n) as usize).or(self.globals.first()).copied().unwrap_or(1.0)
+    }
+
+    /// Dequantises elements `start, start + stride, …` of the matrices, counted row by row, into `out`.
+    pub fn read(&self, start: u64, stride: u64, out: &mut [f32]) {
+        let mut done = 0;
+        while done < out.len() {
+            let at = start + done as u64 * stride;
+            // Elements that are left in this row.
+            let left = (self.k - at % self.k).div_ceil(stride.max(1)) as usize;
+            let here = left.min(out.len() - done);
+            self.read_row(at / self.k, at % self.k, stride, &mut out[done..done + here]);
+            done += here;
+        }
+    }
+
+    fn read_row(&self, row: u64, first: u64, stride: u64, out: &mut [f32]) {
+        let f = &self.format;
+        let codes = &self.codes.0[self.code_at(row) as usize..];
+        let byte_step = self.codes.1[2];
+        let scale_base = self.scale_at(self.scale_row(row), 0);
+        let global = self.global(row);
+        let per_byte = 8 / f.code.bits();
+        let (mut block, mut scale) = (u64::MAX, 0.0);
+        for (i, v) in out.iter_mut().enumerate() {
+            let col = first + i as u64 * stride;
+            let b = col.checked_div(f.block_cols).unwrap_or(0);
+            if b != block {
+                block = b;
+                scale = f.scale.decode(self.scales.0, (scale_base + b * self.scales.1[2]) as usize) * global;
+            }
+            *v = match byte_step {
+                1 => f.code.decode(codes, col as usize),
+                step => {
+                    let byte = codes[(col / per_byte * step) as usize];
+                    f.code.decode(&[byte], (col % per_byte) as usize)
+                }
+            } * scale;
+        }
+        if !self.column_scales.is_empty() {
+            for (i, v) in out.iter_mut().enumerate() {
+                *v *= self.column_scales[(first + i as u64 * stride) as usize];
+            }
+        }
+    }
+}

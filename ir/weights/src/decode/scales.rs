@@ -1,0 +1,67 @@
+//! Scales that no quantiser writes: zero over codes that are not, not a number, infinite, negative.
+
+use super::{Blocks, Elements, Integers};
+use rayon::prelude::*;
+
+/// A scale that is none: where it is, and what it is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ScaleFault {
+    /// The tensor of scales.
+    pub tensor: String,
+    /// The number of the scale in it.
+    pub index: u64,
+    /// Its value.
+    pub value: f32,
+}
+
+/// Looks at every scale of a stored tensor.
+///
+/// A zero is a scale where all codes of its block are zero, too: some tools write one for blocks of nothing else.
+pub(crate) fn check(elements: &Elements<'_>) -> Result<(), ScaleFault> {
+    match elements {
+        Elements::Plain(..) => Ok(()),
+        Elements::Blocks(b) => blocks(b),
+        Elements::Integers(i) => integers(i),
+    }
+}
+
+fn blocks(b: &Blocks<'_>) -> Result<(), ScaleFault> {
+    let (grid_rows, grid_cols) = b.format.scale_grid(b.n, b.k);
+    if b.n == 0 || b.k == 0 {
+        return Ok(());
+    }
+    (0..b.matrices() * grid_rows).into_par_iter().try_for_each(|grid_row| {
+        let first = grid_row / grid_rows * b.n + grid_row % grid_rows * b.format.block_rows.max(1);
+        for grid_col in 0..grid_cols {
+            let col = grid_col * b.format.block_cols;
+            let index = b.scale_index(first, col);
+            let value = b.scale_value(index);
+            let good = value.is_finite() && (value > 0.0 || value == 0.0 && block_is_zero(b, first, col));
+            if !good {
+                return Err(ScaleFault { tensor: b.scales_name.clone(), index, value });
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Whether all codes of the block that begins at `row` and `col` are zero.
+fn block_is_zero(b: &Blocks<'_>, row: u64, col: u64) -> bool {
+    let len = |block: u64, from: u64, all: u64| if block == 0 { all } else { block.min(all - from) };
+    let rows = len(b.format.block_rows, row % b.n, b.n);
+    let cols = len(b.format.block_cols, col, b.k);
+    let per_byte = 8 / b.format.code.bits();
+    let mut bytes = vec![0u8; b.format.code.bytes(col % per_byte + cols) as usize];
+    (row..row + rows).all(|r| {
+        b.copy_codes(r, col / per_byte, &mut bytes);
+        (0..cols).all(|c| b.format.code.decode(&bytes, (col % per_byte + c) as usize) == 0.0)
+    })
+}
+
+fn integers(q: &Integers<'_>) -> Result<(), ScaleFault> {
+    (0..q.n_scales()).into_par_iter().try_for_each(|index| {
+        let value = q.scale_value(index);
+        let good = value.is_finite() && (value > 0.0 || value == 0.0 && q.is_zero_under(index));
+        if good { Ok(()) } else { Err(ScaleFault { tensor: q.scales_name.clone(), index, value }) }
+    })
+}

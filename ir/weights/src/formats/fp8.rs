@@ -1,0 +1,164 @@
+//! FP8: bytes of e4m3 or e5m2, with one scale for a matrix, a row, or a block of rows and columns.
+//!
+//! | codes | scales | by |
+//! |---|---|---|
+//! | `N` F8_E4M3, F8_E5M2 | `N_scale_inv` | DeepSeek, MiniMax, Qwen: blocks of `weight_block_size`, ragged edges cut short |
+//! | | `N_scale` | compressed-tensors, ModelOpt, Quark: per tensor, channel or block; e8m0 for 32 columns is MXFP8 |
+//! | | `N_weight_scale` | ModelOpt, of stacks |
+//! | | `stem.scale` | DeepSeek's own files |
+//! | | `stem.qscale_weight` | Mistral's own files |
+//!
+//! A scale multiplies, whatever its name says. Sources: DeepSeek-V3 (`inference/kernel.py`, `weight_dequant`), OCP MX 1.0.
+
+use super::read::{Found, float_scales};
+use super::shapes::{covers, grid};
+use super::{ConfigReader, Context, Scheme, everywhere};
+use crate::config::{CodedSpec, Keys, Pattern, Rule, Spec};
+use crate::decode::{Blocks, Elements};
+use crate::read::safetensors::StoredType;
+use moec_ir::diag::Diagnostic;
+use moec_ir::quant::{Code, QuantFormat, ScaleCode};
+use std::sync::Arc;
+
+pub(super) const TENSOR: QuantFormat = format(0, 0);
+pub(super) const CHANNEL: QuantFormat = format(1, 0);
+pub(super) const BLOCK: QuantFormat = format(128, 128);
+pub(super) const MXFP8: QuantFormat =
+    QuantFormat { code: Code::E4M3, scale: ScaleCode::E8M0, block_rows: 1, block_cols: 32 };
+pub(super) const MXFP4: QuantFormat =
+    QuantFormat { code: Code::E2M1, scale: ScaleCode::E8M0, block_rows: 1, block_cols: 32 };
+
+const fn format(block_rows: u64, block_cols: u64) -> QuantFormat {
+    QuantFormat { code: Code::E4M3, scale: ScaleCode::F32, block_rows, block_cols }
+}
+
+/// `quant_method` fp8 (blocks of `weight_block_size`, else one scale for a matrix), fbgemm_fp8 (rows) and mxfp8.
+pub(super) const CONFIG: ConfigReader = ConfigReader {
+    is: |method, _| matches!(method, "fp8" | "fbgemm-fp8" | "mxfp8"),
+    read: |q, context| {
+        let method = q.word("quant_method")?.unwrap_or_default();
+        let blocks = q.block("weight_block_size")?;
+        let format = match (method.as_str(), blocks) {
+            ("mxfp8", _) | (_, Some((1, 32))) => MXFP8,
+            ("fp8", Some((rows, cols))) => format(rows, cols),
+            ("fp8", None) => TENSOR,
+            _ => CHANNEL,
+        };
+        let code = code(q, "fmt")?;
+        let words = format!("FP8 ({})", words(&format));
+        let blocks_said = method != "fp8" || blocks.is_some();
+        let spec = Spec::Coded(CodedSpec { words, format: QuantFormat { code, ..format }, blocks_said });
+        let mut rules = everywhere(spec);
+        // DeepSeek-V4 says `fp8` of its linear layers, and of its routed experts, elsewhere, that they are MXFP4.
+        if context.expert_dtype == Some("fp4") {
+            let words = "MXFP4 experts".to_string();
+            let spec = Spec::Coded(CodedSpec { words, format: MXFP4, blocks_said: true });
+            rules.insert(0, Rule { modules: Some(vec![Pattern::new("experts.*")]), spec });
+        }
+        Ok(rules)
+    },
+    irrelevant: &["activation_scale_ub", "weight_per_tensor", "act_per_tensor", "is_checkpoint_fp8_serialized"],
+};
+
+/// `quantization` of Mistral's `params.json`: one format for all linear layers.
+pub(super) const MISTRAL: ConfigReader = ConfigReader {
+    is: |_, q| q.get("qformat_weight").is_some(),
+    read: |q, _: &Context<'_>| {
+        let named = q.word("qformat_weight")?.unwrap_or_default();
+        match named.as_str() {
+            "fp8_e4m3" => {
+                let words = "FP8 with one scale a matrix".to_string();
+                Ok(everywhere(Spec::Coded(CodedSpec { words, format: TENSOR, blocks_said: true })))
+            }
+            _ => Err(super::unread(q, &named)),
+        }
+    },
+    irrelevant: &["qscheme_act", "qscheme_weight", "qformat_act"],
+};
+
+/// The code that `key` names; e4m3 where it names none.
+fn code(q: &Keys<'_>, key: &str) -> Result<Code, Diagnostic> {
+    match q.word(key)?.as_deref() {
+        None | Some("e4m3" | "float8_e4m3fn" | "e4m3fn") => Ok(Code::E4M3),
+        Some("e5m2" | "float8_e5m2") => Ok(Code::E5M2),
+        Some(_) => Err(q.wrong(key, "\"e4m3\" or \"e5m2\"")),
+    }
+}
+
+/// The blocks of a format in words.
+pub(super) fn words(f: &QuantFormat) -> String {
+    match (f.block_rows, f.block_cols) {
+        (0, 0) => "one scale a matrix".to_string(),
+        (1, 0) => "one scale a row".to_string(),
+        (1, cols) => format!("a scale for {cols} columns"),
+        (rows, cols) => format!("blocks of {rows} × {cols}"),
+    }
+}
+
+/// The tensors.
+pub(super) const SCHEME: Scheme = Scheme {
+    name: "FP8",
+    codes: |name| Some(name.to_string()),
+    takes: |dtype| matches!(dtype, StoredType::F8_E4M3 | StoredType::F8_E5M2),
+    read: |at| read(at).map(Some),
+};
+
+fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
+    let code = if at.codes.dtype == StoredType::F8_E5M2 { Code::E5M2 } else { Code::E4M3 };
+    let (name, stem) = (at.name, at.stem());
+    let names = [
+        format!("{name}_scale_inv"),
+        format!("{name}_scale"),
+        format!("{name}_weight_scale"),
+        format!("{stem}.scale"),
+        format!("{stem}.qscale_weight"),
+    ];
+    let (scales_name, scales) = at.need(&names, "floats or e8m0 bytes, one for each matrix, row or block")?;
+    let &[ref leading @ .., n, k] = at.codes.shape else {
+        return Err(at.fits_not(&scales_name, &scales, "quantised weights have at least two axes"));
+    };
+    let scale = match scales.dtype {
+        StoredType::U8 | StoredType::F8_E8M0 => ScaleCode::E8M0,
+        other => float_scales(other).ok_or_else(|| {
+            at.fits_not(&scales_name, &scales, "scales of FP8 are F32, BF16, F16, or e8m0 bytes")
+        })?,
+    };
+    let said = at.coded().filter(|c| c.blocks_said).map(|c| (c.format.block_rows, c.format.block_cols));
+    // The names of DeepSeek's scales say that there are blocks: a grid of one is not one scale for all.
+    let blocks_only = scales_name.ends_with("_scale_inv") || scales_name.ends_with(".scale");
+    let usual: &[(u64, u64)] = match (scale, blocks_only) {
+        (ScaleCode::E8M0, _) => &[(1, 32), (128, 128)],
+        (_, true) => &[(128, 128)],
+        (_, false) => &[(0, 0), (1, 0), (128, 128)],
+    };
+    let blocks = said.map_or(usual.to_vec(), |b| vec![b]);
+    let Some(grid) = grid(leading, (n, k), scales.shape, &blocks) else {
+        let format = |(block_rows, block_cols)| QuantFormat { code, scale, block_rows, block_cols };
+        let why = match said {
+            Some(b) => {
+                let (rows, cols) = format(b).scale_grid(n, k);
+                format!("the config says {}, which are {rows} × {cols} scales for {n} × {k}", words(&format(b)))
+            }
+            None => "without a config that gives the blocks: one scale for all, one a row, or one for 128 × 128".to_string(),
+        };
+        return Err(at.fits_not(&scales_name, &scales, &why));
+    };
+    let format = QuantFormat { code, scale, block_rows: grid.rows, block_cols: grid.cols };
+    at.check_coded(&format, n, k)?;
+    let matrices = leading.iter().product();
+    if !covers(&format, matrices, (n, k), grid.steps, scales.data.len()) {
+        return Err(at.fits_not(&scales_name, &scales, "there are too few scales"));
+    }
+    Ok(Elements::Blocks(Arc::new(Blocks {
+        format,
+        leading: leading.to_vec(),
+        n,
+        k,
+        transposed: false,
+        codes: (at.codes.data, Blocks::dense_codes(&format, n, k)),
+        scales: (scales.data, grid.steps),
+        globals: Vec::new(),
+        column_scales: at.column_scales(k)?,
+        scales_name,
+    })))
+}

@@ -1,0 +1,102 @@
+//! AMD Quark: one `weight` description for all linear layers, and others for patterns of names.
+//!
+//! The tensors are those of other publishers: `N` U8 `[N, K/2]` with `N_scale` e8m0 (MXFP4, [`super::modelopt`]), `N` F8_E4M3 with
+//! `N_scale` ([`super::fp8`]).
+//! Source: Quark (`torch/quantization/config/config.py`, `torch/export/json_export`).
+
+use super::fp8::{CHANNEL, MXFP4, MXFP8, TENSOR};
+use super::{ConfigReader, everywhere};
+use crate::config::{CodedSpec, Keys, Pattern, Rule, Spec};
+use moec_ir::diag::Diagnostic;
+
+/// `quant_method` quark.
+pub(super) const CONFIG: ConfigReader = ConfigReader {
+    is: |method, _| method == "quark",
+    read: |q, _| {
+        let mut rules = Vec::new();
+        if let Some(layers) = q.object("layer_quant_config")? {
+            for (pattern, _) in layers.members() {
+                if let Some(own) = layers.object(pattern)? {
+                    let spec = of_layer(&own)?;
+                    rules.push(Rule { modules: Some(vec![Pattern::new(pattern)]), spec });
+                }
+            }
+        }
+        if let Some(types) = q.object("layer_type_quant_config")?
+            && types.members().next().is_some()
+        {
+            return Ok(everywhere(Spec::Unread("settings by `layer_type_quant_config` of Quark".to_string())));
+        }
+        if let Some(export) = q.object("export")? {
+            let format = export.word("weight_format")?;
+            let pack = export.word("pack_method")?;
+            if !matches!(format.as_deref(), None | Some("real_quantized")) {
+                let what = format!("`weight_format` {} of Quark", format.unwrap_or_default());
+                return Ok(everywhere(Spec::Unread(what)));
+            }
+            // Only integers of 4 bits are reordered, which are not read.
+            let _ = pack;
+            export.finish(&["kv_cache_group", "min_kv_scale", "weight_merge_groups"])?;
+        }
+        if let Some(global) = q.object("global_quant_config")? {
+            rules.extend(everywhere(of_layer(&global)?));
+        }
+        Ok(rules)
+    },
+    irrelevant: &[
+        "algo_config",
+        "kv_cache_quant_config",
+        "kv_cache_post_rope",
+        "quant_mode",
+        "softmax_quant_spec",
+        "version",
+        "kv_cache_group",
+    ],
+};
+
+/// A layer's settings: `weight`, and of the rest only activations.
+fn of_layer(q: &Keys<'_>) -> Result<Spec, Diagnostic> {
+    let spec = match q.get("weight") {
+        Some(serde_json::Value::Array(_)) => Spec::Unread("several steps (`weight` is a list) of Quark".to_string()),
+        _ => match q.object("weight")? {
+            Some(w) => of_weight(&w)?,
+            None => Spec::Floats,
+        },
+    };
+    q.finish(&["input_tensors", "output_tensors", "bias", "target_device"])?;
+    Ok(spec)
+}
+
+fn of_weight(w: &Keys<'_>) -> Result<Spec, Diagnostic> {
+    let dtype = w.word("dtype")?.unwrap_or_default();
+    let scheme = w.word("qscheme")?.unwrap_or_default();
+    let size = w.whole("group_size")?;
+    let scales = w.word("scale_format")?.unwrap_or_default();
+    let element = w.word("mx_element_dtype")?;
+    let axis = w.whole("ch_axis")?;
+    let is_last = axis.is_none_or(|a| a == -1 || a == 1);
+    w.finish(&[
+        "observer_cls",
+        "is_dynamic",
+        "symmetric",
+        "round_method",
+        "scale_type",
+        "scale_calculation_mode",
+        "is_scale_quant",
+        "zero_point_type",
+        "block_size",
+        "qat_spec",
+    ])?;
+    let coded = |name: &str, format| {
+        let words = format!("{name} of Quark");
+        Ok(Spec::Coded(CodedSpec { words, format, blocks_said: true }))
+    };
+    match (dtype.as_str(), scheme.as_str(), size, scales.as_str()) {
+        ("fp4", "per_group", Some(32), "e8m0") if is_last => coded("MXFP4", MXFP4),
+        ("mx", "per_group", Some(32), _) if element.as_deref() == Some("fp4") && is_last => coded("MXFP4", MXFP4),
+        ("fp8_e4m3" | "fp8_e4m3fn", "per_group", Some(32), "e8m0") if is_last => coded("MXFP8", MXFP8),
+        ("fp8_e4m3" | "fp8_e4m3fn", "per_tensor", _, _) => coded("FP8 with one scale a matrix", TENSOR),
+        ("fp8_e4m3" | "fp8_e4m3fn", "per_channel", _, _) => coded("FP8 with one scale a row", CHANNEL),
+        _ => Ok(Spec::Unread(format!("`{dtype}` `{scheme}` of Quark"))),
+    }
+}

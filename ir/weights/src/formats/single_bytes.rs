@@ -1,0 +1,111 @@
+//! Integers in bytes: INT8 of compressed-tensors and ModelOpt, and ModelOpt's INT4, two rows in a byte.
+//!
+//! | codes | scales | zero points |
+//! |---|---|---|
+//! | `N` I8 `[.., N, K]` | `N_scale`, `N_weight_scale` `[N]`, `[N, G]` or one | `N_zero_point` I8, one for each scale |
+//! | `N` U8 `[N/2, K]`, even rows in the low nibbles, two's complement | `N_scale` `[N, K/group]` | none |
+//!
+//! Sources: compressed-tensors (`compressors/int_quantized`), ModelOpt (`export/quant_utils.py`).
+
+use super::Scheme;
+use super::read::{Found, float_scales};
+use crate::config::{Declared, Group, Packing, Spec};
+use crate::decode::integers::Zeros;
+use crate::decode::{Elements, Integers};
+use crate::read::safetensors::StoredType;
+use moec_ir::diag::Diagnostic;
+use std::sync::Arc;
+
+/// The tensors.
+pub(super) const SCHEME: Scheme = Scheme {
+    name: "integers in bytes",
+    codes: |name| Some(name.to_string()),
+    takes: |dtype| matches!(dtype, StoredType::I8 | StoredType::U8),
+    read,
+};
+
+fn read<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic> {
+    let names = [format!("{}_scale", at.name), format!("{}_weight_scale", at.name)];
+    let Some((scales_name, scales)) = at.first(&names)? else {
+        // DeepSeek's scales stand beside two codes in a byte.
+        let others = at.checkpoint.contains(&format!("{}.scale", at.stem()));
+        let wanted = at.integers().is_some() || at.codes.dtype == StoredType::I8 && !others;
+        return if wanted { at.need(&names, "floats, one for each row or group").map(|_| None) } else { Ok(None) };
+    };
+    // Other scales belong to FP4.
+    let Some(scale) = float_scales(scales.dtype) else { return Ok(None) };
+    let pairs = at.codes.dtype == StoredType::U8;
+    let spec = match at.declared {
+        Declared::As(Spec::Unread(why)) => return Err(at.unread(&format!("as {why}"))),
+        Declared::As(Spec::Coded(_)) => return Err(at.contradicts("integers")),
+        Declared::As(Spec::Integers(i)) if (i.packing == Packing::RowPairs) != pairs => {
+            return Err(at.contradicts(if pairs { "two codes in a byte" } else { "one code in a byte" }));
+        }
+        Declared::As(_) | Declared::NoConfig | Declared::Left => at.integers(),
+    };
+    if pairs && spec.is_none() {
+        return Err(at.needs_config("what its bytes are"));
+    }
+    let &[ref leading @ .., rows, k] = at.codes.shape else {
+        return Err(at.fits_not(&scales_name, &scales, "quantised weights have at least two axes"));
+    };
+    let n = if pairs { rows.saturating_mul(2) } else { rows };
+    let grid = match scales.shape.strip_prefix(leading) {
+        Some([] | [1]) => Some((1, 1)),
+        Some(&[rows]) => Some((rows, 1)),
+        Some(&[rows, groups]) => Some((rows, groups)),
+        _ if scales.shape.iter().all(|&a| a == 1) => Some((1, 1)),
+        _ => None,
+    };
+    let (scale_rows, n_groups) = grid
+        .filter(|&(r, g)| (r == n || r == 1 && g == 1) && g > 0)
+        .ok_or_else(|| at.fits_not(&scales_name, &scales, "one scale for all, for each row, or for each group is needed"))?;
+    let bad = |why: String| at.fits_not(&scales_name, &scales, &why);
+    let group_size = match spec.map_or(Group::Unsaid, |s| s.group) {
+        Group::Columns(size) if k.div_ceil(size) == n_groups && scale_rows == n => size,
+        Group::Columns(size) => return Err(bad(format!("the config says groups of {size} columns"))),
+        Group::Row if n_groups == 1 && scale_rows == n => k.max(1),
+        Group::Row => return Err(bad("the config says one scale for each row".to_string())),
+        Group::Matrix if n_groups == 1 && (scale_rows == 1 || n == 1) => k.max(1),
+        Group::Matrix => return Err(bad("the config says one scale for the matrix".to_string())),
+        Group::Unsaid if n_groups == 1 => k.max(1),
+        Group::Unsaid if k.is_multiple_of(n_groups) => k / n_groups,
+        Group::Unsaid => return Err(at.needs_config("which columns are in a group")),
+    };
+    let zero_name = format!("{}_zero_point", at.name);
+    let zeros = match (at.tensor(&zero_name)?, spec.and_then(|s| s.symmetric)) {
+        (None, Some(false)) => {
+            let expected = format!("I8[{scale_rows}, {n_groups}]");
+            return Err(at.missing("quantised-zero-point-missing", "its zero points are", &[zero_name], &expected));
+        }
+        (None, _) => Zeros::All(0),
+        (Some(z), Some(true)) if z.data.iter().any(|&b| b != 0) => {
+            let what = format!("stored with zero points (`{zero_name}`, {}) that are not all zero", z.describe());
+            return Err(at.contradicts(&what));
+        }
+        (Some(_), Some(true)) => Zeros::All(0),
+        (Some(z), _) if z.dtype == StoredType::I8 && z.shape == scales.shape && leading.is_empty() && scale_rows == n => {
+            Zeros::Bytes(z.data)
+        }
+        (Some(z), _) => return Err(at.fits_not(&zero_name, &z, "zero points are I8, one for each scale")),
+    };
+    Ok(Some(Elements::Integers(Arc::new(Integers {
+        leading: leading.to_vec(),
+        n,
+        k,
+        packing: if pairs { Packing::RowPairs } else { Packing::Bytes },
+        bits: if pairs { 4 } else { 8 },
+        codes: at.codes.data,
+        code_cols: k,
+        scales: scales.data,
+        scale,
+        by_group: false,
+        zeros,
+        n_groups,
+        group_size,
+        one_row: scale_rows != n,
+        group_of: None,
+        column_scales: at.column_scales(k)?,
+        scales_name,
+    }))))
+}

@@ -1,0 +1,357 @@
+//! From the sources of a layer's parameters to the tensors of a checkpoint: which, in which scheme, through which view.
+
+use crate::config::{Declared, Published};
+use crate::decode::Elements;
+use crate::formats;
+use crate::pack::strided::Strided;
+use crate::read::checkpoint::Checkpoint;
+use moec_ir::DType;
+use moec_ir::diag::Diagnostic;
+use moec_ir::graph::Param;
+use moec_ir::weights::{WeightSource, WeightStep};
+
+/// A stored tensor and the view of it that a source describes.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece<'a> {
+    /// The float tensor that it is, or stands for.
+    pub name: String,
+    /// What is stored: `BF16[64, 2048]`, `e2m1 by e8m0(1, 32) [64, 2048]`.
+    pub stored: String,
+    pub elements: Elements<'a>,
+    pub view: Strided,
+}
+
+/// A checkpoint and what is said of its weights.
+#[derive(Clone, Copy)]
+pub(crate) struct From<'a, 'p> {
+    pub checkpoint: &'a Checkpoint,
+    pub published: Option<&'p Published>,
+}
+
+pub(crate) fn fixed_shape(param: &Param) -> Option<Vec<u64>> {
+    param.ty.shape.iter().map(|d| d.fixed()).collect()
+}
+
+/// A way to make a parameter that fits it.
+struct Way<'a> {
+    pieces: Vec<Piece<'a>>,
+    /// The steps of its source.
+    steps: Vec<WeightStep>,
+}
+
+/// Which way round a family stores its stacks of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Orientation {
+    AsComputed,
+    Transposed,
+}
+
+impl Orientation {
+    fn of(steps: &[WeightStep]) -> Orientation {
+        let turned = steps.iter().filter(|s| matches!(s, WeightStep::Transpose)).count() % 2 == 1;
+        if turned { Orientation::Transposed } else { Orientation::AsComputed }
+    }
+}
+
+/// The tensors of each parameter of a layer, in order.
+///
+/// Layouts may share names and differ in shape only. Where the shape fits several, because a matrix is square, the other
+/// matrices of the layer decide, which are stored alike; where all are square, the first layout counts, which is the published
+/// one.
+pub(crate) fn resolve<'a>(from: From<'a, '_>, params: &[Param]) -> Vec<Result<Vec<Piece<'a>>, Diagnostic>> {
+    let ways: Vec<Result<Vec<Way<'a>>, Diagnostic>> = params.iter().map(|p| ways(from, p)).collect();
+    let mut seen: Option<(Orientation, &str)> = None;
+    let mut conflict = None;
+    for (param, ways) in params.iter().zip(&ways) {
+        let Ok(Some((orientation, true))) = ways.as_ref().map(|w| choice(w, from, param)) else { continue };
+        match seen {
+            Some((other, first)) if other != orientation => conflict = conflict.or(Some((first, &*param.name))),
+            Some(_) => {}
+            None => seen = Some((orientation, &param.name)),
+        }
+    }
+    let decided = seen.map(|(orientation, _)| orientation);
+    let one = |(param, ways): (&Param, Result<Vec<Way<'a>>, Diagnostic>)| {
+        let mut ways = ways?;
+        if ways.len() > 1 && same_tensor(&ways) {
+            if let Some((a, b)) = conflict {
+                return Err(layouts_differ(from.checkpoint, param, a, b));
+            }
+            let at = ways.iter().position(|w| decided.is_none_or(|d| Orientation::of(&w.steps) == d));
+            ways.swap(0, at.unwrap_or(0));
+        }
+        ways.truncate(1);
+        ways.pop().map(|w| w.pieces).ok_or_else(|| missing(from.checkpoint, param))
+    };
+    params.iter().zip(ways).map(one).collect()
+}
+
+/// The orientation of a parameter's tensor, and whether its shape alone decides between layouts that share its name; `None`
+/// where its family knows one layout only.
+fn choice(ways: &[Way<'_>], from: From<'_, '_>, param: &Param) -> Option<(Orientation, bool)> {
+    let first = ways.first()?;
+    let mut there = Vec::new();
+    existing(from.checkpoint, &param.source, &mut there);
+    let turned: Vec<Orientation> = there
+        .iter()
+        .filter_map(|s| match s {
+            WeightSource::Tensor { names, steps } if names.contains(&first.pieces.first()?.name) => {
+                Some(Orientation::of(steps))
+            }
+            _ => None,
+        })
+        .collect();
+    let two = turned.iter().any(|o| *o != turned[0]);
+    two.then(|| (Orientation::of(&first.steps), !(ways.len() > 1 && same_tensor(ways))))
+}
+
+/// Whether all ways read the same stored tensor.
+fn same_tensor(ways: &[Way<'_>]) -> bool {
+    let name = |w: &Way<'_>| w.pieces.first().map(|p| p.name.clone());
+    ways.iter().all(|w| w.pieces.len() == 1 && name(w) == name(&ways[0]))
+}
+
+fn layouts_differ(checkpoint: &Checkpoint, param: &Param, a: &str, b: &str) -> Diagnostic {
+    Diagnostic::input(
+        "weight-layout-ambiguous",
+        format!("`{}` holds `{a}` and `{b}` in different layouts, so that nothing says how `{}` lies", checkpoint.path().display(), param.name),
+    )
+    .note("its matrices are square; the other matrices of the layer would have to tell whether it is transposed")
+    .help("save the checkpoint again in one layout")
+}
+
+/// Every way to make a parameter that fits it; the first error when none does.
+fn ways<'a>(from: From<'a, '_>, param: &Param) -> Result<Vec<Way<'a>>, Diagnostic> {
+    let mut there = Vec::new();
+    existing(from.checkpoint, &param.source, &mut there);
+    let (mut good, mut error) = (Vec::new(), None);
+    for source in there {
+        match pieces(from, param, source) {
+            Ok(way) => good.push(way),
+            // A damaged tensor is not passed over for another layout of the same weight.
+            Err(d) if !matches!(&*d.code, "tensor-shape-mismatch" | "weight-steps-mismatch" | "tensor-missing") => return Err(d),
+            Err(d) => error = error.or(Some(d)),
+        }
+    }
+    match error {
+        Some(d) if good.is_empty() => Err(d),
+        _ if good.is_empty() => Err(missing(from.checkpoint, param)),
+        _ => Ok(good),
+    }
+}
+
+fn pieces<'a>(from: From<'a, '_>, param: &Param, source: &WeightSource) -> Result<Way<'a>, Diagnostic> {
+    let checkpoint = from.checkpoint;
+    let want = fixed_shape(param).unwrap_or_default();
+    match source {
+        WeightSource::Tensor { names, steps } => {
+            let name = names
+                .iter()
+                .find(|n| formats::contains(checkpoint, n))
+                .ok_or_else(|| missing(checkpoint, param))?;
+            let pieces = vec![piece(from, param, name, names, steps, &want)?];
+            Ok(Way { pieces, steps: steps.clone() })
+        }
+        WeightSource::PerExpert { names, first, count, steps } => {
+            let template = template(checkpoint, names, *first).ok_or_else(|| missing(checkpoint, param))?;
+            if want.first() != Some(count) || *count > checkpoint.names().count() as u64 {
+                return Err(missing(checkpoint, param).note(format!(
+                    "{count} experts are asked for, the weight is {}, and the checkpoint has {} tensors in all",
+                    param.ty,
+                    checkpoint.names().count()
+                )));
+            }
+            let one = |e: u64| {
+                let of = |n: &String| n.replace("{e}", &e.to_string());
+                let all: Vec<String> = names.iter().map(of).collect();
+                let name = of(template);
+                if !formats::contains(checkpoint, &name) {
+                    return Err(missing_expert(checkpoint, param, &name, e, &want[1..]));
+                }
+                piece(from, param, &name, &all, steps, &want[1..])
+            };
+            let pieces = (*first..first.saturating_add(*count)).map(one).collect::<Result<Vec<_>, _>>()?;
+            one_scheme(checkpoint, param, &pieces)?;
+            Ok(Way { pieces, steps: steps.clone() })
+        }
+        WeightSource::FirstOf(_) | WeightSource::LargestInputScale(_) => Err(missing(checkpoint, param)),
+    }
+}
+
+/// Refuses experts whose scales are of different types: no tool writes such, and one of them would be read wrong.
+fn one_scheme(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> Result<(), Diagnostic> {
+    let scale = |p: &Piece<'_>| match &p.elements {
+        Elements::Blocks(b) => Some((b.format.code, b.format.scale)),
+        Elements::Plain(..) | Elements::Integers(_) => None,
+    };
+    let other = pieces.iter().find(|p| scale(p).is_some_and(|s| scale(&pieces[0]).is_some_and(|first| first != s)));
+    let Some(other) = other else { return Ok(()) };
+    Err(Diagnostic::input(
+        "quantised-scale-mismatch",
+        format!(
+            "`{}` in `{}` is {}, but `{}` is {}",
+            other.name,
+            checkpoint.path().display(),
+            other.stored,
+            pieces[0].name,
+            pieces[0].stored
+        ),
+    )
+    .note(format!("the experts of `{}` are stored alike by every tool", param.name))
+    .help("the checkpoint is damaged or was put together from several; download or quantise it again"))
+}
+
+/// The sources, depth first, that have tensors in the checkpoint.
+pub(crate) fn existing<'s>(checkpoint: &Checkpoint, source: &'s WeightSource, out: &mut Vec<&'s WeightSource>) {
+    match source {
+        WeightSource::Tensor { names, .. } if names.iter().any(|n| formats::contains(checkpoint, n)) => out.push(source),
+        WeightSource::PerExpert { names, first, .. } if template(checkpoint, names, *first).is_some() => {
+            out.push(source);
+        }
+        WeightSource::Tensor { .. } | WeightSource::PerExpert { .. } | WeightSource::LargestInputScale(_) => {}
+        WeightSource::FirstOf(list) => list.iter().for_each(|s| existing(checkpoint, s, out)),
+    }
+}
+
+/// The template of names whose first expert is there.
+pub(crate) fn template<'s>(checkpoint: &Checkpoint, names: &'s [String], first: u64) -> Option<&'s String> {
+    names.iter().find(|n| formats::contains(checkpoint, &n.replace("{e}", &first.to_string())))
+}
+
+fn piece<'a>(
+    from: From<'a, '_>,
+    param: &Param,
+    name: &str,
+    spellings: &[String],
+    steps: &[WeightStep],
+    want: &[u64],
+) -> Result<Piece<'a>, Diagnostic> {
+    let checkpoint = from.checkpoint;
+    let declared = match from.published {
+        None => Declared::NoConfig,
+        Some(p) => {
+            let modules: Vec<String> = std::iter::once(name)
+                .chain(spellings.iter().map(String::as_str))
+                .map(|n| formats::stem(n).to_string())
+                .collect();
+            p.declared(&modules)
+        }
+    };
+    let found = if param.ty.dtype.is_float() { formats::find(checkpoint, name, declared)? } else { None };
+    let at = || checkpoint.path().display().to_string();
+    let (mut view, stored, file) = match &found {
+        Some(Elements::Integers(q)) => {
+            let view = Strided::dense(&q.shape());
+            let stored = format!("{} {:?}", q.words(), view.shape());
+            (view, stored, at())
+        }
+        Some(Elements::Blocks(b)) => {
+            let mut view = Strided::dense(&b.shape());
+            if b.transposed {
+                view = view.step(&WeightStep::Transpose).map_err(|why| internal(param, &why))?;
+            }
+            let stored = format!("{} {:?}", b.format, view.shape());
+            (view, stored, at())
+        }
+        Some(Elements::Plain(..)) | None => {
+            let tensor = checkpoint.tensor(name)?.ok_or_else(|| missing(checkpoint, param))?;
+            (Strided::dense(tensor.shape), tensor.describe(), tensor.file.display().to_string())
+        }
+    };
+    let elements = match found {
+        Some(elements) => elements,
+        None => plain(checkpoint, param, name)?,
+    };
+    let before = view.shape();
+    for step in steps {
+        view = view.step(step).map_err(|why| {
+            Diagnostic::input(
+                "weight-steps-mismatch",
+                format!(
+                    "`{name}` in `{file}` is {stored}, which cannot be brought into the layout of `{}`, {}",
+                    param.name, param.ty
+                ),
+            )
+            .note(why)
+            .help(
+                "config.json and weights do not belong together, or the model's family stores this weight another way",
+            )
+        })?;
+    }
+    if view.shape() != want {
+        let found = view.shape();
+        let how = if found == before { String::new() } else { format!(" ({found:?} in the layer's layout)") };
+        return Err(Diagnostic::input(
+            "tensor-shape-mismatch",
+            format!(
+                "`{name}` in `{file}` is {stored}{how}, but the layer asks for {want:?} (`{}`, {})",
+                param.name, param.ty
+            ),
+        )
+        .help("config.json and weights do not belong together; check that both come from the same model"));
+    }
+    Ok(Piece { name: name.to_string(), stored, elements, view })
+}
+
+fn plain<'a>(checkpoint: &'a Checkpoint, param: &Param, name: &str) -> Result<Elements<'a>, Diagnostic> {
+    let tensor = checkpoint.tensor(name)?.ok_or_else(|| missing(checkpoint, param))?;
+    let fits = |d: &DType| match param.ty.dtype.is_float() {
+        true => matches!(d, DType::F32 | DType::F16 | DType::BF16),
+        false => !d.is_float(),
+    };
+    match tensor.dtype.dtype().filter(fits) {
+        Some(dtype) => Ok(Elements::Plain(dtype, tensor.data)),
+        None => {
+            let what = format!("`{name}` in `{}`", tensor.file.display());
+            Err(unsupported(param, &what, tensor.dtype.name()))
+        }
+    }
+}
+
+pub(crate) fn missing(checkpoint: &Checkpoint, param: &Param) -> Diagnostic {
+    let mut tried = Vec::new();
+    candidates(&param.source, &mut tried);
+    let mut d = Diagnostic::input(
+        "tensor-missing",
+        format!("`{}` has no tensor for the weight `{}`, {}", checkpoint.path().display(), param.name, param.ty),
+    )
+    .note(format!("looked for {}", tried.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ")));
+    if let Some(near) = tried.first().and_then(|n| checkpoint.nearest(n)) {
+        d = d.note(format!("the most similar name there is `{near}`"));
+    }
+    d.help("check the layer number, and that config.json and weights come from the same model")
+}
+
+fn missing_expert(checkpoint: &Checkpoint, param: &Param, name: &str, expert: u64, shape: &[u64]) -> Diagnostic {
+    Diagnostic::input(
+        "tensor-missing",
+        format!("`{}` has no tensor for expert {expert} of the weight `{}`, {}", checkpoint.path().display(), param.name, param.ty),
+    )
+    .note(format!("looked for `{name}`, {shape:?} in floats or any quantised form; tensors of other experts are there"))
+    .help("give the checkpoint whole: a shard may be missing, or the file may have been cut")
+}
+
+fn candidates(source: &WeightSource, out: &mut Vec<String>) {
+    match source {
+        WeightSource::Tensor { names, .. } => out.extend(names.iter().cloned()),
+        WeightSource::PerExpert { names, first, .. } => {
+            out.extend(names.iter().map(|n| n.replace("{e}", &first.to_string())));
+        }
+        WeightSource::FirstOf(list) | WeightSource::LargestInputScale(list) => {
+            list.iter().for_each(|s| candidates(s, out));
+        }
+    }
+}
+
+pub(crate) fn unsupported(param: &Param, what: &str, found: &str) -> Diagnostic {
+    let supported = if param.ty.dtype.is_float() { "float32, float16 or bfloat16" } else { "int32 or int64" };
+    Diagnostic::input(
+        "weight-type-unsupported",
+        format!("{what} is stored as {found}, but `{}`, {}, has to be read from {supported}", param.name, param.ty),
+    )
+    .help("give a checkpoint that was converted to one of these types")
+}
+
+pub(crate) fn internal(param: &Param, what: &str) -> Diagnostic {
+    Diagnostic::internal("internal-error", format!("{what} (weight `{}`)", param.name))
+}
