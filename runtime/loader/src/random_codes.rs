@@ -105,7 +105,7 @@ fn write_power(code: ScaleCode, exponent: i32, out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::{Weights, random_tensor};
+    use crate::weights::{fill_random, random_tensor};
     use moec_ir::shape::{Dim, TensorType};
     use moec_ir::weights::WeightSource;
     use moec_ir::{DType, Tensor};
@@ -121,7 +121,7 @@ mod tests {
                     let rows = Dim::Fixed(rows);
                     let b = Buffer { name: "w".into(), dtype, batch, rows, cols, pitch: cols, role };
                     let mut out = vec![0xAA; b.bytes(0) as usize];
-                    Weights::Random { seed: 4 }.pack(&param, &b, &mut out).expect("random");
+                    fill_random(4, &param, &b, &mut out).expect("random");
                     out
                 };
                 let row = code.bytes(41) as usize;

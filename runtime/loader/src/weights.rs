@@ -186,7 +186,7 @@ pub fn random_tensor(seed: u64, param: &ParamInfo) -> Tensor {
     Tensor::float(ty.dtype, &shape, (0..n as u64).map(|i| random_value(key, cols as u64, i)).collect())
 }
 
-fn fill_random(seed: u64, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
+pub(crate) fn fill_random(seed: u64, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
     let codes = RandomCodes::of(seed, param);
     if let (Some(codes), true) = (&codes, is_part(buffer)) {
         codes.fill_part(buffer, dst);
@@ -250,7 +250,7 @@ mod tests {
             };
             let (mut a, mut b) =
                 (vec![0xAA; 3 * 5 * 8 * buffer_type.bytes()], vec![0xBB; 3 * 5 * 8 * buffer_type.bytes()]);
-            Weights::Random { seed: 4 }.pack(&param, &buffer, &mut a).expect("random");
+            fill_random(4, &param, &buffer, &mut a).expect("random");
             pack_tensor(&random_tensor(4, &param), &param.param(), &buffer, &mut b).expect("packed");
             assert_eq!(a, b, "{param_type} in {buffer_type}");
             assert_ne!(random_tensor(4, &param), random_tensor(5, &param));

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 /// What `cargo xtask bench` takes.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Only the benchmark of this name (`compile`, `cpu`).
+    /// Only the benchmark of this name (`compile`, `cpu`, `pack`).
     name: Option<String>,
 }
 
@@ -16,7 +16,7 @@ pub struct Options {
 /// When cargo cannot be started.
 pub fn run(options: &Options) -> Result<bool> {
     let mut command = places::cargo();
-    command.args(["bench", "--package", "moec-tests"]);
+    command.args(["bench", "--package", "moec-tests", "--package", "moec-weights"]);
     if let Some(name) = &options.name {
         command.args(["--bench", name]);
     }

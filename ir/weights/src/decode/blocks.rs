@@ -1,6 +1,7 @@
 //! Codes with one scale for each block of rows and columns, and perhaps one over all blocks of a matrix.
 
-use moec_ir::quant::QuantFormat;
+use super::runs;
+use moec_ir::quant::{QuantFormat, ScaleCode};
 
 /// A stack of quantised `[n, k]` matrices.
 #[derive(Clone, Debug)]
@@ -92,7 +93,17 @@ impl<'a> Blocks<'a> {
 
     /// A scale.
     pub(crate) fn scale_value(&self, index: u64) -> f32 {
-        self.format.scale.decode(self.scales.0, index as usize)
+        match self.format.scale {
+            ScaleCode::E4M3 => runs::e4m3_value(self.scales.0[index as usize]),
+            ScaleCode::F32 | ScaleCode::BF16 | ScaleCode::F16 | ScaleCode::E8M0 => {
+                self.format.scale.decode(self.scales.0, index as usize)
+            }
+        }
+    }
+
+    /// From one element to the next of those whose codes lie one behind the other, in elements of the matrices.
+    pub(crate) fn run_stride(&self) -> u64 {
+        if self.codes.1[2] == 1 { 1 } else { self.k }
     }
 
     /// The global scale of the matrix that a row is in.
@@ -117,29 +128,91 @@ impl<'a> Blocks<'a> {
         let f = &self.format;
         let codes = &self.codes.0[self.code_at(row) as usize..];
         let byte_step = self.codes.1[2];
-        let scale_base = self.scale_at(self.scale_row(row), 0);
-        let global = self.global(row);
         let per_byte = 8 / f.code.bits();
-        let (mut block, mut scale) = (u64::MAX, 0.0);
-        for (i, v) in out.iter_mut().enumerate() {
-            let col = first + i as u64 * stride;
-            let b = col.checked_div(f.block_cols).unwrap_or(0);
-            if b != block {
-                block = b;
-                scale = f.scale.decode(self.scales.0, (scale_base + b * self.scales.1[2]) as usize) * global;
+        let (grid, global) = (self.scale_at(self.scale_row(row), 0), self.global(row));
+        let block_of = |col: u64| col.checked_div(f.block_cols).unwrap_or(0);
+        let mut done = 0;
+        while done < out.len() {
+            let col = first + done as u64 * stride;
+            // Elements that are left under this scale.
+            let end = if f.block_cols == 0 { self.k } else { (block_of(col) + 1) * f.block_cols };
+            let left = (end - col).div_ceil(stride.max(1)) as usize;
+            let here = left.min(out.len() - done);
+            let scale = self.scale_value(grid + block_of(col) * self.scales.1[2]) * global;
+            let out = &mut out[done..done + here];
+            if stride == 1 && byte_step == 1 {
+                runs::scaled(f.code, codes, col as usize, scale, out);
+            } else {
+                let cols = (col..).step_by(stride as usize);
+                out.iter_mut().zip(cols).for_each(|(v, col)| {
+                    let byte = codes[(col / per_byte * byte_step) as usize];
+                    *v = f.code.decode(&[byte], (col % per_byte) as usize) * scale;
+                });
             }
-            *v = match byte_step {
-                1 => f.code.decode(codes, col as usize),
-                step => {
-                    let byte = codes[(col / per_byte * step) as usize];
-                    f.code.decode(&[byte], (col % per_byte) as usize)
-                }
-            } * scale;
+            done += here;
         }
         if !self.column_scales.is_empty() {
             for (i, v) in out.iter_mut().enumerate() {
                 *v *= self.column_scales[(first + i as u64 * stride) as usize];
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use moec_ir::quant::Code;
+
+    #[test]
+    fn runs_of_elements_are_the_elements_one_by_one() {
+        let data: Vec<u8> = (0..4000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x77).collect();
+        for (code, scale, block) in [
+            (Code::E4M3, ScaleCode::F32, (3, 5)),
+            (Code::E5M2, ScaleCode::BF16, (0, 0)),
+            (Code::E2M1, ScaleCode::E4M3, (1, 16)),
+            (Code::E2M1, ScaleCode::E8M0, (1, 32)),
+            (Code::Int4, ScaleCode::F16, (1, 8)),
+            (Code::Int4, ScaleCode::F32, (1, 7)),
+        ] {
+            for (n, k, turned) in [(5u64, 37u64, false), (4, 32, false), (4, 32, true), (3, 1, false), (1, 2, true)] {
+                let format = QuantFormat { code, scale, block_rows: block.0, block_cols: block.1 };
+                let (codes, scales) = (Blocks::dense_codes(&format, n, k), Blocks::dense_scales(&format, n, k));
+                let q = Blocks {
+                    format,
+                    leading: vec![2],
+                    n,
+                    k,
+                    transposed: turned,
+                    codes: (&data, if turned { [codes[0], 1, n] } else { codes }),
+                    scales: (&data[7..], scales),
+                    globals: vec![0.75, 3.0],
+                    column_scales: Vec::new(),
+                    scales_name: "s".into(),
+                };
+                let element = |at: u64| {
+                    let (row, col) = (at / k, at % k);
+                    let scale = q.format.scale.decode(q.scales.0, q.scale_index(row, col) as usize);
+                    let mut byte = [0];
+                    q.copy_codes(row, col * code.bits() / 8, &mut byte);
+                    code.decode(&byte, (col % (8 / code.bits())) as usize) * (scale * q.globals[(row / n) as usize])
+                };
+                for stride in [1, 2, 3, k, k + 1] {
+                    for start in 0..2 * n * k {
+                        let len = (2 * n * k - start).div_ceil(stride);
+                        for len in [len, len.min(9), 1] {
+                            let mut out = vec![f32::NAN; len as usize];
+                            q.read(start, stride, &mut out);
+                            let want: Vec<f32> = (0..len).map(|i| element(start + i * stride)).collect();
+                            assert_eq!(bits(&out), bits(&want), "{format}, {n} × {k}, from {start} by {stride}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|v| v.to_bits()).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! Integers with scales and zero points: the value of an element is `(code - zero) · scale`, computed in f32.
 
+use super::runs;
 use crate::config::Packing;
 use moec_ir::quant::ScaleCode;
 
@@ -60,6 +61,15 @@ pub enum Zeros<'a> {
     Bytes(&'a [u8]),
 }
 
+/// Scales and zero points of neighbouring rows in one group of columns, kept while columns of that group are read.
+#[derive(Default)]
+pub(crate) struct GroupRun {
+    /// The group, the first row and the number of rows.
+    key: Option<(u64, u64, usize)>,
+    scales: Vec<f32>,
+    zeros: Vec<i32>,
+}
+
 /// Bit position, in codes, of each of eight columns of an AWQ word.
 const AWQ_PLACE: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
@@ -96,11 +106,92 @@ impl Integers<'_> {
         })
     }
 
-    /// Dequantises elements `start, start + stride, …` of the matrices, counted row by row, into `out`.
-    pub fn read(&self, start: u64, stride: u64, out: &mut [f32]) {
-        for (i, v) in out.iter_mut().enumerate() {
-            let at = start + i as u64 * stride;
-            *v = self.element(at / self.k, at % self.k);
+    /// From one code to the next of those that lie one behind the other, in elements of the float matrix.
+    pub(crate) fn run_stride(&self) -> u64 {
+        match self.packing {
+            Packing::Gptq | Packing::Awq => self.k,
+            Packing::Rows | Packing::Bytes | Packing::RowPairs => 1,
+        }
+    }
+
+    /// Dequantises elements `start, start + stride, …` of the matrices, counted row by row, into `out`. `group` keeps what
+    /// neighbouring columns share; it belongs to this matrix.
+    pub(crate) fn read(&self, start: u64, stride: u64, group: &mut GroupRun, out: &mut [f32]) {
+        let plain = self.column_scales.is_empty() && !self.one_row;
+        match self.packing {
+            Packing::Gptq | Packing::Awq if plain && stride == self.k && 32 % self.bits == 0 => {
+                self.read_column(start / self.k, start % self.k, group, out);
+            }
+            Packing::Rows | Packing::Bytes
+                if plain && stride == 1 && self.group_of.is_none() && matches!(self.bits, 4 | 8) =>
+            {
+                self.read_rows(start, out);
+            }
+            _ => {
+                for (i, v) in out.iter_mut().enumerate() {
+                    let at = start + i as u64 * stride;
+                    *v = self.element(at / self.k, at % self.k);
+                }
+            }
+        }
+    }
+
+    /// Rows `row..` of a column, where these lie one behind the other.
+    fn read_column(&self, row: u64, col: u64, run: &mut GroupRun, out: &mut [f32]) {
+        let key = (self.group(col), row, out.len());
+        if run.key != Some(key) {
+            let rows = || row..row + out.len() as u64;
+            run.scales.clear();
+            run.scales.extend(rows().map(|r| self.scale_value(self.scale_index(r, key.0))));
+            run.zeros.clear();
+            run.zeros.extend(rows().map(|r| self.zero(r, key.0)));
+            run.key = Some(key);
+        }
+        let words_from = |word: u64| &self.codes[word as usize * 4..];
+        let per_word = u64::from(32 / self.bits);
+        if self.packing == Packing::Gptq {
+            let words = words_from(col / per_word * self.code_cols + row);
+            let shift = (col % per_word) as u32 * self.bits;
+            runs::parts_of_words(words, shift, self.bits, &run.zeros, &run.scales, out);
+        } else {
+            // The rest of a word that the run starts in.
+            let head = ((8 - row % 8) % 8).min(out.len() as u64) as usize;
+            for (r, v) in out[..head].iter_mut().enumerate() {
+                *v = (self.code(row + r as u64, col) - run.zeros[r]) as f32 * run.scales[r];
+            }
+            let words = words_from(col * self.code_cols + row.div_ceil(8));
+            let (zeros, scales) = (&run.zeros[head..], &run.scales[head..]);
+            runs::words_of_nibbles(words, AWQ_PLACE, zeros, scales, &mut out[head..]);
+        }
+    }
+
+    /// Elements `start..`, counted row by row, where rows lie one behind the other and groups are equal.
+    fn read_rows(&self, start: u64, out: &mut [f32]) {
+        let mut done = 0;
+        while done < out.len() {
+            let (row, col) = ((start + done as u64) / self.k, (start + done as u64) % self.k);
+            let group = self.group(col);
+            let end = if group + 1 == self.n_groups { self.k } else { (group + 1) * self.group_size };
+            let here = ((end - col) as usize).min(out.len() - done);
+            let (zero, scale) = (self.zero(row, group), self.scale_value(self.scale_index(row, group)));
+            let out = &mut out[done..done + here];
+            let width = if self.packing == Packing::Bytes { 1 } else { 4 };
+            let codes = &self.codes[(row * self.code_cols) as usize * width..];
+            match (self.packing, self.bits) {
+                (Packing::Bytes, _) => {
+                    let codes = codes[col as usize..].iter().map(|&c| i32::from(c as i8));
+                    out.iter_mut().zip(codes).for_each(|(v, c)| *v = (c - zero) as f32 * scale);
+                }
+                (_, 8) => {
+                    let codes = codes[col as usize..].iter().map(|&c| i32::from(c));
+                    out.iter_mut().zip(codes).for_each(|(v, c)| *v = (c - zero) as f32 * scale);
+                }
+                _ => {
+                    let table = std::array::from_fn(|c| (c as i32 - zero) as f32 * scale);
+                    runs::nibbles(codes, col as usize, &table, out);
+                }
+            }
+            done += here;
         }
     }
 
@@ -197,4 +288,87 @@ impl Integers<'_> {
 pub(crate) fn word(bytes: &[u8], i: u64) -> u32 {
     let at = i as usize * 4;
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every packing and width with zero points of every kind that goes with it.
+    fn all(data: &[u8]) -> Vec<Integers<'_>> {
+        let mut all = Vec::new();
+        for packing in [Packing::Gptq, Packing::Awq, Packing::Rows, Packing::Bytes, Packing::RowPairs] {
+            let widths: &[u32] = match packing {
+                Packing::Awq | Packing::RowPairs => &[4],
+                Packing::Bytes => &[8],
+                Packing::Gptq => &[2, 3, 4, 8],
+                Packing::Rows => &[2, 3, 4, 5, 8],
+            };
+            for (&bits, (n, k, group_size)) in
+                widths.iter().flat_map(|b| [(8u64, 24u64, 24u64), (24, 40, 16), (16, 8, 3), (40, 8, 8)].map(|s| (b, s)))
+            {
+                let per_word = u64::from(32 / bits);
+                let n_groups = k.div_ceil(group_size);
+                let (code_cols, zero_cols) = match packing {
+                    Packing::Gptq => (n, (n * u64::from(bits)).div_ceil(32)),
+                    Packing::Awq => (n / 8, n / 8),
+                    Packing::Rows => (k.div_ceil(per_word), n_groups),
+                    Packing::Bytes | Packing::RowPairs => (k, n_groups),
+                };
+                let by_group = matches!(packing, Packing::Gptq | Packing::Awq);
+                let zeros = match packing {
+                    Packing::Bytes | Packing::RowPairs => Zeros::Bytes(&data[11..]),
+                    _ => Zeros::Packed { words: &data[13..], cols: zero_cols, add: u32::from(by_group) },
+                };
+                for zeros in [Zeros::All(3), zeros] {
+                    all.push(Integers {
+                        leading: Vec::new(),
+                        n,
+                        k,
+                        packing,
+                        bits,
+                        codes: data,
+                        code_cols,
+                        scales: &data[5..5 + (n * n_groups * 2) as usize],
+                        scale: ScaleCode::BF16,
+                        by_group,
+                        zeros,
+                        n_groups,
+                        group_size,
+                        one_row: false,
+                        group_of: None,
+                        column_scales: Vec::new(),
+                        scales_name: "s".into(),
+                    });
+                }
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn runs_of_elements_are_the_elements_one_by_one() {
+        let data: Vec<u8> = (0..9000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x77).collect();
+        for q in all(&data) {
+            let group_of: Vec<u8> = (0..q.k).flat_map(|c| ((c * 7 % q.n_groups) as u32).to_le_bytes()).collect();
+            for group_of in [None, Some(&group_of[..])] {
+                let q = Integers { group_of, ..q.clone() };
+                let mut group = GroupRun::default();
+                for stride in [1, 3, q.k] {
+                    for start in 0..q.n * q.k {
+                        let all = (q.n * q.k - start).div_ceil(stride);
+                        for len in [all, all.min(9)] {
+                            let mut out = vec![f32::NAN; len as usize];
+                            q.read(start, stride, &mut group, &mut out);
+                            for (i, v) in out.iter().enumerate() {
+                                let at = start + i as u64 * stride;
+                                let want = q.element(at / q.k, at % q.k);
+                                assert_eq!(v.to_bits(), want.to_bits(), "{:?} {} bits, {at}", q.packing, q.bits);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod blocks;
 pub mod integers;
+mod runs;
 mod scales;
 
 pub use blocks::Blocks;
