@@ -150,9 +150,9 @@ fn excluded_modules_stay_floats_in_every_spelling() {
 fn methods_that_are_not_read_are_told() {
     for config in [
         r#"{ "quant_method": "bitsandbytes", "load_in_4bit": true }"#,
-        r#"{ "quant_method": "gptq", "bits": 3 }"#,
+        r#"{ "quant_method": "gptq", "bits": 5 }"#,
         r#"{ "quant_method": "awq", "bits": 8 }"#,
-        r#"{ "quant_method": "modelopt", "quant_algo": "W4A16_AWQ" }"#,
+        r#"{ "quant_method": "modelopt", "quant_algo": "W3A16" }"#,
         r#"{ "quant_method": "compressed-tensors", "format": "marlin-24", "config_groups": { "group_0": {
             "targets": ["Linear"], "weights": { "num_bits": 4, "type": "int", "group_size": 128 } } } }"#,
         r#"{ "bits": 2 }"#,

@@ -37,7 +37,7 @@ pub use random::{Random, random_params, random_tensor};
 pub use session::Session;
 
 pub use moec_bundle::Bundle;
-pub use moec_weights::{Checkpoint, Published};
+pub use moec_weights::{Checkpoint, PlannedWeight, Published};
 pub use moec_frontend::{LayerOptions, PublishedRows};
 pub use moec_ir::diag::Diagnostic;
 pub use moec_ir::graph::{Shard, ShardKind};

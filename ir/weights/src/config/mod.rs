@@ -155,7 +155,8 @@ impl Spec {
     /// The form in which kernels can read the codes, if they can.
     pub fn kernels(&self) -> Option<QuantFormat> {
         match self {
-            Spec::Coded(c) => Some(c.format),
+            // Kernels know NVFP4 with a scale for 16 codes.
+            Spec::Coded(c) => Some(c.format).filter(|f| !f.has_global() || f.block_cols == 16),
             Spec::Integers(i) => i.kernels,
             Spec::Floats | Spec::Unsaid | Spec::Unread(_) => None,
         }

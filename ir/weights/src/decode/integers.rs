@@ -39,6 +39,8 @@ pub struct Integers<'a> {
     pub group_of: Option<&'a [u8]>,
     /// What each column was divided by before it was quantised; empty where nothing was.
     pub column_scales: Vec<f32>,
+    /// A scale over all scales.
+    pub global: f32,
     /// The name of the tensor of scales, for messages.
     pub scales_name: String,
 }
@@ -117,7 +119,7 @@ impl Integers<'_> {
     /// Dequantises elements `start, start + stride, …` of the matrices, counted row by row, into `out`. `group` keeps what
     /// neighbouring columns share; it belongs to this matrix.
     pub(crate) fn read(&self, start: u64, stride: u64, group: &mut GroupRun, out: &mut [f32]) {
-        let plain = self.column_scales.is_empty() && !self.one_row;
+        let plain = self.column_scales.is_empty() && !self.one_row && self.global == 1.0;
         match self.packing {
             Packing::Gptq | Packing::Awq if plain && stride == self.k && 32 % self.bits == 0 => {
                 self.read_column(start / self.k, start % self.k, group, out);
@@ -212,7 +214,7 @@ impl Integers<'_> {
     fn element(&self, row: u64, col: u64) -> f32 {
         let group = self.group(col);
         let difference = self.code(row, col) - self.zero(row, group);
-        let value = difference as f32 * self.scale_value(self.scale_index(row, group));
+        let value = difference as f32 * (self.scale_value(self.scale_index(row, group)) * self.global);
         match self.column_scales.get(col as usize) {
             Some(s) => value * s,
             None => value,
@@ -338,6 +340,7 @@ mod tests {
                         one_row: false,
                         group_of: None,
                         column_scales: Vec::new(),
+                        global: 1.0,
                         scales_name: "s".into(),
                     });
                 }

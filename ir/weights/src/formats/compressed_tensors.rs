@@ -273,6 +273,7 @@ fn integers<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         one_row: scale_rows != n,
         group_of,
         column_scales: at.column_scales(k)?,
+        global: 1.0,
         scales_name,
     })))
 }

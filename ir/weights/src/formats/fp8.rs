@@ -11,7 +11,7 @@
 //! A scale multiplies, whatever its name says. Sources: DeepSeek-V3 (`inference/kernel.py`, `weight_dequant`), OCP MX 1.0.
 
 use super::read::{Found, float_scales};
-use super::shapes::{covers, grid};
+use super::shapes::{Grid, covers, grid};
 use super::{ConfigReader, Context, Scheme, everywhere};
 use crate::config::{CodedSpec, Keys, Pattern, Rule, Spec};
 use crate::decode::{Blocks, Elements};
@@ -32,22 +32,24 @@ const fn format(block_rows: u64, block_cols: u64) -> QuantFormat {
     QuantFormat { code: Code::E4M3, scale: ScaleCode::F32, block_rows, block_cols }
 }
 
-/// `quant_method` fp8 (blocks of `weight_block_size`, else one scale for a matrix), fbgemm_fp8 (rows) and mxfp8.
+/// `quant_method` fp8 (blocks of `weight_block_size`, else one scale for a matrix), fbgemm_fp8 (rows), mxfp8 and nvfp4.
 pub(super) const CONFIG: ConfigReader = ConfigReader {
-    is: |method, _| matches!(method, "fp8" | "fbgemm-fp8" | "mxfp8"),
+    is: |method, _| matches!(method, "fp8" | "fbgemm-fp8" | "mxfp8" | "nvfp4"),
     read: |q, context| {
         let method = q.word("quant_method")?.unwrap_or_default();
         let blocks = q.block("weight_block_size")?;
         let format = match (method.as_str(), blocks) {
+            ("nvfp4", _) => super::modelopt::NVFP4,
             ("mxfp8", _) | (_, Some((1, 32))) => MXFP8,
             ("fp8", Some((rows, cols))) => format(rows, cols),
             ("fp8", None) => TENSOR,
             _ => CHANNEL,
         };
         let code = code(q, "fmt")?;
-        let words = format!("FP8 ({})", words(&format));
+        let format = if format.code == Code::E4M3 { QuantFormat { code, ..format } } else { format };
+        let words = format!("{} ({})", method.to_uppercase(), words(&format));
         let blocks_said = method != "fp8" || blocks.is_some();
-        let spec = Spec::Coded(CodedSpec { words, format: QuantFormat { code, ..format }, blocks_said });
+        let spec = Spec::Coded(CodedSpec { words, format, blocks_said });
         let mut rules = everywhere(spec);
         // DeepSeek-V4 says `fp8` of its linear layers, and of its routed experts, elsewhere, that they are MXFP4.
         if context.expert_dtype == Some("fp4") {
@@ -103,6 +105,19 @@ pub(super) const SCHEME: Scheme = Scheme {
     read: |at| read(at).map(Some),
 };
 
+/// The scales of ModelOpt's stacks `[E, K, N]`: one an expert, whatever the config says, or `[E, N/128, 1, K/128, 1]`, the blocks of
+/// the transpose.
+fn stack_grid(leading: &[u64], (n, k): (u64, u64), scales: &[u64], blocks: &[(u64, u64)]) -> Option<Grid> {
+    if let Some(&[a, 1, b, 1]) = scales.strip_prefix(leading) {
+        return blocks.iter().find(|&&(rows, cols)| rows > 0 && cols > 0).and_then(|&(rows, cols)| {
+            let fits = a == k.div_ceil(rows) && b == n.div_ceil(cols);
+            fits.then_some(Grid { rows: cols, cols: rows, steps: [a * b, 1, b] })
+        });
+    }
+    let with_expert = [blocks, &[(0, 0)]].concat();
+    grid(leading, (n, k), scales, &with_expert)
+}
+
 fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     let code = if at.codes.dtype == StoredType::F8_E5M2 { Code::E5M2 } else { Code::E4M3 };
     let (name, stem) = (at.name, at.stem());
@@ -132,7 +147,12 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         (_, false) => &[(0, 0), (1, 0), (128, 128)],
     };
     let blocks = said.map_or(usual.to_vec(), |b| vec![b]);
-    let Some(grid) = grid(leading, (n, k), scales.shape, &blocks) else {
+    let of_stack = !leading.is_empty() && scales_name.ends_with("_weight_scale");
+    let found = match of_stack {
+        true => stack_grid(leading, (n, k), scales.shape, &blocks),
+        false => grid(leading, (n, k), scales.shape, &blocks),
+    };
+    let Some(grid) = found else {
         let format = |(block_rows, block_cols)| QuantFormat { code, scale, block_rows, block_cols };
         let why = match said {
             Some(b) => {
@@ -144,7 +164,9 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         return Err(at.fits_not(&scales_name, &scales, &why));
     };
     let format = QuantFormat { code, scale, block_rows: grid.rows, block_cols: grid.cols };
-    at.check_coded(&format, n, k)?;
+    // ModelOpt says "per channel" of stacks that have one scale an expert.
+    let said_of_stack = said.filter(|_| of_stack && (grid.rows, grid.cols) == (0, 0)).unwrap_or((grid.rows, grid.cols));
+    at.check_coded(&QuantFormat { block_rows: said_of_stack.0, block_cols: said_of_stack.1, ..format }, n, k)?;
     let matrices = leading.iter().product();
     if !covers(&format, matrices, (n, k), grid.steps, scales.data.len()) {
         return Err(at.fits_not(&scales_name, &scales, "there are too few scales"));

@@ -229,6 +229,7 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         one_row: false,
         group_of,
         column_scales: Vec::new(),
+        global: 1.0,
         scales_name,
     };
     if let Some(zeros) = zero_points(at, spec, &q)? {

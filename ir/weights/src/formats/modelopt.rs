@@ -3,6 +3,7 @@
 //! | codes | scales | global scale | format |
 //! |---|---|---|---|
 //! | `N` U8 `[.., N, K/2]` | `N_scale` F8_E4M3 `[.., N, K/16]` | `N_scale_2`, multiplied | NVFP4 |
+//! | `N` U8 `[.., N, K/2]` | `N_scale` F8_E4M3 `[.., N, K/32]` | `N_scale_2` | `W4A8_NVFP4_FP8`; of stacks along the output axis |
 //! | `N` U8 `[E, K/2, N]` | `N_weight_scale` F8_E4M3 `[E, K/16, N]` | `N_weight_scale_2` | NVFP4 of stacks, packed along the middle axis |
 //! | `N` U8 `[.., N, K/2]` | `N_scale` U8 `[.., N, K/32]` | | MXFP4, also of Quark |
 //! | `N` I8 / U8 `[.., N, K/2]` | `stem.scale` e8m0 `[.., N, K/32]` | | MXFP4 of DeepSeek-V4 |
@@ -88,7 +89,8 @@ pub(super) fn by_algo(q: &Keys<'_>, algo: &str) -> Result<Spec, Diagnostic> {
     let size = q.whole("group_size")?.or(q.whole("awq_block_size")?).and_then(|n| u64::try_from(n).ok());
     let columns = size.filter(|&n| n > 0).map_or(Group::Unsaid, Group::Columns);
     Ok(match algo {
-        "nvfp4" | "w4a16_nvfp4" | "w4a8_nvfp4_fp8" | "nvfp4_awq" => coded(NVFP4),
+        "nvfp4" | "w4a16_nvfp4" | "nvfp4_awq" => coded(NVFP4),
+        "w4a8_nvfp4_fp8" => coded(QuantFormat { block_cols: 32, ..NVFP4 }),
         "mxfp4" | "w4a16_mxfp4" | "w4a8_mxfp4_fp8" | "w4a8_mxfp4_mxfp8" => coded(MXFP4),
         "mxfp8" => coded(MXFP8),
         "fp8" => coded(TENSOR),
@@ -127,7 +129,7 @@ fn read_codes<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic
         };
     };
     let format = match scales.dtype {
-        StoredType::F8_E4M3 => NVFP4,
+        StoredType::F8_E4M3 => at.coded().map_or(NVFP4, |c| QuantFormat { block_cols: c.format.block_cols, ..NVFP4 }),
         StoredType::U8 | StoredType::F8_E8M0 => MXFP4,
         other if float_scales(other).is_some() => return Ok(None),
         _ => return Err(at.fits_not(&scales_name, &scales, "scales of FP4 are F8_E4M3 or e8m0 bytes")),
@@ -146,7 +148,7 @@ fn two_in_a_byte<'a>(
     let &[ref leading @ .., rows, last] = at.codes.shape else {
         return Err(at.fits_not(scales_name, &scales, "quantised weights have at least two axes"));
     };
-    let group = format.block_cols;
+    let group = format.block_cols.max(1);
     let scale_grid = scales.shape.strip_prefix(leading);
     let codes_in = |n: u64| n.saturating_mul(bits) / 4;
     let along_last = scale_grid == Some(&[rows, codes_in(last).div_ceil(group)]);

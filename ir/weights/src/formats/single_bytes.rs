@@ -3,7 +3,7 @@
 //! | codes | scales | zero points |
 //! |---|---|---|
 //! | `N` I8 `[.., N, K]` | `N_scale`, `N_weight_scale` `[N]`, `[N, G]` or one | `N_zero_point` I8, one for each scale |
-//! | `N` U8 `[N/2, K]`, even rows in the low nibbles, two's complement | `N_scale` `[N, K/group]` | none |
+//! | `N` U8 `[N/2, K]`, even rows in the low nibbles, two's complement | `N_scale` `[N, K/group]`, of W4A8 also `N_scale_2` for all | none |
 //!
 //! Sources: compressed-tensors (`compressors/int_quantized`), ModelOpt (`export/quant_utils.py`).
 
@@ -23,6 +23,16 @@ pub(super) const SCHEME: Scheme = Scheme {
     takes: |dtype| matches!(dtype, StoredType::I8 | StoredType::U8),
     read,
 };
+
+/// The scale over all others that ModelOpt's W4A8 has (`N_scale_2`), or 1.
+fn second_scale(at: &Found<'_, '_>, scales_name: &str, pairs: bool) -> Result<f32, Diagnostic> {
+    let name = format!("{scales_name}_2");
+    let needed = pairs && at.integers().is_some_and(|i| i.words.starts_with("W4A8"));
+    if !needed && !at.checkpoint.contains(&name) {
+        return Ok(1.0);
+    }
+    Ok(at.globals(&name, 1, false)?.first().copied().unwrap_or(1.0))
+}
 
 fn read<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic> {
     let names = [format!("{}_scale", at.name), format!("{}_weight_scale", at.name)];
@@ -106,6 +116,7 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic> {
         one_row: scale_rows != n,
         group_of: None,
         column_scales: at.column_scales(k)?,
+        global: second_scale(at, &scales_name, pairs)?,
         scales_name,
     }))))
 }

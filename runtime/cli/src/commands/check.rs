@@ -2,15 +2,18 @@
 
 use super::subject::{ModelArgs, parse_target};
 use crate::output::{self, Ended, Outcome};
-use moec::{CompileRequest, Diagnostic, Target};
+use moec::{CompileRequest, Diagnostic, PlannedWeight, Target};
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
     #[command(flatten)]
     pub model: ModelArgs,
     /// What it would be compiled for.
-    #[arg(long, short, required = true, value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
+    #[arg(long, short, required_unless_present = "weights", value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
     pub target: Vec<&'static Target>,
+    /// Tells where every weight comes from and how it is stored, without reading it; what cannot be read is an error.
+    #[arg(long)]
+    pub weights: bool,
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
@@ -28,6 +31,7 @@ pub fn run(options: &Options) -> Outcome {
             Err(d) => return Err(vec![d]),
         }
     }
+    let weights = if options.weights { Some(layer.planned_weights()?) } else { None };
     let all_good = verdicts.iter().all(|(_, d)| d.is_none());
     if options.json {
         let targets: Vec<_> = verdicts
@@ -41,6 +45,7 @@ pub fn run(options: &Options) -> Outcome {
         let loads = layer.not_loadable.as_ref().map(|d| serde_json::json!({"code": d.code, "message": d.message}));
         let value = serde_json::json!({
             "layer": layer.info.name, "facts": layer.facts, "targets": targets, "weights_not_loadable": loads,
+            "weights": weights.map(|rows| rows.iter().map(weight_json).collect::<Vec<_>>()),
         });
         output::print(&format!("{value:#}\n"));
     } else {
@@ -55,7 +60,31 @@ pub fn run(options: &Options) -> Outcome {
         if let Some(d) = &layer.not_loadable {
             text += &format!("weights: {}\n", d.message);
         }
+        if let Some(rows) = &weights {
+            text += &weight_table(rows);
+        }
         output::print(&text);
     }
     Ok(if all_good { Ended::Well } else { Ended::WithFindings })
+}
+
+fn weight_json(w: &PlannedWeight) -> serde_json::Value {
+    serde_json::json!({
+        "param": w.param, "type": w.ty, "tensors": w.tensors, "stored": w.stored, "bytes": w.bytes,
+    })
+}
+
+fn weight_table(rows: &[PlannedWeight]) -> String {
+    let cells: Vec<[String; 5]> = std::iter::once(["weight", "type", "stored as", "bytes", "tensors"].map(String::from))
+        .chain(rows.iter().map(|w| {
+            [w.param.clone(), w.ty.clone(), w.stored.clone(), w.bytes.to_string(), w.tensors.clone()]
+        }))
+        .collect();
+    let width = |i: usize| cells.iter().map(|c| c[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..4).map(width).collect();
+    let line = |c: &[String; 5]| {
+        let padded: Vec<String> = c.iter().zip(&widths).map(|(c, w)| format!("{c:w$}")).collect();
+        format!("{}  {}\n", padded.join("  "), c[4])
+    };
+    cells.iter().map(line).collect()
 }
