@@ -180,11 +180,16 @@ fn pieces<'a>(from: From<'a, '_>, param: &Param, source: &WeightSource) -> Resul
 
 /// Refuses experts whose scales are of different types: no tool writes such, and one of them would be read wrong.
 fn one_scheme(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> Result<(), Diagnostic> {
-    let scale = |p: &Piece<'_>| match &p.elements {
-        Elements::Blocks(b) => Some((b.format.code, b.format.scale)),
-        Elements::Plain(..) | Elements::Integers(_) => None,
+    // Experts may have different codes, in mixtures; of one kind of codes they have one type of scales.
+    let kind = |p: &Piece<'_>| match &p.elements {
+        Elements::Blocks(b) => Some((b.format.code.bits(), Some(b.format.code), b.format.scale)),
+        Elements::Integers(i) => Some((u64::from(i.bits), None, i.scale)),
+        Elements::Plain(..) => None,
     };
-    let other = pieces.iter().find(|p| scale(p).is_some_and(|s| scale(&pieces[0]).is_some_and(|first| first != s)));
+    let first = pieces.first().and_then(kind);
+    let other = pieces.iter().find(|p| {
+        kind(p).zip(first).is_some_and(|(own, first)| (own.0, own.1) == (first.0, first.1) && own.2 != first.2)
+    });
     let Some(other) = other else { return Ok(()) };
     Err(Diagnostic::input(
         "quantised-scale-mismatch",
