@@ -1,0 +1,96 @@
+//! Checkpoints as tools write them and as people reported them: each gives the values of whoever made it, or is refused by a
+//! sentence that names what is wrong. `tests/checkpoints/README.md` says where each comes from.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use moec::{Checkpoint, CompileRequest, LayerOptions, Model, Session, Target, Tensor, Weights};
+use moec_ir::{DType, Diagnostic};
+use std::path::{Path, PathBuf};
+
+/// Cases that have to be refused: the code, and words of the message.
+const REFUSED: &[(&str, &str, &[&str])] = &[
+    ("nvfp4-weight-global-scale/all-missing", "quantised-scale-missing", &["experts.0.gate_proj.weight", "global scale"]),
+    ("nvfp4-weight-global-scale/one-missing", "quantised-scale-missing", &["experts.2.up_proj.weight", "global scale"]),
+    ("nvfp4-weight-global-scale/ct-one-missing", "quantised-scale-missing", &["experts.2.up_proj", "global scale"]),
+    ("nvfp4-weight-global-scale/ct-0", "quantised-scale-invalid", &["experts.1.down_proj.weight_global_scale", "is 0"]),
+    ("nvfp4-weight-global-scale/ct-nan", "quantised-scale-invalid", &["experts.1.down_proj.weight_global_scale", "NaN"]),
+];
+
+fn main() {
+    let args = Arguments::from_args();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("checkpoints");
+    let mut cases = Vec::new();
+    find(&root, &mut cases);
+    cases.sort();
+    assert!(cases.len() > 30, "{} cases", cases.len());
+    let trial = |case: PathBuf| {
+        let name = case.strip_prefix(&root).unwrap().display().to_string();
+        Trial::test(name.clone(), move || judge(&case, &name))
+    };
+    libtest_mimic::run(&args, cases.into_iter().map(trial).collect()).exit();
+}
+
+/// Every folder with a folder `io`.
+fn find(folder: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap).filter(|e| e.path().is_dir()) {
+        if entry.file_name() == "io" {
+            out.push(folder.to_path_buf());
+        } else {
+            find(&entry.path(), out);
+        }
+    }
+}
+
+fn judge(case: &Path, name: &str) -> Result<(), Failed> {
+    let refused = REFUSED.iter().find(|(end, ..)| name.ends_with(end));
+    match (run(case), refused) {
+        (Ok((got, want)), None) => close(&got, &want),
+        (Err(d), Some((_, code, words))) => {
+            let named = d.code == *code && words.iter().all(|w| d.message.contains(w));
+            if named { Ok(()) } else { Err(format!("refused otherwise: {}: {}", d.code, d.message).into()) }
+        }
+        (Ok(_), Some((_, code, _))) => Err(format!("loads, but should be refused with `{code}`").into()),
+        (Err(d), None) => Err(format!("{}: {} {:?}", d.code, d.message, d.notes).into()),
+    }
+}
+
+/// The layer's output on the CPU in float32, and the expected one.
+fn run(case: &Path) -> Result<(Tensor, Tensor), Diagnostic> {
+    let first = |mut all: Vec<Diagnostic>| all.swap_remove(0);
+    let tensor = |file: &str, name: &str| -> Result<Tensor, Diagnostic> {
+        Ok(Checkpoint::open(case.join("io").join(file))?.tensor(name)?.unwrap().to_tensor().unwrap())
+    };
+    let (input, want) = (tensor("input.safetensors", "input")?, tensor("expected.safetensors", "output")?);
+    let apart = case.join("../weights");
+    let weights = if apart.is_dir() { apart } else { case.to_path_buf() };
+    let model = Model::open(case).map_err(first)?.with_weights(&weights);
+    let options = LayerOptions { dtype: Some(DType::F32), ..LayerOptions::default() };
+    let layer = model.layer_with(None, &options).map_err(first)?;
+    let n_tokens = input.shape[0] as u64;
+    let request = CompileRequest {
+        tokens: (n_tokens, n_tokens),
+        info: layer.info.clone(),
+        ..CompileRequest::new(&layer.graph, Target::by_name("cpu").into_iter().collect())
+    };
+    let compiled = moec::compile(&request)?;
+    let weights = Weights::from_checkpoint(Checkpoint::open(&weights)?);
+    let mut session = Session::jit(&compiled, &weights, n_tokens)?;
+    let result = session.run(&[("input", &input)])?;
+    Ok((result.output("output").unwrap().clone(), want))
+}
+
+/// Within 1e-5 over all, and of every row by its own size.
+fn close(got: &Tensor, want: &Tensor) -> Result<(), Failed> {
+    if got.shape != want.shape {
+        return Err(format!("{:?} instead of {:?}", got.shape, want.shape).into());
+    }
+    let cols = got.cols();
+    for (r, (a, b)) in got.floats().chunks(cols).zip(want.floats().chunks(cols)).enumerate() {
+        let row = |v: &[f32]| Tensor::float(DType::F32, &[v.len()], v.to_vec());
+        let error = row(a).relative_error(&row(b));
+        if error > 1e-5 {
+            return Err(format!("row {r} differs by {error:.2e}").into());
+        }
+    }
+    Ok(())
+}
