@@ -9,11 +9,19 @@ use std::path::{Path, PathBuf};
 
 /// Cases that have to be refused: the code, and words of the message.
 const REFUSED: &[(&str, &str, &[&str])] = &[
-    ("nvfp4-weight-global-scale/all-missing", "quantised-scale-missing", &["experts.0.gate_proj.weight", "global scale"]),
+    (
+        "nvfp4-weight-global-scale/all-missing",
+        "quantised-scale-missing",
+        &["experts.0.gate_proj.weight", "global scale"],
+    ),
     ("nvfp4-weight-global-scale/one-missing", "quantised-scale-missing", &["experts.2.up_proj.weight", "global scale"]),
     ("nvfp4-weight-global-scale/ct-one-missing", "quantised-scale-missing", &["experts.2.up_proj", "global scale"]),
     ("nvfp4-weight-global-scale/ct-0", "quantised-scale-invalid", &["experts.1.down_proj.weight_global_scale", "is 0"]),
-    ("nvfp4-weight-global-scale/ct-nan", "quantised-scale-invalid", &["experts.1.down_proj.weight_global_scale", "NaN"]),
+    (
+        "nvfp4-weight-global-scale/ct-nan",
+        "quantised-scale-invalid",
+        &["experts.1.down_proj.weight_global_scale", "NaN"],
+    ),
 ];
 
 fn main() {
@@ -23,11 +31,45 @@ fn main() {
     find(&root, &mut cases);
     cases.sort();
     assert!(cases.len() > 30, "{} cases", cases.len());
+    let name = |case: &Path| case.strip_prefix(&root).unwrap().display().to_string();
+    let names: Vec<String> = cases.iter().map(|c| name(c)).collect();
     let trial = |case: PathBuf| {
-        let name = case.strip_prefix(&root).unwrap().display().to_string();
+        let name = name(&case);
         Trial::test(name.clone(), move || judge(&case, &name))
     };
-    libtest_mimic::run(&args, cases.into_iter().map(trial).collect()).exit();
+    let mut trials: Vec<Trial> = cases.into_iter().map(trial).collect();
+    trials.push(Trial::test("the_table_of_docs_lists_what_runs", move || check_table(&names)));
+    libtest_mimic::run(&args, trials).exit();
+}
+
+/// The tools whose checkpoints are in a folder of their own.
+const TOOLS: &[(&str, &str)] = &[("modelopt/", "nvidia-modelopt 0.47.0"), ("autoround/", "auto-round 0.16.1")];
+
+/// The rows of docs/checkpoints.md: tool, family and scheme, verdict.
+fn check_table(names: &[String]) -> Result<(), Failed> {
+    let row = |name: &String| {
+        let (folder, tool) = TOOLS.iter().find(|(folder, _)| name.starts_with(folder))?;
+        let case = &name[folder.len()..];
+        let (family, scheme) = case.split_once('.').unwrap_or((case, ""));
+        let verdict = REFUSED.iter().find(|(end, ..)| name.ends_with(end));
+        let verdict = verdict.map_or("read".to_string(), |(_, code, _)| format!("refused: `{code}`"));
+        Some(format!("| {tool} | {family} | {scheme} | {verdict} |\n"))
+    };
+    let rows: String = names.iter().filter_map(row).collect();
+    let table =
+        format!("<!-- table -->\n| tool | family | scheme | verdict |\n|---|---|---|---|\n{rows}<!-- end of table -->");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/checkpoints.md");
+    let text = std::fs::read_to_string(&path)?;
+    let (start, end) = (text.find("<!-- table -->").unwrap(), text.find("<!-- end of table -->").unwrap());
+    let now = &text[start..end + "<!-- end of table -->".len()];
+    if now == table {
+        return Ok(());
+    }
+    if std::env::var_os("MOEC_BLESS").is_some() {
+        std::fs::write(&path, text.replace(now, &table))?;
+        return Ok(());
+    }
+    Err("docs/checkpoints.md does not list the checkpoints of tests/checkpoints; MOEC_BLESS=1 writes it".into())
 }
 
 /// Every folder with a folder `io`.

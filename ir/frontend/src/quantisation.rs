@@ -39,7 +39,8 @@ fn read(root: &Object, places: &[&str], dtype: DType) -> Result<Option<Published
         }
     }
     let Some(source) = Source::within(&Value::Object(top), places) else { return Ok(None) };
-    let origin = source.place.split('.').try_fold(root.node().clone(), |node, key| node.object().ok()?.get(key).cloned());
+    let origin =
+        source.place.split('.').try_fold(root.node().clone(), |node, key| node.object().ok()?.get(key).cloned());
     Published::read(source, dtype).map(Some).map_err(|d| d.at(origin.map(|node| node.origin())))
 }
 

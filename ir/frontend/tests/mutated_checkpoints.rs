@@ -110,7 +110,10 @@ fn changed_tensors(tensors: &Tensors, wanted: &dyn Fn(&str) -> bool) -> Vec<(Str
             // A float of two bytes that is no scale is told apart by nothing.
             let plain = matches!(dtype.as_str(), "BF16" | "F16") && !name.contains("scale");
             if !(plain && *w == 2) {
-                with(format!("retype to {other}"), Some((name.clone(), (other.to_string(), shape.clone(), bytes.clone()))));
+                with(
+                    format!("retype to {other}"),
+                    Some((name.clone(), (other.to_string(), shape.clone(), bytes.clone()))),
+                );
             }
         }
         let mut shapes = vec![vec![shape.iter().product::<u64>()], [&[1], &shape[..]].concat()];
@@ -164,11 +167,13 @@ fn changed_configs(config: &Value) -> Vec<(String, Value)> {
         let others = match config.pointer(&path).unwrap() {
             Value::Number(n) => vec![json!(n.as_u64().unwrap_or(1) * 2), json!(3), json!(-5), json!("four")],
             Value::Bool(b) => vec![json!(!b), json!("yes")],
-            Value::String(_) => ["gptq", "awq", "gptq_v2", "fp8", "e5m2", "int", "float", "channel", "tensor", "group", "NVFP4"]
-                .map(|s| json!(s))
-                .into_iter()
-                .chain([json!("nonsense"), json!(7)])
-                .collect(),
+            Value::String(_) => {
+                ["gptq", "awq", "gptq_v2", "fp8", "e5m2", "int", "float", "channel", "tensor", "group", "NVFP4"]
+                    .map(|s| json!(s))
+                    .into_iter()
+                    .chain([json!("nonsense"), json!(7)])
+                    .collect()
+            }
             Value::Array(_) => vec![json!([64, 128]), json!([]), json!("x")],
             Value::Object(_) => vec![json!({}), json!("x")],
             Value::Null => vec![json!("group"), json!(7)],

@@ -4,12 +4,12 @@
 //! `cargo xtask bench pack`, or with names of layouts as arguments: only those.
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 
-use moec_weights::{Checkpoint, pack_weight};
 use moec_ir::DType;
 use moec_ir::graph::Param;
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::{Buffer, Role};
 use moec_ir::weights::{WeightSource, WeightStep};
+use moec_weights::{Checkpoint, pack_weight};
 use std::time::Instant;
 
 /// Experts, rows and columns of the matrices of Qwen3-30B-A3B's gate.

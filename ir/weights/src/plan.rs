@@ -110,6 +110,11 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
+    /// Lets go of the stored bytes of a piece that has been copied.
+    fn release(&self, piece: &Piece<'_>) {
+        piece.elements.bytes().iter().for_each(|bytes| self.checkpoint.release(bytes));
+    }
+
     fn pieces(&self) -> impl Iterator<Item = &Piece<'a>> {
         self.weights.iter().flat_map(|w| match &w.content {
             Content::Pieces(pieces) => &pieces[..],
@@ -139,9 +144,9 @@ impl<'a> Plan<'a> {
                 pack::pack_tensor(&Tensor::float(DType::F32, &[1], vec![*number]), param, buffer, dst)
             }
             Content::Pieces(pieces) if parts::is_part(buffer) => {
-                parts::pack(self.checkpoint, param, pieces, buffer, dst)
+                parts::pack(self.checkpoint, param, pieces, buffer, dst, &|p| self.release(p))
             }
-            Content::Pieces(pieces) => pack::pack_pieces(param, pieces, buffer, dst),
+            Content::Pieces(pieces) => pack::pack_pieces(param, pieces, buffer, dst, &|p| self.release(p)),
         }
     }
 
@@ -227,7 +232,11 @@ pub fn first(mut errors: Vec<Diagnostic>) -> Diagnostic {
         return Diagnostic::internal("internal-error", "a plan failed without an error");
     }
     let d = errors.swap_remove(0);
-    if more == 0 { d } else { d.note(format!("{more} more weights cannot be read; `moec check MODEL --weights` lists them")) }
+    if more == 0 {
+        d
+    } else {
+        d.note(format!("{more} more weights cannot be read; `moec check MODEL --weights` lists them"))
+    }
 }
 
 impl Source {

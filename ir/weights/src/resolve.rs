@@ -114,7 +114,11 @@ fn same_tensor(ways: &[Way<'_>]) -> bool {
 fn layouts_differ(checkpoint: &Checkpoint, param: &Param, a: &str, b: &str) -> Diagnostic {
     Diagnostic::input(
         "weight-layout-ambiguous",
-        format!("`{}` holds `{a}` and `{b}` in different layouts, so that nothing says how `{}` lies", checkpoint.path().display(), param.name),
+        format!(
+            "`{}` holds `{a}` and `{b}` in different layouts, so that nothing says how `{}` lies",
+            checkpoint.path().display(),
+            param.name
+        ),
     )
     .note("its matrices are square; the other matrices of the layer would have to tell whether it is transposed")
     .help("save the checkpoint again in one layout")
@@ -129,7 +133,9 @@ fn ways<'a>(from: From<'a, '_>, param: &Param) -> Result<Vec<Way<'a>>, Diagnosti
         match pieces(from, param, source) {
             Ok(way) => good.push(way),
             // A damaged tensor is not passed over for another layout of the same weight.
-            Err(d) if !matches!(&*d.code, "tensor-shape-mismatch" | "weight-steps-mismatch" | "tensor-missing") => return Err(d),
+            Err(d) if !matches!(&*d.code, "tensor-shape-mismatch" | "weight-steps-mismatch" | "tensor-missing") => {
+                return Err(d);
+            }
             Err(d) => error = error.or(Some(d)),
         }
     }
@@ -145,10 +151,8 @@ fn pieces<'a>(from: From<'a, '_>, param: &Param, source: &WeightSource) -> Resul
     let want = fixed_shape(param).unwrap_or_default();
     match source {
         WeightSource::Tensor { names, steps } => {
-            let name = names
-                .iter()
-                .find(|n| formats::contains(checkpoint, n))
-                .ok_or_else(|| missing(checkpoint, param))?;
+            let name =
+                names.iter().find(|n| formats::contains(checkpoint, n)).ok_or_else(|| missing(checkpoint, param))?;
             let pieces = vec![piece(from, param, name, names, steps, &want)?];
             Ok(Way { pieces, steps: steps.clone() })
         }
@@ -209,7 +213,9 @@ fn one_scheme(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> R
 /// The sources, depth first, that have tensors in the checkpoint.
 pub(crate) fn existing<'s>(checkpoint: &Checkpoint, source: &'s WeightSource, out: &mut Vec<&'s WeightSource>) {
     match source {
-        WeightSource::Tensor { names, .. } if names.iter().any(|n| formats::contains(checkpoint, n)) => out.push(source),
+        WeightSource::Tensor { names, .. } if names.iter().any(|n| formats::contains(checkpoint, n)) => {
+            out.push(source)
+        }
         WeightSource::PerExpert { names, first, .. } if template(checkpoint, names, *first).is_some() => {
             out.push(source);
         }
@@ -330,7 +336,12 @@ pub(crate) fn missing(checkpoint: &Checkpoint, param: &Param) -> Diagnostic {
 fn missing_expert(checkpoint: &Checkpoint, param: &Param, name: &str, expert: u64, shape: &[u64]) -> Diagnostic {
     Diagnostic::input(
         "tensor-missing",
-        format!("`{}` has no tensor for expert {expert} of the weight `{}`, {}", checkpoint.path().display(), param.name, param.ty),
+        format!(
+            "`{}` has no tensor for expert {expert} of the weight `{}`, {}",
+            checkpoint.path().display(),
+            param.name,
+            param.ty
+        ),
     )
     .note(format!("looked for `{name}`, {shape:?} in floats or any quantised form; tensors of other experts are there"))
     .help("give the checkpoint whole: a shard may be missing, or the file may have been cut")

@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use half::{bf16, f16};
-use moec_weights::safetensors::write_safetensors;
-use moec_weights::{Checkpoint, Plan, pack_tensor, pack_weight, unpack_weight};
 use moec_ir::graph::Param;
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::{Buffer, Role};
 use moec_ir::weights::{WeightSource, WeightStep};
 use moec_ir::{DType, Tensor};
+use moec_weights::safetensors::write_safetensors;
+use moec_weights::{Checkpoint, Plan, pack_tensor, pack_weight, unpack_weight};
 use proptest::prelude::*;
 
 fn checkpoint(tensors: &[(&str, &Tensor)]) -> (tempfile::TempDir, Checkpoint) {

@@ -1,25 +1,27 @@
 //! Quantised checkpoints under every convention that is read, against the formats' own formulas.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use moec_weights::{Checkpoint, pack_tensor, pack_weight, unpack_part, unpack_weight};
 use moec_ir::graph::Param;
 use moec_ir::quant::{Code, QuantFormat, ScaleCode, e2m1, e4m3, e8m0};
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::{Buffer, Role};
 use moec_ir::weights::{WeightSource, WeightStep};
 use moec_ir::{DType, Diagnostic, Tensor};
+use moec_weights::{Checkpoint, pack_tensor, pack_weight, unpack_part, unpack_weight};
 
 /// A stored tensor: name, type, shape, bytes.
 type Stored<'a> = (&'a str, &'a str, &'a [usize], Vec<u8>);
 
 /// GPTQ and AWQ tell what they are in the config only.
-const GPTQ: &str = r#"{ "quant_method": "gptq", "bits": 4, "group_size": 4, "sym": false, "checkpoint_format": "gptq" }"#;
+const GPTQ: &str =
+    r#"{ "quant_method": "gptq", "bits": 4, "group_size": 4, "sym": false, "checkpoint_format": "gptq" }"#;
 const AWQ: &str = r#"{ "quant_method": "awq", "bits": 4, "group_size": 4, "version": "gemm", "zero_point": true }"#;
 
 /// As [`checkpoint`], with a `quantization_config` beside the tensors.
 fn described(config: &str, tensors: &[Stored]) -> (tempfile::TempDir, Checkpoint) {
     let (dir, _) = checkpoint(tensors);
-    std::fs::write(dir.path().join("config.json"), format!(r#"{{ "quantization_config": {config} }}"#)).expect("config");
+    std::fs::write(dir.path().join("config.json"), format!(r#"{{ "quantization_config": {config} }}"#))
+        .expect("config");
     let c = Checkpoint::open(dir.path()).expect("open");
     (dir, c)
 }
@@ -210,12 +212,15 @@ fn gptq_codes_lie_along_columns_and_zero_points_are_stored_less_one() {
     let zeros: Vec<u8> = [word(&|_| 15), word(&|_| 2)].iter().flat_map(|w| w.to_le_bytes()).collect();
     let scales: Vec<u8> = (0..16).flat_map(|i| half::f16::from_f32(1.0 + i as f32).to_le_bytes()).collect();
     let groups: Vec<u8> = [1i32, 0, 1, 0, 1, 0, 1, 0].iter().flat_map(|g| g.to_le_bytes()).collect();
-    let (_dir, c) = described(GPTQ, &[
-        ("m.qweight", "I32", &[1, 8], codes.clone()),
-        ("m.qzeros", "I32", &[2, 1], zeros.clone()),
-        ("m.scales", "F16", &[2, 8], scales.clone()),
-        ("m.g_idx", "I32", &[8], groups),
-    ]);
+    let (_dir, c) = described(
+        GPTQ,
+        &[
+            ("m.qweight", "I32", &[1, 8], codes.clone()),
+            ("m.qzeros", "I32", &[2, 1], zeros.clone()),
+            ("m.scales", "F16", &[2, 8], scales.clone()),
+            ("m.g_idx", "I32", &[8], groups),
+        ],
+    );
     let got = read_as(&c, &[8, 8], WeightSource::tensor("m.weight")).expect("pack");
     for (i, v) in got.iter().enumerate() {
         let (n, k) = (i / 8, i % 8);
@@ -224,12 +229,15 @@ fn gptq_codes_lie_along_columns_and_zero_points_are_stored_less_one() {
         assert_eq!(*v, want, "{n}, {k}");
     }
     let outside: Vec<u8> = [2i32; 8].iter().flat_map(|g| g.to_le_bytes()).collect();
-    let (_dir, c) = described(GPTQ, &[
-        ("m.qweight", "I32", &[1, 8], codes),
-        ("m.qzeros", "I32", &[2, 1], zeros),
-        ("m.scales", "F16", &[2, 8], scales),
-        ("m.g_idx", "I32", &[8], outside),
-    ]);
+    let (_dir, c) = described(
+        GPTQ,
+        &[
+            ("m.qweight", "I32", &[1, 8], codes),
+            ("m.qzeros", "I32", &[2, 1], zeros),
+            ("m.scales", "F16", &[2, 8], scales),
+            ("m.g_idx", "I32", &[8], outside),
+        ],
+    );
     let d = read_as(&c, &[8, 8], WeightSource::tensor("m.weight")).expect_err("a group that does not exist");
     assert_eq!(d.code, "quantised-scale-mismatch");
 }
@@ -240,11 +248,14 @@ fn awq_words_hold_every_other_column_first() {
     let order = [0u32, 2, 4, 6, 1, 3, 5, 7];
     let word = |f: &dyn Fn(u32) -> u32| (0..8).map(|i| f(order[i as usize]) << (4 * i)).sum::<u32>();
     let codes: Vec<u8> = (0..4).flat_map(|k| word(&|n| (n + 2 * k) & 15).to_le_bytes()).collect();
-    let (_dir, c) = described(AWQ, &[
-        ("m.qweight", "I32", &[4, 1], codes),
-        ("m.qzeros", "I32", &[1, 1], word(&|n| n).to_le_bytes().to_vec()),
-        ("m.scales", "F16", &[1, 8], [0, 0x3c].repeat(8)),
-    ]);
+    let (_dir, c) = described(
+        AWQ,
+        &[
+            ("m.qweight", "I32", &[4, 1], codes),
+            ("m.qzeros", "I32", &[1, 1], word(&|n| n).to_le_bytes().to_vec()),
+            ("m.scales", "F16", &[1, 8], [0, 0x3c].repeat(8)),
+        ],
+    );
     let got = read_as(&c, &[8, 4], WeightSource::tensor("m.weight")).expect("pack");
     for (i, v) in got.iter().enumerate() {
         let (n, k) = (i as i32 / 4, i as i32 % 4);

@@ -3,12 +3,12 @@
 mod common;
 
 use common::*;
-use moec_weights::safetensors::write_safetensors;
 use moec_bundle::Bundle;
-use moec_weights::Checkpoint;
 use moec_ir::{DType, Tensor};
 use moec_runtime::cpu::Pool;
 use moec_runtime::{CachedWeights, Device, Layer, LoadOptions, Watch, Weights};
+use moec_weights::Checkpoint;
+use moec_weights::safetensors::write_safetensors;
 use std::sync::Arc;
 
 fn load(weights: &Weights<'_>, max_tokens: u64, threads: usize) -> Layer {

@@ -7,9 +7,9 @@ mod common;
 use common::*;
 use moec_bundle::Bundle;
 use moec_bundle::manifest::Launch;
-use moec_weights::safetensors::write_safetensors;
 use moec_ir::{DType, Tensor};
 use moec_runtime::gpu_pack::{Pack, PackCase, PackReport, PackWeights};
+use moec_weights::safetensors::write_safetensors;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

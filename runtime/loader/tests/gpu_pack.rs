@@ -4,9 +4,9 @@
 mod common;
 
 use common::*;
-use moec_weights::safetensors::write_safetensors;
 use moec_ir::{DType, Tensor};
 use moec_runtime::gpu_pack::{Pack, PackCase, PackReport, PackWeights};
+use moec_weights::safetensors::write_safetensors;
 use std::path::Path;
 use std::process::Command;
 

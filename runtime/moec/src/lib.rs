@@ -37,7 +37,6 @@ pub use random::{Random, random_params, random_tensor};
 pub use session::Session;
 
 pub use moec_bundle::Bundle;
-pub use moec_weights::{Checkpoint, PlannedWeight, Published};
 pub use moec_frontend::{LayerOptions, PublishedRows};
 pub use moec_ir::diag::Diagnostic;
 pub use moec_ir::graph::{Shard, ShardKind};
@@ -45,3 +44,4 @@ pub use moec_ir::target::Target;
 pub use moec_ir::{Numerics, Tensor};
 pub use moec_passes::WeightStorage;
 pub use moec_runtime::{CachedWeights, Device, RunResult, Weights};
+pub use moec_weights::{Checkpoint, PlannedWeight, Published};

@@ -74,7 +74,10 @@ impl ModelLayer {
     /// `weights-missing` when there is no checkpoint beside the config; those of [`Plan::new`], all of them.
     pub fn planned_weights(&self) -> Result<Vec<PlannedWeight>, Vec<Diagnostic>> {
         let Some(dir) = &self.checkpoint else {
-            let d = Diagnostic::input("weights-missing", format!("there are no weights beside the config of {}", self.info.name));
+            let d = Diagnostic::input(
+                "weights-missing",
+                format!("there are no weights beside the config of {}", self.info.name),
+            );
             return Err(vec![d.help("give a model directory that holds them")]);
         };
         let checkpoint = Checkpoint::open(dir).map_err(|d| vec![d])?;

@@ -1,11 +1,11 @@
 //! Writes the layers, inputs and expected results of a GPU pack: `write-pack DIR`. `cargo xtask gpu-pack` runs it.
 
 use moec::{CompileRequest, Model, Target, Tensor};
-use moec_weights::safetensors::write_safetensors;
 use moec_ir::graph;
 use moec_ir::weights::WeightSource;
 use moec_runtime::gpu_pack::{PACK_FORMAT, Pack, PackCase, PackWeights};
 use moec_tests::cases;
+use moec_weights::safetensors::write_safetensors;
 use std::path::Path;
 
 /// Every machine generation that moec compiles for.

@@ -77,9 +77,7 @@ impl<'a> Keys<'a> {
         match self.get(key) {
             None => Ok(Vec::new()),
             Some(Value::String(s)) => Ok(vec![s.clone()]),
-            Some(Value::Array(list)) => {
-                list.iter().map(|v| v.as_str().map(str::to_string).ok_or_else(wrong)).collect()
-            }
+            Some(Value::Array(list)) => list.iter().map(|v| v.as_str().map(str::to_string).ok_or_else(wrong)).collect(),
             Some(_) => Err(wrong()),
         }
     }
@@ -94,20 +92,32 @@ impl<'a> Keys<'a> {
         self.get(key).map(|v| read(v).ok_or_else(|| self.wrong(key, "rows and columns of a block"))).transpose()
     }
 
-    /// Refuses every key that was neither read nor is among `irrelevant`, which do not bear on what the weights are.
+    /// Refuses every key that was neither read nor is among `irrelevant`, which do not bear on what the weights are. A key
+    /// whose value is null or empty says nothing.
     ///
     /// # Errors
     /// `quantisation-key-unknown`, for the first of them.
     pub fn finish(&self, irrelevant: &[&str]) -> Result<(), Diagnostic> {
         let read = self.read.borrow();
-        let unknown = self.map.keys().find(|k| !read.contains(&k.as_str()) && !irrelevant.contains(&k.as_str()));
-        let Some(key) = unknown else { return Ok(()) };
+        let known = |k: &str| read.contains(&k) || irrelevant.contains(&k);
+        let unknown = self.map.iter().find(|(k, v)| !known(k) && !is_empty(v));
+        let Some((key, value)) = unknown else { return Ok(()) };
         Err(Diagnostic::input(
             "quantisation-key-unknown",
-            format!("`{}` is {}, a key that moec does not know", self.path(key), shown(&self.map[key])),
+            format!("`{}` is {}, a key that moec does not know", self.path(key), shown(value)),
         )
         .note("it may change what the stored codes mean, so that the weights are not read")
         .help("take the key out if it does not bear on the weights, and tell the authors of moec"))
+    }
+}
+
+/// Whether a value says nothing.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
     }
 }
 
@@ -134,6 +144,8 @@ mod tests {
         let d = keys.finish(&["note"]).expect_err("axis");
         assert!(d.code == "quantisation-key-unknown" && d.message.contains("`q.axis` is `0`"), "{d:?}");
         assert!(keys.finish(&["note", "axis"]).is_ok());
+        let empty = serde_json::json!({ "a": null, "b": {}, "c": [] });
+        assert!(Keys::new(empty.as_object().expect("object"), "q").finish(&[]).is_ok());
         assert_eq!(keys.flag("note").expect_err("a number").code, "config-key-type");
     }
 }

@@ -207,9 +207,8 @@ impl Published {
         if self.excluded.iter().any(covered) {
             return Declared::Left;
         }
-        let named = |patterns: &Vec<Pattern>| {
-            modules.iter().any(|m| patterns.iter().any(|p| p.covers(m) == Some(true)))
-        };
+        let named =
+            |patterns: &Vec<Pattern>| modules.iter().any(|m| patterns.iter().any(|p| p.covers(m) == Some(true)));
         let own = self.rules.iter().find(|r| r.modules.as_ref().is_some_and(named));
         match own.or_else(|| self.rules.iter().find(|r| r.modules.is_none())) {
             Some(rule) => Declared::As(&rule.spec),
@@ -251,10 +250,12 @@ impl Source {
             return Some(Source { place, config: config.clone(), expert_dtype: expert_dtype.map(str::to_string) });
         }
         // DeepSeek's own configs name the type of all weights.
-        (root.get("dtype").and_then(Value::as_str) == Some("fp8") && places.contains(&"quantization_config")).then(|| {
-            let config = serde_json::json!({ "quant_method": "fp8", "weight_block_size": [128, 128] });
-            Source { place: "dtype".to_string(), config, expert_dtype: expert_dtype.map(str::to_string) }
-        })
+        (root.get("dtype").and_then(Value::as_str) == Some("fp8") && places.contains(&"quantization_config")).then(
+            || {
+                let config = serde_json::json!({ "quant_method": "fp8", "weight_block_size": [128, 128] });
+                Source { place: "dtype".to_string(), config, expert_dtype: expert_dtype.map(str::to_string) }
+            },
+        )
     }
 }
 
@@ -265,8 +266,11 @@ const MAX_CONFIG_BYTES: u64 = 64 << 20;
 fn json(path: &Path) -> Result<Option<Value>, Diagnostic> {
     let Ok(meta) = std::fs::metadata(path) else { return Ok(None) };
     let invalid = |why: String| {
-        Diagnostic::input("checkpoint-config-invalid", format!("`{}` beside the weights cannot be read: {why}", path.display()))
-            .help("it says how the weights are stored; download it again, or remove it when it belongs to another model")
+        Diagnostic::input(
+            "checkpoint-config-invalid",
+            format!("`{}` beside the weights cannot be read: {why}", path.display()),
+        )
+        .help("it says how the weights are stored; download it again, or remove it when it belongs to another model")
     };
     if !meta.is_file() || meta.len() > MAX_CONFIG_BYTES {
         return Err(invalid("it is no file, or too large for a config".to_string()));

@@ -238,7 +238,9 @@ impl Integers<'_> {
                 let stream = if bit % 32 + bits > 32 { low | at(bit / 32 + 1) << (32 - bit % 32) } else { low };
                 (stream & self.mask()) as i32
             }
-            Packing::Awq => self.cut(word(self.codes, col * self.code_cols + row / 8), AWQ_PLACE[(row % 8) as usize], 0),
+            Packing::Awq => {
+                self.cut(word(self.codes, col * self.code_cols + row / 8), AWQ_PLACE[(row % 8) as usize], 0)
+            }
             Packing::Rows => {
                 let per_word = 32 / bits;
                 self.cut(word(self.codes, row * self.code_cols + col / per_word), (col % per_word) as u32, 0)

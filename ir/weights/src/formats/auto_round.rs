@@ -4,11 +4,12 @@
 //! one, `auto_round:auto_awq` is AWQ. `extra_config` gives modules settings of their own; 16 bits are floats.
 //! Source: AutoRound (`export/export_to_autoround/export.py`, `inference/backend.py`).
 
-use super::fp8::MXFP4;
+use super::fp8::{MXFP4, TENSOR};
 use super::modelopt::NVFP4;
 use super::{ConfigReader, everywhere};
 use crate::config::{CodedSpec, Group, IntegerSpec, Keys, Packing, Pattern, Rule, Spec, ZeroPoints};
 use moec_ir::diag::Diagnostic;
+use moec_ir::quant::QuantFormat;
 
 /// `quant_method` auto-round, and what it was called at first.
 pub(super) const CONFIG: ConfigReader = ConfigReader {
@@ -24,7 +25,7 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
             for (module, _) in extra.members() {
                 let Some(own) = extra.object(module)? else { continue };
                 let settings = Settings::read(&own, Some(&all))?;
-                own.finish(ABOUT_ACTIVATIONS)?;
+                own.finish(ABOUT_THE_RUN)?;
                 // Names of modules, or expressions over them.
                 let is_expression = module.contains(['*', '\\', '[', '(', '|', '^', '$', '+']);
                 let pattern = Pattern::new(&if is_expression { format!("re:{module}") } else { module.clone() });
@@ -34,11 +35,11 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
         rules.extend(everywhere(all.spec(packing.as_deref())));
         Ok(rules)
     },
-    irrelevant: ABOUT_ACTIVATIONS,
+    irrelevant: ABOUT_THE_RUN,
 };
 
 /// Keys about activations, and about how the codes were found.
-const ABOUT_ACTIVATIONS: &[&str] = &[
+pub(super) const ABOUT_THE_RUN: &[&str] = &[
     "act_bits",
     "act_data_type",
     "act_dynamic",
@@ -68,30 +69,35 @@ const ABOUT_ACTIVATIONS: &[&str] = &[
     "momentum",
     "static_kv_dtype",
     "static_attention_dtype",
-    "transform_config",
     "super_bits",
     "super_group_size",
     "tmp_dtype",
     "fixed_by_user",
     "in_blocks",
-    "rotation_config",
-    "hadamard_config",
     "layer_config",
     "ignore_layers",
     "provider",
+    "fmt",
+    "activation_scheme",
+    "regex_config",
 ];
 
 /// What is said of a module.
 struct Settings {
     bits: i64,
     group: Group,
+    /// Rows and columns of a block, where `group_size` has both.
+    block: Option<(u64, u64)>,
     symmetric: Option<bool>,
     data_type: String,
 }
 
 impl Settings {
     fn read(q: &Keys<'_>, all: Option<&Settings>) -> Result<Settings, Diagnostic> {
-        let group = match q.whole("group_size")? {
+        let is_block = q.get("group_size").is_some_and(serde_json::Value::is_array);
+        let block = if is_block { q.block("group_size")? } else { all.and_then(|a| a.block) };
+        let size = if is_block { None } else { q.whole("group_size")? };
+        let group = match size {
             Some(size) if size > 0 => Group::Columns(size as u64),
             Some(-1) => Group::Row,
             Some(0) => Group::Matrix,
@@ -110,6 +116,7 @@ impl Settings {
         Ok(Settings {
             bits: q.whole("bits")?.or(all.map(|a| a.bits)).ok_or_else(|| q.wrong("bits", "a whole number"))?,
             group,
+            block,
             symmetric: q.flag("sym")?.or(all.and_then(|a| a.symmetric)),
             data_type: q.word("data_type")?.or(all.map(|a| a.data_type.clone())).unwrap_or_else(|| "int".to_string()),
         })
@@ -124,7 +131,18 @@ impl Settings {
             (_, 16..) => Spec::Floats,
             ("mx_fp" | "mx_fp4" | "mx_fp_rceil", 4) => coded("MXFP4", MXFP4),
             ("mx_fp" | "mx_fp8" | "mx_fp_rceil", 8) => coded("MXFP8", super::fp8::MXFP8),
+            ("fp" | "fp8" | "fp8_e4m3" | "fp8_sym", 8) => {
+                let (block_rows, block_cols) = match (self.block, self.group) {
+                    (Some(block), _) => block,
+                    (None, Group::Matrix) => (0, 0),
+                    (None, Group::Columns(size)) => (1, size),
+                    (None, Group::Row | Group::Unsaid) => (1, 0),
+                };
+                coded("FP8", QuantFormat { block_rows, block_cols, ..TENSOR })
+            }
             (t, 4) if t.starts_with("nv_fp") || t.starts_with("fp4_v2") => coded("NVFP4", NVFP4),
+            // Values that were rounded, and stored as floats.
+            _ if packing.is_some_and(|p| p.ends_with(":fake") || p == "fake") => Spec::Floats,
             ("int" | "int_sym" | "int_asym", 2 | 3 | 4 | 8) => self.integers(packing),
             (t, bits) => Spec::Unread(format!("{bits}-bit `{t}` of AutoRound")),
         }

@@ -12,8 +12,11 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
     read: |q, _| {
         let whole = |a: &str, b: &str| -> Result<Option<i64>, Diagnostic> { Ok(q.whole(a)?.or(q.whole(b)?)) };
         let refuse = |key: &str, what: &str| {
-            Diagnostic::input("quantised-checkpoint", format!("`{}` says {what}, which moec does not read", q.path(key)))
-                .help("docs/checkpoints.md lists the formats that are read")
+            Diagnostic::input(
+                "quantised-checkpoint",
+                format!("`{}` says {what}, which moec does not read", q.path(key)),
+            )
+            .help("docs/checkpoints.md lists the formats that are read")
         };
         if whole("bits", "w_bit")? != Some(4) {
             return Err(refuse("bits", "codes of another width than 4 bits"));
@@ -27,6 +30,11 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
         if !matches!(q.word("version")?.as_deref(), None | Some("gemm")) {
             return Err(refuse("version", "another packing than `gemm`"));
         }
+        if !matches!(q.word("data_type")?.as_deref(), None | Some("int")) {
+            return Err(refuse("data_type", "codes that are no integers"));
+        }
+        // AutoRound's word for the same.
+        let _ = q.flag("sym")?;
         let symmetric = q.flag("zero_point")?.map(|has| !has);
         let words = "AWQ with 4 bits".to_string();
         Ok(everywhere(Spec::Integers(IntegerSpec {

@@ -30,12 +30,20 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
         if let Some(transforms) = q.object("transform_config")?
             && transforms.members().any(|(_, v)| v.as_object().is_some_and(|o| !o.is_empty()))
         {
-            return Err(refused(q, "transform_config", "rotates activations before the products, which moec does not do"));
+            return Err(refused(
+                q,
+                "transform_config",
+                "rotates activations before the products, which moec does not do",
+            ));
         }
         if let Some(sparsity) = q.object("sparsity_config")?
             && !matches!(sparsity.word("format")?.as_deref(), None | Some("dense"))
         {
-            return Err(refused(q, "sparsity_config", "leaves out weights that are zero, a form that moec does not read"));
+            return Err(refused(
+                q,
+                "sparsity_config",
+                "leaves out weights that are zero, a form that moec does not read",
+            ));
         }
         groups(q, context)
     },
@@ -228,14 +236,15 @@ fn integers<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         Some([]) => Some((1, 1)),
         _ => None,
     };
-    let (scale_rows, n_groups) = grid
-        .filter(|&(rows, groups)| (rows == n || rows == 1 && groups == 1) && groups > 0)
-        .ok_or_else(|| at.fits_not(&scales_name, &scales, "one scale for each row and group is needed"))?;
+    let (scale_rows, n_groups) =
+        grid.filter(|&(rows, groups)| (rows == n || rows == 1 && groups == 1) && groups > 0)
+            .ok_or_else(|| at.fits_not(&scales_name, &scales, "one scale for each row and group is needed"))?;
     let group_size = group_size(at, spec, &scales_name, &scales, (k, scale_rows, n, n_groups))?;
     let zeros = zero_points(at, spec, bits, leading, n, n_groups)?;
     let group_of = group_order(at, spec, k, n_groups)?;
     // Rows of whole words, all zero points in the middle: kernels read these codes as they are.
-    let plain = bits == 4 && k.is_multiple_of(8) && group_of.is_none() && matches!(zeros, Zeros::All(_)) && scale_rows == n;
+    let plain =
+        bits == 4 && k.is_multiple_of(8) && group_of.is_none() && matches!(zeros, Zeros::All(_)) && scale_rows == n;
     if plain {
         let format = QuantFormat {
             code: Code::Int4,
@@ -293,9 +302,10 @@ fn width(at: &Found<'_, '_>, spec: Option<&IntegerSpec>, n: u64, code_cols: u64)
     let words = |bits: u32, k: u64| k.div_ceil(u64::from(32 / bits));
     match (spec.map(|s| s.bits), stored) {
         (Some(bits), Some(k)) if words(bits, k) == code_cols => Ok((bits, k)),
-        (Some(bits), Some(k)) => {
-            Err(at.contradicts(&format!("{k} columns in {code_cols} words a row, where {bits} bits need {}", words(bits, k))))
-        }
+        (Some(bits), Some(k)) => Err(at.contradicts(&format!(
+            "{k} columns in {code_cols} words a row, where {bits} bits need {}",
+            words(bits, k)
+        ))),
         (Some(bits), None) => Ok((bits, code_cols.saturating_mul(u64::from(32 / bits)))),
         (None, Some(k)) => match [4u32, 8].into_iter().find(|&b| words(b, k) == code_cols) {
             Some(bits) => Ok((bits, k)),
@@ -317,10 +327,9 @@ fn group_size(
     let bad = |why: String| at.fits_not(scales_name, scales, &why);
     match spec.map_or(Group::Unsaid, |s| s.group) {
         Group::Columns(size) if k.div_ceil(size) == n_groups && scale_rows == n => Ok(size),
-        Group::Columns(size) => Err(bad(format!(
-            "the config says groups of {size} columns, of which {k} columns are {}",
-            k.div_ceil(size)
-        ))),
+        Group::Columns(size) => {
+            Err(bad(format!("the config says groups of {size} columns, of which {k} columns are {}", k.div_ceil(size))))
+        }
         Group::Row if n_groups == 1 && scale_rows == n => Ok(k.max(1)),
         Group::Row => Err(bad("the config says one scale for each row".to_string())),
         Group::Matrix if n_groups == 1 && (scale_rows == 1 || n == 1) => Ok(k.max(1)),
@@ -348,11 +357,12 @@ fn zero_points<'a>(
             Err(at.missing("quantised-zero-point-missing", "its zero points are", &[name], &expected))
         }
         (None, _) => Ok(middle),
-        (Some(z), Some(true)) if !is_middle(&z, bits, n, n_groups) => {
-            Err(at.contradicts(&format!("stored with zero points (`{name}`, {}) that are not all the middle", z.describe())))
-        }
+        (Some(z), Some(true)) if !is_middle(&z, bits, n, n_groups) => Err(at
+            .contradicts(&format!("stored with zero points (`{name}`, {}) that are not all the middle", z.describe()))),
         (Some(_), Some(true)) => Ok(middle),
-        (Some(z), _) if leading.is_empty() && z.dtype == StoredType::I32 && z.shape == [n.div_ceil(per_word), n_groups] => {
+        (Some(z), _)
+            if leading.is_empty() && z.dtype == StoredType::I32 && z.shape == [n.div_ceil(per_word), n_groups] =>
+        {
             Ok(Zeros::Packed { words: z.data, cols: n_groups, add: 0 })
         }
         (Some(z), _) if leading.is_empty() && z.dtype == StoredType::I8 && z.shape == [n, n_groups] => {

@@ -134,9 +134,8 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     };
     let scale = match scales.dtype {
         StoredType::U8 | StoredType::F8_E8M0 => ScaleCode::E8M0,
-        other => float_scales(other).ok_or_else(|| {
-            at.fits_not(&scales_name, &scales, "scales of FP8 are F32, BF16, F16, or e8m0 bytes")
-        })?,
+        other => float_scales(other)
+            .ok_or_else(|| at.fits_not(&scales_name, &scales, "scales of FP8 are F32, BF16, F16, or e8m0 bytes"))?,
     };
     let said = at.coded().filter(|c| c.blocks_said).map(|c| (c.format.block_rows, c.format.block_cols));
     // The names of DeepSeek's scales say that there are blocks: a grid of one is not one scale for all.
@@ -159,7 +158,9 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
                 let (rows, cols) = format(b).scale_grid(n, k);
                 format!("the config says {}, which are {rows} × {cols} scales for {n} × {k}", words(&format(b)))
             }
-            None => "without a config that gives the blocks: one scale for all, one a row, or one for 128 × 128".to_string(),
+            None => {
+                "without a config that gives the blocks: one scale for all, one a row, or one for 128 × 128".to_string()
+            }
         };
         return Err(at.fits_not(&scales_name, &scales, &why));
     };

@@ -21,9 +21,7 @@ use std::sync::Arc;
 
 /// `quant_method` gptq, and AutoGPTQ's own file, which does not name itself.
 pub(super) const CONFIG: ConfigReader = ConfigReader {
-    is: |method, q| {
-        method == "gptq" || method.is_empty() && q.get("bits").is_some() && q.get("desc_act").is_some()
-    },
+    is: |method, q| method == "gptq" || method.is_empty() && q.get("bits").is_some() && q.get("desc_act").is_some(),
     read: |q, _| {
         let spec = spec(q, None)?;
         let mut rules = Vec::new();
@@ -146,6 +144,11 @@ fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnost
         None => all.map_or(ZeroPoints::LessOne, |a| a.zeros),
         Some(_) => return Err(unread(q, "checkpoint_format", "a packing")),
     };
+    if let Some(kind) = q.word("data_type")?
+        && kind != "int"
+    {
+        return Err(unread(q, "data_type", "codes that are no integers"));
+    }
     if let Some(pack) = q.word("pack_dtype")?
         && pack != "int32"
     {
@@ -194,7 +197,8 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     let group_size = match spec.group {
         Group::Columns(size) if k.div_ceil(size) == n_groups => size,
         Group::Columns(size) => {
-            let why = format!("the config says groups of {size} columns, of which {k} columns are {}", k.div_ceil(size));
+            let why =
+                format!("the config says groups of {size} columns, of which {k} columns are {}", k.div_ceil(size));
             return Err(at.fits_not(&scales_name, &scales, &why));
         }
         Group::Row if n_groups == 1 => k.max(1),
@@ -239,11 +243,7 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
 }
 
 /// The zero points; `None` when all are the middle.
-fn zero_points<'a>(
-    at: &Found<'a, '_>,
-    spec: &IntegerSpec,
-    q: &Integers<'a>,
-) -> Result<Option<Zeros<'a>>, Diagnostic> {
+fn zero_points<'a>(at: &Found<'a, '_>, spec: &IntegerSpec, q: &Integers<'a>) -> Result<Option<Zeros<'a>>, Diagnostic> {
     let name = format!("{}.qzeros", at.stem());
     let bits = u64::from(spec.bits);
     let words = (q.n * bits).div_ceil(32);
@@ -253,9 +253,7 @@ fn zero_points<'a>(
     let Some(z) = tensor else {
         return match spec.symmetric {
             Some(true) => Ok(None),
-            Some(false) => {
-                Err(at.missing("quantised-zero-point-missing", "its zero points are", &[name], &expected))
-            }
+            Some(false) => Err(at.missing("quantised-zero-point-missing", "its zero points are", &[name], &expected)),
             None => Err(at.needs_config("whether codes are symmetric (`sym`), and there are no zero points")),
         };
     };
@@ -288,5 +286,7 @@ fn check_middle(
     let other = places().find(|&(g, r)| stored(g, r) != first || ![middle, middle - 1].contains(&first));
     let Some((g, r)) = other else { return Ok(()) };
     let what = format!("stored with the zero point {} for column {r} of group {g} (`{name}`)", stored(g, r));
-    Err(at.contradicts(&what).note(format!("symmetric codes (`sym`) have the zero point {middle}, stored as it is or less one")))
+    Err(at
+        .contradicts(&what)
+        .note(format!("symmetric codes (`sym`) have the zero point {middle}, stored as it is or less one")))
 }

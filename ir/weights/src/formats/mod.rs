@@ -113,7 +113,9 @@ pub(crate) fn read_config(source: Source, dtype: DType) -> Result<Published, Dia
     let read = match reader {
         None => Err(unread(&q, &words)),
         Some(r) => (r.read)(&q, &context).and_then(|rules| {
-            let irrelevant: Vec<&str> = IRRELEVANT.iter().chain(r.irrelevant).copied().collect();
+            // AutoRound exports to the formats of others, with its own keys beside theirs.
+            let all = IRRELEVANT.iter().chain(r.irrelevant).chain(auto_round::ABOUT_THE_RUN);
+            let irrelevant: Vec<&str> = all.copied().collect();
             q.finish(&irrelevant)?;
             Ok(rules)
         }),

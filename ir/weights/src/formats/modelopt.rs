@@ -124,7 +124,10 @@ fn read_codes<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic
     let Some((scales_name, scales)) = at.first(&names)? else {
         // Bytes that nothing calls quantised may be integers of another scheme, which asks for its own scales.
         return match at.coded() {
-            Some(_) => Err(at.need(&names, "F8_E4M3 for 16 codes, or e8m0 for 32").err().unwrap_or_else(|| at.unread("without scales"))),
+            Some(_) => Err(at
+                .need(&names, "F8_E4M3 for 16 codes, or e8m0 for 32")
+                .err()
+                .unwrap_or_else(|| at.unread("without scales"))),
             None => Ok(None),
         };
     };

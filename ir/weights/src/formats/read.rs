@@ -135,7 +135,11 @@ impl<'a> Found<'a, '_> {
     pub(crate) fn unread(&self, how: &str) -> Diagnostic {
         Diagnostic::input(
             "quantised-checkpoint",
-            format!("`{}` in `{}` is stored {how}, which moec does not read", self.codes_name, self.codes.file.display()),
+            format!(
+                "`{}` in `{}` is stored {how}, which moec does not read",
+                self.codes_name,
+                self.codes.file.display()
+            ),
         )
         .help("docs/checkpoints.md lists the formats that are read")
     }
@@ -202,9 +206,7 @@ impl<'a> Found<'a, '_> {
             Declared::As(Spec::Coded(c)) => {
                 // Scales of FP8 are stored in any type of floats, powers of two among them.
                 let same_scales = c.format.scale == found.scale || c.format.scale == ScaleCode::F32;
-                c.format.code == found.code
-                    && same_scales
-                    && (!c.blocks_said || c.format.same_blocks(found, n, k))
+                c.format.code == found.code && same_scales && (!c.blocks_said || c.format.same_blocks(found, n, k))
             }
         };
         if good { Ok(()) } else { Err(self.contradicts(&found.to_string())) }
@@ -216,7 +218,12 @@ impl<'a> Found<'a, '_> {
     /// `quantised-scale-missing`, `quantised-scale-mismatch`, and `quantised-scale-invalid` for one that is no positive number.
     pub(crate) fn globals(&self, name: &str, matrices: u64, divide: bool) -> Result<Vec<f32>, Diagnostic> {
         let tensor = self.tensor(name)?.ok_or_else(|| {
-            self.missing("quantised-scale-missing", "its global scale is", &[name.to_string()], "F32, one for each matrix")
+            self.missing(
+                "quantised-scale-missing",
+                "its global scale is",
+                &[name.to_string()],
+                "F32, one for each matrix",
+            )
         })?;
         let values = floats(&tensor).ok_or_else(|| self.fits_not(name, &tensor, "a global scale is a float"))?;
         if values.len() != 1 && values.len() as u64 != matrices {
@@ -236,7 +243,8 @@ impl<'a> Found<'a, '_> {
         let name = format!("{}.pre_quant_scale", self.stem());
         let Some(tensor) = self.tensor(&name)? else { return Ok(Vec::new()) };
         let values = floats(&tensor).filter(|v| v.len() as u64 == k);
-        let values = values.ok_or_else(|| self.fits_not(&name, &tensor, &format!("one float for each of {k} columns")))?;
+        let values =
+            values.ok_or_else(|| self.fits_not(&name, &tensor, &format!("one float for each of {k} columns")))?;
         match values.iter().position(|v| !(v.is_finite() && *v > 0.0)) {
             Some(i) => Err(bad_scale(&name, i as u64, values[i], &tensor.file.display().to_string())),
             None => Ok(values),

@@ -67,9 +67,9 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic> {
         _ if scales.shape.iter().all(|&a| a == 1) => Some((1, 1)),
         _ => None,
     };
-    let (scale_rows, n_groups) = grid
-        .filter(|&(r, g)| (r == n || r == 1 && g == 1) && g > 0)
-        .ok_or_else(|| at.fits_not(&scales_name, &scales, "one scale for all, for each row, or for each group is needed"))?;
+    let (scale_rows, n_groups) = grid.filter(|&(r, g)| (r == n || r == 1 && g == 1) && g > 0).ok_or_else(|| {
+        at.fits_not(&scales_name, &scales, "one scale for all, for each row, or for each group is needed")
+    })?;
     let bad = |why: String| at.fits_not(&scales_name, &scales, &why);
     let group_size = match spec.map_or(Group::Unsaid, |s| s.group) {
         Group::Columns(size) if k.div_ceil(size) == n_groups && scale_rows == n => size,
@@ -94,7 +94,9 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic> {
             return Err(at.contradicts(&what));
         }
         (Some(_), Some(true)) => Zeros::All(0),
-        (Some(z), _) if z.dtype == StoredType::I8 && z.shape == scales.shape && leading.is_empty() && scale_rows == n => {
+        (Some(z), _)
+            if z.dtype == StoredType::I8 && z.shape == scales.shape && leading.is_empty() && scale_rows == n =>
+        {
             Zeros::Bytes(z.data)
         }
         (Some(z), _) => return Err(at.fits_not(&zero_name, &z, "zero points are I8, one for each scale")),

@@ -17,12 +17,16 @@ use moec_ir::graph::Param;
 use moec_ir::tile::Buffer;
 use strided::Strided;
 
-/// Fills `dst` with the elements of `pieces`, one behind the other.
+/// Bytes of a buffer that are packed before the stored ones are let go.
+pub(crate) const BYTES_AT_A_TIME: usize = 128 << 20;
+
+/// Fills `dst` with the elements of `pieces`, one behind the other; `done` is told of each piece when it has been copied.
 pub(crate) fn pack_pieces(
     param: &Param,
     pieces: &[Piece<'_>],
     buffer: &Buffer,
     dst: &mut [u8],
+    done: &dyn Fn(&Piece<'_>),
 ) -> Result<(), Diagnostic> {
     let layout = Layout::new(param, buffer, dst.len())?;
     let per_piece = layout.rows / pieces.len().max(1) as u64;
@@ -31,12 +35,21 @@ pub(crate) fn pack_pieces(
             return Err(internal(param, "pieces of a weight should have equal sizes"));
         }
     }
-    copy_rows(&layout.copied, dst, |row| {
-        // `rows` is a multiple of the number of pieces, and `row < rows`.
-        let piece = &pieces[(row / per_piece) as usize];
-        (piece.view.row(row % per_piece), &piece.elements)
-    })
-    .map_err(|value| out_of_range(param, buffer, value))
+    let piece_bytes = per_piece as usize * layout.copied.pitch_bytes;
+    let at_a_time = (BYTES_AT_A_TIME / piece_bytes.max(1)).max(1);
+    if piece_bytes == 0 {
+        return Ok(());
+    }
+    for (pieces, dst) in pieces.chunks(at_a_time).zip(dst.chunks_mut(at_a_time * piece_bytes)) {
+        copy_rows(&layout.copied, dst, |row| {
+            // `dst` has as many rows as these pieces.
+            let piece = &pieces[(row / per_piece) as usize];
+            (piece.view.row(row % per_piece), &piece.elements)
+        })
+        .map_err(|value| out_of_range(param, buffer, value))?;
+        pieces.iter().for_each(done);
+    }
+    Ok(())
 }
 
 /// The stored memory as the buffer, when it is the buffer.

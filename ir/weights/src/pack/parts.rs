@@ -34,6 +34,7 @@ pub(crate) fn pack(
     pieces: &[Piece<'_>],
     buffer: &Buffer,
     dst: &mut [u8],
+    done: &dyn Fn(&Piece<'_>),
 ) -> Result<(), Diagnostic> {
     let layout = PartLayout::new(param, buffer, dst.len())?;
     let stored = Stored::new(checkpoint, param, &layout, pieces)?;
@@ -43,7 +44,11 @@ pub(crate) fn pack(
         return Ok(());
     }
     let cols = buffer.cols as usize * buffer.dtype.bytes();
-    dst.par_chunks_mut(pitch).enumerate().try_for_each(|(row, out)| {
+    // Rows of the buffer that belong to one piece, and as many pieces as are done before they are let go.
+    let rows = dst.len() / pitch;
+    let per_piece = (rows / pieces.len().max(1)).max(1);
+    let pieces_at_a_time = (super::BYTES_AT_A_TIME / (per_piece * pitch)).max(1);
+    let copy = |(row, out): (usize, &mut [u8])| {
         let (out, padding) = out.split_at_mut(cols);
         padding.fill(0);
         match buffer.role {
@@ -53,7 +58,16 @@ pub(crate) fn pack(
                 stored.codes(row as u64, out)
             }
         }
-    })
+    };
+    let at_a_time = pieces_at_a_time * per_piece;
+    for (group, dst) in dst.chunks_mut(at_a_time * pitch).enumerate() {
+        let first = group * at_a_time;
+        dst.par_chunks_mut(pitch).enumerate().try_for_each(|(row, out)| copy((first + row, out)))?;
+        if matches!(buffer.role, Role::Weight(_)) {
+            pieces.iter().skip(group * pieces_at_a_time).take(pieces_at_a_time).for_each(done);
+        }
+    }
+    Ok(())
 }
 
 /// Whether `pieces` hold a parameter in the format that it is marked as stored in, so that its codes can be copied.
@@ -148,9 +162,7 @@ impl<'a> Stored<'a> {
         let at = checkpoint.path().display();
         let coded = pieces.iter().map(|p| match &p.elements {
             Elements::Blocks(q) if q.format.code == want.code && q.column_scales.is_empty() => Ok((p, &**q)),
-            Elements::Blocks(q) => {
-                Err(mismatch(param, &format!("`{at}` has it as {}", q.format), &want.to_string()))
-            }
+            Elements::Blocks(q) => Err(mismatch(param, &format!("`{at}` has it as {}", q.format), &want.to_string())),
             Elements::Integers(_) => {
                 Err(mismatch(param, &format!("`{at}` has it as integers with zero points"), &want.to_string()))
             }

@@ -111,6 +111,25 @@ impl Checkpoint {
         Ok(words)
     }
 
+    /// Takes pages of `data`, a part of this checkpoint's maps, out of the memory of this process: they are read again when
+    /// somebody asks for them. Packing a large layer would otherwise hold it twice.
+    pub(crate) fn release(&self, data: &[u8]) {
+        let start = data.as_ptr() as usize;
+        for shard in &self.shards {
+            let Some(Ok(mapped)) = shard.opened.get() else { continue };
+            let first = mapped.map.as_ptr() as usize;
+            let Some(offset) = start.checked_sub(first).filter(|o| o + data.len() <= mapped.map.len()) else {
+                continue;
+            };
+            #[cfg(unix)]
+            // SAFETY: the map is of a file, private and never written, so that dropped pages come back with the same bytes; the
+            // range lies within it. Failing is no error: the pages stay.
+            let _ =
+                unsafe { mapped.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, data.len()) };
+            return;
+        }
+    }
+
     /// What was opened, for messages.
     pub fn path(&self) -> &Path {
         &self.path
@@ -160,11 +179,16 @@ impl Checkpoint {
         let Some(index) = self.by_index.as_ref().filter(|_| d.code == "checkpoint-not-found") else { return d };
         let d = Diagnostic::input(
             "checkpoint-not-found",
-            format!("the index `{}` says that `{tensor}` is in `{}`, which does not exist", index.display(), shard.path.display()),
+            format!(
+                "the index `{}` says that `{tensor}` is in `{}`, which does not exist",
+                index.display(),
+                shard.path.display()
+            ),
         );
         let there = self.shards.iter().filter(|s| s.path.is_file()).count();
-        d.note(format!("of {} shards that the index names, {there} are there", self.shards.len()))
-            .help("download the missing shards, or the index again if it was left over from another version of the model")
+        d.note(format!("of {} shards that the index names, {there} are there", self.shards.len())).help(
+            "download the missing shards, or the index again if it was left over from another version of the model",
+        )
     }
 
     /// Tensors of the module `stem` (`….gate_proj.`) that lie in the same shard as `name`, but that the index does not list:
@@ -180,7 +204,11 @@ impl Checkpoint {
         for hidden in of_module.filter(|n| !self.index.contains_key(*n)) {
             return Err(Diagnostic::input(
                 "checkpoint-index-invalid",
-                format!("`{}` holds `{hidden}`, which the index `{}` does not list", shard.path.display(), index.display()),
+                format!(
+                    "`{}` holds `{hidden}`, which the index `{}` does not list",
+                    shard.path.display(),
+                    index.display()
+                ),
             )
             .help("index and shards belong to different versions of the model; download both again"));
         }

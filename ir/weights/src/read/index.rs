@@ -24,9 +24,13 @@ pub(super) enum Files {
 /// Chooses among the names of a folder's files, which are sorted.
 ///
 /// # Errors
-/// `checkpoint-not-found` when nothing there is a checkpoint, `checkpoint-ambiguous` when several are.
+/// `checkpoint-not-found` when nothing there is a checkpoint, `checkpoint-ambiguous` when several are, `adapter-not-merged` for an
+/// adapter, alone or beside a model: transformers would add it.
 pub(super) fn choose(folder: &Path, names: &[String]) -> Result<Files, Diagnostic> {
     let has = |name: &str| names.iter().any(|n| n == name);
+    if let Some(adapter) = names.iter().find(|n| *n == "adapter_config.json" || n.starts_with("adapter_model.")) {
+        return Err(adapter_found(folder, adapter));
+    }
     if has(WHOLE) {
         return Ok(Files::Whole(vec![WHOLE.to_string()]));
     }
@@ -42,17 +46,25 @@ pub(super) fn choose(folder: &Path, names: &[String]) -> Result<Files, Diagnosti
         [one] => return Ok(Files::Index((*one).clone())),
         several => return Err(ambiguous(folder, several)),
     }
-    let weights = |n: &&String| n.ends_with(".safetensors") && !n.starts_with("adapter_");
-    let all: Vec<String> = names.iter().filter(weights).cloned().collect();
+    let all: Vec<String> = names.iter().filter(|n| n.ends_with(".safetensors")).cloned().collect();
     let of = |stem: &str| -> Vec<String> { all.iter().filter(|n| n.starts_with(stem)).cloned().collect() };
     let (first, second) = (of(usual[0]), of(usual[1]));
     if all.is_empty() {
-        return Err(Diagnostic::input("checkpoint-not-found", format!("there is no checkpoint at `{}`", folder.display()))
-            .note("the directory holds no `*.safetensors` file")
-            .help("give a model directory with `*.safetensors` files, or one such file"));
+        return Err(Diagnostic::input(
+            "checkpoint-not-found",
+            format!("there is no checkpoint at `{}`", folder.display()),
+        )
+        .note("the directory holds no `*.safetensors` file")
+        .help("give a model directory with `*.safetensors` files, or one such file"));
     }
     let both = !first.is_empty() && !second.is_empty();
     Ok(Files::Whole(if both { first } else { all }))
+}
+
+fn adapter_found(folder: &Path, adapter: &str) -> Diagnostic {
+    Diagnostic::input("adapter-not-merged", format!("`{}` holds an adapter, `{adapter}`", folder.display()))
+        .note("its low-rank matrices change the weights of the model; without them the results would be those of another model")
+        .help("merge it into the model (`merge_and_unload()` of peft) and save that, or give a folder without it")
 }
 
 fn ambiguous(folder: &Path, several: &[&String]) -> Diagnostic {
@@ -91,8 +103,11 @@ pub(super) fn read(file: &Path) -> Result<(Vec<String>, BTreeMap<String, usize>)
             return Err(invalid(format!("names the shard `{name}`, which is not a plain file name")));
         }
     }
-    let index =
-        parsed.weight_map.iter().map(|(tensor, shard)| (tensor.clone(), files.partition_point(|f| f < shard))).collect();
+    let index = parsed
+        .weight_map
+        .iter()
+        .map(|(tensor, shard)| (tensor.clone(), files.partition_point(|f| f < shard)))
+        .collect();
     Ok((files, index))
 }
 
@@ -132,10 +147,16 @@ mod tests {
     }
 
     #[test]
-    fn shards_without_an_index_are_those_of_one_publisher_and_no_adapter() {
+    fn shards_without_an_index_are_those_of_one_publisher() {
         let shards = ["model-1.safetensors", "model-2.safetensors"];
-        let names = [shards[0], shards[1], "consolidated.safetensors", "adapter_model.safetensors"];
-        assert_eq!(chosen(&names), whole(&shards));
-        assert_eq!(chosen(&["adapter_model.safetensors"]), Err("checkpoint-not-found".to_string()));
+        assert_eq!(chosen(&[shards[0], shards[1], "consolidated.safetensors"]), whole(&shards));
+        assert_eq!(chosen(&["README.md"]), Err("checkpoint-not-found".to_string()));
+    }
+
+    #[test]
+    fn an_adapter_is_never_passed_over() {
+        for adapter in ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"] {
+            assert_eq!(chosen(&["model.safetensors", adapter]), Err("adapter-not-merged".to_string()));
+        }
     }
 }

@@ -75,11 +75,13 @@ fn weight_json(w: &PlannedWeight) -> serde_json::Value {
 }
 
 fn weight_table(rows: &[PlannedWeight]) -> String {
-    let cells: Vec<[String; 5]> = std::iter::once(["weight", "type", "stored as", "bytes", "tensors"].map(String::from))
-        .chain(rows.iter().map(|w| {
-            [w.param.clone(), w.ty.clone(), w.stored.clone(), w.bytes.to_string(), w.tensors.clone()]
-        }))
-        .collect();
+    let cells: Vec<[String; 5]> =
+        std::iter::once(["weight", "type", "stored as", "bytes", "tensors"].map(String::from))
+            .chain(
+                rows.iter()
+                    .map(|w| [w.param.clone(), w.ty.clone(), w.stored.clone(), w.bytes.to_string(), w.tensors.clone()]),
+            )
+            .collect();
     let width = |i: usize| cells.iter().map(|c| c[i].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..4).map(width).collect();
     let line = |c: &[String; 5]| {

@@ -3,11 +3,11 @@
 use super::below_root;
 use super::mutate::{Random, bytes, document};
 use anyhow::{Context, Result};
-use moec_weights::{Checkpoint, pack_weight};
 use moec_frontend::{LayerOptions, ModelConfig, layer_graph};
 use moec_ir::Dim;
 use moec_ir::graph::{Param, verify};
 use moec_ir::tile::{Buffer, Role};
+use moec_weights::{Checkpoint, pack_weight};
 use serde_json::Value;
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
