@@ -173,6 +173,8 @@ const LIST: &[Malformed] = &[
         code: "checkpoint-index-invalid",
         make: |d| {
             checkpoint(d, |_| {});
+            // A whole `model.safetensors` would count before the index.
+            std::fs::remove_file(d.join("m/model.safetensors")).unwrap();
             let index = json!({ "weight_map": { "a": "../../etc/passwd" } });
             std::fs::write(d.join("m/model.safetensors.index.json"), index.to_string()).unwrap();
         },
