@@ -1,6 +1,6 @@
 //! Published weights: the user's checkpoint on one side, the buffers that kernels read on the other.
 //!
-//! * [`Checkpoint`] opens safetensors files (one, several, or an index of shards) without trusting them.
+//! * [`Checkpoint`] opens safetensors files (one, several, or an index of shards) and GGUF files without trusting them.
 //! * [`Published`] is what a config says about the format of its weights, module by module.
 //! * `formats` has one file for each scheme in which weights are published: how a config names it, how its tensors look.
 //! * [`Plan`] finds the tensors of a layer's parameters and checks them whole; then it copies. [`unpack_weight`] is its inverse.
@@ -22,4 +22,5 @@ pub use pack::parts::{is_part, unpack_part};
 pub use pack::{pack_tensor, unpack_weight};
 pub use plan::{Plan, PlannedWeight, first, holds_codes, pack_weight};
 pub use read::checkpoint::Checkpoint;
+pub use read::gguf;
 pub use read::safetensors::{self, StoredType, TensorView};

@@ -190,6 +190,7 @@ fn row(w: &Planned<'_>) -> PlannedWeight {
                 Elements::Plain(dtype, _) => p.view.shape().iter().product::<u64>() * dtype.bytes() as u64,
                 Elements::Blocks(b) => b.codes.0.len() as u64 + b.scales.0.len() as u64,
                 Elements::Integers(i) => i.codes.len() as u64 + i.scales.len() as u64,
+                Elements::Ggml(q) => q.data.len() as u64,
             });
             (format!("`{first}`{more}"), stored, bytes.sum())
         }
@@ -199,6 +200,10 @@ fn row(w: &Planned<'_>) -> PlannedWeight {
 
 /// What counts: the config beside the weights, when it speaks of them, else the model's.
 fn published(checkpoint: &Checkpoint, model: Option<&Published>) -> Result<Option<Published>, Diagnostic> {
+    // The types of a GGUF file say all; a config beside it is about another form of the weights.
+    if checkpoint.is_gguf() {
+        return Ok(None);
+    }
     Ok(Published::beside(checkpoint.folder(), DType::BF16)?.or_else(|| model.cloned()))
 }
 

@@ -3,12 +3,15 @@
 use crate::config::{Declared, Published};
 use crate::decode::Elements;
 use crate::formats;
+use crate::formats::ggml::{GgmlType, Stored};
 use crate::pack::strided::Strided;
 use crate::read::checkpoint::Checkpoint;
+use crate::read::safetensors::{StoredType, TensorView};
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
 use moec_ir::weights::{WeightSource, WeightStep};
+use std::sync::Arc;
 
 /// A stored tensor and the view of it that a source describes.
 #[derive(Clone, Debug)]
@@ -188,7 +191,7 @@ fn one_scheme(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> R
     let kind = |p: &Piece<'_>| match &p.elements {
         Elements::Blocks(b) => Some((b.format.code.bits(), Some(b.format.code), b.format.scale)),
         Elements::Integers(i) => Some((u64::from(i.bits), None, i.scale)),
-        Elements::Plain(..) => None,
+        Elements::Plain(..) | Elements::Ggml(_) => None,
     };
     let first = pieces.first().and_then(kind);
     let other = pieces.iter().find(|p| {
@@ -264,7 +267,7 @@ fn piece<'a>(
             let stored = format!("{} {:?}", b.format, view.shape());
             (view, stored, at())
         }
-        Some(Elements::Plain(..)) | None => {
+        Some(Elements::Plain(..) | Elements::Ggml(_)) | None => {
             let tensor = checkpoint.tensor(name)?.ok_or_else(|| missing(checkpoint, param))?;
             (Strided::dense(tensor.shape), tensor.describe(), tensor.file.display().to_string())
         }
@@ -306,6 +309,9 @@ fn piece<'a>(
 
 fn plain<'a>(checkpoint: &'a Checkpoint, param: &Param, name: &str) -> Result<Elements<'a>, Diagnostic> {
     let tensor = checkpoint.tensor(name)?.ok_or_else(|| missing(checkpoint, param))?;
+    if let StoredType::Ggml(blocks) = tensor.dtype {
+        return ggml(param, name, &tensor, blocks);
+    }
     let fits = |d: &DType| match param.ty.dtype.is_float() {
         true => matches!(d, DType::F32 | DType::F16 | DType::BF16),
         false => !d.is_float(),
@@ -317,6 +323,22 @@ fn plain<'a>(checkpoint: &'a Checkpoint, param: &Param, name: &str) -> Result<El
             Err(unsupported(param, &what, tensor.dtype.name()))
         }
     }
+}
+
+/// A tensor of blocks of a GGUF file.
+fn ggml<'a>(
+    param: &Param,
+    name: &str,
+    tensor: &TensorView<'a>,
+    blocks: GgmlType,
+) -> Result<Elements<'a>, Diagnostic> {
+    if param.ty.dtype.is_float() && blocks.is_read() {
+        return Ok(Elements::Ggml(Arc::new(Stored { blocks, data: tensor.data, name: name.to_string() })));
+    }
+    let what = format!("`{name}` in `{}` is {}", tensor.file.display(), tensor.describe());
+    Err(Diagnostic::input("gguf-type-unsupported", format!("{what}, whose values moec does not read"))
+        .note(format!("types that are read: F32, F16, BF16, {}", GgmlType::read_names().join(", ")))
+        .help("take a file of another quantisation, for example Q4_K_M or Q8_0, or the model's safetensors checkpoint"))
 }
 
 pub(crate) fn missing(checkpoint: &Checkpoint, param: &Param) -> Diagnostic {

@@ -150,6 +150,36 @@ const LIST: &[Malformed] = &[
         make: |d| checkpoint(d, |bytes| rename(bytes, "block_sparse_moe.gate.weight", "block_sparse_moe.gate.wait__")),
     },
     Malformed {
+        name: "a GGUF file that is cut off",
+        args: &["run", "m.gguf", "--input", "random:T=2"],
+        code: "gguf-truncated",
+        make: |d| gguf(d, |bytes| bytes.truncate(bytes.len() / 2)),
+    },
+    Malformed {
+        name: "a GGUF file that is something else",
+        args: &["check", "m.gguf", "--target", "cpu"],
+        code: "gguf-invalid",
+        make: |d| gguf(d, |bytes| bytes[0] = b'P'),
+    },
+    Malformed {
+        name: "a GGUF file of another architecture",
+        args: &["check", "m.gguf", "--target", "cpu"],
+        code: "gguf-model-unsupported",
+        make: |d| gguf(d, |bytes| rename(bytes, "llama", "mamba")),
+    },
+    Malformed {
+        name: "a GGUF file without the number of experts",
+        args: &["check", "m.gguf", "--target", "cpu"],
+        code: "gguf-metadata-missing",
+        make: |d| gguf(d, |bytes| rename(bytes, "llama.expert_count", "llama.expert_cownt")),
+    },
+    Malformed {
+        name: "a GGUF file without a router",
+        args: &["check", "m.gguf", "--target", "cpu"],
+        code: "gguf-metadata-mismatch",
+        make: |d| gguf(d, |bytes| rename(bytes, "blk.1.ffn_gate_inp", "blk.1.fln_gate_inp")),
+    },
+    Malformed {
         name: "weights of another hidden size",
         args: RUN,
         code: "tensor-shape-mismatch",
@@ -264,6 +294,13 @@ fn checkpoint(dir: &Path, change: fn(&mut Vec<u8>)) {
     let mut bytes = std::fs::read(&file).unwrap();
     change(&mut bytes);
     std::fs::write(file, bytes).unwrap();
+}
+
+/// The Mixtral GGUF file of the conformance set, changed.
+fn gguf(dir: &Path, change: fn(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(conformance("gguf.llama").join("model.gguf")).unwrap();
+    change(&mut bytes);
+    std::fs::write(dir.join("m.gguf"), bytes).unwrap();
 }
 
 /// Replaces a name in the header by one of the same length.

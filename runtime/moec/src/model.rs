@@ -1,11 +1,11 @@
 //! What a user calls a model: a directory, a config, or a layer graph.
 
 use moec_bundle::manifest::LayerInfo;
-use moec_frontend::{LayerFacts, LayerOptions, Opened, PublishedRows};
+use moec_frontend::{LayerFacts, LayerOptions, ModelConfig, Opened, PublishedRows};
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Graph, Param, ShardKind, quantise_activations, shard};
 use moec_ir::{ActQuant, DType};
-use moec_weights::{Checkpoint, Plan, PlannedWeight, Published, holds_codes};
+use moec_weights::{Checkpoint, Plan, PlannedWeight, Published, gguf, holds_codes};
 use std::path::{Path, PathBuf};
 
 /// A model whose config has been read.
@@ -91,16 +91,30 @@ impl Model {
         Model { checkpoint: Some(path.into()), ..self }
     }
 
-    /// Reads `path`: a model directory, a `config.json`, or a layer graph (`"moec_graph": 1`).
+    /// Reads `path`: a model directory, a `config.json`, a GGUF file, or a layer graph (`"moec_graph": 1`).
     ///
     /// # Errors
-    /// Those of the front end, all that were found.
+    /// Those of the front end, all that were found, and those of [`gguf::config`].
     pub fn open(path: impl AsRef<Path>) -> Result<Model, Vec<Diagnostic>> {
         let path = path.as_ref();
+        if let Some(model) = Model::open_gguf(path)? {
+            return Ok(model);
+        }
         let opened = moec_frontend::open(path)?;
         let folder = if path.is_dir() { Some(path) } else { path.parent() };
         let checkpoint = folder.filter(|f| has_weights(f)).map(Path::to_path_buf);
         Ok(Model { opened, checkpoint })
+    }
+
+    /// The model of a GGUF file, or of a folder with such files and no config; `None` for everything else.
+    fn open_gguf(path: &Path) -> Result<Option<Model>, Vec<Diagnostic>> {
+        let has_config = ["config.json", "params.json"].iter().any(|f| path.join(f).exists());
+        let config = if has_config { None } else { gguf::config(path).map_err(|d| vec![d])? };
+        let Some(config) = config else { return Ok(None) };
+        // Not the name of the file alone: what is reported about the config is not in it as text.
+        let name = format!("the metadata of {}", config.file.display());
+        let model = ModelConfig::from_text(&name, config.json.to_string())?;
+        Ok(Some(Model { opened: Opened::Model(Box::new(model)), checkpoint: Some(path.to_path_buf()) }))
     }
 
     /// Layer `number` by the model's own count, or its first MoE layer. A layer graph is one layer: it has no number.
@@ -208,6 +222,6 @@ fn has_weights(folder: &Path) -> bool {
     };
     entries.filter_map(Result::ok).any(|e| {
         let name = e.file_name().to_string_lossy().into_owned();
-        name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+        [".safetensors", ".safetensors.index.json", ".gguf"].iter().any(|end| name.ends_with(end))
     })
 }

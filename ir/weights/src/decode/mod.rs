@@ -9,6 +9,7 @@ pub use blocks::Blocks;
 pub use integers::Integers;
 pub(crate) use scales::{ScaleFault, check as check_scales};
 
+use crate::formats::ggml::Stored;
 use moec_ir::DType;
 use std::sync::Arc;
 
@@ -32,4 +33,6 @@ pub(crate) enum Elements<'a> {
     Blocks(Arc<Blocks<'a>>),
     /// Integers with zero points.
     Integers(Arc<Integers<'a>>),
+    /// Blocks of a GGUF file.
+    Ggml(Arc<Stored<'a>>),
 }

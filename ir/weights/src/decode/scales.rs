@@ -22,6 +22,10 @@ pub(crate) fn check(elements: &Elements<'_>) -> Result<(), ScaleFault> {
         Elements::Plain(..) => Ok(()),
         Elements::Blocks(b) => blocks(b),
         Elements::Integers(i) => integers(i),
+        Elements::Ggml(q) => match q.bad_scale() {
+            None => Ok(()),
+            Some((index, value)) => Err(ScaleFault { tensor: q.name.clone(), index, value }),
+        },
     }
 }
 

@@ -9,6 +9,7 @@ mod auto_round;
 mod awq;
 mod compressed_tensors;
 mod fp8;
+pub mod ggml;
 mod gpt_oss;
 mod gptq;
 mod modelopt;

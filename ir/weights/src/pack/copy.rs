@@ -139,7 +139,7 @@ impl Elements<'_> {
     /// From one element of a run to the next, in elements of the float tensor.
     fn run_stride(&self) -> u64 {
         match self {
-            Elements::Plain(..) => 1,
+            Elements::Plain(..) | Elements::Ggml(_) => 1,
             Elements::Blocks(b) => b.run_stride(),
             Elements::Integers(q) => q.run_stride(),
         }
@@ -167,6 +167,7 @@ impl Elements<'_> {
                 Elements::Plain(..) => {}
                 Elements::Blocks(q) => q.read(start, stride, values),
                 Elements::Integers(q) => q.read(start, stride, group, values),
+                Elements::Ggml(q) => q.read(start, stride, values),
             }
             narrow(values, DType::F32, rows.through, rows.dtype, out);
         }

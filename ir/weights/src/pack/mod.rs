@@ -1,6 +1,6 @@
 //! Dumb copying: from the views of stored tensors to the buffer that kernels read, and back.
 
-mod convert;
+pub(crate) mod convert;
 mod copy;
 pub(crate) mod parts;
 pub(crate) mod strided;

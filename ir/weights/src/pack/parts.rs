@@ -166,6 +166,9 @@ impl<'a> Stored<'a> {
             Elements::Integers(_) => {
                 Err(mismatch(param, &format!("`{at}` has it as integers with zero points"), &want.to_string()))
             }
+            Elements::Ggml(q) => {
+                Err(mismatch(param, &format!("`{at}` has it as {}", q.blocks.name()), &want.to_string()))
+            }
             Elements::Plain(dtype, _) => Err(mismatch(param, &format!("`{at}` has it as {dtype}"), &want.to_string())),
         });
         let stored = Stored { param, layout, pieces: coded.collect::<Result<_, _>>()? };

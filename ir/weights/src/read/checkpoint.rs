@@ -1,5 +1,6 @@
 //! A checkpoint on disk: one safetensors file, several, or an index of shards, mapped into memory.
 
+use super::gguf;
 use super::index::{self, Files, INDEX};
 use super::safetensors::{Entry, TensorView, duplicate, parse_header};
 use memmap2::Mmap;
@@ -21,6 +22,7 @@ pub struct Checkpoint {
     index: BTreeMap<String, usize>,
     /// The index file, when shards were found by one.
     by_index: Option<PathBuf>,
+    is_gguf: bool,
 }
 
 #[derive(Debug)]
@@ -36,7 +38,9 @@ struct Mapped {
 }
 
 impl Checkpoint {
-    /// Opens a model directory or a `.safetensors` file.
+    /// Opens a model directory, a `.safetensors` file or a `.gguf` file.
+    ///
+    /// The tensors of GGUF files have the names that Hugging Face checkpoints of the model have.
     ///
     /// In a directory a whole `model.safetensors` counts first, then the index of `model`, then another index, then every
     /// `*.safetensors` file there is. Mistral's `consolidated` files count first beside a `params.json` without `config.json`.
@@ -47,6 +51,9 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint, Diagnostic> {
         let path = path.as_ref();
         let kind = std::fs::metadata(path).map_err(|e| not_found(path, e.to_string()))?;
+        if let Some(files) = gguf::find(path)? {
+            return Checkpoint::from_gguf(path, files);
+        }
         if kind.is_file() {
             if path.to_string_lossy().ends_with(INDEX) {
                 return Checkpoint::from_index(path, path);
@@ -77,14 +84,28 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
-        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None })
+        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf: false })
+    }
+
+    fn from_gguf(path: &Path, files: Vec<PathBuf>) -> Result<Checkpoint, Diagnostic> {
+        let (mut index, mut shards) = (BTreeMap::new(), Vec::new());
+        for gguf::Part { path, map, entries } in gguf::open(files)? {
+            index.extend(entries.keys().map(|name| (name.clone(), shards.len())));
+            shards.push(Shard { path, opened: OnceLock::from(Ok(Mapped { map, entries })) });
+        }
+        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf: true })
+    }
+
+    /// Whether the tensors lie in GGUF files.
+    pub fn is_gguf(&self) -> bool {
+        self.is_gguf
     }
 
     fn from_index(path: &Path, file: &Path) -> Result<Checkpoint, Diagnostic> {
         let (files, index) = index::read(file)?;
         let folder = file.parent().unwrap_or(Path::new(""));
         let shards = files.iter().map(|f| Shard { path: folder.join(f), opened: OnceLock::new() }).collect();
-        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: Some(file.to_path_buf()) })
+        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: Some(file.to_path_buf()), is_gguf: false })
     }
 
     /// The folder that the checkpoint lies in, where a config may be.
@@ -200,8 +221,8 @@ impl Checkpoint {
         let (Some(index), Some(&i)) = (&self.by_index, self.index.get(name)) else { return Ok(()) };
         let shard = &self.shards[i];
         let mapped = shard.get().map_err(|d| self.missing_shard(name, shard, d))?;
-        let of_module = mapped.entries.range(stem.to_string()..).map(|(n, _)| n).take_while(|n| n.starts_with(stem));
-        for hidden in of_module.filter(|n| !self.index.contains_key(*n)) {
+        let mut of_module = mapped.entries.range(stem.to_string()..).map(|(n, _)| n).take_while(|n| n.starts_with(stem));
+        if let Some(hidden) = of_module.find(|n| !self.index.contains_key(*n)) {
             return Err(Diagnostic::input(
                 "checkpoint-index-invalid",
                 format!(
@@ -241,21 +262,26 @@ impl Shard {
 }
 
 fn map_file(path: &Path) -> Result<Mapped, Diagnostic> {
+    let map = map(path)?;
+    let entries = parse_header(path, &map)?;
+    Ok(Mapped { map, entries })
+}
+
+/// Maps a file into memory.
+pub(crate) fn map(path: &Path) -> Result<Mmap, Diagnostic> {
     let file = File::open(path).map_err(|e| match e.kind() {
         std::io::ErrorKind::NotFound => not_found(path, "the file does not exist".into()),
         _ => unreadable(path, &e),
     })?;
     // SAFETY: the map is read-only and private to this process. Another process that shortens the file while it is
     // mapped would make reads fault; that risk is inherent to mapping weights and the same in every engine that does.
-    let map = unsafe { Mmap::map(&file) }.map_err(|e| unreadable(path, &e))?;
-    let entries = parse_header(path, &map)?;
-    Ok(Mapped { map, entries })
+    unsafe { Mmap::map(&file) }.map_err(|e| unreadable(path, &e))
 }
 
 fn not_found(path: &Path, why: String) -> Diagnostic {
     Diagnostic::input("checkpoint-not-found", format!("there is no checkpoint at `{}`", path.display()))
         .note(why)
-        .help("give a model directory with `*.safetensors` files, or one such file; a sharded model needs the shards that its index names for this layer")
+        .help("give a model directory with `*.safetensors` files or a `*.gguf` file, or one such file; a sharded model needs the shards that its index names for this layer")
 }
 
 pub(super) fn unreadable(path: &Path, e: &std::io::Error) -> Diagnostic {

@@ -1,5 +1,6 @@
 //! Files of weights, opened without trusting them.
 
 pub mod checkpoint;
+pub mod gguf;
 mod index;
 pub mod safetensors;

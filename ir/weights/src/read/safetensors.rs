@@ -4,6 +4,7 @@
 //! a tensor's type, shape and byte range within the data region; the ranges tile the region without hole or overlap.
 //! Source: the format section of <https://github.com/huggingface/safetensors>.
 
+use crate::formats::ggml::GgmlType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::{DType, Tensor};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
@@ -34,6 +35,8 @@ pub enum StoredType {
     F64,
     I64,
     U64,
+    /// Blocks of a GGUF file; safetensors files have none.
+    Ggml(GgmlType),
 }
 
 use StoredType as S;
@@ -63,23 +66,34 @@ const TYPES: &[(&str, StoredType, u64, Option<DType>)] = &[
 ];
 
 impl StoredType {
-    fn row(self) -> &'static (&'static str, StoredType, u64, Option<DType>) {
-        TYPES.iter().find(|t| t.1 == self).expect("every stored type should have a row in TYPES")
+    fn row(self) -> Option<&'static (&'static str, StoredType, u64, Option<DType>)> {
+        TYPES.iter().find(|t| t.1 == self)
     }
 
     /// The name in headers: `BF16`, `F8_E4M3`, …
     pub fn name(self) -> &'static str {
-        self.row().0
+        match self {
+            S::Ggml(t) => t.name(),
+            _ => self.row().map_or("", |t| t.0),
+        }
     }
 
-    /// Size of one element in bits.
+    /// Size of one element in bits; 0 for blocks, see [`StoredType::block`].
     pub fn bits(self) -> u64 {
-        self.row().2
+        self.row().map_or(0, |t| t.2)
+    }
+
+    /// Elements and bytes of the smallest piece that lies by itself. Types of less than a byte have none: 0.
+    pub fn block(self) -> (u64, u64) {
+        match self {
+            S::Ggml(t) => t.block(),
+            _ => (1, self.bits() / 8),
+        }
     }
 
     /// The same type in moec; `None` for those it does not compute in.
     pub fn dtype(self) -> Option<DType> {
-        self.row().3
+        self.row().and_then(|t| t.3)
     }
 
     fn from_name(name: &str) -> Option<StoredType> {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// A model directory, a layer graph, or a bundle that `moec compile` wrote.
+    /// A model directory, a GGUF file, a layer graph, or a bundle that `moec compile` wrote.
     #[arg(value_name = "MODEL|BUNDLE")]
     pub subject: PathBuf,
     /// Where it runs: cpu, cuda, cuda:N, or emulator:T with T a GPU target.

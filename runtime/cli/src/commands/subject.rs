@@ -47,7 +47,9 @@ pub fn open(path: &Path) -> Result<Subject, Vec<Diagnostic>> {
 pub fn open_layer(path: &Path, number: Option<u32>, options: &LayerOptions) -> Result<ModelLayer, Vec<Diagnostic>> {
     let layer = Model::open(path)?.layer_with(number, options)?;
     let config = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
-    let text = std::fs::read_to_string(&config).unwrap_or_default();
+    // The model may be a file of weights.
+    let small = std::fs::metadata(&config).is_ok_and(|m| m.len() <= 16 << 20);
+    let text = small.then(|| std::fs::read_to_string(&config).ok()).flatten().unwrap_or_default();
     crate::bug::working_on(format!("layer: {}\n{}:\n{text}", layer.info.name, config.display()));
     Ok(layer)
 }
@@ -55,7 +57,7 @@ pub fn open_layer(path: &Path, number: Option<u32>, options: &LayerOptions) -> R
 /// The model argument and the layer of it.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// Model directory, config.json or layer graph.
+    /// Model directory, config.json, GGUF file or layer graph.
     pub model: PathBuf,
     /// The layer, by the model's own number [default: its first MoE layer].
     #[arg(long, value_name = "N")]
