@@ -20,6 +20,7 @@ impl<'a> Elements<'a> {
             Elements::Plain(_, data) => [data, &[]],
             Elements::Blocks(b) => [b.codes.0, b.scales.0],
             Elements::Integers(i) => [i.codes, i.scales],
+            Elements::Ggml(q) => [q.data, &[]],
         }
     }
 }
