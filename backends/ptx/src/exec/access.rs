@@ -108,15 +108,68 @@ fn load_from(cx: &mut Cx<'_>, op: &LoadOp, space: MemorySpace, at: &Lanes, lanes
     }
 }
 
+/// What a load found: the values of each element, and the unwritten bits if there are some.
+struct Found {
+    values: [Lanes; MAX_ELEMENTS],
+    holes: Option<Box<Holes>>,
+}
+
+struct Holes {
+    bits: [Lanes; MAX_ELEMENTS],
+    /// For each element, lanes that hold padding.
+    padding: [u32; MAX_ELEMENTS],
+}
+
+impl Found {
+    fn new() -> Found {
+        Found { values: [[0; WARP]; MAX_ELEMENTS], holes: None }
+    }
+
+    /// Notes unwritten bits of an element. `beside`: something near it was written.
+    #[cold]
+    fn hole(&mut self, element: usize, lane: usize, bits: u64, beside: bool) {
+        let holes = self
+            .holes
+            .get_or_insert_with(|| Box::new(Holes { bits: [[0; WARP]; MAX_ELEMENTS], padding: [0; MAX_ELEMENTS] }));
+        holes.bits[element][lane] = bits;
+        holes.padding[element] |= u32::from(beside) << lane;
+    }
+
+    /// Nothing is known of a lane.
+    #[cold]
+    fn lost(&mut self, elements: usize, lane: usize) {
+        (0..elements).for_each(|e| self.hole(e, lane, u64::MAX, false));
+    }
+}
+
+/// Unwritten bits of up to eight bytes as one mask.
+fn join(holes: &[u8]) -> u64 {
+    holes.iter().rev().fold(0, |bits, h| bits << 8 | u64::from(*h))
+}
+
+/// Bytes around an access in which a written one makes the unwritten ones padding.
+const PADDED: u64 = 16;
+
 /// Writes what a load found to its slots.
-fn deliver(cx: &mut Cx<'_>, op: &LoadOp, lanes: u32, values: &[Lanes], poison: &[u32]) {
+fn deliver(cx: &mut Cx<'_>, op: &LoadOp, lanes: u32, found: &Found) {
     for (n, d) in op.elements.iter().enumerate() {
-        if op.signed {
-            let v = values[n].map(|v| extend(v, op.bytes, op.register_bits));
-            cx.warp.write(*d, lanes, &v, poison[n]);
+        let signed;
+        let values = if op.signed {
+            signed = found.values[n].map(|v| extend(v, op.bytes, op.register_bits));
+            &signed
         } else {
-            cx.warp.write(*d, lanes, &values[n], poison[n]);
-        }
+            &found.values[n]
+        };
+        let Some(holes) = &found.holes else {
+            cx.warp.write(*d, lanes, values, 0);
+            continue;
+        };
+        let bits = holes.bits[n].map(|b| match op.bytes {
+            8 => b,
+            bytes if op.signed => extend(b, bytes, op.register_bits),
+            bytes => b & ((1 << (8 * bytes)) - 1),
+        });
+        cx.warp.write_bits(*d, lanes, values, &bits, holes.padding[n]);
     }
 }
 
@@ -125,8 +178,7 @@ const MAX_ELEMENTS: usize = 8;
 fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
     let n = op.elements.len();
     let total = u64::from(op.bytes) * n as u64;
-    let mut values = [[0u64; WARP]; MAX_ELEMENTS];
-    let mut poison = [0u32; MAX_ELEMENTS];
+    let mut found = Found::new();
     let memory = cx.m.launch.memory;
     let mut current: Option<&super::memory::global::Allocation> = None;
     for l in lanes_of(lanes) {
@@ -146,21 +198,30 @@ fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
             }
         };
         let Some(a) = allocation else {
-            poison.iter_mut().for_each(|p| *p |= 1 << l);
+            found.lost(n, l);
             continue;
         };
         current = Some(a);
         let offset = address - a.base;
         for e in 0..n {
-            let (v, init) = a.load(offset + e as u64 * u64::from(op.bytes), op.bytes);
-            values[e][l] = v;
-            poison[e] |= u32::from(!init) << l;
+            let at = offset + e as u64 * u64::from(op.bytes);
+            let (v, init) = a.load(at, op.bytes);
+            found.values[e][l] = v;
+            if !init {
+                let mut written = [false; 8];
+                a.initialized(at, &mut written[..op.bytes as usize]);
+                let bits =
+                    join(&written[..op.bytes as usize].iter().map(|w| if *w { 0 } else { 0xff }).collect::<Vec<u8>>());
+                let (start, mut near) = (at / PADDED * PADDED, [false; PADDED as usize]);
+                a.initialized(start, &mut near[..(a.bytes - start).min(PADDED) as usize]);
+                found.hole(e, l, bits, near.contains(&true));
+            }
         }
     }
     if cx.m.launch.options.counters {
         count_global(cx, at, lanes, total, false);
     }
-    deliver(cx, op, lanes, &values[..n], &poison[..n]);
+    deliver(cx, op, lanes, &found);
 }
 
 /// Sectors of a warp's access: those that several lanes share count once.
@@ -297,21 +358,26 @@ fn load_shared(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, own_only: b
     let total = u64::from(op.bytes) * n as u64;
     let kind = if op.strong { AccessKind::StrongRead } else { AccessKind::Read };
     let good = shared_lanes(cx, at, lanes, total, own_only, kind);
-    let mut values = [[0u64; WARP]; MAX_ELEMENTS];
-    let mut poison = [lanes & !good; MAX_ELEMENTS];
+    let mut found = Found::new();
+    lanes_of(lanes & !good).for_each(|l| found.lost(n, l));
     for l in lanes_of(good) {
         let (rank, offset) = split_shared(at[l]);
         let shared = &cx.m.cluster.ctas[rank].shared;
         for e in 0..n {
-            let (v, init) = shared.load(offset as usize + e * op.bytes as usize, op.bytes as usize);
-            values[e][l] = v;
-            poison[e] |= u32::from(!init) << l;
+            let at = offset as usize + e * op.bytes as usize;
+            let (v, init) = shared.load(at, op.bytes as usize);
+            found.values[e][l] = v;
+            if !init {
+                let start = at / PADDED as usize * PADDED as usize;
+                let near = shared.holes(start, (shared.end() as usize - start).min(PADDED as usize));
+                found.hole(e, l, join(shared.holes(at, op.bytes as usize)), near.iter().any(|h| *h != 0xff));
+            }
         }
     }
     if op.strong {
         acquire_shared(cx, at, good);
     }
-    deliver(cx, op, lanes, &values[..n], &poison[..n]);
+    deliver(cx, op, lanes, &found);
 }
 
 /// A strong read learns what strong writes of the place have released.
@@ -364,23 +430,26 @@ fn local_start(cx: &mut Cx<'_>, address: u64, total: u64, frame: bool, l: usize)
 fn load_local(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, frame: bool) {
     let n = op.elements.len();
     let total = u64::from(op.bytes) * n as u64;
-    let mut values = [[0u64; WARP]; MAX_ELEMENTS];
-    let mut poison = [0u32; MAX_ELEMENTS];
+    let mut found = Found::new();
     for l in lanes_of(lanes) {
         let Some(start) = local_start(cx, at[l], total, frame, l) else {
-            poison.iter_mut().for_each(|p| *p |= 1 << l);
+            found.lost(n, l);
             continue;
         };
         for e in 0..n {
             let (from, bytes) = (start + e * op.bytes as usize, op.bytes as usize);
             let mut v = [0u8; 8];
             v[..bytes].copy_from_slice(&cx.warp.local[from..from + bytes]);
-            values[e][l] = u64::from_le_bytes(v);
-            let init = cx.warp.local_init[from..from + bytes].iter().all(|b| *b);
-            poison[e] |= u32::from(!init) << l;
+            found.values[e][l] = u64::from_le_bytes(v);
+            let holes = &cx.warp.local_holes[from..from + bytes];
+            if holes.iter().any(|h| *h != 0) {
+                let first = from / PADDED as usize * PADDED as usize;
+                let near = &cx.warp.local_holes[first..(first + PADDED as usize).min(cx.warp.local_holes.len())];
+                found.hole(e, l, join(holes), near.iter().any(|h| *h != 0xff));
+            }
         }
     }
-    deliver(cx, op, lanes, &values[..n], &poison[..n]);
+    deliver(cx, op, lanes, &found);
 }
 
 fn load_bank(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, constant: bool) {
@@ -388,8 +457,7 @@ fn load_bank(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, constant: boo
     let total = u64::from(op.bytes) * n as u64;
     let launch = cx.m.launch;
     let bank: &[u8] = if constant { &launch.const_bank } else { &launch.params };
-    let mut values = [[0u64; WARP]; MAX_ELEMENTS];
-    let mut poison = [0u32; MAX_ELEMENTS];
+    let mut found = Found::new();
     for l in lanes_of(lanes) {
         let room = usize::try_from(at[l]).ok().and_then(|from| bank.get(from..from.checked_add(total as usize)?));
         let Some(room) = room else {
@@ -397,17 +465,17 @@ fn load_bank(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, constant: boo
             cx.m.report(Check::Bounds, Some(l as u32), || {
                 format!("{total} bytes at {name} address {:#x} are outside the bank of {} bytes", at[l], bank.len())
             });
-            poison.iter_mut().for_each(|p| *p |= 1 << l);
+            found.lost(n, l);
             continue;
         };
         for e in 0..n {
             let bytes = op.bytes as usize;
             let mut v = [0u8; 8];
             v[..bytes].copy_from_slice(&room[e * bytes..(e + 1) * bytes]);
-            values[e][l] = u64::from_le_bytes(v);
+            found.values[e][l] = u64::from_le_bytes(v);
         }
     }
-    deliver(cx, op, lanes, &values[..n], &poison[..n]);
+    deliver(cx, op, lanes, &found);
 }
 
 /// Executes a store for the lanes in `mask`.
@@ -442,13 +510,9 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
     let n = op.elements.len();
     let bytes = op.bytes;
     let total = u64::from(bytes) * n as u64;
-    for s in &op.elements {
-        let bad = cx.poison(*s) & lanes;
-        if bad != 0 {
-            cx.m.report(Check::Uninitialized, Some(bad.trailing_zeros()), || {
-                "a value that was never written is stored to global memory".to_owned()
-            });
-        }
+    let holes = unwritten_elements(cx, &op.elements, lanes);
+    if let Some(holes) = &holes {
+        report_unwritten(cx, op, holes, lanes);
     }
     let memory = cx.m.launch.memory;
     let mut current: Option<&super::memory::global::Allocation> = None;
@@ -475,15 +539,23 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
             let (word, byte) = ((offset / 8) as usize, (offset % 8) as u32);
             let mask = byte_mask(bytes) << byte;
             let value = cx.lanes(*s)[l];
+            // Bytes of which no bit was written stay unwritten.
+            let lost = holes.as_ref().map_or(0, |h| unwritten_bytes(h[e][l], bytes) << byte);
             let value = if bytes == 8 { value } else { (value & ((1 << (8 * bytes)) - 1)) << (8 * byte) };
             match &mut pending {
-                Some((pa, pw, pm, pv)) if std::ptr::eq(*pa, a) && *pw == word && *pm & mask == 0 => {
+                Some((pa, pw, pm, pv)) if lost == 0 && std::ptr::eq(*pa, a) && *pw == word && *pm & mask == 0 => {
                     *pm |= mask;
                     *pv |= value;
                 }
                 _ => {
-                    if let Some((pa, pw, pm, pv)) = pending.replace((a, word, mask, value)) {
+                    if let Some((pa, pw, pm, pv)) = pending.take() {
                         pa.store_word(pw, pm, pv, true);
+                    }
+                    if lost == 0 {
+                        pending = Some((a, word, mask, value));
+                    } else {
+                        a.store_word(word, mask & !lost, value, true);
+                        a.store_word(word, lost, value, false);
                     }
                 }
             }
@@ -497,6 +569,48 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
     }
 }
 
+/// The unwritten bits of each element of a store, if an executing lane has some.
+fn unwritten_elements(cx: &Cx<'_>, elements: &[Src], lanes: u32) -> Option<Vec<Lanes>> {
+    if elements.iter().all(|s| cx.poison(*s) & lanes == 0) {
+        return None;
+    }
+    Some(elements.iter().map(|s| cx.unwritten(*s)).collect())
+}
+
+/// The bytes of which no bit was written, as a mask of bytes.
+fn unwritten_bytes(holes: u64, bytes: u32) -> u8 {
+    (0..bytes).fold(0, |m, b| m | u8::from(holes >> (8 * b) & 0xff == 0xff) << b)
+}
+
+/// A lane that stores nothing but unwritten bytes is a finding. Where a part of what it stores was written, or the value was
+/// loaded from beside something that was, the rest may be padding: a note.
+#[cold]
+fn report_unwritten(cx: &mut Cx<'_>, op: &StoreOp, holes: &[Lanes], lanes: u32) {
+    let all = byte_mask(op.bytes);
+    for l in lanes_of(lanes) {
+        // Bytes with unwritten bits.
+        let lost: Vec<u8> = holes
+            .iter()
+            .map(|h| (0..op.bytes).fold(0, |m, b| m | u8::from(h[l] >> (8 * b) & 0xff != 0) << b))
+            .collect();
+        if holes.iter().all(|h| h[l] == 0) {
+            continue;
+        }
+        let padding = op.elements.iter().all(|s| (cx.warp.padding_of(*s) | !cx.poison(*s)) >> l & 1 == 1);
+        if lost.iter().any(|b| *b != all) || padding {
+            let bytes: u32 = lost.iter().map(|b| b.count_ones()).sum();
+            let total = op.bytes * lost.len() as u32;
+            cx.m.note(Check::Uninitialized, Some(l as u32), || {
+                format!("of {total} bytes that are stored to global memory, {bytes} were never written; they are right only if nobody uses them (the padding of a struct)")
+            });
+        } else {
+            cx.m.report(Check::Uninitialized, Some(l as u32), || {
+                "a value that was never written is stored to global memory".to_owned()
+            });
+        }
+    }
+}
+
 fn store_shared(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, own_only: bool) {
     let total = u64::from(op.bytes) * op.elements.len() as u64;
     let kind = if op.strong { AccessKind::StrongWrite } else { AccessKind::Write };
@@ -506,16 +620,17 @@ fn store_shared(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, own_only:
         let changes = lanes_of(good).filter(|l| !already_there(cx, op, at[*l], *l)).fold(0u32, |m, l| m | 1 << l);
         track_lanes(cx, at, changes, total, kind);
     }
+    let holes = unwritten_elements(cx, &op.elements, good);
     for l in lanes_of(good) {
         let (rank, offset) = split_shared(at[l]);
         for (e, s) in op.elements.iter().enumerate() {
             let value = cx.lanes(*s)[l];
-            let init = cx.poison(*s) >> l & 1 == 0;
+            let lost = holes.as_ref().map_or(0, |h| h[e][l]);
             cx.m.cluster.ctas[rank].shared.store(
                 offset as usize + e * op.bytes as usize,
                 op.bytes as usize,
                 value,
-                init,
+                lost,
             );
         }
     }
@@ -537,14 +652,15 @@ fn already_there(cx: &Cx<'_>, op: &StoreOp, address: u64, l: usize) -> bool {
 
 fn store_local(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, frame: bool) {
     let total = u64::from(op.bytes) * op.elements.len() as u64;
+    let holes = unwritten_elements(cx, &op.elements, lanes);
     for l in lanes_of(lanes) {
         let Some(start) = local_start(cx, at[l], total, frame, l) else { continue };
         for (e, s) in op.elements.iter().enumerate() {
             let (to, bytes) = (start + e * op.bytes as usize, op.bytes as usize);
             let value = cx.lanes(*s)[l].to_le_bytes();
-            let init = cx.poison(*s) >> l & 1 == 0;
+            let lost = holes.as_ref().map_or(0, |h| h[e][l]).to_le_bytes();
             cx.warp.local[to..to + bytes].copy_from_slice(&value[..bytes]);
-            cx.warp.local_init[to..to + bytes].fill(init);
+            cx.warp.local_holes[to..to + bytes].copy_from_slice(&lost[..bytes]);
         }
     }
 }
@@ -575,7 +691,7 @@ pub(crate) fn update(
             cx.track_shared(rank, offset, u64::from(bytes), AccessKind::StrongWrite, lane as u32);
             let shared = &mut cx.m.cluster.ctas[rank].shared;
             let (old, init) = shared.load(offset as usize, bytes as usize);
-            shared.store(offset as usize, bytes as usize, f(old), init);
+            shared.store(offset as usize, bytes as usize, f(old), if init { 0 } else { u64::MAX });
             Some((old, init))
         }
         MemorySpace::Local | MemorySpace::Frame | MemorySpace::Const | MemorySpace::Param => {

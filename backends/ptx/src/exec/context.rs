@@ -61,24 +61,41 @@ impl Machine<'_> {
             known.count += 1;
             return;
         }
+        let finding = self.finding(check, lane, other, message());
+        self.worker.findings.insert((self.pc, check), finding);
+    }
+
+    /// Records something that PTX forbids or leaves open and that machines put up with.
+    pub fn note(&mut self, check: Check, lane: Option<u32>, message: impl FnOnce() -> String) {
+        if !self.launch.options.checks.has(check) {
+            return;
+        }
+        if let Some(known) = self.worker.notes.get_mut(&(self.pc, check)) {
+            known.count += 1;
+            return;
+        }
+        let note = self.finding(check, lane, None, message());
+        self.worker.notes.insert((self.pc, check), note);
+    }
+
+    fn finding(&self, check: Check, lane: Option<u32>, other: Option<(u32, u32)>, message: String) -> Finding {
         let source = &self.launch.program.source;
         let at = source.get(self.pc as usize);
         let other = other.map(|(actor, pc)| {
             let (line, text) = source.get(pc as usize).map_or((0, ""), |s| (s.line, s.text.as_str()));
             format!("{} at line {line}: {text}", self.cluster.actor_name(actor))
         });
-        let finding = Finding {
+        Finding {
             check,
             kernel: self.launch.program.entry.clone(),
             line: at.map_or(0, |s| s.line),
             instruction: at.map_or_else(String::new, |s| s.text.clone()),
             block: self.cluster.ctas[self.cta].ctaid,
             thread: lane.map(|l| self.launch.tid(self.warp_index as u32 * WARP as u32 + l)),
-            message: message(),
+            message,
             other,
             count: 1,
-        };
-        self.worker.findings.insert((self.pc, check), finding);
+        }
     }
 
     /// An error that ends the launch.
@@ -380,11 +397,11 @@ impl AsyncCx<'_> {
         self.track(rank, offset, out.len() as u64, AccessKind::Read);
         let shared = &self.m.cluster.ctas[rank].shared;
         out.copy_from_slice(shared.bytes(offset as usize, out.len()));
-        let flags = shared.initialized(offset as usize, out.len());
+        let holes = shared.holes(offset as usize, out.len());
         match init {
-            Some(init) => init.copy_from_slice(flags),
+            Some(init) => init.iter_mut().zip(holes).for_each(|(written, h)| *written = *h == 0),
             None => {
-                if let Some(at) = flags.iter().position(|f| !f) {
+                if let Some(at) = holes.iter().position(|h| *h != 0) {
                     let what = self.what;
                     self.m.report(Check::Uninitialized, Some(self.lane), || {
                         format!("{what} reads shared address {:#x}, which nobody wrote", address + at as u64)

@@ -1,12 +1,14 @@
 //! Devices, launches, reports.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::counters::Counters;
 use super::error::ExecError;
-use super::findings::{Checks, Finding};
+use super::findings::{Check, Checks, Finding};
 use super::launch::LaunchState;
 use super::memory::global::{DeviceMemory, Traffic};
 use super::memory::{FUNCTION_WINDOW, SHARED_RESERVED};
@@ -184,6 +186,9 @@ impl Options {
 pub struct Report {
     /// What the checks found, in code order.
     pub findings: Vec<Finding>,
+    /// What PTX forbids or leaves open and machines put up with, in code order. A kernel with notes only is right where
+    /// it ran.
+    pub notes: Vec<Finding>,
     /// What was executed and moved.
     pub counters: Counters,
     /// What was moved to and from each allocation; empty without counters.
@@ -442,8 +447,29 @@ fn relocated(symbol: &DataSymbol, globals: &[u64]) -> Vec<u8> {
     bytes
 }
 
+/// Joins the findings of one host thread with those of the others.
+fn merge(all: &mut BTreeMap<(u32, Check), Finding>, some: BTreeMap<(u32, Check), Finding>) {
+    for (key, finding) in some {
+        match all.entry(key) {
+            Entry::Vacant(v) => {
+                v.insert(finding);
+            }
+            Entry::Occupied(mut o) => {
+                let known = o.get_mut();
+                let count = known.count + finding.count;
+                // The occurrence of the lowest block is shown, whichever thread met it.
+                if finding.block.iter().rev().lt(known.block.iter().rev()) {
+                    *known = finding;
+                }
+                known.count = count;
+            }
+        }
+    }
+}
+
 fn collect(program: &Program, workers: Vec<super::worker::Worker>) -> Report {
-    let mut findings = std::collections::BTreeMap::new();
+    let mut findings = BTreeMap::new();
+    let mut notes = BTreeMap::new();
     let mut counters = Counters::default();
     let mut profile = vec![(0u64, 0u64); program.code.len()];
     for w in workers {
@@ -453,22 +479,8 @@ fn collect(program: &Program, workers: Vec<super::worker::Worker>) -> Report {
             sum.0 += n.0;
             sum.1 += n.1;
         }
-        for (key, finding) in w.findings {
-            match findings.entry(key) {
-                std::collections::btree_map::Entry::Vacant(v) => {
-                    v.insert(finding);
-                }
-                std::collections::btree_map::Entry::Occupied(mut o) => {
-                    let known: &mut Finding = o.get_mut();
-                    let count = known.count + finding.count;
-                    // The occurrence of the lowest block is shown, whichever thread met it.
-                    if finding.block.iter().rev().lt(known.block.iter().rev()) {
-                        *known = finding;
-                    }
-                    known.count = count;
-                }
-            }
-        }
+        merge(&mut findings, w.findings);
+        merge(&mut notes, w.notes);
     }
     for (n, source) in profile.iter().zip(&program.source) {
         if n.0 > 0 {
@@ -477,6 +489,7 @@ fn collect(program: &Program, workers: Vec<super::worker::Worker>) -> Report {
             *counters.by_class.entry(source.class).or_default() += n.0;
         }
     }
-    let (findings, instructions) = (findings.into_values().collect(), counters.lane_instructions);
-    Report { findings, instructions, counters, profile, traffic: Vec::new() }
+    let (findings, notes) = (findings.into_values().collect(), notes.into_values().collect());
+    let instructions = counters.lane_instructions;
+    Report { findings, notes, instructions, counters, profile, traffic: Vec::new() }
 }

@@ -8,7 +8,8 @@ use super::context::Cx;
 use super::error::ExecError;
 use super::findings::Check;
 use super::memory::FUNCTION_WINDOW;
-use super::program::{CallOp, CallTarget, Flow, Lanes, Op, WARP};
+use super::program::{CallOp, CallTarget, Flow, Lanes, Op, Slot, Src, WARP};
+use super::unwritten::Holes;
 use super::warp::{Frame, Part};
 
 /// Why a warp stopped running.
@@ -132,30 +133,42 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                 continue;
             }
             match &instr.op {
-                Op::Map1 { f, d, a } => {
+                Op::Map1 { f, d, a, spread } => {
                     let mut out = [0u64; WARP];
                     f(cx.lanes(*a), &mut out);
-                    let poison = cx.poison(*a);
-                    cx.warp.write(*d, mask, &out, poison);
+                    if cx.poison(*a) & mask == 0 {
+                        cx.warp.write(*d, mask, &out, 0);
+                    } else {
+                        cx.write_spread(*spread, &[*a], &|v, d| f(&v[0], d), *d, mask, &out);
+                    }
                     part.pc += 1;
                 }
-                Op::Map2 { f, d, a, b } => {
+                Op::Map2 { f, d, a, b, spread } => {
                     let mut out = [0u64; WARP];
                     f(cx.lanes(*a), cx.lanes(*b), &mut out);
-                    let poison = cx.poison(*a) | cx.poison(*b);
-                    cx.warp.write(*d, mask, &out, poison);
+                    if (cx.poison(*a) | cx.poison(*b)) & mask == 0 {
+                        cx.warp.write(*d, mask, &out, 0);
+                    } else {
+                        cx.write_spread(*spread, &[*a, *b], &|v, d| f(&v[0], &v[1], d), *d, mask, &out);
+                    }
                     part.pc += 1;
                 }
-                Op::Map3 { f, d, a, b, c } => {
+                Op::Map3 { f, d, a, b, c, spread } => {
                     let mut out = [0u64; WARP];
                     f(cx.lanes(*a), cx.lanes(*b), cx.lanes(*c), &mut out);
-                    let poison = cx.poison(*a) | cx.poison(*b) | cx.poison(*c);
-                    cx.warp.write(*d, mask, &out, poison);
+                    if (cx.poison(*a) | cx.poison(*b) | cx.poison(*c)) & mask == 0 {
+                        cx.warp.write(*d, mask, &out, 0);
+                    } else {
+                        cx.write_spread(*spread, &[*a, *b, *c], &|v, d| f(&v[0], &v[1], &v[2], d), *d, mask, &out);
+                    }
                     part.pc += 1;
                 }
-                Op::Setp { f, d, not_d, a, b, combine } => {
+                Op::Setp { f, d, not_d, a, b, combine, kind } => {
                     let holds = f(cx.lanes(*a), cx.lanes(*b));
                     let mut unknown = cx.poison(*a) | cx.poison(*b);
+                    if unknown & mask != 0 {
+                        unknown &= !cx.decided(*kind, *a, *b, *f);
+                    }
                     let (mut p, mut q) = (holds, !holds);
                     if let Some((f, c)) = combine {
                         let c_value = cx.warp.pred(*c);
@@ -191,19 +204,27 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                         let keep = 0u64.wrapping_sub(u64::from(holds >> i & 1));
                         out[i] = va[i] & keep | vb[i] & !keep;
                     }
-                    let poison = cx.poison(*a) & holds | cx.poison(*b) & !holds | cx.warp.pred_poison(*p);
-                    cx.warp.write(*d, mask, &out, poison);
+                    let open = cx.warp.pred_poison(*p);
+                    let poison = (cx.poison(*a) & holds | cx.poison(*b) & !holds | open) & mask;
+                    if poison == 0 {
+                        cx.warp.write(*d, mask, &out, 0);
+                    } else {
+                        select_bits(cx, [*a, *b], holds, open, *d, mask, &out);
+                    }
                     part.pc += 1;
                 }
                 Op::Unpack { d, a, mask: field } => {
                     let v = *cx.lanes(*a);
-                    let poison = cx.poison(*a);
-                    for (d, shift) in d {
-                        let out = v.map(|v| v >> shift & field);
-                        // Halves of 64 bits are known apart.
-                        let half = *field == u64::from(u32::MAX);
-                        let poison = if half { cx.warp.poison_of_half(*a, (*shift / 32) as usize) } else { poison };
-                        cx.warp.write(*d, mask, &out, poison);
+                    if cx.poison(*a) & mask == 0 {
+                        for (d, shift) in d {
+                            cx.warp.write(*d, mask, &v.map(|v| v >> shift & field), 0);
+                        }
+                    } else {
+                        let (holes, padding) = (cx.unwritten(*a), cx.warp.padding_of(*a));
+                        for (d, shift) in d {
+                            let bits = holes.map(|b| b >> shift & field);
+                            cx.warp.write_bits(*d, mask, &v.map(|v| v >> shift & field), &bits, padding);
+                        }
                     }
                     part.pc += 1;
                 }
@@ -217,13 +238,10 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
                         }
                         poison |= cx.poison(*s);
                     }
-                    let halves = match a[..] {
-                        [(low, 0), (high, 32)] => Some([cx.poison(low), cx.poison(high)]),
-                        _ => None,
-                    };
-                    cx.warp.write(*d, mask, &out, poison);
-                    if let Some(halves) = halves {
-                        cx.warp.set_poison_halves(*d, mask, halves);
+                    if poison & mask == 0 {
+                        cx.warp.write(*d, mask, &out, 0);
+                    } else {
+                        pack_bits(cx, a, *d, mask, &out);
                     }
                     part.pc += 1;
                 }
@@ -359,6 +377,31 @@ pub(crate) fn run(cx: &mut Cx<'_>, quantum: i64) -> Result<Outcome, ExecError> {
     }
 }
 
+/// The unwritten bits of a selection. Where the predicate is open, bits that are equal in both values are known.
+#[cold]
+fn select_bits(cx: &mut Cx<'_>, [a, b]: [Src; 2], holds: u32, open: u32, d: Slot, mask: u32, out: &Lanes) {
+    let (ua, ub) = (cx.unwritten(a), cx.unwritten(b));
+    let (va, vb) = (cx.lanes(a), cx.lanes(b));
+    let bits = std::array::from_fn(|l| match (open >> l & 1, holds >> l & 1) {
+        (1, _) => va[l] ^ vb[l] | ua[l] | ub[l],
+        (_, 1) => ua[l],
+        _ => ub[l],
+    });
+    let padding = (cx.warp.padding_of(a) & holds | cx.warp.padding_of(b) & !holds) & !open;
+    cx.warp.write_bits(d, mask, out, &bits, padding);
+}
+
+#[cold]
+fn pack_bits(cx: &mut Cx<'_>, parts: &[(Src, u32)], d: Slot, mask: u32, out: &Lanes) {
+    let (mut bits, mut padding) = ([0u64; WARP], u32::MAX);
+    for (s, shift) in parts {
+        let holes = cx.unwritten(*s);
+        (0..WARP).for_each(|l| bits[l] |= holes[l] << shift);
+        padding &= cx.warp.padding_of(*s) | !cx.poison(*s);
+    }
+    cx.warp.write_bits(d, mask, out, &bits, padding);
+}
+
 /// Lanes leave the kernel.
 fn exit_lanes(cx: &mut Cx<'_>, mask: u32) {
     cx.warp.exited |= mask;
@@ -432,11 +475,11 @@ fn enter(cx: &mut Cx<'_>, call: &CallOp, part: &Part, number: u32, mask: u32) ->
         let old = l * stride + cx.warp.frame[l] as usize;
         let new = old + from.frame_bytes as usize;
         // What an earlier activation left there is not this one's.
-        cx.warp.local_init[new..new + to.frame_bytes as usize].fill(false);
+        cx.warp.local_holes[new..new + to.frame_bytes as usize].fill(0xff);
         for ((at, have), (param, bytes)) in call.args.iter().zip(&to.params) {
             let (from, to, n) = (old + *at as usize, new + *param as usize, *bytes.min(have) as usize);
             cx.warp.local.copy_within(from..from + n, to);
-            cx.warp.local_init.copy_within(from..from + n, to);
+            cx.warp.local_holes.copy_within(from..from + n, to);
         }
         cx.warp.frame[l] += from.frame_bytes;
     }
@@ -459,7 +502,7 @@ fn return_from(cx: &mut Cx<'_>, mut part: Part, mask: u32) {
         for ((at, have), (result, bytes)) in call.returns.iter().zip(&from.returns) {
             let (from, to, n) = (old + *result as usize, new + *at as usize, *bytes.min(have) as usize);
             cx.warp.local.copy_within(from..from + n, to);
-            cx.warp.local_init.copy_within(from..from + n, to);
+            cx.warp.local_holes.copy_within(from..from + n, to);
         }
     }
     if !from.saved.is_empty() {
@@ -475,12 +518,17 @@ fn save(cx: &mut Cx<'_>, depth: usize, function: u32, mask: u32) {
     let info = &cx.m.launch.program.functions[function as usize];
     let warp = &mut *cx.warp;
     let saved = warp.saved.entry((depth, function)).or_default();
-    saved.regs.resize(info.saved.len(), ([0; WARP], 0));
+    saved.regs.resize(info.saved.len(), ([0; WARP], 0, None));
     saved.preds.resize(info.saved_preds.len(), (0, 0));
-    for (s, (lanes, poison)) in info.saved.iter().zip(&mut saved.regs) {
+    for (s, (lanes, poison, holes)) in info.saved.iter().zip(&mut saved.regs) {
         let reg: &Lanes = &warp.regs[s.0 as usize];
         access::lanes_of(mask).for_each(|l| lanes[l] = reg[l]);
         *poison = *poison & !mask | warp.poison[s.0 as usize] & mask;
+        if let Some(now) = warp.holes[s.0 as usize].as_deref().filter(|_| *poison & mask != 0) {
+            let kept = holes.get_or_insert_with(|| Box::new(Holes { bits: [u64::MAX; WARP], padding: 0 }));
+            access::lanes_of(mask).for_each(|l| kept.bits[l] = now.bits[l]);
+            kept.padding = kept.padding & !mask | now.padding & mask;
+        }
     }
     for (s, (value, poison)) in info.saved_preds.iter().zip(&mut saved.preds) {
         *value = *value & !mask | warp.preds[s.0 as usize] & mask;
@@ -491,8 +539,14 @@ fn save(cx: &mut Cx<'_>, depth: usize, function: u32, mask: u32) {
 fn restore(cx: &mut Cx<'_>, depth: usize, function: u32, mask: u32) {
     let info = &cx.m.launch.program.functions[function as usize];
     let Some(saved) = cx.warp.saved.remove(&(depth, function)) else { return };
-    for (s, (lanes, poison)) in info.saved.iter().zip(&saved.regs) {
-        cx.warp.write(*s, mask, lanes, *poison);
+    for (s, (lanes, poison, holes)) in info.saved.iter().zip(&saved.regs) {
+        match holes {
+            Some(h) if *poison & mask != 0 => {
+                let bits = std::array::from_fn(|l| if poison >> l & 1 == 1 { h.bits[l] } else { 0 });
+                cx.warp.write_bits(*s, mask, lanes, &bits, h.padding);
+            }
+            _ => cx.warp.write(*s, mask, lanes, *poison),
+        }
     }
     for (s, (value, poison)) in info.saved_preds.iter().zip(&saved.preds) {
         cx.warp.write_pred(*s, mask, *value, *poison);
@@ -513,13 +567,13 @@ fn grow_local(cx: &mut Cx<'_>, bytes: u32) -> Result<(), ExecError> {
     let stride = bytes.next_power_of_two() as usize;
     let old = cx.warp.local_stride as usize;
     let mut local = vec![0u8; stride * WARP];
-    let mut init = vec![false; stride * WARP];
+    let mut holes = vec![0xffu8; stride * WARP];
     for l in 0..WARP {
         local[l * stride..l * stride + old].copy_from_slice(&cx.warp.local[l * old..(l + 1) * old]);
-        init[l * stride..l * stride + old].copy_from_slice(&cx.warp.local_init[l * old..(l + 1) * old]);
+        holes[l * stride..l * stride + old].copy_from_slice(&cx.warp.local_holes[l * old..(l + 1) * old]);
     }
     cx.warp.local = local;
-    cx.warp.local_init = init;
+    cx.warp.local_holes = holes;
     cx.warp.local_stride = stride as u32;
     Ok(())
 }

@@ -39,6 +39,7 @@ pub mod queue;
 pub mod race;
 pub(crate) mod schedule;
 pub mod tensor;
+pub mod unwritten;
 pub mod warp;
 pub mod worker;
 

@@ -2,6 +2,7 @@
 
 use super::context::Cx;
 use super::error::ExecError;
+use super::unwritten::{Comparison, Spread};
 
 /// Lanes of a warp.
 pub const WARP: usize = 32;
@@ -137,12 +138,14 @@ pub(crate) enum Op {
         f: Map1,
         d: Slot,
         a: Src,
+        spread: Spread,
     },
     Map2 {
         f: Map2,
         d: Slot,
         a: Src,
         b: Src,
+        spread: Spread,
     },
     Map3 {
         f: Map3,
@@ -150,6 +153,7 @@ pub(crate) enum Op {
         a: Src,
         b: Src,
         c: Src,
+        spread: Spread,
     },
     /// `d` (and its complement `not_d`) = combine(compare(a, b), p).
     Setp {
@@ -159,6 +163,7 @@ pub(crate) enum Op {
         a: Src,
         b: Src,
         combine: Option<(Logic, PredSrc)>,
+        kind: Comparison,
     },
     Logic {
         f: Logic,
@@ -310,6 +315,8 @@ pub struct Program {
     pub(crate) source: Vec<SourceInfo>,
     pub(crate) functions: Vec<FunctionInfo>,
     pub(crate) n_slots: u32,
+    /// Width of the register in each slot; 64 for intermediate values.
+    pub(crate) slot_bits: Vec<u8>,
     pub(crate) n_preds: u32,
     pub(crate) constants: Vec<Constant>,
     pub(crate) presets: Vec<(Slot, Preset)>,

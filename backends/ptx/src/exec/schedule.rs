@@ -204,14 +204,15 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
         Box::new(Warp {
             regs: vec![[0; WARP]; program.n_slots as usize],
             poison: Vec::new(),
-            poison_halves: Vec::new(),
+            holes: Vec::new(),
             preds: Vec::new(),
             pred_poison: Vec::new(),
             carry: 0,
+            carry_poison: 0,
             parts: Vec::new(),
             exited: 0,
             local: Vec::new(),
-            local_init: Vec::new(),
+            local_holes: Vec::new(),
             local_stride: 0,
             frame: [0; WARP],
             saved: Default::default(),
@@ -229,8 +230,8 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
     // Register contents of earlier blocks stay behind the poison.
     warp.poison.clear();
     warp.poison.resize(program.n_slots as usize, u32::MAX);
-    warp.poison_halves.clear();
-    warp.poison_halves.resize(program.n_slots as usize, [u32::MAX; 2]);
+    warp.holes.clear();
+    warp.holes.resize(program.n_slots as usize, None);
     warp.preds.clear();
     warp.preds.resize(program.n_preds as usize, 0);
     warp.preds[0] = u32::MAX;
@@ -238,11 +239,12 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
     warp.pred_poison.resize(program.n_preds as usize, u32::MAX);
     warp.pred_poison[0] = 0;
     warp.carry = 0;
+    warp.carry_poison = u32::MAX;
     warp.parts.clear();
     warp.local.clear();
     warp.local.resize(stride as usize * WARP, 0);
-    warp.local_init.clear();
-    warp.local_init.resize(stride as usize * WARP, false);
+    warp.local_holes.clear();
+    warp.local_holes.resize(stride as usize * WARP, 0xff);
     warp.local_stride = stride;
     warp.frame = [0; WARP];
     warp.saved.clear();

@@ -85,11 +85,13 @@ fn halves_that_were_packed_are_known_apart() {
     clean(&r);
     assert_eq!(r.words[31], 31);
     assert_eq!(checks_of(&run(&body("%r7"), 32)), [Check::Uninitialized]);
-    // What is computed of the whole register is unwritten, and a register that is written again is whole.
+    // The lower half of a sum depends on the lower halves only; a product's upper part on everything. A register that is
+    // written again is whole.
     let body = |then: &str| {
         format!("{OWN} mov.b64 %rd2, {{%r0, %r5}}; {then} mov.b64 {{%r6, %r7}}, %rd2; st.global.b32 [%rd1], %r6;")
     };
-    assert_eq!(checks_of(&run(&body("add.u64 %rd2, %rd2, 1;"), 32)), [Check::Uninitialized]);
+    clean(&run(&body("add.u64 %rd2, %rd2, 1;"), 32));
+    assert_eq!(checks_of(&run(&body("mul.hi.u64 %rd2, %rd2, 3;"), 32)), [Check::Uninitialized]);
     clean(&run(&body("mov.u64 %rd2, 7;"), 32));
 }
 

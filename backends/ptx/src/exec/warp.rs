@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::program::{Lanes, PredSlot, PredSrc, Slot, Src, WARP, Wait};
 use super::race::Clock;
+use super::unwritten::Holes;
 
 /// Return address and caller of an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub(crate) struct Part {
 /// The registers of an activation that another activation of the same function uses meanwhile.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SavedFrame {
-    pub regs: Vec<(Lanes, u32)>,
+    pub regs: Vec<(Lanes, u32, Option<Box<Holes>>)>,
     pub preds: Vec<(u32, u32)>,
 }
 
@@ -157,19 +158,21 @@ pub struct Warp {
     pub(crate) regs: Vec<Lanes>,
     /// Lanes of each slot that hold no written value.
     pub(crate) poison: Vec<u32>,
-    /// Of those lanes, the ones in which the lower and the upper 32 bits are unwritten: a 64-bit register may have been
-    /// packed from a written and an unwritten value. Counts only where `poison` is set.
-    pub(crate) poison_halves: Vec<[u32; 2]>,
+    /// The unwritten bits of those lanes; all bits where nothing is noted. Counts only where `poison` is set.
+    pub(crate) holes: Vec<Option<Box<Holes>>>,
     pub(crate) preds: Vec<u32>,
     pub(crate) pred_poison: Vec<u32>,
     /// Condition-code carry of each lane.
     pub(crate) carry: u32,
+    /// Lanes whose carry nobody set, or set from unwritten values.
+    pub(crate) carry_poison: u32,
     pub(crate) parts: Vec<Part>,
     /// Lanes that have left, or never existed.
     pub(crate) exited: u32,
     /// Local memory and frames, lane after lane.
     pub(crate) local: Vec<u8>,
-    pub(crate) local_init: Vec<bool>,
+    /// Which bits of each byte of it are unwritten.
+    pub(crate) local_holes: Vec<u8>,
     pub(crate) local_stride: u32,
     /// Frame start of each lane.
     pub(crate) frame: [u32; WARP],
@@ -226,19 +229,15 @@ impl Warp {
         let p = &mut self.poison[d.0 as usize];
         *p = *p & !mask | poison & mask;
         if poison & mask != 0 {
-            self.poison_halves[d.0 as usize].iter_mut().for_each(|half| *half |= poison & mask);
+            self.fill_holes(d, poison & mask);
         }
     }
 
-    /// Lanes of a source in which the 32 bits from bit 32 · `half` on hold no written value.
-    pub fn poison_of_half(&self, s: Src, half: usize) -> u32 {
-        s.slot().map_or(0, |s| self.poison[s.0 as usize] & self.poison_halves[s.0 as usize][half])
-    }
-
-    /// Says which halves of the lanes in `mask` of a 64-bit register are unwritten, after the register was written.
-    pub fn set_poison_halves(&mut self, d: Slot, mask: u32, halves: [u32; 2]) {
-        for (p, half) in self.poison_halves[d.0 as usize].iter_mut().zip(halves) {
-            *p = *p & !mask | half & mask;
+    #[cold]
+    fn fill_holes(&mut self, d: Slot, lanes: u32) {
+        if let Some(holes) = &mut self.holes[d.0 as usize] {
+            (0..WARP).filter(|l| lanes >> l & 1 == 1).for_each(|l| holes.bits[l] = u64::MAX);
+            holes.padding &= !lanes;
         }
     }
 

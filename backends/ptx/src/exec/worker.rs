@@ -9,6 +9,7 @@ use super::findings::{Check, Finding};
 /// Findings, counters and random numbers of one host thread.
 pub struct Worker {
     pub(crate) findings: BTreeMap<(u32, Check), Finding>,
+    pub(crate) notes: BTreeMap<(u32, Check), Finding>,
     /// Counters that operations add to themselves.
     pub counters: Counters,
     /// Executions and lanes of each instruction.
@@ -27,6 +28,7 @@ impl Worker {
     pub(crate) fn new(n_instructions: usize, seed: u64) -> Worker {
         Worker {
             findings: BTreeMap::new(),
+            notes: BTreeMap::new(),
             counters: Counters::default(),
             executed: vec![(0, 0); n_instructions],
             async_issued: 0,

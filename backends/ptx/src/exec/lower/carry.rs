@@ -4,6 +4,7 @@ use super::{Lower, Ty};
 use crate::ast::Instruction;
 use crate::exec::error::CompileError;
 use crate::exec::program::Flow;
+use crate::exec::unwritten::Spread;
 
 impl Lower<'_> {
     /// `add.cc`, `addc`, `sub.cc`, `subc`, `mad.cc`, `madc`.
@@ -41,21 +42,32 @@ impl Lower<'_> {
                     y = cx.lanes(c)[l];
                 }
                 let take = u128::from(takes && cx.warp.carry >> l & 1 == 1);
-                // The carry of a subtraction is its borrow.
-                let (value, out_carry) = if subtract {
-                    let borrow = u128::from(x) < u128::from(y) + take;
-                    (u128::from(x).wrapping_sub(u128::from(y)).wrapping_sub(take), borrow)
-                } else {
-                    let sum = u128::from(x) + u128::from(y) + take;
-                    (sum, sum > u128::from(full))
+                // There is one adder: a difference is a + !b + carry, so that its flag is 1 when nothing was borrowed.
+                // Code that mixes the two (128-bit division, for one) tells the difference.
+                let (y, take) = match (subtract, takes) {
+                    (true, true) => (!y & full, take),
+                    (true, false) => (!y & full, 1),
+                    (false, _) => (y, take),
                 };
-                *o = value as u64 & full;
-                carry |= u32::from(out_carry) << l;
+                let sum = u128::from(x) + u128::from(y) + take;
+                *o = sum as u64 & full;
+                carry |= u32::from(sum > u128::from(full)) << l;
             }
-            let poison = cx.poison(a) | cx.poison(b) | c.map_or(0, |c| cx.poison(c));
-            cx.write(d, mask, &out, poison);
+            let mut poison = cx.poison(a) | cx.poison(b) | c.map_or(0, |c| cx.poison(c));
+            if takes {
+                poison |= cx.warp.carry_poison;
+            }
+            if poison & mask == 0 {
+                cx.write(d, mask, &out, 0);
+            } else if takes && cx.warp.carry_poison & mask != 0 || product {
+                cx.write(d, mask, &out, poison);
+            } else {
+                let same = if a == b && subtract { Spread::Difference } else { Spread::Upwards };
+                cx.write_from(same, &[a, b], d, mask, &out);
+            }
             if sets {
                 cx.warp.carry = cx.warp.carry & !mask | carry & mask;
+                cx.warp.carry_poison = cx.warp.carry_poison & !mask | poison & mask;
             }
             Ok(Flow::Next)
         }));

@@ -116,11 +116,11 @@ impl<'m> Lower<'m> {
                         for l in (0..32).filter(|l| mask >> l & 1 == 1) {
                             let start = (cx.warp.local_stride as usize) * l + cx.warp.frame[l] as usize + at as usize;
                             let end = start + 4;
-                            if let (Some(data), Some(init)) =
-                                (cx.warp.local.get_mut(start..end), cx.warp.local_init.get_mut(start..end))
+                            if let (Some(data), Some(holes)) =
+                                (cx.warp.local.get_mut(start..end), cx.warp.local_holes.get_mut(start..end))
                             {
                                 data.fill(0);
-                                init.fill(true);
+                                holes.fill(0);
                             }
                         }
                         Ok(crate::exec::program::Flow::Next)

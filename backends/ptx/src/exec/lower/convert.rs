@@ -8,6 +8,7 @@ use super::{Lower, Ty};
 use crate::ast::{Instruction, Operand};
 use crate::exec::error::CompileError;
 use crate::exec::program::{Flow, Lanes, Map1, Op, Src};
+use crate::exec::unwritten::Spread;
 use crate::numeric::format::{
     self, BF16, E2M1, E2M3, E3M2, E4M3, E5M2, F16, F32, F64, Format, Rounding, TF32, TF32_SHIFT,
 };
@@ -126,7 +127,9 @@ impl Lower<'_> {
         let r = self.rounding_of(i);
         let integral = i.modifiers.iter().any(|m| matches!(m.as_str(), "rni" | "rzi" | "rmi" | "rpi"));
         if let Some(f) = quick(i, to, from, want) {
-            self.emit(Op::Map1 { f, d, a });
+            let integers = matches!((to, from), (Kind::Int { .. }, Kind::Int { .. }));
+            let spread = if integers { Spread::BITS } else { Spread::Whole };
+            self.emit(Op::Map1 { f, d, a, spread });
             return Ok(());
         }
         let full = if want == 64 { u64::MAX } else { (1u64 << want) - 1 };
@@ -253,7 +256,7 @@ impl Lower<'_> {
             } else {
                 super::lanes::map2!(|a, b| u64::from(f16(a)) << 16 | u64::from(f16(b)))
             };
-            self.emit(Op::Map2 { f, d, a, b });
+            self.emit(Op::Map2 { f, d, a, b, spread: Spread::Pair });
             return Ok(());
         }
         let (bits, count) = match to {
@@ -301,9 +304,23 @@ impl Lower<'_> {
                     *o |= element << (n as u32 * bits);
                 }
             }
-            let mut poison = elements.iter().fold(0, |p, (s, _, _)| p | cx.poison(*s));
-            poison |= random.map_or(0, |s| cx.poison(s)) | factor.map_or(0, |s| cx.poison(s));
-            cx.write(d, mask, &out, poison);
+            let shared = random.map_or(0, |s| cx.poison(s)) | factor.map_or(0, |s| cx.poison(s));
+            let poison = elements.iter().fold(shared, |p, (s, _, _)| p | cx.poison(*s));
+            if poison & mask == 0 || shared & mask != 0 {
+                cx.write(d, mask, &out, poison);
+            } else {
+                // Each element has its own source.
+                let mut holes = [0u64; 32];
+                for (n, (src, shift, width)) in elements.iter().enumerate() {
+                    let field = if *width == 64 { u64::MAX } else { (1u64 << width) - 1 };
+                    let open = cx.unwritten(*src);
+                    for l in 0..32 {
+                        let open = open[l] >> shift & field != 0;
+                        holes[l] |= u64::from(open) * ((1u64 << bits) - 1) << (n as u32 * bits);
+                    }
+                }
+                cx.warp.write_bits(d, mask, &out, &holes, 0);
+            }
             Ok(Flow::Next)
         }));
         Ok(())
@@ -319,7 +336,7 @@ impl Lower<'_> {
             let half = |b: u8| u64::from(f32_to_bf16(scale::ue8m0_to_f32(b)));
             half(a as u8) | half((a >> 8) as u8) << 16
         });
-        self.emit(Op::Map1 { f, d, a });
+        self.emit(Op::Map1 { f, d, a, spread: Spread::Whole });
         Ok(())
     }
 
@@ -351,7 +368,16 @@ impl Lower<'_> {
                 }
             }
             let poison = cx.poison(a) | cx.poison(b) | c.map_or(0, |c| cx.poison(c));
-            cx.write(d, mask, &out, poison);
+            if poison & mask == 0 {
+                cx.write(d, mask, &out, 0);
+            } else {
+                let element = |open: u64, at: u32| if open == 0 { 0 } else { ((1u64 << bits) - 1) << at };
+                let (ua, ub, uc) = (cx.unwritten(a), cx.unwritten(b), c.map_or([0; 32], |c| cx.unwritten(c)));
+                let holes = std::array::from_fn(|l| {
+                    (element(ub[l], 0) | element(ua[l], bits) | uc[l] << (2 * bits)) & 0xffff_ffff
+                });
+                cx.warp.write_bits(d, mask, &out, &holes, 0);
+            }
             Ok(Flow::Next)
         }));
         Ok(())

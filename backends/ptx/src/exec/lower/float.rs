@@ -10,6 +10,7 @@ use super::{Lower, Ty};
 use crate::ast::{Instruction, Operand};
 use crate::exec::error::CompileError;
 use crate::exec::program::{Flow, Lanes, Map1, Map2, Map3, Op, Src};
+use crate::exec::unwritten::Spread;
 use crate::numeric::arith;
 use crate::numeric::format::Rounding;
 
@@ -206,10 +207,13 @@ impl Lower<'_> {
             src.push(self.src(o, ty)?);
         }
         let d = self.dst(d, ty.bits())?;
+        // Sign manipulations leave the other bits alone.
+        let bits = matches!(i.opcode.as_str(), "abs" | "neg" | "copysign") && !i.has("ftz");
+        let spread = if bits { Spread::BITS } else { Spread::Whole };
         let op = match (src.as_slice(), f1, f2, f3) {
-            (&[a], Some(f), _, _) => Op::Map1 { f, d, a },
-            (&[a, b], _, Some(f), _) => Op::Map2 { f, d, a, b },
-            (&[a, b, c], _, _, Some(f)) => Op::Map3 { f, d, a, b, c },
+            (&[a], Some(f), _, _) => Op::Map1 { f, d, a, spread },
+            (&[a, b], _, Some(f), _) => Op::Map2 { f, d, a, b, spread },
+            (&[a, b, c], _, _, Some(f)) => Op::Map3 { f, d, a, b, c, spread },
             _ => return Err(self.unsupported(format!("`{}` with {} operands", i.full_name(), i.operands.len()))),
         };
         self.emit(op);
@@ -469,8 +473,7 @@ impl Lower<'_> {
                     *o |= put(if flush { ftz(x) } else { x }) << (32 * half);
                 }
             }
-            let poison = src.iter().fold(0, |p, s| p | cx.poison(*s));
-            cx.write(d, mask, &out, poison);
+            cx.write_from(Spread::Parts(32), &src, d, mask, &out);
             Ok(Flow::Next)
         }));
         Ok(())
@@ -578,8 +581,7 @@ impl Lower<'_> {
                     out[l] |= u64::from(f((a[l] >> 16) as u16, (b[l] >> 16) as u16, (c[l] >> 16) as u16)) << 16;
                 }
             }
-            let poison = src.iter().fold(0, |p, s| p | cx.poison(*s));
-            cx.write(d, mask, &out, poison);
+            cx.write_from(Spread::Parts(16), &src, d, mask, &out);
             Ok(Flow::Next)
         }));
         Ok(())

@@ -7,7 +7,8 @@ use super::lanes::{by_width, map1, map2, map3};
 use super::{Lower, Ty, operands};
 use crate::ast::Instruction;
 use crate::exec::error::CompileError;
-use crate::exec::program::{Map1, Map2, Map3, Op, PredSrc};
+use crate::exec::program::{Lanes, Map1, Map2, Map3, Op, PredSrc};
+use crate::exec::unwritten::Spread;
 
 /// `f` on both 16-bit halves.
 #[inline]
@@ -140,7 +141,7 @@ impl Lower<'_> {
                 let wide = if matches!(op, "popc" | "clz" | "bfind") { 32 } else { bits };
                 let a = self.src(a, ty)?;
                 let d = self.dst(d, wide)?;
-                self.emit(Op::Map1 { f, d, a });
+                self.emit(Op::Map1 { f, d, a, spread: spread(i) });
             }
             3 => {
                 let [d, a, b] = operands(self, i)?;
@@ -152,7 +153,7 @@ impl Lower<'_> {
                 let a = self.src(a, ty)?;
                 let b = self.src(b, if matches!(op, "shl" | "shr" | "szext" | "bmsk") { Ty::U(32) } else { ty })?;
                 let d = self.dst(d, if i.has("wide") { bits * 2 } else { bits })?;
-                self.emit(Op::Map2 { f, d, a, b });
+                self.emit(Op::Map2 { f, d, a, b, spread: spread(i) });
             }
             4 => {
                 let [d, a, b, c] = operands(self, i)?;
@@ -168,7 +169,7 @@ impl Lower<'_> {
                 };
                 let (a, b, c) = (self.src(a, ty)?, self.src(b, tb)?, self.src(c, tc)?);
                 let d = self.dst(d, wide)?;
-                self.emit(Op::Map3 { f, d, a, b, c });
+                self.emit(Op::Map3 { f, d, a, b, c, spread: spread(i) });
             }
             5 if op == "bfi" => {
                 let [d, a, b, pos, len] = operands(self, i)?;
@@ -176,13 +177,19 @@ impl Lower<'_> {
                 let d = self.dst(d, bits)?;
                 // Position and length travel as one value, so that three sources suffice.
                 let both = self.scratch();
-                self.emit(Op::Map2 { f: map2!(|p, n| (p & 0xff) | (n & 0xff) << 8), d: both, a: pos, b: len });
+                self.emit(Op::Map2 {
+                    f: map2!(|p, n| (p & 0xff) | (n & 0xff) << 8),
+                    d: both,
+                    a: pos,
+                    b: len,
+                    spread: Spread::BITS,
+                });
                 let f = if bits == 64 {
                     map3!(|a, b, c| insert_field(a, b, c as u32 & 0xff, (c >> 8) as u32, 64))
                 } else {
                     map3!(|a, b, c| insert_field(a, b, c as u32 & 0xff, (c >> 8) as u32, 32))
                 };
-                self.emit(Op::Map3 { f, d, a, b, c: both.into() });
+                self.emit(Op::Map3 { f, d, a, b, c: both.into(), spread: Spread::selected_by(2, 0xffff) });
             }
             n => return Err(self.invalid(format!("`{}` with {n} operands", i.full_name()))),
         }
@@ -212,7 +219,7 @@ impl Lower<'_> {
         let [d, a, b, c] = operands(self, i)?;
         let (a, b, c) = (self.src32(a)?, self.src32(b)?, self.src32(c)?);
         let d = self.dst(d, 32)?;
-        let f: Map3 = match i.modifiers.get(1).map(String::as_str) {
+        let f: Map3 = match i.modifiers.iter().map(String::as_str).find(|m| *m != "b32") {
             None => map3!(|a, b, c| u64::from(permute(a as u32, b as u32, c as u32))),
             Some("f4e") => {
                 map3!(|a, b, c| u64::from(permute(a as u32, b as u32, permute_mode("f4e", c as u32).unwrap_or(0))))
@@ -234,18 +241,13 @@ impl Lower<'_> {
             }
             Some(mode) => return Err(self.unsupported(format!("`.{mode}` of `prmt`"))),
         };
-        self.emit(Op::Map3 { f, d, a, b, c });
+        self.emit(Op::Map3 { f, d, a, b, c, spread: spread(i) });
         Ok(())
     }
 
     fn lop3(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let (d, rest) = match i.operands.as_slice() {
-            [d, rest @ ..]
-                if rest.len() == 4
-                    || (rest.len() == 5 && matches!(i.modifiers.first().map(String::as_str), Some("and" | "or"))) =>
-            {
-                (d, rest)
-            }
+            [d, rest @ ..] if rest.len() == 4 || (rest.len() == 5 && (i.has("and") || i.has("or"))) => (d, rest),
             _ => return Err(self.invalid("`lop3` takes d, a, b, c, table")),
         };
         let (a, b, c) = (self.src32(&rest[0])?, self.src32(&rest[1])?, self.src32(&rest[2])?);
@@ -262,9 +264,8 @@ impl Lower<'_> {
             Some(q) => Some((i.has("or"), self.pred_src(q)?)),
             None => None,
         };
-        self.emit_custom(Box::new(move |cx, mask| {
-            let (x, y, z) = (cx.lanes(a), cx.lanes(b), cx.lanes(c));
-            let mut out = [0u64; 32];
+        let look_up = move |x: &Lanes, y: &Lanes, z: &Lanes, out: &mut Lanes| {
+            *out = [0; 32];
             for t in (0..8).filter(|t| table >> t & 1 == 1) {
                 for l in 0..32 {
                     let (x, y, z) = (x[l], y[l], z[l]);
@@ -276,12 +277,28 @@ impl Lower<'_> {
                     out[l] |= x & y & z & 0xffff_ffff;
                 }
             }
-            let poison = cx.poison(a) | cx.poison(b) | cx.poison(c);
-            cx.write(d, mask, &out, poison);
+        };
+        self.emit_custom(Box::new(move |cx, mask| {
+            let mut out = [0u64; 32];
+            look_up(cx.lanes(a), cx.lanes(b), cx.lanes(c), &mut out);
+            if (cx.poison(a) | cx.poison(b) | cx.poison(c)) & mask == 0 {
+                cx.write(d, mask, &out, 0);
+            } else {
+                cx.write_spread(Spread::BITS, &[a, b, c], &|v, d| look_up(&v[0], &v[1], &v[2], d), d, mask, &out);
+            }
             if let (Some(p), Some((or, q))) = (pred, combine) {
                 let set = out.iter().enumerate().fold(0u32, |m, (l, v)| m | u32::from(*v != 0) << l);
+                // One written bit that is set decides.
+                let holes = cx.unwritten(d.into());
+                let open = (0..32).fold(0u32, |m, l| m | u32::from(holes[l] != 0 && out[l] & !holes[l] == 0) << l);
+                let q_open = cx.warp.pred_poison(q);
                 let q = cx.pred(q);
-                cx.warp.write_pred(p, mask, if or { set | q } else { set & q }, poison);
+                let (value, open) = if or {
+                    (set | q, open & !(q & !q_open) | q_open & !(set & !open))
+                } else {
+                    (set & q, open & (q | q_open) | q_open & (set | open))
+                };
+                cx.warp.write_pred(p, mask, value, open);
             }
             Ok(crate::exec::program::Flow::Next)
         }));
@@ -319,8 +336,26 @@ impl Lower<'_> {
                 map3!(|a, b, c| u64::from(dot2(a as u32, b as u32, c as u32, false, false, true)))
             }
         };
-        self.emit(Op::Map3 { f, d, a, b, c });
+        self.emit(Op::Map3 { f, d, a, b, c, spread: spread(i) });
         Ok(())
+    }
+}
+
+/// How unwritten bits of the operands reach the result.
+fn spread(i: &Instruction) -> Spread {
+    let packed = i.modifiers.iter().any(|m| matches!(m.as_str(), "u16x2" | "s16x2"));
+    match i.opcode.as_str() {
+        _ if packed => Spread::Parts(16),
+        "and" | "or" | "xor" | "not" | "brev" => Spread::BITS,
+        "shl" | "shr" => Spread::selected_by(1, u32::MAX),
+        "shf" => Spread::selected_by(2, if i.has("wrap") { 31 } else { u32::MAX }),
+        "szext" => Spread::selected_by(1, if i.has("wrap") { 31 } else { u32::MAX }),
+        "prmt" => Spread::selected_by(2, 0xffff),
+        "bfe" => Spread::Bitwise { control: 0b110, used: 0xff },
+        "sub" if !i.has("sat") => Spread::Difference,
+        "add" | "neg" if !i.has("sat") => Spread::Upwards,
+        "mul" | "mad" | "mul24" | "mad24" if !i.has("hi") => Spread::Upwards,
+        _ => Spread::Whole,
     }
 }
 
@@ -517,6 +552,9 @@ fn three(i: &Instruction, op: &str, bits: u32, signed: bool) -> Option<Map3> {
             by_width!(bits, U, S => map3!(|a, b, c| u64::from((a as U).wrapping_mul(b as U).wrapping_add(c as U))))
         }
         "mad24" | "fns" | "shf" if bits != 32 => None,
+        "mad24" if i.has("sat") => (i.has("hi") && signed).then_some(map3!(|a, b, c| u64::from(
+            ((sext24(a) * sext24(b) >> 16) as i32).saturating_add(c as i32) as u32
+        ))),
         "mad24" => match (i.has("hi"), signed) {
             (false, true) => Some(map3!(|a, b, c| u64::from(((sext24(a) * sext24(b)) as u32).wrapping_add(c as u32)))),
             (false, false) => {

@@ -13,6 +13,7 @@ mod memory;
 mod moves;
 mod multimem;
 mod operand;
+mod order;
 mod sync;
 mod types;
 mod warp;
@@ -88,6 +89,7 @@ pub struct Lower<'m> {
     constant_index: HashMap<Constant, Src>,
     presets: HashMap<Preset, Slot>,
     n_slots: u32,
+    slot_bits: Vec<u8>,
     n_preds: u32,
     scopes: Vec<Scope>,
     /// Code position of each label, when known.
@@ -139,6 +141,7 @@ impl Program {
             constant_index: HashMap::new(),
             presets: HashMap::new(),
             n_slots: 0,
+            slot_bits: Vec::new(),
             // Slot 0 is the predicate that always holds.
             n_preds: 1,
             scopes: Vec::new(),
@@ -187,6 +190,7 @@ impl Program {
             source: lower.source,
             functions: lower.functions,
             n_slots: lower.n_slots,
+            slot_bits: lower.slot_bits,
             n_preds: lower.n_preds,
             constants: lower.constants,
             presets,
@@ -227,12 +231,14 @@ impl<'m> Lower<'m> {
     /// A fresh slot for intermediate values.
     pub fn scratch(&mut self) -> Slot {
         self.n_slots += 1;
+        self.slot_bits.push(64);
         Slot(self.n_slots - 1)
     }
 
     /// Two adjacent fresh slots, for 128 bits.
     pub fn scratch_pair(&mut self) -> Slot {
         self.n_slots += 2;
+        self.slot_bits.extend([64, 64]);
         Slot(self.n_slots - 2)
     }
 
@@ -466,14 +472,16 @@ impl<'m> Lower<'m> {
             None => PredSrc::TRUE,
         };
         self.class = class_of(i);
-        self.dispatch(i)
+        match i.opcode.as_str() {
+            "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => self.control(i),
+            _ => self.dispatch(&order::canonical(i)),
+        }
     }
 
     /// One place that knows which file lowers which opcode.
-    fn dispatch(&mut self, i: &'m Instruction) -> Result<(), CompileError> {
+    fn dispatch(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let ty = i.modifiers.last().map_or("", String::as_str);
         match i.opcode.as_str() {
-            "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => self.control(i),
             "mov" | "selp" | "slct" | "cvta" | "isspacep" | "set" | "setp" | "testp" | "mapa" | "getctarank"
             | "pmevent" | "nanosleep" => self.moves(i),
             "ld" | "ldu" | "st" | "atom" | "red" | "prefetch" | "prefetchu" | "applypriority" | "discard"

@@ -6,6 +6,7 @@ use crate::ast::{Instruction, Operand};
 use crate::exec::error::CompileError;
 use crate::exec::memory::{self, SHARED_WINDOW};
 use crate::exec::program::{Compare, Flow, Logic, MemorySpace, Op, PredSrc, Src};
+use crate::exec::unwritten::{Comparison, Spread};
 use crate::numeric::half::{bf16_to_f32, f16_to_f32};
 
 #[inline]
@@ -63,6 +64,17 @@ fn comparison(name: &str, ty: Ty, flush: bool) -> Option<Compare> {
     }
 }
 
+/// How a comparison treats unwritten bits of its operands.
+fn kind_of(name: &str, ty: Ty) -> Comparison {
+    match ty {
+        Ty::U(bits) | Ty::S(bits) | Ty::B(bits) if bits <= 64 => match name {
+            "eq" | "ne" => Comparison::Equality,
+            _ => Comparison::Order { bits },
+        },
+        _ => Comparison::Float,
+    }
+}
+
 fn flush_half(bits: u16) -> f32 {
     let x = f16_to_f32(bits);
     if bits & 0x7c00 == 0 { 0f32.copysign(x) } else { x }
@@ -98,16 +110,14 @@ impl Lower<'_> {
                 let (a, b, c) = (self.src(a, ty)?, self.src(b, ty)?, self.src(c, by)?);
                 let d = self.dst(d, ty.bits())?;
                 let f = match by {
-                    Ty::F32 => map3!(|a, b, c| if f32::from_bits(c as u32) >= 0.0
-                        || (c as u32 & 0x7fff_ffff) < 0x0080_0000 && c as u32 & 0x7fff_ffff == 0
-                    {
-                        a
-                    } else {
-                        b
-                    }),
+                    // A negative subnormal is flushed to -0, which is not below 0.
+                    Ty::F32 if i.has("ftz") => {
+                        map3!(|a, b, c| if ftz(f32::from_bits(c as u32)) >= 0.0 { a } else { b })
+                    }
+                    Ty::F32 => map3!(|a, b, c| if f32::from_bits(c as u32) >= 0.0 { a } else { b }),
                     _ => map3!(|a, b, c| if c as i32 >= 0 { a } else { b }),
                 };
-                self.emit(Op::Map3 { f, d, a, b, c });
+                self.emit(Op::Map3 { f, d, a, b, c, spread: Spread::selected_by(2, u32::MAX) });
                 Ok(())
             }
             "setp" => self.setp(i),
@@ -158,7 +168,7 @@ impl Lower<'_> {
                 for half in 0..2 {
                     let a = Src(from.0 + half);
                     let d = crate::exec::program::Slot(to.0 + half);
-                    self.emit(Op::Map1 { f: map1!(|a| a), d, a });
+                    self.emit(Op::Map1 { f: map1!(|a| a), d, a, spread: Spread::BITS });
                 }
                 Ok(())
             }
@@ -170,7 +180,7 @@ impl Lower<'_> {
                     return Err(self.invalid(format!("`mov` between {have} and {want} bits as {}", ty.bits())));
                 }
                 let f = if want == 32 { map1!(|a| a & 0xffff_ffff) } else { map1!(|a| a) };
-                self.emit(Op::Map1 { f, d, a });
+                self.emit(Op::Map1 { f, d, a, spread: Spread::BITS });
                 Ok(())
             }
         }
@@ -232,7 +242,7 @@ impl Lower<'_> {
 
     fn setp(&mut self, i: &Instruction) -> Result<(), CompileError> {
         let ty = self.last_type(i)?;
-        let name = i.modifiers.first().map_or("", String::as_str);
+        let name = i.modifiers.iter().find(|m| COMPARISONS.contains(&m.as_str())).map_or("", String::as_str);
         let flush = i.has("ftz");
         let combine = i.modifiers.iter().find_map(|m| bool_op(m));
         let (d, a, b, c) = match i.operands.as_slice() {
@@ -258,18 +268,30 @@ impl Lower<'_> {
             };
             let high = map1!(|a| a >> 16);
             let (ha, hb) = (self.scratch(), self.scratch());
-            self.emit(Op::Map1 { f: high, d: ha, a });
-            self.emit(Op::Map1 { f: high, d: hb, a: b });
-            self.emit(Op::Setp { f, d: p, not_d: None, a, b, combine });
+            let (la, lb) = (self.scratch(), self.scratch());
+            let low = map1!(|a| a & 0xffff);
+            self.emit(Op::Map1 { f: low, d: la, a, spread: Spread::BITS });
+            self.emit(Op::Map1 { f: low, d: lb, a: b, spread: Spread::BITS });
+            self.emit(Op::Map1 { f: high, d: ha, a, spread: Spread::BITS });
+            self.emit(Op::Map1 { f: high, d: hb, a: b, spread: Spread::BITS });
+            self.emit(Op::Setp { f, d: p, not_d: None, a: la.into(), b: lb.into(), combine, kind: Comparison::Float });
             if let Some(q) = q {
-                self.emit(Op::Setp { f, d: q, not_d: None, a: ha.into(), b: hb.into(), combine });
+                self.emit(Op::Setp {
+                    f,
+                    d: q,
+                    not_d: None,
+                    a: ha.into(),
+                    b: hb.into(),
+                    combine,
+                    kind: Comparison::Float,
+                });
             }
             return Ok(());
         }
         let Some(f) = comparison(name, ty, flush) else {
             return Err(self.unsupported(i.full_name()));
         };
-        self.emit(Op::Setp { f, d: p, not_d: q, a, b, combine });
+        self.emit(Op::Setp { f, d: p, not_d: q, a, b, combine, kind: kind_of(name, ty) });
         Ok(())
     }
 
@@ -338,7 +360,7 @@ impl Lower<'_> {
         let Some(d) = self.pred_dst(p)? else { return Ok(()) };
         let b = self.bits(0);
         use std::num::FpCategory::{Infinite, Nan, Normal, Subnormal};
-        let f: Compare = match (i.modifiers.first().map(String::as_str), ty) {
+        let f: Compare = match (i.modifiers.iter().map(String::as_str).find(|m| Ty::parse(m).is_none()), ty) {
             (Some("finite"), Ty::F32) => compare!(|a, _b| f32::from_bits(a as u32).is_finite()),
             (Some("infinite"), Ty::F32) => compare!(|a, _b| f32::from_bits(a as u32).classify() == Infinite),
             (Some("number"), Ty::F32) => compare!(|a, _b| f32::from_bits(a as u32).classify() != Nan),
@@ -353,7 +375,7 @@ impl Lower<'_> {
             (Some("subnormal"), Ty::F64) => compare!(|a, _b| f64::from_bits(a).classify() == Subnormal),
             _ => return Err(self.unsupported(i.full_name())),
         };
-        self.emit(Op::Setp { f, d, not_d: None, a, b, combine: None });
+        self.emit(Op::Setp { f, d, not_d: None, a, b, combine: None, kind: Comparison::Float });
         Ok(())
     }
 
@@ -380,7 +402,7 @@ impl Lower<'_> {
             (false, 32) => map2!(|a, b| a.wrapping_add(b) & 0xffff_ffff),
             (false, _) => map2!(|a, b| a.wrapping_add(b)),
         };
-        self.emit(Op::Map2 { f, d, a, b });
+        self.emit(Op::Map2 { f, d, a, b, spread: Spread::Upwards });
         Ok(())
     }
 
@@ -425,7 +447,7 @@ impl Lower<'_> {
         let (a, b) = (self.src(a, ty)?, self.src(rank, Ty::U(32))?);
         let d = self.dst(d, ty.bits())?;
         // Rank bits stand at the same place in shared and in generic addresses.
-        self.emit(Op::Map2 { f: map2!(|a, b| a & !0xff00_0000 | (b & 0xff) << 24), d, a, b });
+        self.emit(Op::Map2 { f: map2!(|a, b| a & !0xff00_0000 | (b & 0xff) << 24), d, a, b, spread: Spread::BITS });
         Ok(())
     }
 
@@ -436,7 +458,7 @@ impl Lower<'_> {
         let a = self.src(a, ty)?;
         let d = self.dst(d, 32)?;
         debug_assert!(SHARED_WINDOW.trailing_zeros() >= 32);
-        self.emit(Op::Map1 { f: map1!(|a| a >> 24 & 0xff), d, a });
+        self.emit(Op::Map1 { f: map1!(|a| a >> 24 & 0xff), d, a, spread: Spread::BITS });
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use crate::ast::{Literal, Number, Operand};
 use crate::exec::error::CompileError;
 use crate::exec::memory::FUNCTION_WINDOW;
 use crate::exec::program::{AddressSrc, Constant, MemorySpace, Op, PredSlot, PredSrc, Preset, Slot, Src};
+use crate::exec::unwritten::Spread;
 
 /// Bits of a literal read as a type.
 pub(crate) fn literal_bits(l: &Literal, ty: Ty) -> Option<u64> {
@@ -45,6 +46,7 @@ impl Lower<'_> {
                 Register::Pred(self.scratch_pred())
             } else {
                 let slot = if bits == 128 { self.scratch_pair() } else { self.scratch() };
+                self.slot_bits[slot.0 as usize] = bits.min(64) as u8;
                 Register::Value(slot, bits)
             };
             self.scopes[at].registers.insert(name.to_owned(), r);
@@ -179,7 +181,7 @@ impl Lower<'_> {
                 } else {
                     |a: &_, b: &_, d: &mut _| sub_lanes(a, b, d, 0xffff_ffff)
                 };
-                self.emit(Op::Map2 { f, d, a: zero, b: a });
+                self.emit(Op::Map2 { f, d, a: zero, b: a, spread: Spread::Upwards });
                 Ok((d.into(), bits))
             }
             _ => Err(self.invalid(format!("`{o}` cannot be read as a value"))),
@@ -193,7 +195,13 @@ impl Lower<'_> {
         }
         let d = self.scratch();
         let b = self.bits(c);
-        self.emit(Op::Map2 { f: |a, b, d| (0..32).for_each(|i| d[i] = a[i].wrapping_add(b[i])), d, a, b });
+        self.emit(Op::Map2 {
+            f: |a, b, d| (0..32).for_each(|i| d[i] = a[i].wrapping_add(b[i])),
+            d,
+            a,
+            b,
+            spread: Spread::Upwards,
+        });
         d.into()
     }
 

@@ -120,6 +120,8 @@ impl Lower<'_> {
             for active in groups.iter() {
                 let (va, vb, vc) = (*cx.lanes(a), *cx.lanes(b), *cx.lanes(c));
                 let poison_in = cx.poison(a);
+                let holes = (poison_in != 0).then(|| cx.unwritten(a));
+                let mut bits = [0u64; 32];
                 let mut poison = cx.poison(b) | cx.poison(c);
                 let (mut out, mut set) = (va, 0u32);
                 for l in (0..32u32).filter(|l| active >> l & 1 == 1) {
@@ -139,12 +141,18 @@ impl Lower<'_> {
                     out[l as usize] = va[from as usize];
                     set |= u32::from(inside) << l;
                     poison |= (poison_in >> from & 1) << l;
+                    bits[l as usize] = holes.as_ref().map_or(0, |h| h[from as usize]);
                     if sync && from != l && active >> from & 1 == 0 {
                         // Reading a lane that does not take part gives an undefined value.
                         poison |= 1 << l;
+                        bits[l as usize] = 0xffff_ffff;
                     }
                 }
-                cx.write(d, active, &out, poison);
+                if poison & active == 0 || (cx.poison(b) | cx.poison(c)) & active != 0 {
+                    cx.write(d, active, &out, poison);
+                } else {
+                    cx.warp.write_bits(d, active, &out, &bits, 0);
+                }
                 if let Some(p) = p {
                     let unknown = cx.poison(b) | cx.poison(c);
                     cx.warp.write_pred(p, active, set, unknown);
@@ -249,7 +257,8 @@ impl Lower<'_> {
         let ty = self.last_type(i)?;
         let (a, member) = (self.src(a, ty)?, self.src32(member)?);
         let d = self.dst(d, 32)?;
-        let op = i.modifiers.get(1).map_or("", String::as_str);
+        let known = ["add", "min", "max", "and", "or", "xor"];
+        let op = i.modifiers.iter().map(String::as_str).find(|m| known.contains(m)).unwrap_or("");
         let (abs, nan) = (i.has("abs"), i.has("NaN"));
         type Fold = Box<dyn Fn(u32, u32) -> u32 + Send + Sync>;
         let fold: Fold = match (op, ty) {

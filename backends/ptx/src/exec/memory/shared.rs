@@ -6,8 +6,8 @@ use crate::exec::race::History;
 /// Shared memory by address inside the CTA's window (rank bits removed). The first kilobyte belongs to the system.
 pub struct SharedMemory {
     data: Vec<u8>,
-    /// One flag a byte: written.
-    init: Vec<bool>,
+    /// Which bits of each byte are unwritten.
+    holes: Vec<u8>,
     /// Access history, when races or proxies are checked.
     pub history: Option<History>,
 }
@@ -18,7 +18,7 @@ impl SharedMemory {
         let total = (SHARED_RESERVED + bytes) as usize;
         SharedMemory {
             data: vec![0; total],
-            init: vec![false; total],
+            holes: vec![0xff; total],
             history: history.map(|actors| History::new(total, actors)),
         }
     }
@@ -39,14 +39,14 @@ impl SharedMemory {
     pub fn load(&self, offset: usize, bytes: usize) -> (u64, bool) {
         let mut value = [0u8; 8];
         value[..bytes].copy_from_slice(&self.data[offset..offset + bytes]);
-        (u64::from_le_bytes(value), self.init[offset..offset + bytes].iter().all(|b| *b))
+        (u64::from_le_bytes(value), self.holes[offset..offset + bytes].iter().all(|b| *b == 0))
     }
 
-    /// Stores the low `bytes` (1 to 8) of `value`.
+    /// Stores the low `bytes` (1 to 8) of `value`, of which the bits in `holes` are unwritten.
     #[inline]
-    pub fn store(&mut self, offset: usize, bytes: usize, value: u64, init: bool) {
+    pub fn store(&mut self, offset: usize, bytes: usize, value: u64, holes: u64) {
         self.data[offset..offset + bytes].copy_from_slice(&value.to_le_bytes()[..bytes]);
-        self.init[offset..offset + bytes].fill(init);
+        self.holes[offset..offset + bytes].copy_from_slice(&holes.to_le_bytes()[..bytes]);
     }
 
     /// The bytes at a range that is inside.
@@ -57,16 +57,16 @@ impl SharedMemory {
     /// Copies in; the bytes count as written.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
         self.data[offset..offset + data.len()].copy_from_slice(data);
-        self.init[offset..offset + data.len()].fill(true);
+        self.holes[offset..offset + data.len()].fill(0);
     }
 
-    /// The written flags of a range that is inside.
-    pub fn initialized(&self, offset: usize, bytes: usize) -> &[bool] {
-        &self.init[offset..offset + bytes]
+    /// The unwritten bits of each byte of a range that is inside.
+    pub fn holes(&self, offset: usize, bytes: usize) -> &[u8] {
+        &self.holes[offset..offset + bytes]
     }
 
-    /// Sets the written flags of a range that is inside.
+    /// Says whether the bytes of a range that is inside count as written.
     pub fn set_initialized(&mut self, offset: usize, bytes: usize, written: bool) {
-        self.init[offset..offset + bytes].fill(written);
+        self.holes[offset..offset + bytes].fill(if written { 0 } else { 0xff });
     }
 }

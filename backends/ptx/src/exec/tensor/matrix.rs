@@ -76,8 +76,8 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
                 cx.track_shared(rank, offset, 16, AccessKind::Read, lane as u32);
                 let shared = &cx.m.cluster.ctas[rank].shared;
                 rows[lane].copy_from_slice(shared.bytes(offset as usize, 16));
-                for (flag, w) in written[lane].iter_mut().zip(shared.initialized(offset as usize, 16)) {
-                    *flag = u8::from(*w);
+                for (flag, w) in written[lane].iter_mut().zip(shared.holes(offset as usize, 16)) {
+                    *flag = u8::from(*w == 0);
                 }
             }
             count_banks(cx, line, &addresses);
@@ -85,17 +85,17 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
             form.load(&rows, &mut values);
             let all_written = written.iter().flatten().all(|w| *w == 1);
             for (reg, (slot, value)) in d.iter().zip(&values).enumerate() {
-                let mut poison = 0;
-                if !all_written {
-                    for lane in 0..32 {
-                        let whole = (0..4).all(|byte| {
-                            let (r, b) = form.source(lane, reg, byte);
-                            written[r][b] == 1
-                        });
-                        poison |= u32::from(!whole) << lane;
-                    }
+                if all_written {
+                    cx.write(*slot, mask, value, 0);
+                    continue;
                 }
-                cx.write(*slot, mask, value, poison);
+                let bits = std::array::from_fn(|lane| {
+                    (0..4).fold(0u64, |bits, byte| {
+                        let (r, b) = form.source(lane, reg, byte);
+                        bits | if written[r][b] == 1 { 0 } else { 0xff << (8 * byte) }
+                    })
+                });
+                cx.warp.write_bits(*slot, mask, value, &bits, 0);
             }
             Ok(Flow::Next)
         }));
@@ -116,8 +116,9 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
         let mut flags = [[true; 16]; 32];
         if unwritten.iter().any(|p| *p != 0) {
             for (reg, poison) in unwritten.iter().enumerate() {
+                let holes = cx.unwritten(s[reg]);
                 for lane in (0..32).filter(|lane| poison >> lane & 1 == 1) {
-                    for byte in 0..4 {
+                    for byte in (0..4).filter(|byte| holes[lane] >> (8 * byte) & 0xff != 0) {
                         let (r, b) = form.source(lane, reg, byte);
                         flags[r][b] = false;
                     }
@@ -131,7 +132,8 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
             // As with plain stores: several warps may store the same row to the same place.
             let shared = &cx.m.cluster.ctas[rank].shared;
             let at_row = offset as usize;
-            let there = shared.bytes(at_row, 16) == rows[lane] && shared.initialized(at_row, 16) == flags[lane];
+            let there = shared.bytes(at_row, 16) == rows[lane]
+                && shared.holes(at_row, 16).iter().zip(&flags[lane]).all(|(h, written)| (*h == 0) == *written);
             if !there || flags[lane].contains(&false) {
                 cx.track_shared(rank, offset, 16, AccessKind::Write, lane as u32);
             }

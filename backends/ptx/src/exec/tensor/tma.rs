@@ -450,7 +450,7 @@ fn copy_map(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError> 
         cx.track_shared(rank, offset, BYTES as u64, AccessKind::Read, lane as u32);
         let memory = &cx.m.cluster.ctas[rank].shared;
         bytes.copy_from_slice(memory.bytes(offset as usize, BYTES));
-        let written = memory.initialized(offset as usize, BYTES).iter().all(|w| *w);
+        let written = memory.holes(offset as usize, BYTES).iter().all(|h| *h == 0);
         if !written {
             cx.m.report(Check::Uninitialized, Some(lane as u32), || {
                 format!("bytes of the tensor map at shared address {from:#x} were never written")

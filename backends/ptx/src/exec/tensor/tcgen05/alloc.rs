@@ -41,7 +41,7 @@ pub(super) fn lower_alloc(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, 
         let address = cx.shared_address(cx.address(dst, lane));
         if let Some((rank, offset)) = cx.m.shared_range(address, 4, 4, true, Some(lane as u32)) {
             write_address(cx, rank, offset, lane as u32);
-            cx.m.cluster.ctas[rank].shared.store(offset as usize, 4, u64::from(column), true);
+            cx.m.cluster.ctas[rank].shared.store(offset as usize, 4, u64::from(column), 0);
         }
         Ok(Flow::Next)
     }))
