@@ -7,8 +7,9 @@ mod catalogue;
 
 use std::fmt::Write as _;
 
-use crate::ast::Module;
-use crate::exec::{CompileError, Program};
+use crate::ast::{Module, Statement};
+use crate::exec::lower::availability::missing;
+use crate::exec::{CompileError, Program, Target};
 use crate::launch::EmulateError;
 
 /// A group of instructions under one heading.
@@ -87,6 +88,27 @@ pub fn module(target: &str, forms: &[&Form]) -> String {
 pub fn probe(form: &Form) -> Result<(), EmulateError> {
     let module = Module::parse(&form.module())?;
     Program::compile(&module, "k").map(drop).map_err(|error: CompileError| error.into())
+}
+
+/// What `target` or `.version` lacks of a form, in words; `None` if it has everything.
+///
+/// # Errors
+/// What the parser says of the form.
+pub fn unavailable(form: &Form, target: Target, version: (u32, u32)) -> Result<Option<String>, EmulateError> {
+    let module = Module::parse(&form.module())?;
+    let mut lacks = None;
+    let kernel = module.entries().find(|f| f.name == "k");
+    let mut blocks: Vec<&[Statement]> = kernel.and_then(|k| k.body.as_deref()).into_iter().collect();
+    while let Some(block) = blocks.pop() {
+        for statement in block {
+            match statement {
+                Statement::Instruction(i) => lacks = lacks.or_else(|| missing(i, target, version)),
+                Statement::Scope(_, inner) => blocks.push(inner),
+                _ => {}
+            }
+        }
+    }
+    Ok(lacks)
 }
 
 /// Picks one alternative of each `<…|…>` in all ways.

@@ -48,9 +48,9 @@ pub(crate) fn lanes_of(mask: u32) -> impl Iterator<Item = usize> {
 #[inline]
 pub(crate) fn addresses(cx: &mut Cx<'_>, a: AddressSrc, mask: u32) -> Lanes {
     let mut out = *cx.lanes(a.base);
-    if a.offset != 0 {
+    if a.offset != 0 || a.narrow {
         for v in &mut out {
-            *v = v.wrapping_add_signed(a.offset);
+            *v = a.at(*v);
         }
     }
     cx.require(a.base, mask, "the address");

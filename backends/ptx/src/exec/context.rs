@@ -264,7 +264,7 @@ impl Cx<'_> {
     /// Effective address of a lane.
     #[inline]
     pub fn address(&self, a: AddressSrc, lane: usize) -> u64 {
-        self.lanes(a.base)[lane].wrapping_add_signed(a.offset)
+        a.at(self.lanes(a.base)[lane])
     }
 
     /// Lanes for which a predicate holds.

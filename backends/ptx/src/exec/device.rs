@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use super::counters::Counters;
 use super::error::ExecError;
 use super::findings::{Check, Checks, Finding};
+use super::heap::{HEAP_BYTES, Heap};
 use super::launch::LaunchState;
 use super::memory::global::{DeviceMemory, Traffic};
 use super::memory::{FUNCTION_WINDOW, SHARED_RESERVED};
@@ -35,7 +36,7 @@ impl Target {
             "f" => Some('f'),
             _ => return None,
         };
-        let sm = digits.parse().ok().filter(|sm| (50..=130).contains(sm))?;
+        let sm = digits.parse().ok().filter(|sm| (10..=130).contains(sm))?;
         Some(Target { sm, suffix })
     }
 
@@ -189,6 +190,8 @@ pub struct Report {
     /// What PTX forbids or leaves open and machines put up with, in code order. A kernel with notes only is right where
     /// it ran.
     pub notes: Vec<Finding>,
+    /// What the kernel printed.
+    pub printed: String,
     /// What was executed and moved.
     pub counters: Counters,
     /// What was moved to and from each allocation; empty without counters.
@@ -388,6 +391,10 @@ impl Device {
         if options.counters {
             self.memory.forget_traffic();
         }
+        let heap_base = if program.uses_heap { self.memory.alloc(HEAP_BYTES, 256)? } else { 0 };
+        if program.uses_heap {
+            globals.push(heap_base);
+        }
         let state = LaunchState {
             program,
             memory: &self.memory,
@@ -405,6 +412,8 @@ impl Device {
             executed: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             wide: Mutex::new(()),
+            heap: Heap::default(),
+            heap_base,
         };
         let threads = if options.threads == 0 {
             std::thread::available_parallelism().map_or(1, usize::from)
@@ -441,7 +450,7 @@ fn relocated(symbol: &DataSymbol, globals: &[u64]) -> Vec<u8> {
             RelocationTarget::Const(c) => c,
             RelocationTarget::Function(n) => FUNCTION_WINDOW + u64::from(n) * 16,
         };
-        let value = value.wrapping_add_signed(r.addend).to_le_bytes();
+        let value = (value.wrapping_add_signed(r.addend) >> r.shift).to_le_bytes();
         bytes[r.at..r.at + r.bytes].copy_from_slice(&value[..r.bytes]);
     }
     bytes
@@ -470,6 +479,7 @@ fn merge(all: &mut BTreeMap<(u32, Check), Finding>, some: BTreeMap<(u32, Check),
 fn collect(program: &Program, workers: Vec<super::worker::Worker>) -> Report {
     let mut findings = BTreeMap::new();
     let mut notes = BTreeMap::new();
+    let mut printed = String::new();
     let mut counters = Counters::default();
     let mut profile = vec![(0u64, 0u64); program.code.len()];
     for w in workers {
@@ -479,6 +489,7 @@ fn collect(program: &Program, workers: Vec<super::worker::Worker>) -> Report {
             sum.0 += n.0;
             sum.1 += n.1;
         }
+        printed.push_str(&w.printed);
         merge(&mut findings, w.findings);
         merge(&mut notes, w.notes);
     }
@@ -491,5 +502,5 @@ fn collect(program: &Program, workers: Vec<super::worker::Worker>) -> Report {
     }
     let (findings, notes) = (findings.into_values().collect(), notes.into_values().collect());
     let instructions = counters.lane_instructions;
-    Report { findings, notes, instructions, counters, profile, traffic: Vec::new() }
+    Report { findings, notes, printed, instructions, counters, profile, traffic: Vec::new() }
 }

@@ -28,6 +28,16 @@ pub enum CompileError {
         /// What of it.
         message: String,
     },
+    /// An instruction that the module's `.target` or `.version` does not have; NVIDIA's assembler refuses it too.
+    #[error("line {}: {message}\n  {text}", pos.line)]
+    Unavailable {
+        /// Where.
+        pos: Pos,
+        /// The instruction.
+        text: String,
+        /// What is missing and where it exists.
+        message: String,
+    },
     /// The program contradicts itself or PTX: unknown names, wrong operand kinds.
     #[error("line {}: {message}\n  {text}", pos.line)]
     Invalid {

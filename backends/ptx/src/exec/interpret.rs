@@ -10,7 +10,7 @@ use super::findings::Check;
 use super::memory::FUNCTION_WINDOW;
 use super::program::{CallOp, CallTarget, Flow, Lanes, Op, Slot, Src, WARP};
 use super::unwritten::Holes;
-use super::warp::{Frame, Part};
+use super::warp::{Frame, Part, STACK_BASE};
 
 /// Why a warp stopped running.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -470,6 +470,15 @@ fn enter(cx: &mut Cx<'_>, call: &CallOp, part: &Part, number: u32, mask: u32) ->
     }
     let room = access::lanes_of(mask).map(|l| cx.warp.frame[l] + from.frame_bytes + to.frame_bytes).max().unwrap_or(0);
     grow_local(cx, room)?;
+    if program.uses_stack {
+        if room > STACK_BASE {
+            return Err(cx.m.fault(format!("frames need {room} bytes; beside `alloca` there are {STACK_BASE}")));
+        }
+        if cx.warp.stacks.len() <= depth {
+            cx.warp.stacks.resize(depth + 1, [0; WARP]);
+        }
+        access::lanes_of(mask).for_each(|l| cx.warp.stacks[depth][l] = cx.warp.stack[l]);
+    }
     let stride = cx.warp.local_stride as usize;
     for l in access::lanes_of(mask) {
         let old = l * stride + cx.warp.frame[l] as usize;
@@ -504,6 +513,12 @@ fn return_from(cx: &mut Cx<'_>, mut part: Part, mask: u32) {
             cx.warp.local.copy_within(from..from + n, to);
             cx.warp.local_holes.copy_within(from..from + n, to);
         }
+    }
+    if program.uses_stack
+        && let Some(ends) = cx.warp.stacks.get(part.stack.len())
+    {
+        // What the function took by `alloca` is given back.
+        access::lanes_of(mask).for_each(|l| cx.warp.stack[l] = ends[l]);
     }
     if !from.saved.is_empty() {
         restore(cx, part.stack.len(), frame.function, mask);
@@ -556,7 +571,7 @@ fn restore(cx: &mut Cx<'_>, depth: usize, function: u32, mask: u32) {
 }
 
 /// Makes room for `bytes` of local memory in each lane.
-fn grow_local(cx: &mut Cx<'_>, bytes: u32) -> Result<(), ExecError> {
+pub(crate) fn grow_local(cx: &mut Cx<'_>, bytes: u32) -> Result<(), ExecError> {
     if bytes <= cx.warp.local_stride {
         return Ok(());
     }

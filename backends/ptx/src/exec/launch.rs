@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::Options;
+use super::heap::Heap;
 use super::memory::global::DeviceMemory;
 use super::program::{Lanes, Program};
 
@@ -36,6 +37,9 @@ pub struct LaunchState<'a> {
     pub(crate) stop: AtomicBool,
     /// Held by 128-bit atomics.
     pub(crate) wide: Mutex<()>,
+    pub(crate) heap: Heap,
+    /// Address of the device heap; 0 when the kernel has none.
+    pub(crate) heap_base: u64,
 }
 
 impl LaunchState<'_> {
@@ -43,6 +47,21 @@ impl LaunchState<'_> {
     pub fn tid(&self, thread: u32) -> [u32; 3] {
         let [x, y, _] = self.block;
         [thread % x, thread / x % y, thread / x / y]
+    }
+
+    /// `malloc` in a kernel: an address, 0 when the heap is full.
+    pub(crate) fn heap_alloc(&self, bytes: u64) -> u64 {
+        self.heap.alloc(bytes).map_or(0, |offset| self.heap_base + offset)
+    }
+
+    /// `free` in a kernel; false when the address is no block's. What was there counts as unwritten.
+    pub(crate) fn heap_free(&self, address: u64) -> bool {
+        let Some(offset) = address.checked_sub(self.heap_base) else { return false };
+        let Some(bytes) = self.heap.free(offset) else { return false };
+        if let Some(a) = self.memory.find(self.heap_base, 1) {
+            (offset / 8..(offset + bytes) / 8).for_each(|word| a.store_word(word as usize, 0xff, 0, false));
+        }
+        true
     }
 
     /// Threads of a block.

@@ -29,6 +29,7 @@ pub mod counters;
 pub mod device;
 pub mod error;
 pub mod findings;
+pub(crate) mod heap;
 pub(crate) mod interpret;
 pub mod launch;
 pub mod lower;

@@ -64,8 +64,21 @@ impl PredSrc {
 pub struct AddressSrc {
     /// Base address, zero-extended if it is a 32-bit register.
     pub base: Src,
-    /// Byte offset, added with wrap-around at 64 bits.
+    /// Byte offset, added with wrap-around.
     pub offset: i64,
+    /// Whether addresses have 32 bits: those of shared, local, constant and parameter memory, and 32-bit registers.
+    pub narrow: bool,
+}
+
+impl AddressSrc {
+    /// The effective address. Compilers rely on 32-bit addresses wrapping: `[%r1+-64]` with %r1 as a sum that overflowed.
+    #[inline]
+    pub fn at(self, base: u64) -> u64 {
+        let sum = base.wrapping_add_signed(self.offset);
+        // What is no 32-bit number, zero- or sign-extended, is left as it is and found to be out of bounds.
+        let fits = base >> 32 == 0 || base as i64 >= i64::from(i32::MIN) && (base as i64) < 0;
+        if self.narrow && fits { sum & 0xffff_ffff } else { sum }
+    }
 }
 
 /// What an operation asks of its warp.
@@ -299,6 +312,8 @@ pub(crate) struct Relocation {
     pub bytes: usize,
     pub target: RelocationTarget,
     pub addend: i64,
+    /// Bits of the address that are left out below.
+    pub shift: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -329,6 +344,10 @@ pub struct Program {
     /// Alignment that `.extern .shared` asks for.
     pub(crate) dynamic_align: u32,
     pub(crate) uses_cluster: bool,
+    /// Whether the kernel calls `malloc` or `free`.
+    pub(crate) uses_heap: bool,
+    /// Whether the kernel has `alloca`.
+    pub(crate) uses_stack: bool,
     /// Whether there is a `tcgen05.wait::ld`. A kernel without one relies on the registers: a use of a loaded value waits
     /// for the load, which the machine honours.
     pub(crate) waits_for_tmem_loads: bool,

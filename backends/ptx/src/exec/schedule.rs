@@ -215,6 +215,8 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
             local_holes: Vec::new(),
             local_stride: 0,
             frame: [0; WARP],
+            stack: [0; WARP],
+            stacks: Vec::new(),
             saved: Default::default(),
             clock: Clock::default(),
             cp_async: Groups::default(),
@@ -247,6 +249,8 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
     warp.local_holes.resize(stride as usize * WARP, 0xff);
     warp.local_stride = stride;
     warp.frame = [0; WARP];
+    warp.stack = [super::warp::STACK_BASE; WARP];
+    warp.stacks.clear();
     warp.saved.clear();
     warp.clock = Clock::new(n_actors);
     warp.cp_async = Groups::default();

@@ -6,6 +6,9 @@ use super::program::{Lanes, PredSlot, PredSrc, Slot, Src, WARP, Wait};
 use super::race::Clock;
 use super::unwritten::Holes;
 
+/// Where in local memory `alloca` starts; frames lie below.
+pub(crate) const STACK_BASE: u32 = 32 << 10;
+
 /// Return address and caller of an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
@@ -176,6 +179,10 @@ pub struct Warp {
     pub(crate) local_stride: u32,
     /// Frame start of each lane.
     pub(crate) frame: [u32; WARP],
+    /// End of what each lane took by `alloca`.
+    pub(crate) stack: [u32; WARP],
+    /// Those ends at each call, by depth.
+    pub(crate) stacks: Vec<[u32; WARP]>,
     /// Registers of suspended activations, by call depth and function; each lane has its own.
     pub(crate) saved: HashMap<(usize, u32), SavedFrame>,
     pub(crate) clock: Clock,

@@ -12,6 +12,7 @@ pub struct Worker {
     pub(crate) notes: BTreeMap<(u32, Check), Finding>,
     /// Counters that operations add to themselves.
     pub counters: Counters,
+    pub(crate) printed: String,
     /// Executions and lanes of each instruction.
     pub(crate) executed: Vec<(u64, u64)>,
     pub(crate) async_issued: u64,
@@ -29,12 +30,20 @@ impl Worker {
         Worker {
             findings: BTreeMap::new(),
             notes: BTreeMap::new(),
+            printed: String::new(),
             counters: Counters::default(),
             executed: vec![(0, 0); n_instructions],
             async_issued: 0,
             unreported: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             spare: Vec::new(),
+        }
+    }
+
+    /// Adds to what the kernel has printed, up to CUDA's default buffer of one megabyte.
+    pub(crate) fn print(&mut self, text: &str) {
+        if self.printed.len() + text.len() <= 1 << 20 {
+            self.printed.push_str(text);
         }
     }
 

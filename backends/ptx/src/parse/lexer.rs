@@ -97,10 +97,12 @@ pub fn tokenize(source: &str) -> Result<Vec<Token<'_>>, ParseError> {
                 }
                 continue;
             }
+            // Some compilers hand their text over with its terminating zero. Nothing follows it.
+            0 if bytes[at..].iter().all(|b| *b == 0 || b.is_ascii_whitespace()) => break,
             _ => {}
         }
         let start = at;
-        let kind = if word_start(c) {
+        let kind = if word_start(c) && (c != b'%' || bytes.get(at + 1).is_some_and(|b| word_part(*b))) {
             at += 1;
             while at < bytes.len() && word_part(bytes[at]) {
                 at += 1;
@@ -161,6 +163,7 @@ pub fn tokenize(source: &str) -> Result<Vec<Token<'_>>, ParseError> {
                 | b'~'
                 | b'?'
                 | b'/'
+                | b'%'
         ) {
             at += 1;
             TokenKind::Mark

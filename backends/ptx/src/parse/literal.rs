@@ -54,29 +54,29 @@ impl Parser<'_> {
         })
     }
 
-    /// `+8`, `+-8`, `-8`, or nothing.
+    /// `+8`, `+-8`, `-8`, `+4*2-1`, or nothing.
     pub(crate) fn offset(&mut self) -> Parsed<Option<Offset>> {
-        let mut tokens = Vec::new();
-        let mut sign = 1i128;
-        if self.eat("+") {
-            tokens.push("+".to_owned());
-            if self.eat("-") {
-                tokens.push("-".to_owned());
-                sign = -1;
-            }
-        } else if self.eat("-") {
-            tokens.push("-".to_owned());
-            sign = -1;
-        } else {
+        let start = self.at;
+        let mut sum = 0i128;
+        loop {
+            let sign = if self.eat("+") {
+                1i128
+            } else if self.eat("-") {
+                -1
+            } else {
+                break;
+            };
+            let pos = self.peek().pos;
+            let Number::Int(value) = self.term()?.value else {
+                return Err(self.error(pos, "an offset is a whole number".to_owned()));
+            };
+            // Addresses wrap at 64 bits, so an offset above i64::MAX is its two's complement.
+            sum = i128::from((sum + sign * value) as i64);
+        }
+        if self.at == start {
             return Ok(None);
         }
-        let pos = self.peek().pos;
-        let literal = self.literal()?;
-        let Number::Int(value) = literal.value else {
-            return Err(self.error(pos, "an offset is a whole number".to_owned()));
-        };
-        tokens.push(literal.text);
-        // Addresses wrap at 64 bits, so an offset above i64::MAX is its two's complement.
-        Ok(Some(Offset { tokens, value: (sign * value) as i64 }))
+        let tokens = self.tokens[start..self.at].iter().map(|t| t.text.to_owned()).collect();
+        Ok(Some(Offset { tokens, value: sum as i64 }))
     }
 }

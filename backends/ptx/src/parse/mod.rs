@@ -1,5 +1,6 @@
 //! PTX text to syntax tree.
 
+mod expression;
 mod lexer;
 mod literal;
 mod module;

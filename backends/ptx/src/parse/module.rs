@@ -219,13 +219,13 @@ impl Parser<'_> {
             self.leave();
             return Ok(Initializer::List(list));
         }
-        if self.at_literal() {
-            let literal = self.literal()?;
-            // `0xFF(sym)`: one byte of an address.
-            if self.is("(") {
-                return self.symbol_initializer(literal.text);
-            }
-            return Ok(Initializer::Literal(literal));
+        // `0xFF(sym)`: one byte of an address.
+        if self.peek().kind == TokenKind::Number && self.peek_at(1).text == "(" {
+            let mask = self.literal()?;
+            return self.symbol_initializer(mask.text);
+        }
+        if self.at_expression() || self.is("(") || self.is("WARP_SZ") {
+            return Ok(Initializer::Literal(self.expression()?));
         }
         let name = self.word("an initial value")?;
         if self.is("(") {

@@ -92,7 +92,12 @@ impl Parser<'_> {
         let mut operands = Vec::new();
         if !self.is(";") {
             loop {
-                operands.push(self.operand()?);
+                // Only calls have lists; elsewhere a parenthesis opens a constant expression.
+                operands.push(if self.is("(") && opcode != "call" {
+                    Operand::Literal(self.expression()?)
+                } else {
+                    self.operand()?
+                });
                 if !self.eat(",") {
                     break;
                 }
@@ -128,6 +133,7 @@ impl Parser<'_> {
             "{" => Ok(Operand::Vector(self.operand_list("{", "}")?)),
             "(" => Ok(Operand::List(self.operand_list("(", ")")?)),
             "[" => self.bracket(),
+            _ if self.at_expression() => Ok(Operand::Literal(self.expression()?)),
             "!" => {
                 self.next();
                 Ok(Operand::Not(self.name("a predicate")?))
@@ -136,7 +142,6 @@ impl Parser<'_> {
                 self.next();
                 Ok(Operand::Sink)
             }
-            _ if self.at_literal() => Ok(Operand::Literal(self.literal()?)),
             "-" => {
                 self.next();
                 Ok(Operand::Neg(self.name("a register")?))
@@ -174,8 +179,11 @@ impl Parser<'_> {
 
     fn bracket(&mut self) -> Parsed<Operand> {
         self.expect("[")?;
-        let base =
-            if self.at_literal() { Operand::Literal(self.literal()?) } else { Operand::Name(self.name("an address")?) };
+        let base = if self.at_expression() || self.is("(") {
+            Operand::Literal(self.expression()?)
+        } else {
+            Operand::Name(self.name("an address")?)
+        };
         let offset = self.offset()?;
         let address = Address { base: Box::new(base), offset };
         let mut coordinates = Vec::new();

@@ -10,6 +10,18 @@ use crate::exec::program::{DataSymbol, Relocation, RelocationTarget};
 /// Bytes of initialised data beyond which a module is refused.
 const MAX_DATA: u64 = 1 << 28;
 
+/// Which byte a mask such as `0xff00` selects.
+fn byte_of_mask(mask: &str) -> Option<u32> {
+    let digits = mask.to_ascii_lowercase();
+    let value = u64::from_str_radix(digits.strip_prefix("0x")?.trim_end_matches('u'), 16).ok()?;
+    (0..8).find(|b| value == 0xff << (8 * b))
+}
+
+/// Whether a variable is another module's.
+pub(super) fn is_elsewhere(v: &Variable, d: &Declarator) -> bool {
+    v.linkage.iter().any(|l| l == "extern") && d.init.is_none()
+}
+
 impl<'m> Lower<'m> {
     pub(super) fn module_data(&mut self) -> Result<(), CompileError> {
         let module = self.module;
@@ -66,8 +78,9 @@ impl<'m> Lower<'m> {
                 Symbol::SharedVariable(self.shared_variables.len() - 1)
             }
             Space::Global => {
-                if v.linkage.iter().any(|l| l == "extern") && d.init.is_none() {
-                    return Err(self.unsupported(format!("`{}` from another module", d.name)));
+                // What nobody uses is nobody's loss; a use says that it is not declared here.
+                if is_elsewhere(v, d) {
+                    return Ok(());
                 }
                 let index = self.globals.len();
                 self.globals.push(DataSymbol {
@@ -88,6 +101,7 @@ impl<'m> Lower<'m> {
                 }
                 return Ok(());
             }
+            Space::Const if is_elsewhere(v, d) => return Ok(()),
             Space::Const => {
                 let start = (self.const_bank.bytes.len() as u32).div_ceil(align) * align;
                 self.const_bank.bytes.resize((start + bytes) as usize, 0);
@@ -154,11 +168,16 @@ impl<'m> Lower<'m> {
                 room.copy_from_slice(&value.to_le_bytes()[..bytes]);
             }
             Initializer::Symbol { operator, name, offset } => {
-                if operator.as_deref().is_some_and(|o| o != "generic") {
-                    return Err(self.unsupported("byte masks of addresses in initial values"));
-                }
                 let addend = offset.as_ref().map_or(0, |o| o.value);
-                let generic = operator.is_some();
+                let generic = operator.as_deref() == Some("generic");
+                // `0xff00(name)`: the second byte of the address.
+                let shift = match operator.as_deref().filter(|_| !generic) {
+                    Some(mask) => match byte_of_mask(mask) {
+                        Some(byte) => byte * 8,
+                        None => return Err(self.invalid(format!("`{mask}` does not select one byte of an address"))),
+                    },
+                    None => 0,
+                };
                 let target = match self.symbol(name).or_else(|| self.later_symbol(name)) {
                     Some(Symbol::Global(i)) => RelocationTarget::Global(i),
                     Some(Symbol::Const(c)) => {
@@ -173,7 +192,7 @@ impl<'m> Lower<'m> {
                 if *at + bytes > data.bytes.len() {
                     return Err(self.invalid("more initial values than elements"));
                 }
-                data.relocations.push(Relocation { at: *at, bytes, target, addend });
+                data.relocations.push(Relocation { at: *at, bytes, target, addend, shift });
             }
         }
         *at += bytes;
@@ -186,7 +205,7 @@ impl<'m> Lower<'m> {
             .module
             .variables()
             .filter(|v| v.space == Space::Global)
-            .flat_map(|v| &v.names)
+            .flat_map(|v| v.names.iter().filter(|d| !is_elsewhere(v, d)))
             .position(|d| d.name == name)?;
         Some(Symbol::Global(position))
     }

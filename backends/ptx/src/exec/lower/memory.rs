@@ -51,6 +51,11 @@ fn is_hint(m: &str) -> bool {
         || m.starts_with("L2::")
 }
 
+/// An address as its space has it: 64 bits in global and generic accesses, 32 elsewhere.
+fn narrowed(space: MemorySpace, address: AddressSrc) -> AddressSrc {
+    AddressSrc { narrow: !matches!(space, MemorySpace::Global | MemorySpace::Generic), ..address }
+}
+
 impl Lower<'_> {
     pub(super) fn memory(&mut self, i: &Instruction) -> Result<(), CompileError> {
         match i.opcode.as_str() {
@@ -94,11 +99,11 @@ impl Lower<'_> {
         match self.address_symbol(o) {
             Some(Symbol::Frame(at, _)) if space == MemorySpace::Param => {
                 let base = self.bits(0);
-                return Ok((MemorySpace::Frame, AddressSrc { base, offset: i64::from(at) + offset }));
+                return Ok((MemorySpace::Frame, AddressSrc { base, offset: i64::from(at) + offset, narrow: false }));
             }
             Some(Symbol::Local(at)) if space == MemorySpace::Local => {
                 let base = self.bits(0);
-                return Ok((MemorySpace::Frame, AddressSrc { base, offset: i64::from(at) + offset }));
+                return Ok((MemorySpace::Frame, AddressSrc { base, offset: i64::from(at) + offset, narrow: false }));
             }
             // A variable named in a generic access counts from its window.
             Some(_) if space == MemorySpace::Generic => {
@@ -106,12 +111,12 @@ impl Lower<'_> {
                     return Err(self.invalid(format!("`{o}` is not an address")));
                 };
                 let (space, _) = self.symbol_space(n)?;
-                return Ok((space, self.address(o)?));
+                return Ok((space, narrowed(space, self.address(o)?)));
             }
             _ => {}
         }
         let space = if space == MemorySpace::Param && self.current_function > 0 { MemorySpace::Local } else { space };
-        Ok((space, self.address(o)?))
+        Ok((space, narrowed(space, self.address(o)?)))
     }
 
     fn check_words(&self, i: &Instruction) -> Result<bool, CompileError> {
@@ -269,6 +274,7 @@ impl Lower<'_> {
         {
             space = self.symbol_space(n)?.0;
         }
+        let address = narrowed(space, address);
         if ty == Ty::B(128) {
             return self.atomic_wide(i, op, d, address, space, b, rest.get(2));
         }

@@ -1,10 +1,12 @@
 //! Syntax tree to executable program.
 
+pub(crate) mod availability;
 mod carry;
 mod control;
 mod convert;
 mod copy;
 mod data;
+mod device;
 mod float;
 mod half;
 mod integer;
@@ -14,8 +16,10 @@ mod moves;
 mod multimem;
 mod operand;
 mod order;
+mod stack;
 mod sync;
 mod types;
+mod vectors;
 mod warp;
 
 use std::collections::HashMap;
@@ -27,7 +31,7 @@ use super::program::{
     CallTarget, Constant, Custom, DataSymbol, FunctionInfo, Instr, Op, PredSlot, PredSrc, Preset, Program, Slot,
     SourceInfo, Src,
 };
-use crate::ast::{Function, Instruction, Module, Operand, Pos, Space, Statement, Variable};
+use crate::ast::{Function, Instruction, Item, Module, Operand, Pos, Space, Statement, Variable};
 
 pub use types::Ty;
 
@@ -74,6 +78,7 @@ struct Scope {
     registers: HashMap<String, Register>,
     declared: HashMap<String, String>,
     ranges: HashMap<String, Range>,
+    vectors: HashMap<String, u32>,
     symbols: HashMap<String, Symbol>,
     labels: HashMap<String, usize>,
     targets: HashMap<String, Vec<String>>,
@@ -103,6 +108,8 @@ pub struct Lower<'m> {
     calls: Vec<(u32, Option<u32>)>,
     address_taken: Vec<u32>,
     current_function: u32,
+    /// Return values of the current function that are registers: name, frame offset, bytes.
+    register_returns: Vec<(String, u32, u32)>,
     frame_bytes: u32,
     globals: Vec<DataSymbol>,
     /// Bytes of `.global` and `.const` variables.
@@ -113,6 +120,9 @@ pub struct Lower<'m> {
     shared_variables: Vec<(u32, u32, Option<u32>)>,
     dynamic_align: u32,
     uses_cluster: bool,
+    uses_heap: bool,
+    has_vectors: bool,
+    uses_stack: bool,
     waits_for_tmem_loads: bool,
     current: Option<(Pos, String)>,
     class: Class,
@@ -153,6 +163,7 @@ impl Program {
             calls: Vec::new(),
             address_taken: Vec::new(),
             current_function: 0,
+            register_returns: Vec::new(),
             frame_bytes: 0,
             globals: Vec::new(),
             data_bytes: 0,
@@ -161,6 +172,9 @@ impl Program {
             shared_variables: Vec::new(),
             dynamic_align: 1,
             uses_cluster: false,
+            uses_heap: false,
+            has_vectors: false,
+            uses_stack: false,
             waits_for_tmem_loads: false,
             current: None,
             class: Class::Move,
@@ -201,6 +215,8 @@ impl Program {
             static_shared_bytes: lower.static_shared - super::memory::SHARED_RESERVED,
             dynamic_align: lower.dynamic_align,
             uses_cluster: lower.uses_cluster,
+            uses_heap: lower.uses_heap,
+            uses_stack: lower.uses_stack,
             waits_for_tmem_loads: lower.waits_for_tmem_loads,
             required_cluster: three("reqnctapercluster").filter(|c| c.iter().all(|n| *n > 0)),
             required_block: three("reqntid"),
@@ -226,6 +242,12 @@ impl<'m> Lower<'m> {
     pub fn invalid(&self, message: impl Into<String>) -> CompileError {
         let (pos, text) = self.current.clone().unwrap_or_default();
         CompileError::Invalid { pos, text, message: message.into() }
+    }
+
+    /// An instruction that the module's target or version does not have.
+    fn unavailable(&self, message: String) -> CompileError {
+        let (pos, text) = self.current.clone().unwrap_or_default();
+        CompileError::Unavailable { pos, text, message }
     }
 
     /// A fresh slot for intermediate values.
@@ -323,11 +345,16 @@ impl<'m> Lower<'m> {
         }
         self.functions[number as usize].name.clone_from(&f.name);
         self.functions[number as usize].entry_pc = self.code.len() as u32;
+        self.register_returns.clear();
+        if number > 0 {
+            self.register_params(f)?;
+        }
         self.block(body)?;
         // Falling off the end is a return.
         self.guard = PredSrc::TRUE;
         self.class = Class::Control;
         self.current = Some((f.pos, "ret".to_owned()));
+        self.store_returns()?;
         self.emit(Op::Ret);
         self.scopes.pop();
         let info = &mut self.functions[number as usize];
@@ -422,7 +449,15 @@ impl<'m> Lower<'m> {
                             };
                             scope.ranges.insert(d.name.clone(), Range { count, ty: v.ty.clone() });
                         }
-                        None if v.vector > 1 => return Err(self.unsupported("vector registers")),
+                        None if v.vector > 1 => {
+                            for element in vectors::elements(v.vector) {
+                                let name = format!("{}.{element}", d.name);
+                                scope.registers.remove(&name);
+                                scope.declared.insert(name, v.ty.clone());
+                            }
+                            scope.vectors.insert(d.name.clone(), v.vector);
+                            self.has_vectors = true;
+                        }
                         None => {
                             scope.declared.insert(d.name.clone(), v.ty.clone());
                             scope.registers.remove(&d.name);
@@ -472,8 +507,12 @@ impl<'m> Lower<'m> {
             None => PredSrc::TRUE,
         };
         self.class = class_of(i);
+        if let Some(lacks) = availability::missing(i, self.target, self.module.version) {
+            return Err(self.unavailable(lacks));
+        }
         match i.opcode.as_str() {
             "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => self.control(i),
+            _ if self.has_vectors => self.with_vectors(&order::canonical(i)),
             _ => self.dispatch(&order::canonical(i)),
         }
     }
@@ -484,6 +523,7 @@ impl<'m> Lower<'m> {
         match i.opcode.as_str() {
             "mov" | "selp" | "slct" | "cvta" | "isspacep" | "set" | "setp" | "testp" | "mapa" | "getctarank"
             | "pmevent" | "nanosleep" => self.moves(i),
+            "alloca" | "stacksave" | "stackrestore" => self.stack(i),
             "ld" | "ldu" | "st" | "atom" | "red" | "prefetch" | "prefetchu" | "applypriority" | "discard"
             | "createpolicy" => self.memory(i),
             "cvt" => self.convert(i),
@@ -519,16 +559,25 @@ impl<'m> Lower<'m> {
         }
     }
 
+    /// The function that `.alias name, function;` gives for a name.
+    fn alias(&self, name: &str) -> Option<&'m str> {
+        self.module.items.iter().find_map(|i| match i {
+            Item::Directive(d) if d.name == "alias" && d.args.first().is_some_and(|a| a == name) => {
+                d.args.get(2).map(String::as_str)
+            }
+            _ => None,
+        })
+    }
+
     /// The number of a function, which is then lowered too.
     fn function_number(&mut self, name: &str) -> Option<u32> {
         if let Some(n) = self.function_index.get(name) {
             return Some(*n);
         }
-        // A definition is preferred to the declaration before it.
-        let f = self
-            .module
-            .functions()
-            .find(|f| f.name == name && f.body.is_some())
+        // A definition is preferred to the declaration before it, and to that an alias of the name.
+        let defined = |name: &str| self.module.functions().find(|f| f.name == name && f.body.is_some());
+        let f = defined(name)
+            .or_else(|| defined(self.alias(name)?))
             .or_else(|| self.module.functions().find(|f| f.name == name))?;
         let n = self.bodies.len() as u32;
         self.bodies.push(f);

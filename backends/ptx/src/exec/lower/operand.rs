@@ -221,7 +221,14 @@ impl Lower<'_> {
     /// The address of a variable in its own space, plus `offset`.
     pub(crate) fn symbol_address(&mut self, name: &str, offset: i64) -> Result<Src, CompileError> {
         let Some(symbol) = self.symbol(name) else {
-            return Err(self.invalid(format!("`{name}` is not declared")));
+            let elsewhere = |v: &&crate::ast::Variable| v.names.iter().any(|d| d.name == name);
+            return Err(if self.module.variables().any(|v| elsewhere(&v)) {
+                self.unsupported(format!(
+                    "`{name}` of another module; link the modules first (nvlink, `cuLinkAddData`)"
+                ))
+            } else {
+                self.invalid(format!("`{name}` is not declared"))
+            });
         };
         Ok(match symbol {
             Symbol::SharedVariable(number) => match self.place_shared(number) {
@@ -256,8 +263,8 @@ impl Lower<'_> {
             _ => return Err(self.invalid(format!("`{o}` is not an address"))),
         };
         let offset = a.offset.as_ref().map_or(0, |o| o.value);
-        let (base, _) = self.src_any(&a.base, Ty::B(64))?;
-        Ok(AddressSrc { base, offset })
+        let (base, bits) = self.src_any(&a.base, Ty::B(64))?;
+        Ok(AddressSrc { base, offset, narrow: bits == 32 })
     }
 
     /// The space that the variable in a bracketed operand lives in, if a variable is named.
@@ -329,7 +336,11 @@ impl Lower<'_> {
             "%lanemask_gt" => self.preset(Preset::LaneMask(4)),
             "%dynamic_smem_size" => self.constant(Constant::DynamicSharedBytes),
             "%total_smem_size" | "%aggr_smem_size" => self.constant(Constant::TotalSharedBytes),
-            "%reserved_smem_offset_begin" => self.bits(0),
+            "%reserved_smem_offset_begin" | "%reserved_smem_offset_0" | "%reserved_smem_offset_1" => self.bits(0),
+            // What only profilers, OpenCL drivers and graphs set.
+            "%current_graph_exec" => self.bits(0),
+            _ if numbered(stem, "%envreg", 32) || numbered(stem, "%pm", 8) => self.bits(0),
+            _ if stem.strip_suffix("_64").is_some_and(|s| numbered(s, "%pm", 8)) => self.bits(0),
             "%reserved_smem_offset_end" | "%reserved_smem_offset_cap" => {
                 self.bits(u64::from(crate::exec::memory::SHARED_RESERVED))
             }
@@ -354,6 +365,11 @@ impl Lower<'_> {
             _ => return Ok(None),
         }))
     }
+}
+
+/// Whether a name is `stem` and a number below `count`.
+fn numbered(name: &str, stem: &str, count: u32) -> bool {
+    name.strip_prefix(stem).and_then(|n| n.parse::<u32>().ok()).is_some_and(|n| n < count)
 }
 
 fn sub_lanes(a: &[u64; 32], b: &[u64; 32], d: &mut [u64; 32], mask: u64) {
