@@ -60,6 +60,7 @@ const INTEGER: &[Template] = &[
     all("mad.wide.<u16|s16> %r1, %h2, %h3, %r4"),
     all("mad.wide.<u32|s32> %rd1, %r2, %r3, %rd4"),
     all("mad24.<lo|hi>.<u32|s32> %r1, %r2, %r3, %r4"),
+    all("mad24.hi.sat.s32 %r1, %r2, %r3, %r4"),
     all("<div|rem>.<u16|s16> %h1, %h2, %h3"),
     all("<div|rem>.<u32|s32> %r1, %r2, %r3"),
     all("<div|rem>.<u64|s64> %rd1, %rd2, %rd3"),
@@ -415,6 +416,9 @@ const CONTROL: &[Template] = &[
     all(
         "{ .param .b32 r; .param .b32 a; st.param.b32 [a], %r1; P: .callprototype (.param .b32 _) _ (.param .b32 _); call (r), %rd1, (a), P; }",
     ),
+    all("alloca.u64 %rd1, %rd2<|, 16>"),
+    all("stacksave.u64 %rd1"),
+    all("stackrestore.u64 %rd1"),
     all("{ T: .branchtargets L, L; brx.idx %r1, T; }"),
     hopper("setmaxnreg.<inc|dec>.sync.aligned.u32 64"),
     hopper("griddepcontrol.<wait|launch_dependents>"),
@@ -639,6 +643,31 @@ const MATRIX: &[Template] = &[
     ),
 ];
 
+const WMMA: &[Template] = &[
+    all(
+        "wmma.load.<a|b>.sync.aligned.<row|col>.<m16n16k16|m32n8k16|m8n32k16><|.global|.shared>.f16 %r[8], [%rd1], %r9",
+    ),
+    all("wmma.load.c.sync.aligned.<row|col>.<m16n16k16|m32n8k16|m8n32k16>.f16 %r[4], [%rd1]"),
+    all("wmma.load.c.sync.aligned.<row|col>.<m16n16k16|m32n8k16|m8n32k16>.<f32|s32> %r[8], [%rd1]"),
+    all("wmma.load.<a|b>.sync.aligned.<row|col>.m16n16k16.bf16 %r[4], [%rd1]"),
+    all("wmma.load.<a|b>.sync.aligned.<row|col>.m16n16k8.tf32 %r[4], [%rd1]"),
+    all("wmma.load.<a|b>.sync.aligned.<row|col>.m16n16k16.<s8|u8> %r[2], [%rd1]"),
+    all("wmma.load.<a.sync.aligned.row|b.sync.aligned.col>.m8n8k32.<s4|u4> {%r1}, [%rd1]"),
+    all("wmma.load.<a.sync.aligned.row|b.sync.aligned.col>.m8n8k128.b1 {%r1}, [%rd1]"),
+    all("wmma.mma.sync.aligned.<row|col>.<row|col>.m16n16k16.f32.f32 %r[8], %r[8], %r[8], %r[8]"),
+    all("wmma.mma.sync.aligned.row.col.<m16n16k16|m32n8k16|m8n32k16>.f16.f16 %r[4], %r[8], %r[8], %r[4]"),
+    all("wmma.mma.sync.aligned.row.col.m16n16k16.f32.bf16.bf16.f32 %r[8], %r[4], %r[4], %r[8]"),
+    all("wmma.mma.sync.aligned.row.col.m16n16k8.f32.tf32.tf32.f32 %r[8], %r[4], %r[4], %r[8]"),
+    all("wmma.mma.sync.aligned.row.col.m16n16k16.s32.<s8.s8|u8.u8>.s32<|.satfinite> %r[8], %r[2], %r[2], %r[8]"),
+    all("wmma.mma.sync.aligned.row.col.m8n8k32.s32.<s4.s4|u4.u4>.s32 %r[2], {%r1}, {%r2}, %r[2]"),
+    all("wmma.mma.<xor|and>.popc.sync.aligned.row.col.m8n8k128.s32.b1.b1.s32 %r[2], {%r1}, {%r2}, %r[2]"),
+    all("wmma.mma.sync.aligned.row.col.m8n8k4.rn.f64.f64.f64.f64 %fd[2], {%fd1}, {%fd2}, %fd[2]"),
+    all(
+        "wmma.store.d.sync.aligned.<row|col>.<m16n16k16|m32n8k16|m8n32k16><|.global|.shared>.<f32|s32> [%rd1], %r[8], %r9",
+    ),
+    all("wmma.store.d.sync.aligned.row.m16n16k16.f16 [%rd1], %r[4]"),
+];
+
 const WGMMA: &[Template] = &[
     hopper("wgmma.fence.sync.aligned"),
     hopper("wgmma.commit_group.sync.aligned"),
@@ -731,8 +760,14 @@ const VIDEO: &[Template] = &[
     all("<vadd|vsub|vabsdiff|vmin|vmax>.s32.<u32|s32>.<u32|s32> %r1, %r2, %r3"),
     all("<vadd2|vsub2|vavrg2|vabsdiff2|vmin2|vmax2>.s32.s32.s32 %r1, %r2, %r3, %r4"),
     all("<vadd4|vsub4|vavrg4|vabsdiff4|vmin4|vmax4>.u32.u32.u32 %r1, %r2, %r3, %r4"),
-    all("vshl.u32.u32.u32.<clamp|wrap> %r1, %r2, %r3"),
-    all("vmad.u32.u32.u32 %r1, %r2, %r3, %r4"),
+    all("<vshl|vshr>.u32.u32.u32.<clamp|wrap> %r1, %r2, %r3"),
+    all("vmad.u32.u32.u32<|.sat><|.shr7|.shr15> %r1, %r2, %r3, %r4"),
+    all("vmad.s32.s32.s32 %r1, -%r2, %r3, %r4"),
+    all("<vadd|vmin>.s32.u32.u32<|.sat> %r1, %r2.b1, %r3.h0"),
+    all("<vadd|vabsdiff>.u32.u32.u32<|.sat>.<add|min|max> %r1, %r2.b1, %r3.h0, %r4"),
+    all("vset.<u32.u32|s32.s32>.<eq|lt> %r1, %r2, %r3"),
+    all("<vadd2|vabsdiff2>.u32.u32.u32.add %r1, %r2, %r3, %r4"),
+    all("vset4.u32.u32.<eq|lt|ge><|.add> %r1, %r2, %r3, %r4"),
 ];
 
 pub(super) const SECTIONS: &[Section] = &[
@@ -751,6 +786,7 @@ pub(super) const SECTIONS: &[Section] = &[
     Section { title: "mbarrier", templates: MBARRIER },
     Section { title: "Asynchronous copies, tensor maps, launch control", templates: COPY },
     Section { title: "mma and matrix moves", templates: MATRIX },
+    Section { title: "wmma", templates: WMMA },
     Section { title: "wgmma", templates: WGMMA },
     Section { title: "tcgen05", templates: TCGEN05 },
     Section { title: "tcgen05, pair of CTAs", templates: TCGEN05_PAIR },

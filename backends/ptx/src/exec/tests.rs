@@ -448,7 +448,114 @@ fn a_bulk_store_of_zeros_fills_shared_memory() {
     let body = format!(
         "st.bulk.weak.shared::cta [s], 128, 0; mov.u32 %r1, s; mad.lo.u32 %r1, %r0, 4, %r1; ld.shared.u32 %r2, [%r1]; add.u32 %r2, %r2, 3; {OWN} st.global.u32 [%rd1], %r2;"
     );
-    let r = run(&body, 32);
+    let text = kernel(&body).replace("sm_90a", "sm_100a");
+    let program = Program::compile(&Module::parse(&text).unwrap(), "k").unwrap();
+    let mut device = Device::new(Target::parse("sm_100a").unwrap());
+    let x = device.alloc(128).unwrap();
+    let report =
+        device.launch(&program, &Launch { params: vec![Param::U64(x)], ..block(32) }, &Options::default()).unwrap();
+    assert!(report.findings.is_empty(), "{:#?}", report.findings);
+    assert_eq!(device.download(x, 128).unwrap(), [3, 0, 0, 0].repeat(32));
+}
+
+#[test]
+fn lanes_of_words_are_added_compared_and_averaged() {
+    let cases = [
+        ("vabsdiff4.u32.u32.u32 %r3, %r1, %r2, 0;", 0x0101_0010u32),
+        ("vabsdiff4.u32.u32.u32.add %r3, %r1, %r2, 5;", 0x17),
+        ("vadd4.s32.s32.s32.sat %r3, %r1, %r2, 0;", 0x03fd_06f0),
+        ("vavrg4.u32.u32.u32 %r3, %r1, %r2, 0;", 0x02ff_0378),
+        ("vset4.u32.u32.lt %r3, %r1, %r2, 0;", 0x0100_0000),
+        ("vadd.u32.u32.u32 %r3, %r1.b0, %r2.h1;", 0x80 + 0x02fe),
+        ("vadd.u32.u32.u32.sat %r3.b1, %r1.b0, %r2.b0, 0x11223344;", 0x1122_f044),
+        ("vadd2.u32.u32.u32 %r3.h1, %r1, %r2, 0x7;", 0x04fd_0007),
+        ("vmad.s32.s32.s32 %r3, -%r1.b0, %r2.b0, 1;", (-(-128i32 * 0x70) + 1) as u32),
+        ("vmad.u32.u32.u32.shr7 %r3, %r1.b0, %r2.b0, 0;", 0x70),
+        ("vshr.s32.s32.u32.clamp %r3, 0x80000000, 40;", 0xffff_ffff),
+        ("vmin.s32.s32.s32.max %r3, %r1.b0, %r2.b0, 3;", 3),
+    ];
+    for (statement, want) in cases {
+        let r = run(
+            &format!("{OWN} mov.u32 %r1, 0x01ff0380; mov.u32 %r2, 0x02fe0370; {statement} st.global.u32 [%rd1], %r3;"),
+            1,
+        );
+        clean(&r);
+        assert_eq!(r.words[0], want, "{statement}: {:#x}", r.words[0]);
+    }
+}
+
+#[test]
+fn a_wmma_product_is_the_product_of_its_matrices() {
+    // A[r][c] = r + c, B = identity, C = 100, as f16 and f32 in global memory that the kernel fills itself.
+    let half = |x: u32| u32::from(crate::numeric::half::f32_to_f16(x as f32));
+    let mut init = vec![0u32; 1024];
+    for r in 0..16u32 {
+        for c in 0..16u32 {
+            let at = (r * 16 + c) as usize;
+            init[at / 2] |= half(r + c) << (16 * (at % 2));
+            init[128 + at / 2] |= half(u32::from(r == c)) << (16 * (at % 2));
+            init[256 + at] = 100f32.to_bits();
+        }
+    }
+    for (layout, index) in [("row", 0), ("col", 1)] {
+        let body = format!(
+            "add.u64 %rd1, %rd0, 512; add.u64 %rd2, %rd0, 1024; add.u64 %rd3, %rd0, 2048; mov.u32 %r31, 16;\n\
+             .reg .b32 a<8>; .reg .b32 b<8>; .reg .b32 c<8>;\n\
+             wmma.load.a.sync.aligned.row.m16n16k16.global.f16 {{a0,a1,a2,a3,a4,a5,a6,a7}}, [%rd0], %r31;\n\
+             wmma.load.b.sync.aligned.{layout}.m16n16k16.global.f16 {{b0,b1,b2,b3,b4,b5,b6,b7}}, [%rd1];\n\
+             wmma.load.c.sync.aligned.row.m16n16k16.global.f32 {{c0,c1,c2,c3,c4,c5,c6,c7}}, [%rd2];\n\
+             wmma.mma.sync.aligned.row.{layout}.m16n16k16.f32.f32 {{c0,c1,c2,c3,c4,c5,c6,c7}}, {{a0,a1,a2,a3,a4,a5,a6,a7}}, {{b0,b1,b2,b3,b4,b5,b6,b7}}, {{c0,c1,c2,c3,c4,c5,c6,c7}};\n\
+             wmma.store.d.sync.aligned.{layout}.m16n16k16.global.f32 [%rd3], {{c0,c1,c2,c3,c4,c5,c6,c7}}, %r31;"
+        );
+        let r = launch(&body, block(32), &Options::default(), &init).unwrap_or_else(|e| panic!("{e}"));
+        clean(&r);
+        for row in 0..16 {
+            for c in 0..16 {
+                let at = if index == 0 { row * 16 + c } else { c * 16 + row };
+                assert_eq!(f32::from_bits(r.words[512 + at]), 100.0 + (row + c) as f32, "{layout} {row} {c}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shared_address_of_32_bits_wraps_before_the_access() {
+    let r = run(
+        &format!(
+            "{OWN} mov.u32 %r1, s; st.shared.u32 [%r1+4], 7; sub.u32 %r2, %r1, 0x100; add.u32 %r2, %r2, 0xfffffff0; ld.shared.u32 %r3, [%r2+0x114]; st.global.u32 [%rd1], %r3;"
+        ),
+        1,
+    );
     clean(&r);
-    assert_eq!(r.words, vec![3; 32]);
+    let r = run(
+        &format!(
+            "{OWN} mov.u32 %r1, s; st.shared.u32 [%r1+4], 7; neg.s32 %r2, %r1; not.b32 %r2, %r2; add.u32 %r2, %r2, 1; sub.u32 %r4, 0, 64; ld.shared.u32 %r3, [%r4+1092]; st.global.u32 [%rd1], %r3;"
+        ),
+        1,
+    );
+    clean(&r);
+    assert_eq!(r.words[0], 7);
+}
+
+#[test]
+fn what_a_kernel_prints_and_asserts_is_told() {
+    let text = |body: &str| {
+        format!(
+            ".version 8.0\n.target sm_90a\n.address_size 64\n\
+             .extern .func (.param .b32 r) vprintf(.param .b64 f, .param .b64 v);\n\
+             .extern .func __assertfail(.param .b64 m, .param .b64 f, .param .b32 l, .param .b64 n, .param .b64 s);\n\
+             .global .align 1 .b8 f[18] = {{120, 61, 37, 100, 32, 37, 46, 50, 102, 32, 37, 115, 33, 10, 0, 104, 105, 0}};\n\
+             .visible .entry k(.param .u64 x) {{ .reg .b64 %rd<4>; .reg .b32 %r<4>; .local .align 8 .b8 v[24];\n{body}\nret; }}"
+        )
+    };
+    let go = |body: &str| {
+        let program = Program::compile(&Module::parse(&text(body)).unwrap(), "k").unwrap();
+        let mut device = Device::new(Target::parse("sm_90a").unwrap());
+        device.launch(&program, &Launch { params: vec![Param::U64(0)], ..block(1) }, &Options::default())
+    };
+    let report = go("st.local.u32 [v], -3; st.local.f64 [v+8], 0d4004000000000000; mov.u64 %rd1, f; add.u64 %rd2, %rd1, 15; st.local.u64 [v+16], %rd2;\n\
+                     mov.u64 %rd3, v; cvta.local.u64 %rd3, %rd3; { .param .b64 a; .param .b64 b; .param .b32 c; st.param.b64 [a], %rd1; st.param.b64 [b], %rd3; call.uni (c), vprintf, (a, b); ld.param.b32 %r1, [c]; }").unwrap();
+    assert_eq!(report.printed, "x=-3 2.50 hi!\n");
+    let error = go("mov.u64 %rd1, f; { .param .b64 a; .param .b64 b; .param .b32 c; .param .b64 d; .param .b64 e; add.u64 %rd1, %rd1, 15; st.param.b64 [a], %rd1; st.param.b64 [b], %rd1; st.param.b32 [c], 12; st.param.b64 [d], %rd1; st.param.b64 [e], 1; call.uni __assertfail, (a, b, c, d, e); }").unwrap_err();
+    assert!(error.to_string().contains("`hi` at hi:12 in `hi`"), "{error}");
 }

@@ -11,7 +11,7 @@ mod float;
 mod half;
 mod integer;
 pub(crate) mod lanes;
-mod memory;
+pub(crate) mod memory;
 mod moves;
 mod multimem;
 mod operand;
@@ -20,6 +20,7 @@ mod stack;
 mod sync;
 mod types;
 mod vectors;
+mod video;
 mod warp;
 
 use std::collections::HashMap;
@@ -549,6 +550,7 @@ impl<'m> Lower<'m> {
             "and" | "or" | "xor" | "not" | "cnot" | "shl" | "shr" | "add" | "sub" | "mul" | "mad" | "mul24"
             | "mad24" | "sad" | "div" | "rem" | "abs" | "neg" | "min" | "max" | "popc" | "clz" | "brev" | "bfe"
             | "bfi" | "bfind" | "fns" | "bmsk" | "szext" | "lop3" | "shf" | "prmt" | "dp4a" | "dp2a" => self.integer(i),
+            opcode if video::is_video(opcode) => self.video(i),
             _ => match super::tensor::lower(self, i)? {
                 Some(custom) => {
                     self.emit(Op::Custom(custom));
@@ -669,7 +671,7 @@ fn class_of(i: &Instruction) -> Class {
         | "clusterlaunchcontrol"
         | "nanosleep" => Class::Synchronisation,
         "cp" | "tensormap" => Class::Copy,
-        "mma" | "wgmma" | "tcgen05" => Class::Tensor,
+        "mma" | "wmma" | "wgmma" | "tcgen05" => Class::Tensor,
         "ex2" | "lg2" | "sin" | "cos" | "tanh" | "rcp" | "rsqrt" | "sqrt" => Class::Special,
         "div" if i.modifiers.iter().any(|m| matches!(m.as_str(), "f32" | "f64")) => Class::Special,
         "add" | "sub" | "mul" | "mad" | "fma" | "min" | "max" | "abs" | "neg" | "copysign"

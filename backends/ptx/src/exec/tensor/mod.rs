@@ -8,6 +8,7 @@ mod state;
 mod tcgen05;
 mod tma;
 mod wgmma;
+mod wmma;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ pub(crate) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Option<Custom>
     let first = i.modifiers.first().map_or("", String::as_str);
     match i.opcode.as_str() {
         "mma" => mma::lower(l, i).map(Some),
+        "wmma" => wmma::lower(l, i).map(Some),
         "ldmatrix" | "stmatrix" | "movmatrix" => matrix::lower(l, i).map(Some),
         "wgmma" => wgmma::lower(l, i).map(Some),
         "tcgen05" => tcgen05::lower(l, i).map(Some),

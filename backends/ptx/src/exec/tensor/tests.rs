@@ -302,7 +302,8 @@ fn reductions_while_loading_run_over_columns() {
              tcgen05.st.sync.aligned.32x32b.x2.b32 [%r10], {{%r34, %r35}};\ntcgen05.wait::st.sync.aligned;\nbar.sync 0;\n{COMMIT}"
         ),
     );
-    let result = run(&ptx, "sm_100a", 1, &[0; 16], 128 * 8, |_| vec![Param::U64(0), Param::U64(0), Param::U32(0)]);
+    let ptx = ptx.replace(".target sm_100a", ".target sm_103a").replace(".version 8.6", ".version 8.8");
+    let result = run(&ptx, "sm_103a", 1, &[0; 16], 128 * 8, |_| vec![Param::U64(0), Param::U64(0), Param::U32(0)]);
     no_findings(&result);
     assert_eq!(f32::from_bits(result.out[8]), 1005.0);
     assert_eq!(f32::from_bits(result.out[9]), 1002.0);
