@@ -12,8 +12,8 @@ const MOST_WIDTH: u64 = 1 << 20;
 /// Whether code can be generated for a program.
 ///
 /// # Errors
-/// The verifier's first error, or `internal-error` for what this backend does not do: f64 elements, rows of more
-/// than 16 MiB.
+/// The verifier's first error; `element-type-not-on-cpu` for f64 elements, `row-too-wide` for rows of more than 16 MiB,
+/// `internal-error` for what the lowering for this backend should not give.
 pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
     let mut errors = verify(program);
     if !errors.is_empty() {
@@ -21,10 +21,20 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
     }
     for b in &program.buffers {
         if b.dtype == DType::F64 {
-            return Err(internal(format!("buffer `{}` is f64, which has no code", b.name)));
+            return Err(Diagnostic::input(
+                "element-type-not-on-cpu",
+                format!("buffer `{}` has elements of type f64; CPU kernels take f32, f16, bf16 and integers", b.name),
+            )
+            .help("give the layer's inputs, parameters and nodes in one of these types"));
         }
         if b.pitch.saturating_mul(b.dtype.bytes() as u64) > MOST_PITCH {
-            return Err(internal(format!("rows of buffer `{}` are {} elements apart", b.name, b.pitch)));
+            return Err(Diagnostic::input(
+                "row-too-wide",
+                format!(
+                    "rows of buffer `{}` have {} elements of type {}; CPU kernels take rows of up to 16 MiB",
+                    b.name, b.pitch, b.dtype
+                ),
+            ));
         }
     }
     for kernel in &program.kernels {

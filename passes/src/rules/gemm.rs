@@ -63,7 +63,12 @@ fn merge_gate_and_up(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
     for g in ways(egraph, node.children[0], product) {
         for u in ways(egraph, node.children[1], product) {
             let same_rows = g.op == u.op && g.leading == u.leading && g.bias.is_some() == u.bias.is_some();
-            if !same_rows || ty(egraph, g.weights) != ty(egraph, u.weights) {
+            // A bias may have its own element type; only biases of one type lie side by side.
+            let same_bias = match (g.bias, u.bias) {
+                (Some(a), Some(b)) => ty(egraph, a) == ty(egraph, b),
+                _ => true,
+            };
+            if !same_rows || !same_bias || ty(egraph, g.weights) != ty(egraph, u.weights) {
                 continue;
             }
             // Output rows are the axis before the last of a matrix, and the last axis of a bias.

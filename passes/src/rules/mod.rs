@@ -7,7 +7,7 @@ mod routing;
 
 use crate::language::{ENode, Facts, LayerEGraph};
 use egg::{Applier, EClass, Id, PatternAst, SearchMatches, Searcher, Subst, Symbol};
-use moec_ir::graph::Op;
+use moec_ir::graph::{Op, infer_type};
 use moec_ir::{DType, NumericClass, TensorType};
 
 /// A directed rewrite of one graph node, which may look at how its operands are made.
@@ -40,6 +40,22 @@ pub fn catalogue() -> Vec<Rule> {
 }
 
 impl Tree {
+    /// The type of its value; `None` when the operands do not fit.
+    fn ty(&self, egraph: &LayerEGraph) -> Option<TensorType> {
+        match self {
+            Tree::Class(id) => Some(ty(egraph, *id).clone()),
+            Tree::Node(op, dtype, children) => {
+                let types: Vec<TensorType> = children.iter().map(|c| c.ty(egraph)).collect::<Option<_>>()?;
+                let names = vec!["operand"; types.len()];
+                let mut ty = infer_type(op.name(), op, &types.iter().collect::<Vec<_>>(), &names).ok()?;
+                if ty.dtype.is_float() {
+                    ty.dtype = *dtype;
+                }
+                Some(ty)
+            }
+        }
+    }
+
     fn add(&self, egraph: &mut LayerEGraph) -> Id {
         match self {
             Tree::Class(id) => *id,
@@ -103,7 +119,12 @@ impl Applier<ENode, Facts> for Rule {
     ) -> Vec<Id> {
         let trees = self.all(egraph, &egraph[id]);
         let mut changed = Vec::new();
+        // A graph may mix element types in ways that a rule did not think of: such a rewrite is none.
+        let own = egraph[id].data.clone();
         for tree in trees {
+            if tree.ty(egraph).as_ref() != Some(&own) {
+                continue;
+            }
             let new = tree.add(egraph);
             debug_assert_eq!(egraph[new].data, egraph[id].data, "rule `{}` should keep the type", self.name);
             if egraph.union(id, new) {

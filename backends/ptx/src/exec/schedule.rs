@@ -443,12 +443,26 @@ fn leave(launch: &LaunchState<'_>, worker: &mut Worker, cluster: &mut Cluster, c
     let bulk = |p: &super::queue::Pending| p.op.what.starts_with("cp.async.bulk") && !p.op.what.contains("prefetch");
     let open = cluster.asyncs.list.iter().find(|p| p.cta == cta && bulk(p) && forgotten(p));
     let open = open.map(|p| (p.pc, p.warp, p.lane, p.op.what));
+    // A group that was committed and whose sources are still to be read.
+    let unread = |p: &super::queue::Pending| {
+        let warp = cluster.ctas[cta].warps.get(p.warp).and_then(Option::as_ref);
+        warp.is_some_and(|w| w.bulk.list.iter().any(|g| g.lanes != 0 && g.reading > 0))
+    };
+    let unwaited = cluster.asyncs.list.iter().find(|p| p.cta == cta && bulk(p) && !forgotten(p) && unread(p));
+    let unwaited = unwaited.map(|p| (p.pc, p.warp, p.lane, p.op.what));
     let mut m = machine(launch, cluster, worker);
     m.cta = cta;
     if let Some((pc, warp, lane, what)) = open {
         m.pc = pc;
         m.warp_index = warp;
         m.report(Check::Asynchronous, Some(lane), || format!("the CTA leaves while its {what} is in flight"));
+    }
+    if let Some((pc, warp, lane, what)) = unwaited {
+        m.pc = pc;
+        m.warp_index = warp;
+        m.note(Check::Asynchronous, Some(lane), || {
+            format!("the CTA leaves without cp.async.bulk.wait_group for its {what}; PTX asks for it, machines keep the shared memory until it is read")
+        });
     }
     super::tensor::cta_exit(&mut m);
 }

@@ -271,6 +271,84 @@ fn leaving_with_a_bulk_store_that_nobody_committed_is_found() {
 }
 
 #[test]
+fn leaving_without_a_wait_for_a_committed_bulk_store_is_a_note() {
+    let body = |wait: &str| {
+        format!(
+            "st.shared.v4.u32 [s], {{%r0, %r0, %r0, %r0}}; fence.proxy.async.shared::cta; cp.async.bulk.global.shared::cta.bulk_group [%rd0], [s], 16; cp.async.bulk.commit_group; {wait}"
+        )
+    };
+    let go = |wait: &str| launch(&body(wait), block(1), &Options::default(), &[0; 4]).unwrap();
+    for (wait, notes) in [("", 1), ("cp.async.bulk.wait_group 0;", 0), ("cp.async.bulk.wait_group.read 0;", 0)] {
+        let r = go(wait);
+        clean(&r);
+        assert_eq!(r.report.notes.len(), notes, "{wait} {:?}", r.report.notes);
+    }
+}
+
+#[test]
+fn bits_that_nobody_looks_at_may_be_unwritten() {
+    // %r9 and %h9 are never written.
+    for (body, fine) in [
+        ("prmt.b32 %r3, %r0, %r9, 0x3210;", true),
+        ("prmt.b32 %r3, %r0, %r9, 0x4210;", false),
+        ("xor.b32 %r3, %r9, %r9;", true),
+        ("sub.u32 %r3, %r9, %r9;", true),
+        ("and.b32 %r3, %r9, 0;", true),
+        ("and.b32 %r3, %r9, 1;", false),
+        ("lop3.b32 %r3, %r0, %r1, %r9, 0xc0;", true),
+        ("lop3.b32 %r3, %r1, %r1, %r9, 0x80;", false),
+        ("mov.b32 %r4, {%rs1, %rs9}; and.b32 %r3, %r4, 0xffff;", true),
+        ("mov.b32 %r4, {%rs1, %rs9}; add.f16x2 %r4, %r4, %r4; mov.b32 {%rs3, %rs4}, %r4; cvt.u32.u16 %r3, %rs3;", true),
+        (
+            "mov.b32 %r4, {%rs1, %rs9}; add.f16x2 %r4, %r4, %r4; mov.b32 {%rs3, %rs4}, %r4; cvt.u32.u16 %r3, %rs4;",
+            false,
+        ),
+        ("bfi.b32 %r4, %r0, %r9, 0, 16; bfi.b32 %r3, %r0, %r4, 16, 16;", true),
+        ("bfi.b32 %r4, %r0, %r9, 0, 15; bfi.b32 %r3, %r0, %r4, 16, 16; and.b32 %r3, %r3, 0x8000;", false),
+        ("shl.b32 %r4, %r9, 16; shr.u32 %r3, %r4, 16; and.b32 %r3, %r3, 0; ", true),
+        ("shf.l.wrap.b32 %r3, %r9, %r0, 0;", true),
+        ("and.b32 %r4, %r9, 0xff00; or.b32 %r4, %r4, 1; setp.eq.u32 %p1, %r4, 0; selp.u32 %r3, 1, 2, %p1;", true),
+        ("and.b32 %r4, %r9, 0xff; setp.lt.u32 %p1, %r4, 256; selp.u32 %r3, 1, 2, %p1;", true),
+        ("and.b32 %r4, %r9, 0xff; setp.lt.u32 %p1, %r4, 255; selp.u32 %r3, 1, 2, %p1;", false),
+        ("setp.eq.u32 %p1, %r9, 3; selp.u32 %r3, 1, 2, %p1;", false),
+        ("st.shared.u8 [s], %r0; bar.warp.sync -1; ld.shared.u32 %r4, [s]; cvt.u32.u8 %r3, %r4;", true),
+        (
+            "st.shared.u8 [s], %r0; bar.warp.sync -1; ld.shared.u32 %r4, [s]; st.shared.u32 [s+8], %r4; ld.shared.u8 %r3, [s+9];",
+            false,
+        ),
+        (
+            "and.b32 %r4, %r9, 0xf0; or.b32 %r4, %r4, 5; st.shared.u8 [s], %r4; ld.shared.u8 %r4, [s]; and.b32 %r3, %r4, 15;",
+            true,
+        ),
+        ("shfl.sync.idx.b32 %r4, %r9, 0, 31, -1; and.b32 %r3, %r4, 0;", true),
+        ("mul.lo.u32 %r3, %r9, 2;", false),
+    ] {
+        let r = run(
+            &format!("{OWN} mov.u32 %r1, 5; mov.u16 %rs1, 7; {body} popc.b32 %r3, %r3; st.global.u32 [%rd1], %r3;"),
+            1,
+        );
+        let found = !r.report.findings.is_empty();
+        assert_eq!(!found, fine, "{body}: {:?} {:?}", r.report.findings, r.report.notes);
+    }
+}
+
+#[test]
+fn the_carry_flag_after_a_subtraction_says_that_nothing_was_borrowed() {
+    for (body, want) in [
+        ("add.cc.u32 %r1, 0, 0; subc.u32 %r3, 0, 0;", 0xffff_ffffu32),
+        ("sub.cc.u32 %r1, 5, 3; addc.u32 %r3, 0, 0;", 1),
+        ("sub.cc.u32 %r1, 3, 5; addc.u32 %r3, 0, 0;", 0),
+        ("sub.cc.u32 %r1, 0, 1; subc.u32 %r3, 7, 0;", 6),
+        ("sub.cc.u32 %r1, 1, 1; subc.cc.u32 %r2, 0, 1; subc.u32 %r3, 5, 0;", 4),
+        ("add.cc.u32 %r1, 0xffffffff, 1; addc.u32 %r3, 2, 3;", 6),
+    ] {
+        let r = run(&format!("{OWN} {body} st.global.u32 [%rd1], %r3;"), 1);
+        clean(&r);
+        assert_eq!(r.words[0], want, "{body}");
+    }
+}
+
+#[test]
 fn mbarrier_misuse_is_found() {
     for body in [
         "mbarrier.arrive.shared.b64 %rd2, [bar];",

@@ -97,7 +97,12 @@ fn emulate(options: &Options) -> Result<Ended, Diagnostic> {
         write(path, format!("{text}\n").as_bytes())?;
     }
     let findings = &emulation.report.findings;
-    let mut lines: Vec<String> = findings.iter().map(|f| format!("finding: {f}\n")).collect();
+    let mut lines = vec![emulation.report.printed.clone()];
+    if !emulation.report.printed.is_empty() && !emulation.report.printed.ends_with('\n') {
+        lines.push("\n".to_owned());
+    }
+    lines.extend(findings.iter().map(|f| format!("finding: {f}\n")));
+    lines.extend(emulation.report.notes.iter().map(|f| format!("note: {f}\n")));
     lines.push(format!(
         "{}: {} lane instructions, {} findings\n",
         launch.entry,

@@ -308,8 +308,14 @@ fn compare(options: &Options, result: &RunResult, path: &Path) -> Result<(String
     let want = tensor(&file, "output")?.ok_or_else(|| {
         Diagnostic::input("tensor-missing", format!("`{}` has no tensor `output` to compare with", path.display()))
     })?;
-    let got =
-        result.output("output").ok_or_else(|| Diagnostic::internal("internal-error", "the layer has no `output`"))?;
+    let got = result.output("output").ok_or_else(|| {
+        let names: Vec<String> = result.outputs.iter().map(|(name, _)| format!("`{name}`")).collect();
+        Diagnostic::input(
+            "output-name-mismatch",
+            format!("--expect compares `output`; the layer gives {}", names.join(", ")),
+        )
+        .help("name the output of the graph `output`")
+    })?;
     if got.shape != want.shape {
         return Err(Diagnostic::input(
             "input-shape-mismatch",

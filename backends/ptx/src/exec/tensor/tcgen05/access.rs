@@ -237,6 +237,9 @@ fn track_access(cx: &mut Cx<'_>, access: &Access, base: u32, kind: AccessKind, m
     let tensor = &mut cx.warp.tensor;
     *(if loads { &mut tensor.load_tick } else { &mut tensor.store_tick }) = Some(tick);
     if loads && !cx.m.launch.program.waits_for_tmem_loads {
+        cx.m.note(Check::Asynchronous, Some(mask.trailing_zeros() & 31), || {
+            "the kernel has no tcgen05.wait::ld; PTX asks for it before a loaded register is used, machines wait by themselves".to_owned()
+        });
         wait(cx, true);
     }
     let (lane, column) = split_address(base);
