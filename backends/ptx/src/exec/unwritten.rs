@@ -156,8 +156,8 @@ impl Cx<'_> {
                     .iter()
                     .filter(|n| holes[**n].iter().any(|b| *b != 0))
                     .fold(u32::MAX, |p, n| p & self.warp.padding_of(sources[*n]));
-                for l in 0..WARP {
-                    bits[l] = if unknown >> l & 1 == 1 { full } else { bits[l] & full };
+                for (l, b) in bits.iter_mut().enumerate() {
+                    *b = if unknown >> l & 1 == 1 { full } else { *b & full };
                 }
             }
         }

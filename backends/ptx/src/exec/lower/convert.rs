@@ -316,7 +316,7 @@ impl Lower<'_> {
                     let open = cx.unwritten(*src);
                     for l in 0..32 {
                         let open = open[l] >> shift & field != 0;
-                        holes[l] |= u64::from(open) * ((1u64 << bits) - 1) << (n as u32 * bits);
+                        holes[l] |= (u64::from(open) * ((1u64 << bits) - 1)) << (n as u32 * bits);
                     }
                 }
                 cx.warp.write_bits(d, mask, &out, &holes, 0);

@@ -104,6 +104,8 @@ impl Fragment {
         if self.by_row { (n / self.columns, n % self.columns) } else { (n % self.rows, n / self.rows) }
     }
 
+    // A lane's number stands in the register's index and in the element's place.
+    #[allow(clippy::needless_range_loop)]
     fn gather(self, registers: &[Lanes]) -> Vec<u64> {
         let (bits, per) = (self.kind.bits(), self.per_register());
         let field = if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
@@ -141,7 +143,7 @@ fn fragment(which: &str, (m, n, k): (usize, usize, usize), kind: Kind) -> Fragme
 
 fn known(f: Fragment, (m, n, k): (usize, usize, usize)) -> bool {
     matches!((m, n, k), (16, 16, 16) | (32, 8, 16) | (8, 32, 16) | (16, 16, 8) | (8, 8, 4) | (8, 8, 32) | (8, 8, 128))
-        && f.total() % WARP == 0
+        && f.total().is_multiple_of(WARP)
 }
 
 pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError> {
@@ -284,6 +286,8 @@ fn store(l: &mut Lower<'_>, i: &Instruction, size: (usize, usize, usize)) -> Res
     }))
 }
 
+// A lane's number stands in the register's index and in the element's place.
+#[allow(clippy::needless_range_loop)]
 fn product(l: &mut Lower<'_>, i: &Instruction, size: (usize, usize, usize)) -> Result<Custom, CompileError> {
     let kinds: Vec<Kind> = i.modifiers.iter().filter_map(|w| Kind::parse(w)).collect();
     let [d, a, b, c] = match kinds.as_slice() {
