@@ -3,7 +3,7 @@
 
 mod arith;
 
-use arith::{Samples, check, map2, map3};
+use arith::{Samples, check, map1, map2, map3};
 
 /// Values with edges in front.
 fn values(name: &str, bits: u32, count: usize) -> Vec<u64> {
@@ -62,6 +62,22 @@ fn sums_products_and_extremes_of_every_width_and_sign() {
 }
 
 #[test]
+fn signs_counts_and_complements_of_every_width() {
+    for bits in [16u32, 32, 64] {
+        let a = values("one", bits, 200);
+        for (name, model) in [
+            ("neg.s", (|x, _| -x) as fn(i128, u32) -> i128),
+            ("abs.s", |x, _| x.abs()),
+            ("not.b", |x, _| !x),
+            ("cnot.b", |x, _| i128::from(x == 0)),
+        ] {
+            let got = map1(bits, bits, &a, &format!("{name}{bits} %o, %a;"));
+            check(name, &[&a], &got, |v, r| r == low(model(signed(v[0], bits), bits), bits));
+        }
+    }
+}
+
+#[test]
 fn saturating_forms_stop_at_the_ends_of_their_type() {
     let (a, b) = pairs("sat", 32);
     let c: Vec<u64> = a.iter().zip(&b).map(|(x, y)| (x ^ y.rotate_left(7)) & 0xffff_ffff).collect();
@@ -72,7 +88,7 @@ fn saturating_forms_stop_at_the_ends_of_their_type() {
     }
     let got = map3(32, 32, &a, &b, &c, "mad.hi.sat.s32 %o, %a, %b, %c;");
     check("mad.hi.sat", &[&a, &b, &c], &got, |v, r| {
-        r == clamp((signed(v[0], 32) * signed(v[1], 32) >> 32) + signed(v[2], 32))
+        r == clamp(((signed(v[0], 32) * signed(v[1], 32)) >> 32) + signed(v[2], 32))
     });
     for (form, sat, hi, s) in [
         ("mad24.hi.sat.s32", true, true, true),
@@ -106,7 +122,7 @@ fn chains_of_carries_and_borrows_give_the_wide_result() {
     check("sub.cc", &[&narrow.0, &narrow.1], &got, |v, r| r == u64::from(v[0] >= v[1]));
     let got = map2(32, 32, &narrow.0, &narrow.1, "add.cc.u32 %r4, %a, %b; subc.u32 %o, 0, 0;");
     check("add.cc, subc", &[&narrow.0, &narrow.1], &got, |v, r| {
-        r == if v[0] + v[1] >> 32 == 1 { 0 } else { 0xffff_ffff }
+        r == if (v[0] + v[1]) >> 32 == 1 { 0 } else { 0xffff_ffff }
     });
 }
 
