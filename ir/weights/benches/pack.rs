@@ -9,7 +9,7 @@ use moec_ir::graph::Param;
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::{Buffer, Role};
 use moec_ir::weights::{WeightSource, WeightStep};
-use moec_weights::{Checkpoint, pack_weight};
+use moec_weights::{Checkpoint, Plan};
 use std::time::Instant;
 
 /// Experts, rows and columns of the matrices of Qwen3-30B-A3B's gate.
@@ -27,6 +27,8 @@ struct Layout {
     tensors: Vec<(&'static str, &'static str, Vec<u64>)>,
     source: WeightSource,
     shape: [u64; 3],
+    /// `quantization_config`, where the tensors do not say all.
+    config: &'static str,
 }
 
 fn main() {
@@ -43,36 +45,47 @@ fn layouts() -> Vec<Layout> {
     let plain = [E, N, K];
     let oss = [4, F, F];
     vec![
-        Layout { name: "bf16", tensors: vec![("w", "BF16", vec![E, N, K])], source: stack(vec![]), shape: plain },
+        Layout {
+            name: "bf16",
+            tensors: vec![("w", "BF16", vec![E, N, K])],
+            source: stack(vec![]),
+            shape: plain,
+            config: "",
+        },
         Layout {
             name: "bf16-transposed",
             tensors: vec![("w", "BF16", vec![E, K, N])],
             source: stack(vec![WeightStep::Transpose]),
             shape: plain,
+            config: "",
         },
         Layout {
             name: "bf16-transposed-interleaved",
             tensors: vec![("w", "BF16", vec![4, F, 2 * F])],
             source: stack(vec![WeightStep::Transpose, even_rows(F)]),
             shape: oss,
+            config: "",
         },
         Layout {
             name: "f32-transposed",
             tensors: vec![("w", "F32", vec![E, K, N])],
             source: stack(vec![WeightStep::Transpose]),
             shape: plain,
+            config: "",
         },
         Layout {
             name: "mxfp4-gptoss",
             tensors: vec![("w_blocks", "U8", vec![4, 2 * F, F / 32, 16]), ("w_scales", "U8", vec![4, 2 * F, F / 32])],
             source: stack(vec![WeightStep::Transpose, even_rows(F)]),
             shape: oss,
+            config: "",
         },
         Layout {
             name: "mxfp4-across",
             tensors: vec![("w_packed", "U8", vec![E, K, N / 2]), ("w_scale", "U8", vec![E, K, N / 32])],
             source: stack(vec![WeightStep::Transpose]),
             shape: plain,
+            config: "",
         },
         Layout {
             name: "fp8-blocks",
@@ -82,12 +95,14 @@ fn layouts() -> Vec<Layout> {
             ],
             source: experts(),
             shape: plain,
+            config: "",
         },
         Layout {
             name: "fp8-blocks-transposed",
             tensors: vec![("w", "F8_E4M3", vec![E, K, N]), ("w_scale_inv", "F32", vec![E, K / 128, N / 128])],
             source: stack(vec![WeightStep::Transpose]),
             shape: plain,
+            config: "",
         },
         Layout {
             name: "nvfp4",
@@ -98,6 +113,7 @@ fn layouts() -> Vec<Layout> {
             ],
             source: experts(),
             shape: plain,
+            config: "",
         },
         Layout {
             name: "gptq-int4",
@@ -108,6 +124,7 @@ fn layouts() -> Vec<Layout> {
             ],
             source: experts(),
             shape: plain,
+            config: r#"{ "quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false, "sym": false }"#,
         },
         Layout {
             name: "awq",
@@ -118,6 +135,7 @@ fn layouts() -> Vec<Layout> {
             ],
             source: experts(),
             shape: plain,
+            config: r#"{ "quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm" }"#,
         },
         Layout {
             name: "int4-asymmetric",
@@ -128,6 +146,49 @@ fn layouts() -> Vec<Layout> {
             ],
             source: experts(),
             shape: plain,
+            config: "",
+        },
+        Layout {
+            name: "gguf-q8_0",
+            tensors: vec![("w", "Q8_0", vec![E, N, K])],
+            source: stack(vec![]),
+            shape: plain,
+            config: "",
+        },
+        Layout {
+            name: "gguf-q4_0",
+            tensors: vec![("w", "Q4_0", vec![E, N, K])],
+            source: stack(vec![]),
+            shape: plain,
+            config: "",
+        },
+        Layout {
+            name: "gguf-q4_k",
+            tensors: vec![("w", "Q4_K", vec![E, N, K])],
+            source: stack(vec![]),
+            shape: plain,
+            config: "",
+        },
+        Layout {
+            name: "gguf-q6_k",
+            tensors: vec![("w", "Q6_K", vec![E, N, K])],
+            source: stack(vec![]),
+            shape: plain,
+            config: "",
+        },
+        Layout {
+            name: "gguf-iq4_xs",
+            tensors: vec![("w", "IQ4_XS", vec![E, N, K])],
+            source: stack(vec![]),
+            shape: plain,
+            config: "",
+        },
+        Layout {
+            name: "gguf-mxfp4",
+            tensors: vec![("w", "MXFP4", vec![E, N, K])],
+            source: stack(vec![]),
+            shape: plain,
+            config: "",
         },
     ]
 }
@@ -135,7 +196,14 @@ fn layouts() -> Vec<Layout> {
 /// Gigabytes written a second: the median of a few rounds after one that touches all memory.
 fn median_rate(layout: &Layout) -> f64 {
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("model.safetensors"), file(layout)).unwrap();
+    match gguf(layout) {
+        Some(bytes) => std::fs::write(dir.path().join("model.gguf"), bytes).unwrap(),
+        None => std::fs::write(dir.path().join("model.safetensors"), file(layout)).unwrap(),
+    }
+    if !layout.config.is_empty() {
+        let config = format!(r#"{{ "quantization_config": {} }}"#, layout.config);
+        std::fs::write(dir.path().join("config.json"), config).unwrap();
+    }
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let [batch, rows, cols] = layout.shape;
     let ty = TensorType::fixed(DType::BF16, &layout.shape);
@@ -143,11 +211,12 @@ fn median_rate(layout: &Layout) -> f64 {
     let (rows, pitch, role) = (Dim::Fixed(rows), cols, Role::Weight(0));
     let buffer = Buffer { name: "w".into(), dtype: DType::BF16, batch, rows, cols, pitch, role };
     let mut out = vec![1; buffer.bytes(0) as usize];
-    pack_weight(&checkpoint, &param, &buffer, &mut out).unwrap();
+    let plan = Plan::new(&checkpoint, None, std::slice::from_ref(&param)).unwrap();
+    plan.pack("w", &buffer, &mut out).unwrap();
     let mut seconds: Vec<f64> = (0..ROUNDS)
         .map(|_| {
             let start = Instant::now();
-            pack_weight(&checkpoint, &param, &buffer, &mut out).unwrap();
+            plan.pack("w", &buffer, &mut out).unwrap();
             start.elapsed().as_secs_f64()
         })
         .collect();
@@ -174,6 +243,42 @@ fn file(layout: &Layout) -> Vec<u8> {
     out.extend_from_slice(header.as_bytes());
     out.extend_from_slice(&data);
     out
+}
+
+/// Types of GGUF files: name, number, elements and bytes of a block.
+const GGUF: [(&str, u32, u64, u64); 6] = [
+    ("Q8_0", 8, 32, 34),
+    ("Q4_0", 2, 32, 18),
+    ("Q4_K", 12, 256, 144),
+    ("Q6_K", 14, 256, 210),
+    ("IQ4_XS", 23, 256, 136),
+    ("MXFP4", 39, 32, 17),
+];
+
+/// A GGUF file of one tensor, when the layout's is of such a type.
+fn gguf(layout: &Layout) -> Option<Vec<u8>> {
+    let (name, dtype, shape) = &layout.tensors[0];
+    let (_, id, elements, bytes) = GGUF.into_iter().find(|t| t.0 == *dtype)?;
+    let mut out = b"GGUF".to_vec();
+    let text = |out: &mut Vec<u8>, t: &str| {
+        out.extend_from_slice(&(t.len() as u64).to_le_bytes());
+        out.extend_from_slice(t.as_bytes());
+    };
+    out.extend_from_slice(&3u32.to_le_bytes());
+    out.extend_from_slice(&[1u64.to_le_bytes(), 1u64.to_le_bytes()].concat());
+    text(&mut out, "general.architecture");
+    out.extend_from_slice(&8u32.to_le_bytes());
+    text(&mut out, "qwen3moe");
+    text(&mut out, name);
+    out.extend_from_slice(&(shape.len() as u32).to_le_bytes());
+    shape.iter().rev().for_each(|n| out.extend_from_slice(&n.to_le_bytes()));
+    out.extend_from_slice(&id.to_le_bytes());
+    out.extend_from_slice(&0u64.to_le_bytes());
+    out.resize(out.len().next_multiple_of(32), 0);
+    // Halves of such bytes are numbers.
+    let noise = |i: u64| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as u8 & 0x3F;
+    out.extend((0..shape.iter().product::<u64>() / elements * bytes).map(noise));
+    Some(out)
 }
 
 fn element(dtype: &str, i: u64, out: &mut Vec<u8>) {
