@@ -17,6 +17,8 @@ pub struct Integers<'a> {
     pub packing: Packing,
     /// Bits of a code.
     pub bits: u32,
+    /// Whether codes of packed rows, and their zero points, are one stream of bits, rather than as many whole codes as fit a word.
+    pub dense: bool,
     /// The codes.
     pub codes: &'a [u8],
     /// Words or bytes in a row of the tensor of codes.
@@ -231,15 +233,14 @@ impl Integers<'_> {
                 i32::from((if row.is_multiple_of(2) { byte << 4 } else { byte }) as i8 >> 4)
             }
             Packing::Gptq => {
-                // One stream of bits down each column of words; codes of three bits may lie in two words.
-                let bit = col * bits;
-                let at = |w: u64| u64::from(word(self.codes, w * self.code_cols + row));
-                let low = at(bit / 32) >> (bit % 32);
-                let stream = if bit % 32 + bits > 32 { low | at(bit / 32 + 1) << (32 - bit % 32) } else { low };
-                (stream & self.mask()) as i32
+                // One stream of bits down each column of words.
+                self.from_stream(col * bits, |w| word(self.codes, w * self.code_cols + row)) as i32
             }
             Packing::Awq => {
                 self.cut(word(self.codes, col * self.code_cols + row / 8), AWQ_PLACE[(row % 8) as usize], 0)
+            }
+            Packing::Rows if self.dense => {
+                self.from_stream(col * bits, |w| word(self.codes, row * self.code_cols + w)) as i32
             }
             Packing::Rows => {
                 let per_word = 32 / bits;
@@ -264,18 +265,27 @@ impl Integers<'_> {
         let bits = u64::from(self.bits);
         match self.packing {
             Packing::Gptq => {
-                let bit = row * bits;
-                let at = |w: u64| u64::from(word(words, group * cols + w));
-                let low = at(bit / 32) >> (bit % 32);
-                let stream = if bit % 32 + bits > 32 { low | at(bit / 32 + 1) << (32 - bit % 32) } else { low };
-                (((stream & self.mask()) + u64::from(add)) & self.mask()) as i32
+                let stored = self.from_stream(row * bits, |w| word(words, group * cols + w));
+                ((stored + u64::from(add)) & self.mask()) as i32
             }
             Packing::Awq => self.cut(word(words, group * cols + row / 8), AWQ_PLACE[(row % 8) as usize], add),
+            Packing::Rows if self.dense => {
+                let stored = self.from_stream(row * bits, |w| word(words, w * cols + group));
+                ((stored + u64::from(add)) & self.mask()) as i32
+            }
             Packing::Rows | Packing::Bytes | Packing::RowPairs => {
                 let per_word = 32 / bits;
                 self.cut(word(words, row / per_word * cols + group), (row % per_word) as u32, add)
             }
         }
+    }
+
+    /// The code that begins at `bit` of a stream of words, of which `at` gives one; codes may lie in two words.
+    fn from_stream(&self, bit: u64, at: impl Fn(u64) -> u32) -> u64 {
+        let (bits, word) = (u64::from(self.bits), |w| u64::from(at(w)));
+        let low = word(bit / 32) >> (bit % 32);
+        let stream = if bit % 32 + bits > 32 { low | word(bit / 32 + 1) << (32 - bit % 32) } else { low };
+        stream & self.mask()
     }
 
     fn mask(&self) -> u64 {
@@ -316,6 +326,7 @@ mod tests {
                 let (code_cols, zero_cols) = match packing {
                     Packing::Gptq => (n, (n * u64::from(bits)).div_ceil(32)),
                     Packing::Awq => (n / 8, n / 8),
+                    Packing::Rows if 32 % bits != 0 => ((k * u64::from(bits)).div_ceil(32), n_groups),
                     Packing::Rows => (k.div_ceil(per_word), n_groups),
                     Packing::Bytes | Packing::RowPairs => (k, n_groups),
                 };
@@ -331,6 +342,7 @@ mod tests {
                         k,
                         packing,
                         bits,
+                        dense: 32 % bits != 0,
                         codes: data,
                         code_cols,
                         scales: &data[5..5 + (n * n_groups * 2) as usize],

@@ -1,6 +1,10 @@
 //! Scales that no quantiser writes: zero over codes that are not, not a number, infinite, negative.
+//!
+//! AutoRound gives symmetric integers scales of either sign, in every format that it exports to: of integers, negative scales are
+//! right where many are negative, and a damaged one where it stands alone.
 
 use super::{Blocks, Elements, Integers};
+use moec_ir::quant::Code;
 use rayon::prelude::*;
 
 /// A scale that is none: where it is, and what it is.
@@ -34,13 +38,16 @@ fn blocks(b: &Blocks<'_>) -> Result<(), ScaleFault> {
     if b.n == 0 || b.k == 0 {
         return Ok(());
     }
+    let n_scales = b.scales.0.len() as u64 / b.format.scale.bytes();
+    let either = b.format.code == Code::Int4 && either_sign(n_scales, |i| b.scale_value(i));
     (0..b.matrices() * grid_rows).into_par_iter().try_for_each(|grid_row| {
         let first = grid_row / grid_rows * b.n + grid_row % grid_rows * b.format.block_rows.max(1);
         for grid_col in 0..grid_cols {
             let col = grid_col * b.format.block_cols;
             let index = b.scale_index(first, col);
             let value = b.scale_value(index);
-            let good = value.is_finite() && (value > 0.0 || value == 0.0 && block_is_zero(b, first, col));
+            let right = value > 0.0 || value < 0.0 && either;
+            let good = value.is_finite() && (right || value == 0.0 && block_is_zero(b, first, col));
             if !good {
                 return Err(ScaleFault { tensor: b.scales_name.clone(), index, value });
             }
@@ -62,10 +69,18 @@ fn block_is_zero(b: &Blocks<'_>, row: u64, col: u64) -> bool {
     })
 }
 
+/// Whether so many of a tensor's scales are negative that their sign was meant.
+fn either_sign(n_scales: u64, value: impl Fn(u64) -> f32 + Sync) -> bool {
+    const FEW: u64 = 16;
+    let negative = || (0..n_scales).into_par_iter().filter(|&i| value(i) < 0.0).count() as u64;
+    n_scales >= FEW && negative() * 8 >= n_scales
+}
+
 fn integers(q: &Integers<'_>) -> Result<(), ScaleFault> {
+    let either = either_sign(q.n_scales(), |i| q.scale_value(i));
     (0..q.n_scales()).into_par_iter().try_for_each(|index| {
         let value = q.scale_value(index);
-        let good = value.is_finite() && (value > 0.0 || value == 0.0 && q.is_zero_under(index));
+        let good = value.is_finite() && (value > 0.0 || value < 0.0 && either || value == 0.0 && q.is_zero_under(index));
         if good { Ok(()) } else { Err(ScaleFault { tensor: q.scales_name.clone(), index, value }) }
     })
 }

@@ -1,7 +1,8 @@
 //! AutoRound: GPTQ's or AWQ's tensors, and a config of its own.
 //!
 //! `packing_format` says which: `auto_round` and `auto_round:gptqmodel` store zero points as they are, `auto_round:auto_gptq` less
-//! one, `auto_round:auto_awq` is AWQ. `extra_config` gives modules settings of their own; 16 bits are floats.
+//! one, `auto_round:auto_awq` is AWQ, `auto_round:llm_compressor` compressed-tensors. Symmetric codes have scales of either sign:
+//! a negative one where the largest magnitude of a group belongs to a negative value. `extra_config` gives modules settings of their own; 16 bits are floats.
 //! Source: AutoRound (`export/export_to_autoround/export.py`, `inference/backend.py`).
 
 use super::fp8::{MXFP4, TENSOR};
@@ -55,6 +56,7 @@ pub(super) const ABOUT_THE_RUN: &[&str] = &[
     "enable_quanted_input",
     "gradient_accumulate_steps",
     "iters",
+    "model_free",
     "low_gpu_mem_usage",
     "lr",
     "minmax_lr",
@@ -154,6 +156,7 @@ impl Settings {
             Some("auto_round" | "gptqmodel" | "gptq_zp" | "exllamav2") => (Packing::Gptq, ZeroPoints::AsTheyAre),
             Some("auto_gptq" | "gptq") => (Packing::Gptq, ZeroPoints::LessOne),
             Some("auto_awq" | "awq" | "gemm") => (Packing::Awq, ZeroPoints::AsTheyAre),
+            Some("llm_compressor") => (Packing::Rows, ZeroPoints::AsTheyAre),
             None | Some("auto") => (Packing::Gptq, ZeroPoints::Unsaid),
             Some(other) => return Spec::Unread(format!("`{other}`, a packing of AutoRound")),
         };

@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | `N_packed` U8 `[.., N, K/2]` | `N_scale` F8_E4M3 `[.., N, K/16]` | `N_global_scale`, divided by | NVFP4 |
 //! | `N_packed` U8 `[.., N, K/2]` | `N_scale` U8 `[.., N, K/32]` | | MXFP4 |
-//! | `N_packed` I32 `[.., N, K/W]` | `N_scale` `[.., N, G]` | `N_zero_point`, `N_g_idx`, `N_shape` | integers of 2 to 8 bits, `W = 32 / bits` codes in a word |
+//! | `N_packed` I32 `[.., N, K/W]` | `N_scale` `[.., N, G]` | `N_zero_point`, `N_g_idx`, `N_shape` | integers of 2 to 8 bits, `W = 32 / bits`; 3, 5, 6 and 7 bits in one stream of bits, or in whole codes |
 //!
 //! Integers are offset binary, low bits first; zero points are packed along the rows, `[N/W, G]`, or are signed bytes `[N, G]`.
 //! `N` F8 is in [`super::fp8`], `N` I8 in [`super::single_bytes`].
@@ -229,7 +229,7 @@ fn integers<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     let &[ref leading @ .., n, code_cols] = at.codes.shape else {
         return Err(at.fits_not(&scales_name, &scales, "quantised weights have at least two axes"));
     };
-    let (bits, k) = width(at, spec, n, code_cols)?;
+    let Width { bits, k, dense } = width(at, spec, n, code_cols)?;
     let grid = match scales.shape.strip_prefix(leading) {
         Some(&[rows, groups]) => Some((rows, groups)),
         Some(&[rows]) => Some((rows, 1)),
@@ -240,7 +240,7 @@ fn integers<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         grid.filter(|&(rows, groups)| (rows == n || rows == 1 && groups == 1) && groups > 0)
             .ok_or_else(|| at.fits_not(&scales_name, &scales, "one scale for each row and group is needed"))?;
     let group_size = group_size(at, spec, &scales_name, &scales, (k, scale_rows, n, n_groups))?;
-    let zeros = zero_points(at, spec, bits, leading, n, n_groups)?;
+    let zeros = zero_points(at, spec, (bits, dense), leading, n, n_groups)?;
     let group_of = group_order(at, spec, k, n_groups)?;
     // Rows of whole words, all zero points in the middle: kernels read these codes as they are.
     let plain =
@@ -271,6 +271,7 @@ fn integers<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         k,
         packing: Packing::Rows,
         bits,
+        dense,
         codes: at.codes.data,
         code_cols,
         scales: scales.data,
@@ -287,8 +288,22 @@ fn integers<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     })))
 }
 
-/// Bits of a code, and columns of a row.
-fn width(at: &Found<'_, '_>, spec: Option<&IntegerSpec>, n: u64, code_cols: u64) -> Result<(u32, u64), Diagnostic> {
+/// How wide codes and rows are.
+struct Width {
+    bits: u32,
+    /// Columns of a row.
+    k: u64,
+    /// Whether a row is one stream of bits; else a word holds as many whole codes as fit it.
+    dense: bool,
+}
+
+/// Words for `n` codes: in one stream of bits, as compressed-tensors 0.19 writes, or in whole codes, as earlier versions did. The
+/// two differ for 3, 5, 6 and 7 bits.
+fn row_words(bits: u32, n: u64, dense: bool) -> u64 {
+    if dense { n.saturating_mul(u64::from(bits)).div_ceil(32) } else { n.div_ceil(u64::from(32 / bits)) }
+}
+
+fn width(at: &Found<'_, '_>, spec: Option<&IntegerSpec>, n: u64, code_cols: u64) -> Result<Width, Diagnostic> {
     let name = format!("{}_shape", at.name);
     // Some tools leave the tensor empty.
     let shape = at.tensor(&name)?.filter(|s| !s.data.is_empty());
@@ -299,20 +314,29 @@ fn width(at: &Found<'_, '_>, spec: Option<&IntegerSpec>, n: u64, code_cols: u64)
             _ => return Err(at.fits_not(&name, s, "the shape that is stored with the codes has other rows")),
         },
     };
-    let words = |bits: u32, k: u64| k.div_ceil(u64::from(32 / bits));
     match (spec.map(|s| s.bits), stored) {
-        (Some(bits), Some(k)) if words(bits, k) == code_cols => Ok((bits, k)),
-        (Some(bits), Some(k)) => Err(at.contradicts(&format!(
-            "{k} columns in {code_cols} words a row, where {bits} bits need {}",
-            words(bits, k)
-        ))),
-        (Some(bits), None) => Ok((bits, code_cols.saturating_mul(u64::from(32 / bits)))),
-        (None, Some(k)) => match [4u32, 8].into_iter().find(|&b| words(b, k) == code_cols) {
-            Some(bits) => Ok((bits, k)),
+        (Some(bits), Some(k)) => match [true, false].map(|dense| row_words(bits, k, dense) == code_cols) {
+            // Codes that all fit the first word lie alike in both.
+            [true, true] if 32 % bits != 0 && k > u64::from(32 / bits) => {
+                Err(at.needs_config(&format!("which of two packings its {bits}-bit codes have")))
+            }
+            [true, _] => Ok(Width { bits, k, dense: true }),
+            [false, true] => Ok(Width { bits, k, dense: false }),
+            [false, false] => {
+                let need = row_words(bits, k, true);
+                Err(at.contradicts(&format!("{k} columns in {code_cols} words a row, where {bits} bits need {need}")))
+            }
+        },
+        (Some(bits), None) => {
+            let k = code_cols.saturating_mul(32) / u64::from(bits);
+            Ok(Width { bits, k, dense: true })
+        }
+        (None, Some(k)) => match [4u32, 8].into_iter().find(|&b| row_words(b, k, true) == code_cols) {
+            Some(bits) => Ok(Width { bits, k, dense: true }),
             None => Err(at.needs_config(&format!("how many bits a code has ({k} columns in {code_cols} words a row)"))),
         },
         // Without config and shape, four: codes of another width would have another number of columns than the layer asks for.
-        (None, None) => Ok((4, code_cols.saturating_mul(8))),
+        (None, None) => Ok(Width { bits: 4, k: code_cols.saturating_mul(8), dense: true }),
     }
 }
 
@@ -343,15 +367,15 @@ fn group_size(
 fn zero_points<'a>(
     at: &Found<'a, '_>,
     spec: Option<&IntegerSpec>,
-    bits: u32,
+    (bits, dense): (u32, bool),
     leading: &[u64],
     n: u64,
     n_groups: u64,
 ) -> Result<Zeros<'a>, Diagnostic> {
     let name = format!("{}_zero_point", at.name);
-    let per_word = u64::from(32 / bits);
+    let words = row_words(bits, n, dense);
     let middle = Zeros::All(1 << (bits - 1));
-    let expected = format!("I32[{}, {n_groups}]", n.div_ceil(per_word));
+    let expected = format!("I32[{words}, {n_groups}]");
     match (at.tensor(&name)?, spec.and_then(|s| s.symmetric)) {
         (None, Some(false)) => {
             Err(at.missing("quantised-zero-point-missing", "its zero points are", &[name], &expected))
@@ -361,7 +385,7 @@ fn zero_points<'a>(
             .contradicts(&format!("stored with zero points (`{name}`, {}) that are not all the middle", z.describe()))),
         (Some(_), Some(true)) => Ok(middle),
         (Some(z), _)
-            if leading.is_empty() && z.dtype == StoredType::I32 && z.shape == [n.div_ceil(per_word), n_groups] =>
+            if leading.is_empty() && z.dtype == StoredType::I32 && z.shape == [words, n_groups] =>
         {
             Ok(Zeros::Packed { words: z.data, cols: n_groups, add: 0 })
         }
@@ -376,7 +400,7 @@ fn zero_points<'a>(
 fn is_middle(z: &TensorView<'_>, bits: u32, n: u64, n_groups: u64) -> bool {
     match z.dtype {
         StoredType::I8 => z.data.iter().all(|&b| b == 0),
-        StoredType::I32 => {
+        StoredType::I32 if 32 % bits == 0 => {
             let per_word = u64::from(32 / bits);
             let full = z.data.len() as u64 == n.div_ceil(per_word) * n_groups * 4;
             let code = |r: u64, g: u64| word(z.data, r / per_word * n_groups + g) >> (r % per_word * u64::from(bits));

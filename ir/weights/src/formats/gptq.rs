@@ -222,6 +222,7 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         k,
         packing,
         bits: spec.bits,
+        dense: true,
         codes: at.codes.data,
         code_cols,
         scales: scales.data,

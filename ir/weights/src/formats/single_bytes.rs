@@ -107,6 +107,7 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic> {
         k,
         packing: if pairs { Packing::RowPairs } else { Packing::Bytes },
         bits: if pairs { 4 } else { 8 },
+        dense: false,
         codes: at.codes.data,
         code_cols: k,
         scales: scales.data,
