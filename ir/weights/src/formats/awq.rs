@@ -60,5 +60,6 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
         "pack_dtype",
         "checkpoint_format",
         "format",
+        "method",
     ],
 };

@@ -122,7 +122,7 @@ fn unread(q: &Keys<'_>, key: &str, what: &str) -> Diagnostic {
 fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnostic> {
     let bits = match q.whole("bits")? {
         Some(bits @ (2 | 3 | 4 | 8)) => bits as u32,
-        Some(_) => return Err(unread(q, "bits", "codes of a width")),
+        Some(bits) => return Err(unread(q, "bits", &format!("codes of {bits} bits"))),
         None => all.map(|a| a.bits).ok_or_else(|| q.wrong("bits", "2, 3, 4 or 8"))?,
     };
     let group = match q.whole("group_size")? {
@@ -142,8 +142,13 @@ fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnost
         Some("gptq_v2") => ZeroPoints::AsTheyAre,
         // The first version had no name for itself.
         None => all.map_or(ZeroPoints::LessOne, |a| a.zeros),
-        Some(_) => return Err(unread(q, "checkpoint_format", "a packing")),
+        Some(other) => return Err(unread(q, "checkpoint_format", &format!("`{other}`, a packing"))),
     };
+    if let Some(method) = q.word("method")?
+        && method != "gptq"
+    {
+        return Err(unread(q, "method", &format!("`{method}`")));
+    }
     if let Some(kind) = q.word("data_type")?
         && kind != "int"
     {

@@ -6,7 +6,7 @@
 
 use super::fp8::{CHANNEL, MXFP4, MXFP8, TENSOR};
 use super::{ConfigReader, everywhere};
-use crate::config::{CodedSpec, Keys, Pattern, Rule, Spec};
+use crate::config::{CodedSpec, Group, IntegerSpec, Keys, Packing, Pattern, Rule, Spec, ZeroPoints};
 use moec_ir::diag::Diagnostic;
 
 /// `quant_method` quark.
@@ -73,12 +73,12 @@ fn of_weight(w: &Keys<'_>) -> Result<Spec, Diagnostic> {
     let size = w.whole("group_size")?;
     let scales = w.word("scale_format")?.unwrap_or_default();
     let element = w.word("mx_element_dtype")?;
+    let symmetric = w.flag("symmetric")?;
     let axis = w.whole("ch_axis")?;
     let is_last = axis.is_none_or(|a| a == -1 || a == 1);
     w.finish(&[
         "observer_cls",
         "is_dynamic",
-        "symmetric",
         "round_method",
         "scale_type",
         "scale_calculation_mode",
@@ -86,12 +86,28 @@ fn of_weight(w: &Keys<'_>) -> Result<Spec, Diagnostic> {
         "zero_point_type",
         "block_size",
         "qat_spec",
+        "enable_buffer_reuse",
+        "max_input_numel",
     ])?;
     let coded = |name: &str, format| {
         let words = format!("{name} of Quark");
         Ok(Spec::Coded(CodedSpec { words, format, blocks_said: true }))
     };
+    let integers = |group| {
+        Ok(Spec::Integers(IntegerSpec {
+            words: "8-bit integers of Quark".to_string(),
+            packing: Packing::Bytes,
+            bits: 8,
+            group,
+            symmetric,
+            ordered: false,
+            zeros: ZeroPoints::AsTheyAre,
+            kernels: None,
+        }))
+    };
     match (dtype.as_str(), scheme.as_str(), size, scales.as_str()) {
+        ("int8", "per_tensor", _, _) => integers(Group::Matrix),
+        ("int8", "per_channel", _, _) if matches!(axis, None | Some(0)) => integers(Group::Row),
         ("fp4", "per_group", Some(32), "e8m0") if is_last => coded("MXFP4", MXFP4),
         ("mx", "per_group", Some(32), _) if element.as_deref() == Some("fp4") && is_last => coded("MXFP4", MXFP4),
         ("fp8_e4m3" | "fp8_e4m3fn", "per_group", Some(32), "e8m0") if is_last => coded("MXFP8", MXFP8),
