@@ -88,6 +88,17 @@ fn layouts() -> Vec<Layout> {
             config: "",
         },
         Layout {
+            name: "nvfp4-stacked",
+            tensors: vec![
+                ("w", "U8", vec![E, K / 2, N]),
+                ("w_weight_scale", "F8_E4M3", vec![E, K / 16, N]),
+                ("w_weight_scale_2", "F32", vec![]),
+            ],
+            source: stack(vec![WeightStep::Transpose]),
+            shape: plain,
+            config: r#"{ "quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16 }"#,
+        },
+        Layout {
             name: "fp8-blocks",
             tensors: vec![
                 ("w.{e}.weight", "F8_E4M3", vec![N, K]),

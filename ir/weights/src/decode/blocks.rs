@@ -1,5 +1,6 @@
 //! Codes with one scale for each block of rows and columns, and perhaps one over all blocks of a matrix.
 
+use super::integers::GroupRun;
 use super::runs;
 use moec_ir::quant::{QuantFormat, ScaleCode};
 
@@ -111,16 +112,40 @@ impl<'a> Blocks<'a> {
         self.globals.get((row / self.n) as usize).or(self.globals.first()).copied().unwrap_or(1.0)
     }
 
-    /// Dequantises elements `start, start + stride, …` of the matrices, counted row by row, into `out`.
-    pub fn read(&self, start: u64, stride: u64, out: &mut [f32]) {
+    /// Dequantises elements `start, start + stride, …` of the matrices, counted row by row, into `out`. `group` keeps what
+    /// neighbouring columns share; it belongs to this tensor.
+    pub(crate) fn read(&self, start: u64, stride: u64, group: &mut GroupRun, out: &mut [f32]) {
+        // Codes of a column lie one behind the other.
+        let across = stride == self.k && stride > 1 && self.codes.1[1] == 1;
         let mut done = 0;
         while done < out.len() {
             let at = start + done as u64 * stride;
-            // Elements that are left in this row.
-            let left = (self.k - at % self.k).div_ceil(stride.max(1)) as usize;
+            let (row, col) = (at / self.k, at % self.k);
+            // Elements that are left in this matrix, or in this row.
+            let left = if across { self.n - row % self.n } else { (self.k - col).div_ceil(stride.max(1)) } as usize;
             let here = left.min(out.len() - done);
-            self.read_row(at / self.k, at % self.k, stride, &mut out[done..done + here]);
+            let out = &mut out[done..done + here];
+            if across {
+                self.read_column(row, col, group, out);
+            } else {
+                self.read_row(row, col, stride, out);
+            }
             done += here;
+        }
+    }
+
+    /// Rows `row..` of a column, in one matrix, where these lie one behind the other.
+    fn read_column(&self, row: u64, col: u64, group: &mut GroupRun, out: &mut [f32]) {
+        let f = &self.format;
+        if group.turns_to(col.checked_div(f.block_cols).unwrap_or(0), row, out.len()) {
+            let rows = row..row + out.len() as u64;
+            group.scales.extend(rows.map(|r| self.scale_value(self.scale_index(r, col)) * self.global(r)));
+        }
+        let per_byte = 8 / f.code.bits();
+        let first = self.code_at(row) + col / per_byte * self.codes.1[2];
+        runs::across(f.code, &self.codes.0[first as usize..], (col % per_byte) as usize, &group.scales, out);
+        if let Some(s) = self.column_scales.get(col as usize) {
+            out.iter_mut().for_each(|v| *v *= s);
         }
     }
 
@@ -197,12 +222,13 @@ mod tests {
                     q.copy_codes(row, col * code.bits() / 8, &mut byte);
                     code.decode(&byte, (col % (8 / code.bits())) as usize) * (scale * q.globals[(row / n) as usize])
                 };
+                let mut group = GroupRun::default();
                 for stride in [1, 2, 3, k, k + 1] {
                     for start in 0..2 * n * k {
                         let len = (2 * n * k - start).div_ceil(stride);
                         for len in [len, len.min(9), 1] {
                             let mut out = vec![f32::NAN; len as usize];
-                            q.read(start, stride, &mut out);
+                            q.read(start, stride, &mut group, &mut out);
                             let want: Vec<f32> = (0..len).map(|i| element(start + i * stride)).collect();
                             assert_eq!(bits(&out), bits(&want), "{format}, {n} × {k}, from {start} by {stride}");
                         }

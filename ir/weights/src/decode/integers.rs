@@ -70,8 +70,20 @@ pub enum Zeros<'a> {
 pub(crate) struct GroupRun {
     /// The group, the first row and the number of rows.
     key: Option<(u64, u64, usize)>,
-    scales: Vec<f32>,
+    pub scales: Vec<f32>,
     zeros: Vec<i32>,
+}
+
+impl GroupRun {
+    /// Whether these are other rows or another group than before; then scales and zero points are empty, to be filled.
+    pub(crate) fn turns_to(&mut self, group: u64, row: u64, rows: usize) -> bool {
+        let new = self.key.replace((group, row, rows)) != Some((group, row, rows));
+        if new {
+            self.scales.clear();
+            self.zeros.clear();
+        }
+        new
+    }
 }
 
 /// Bit position, in codes, of each of eight columns of an AWQ word.
@@ -142,14 +154,11 @@ impl Integers<'_> {
 
     /// Rows `row..` of a column, where these lie one behind the other.
     fn read_column(&self, row: u64, col: u64, run: &mut GroupRun, out: &mut [f32]) {
-        let key = (self.group(col), row, out.len());
-        if run.key != Some(key) {
+        let group = self.group(col);
+        if run.turns_to(group, row, out.len()) {
             let rows = || row..row + out.len() as u64;
-            run.scales.clear();
-            run.scales.extend(rows().map(|r| self.scale_value(self.scale_index(r, key.0))));
-            run.zeros.clear();
-            run.zeros.extend(rows().map(|r| self.zero(r, key.0)));
-            run.key = Some(key);
+            run.scales.extend(rows().map(|r| self.scale_value(self.scale_index(r, group))));
+            run.zeros.extend(rows().map(|r| self.zero(r, group)));
         }
         let words_from = |word: u64| &self.codes[word as usize * 4..];
         let per_word = u64::from(32 / self.bits);

@@ -13,6 +13,18 @@ pub(crate) fn e4m3_value(code: u8) -> f32 {
     E4M3[usize::from(code)]
 }
 
+/// Code number `of` in each of the bytes `codes`, which are neighbours across rows, times the scales of the rows.
+pub(crate) fn across(code: Code, codes: &[u8], of: usize, scales: &[f32], out: &mut [f32]) {
+    let values = out.iter_mut().zip(codes.iter().zip(scales));
+    let shift = of * 4;
+    match code {
+        Code::E4M3 => values.for_each(|(v, (&c, s))| *v = E4M3[usize::from(c)] * s),
+        Code::E5M2 => values.for_each(|(v, (&c, s))| *v = E5M2[usize::from(c)] * s),
+        Code::E2M1 => values.for_each(|(v, (&c, s))| *v = E2M1[usize::from(c >> shift & 15)] * s),
+        Code::Int4 => values.for_each(|(v, (&c, s))| *v = INT4[usize::from(c >> shift & 15)] * s),
+    }
+}
+
 /// Elements `first..` of a row of codes, each multiplied by `scale`: as many as `out` has room for.
 pub(crate) fn scaled(code: Code, codes: &[u8], first: usize, scale: f32, out: &mut [f32]) {
     let of_bytes = |table: &[f32; 256], out: &mut [f32]| {

@@ -165,7 +165,7 @@ impl Elements<'_> {
             let start = start + (chunk * CHUNK) as u64 * stride;
             match self {
                 Elements::Plain(..) => {}
-                Elements::Blocks(q) => q.read(start, stride, values),
+                Elements::Blocks(q) => q.read(start, stride, group, values),
                 Elements::Integers(q) => q.read(start, stride, group, values),
                 Elements::Ggml(q) => q.read(start, stride, values),
             }
