@@ -9,6 +9,21 @@ use std::path::{Path, PathBuf};
 
 /// Cases that have to be refused: the code, and words of the message.
 const REFUSED: &[(&str, &str, &[&str])] = &[
+    ("bitsandbytes/int8", "quantised-checkpoint", &["bitsandbytes"]),
+    ("bitsandbytes/nf4", "quantised-checkpoint", &["bitsandbytes"]),
+    ("bitsandbytes/nf4-double", "quantised-checkpoint", &["bitsandbytes"]),
+    ("hqq/4-bits", "quantised-checkpoint", &["hqq"]),
+    ("hqq/4-bits-axis0", "quantised-checkpoint", &["hqq"]),
+    ("torchao/fp8-rows", "quantised-checkpoint", &["torchao"]),
+    ("gptqmodel/gptq3-planar", "quantised-checkpoint", &["checkpoint_format", "`gptq_p`"]),
+    ("gptqmodel/gptq5", "quantised-checkpoint", &["5 bits"]),
+    ("gptqmodel/gptq6", "quantised-checkpoint", &["6 bits"]),
+    ("gptqmodel/gptq7", "quantised-checkpoint", &["7 bits"]),
+    ("quark/int4-channel", "quantised-checkpoint", &["`int4` `per_channel` of Quark"]),
+    ("quark/int4-group", "quantised-checkpoint", &["`int4` `per_group` of Quark"]),
+    ("quark/uint4-group", "quantised-checkpoint", &["`uint4` `per_group` of Quark"]),
+    ("quark/mxfp6-e2m3", "quantised-checkpoint", &["`fp6_e2m3` `per_group` of Quark"]),
+    ("quark/mxfp6-e3m2", "quantised-checkpoint", &["`fp6_e3m2` `per_group` of Quark"]),
     (
         "nvfp4-weight-global-scale/all-missing",
         "quantised-scale-missing",
@@ -46,13 +61,13 @@ fn main() {
 /// llm-compressor are rounded to bfloat16 when it decompresses, which a layer in float32 does not do.
 const TOOLS: &[(&str, &str, f64)] = &[
     ("autoround/", "auto-round 0.16.1", 1e-5),
-    ("bitsandbytes/", "bitsandbytes BNB", 1e-5),
+    ("bitsandbytes/", "bitsandbytes 0.50.2", 1e-5),
     ("gptqmodel/", "gptqmodel 7.7.0", 1e-5),
-    ("hqq/", "hqq HQQ", 1e-5),
+    ("hqq/", "hqq 0.2.8.post1", 1e-5),
     ("llmcompressor/", "llmcompressor 0.14.0.1", 6e-3),
     ("modelopt/", "nvidia-modelopt 0.47.0", 1e-5),
     ("quark/", "amd-quark 0.13", 1e-5),
-    ("torchao/", "torchao TAO", 1e-5),
+    ("torchao/", "torchao 0.18.0", 1e-5),
 ];
 
 fn tolerance(name: &str) -> f64 {
@@ -69,8 +84,7 @@ fn check_table(names: &[String]) -> Result<(), Failed> {
         Some(format!("| {tool} | {case} | {verdict} |\n"))
     };
     let rows: String = names.iter().filter_map(row).collect();
-    let table =
-        format!("<!-- table -->\n| tool | checkpoint | verdict |\n|---|---|---|\n{rows}<!-- end of table -->");
+    let table = format!("<!-- table -->\n| tool | checkpoint | verdict |\n|---|---|---|\n{rows}<!-- end of table -->");
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/checkpoints.md");
     let text = std::fs::read_to_string(&path)?;
     let (start, end) = (text.find("<!-- table -->").unwrap(), text.find("<!-- end of table -->").unwrap());

@@ -326,12 +326,7 @@ fn plain<'a>(checkpoint: &'a Checkpoint, param: &Param, name: &str) -> Result<El
 }
 
 /// A tensor of blocks of a GGUF file.
-fn ggml<'a>(
-    param: &Param,
-    name: &str,
-    tensor: &TensorView<'a>,
-    blocks: GgmlType,
-) -> Result<Elements<'a>, Diagnostic> {
+fn ggml<'a>(param: &Param, name: &str, tensor: &TensorView<'a>, blocks: GgmlType) -> Result<Elements<'a>, Diagnostic> {
     if param.ty.dtype.is_float() && blocks.is_read() {
         return Ok(Elements::Ggml(Arc::new(Stored { blocks, data: tensor.data, name: name.to_string() })));
     }

@@ -80,7 +80,8 @@ fn integers(q: &Integers<'_>) -> Result<(), ScaleFault> {
     let either = either_sign(q.n_scales(), |i| q.scale_value(i));
     (0..q.n_scales()).into_par_iter().try_for_each(|index| {
         let value = q.scale_value(index);
-        let good = value.is_finite() && (value > 0.0 || value < 0.0 && either || value == 0.0 && q.is_zero_under(index));
+        let good =
+            value.is_finite() && (value > 0.0 || value < 0.0 && either || value == 0.0 && q.is_zero_under(index));
         if good { Ok(()) } else { Err(ScaleFault { tensor: q.scales_name.clone(), index, value }) }
     })
 }

@@ -384,9 +384,7 @@ fn zero_points<'a>(
         (Some(z), Some(true)) if !is_middle(&z, bits, n, n_groups) => Err(at
             .contradicts(&format!("stored with zero points (`{name}`, {}) that are not all the middle", z.describe()))),
         (Some(_), Some(true)) => Ok(middle),
-        (Some(z), _)
-            if leading.is_empty() && z.dtype == StoredType::I32 && z.shape == [words, n_groups] =>
-        {
+        (Some(z), _) if leading.is_empty() && z.dtype == StoredType::I32 && z.shape == [words, n_groups] => {
             Ok(Zeros::Packed { words: z.data, cols: n_groups, add: 0 })
         }
         (Some(z), _) if leading.is_empty() && z.dtype == StoredType::I8 && z.shape == [n, n_groups] => {

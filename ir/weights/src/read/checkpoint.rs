@@ -221,7 +221,8 @@ impl Checkpoint {
         let (Some(index), Some(&i)) = (&self.by_index, self.index.get(name)) else { return Ok(()) };
         let shard = &self.shards[i];
         let mapped = shard.get().map_err(|d| self.missing_shard(name, shard, d))?;
-        let mut of_module = mapped.entries.range(stem.to_string()..).map(|(n, _)| n).take_while(|n| n.starts_with(stem));
+        let mut of_module =
+            mapped.entries.range(stem.to_string()..).map(|(n, _)| n).take_while(|n| n.starts_with(stem));
         if let Some(hidden) = of_module.find(|n| !self.index.contains_key(*n)) {
             return Err(Diagnostic::input(
                 "checkpoint-index-invalid",
