@@ -1,7 +1,7 @@
 //! One thing in a valid quantised checkpoint is changed: a tensor is dropped, renamed, retyped or reshaped, a scale is made one
 //! that no quantiser writes, a key of the config goes or gets another value. What loads all the same has the values of the
 //! untouched checkpoint, or the change is on the list of those that make another valid checkpoint; nothing panics.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and tells how much it tried")]
 
 use moec_frontend::{LayerOptions, ModelConfig};
 use moec_ir::graph::Param;

@@ -243,13 +243,13 @@ impl Integers<'_> {
             }
             Packing::Gptq => {
                 // One stream of bits down each column of words.
-                self.from_stream(col * bits, |w| word(self.codes, w * self.code_cols + row)) as i32
+                self.stream_code(col * bits, |w| word(self.codes, w * self.code_cols + row)) as i32
             }
             Packing::Awq => {
                 self.cut(word(self.codes, col * self.code_cols + row / 8), AWQ_PLACE[(row % 8) as usize], 0)
             }
             Packing::Rows if self.dense => {
-                self.from_stream(col * bits, |w| word(self.codes, row * self.code_cols + w)) as i32
+                self.stream_code(col * bits, |w| word(self.codes, row * self.code_cols + w)) as i32
             }
             Packing::Rows => {
                 let per_word = 32 / bits;
@@ -274,12 +274,12 @@ impl Integers<'_> {
         let bits = u64::from(self.bits);
         match self.packing {
             Packing::Gptq => {
-                let stored = self.from_stream(row * bits, |w| word(words, group * cols + w));
+                let stored = self.stream_code(row * bits, |w| word(words, group * cols + w));
                 ((stored + u64::from(add)) & self.mask()) as i32
             }
             Packing::Awq => self.cut(word(words, group * cols + row / 8), AWQ_PLACE[(row % 8) as usize], add),
             Packing::Rows if self.dense => {
-                let stored = self.from_stream(row * bits, |w| word(words, w * cols + group));
+                let stored = self.stream_code(row * bits, |w| word(words, w * cols + group));
                 ((stored + u64::from(add)) & self.mask()) as i32
             }
             Packing::Rows | Packing::Bytes | Packing::RowPairs => {
@@ -290,7 +290,7 @@ impl Integers<'_> {
     }
 
     /// The code that begins at `bit` of a stream of words, of which `at` gives one; codes may lie in two words.
-    fn from_stream(&self, bit: u64, at: impl Fn(u64) -> u32) -> u64 {
+    fn stream_code(&self, bit: u64, at: impl Fn(u64) -> u32) -> u64 {
         let (bits, word) = (u64::from(self.bits), |w| u64::from(at(w)));
         let low = word(bit / 32) >> (bit % 32);
         let stream = if bit % 32 + bits > 32 { low | word(bit / 32 + 1) << (32 - bit % 32) } else { low };

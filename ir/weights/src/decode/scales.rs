@@ -4,7 +4,7 @@
 //! right where many are negative, and a damaged one where it stands alone.
 
 use super::{Blocks, Elements, Integers};
-use moec_ir::quant::Code;
+use moec_ir::quant::{Code, ScaleCode};
 use rayon::prelude::*;
 
 /// A scale that is none: where it is, and what it is.
@@ -35,7 +35,7 @@ pub(crate) fn check(elements: &Elements<'_>) -> Result<(), ScaleFault> {
 
 fn blocks(b: &Blocks<'_>) -> Result<(), ScaleFault> {
     let (grid_rows, grid_cols) = b.format.scale_grid(b.n, b.k);
-    if b.n == 0 || b.k == 0 {
+    if b.n == 0 || b.k == 0 || all_positive(b.format.scale, b.scales.0) {
         return Ok(());
     }
     let n_scales = b.scales.0.len() as u64 / b.format.scale.bytes();
@@ -54,6 +54,19 @@ fn blocks(b: &Blocks<'_>) -> Result<(), ScaleFault> {
         }
         Ok(())
     })
+}
+
+/// Whether all scales are positive numbers, as nearly always: one look at their bytes.
+fn all_positive(code: ScaleCode, bytes: &[u8]) -> bool {
+    let fits = |chunk: &[u8]| match code {
+        ScaleCode::E8M0 => chunk.iter().all(|&b| b != 0xff),
+        ScaleCode::E4M3 => chunk.iter().all(|&b| (1..0x7f).contains(&b)),
+        // Above zero and below infinity, as unsigned numbers.
+        ScaleCode::F32 => chunk.as_chunks().0.iter().all(|w| (1..0x7f80_0000).contains(&u32::from_le_bytes(*w))),
+        ScaleCode::BF16 => chunk.as_chunks().0.iter().all(|w| (1..0x7f80).contains(&u16::from_le_bytes(*w))),
+        ScaleCode::F16 => chunk.as_chunks().0.iter().all(|w| (1..0x7c00).contains(&u16::from_le_bytes(*w))),
+    };
+    bytes.par_chunks(1 << 16).all(fits)
 }
 
 /// Whether all codes of the block that begins at `row` and `col` are zero.
@@ -77,6 +90,9 @@ fn either_sign(n_scales: u64, value: impl Fn(u64) -> f32 + Sync) -> bool {
 }
 
 fn integers(q: &Integers<'_>) -> Result<(), ScaleFault> {
+    if all_positive(q.scale, q.scales) {
+        return Ok(());
+    }
     let either = either_sign(q.n_scales(), |i| q.scale_value(i));
     (0..q.n_scales()).into_par_iter().try_for_each(|index| {
         let value = q.scale_value(index);
@@ -84,4 +100,24 @@ fn integers(q: &Integers<'_>) -> Result<(), ScaleFault> {
             value.is_finite() && (value > 0.0 || value < 0.0 && either || value == 0.0 && q.is_zero_under(index));
         if good { Ok(()) } else { Err(ScaleFault { tensor: q.scales_name.clone(), index, value }) }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_looked_at_as_their_values_are() {
+        for code in ScaleCode::ALL {
+            for bits in 0..=0xffffu32 {
+                let bytes = match code.bytes() {
+                    1 => vec![bits as u8],
+                    2 => (bits as u16).to_le_bytes().to_vec(),
+                    _ => (bits << 16 | 1).to_le_bytes().to_vec(),
+                };
+                let value = code.decode(&bytes, 0);
+                assert_eq!(all_positive(code, &bytes), value.is_finite() && value > 0.0, "{code:?} {bits:#x}");
+            }
+        }
+    }
 }

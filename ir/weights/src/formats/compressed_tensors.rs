@@ -341,7 +341,7 @@ fn width(at: &Found<'_, '_>, spec: Option<&IntegerSpec>, n: u64, code_cols: u64)
 }
 
 /// Columns of a group: what the config says, the last group cut short.
-fn group_size(
+pub(super) fn group_size(
     at: &Found<'_, '_>,
     spec: Option<&IntegerSpec>,
     scales_name: &str,

@@ -8,8 +8,9 @@
 //! Sources: compressed-tensors (`compressors/int_quantized`), ModelOpt (`export/quant_utils.py`).
 
 use super::Scheme;
+use super::compressed_tensors::group_size;
 use super::read::{Found, float_scales};
-use crate::config::{Declared, Group, Packing, Spec};
+use crate::config::{Declared, Packing, Spec};
 use crate::decode::integers::Zeros;
 use crate::decode::{Elements, Integers};
 use crate::read::safetensors::StoredType;
@@ -70,18 +71,7 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic> {
     let (scale_rows, n_groups) = grid.filter(|&(r, g)| (r == n || r == 1 && g == 1) && g > 0).ok_or_else(|| {
         at.fits_not(&scales_name, &scales, "one scale for all, for each row, or for each group is needed")
     })?;
-    let bad = |why: String| at.fits_not(&scales_name, &scales, &why);
-    let group_size = match spec.map_or(Group::Unsaid, |s| s.group) {
-        Group::Columns(size) if k.div_ceil(size) == n_groups && scale_rows == n => size,
-        Group::Columns(size) => return Err(bad(format!("the config says groups of {size} columns"))),
-        Group::Row if n_groups == 1 && scale_rows == n => k.max(1),
-        Group::Row => return Err(bad("the config says one scale for each row".to_string())),
-        Group::Matrix if n_groups == 1 && (scale_rows == 1 || n == 1) => k.max(1),
-        Group::Matrix => return Err(bad("the config says one scale for the matrix".to_string())),
-        Group::Unsaid if n_groups == 1 => k.max(1),
-        Group::Unsaid if k.is_multiple_of(n_groups) => k / n_groups,
-        Group::Unsaid => return Err(at.needs_config("which columns are in a group")),
-    };
+    let group_size = group_size(at, spec, &scales_name, &scales, (k, scale_rows, n, n_groups))?;
     let zero_name = format!("{}_zero_point", at.name);
     let zeros = match (at.tensor(&zero_name)?, spec.and_then(|s| s.symmetric)) {
         (None, Some(false)) => {
