@@ -4,6 +4,7 @@ use crate::json::{Json, Object};
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_weights::config::PLACES;
+use moec_weights::config::ordered::members;
 use moec_weights::{Published, Source};
 use serde_json::Value;
 
@@ -35,7 +36,8 @@ fn read(root: &Object, places: &[&str], dtype: DType) -> Result<Option<Published
     let mut top = serde_json::Map::new();
     for key in keys {
         if let Some(node) = root.get(&key) {
-            top.insert(key, value(node)?);
+            let value = value(&key, node)?;
+            top.insert(key, value);
         }
     }
     let Some(source) = Source::within(&Value::Object(top), places) else { return Ok(None) };
@@ -44,15 +46,16 @@ fn read(root: &Object, places: &[&str], dtype: DType) -> Result<Option<Published
     Published::read(source, dtype).map(Some).map_err(|d| d.at(origin.map(|node| node.origin())))
 }
 
-/// A value with everything in it; keys that occur twice are refused as everywhere in a config.
-fn value(node: &Json) -> Result<Value, Diagnostic> {
+/// A value with everything in it; objects of rules keep their order. `key` is where it stands.
+fn value(key: &str, node: &Json) -> Result<Value, Diagnostic> {
     if node.is_object() {
         let object = node.object()?;
-        let member = |(key, node): &(String, Json)| Ok((key.clone(), value(node)?));
-        return object.members().iter().map(member).collect::<Result<serde_json::Map<_, _>, _>>().map(Value::Object);
+        let member = |(key, node): &(String, Json)| Ok((key.clone(), value(key, node)?));
+        let all = object.members().iter().map(member).collect::<Result<Vec<_>, _>>()?;
+        return Ok(members(key, all));
     }
     if node.is_list() {
-        return node.list()?.iter().map(value).collect::<Result<Vec<_>, _>>().map(Value::Array);
+        return node.list()?.iter().map(|v| value("", v)).collect::<Result<Vec<_>, _>>().map(Value::Array);
     }
     Ok(serde_json::from_str(node.raw()).unwrap_or(Value::Null))
 }

@@ -248,7 +248,7 @@ fn piece<'a>(
                 .chain(spellings.iter().map(String::as_str))
                 .map(|n| formats::stem(n).to_string())
                 .collect();
-            p.declared(&modules)
+            p.described(&modules)
         }
     };
     let found = if param.ty.dtype.is_float() { formats::find(checkpoint, name, declared)? } else { None };

@@ -17,6 +17,10 @@ const GPTQ: &str =
     r#"{ "quant_method": "gptq", "bits": 4, "group_size": 4, "sym": false, "checkpoint_format": "gptq" }"#;
 const AWQ: &str = r#"{ "quant_method": "awq", "bits": 4, "group_size": 4, "version": "gemm", "zero_point": true }"#;
 
+/// Integers of compressed-tensors tell the sizes of their groups in the config.
+const INT4_GROUPS: &str = r#"{ "quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {
+    "g": { "targets": ["re:.*x.*"], "weights": { "num_bits": 4, "type": "int", "strategy": "group", "group_size": 32 } } } }"#;
+
 /// As [`checkpoint`], with a `quantization_config` beside the tensors.
 fn described(config: &str, tensors: &[Stored]) -> (tempfile::TempDir, Checkpoint) {
     let (dir, _) = checkpoint(tensors);
@@ -168,7 +172,7 @@ fn experts_in_int4_and_mxfp4_are_stacked() {
     let (n, k) = (3, 64);
     let codes = [bytes(n * k / 2, 6), bytes(n * k / 2, 7)];
     let scale = [0x80, 0x3f].repeat(n * 2); // 1.0 in bf16
-    let (_dir, c) = checkpoint(&[
+    let (_dir, c) = described(INT4_GROUPS, &[
         ("x.0.w_packed", "I32", &[n, k / 8], codes[0].clone()),
         ("x.0.w_scale", "BF16", &[n, 2], scale.clone()),
         ("x.1.w_packed", "I32", &[n, k / 8], codes[1].clone()),
@@ -457,7 +461,7 @@ fn interleaved_transposed_and_stacked_codes_are_rows_too() {
     let (e, n, k) = (2, 6, 96);
     let codes = bytes(e * n * k / 2, 5);
     let scales: Vec<u8> = (0..e * n * k / 32).map(|i| 110 + i as u8).collect();
-    let (_dir, c) = checkpoint(&[
+    let (_dir, c) = described(INT4_GROUPS, &[
         ("gate_up_blocks", "U8", &[e, n, k / 32, 16], codes.clone()),
         ("gate_up_scales", "U8", &[e, n, k / 32], scales.clone()),
         ("x.0.w_packed", "I32", &[n, k / 8], bytes(n * k / 2, 6)),

@@ -12,6 +12,45 @@ pub struct Keys<'a> {
     read: RefCell<Vec<&'a str>>,
 }
 
+/// What a rule says of modules.
+pub struct Rule<'a> {
+    /// Its value.
+    pub value: &'a Value,
+    place: String,
+}
+
+impl<'a> Rule<'a> {
+    /// The object that the rule is; `None` for null.
+    ///
+    /// # Errors
+    /// `config-key-type` for anything else.
+    pub fn object(&self) -> Result<Option<Keys<'a>>, Diagnostic> {
+        match self.value {
+            Value::Null => Ok(None),
+            Value::Object(map) => Ok(Some(Keys::new(map, self.place.clone()))),
+            other => Err(Diagnostic::input(
+                "config-key-type",
+                format!("`{}` should be an object, but is {}", self.place, shown(other)),
+            )),
+        }
+    }
+}
+
+impl Rule<'_> {
+    /// The list of strings that the rule is.
+    ///
+    /// # Errors
+    /// `config-key-type` for anything else.
+    pub fn words(&self) -> Result<Vec<String>, Diagnostic> {
+        let word = |v: &Value| v.as_str().map(str::to_string);
+        let list = self.value.as_array().and_then(|l| l.iter().map(word).collect::<Option<Vec<_>>>());
+        list.ok_or_else(|| {
+            let found = shown(self.value);
+            Diagnostic::input("config-key-type", format!("`{}` should be a list of strings, but is {found}", self.place))
+        })
+    }
+}
+
 impl<'a> Keys<'a> {
     /// The object at `place`.
     pub fn new(map: &'a Map<String, Value>, place: impl Into<String>) -> Keys<'a> {
@@ -25,9 +64,30 @@ impl<'a> Keys<'a> {
         Some(value).filter(|v| !v.is_null())
     }
 
-    /// The members, in the order of their names.
-    pub fn members(&self) -> impl Iterator<Item = (&'a String, &'a Value)> + use<'a> {
-        self.map.iter()
+    /// The names of all members.
+    pub fn names(&self) -> impl Iterator<Item = &'a String> + use<'a> {
+        self.map.keys()
+    }
+
+    /// The rules under `key`, in the order in which they stand: an object, or a list of pairs ([`super::ordered`]).
+    ///
+    /// # Errors
+    /// `config-key-type`.
+    pub fn rules(&self, key: &str) -> Result<Vec<(&'a str, Rule<'a>)>, Diagnostic> {
+        let wrong = || self.wrong(key, "an object");
+        let pair = |v: &'a Value| match v.as_array().map(Vec::as_slice) {
+            Some([Value::String(name), value]) => Ok((name.as_str(), value)),
+            _ => Err(wrong()),
+        };
+        let members: Vec<(&'a str, &'a Value)> = match self.get(key) {
+            None => Vec::new(),
+            Some(Value::Object(map)) => map.iter().map(|(k, v)| (k.as_str(), v)).collect(),
+            Some(Value::Array(list)) => list.iter().map(pair).collect::<Result<_, _>>()?,
+            Some(_) => return Err(wrong()),
+        };
+        let place = |name: &str| format!("{}.{name}", self.path(key));
+        let rule = |(name, value): (&'a str, &'a Value)| (name, Rule { value, place: place(name) });
+        Ok(members.into_iter().map(rule).collect())
     }
 
     /// Where `key` stands.

@@ -4,6 +4,7 @@
 //! what is the matter of the files of [`crate::formats`]; this one holds what they have in common.
 
 mod keys;
+pub mod ordered;
 mod patterns;
 
 pub use keys::Keys;
@@ -201,19 +202,24 @@ impl Published {
         Ok(None)
     }
 
+    /// What is said of a module that has these names, whether or not it is among those that stay floats: how its codes are to be
+    /// read if it has codes all the same.
+    pub(crate) fn described(&self, modules: &[String]) -> Declared<'_> {
+        let named = |patterns: &Vec<Pattern>| modules.iter().any(|m| patterns.iter().any(|p| p.covers(m) == Some(true)));
+        let own = self.rules.iter().find(|r| r.modules.as_ref().is_some_and(named));
+        match own.or_else(|| self.rules.iter().find(|r| r.modules.is_none())) {
+            Some(rule) => Declared::As(&rule.spec),
+            None => Declared::Left,
+        }
+    }
+
     /// What is said of a module that has these names.
     pub fn declared(&self, modules: &[String]) -> Declared<'_> {
         let covered = |p: &Pattern| modules.iter().any(|m| p.covers(m) != Some(false));
         if self.excluded.iter().any(covered) {
             return Declared::Left;
         }
-        let named =
-            |patterns: &Vec<Pattern>| modules.iter().any(|m| patterns.iter().any(|p| p.covers(m) == Some(true)));
-        let own = self.rules.iter().find(|r| r.modules.as_ref().is_some_and(named));
-        match own.or_else(|| self.rules.iter().find(|r| r.modules.is_none())) {
-            Some(rule) => Declared::As(&rule.spec),
-            None => Declared::Left,
-        }
+        self.described(modules)
     }
 }
 
@@ -276,5 +282,5 @@ fn json(path: &Path) -> Result<Option<Value>, Diagnostic> {
         return Err(invalid("it is no file, or too large for a config".to_string()));
     }
     let text = std::fs::read(path).map_err(|e| invalid(e.to_string()))?;
-    serde_json::from_slice(&text).map(Some).map_err(|e| invalid(e.to_string()))
+    ordered::read(&text).map(Some).map_err(|e| invalid(e.to_string()))
 }

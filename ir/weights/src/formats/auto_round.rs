@@ -21,18 +21,18 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
             None => q.word("backend")?,
         };
         let all = Settings::read(q, None)?;
-        let mut rules = Vec::new();
-        if let Some(extra) = q.object("extra_config")? {
-            for (module, _) in extra.members() {
-                let Some(own) = extra.object(module)? else { continue };
-                let settings = Settings::read(&own, Some(&all))?;
-                own.finish(ABOUT_THE_RUN)?;
-                // Names of modules, or expressions over them.
-                let is_expression = module.contains(['*', '\\', '[', '(', '|', '^', '$', '+']);
-                let pattern = Pattern::new(&if is_expression { format!("re:{module}") } else { module.clone() });
-                rules.push(Rule { modules: Some(vec![pattern]), spec: settings.spec(packing.as_deref()) });
-            }
+        // Names of modules count before expressions over them.
+        let (mut rules, mut expressions) = (Vec::new(), Vec::new());
+        for (module, own) in q.rules("extra_config")? {
+            let Some(own) = own.object()? else { continue };
+            let settings = Settings::read(&own, Some(&all))?;
+            own.finish(ABOUT_THE_RUN)?;
+            let is_expression = module.contains(['*', '\\', '[', '(', '|', '^', '$', '+']);
+            let pattern = Pattern::new(&if is_expression { format!("re:{module}") } else { module.to_string() });
+            let rule = Rule { modules: Some(vec![pattern]), spec: settings.spec(packing.as_deref()) };
+            if is_expression { expressions.push(rule) } else { rules.push(rule) }
         }
+        rules.extend(expressions);
         rules.extend(everywhere(all.spec(packing.as_deref())));
         Ok(rules)
     },

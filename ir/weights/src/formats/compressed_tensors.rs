@@ -21,14 +21,15 @@ use crate::read::safetensors::{StoredType, TensorView};
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
+use serde_json::Value;
 use std::sync::Arc;
 
 /// `quant_method` compressed-tensors, or any config with `config_groups`.
 pub(super) const CONFIG: ConfigReader = ConfigReader {
     is: |method, q| method == "compressed-tensors" || q.get("config_groups").is_some(),
     read: |q, context| {
-        if let Some(transforms) = q.object("transform_config")?
-            && transforms.members().any(|(_, v)| v.as_object().is_some_and(|o| !o.is_empty()))
+        let says = |v: &Value| v.as_object().is_some_and(|o| !o.is_empty()) || v.as_array().is_some_and(|l| !l.is_empty());
+        if q.get("transform_config").and_then(Value::as_object).is_some_and(|t| t.values().any(says))
         {
             return Err(refused(
                 q,
@@ -59,10 +60,9 @@ fn refused(q: &Keys<'_>, key: &str, why: &str) -> Diagnostic {
 pub(super) fn groups(q: &Keys<'_>, context: &Context<'_>) -> Result<Vec<Rule>, Diagnostic> {
     let mut rules = Vec::new();
     let named_above = q.word("format")?;
-    let Some(all) = q.object("config_groups")? else { return Ok(rules) };
-    for (name, value) in all.members() {
-        let (targets, spec) = if value.is_object() {
-            let Some(group) = all.object(name)? else { continue };
+    for (name, rule) in q.rules("config_groups")? {
+        let (targets, spec) = if rule.value.is_object() {
+            let Some(group) = rule.object()? else { continue };
             let named = group.word("format")?.or_else(|| named_above.clone()).unwrap_or_default();
             let targets = group.words("targets")?;
             let Some(weights) = group.object("weights")? else { continue };
@@ -71,7 +71,7 @@ pub(super) fn groups(q: &Keys<'_>, context: &Context<'_>) -> Result<Vec<Rule>, D
             (targets, spec)
         } else {
             // A list of targets under the name of a preset (`"FP8": ["Linear"]`) says nothing else.
-            (all.words(name)?, by_algo(&all, &name.to_lowercase())?)
+            (rule.words()?, by_algo(q, &name.to_lowercase())?)
         };
         let mut modules = Vec::new();
         for target in targets {
@@ -241,7 +241,7 @@ fn integers<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
             .ok_or_else(|| at.fits_not(&scales_name, &scales, "one scale for each row and group is needed"))?;
     let group_size = group_size(at, spec, &scales_name, &scales, (k, scale_rows, n, n_groups))?;
     let zeros = zero_points(at, spec, (bits, dense), leading, n, n_groups)?;
-    let group_of = group_order(at, spec, k, n_groups)?;
+    let group_of = group_order(at, spec, (k, n_groups, group_size))?;
     // Rows of whole words, all zero points in the middle: kernels read these codes as they are.
     let plain =
         bits == 4 && k.is_multiple_of(8) && group_of.is_none() && matches!(zeros, Zeros::All(_)) && scale_rows == n;
@@ -359,7 +359,6 @@ pub(super) fn group_size(
         Group::Matrix if n_groups == 1 && (scale_rows == 1 || n == 1) => Ok(k.max(1)),
         Group::Matrix => Err(bad("the config says one scale for the matrix".to_string())),
         Group::Unsaid if n_groups == 1 => Ok(k.max(1)),
-        Group::Unsaid if k.is_multiple_of(n_groups) => Ok(k / n_groups),
         Group::Unsaid => Err(at.needs_config(&format!("which of {k} columns are in one of {n_groups} groups"))),
     }
 }
@@ -411,11 +410,10 @@ fn is_middle(z: &TensorView<'_>, bits: u32, n: u64, n_groups: u64) -> bool {
 fn group_order<'a>(
     at: &Found<'a, '_>,
     spec: Option<&IntegerSpec>,
-    k: u64,
-    n_groups: u64,
+    (k, n_groups, group_size): (u64, u64, u64),
 ) -> Result<Option<&'a [u8]>, Diagnostic> {
     let name = format!("{}_g_idx", at.name);
-    match at.tensor(&name)? {
+    match at.tensor(&name)?.filter(|g| !g.data.is_empty()) {
         None if spec.is_some_and(|s| s.ordered) => {
             let expected = format!("I32[{k}], the group of each column");
             Err(at.missing("quantised-scale-missing", "the groups of its columns are", &[name], &expected))
@@ -423,23 +421,35 @@ fn group_order<'a>(
         None => Ok(None),
         // -1 stands for groups in order.
         Some(g) if g.dtype == StoredType::I32 && !g.data.is_empty() && g.data.iter().all(|&b| b == 0xff) => Ok(None),
-        Some(g) => group_indices(at, &name, g, k, n_groups).map(Some),
+        Some(g) => group_indices(at, &name, g, (k, n_groups, group_size), spec.is_some_and(|s| s.ordered)),
     }
 }
 
-/// The group indices, if there is one for each column and each is below `n_groups`.
+/// The group indices, if there is one for each column, each is below `n_groups`, and no group has more columns than it holds. All zero
+/// means no order: tools wrote that before they had one.
 pub(super) fn group_indices<'a>(
     at: &Found<'a, '_>,
     name: &str,
     g: TensorView<'a>,
-    k: u64,
-    n_groups: u64,
-) -> Result<&'a [u8], Diagnostic> {
+    (k, n_groups, group_size): (u64, u64, u64),
+    ordered: bool,
+) -> Result<Option<&'a [u8]>, Diagnostic> {
     let fits = g.dtype == StoredType::I32 && g.data.len() as u64 == k.saturating_mul(4);
     if !fits || (0..k).any(|i| u64::from(word(g.data, i)) >= n_groups) {
         return Err(at.fits_not(name, &g, &format!("a group below {n_groups} is needed for each of {k} columns")));
     }
-    Ok(g.data)
+    if n_groups > 1 && !ordered && g.data.iter().all(|&b| b == 0) {
+        return Ok(None);
+    }
+    let mut columns = vec![0u64; n_groups as usize];
+    (0..k).for_each(|i| columns[word(g.data, i) as usize] += 1);
+    match columns.iter().position(|&c| c > group_size) {
+        Some(group) => {
+            let why = format!("group {group} has {} columns there, and holds {group_size}", columns[group]);
+            Err(at.fits_not(name, &g, &why))
+        }
+        None => Ok(Some(g.data)),
+    }
 }
 
 /// The values of a short tensor of integers.

@@ -26,27 +26,25 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
         let spec = spec(q, None)?;
         let mut rules = Vec::new();
         // GPTQModel's exceptions: expressions after `+:` have settings of their own, those after `-:` stay floats.
-        if let Some(dynamic) = q.object("dynamic")? {
-            for (pattern, _) in dynamic.members() {
-                let own = dynamic.object(pattern)?;
-                let text = pattern.strip_prefix("+:").unwrap_or(pattern);
-                let (text, spec) = match (text.strip_prefix("-:"), own) {
-                    (Some(text), _) => (text, Spec::Floats),
-                    (None, Some(own)) => {
-                        let own_spec = self::spec(&own, Some(&spec))?;
-                        own.finish(METHOD_KEYS)?;
-                        (text, Spec::Integers(own_spec))
-                    }
-                    (None, None) => (text, Spec::Integers(spec.clone())),
-                };
-                rules.push(Rule { modules: Some(vec![Pattern::new(&format!("re:{text}"))]), spec });
-            }
+        for (pattern, own) in q.rules("dynamic")? {
+            let own = own.object()?;
+            let text = pattern.strip_prefix("+:").unwrap_or(pattern);
+            let (text, spec) = match (text.strip_prefix("-:"), own) {
+                (Some(text), _) => (text, Spec::Floats),
+                (None, Some(own)) => {
+                    let own_spec = self::spec(&own, Some(&spec))?;
+                    own.finish(METHOD_KEYS)?;
+                    (text, Spec::Integers(own_spec))
+                }
+                (None, None) => (text, Spec::Integers(spec.clone())),
+            };
+            rules.push(Rule { modules: Some(vec![Pattern::new(&format!("re:{text}"))]), spec });
         }
         if q.flag("is_marlin_format")? == Some(true) {
             return Err(unread(q, "is_marlin_format", "Marlin's packing"));
         }
         if let Some(adapter) = q.object("adapter")?
-            && adapter.members().next().is_some()
+            && adapter.names().next().is_some()
         {
             return Err(unread(q, "adapter", "an adapter whose output is added"));
         }
@@ -133,10 +131,13 @@ fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnost
     };
     let symmetric = q.flag("sym")?.or(all.and_then(|a| a.symmetric));
     let ordered = q.flag("desc_act")?.unwrap_or(all.is_some_and(|a| a.ordered));
-    let format = match q.word("checkpoint_format")? {
-        Some(f) => Some(f),
-        None => q.word("format")?,
-    };
+    // GPTQModel says it twice; `meta` is otherwise about how the codes were found.
+    let in_meta = q.object("meta")?.map(|m| m.word("checkpoint_format")).transpose()?.flatten();
+    let said: Vec<String> = [q.word("checkpoint_format")?, q.word("format")?, in_meta].into_iter().flatten().collect();
+    if said.iter().any(|f| *f != said[0]) {
+        return Err(unread(q, "checkpoint_format", &format!("several things ({})", said.join(", "))));
+    }
+    let format = said.first().cloned();
     let zeros = match format.as_deref() {
         Some("gptq") => ZeroPoints::LessOne,
         Some("gptq_v2") => ZeroPoints::AsTheyAre,
@@ -208,12 +209,12 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         }
         Group::Row if n_groups == 1 => k.max(1),
         Group::Row | Group::Matrix => return Err(at.fits_not(&scales_name, &scales, "the config says one group")),
-        Group::Unsaid if k.is_multiple_of(n_groups) => k / n_groups,
+        Group::Unsaid if n_groups == 1 => k.max(1),
         Group::Unsaid => return Err(at.needs_config("how many columns a group has")),
     };
     let index_name = format!("{stem}.g_idx");
-    let group_of = match at.tensor(&index_name)? {
-        Some(g) => Some(group_indices(at, &index_name, g, k, n_groups)?),
+    let group_of = match at.tensor(&index_name)?.filter(|g| !g.data.is_empty()) {
+        Some(g) => group_indices(at, &index_name, g, (k, n_groups, group_size), spec.ordered)?,
         None if spec.ordered => {
             let expected = format!("I32[{k}], the group of each column");
             let what = "the groups of its columns are";
@@ -268,6 +269,10 @@ fn zero_points<'a>(at: &Found<'a, '_>, spec: &IntegerSpec, q: &Integers<'a>) -> 
     }
     if spec.symmetric == Some(true) {
         return check_middle(at, &name, &z, spec, q).map(|()| None);
+    }
+    if spec.symmetric.is_none() && spec.zeros == ZeroPoints::LessOne && check_middle(at, &name, &z, spec, q).is_ok() {
+        // All are the middle as it is, or less one: symmetric codes, of a config that does not say so.
+        return Ok(None);
     }
     let add = match (q.packing, spec.zeros) {
         (Packing::Awq, _) | (_, ZeroPoints::AsTheyAre) => 0,

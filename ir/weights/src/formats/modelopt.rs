@@ -53,9 +53,11 @@ fn read(q: &Keys<'_>, context: &Context<'_>) -> Result<Vec<Rule>, Diagnostic> {
     }
     let mut rules: Vec<Rule> = Vec::new();
     // A mixture that says of no part what it is: the tensors tell.
-    let Some(layers) = q.object("quantized_layers")? else { return Ok(everywhere(Spec::Unsaid)) };
-    for (name, _) in layers.members() {
-        let Some(layer) = layers.object(name)? else { continue };
+    if q.get("quantized_layers").is_none() {
+        return Ok(everywhere(Spec::Unsaid));
+    }
+    for (name, layer) in q.rules("quantized_layers")? {
+        let Some(layer) = layer.object()? else { continue };
         let spec = by_algo(&layer, &layer.word("quant_algo")?.unwrap_or_default())?;
         layer.finish(&["group_size", "has_zero_point", "pre_quant_scale", "awq_block_size", "weight_block_size"])?;
         let pattern = Pattern::new(name);
@@ -132,12 +134,18 @@ fn read_codes<'a>(at: &Found<'a, '_>) -> Result<Option<Elements<'a>>, Diagnostic
         };
     };
     let format = match scales.dtype {
-        StoredType::F8_E4M3 => at.coded().map_or(NVFP4, |c| QuantFormat { block_cols: c.format.block_cols, ..NVFP4 }),
+        StoredType::F8_E4M3 => nvfp4_of(at),
         StoredType::U8 | StoredType::F8_E8M0 => MXFP4,
         other if float_scales(other).is_some() => return Ok(None),
         _ => return Err(at.fits_not(&scales_name, &scales, "scales of FP4 are F8_E4M3 or e8m0 bytes")),
     };
     two_in_a_byte(at, format, &scales_name, scales).map(Some)
+}
+
+/// NVFP4, with as many codes to a scale as the config says.
+fn nvfp4_of(at: &Found<'_, '_>) -> QuantFormat {
+    let said = at.coded().filter(|c| c.format.code == Code::E2M1 && c.format.has_global());
+    said.map_or(NVFP4, |c| QuantFormat { block_cols: c.format.block_cols, ..NVFP4 })
 }
 
 /// FP4 codes and their scales: packed along the last axis, or along the middle one of a stack.

@@ -14,16 +14,14 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
     is: |method, _| method == "quark",
     read: |q, _| {
         let mut rules = Vec::new();
-        if let Some(layers) = q.object("layer_quant_config")? {
-            for (pattern, _) in layers.members() {
-                if let Some(own) = layers.object(pattern)? {
-                    let spec = of_layer(&own)?;
-                    rules.push(Rule { modules: Some(vec![Pattern::new(pattern)]), spec });
-                }
+        for (pattern, own) in q.rules("layer_quant_config")? {
+            if let Some(own) = own.object()? {
+                let spec = of_layer(&own)?;
+                rules.push(Rule { modules: Some(vec![Pattern::new(pattern)]), spec });
             }
         }
         if let Some(types) = q.object("layer_type_quant_config")?
-            && types.members().next().is_some()
+            && types.names().next().is_some()
         {
             return Ok(everywhere(Spec::Unread("settings by `layer_type_quant_config` of Quark".to_string())));
         }
