@@ -172,14 +172,17 @@ fn experts_in_int4_and_mxfp4_are_stacked() {
     let (n, k) = (3, 64);
     let codes = [bytes(n * k / 2, 6), bytes(n * k / 2, 7)];
     let scale = [0x80, 0x3f].repeat(n * 2); // 1.0 in bf16
-    let (_dir, c) = described(INT4_GROUPS, &[
-        ("x.0.w_packed", "I32", &[n, k / 8], codes[0].clone()),
-        ("x.0.w_scale", "BF16", &[n, 2], scale.clone()),
-        ("x.1.w_packed", "I32", &[n, k / 8], codes[1].clone()),
-        ("x.1.w_scale", "BF16", &[n, 2], scale),
-        ("y.0.w", "I8", &[n, k / 2], codes[0].clone()),
-        ("y.0.w.scale", "F8_E8M0", &[n, 2], vec![128; n * 2]),
-    ]);
+    let (_dir, c) = described(
+        INT4_GROUPS,
+        &[
+            ("x.0.w_packed", "I32", &[n, k / 8], codes[0].clone()),
+            ("x.0.w_scale", "BF16", &[n, 2], scale.clone()),
+            ("x.1.w_packed", "I32", &[n, k / 8], codes[1].clone()),
+            ("x.1.w_scale", "BF16", &[n, 2], scale),
+            ("y.0.w", "I8", &[n, k / 2], codes[0].clone()),
+            ("y.0.w.scale", "F8_E8M0", &[n, 2], vec![128; n * 2]),
+        ],
+    );
     let int4 = read_as(&c, &[2, 3, 64], WeightSource::per_expert("x.{e}.w", 2)).expect("pack");
     for (i, v) in int4.iter().enumerate() {
         assert_eq!(*v, f32::from(nibble(&codes[i / (n * k)], i % (n * k))) - 8.0);
@@ -461,14 +464,17 @@ fn interleaved_transposed_and_stacked_codes_are_rows_too() {
     let (e, n, k) = (2, 6, 96);
     let codes = bytes(e * n * k / 2, 5);
     let scales: Vec<u8> = (0..e * n * k / 32).map(|i| 110 + i as u8).collect();
-    let (_dir, c) = described(INT4_GROUPS, &[
-        ("gate_up_blocks", "U8", &[e, n, k / 32, 16], codes.clone()),
-        ("gate_up_scales", "U8", &[e, n, k / 32], scales.clone()),
-        ("x.0.w_packed", "I32", &[n, k / 8], bytes(n * k / 2, 6)),
-        ("x.0.w_scale", "BF16", &[n, 3], [0x80, 0x3f].repeat(n * 3)),
-        ("x.1.w_packed", "I32", &[n, k / 8], bytes(n * k / 2, 7)),
-        ("x.1.w_scale", "BF16", &[n, 3], [0x20, 0x3e].repeat(n * 3)),
-    ]);
+    let (_dir, c) = described(
+        INT4_GROUPS,
+        &[
+            ("gate_up_blocks", "U8", &[e, n, k / 32, 16], codes.clone()),
+            ("gate_up_scales", "U8", &[e, n, k / 32], scales.clone()),
+            ("x.0.w_packed", "I32", &[n, k / 8], bytes(n * k / 2, 6)),
+            ("x.0.w_scale", "BF16", &[n, 3], [0x80, 0x3f].repeat(n * 3)),
+            ("x.1.w_packed", "I32", &[n, k / 8], bytes(n * k / 2, 7)),
+            ("x.1.w_scale", "BF16", &[n, 3], [0x20, 0x3e].repeat(n * 3)),
+        ],
+    );
     let up = packs_alike(&c, MXFP4, &[2, 3, 96], sliced("gate_up", &[(2, 1, 2, 3)], true));
     let row = k / 2;
     let odd: Vec<u8> = [1, 3, 5, 7, 9, 11].iter().flat_map(|r| codes[r * row..(r + 1) * row].to_vec()).collect();

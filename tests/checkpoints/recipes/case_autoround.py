@@ -47,6 +47,13 @@ def awq(t, b, bits):
     return ((q - z[group]) * t[b + ".scales"].float()[group]).T
 
 
+FACTS = """`packing_format` in the config says how zero points are stored; the format's name on the command line does not: `auto_round` and `auto_round:auto_gptq` are both written as auto_round:auto_gptq when symmetric
+(zero points less one) and as plain auto_round (as they are) when not; auto_round:gptqmodel always as they are. `qweight` I32 [K*bits/32,N], lowest bits first, codes of 3 bits run on across words; `qzeros`
+[groups,N*bits/32]; `scales` F16 [groups,N]; g_idx only in some (see the table). With awq in its name: [K,N/8] in AWQ's order. `extra_config` gives single layers (full
+names, or regular expressions) other bits. MXFP4 and NVFP4 as compressed-tensors: `weight_packed` low half first, E8M0 U8 scales, or E4M3 scales / weight_global_scale. MXFP8: `weight` E4M3, U8
+scales. FP8 blocks: `weight_scale_inv` (auto_round) or `weight_scale` (llm_compressor). INT8_W8A8 as auto_round stores the rounded weights as floats."""
+
+
 def decode(t, b, q):
     """One linear layer as floats; q is its quantization_config."""
     bits = q.get("bits")
@@ -124,7 +131,7 @@ def make(root, src, block, before, scheme, fmt, sym):
     io(folder, x, expected("qwen3_moe", v, x, block))
     size = sum(os.path.getsize(f"{folder}/{f}") for f in os.listdir(folder))
     print("CASE", name, how, far, size, flush=True)
-    facts = f"Scheme {scheme}, format {fmt}, sym {sym}; decoded as {', '.join(how)}. Relative distance of the decoded weights from those before: {far}.\n\n" \
+    facts = FACTS + f"\n\nScheme {scheme}, format {fmt}, sym {sym}; decoded as {', '.join(how)}. Relative distance of the decoded weights from those before: {far}.\n\n" \
             f"```json\n{json.dumps(q)}\n```"
     note(folder, f"AutoRound {scheme} as {fmt}", PACKAGES, facts)
 

@@ -5,7 +5,7 @@ from common import *
 import tempfile, traceback
 
 PACKAGES = ["gptqmodel", "transformers", "torch"]
-SIZES = dict(hidden_size=64, width=128 if sys.argv[2:] == ["awq"] else 96, num_attention_heads=4, num_key_value_heads=2)
+SIZES = dict(hidden_size=64, width=128 if sys.argv[2:] == ["awq"] else 96, num_attention_heads=4, num_key_value_heads=4)
 ROOT = "model.layers.0.mlp."
 CASES = {
     "gptq4": dict(bits=4, group_size=32), "gptq4-asym": dict(bits=4, group_size=32, sym=False), "gptq4-desc": dict(bits=4, group_size=32, desc_act=True, act_group_aware=False),
@@ -14,7 +14,6 @@ CASES = {
     "gptq5": dict(bits=5, group_size=32), "gptq6": dict(bits=6, group_size=32), "gptq7": dict(bits=7, group_size=32),
     "gptq3-planar": dict(bits=3, group_size=32, format="gptq_p"), "gptq4-whole-rows": dict(bits=4, group_size=-1, act_group_aware=False), "awq": dict(bits=4, group_size=32, method="awq", format="gemm"),
     "gptq4-dynamic": dict(bits=4, group_size=32, dynamic={r"+:.*down_proj": dict(bits=8, group_size=32), r"-:.*experts\.3\..*": {}}),
-    "awq-gemv": dict(bits=4, group_size=32, method="awq", format="gemv"), "awq-gemv-fast": dict(bits=4, group_size=32, method="awq", format="gemv_fast"),
 }
 
 

@@ -21,18 +21,19 @@ CASES = {
 
 FACTS = """
 `adapter/` is what PEFT saved; `io/` belongs to the merged model, `io-base/` to the model alone.
-For parameters of stacked experts (`target_parameters`) PEFT stores one pair of matrices for all experts together, of rank r*E:
-`lora_A.weight` [E*r, in] and `lora_B.weight` [out, E*r]. Names: the first parameter of a module that PEFT wraps is nested one level deeper
-(`experts.base_layer.lora_A` beside `experts.lora_A`): see the table for which is which.
-Rows of A belong to expert e as e*r .. e*r+r-1. Columns of B are interleaved the other way: column j*E + e is rank j of expert e.
-delta[e] = lora_alpha / r * (B_e @ A_e), which is [out, in] as PEFT sees the parameter: PEFT takes axis 1 of the parameter for `in`
-unless it knows that the module's parameters are not transposed; what was measured is written below.
+For parameters of stacked experts (`target_parameters`) PEFT stores one pair of matrices for all experts together: `lora_A.weight` [E*r,in] and
+`lora_B.weight` [out,E*r]. The names do not say which parameter a pair belongs to. When two parameters of `experts` are adapted, the first in the module's
+own order (gate_up_proj) has the inner name, `experts.base_layer.lora_A`, and the other (down_proj) `experts.lora_A`, whatever the order in the config;
+when one is adapted it has the outer name.
+Row of A for rank j of expert e: e*r + j. Column of B: j*E + e. delta[e] = scale * B_e @ A_e, which is [out,in]; parameters stored [E,in,out] (gpt-oss) get
+its transpose. scale is lora_alpha/r, with use_rslora lora_alpha/sqrt(r); rank_pattern and alpha_pattern may change r and lora_alpha for a parameter.
+With DoRA (`lora_magnitude_vector` [out], linear layers): weight = magnitude * (W + delta) / norm of each row of (W + delta).
 """
 
 
 def make(root, name, family, more):
     folder = fresh(root, "peft." + name)
-    sizes = dict(hidden_size=64, width=96)
+    sizes = dict(hidden_size=64, width=24)
     model = tiny(family, dtype=torch.float32, **sizes)
     model.save_pretrained(folder)
     base = floats(model)

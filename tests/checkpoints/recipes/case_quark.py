@@ -66,6 +66,14 @@ def decode(t, b, q):
     return w * (s.float() if s.dim() == 0 else s.float()[:, None])
 
 
+FACTS = """mxfp4: U8 [N,K/2], low half first, `weight_scale` U8 [N,K/32], value = E2M1 * 2^(scale-127). mxfp6: four codes in three bytes, lowest bits first (code 0 is the low
+six bits of byte 0), U8 [N,3K/4], the same scales; E3M2 has bias 3, E2M3 bias 1, no infinities. FP8: value = E4M3 * weight_scale ([] or [N], the type of the model or f32).
+int8: value = (weight - weight_zero_point) * weight_scale. 4 bits in groups: `weight` I32 [K,N/8] is the TRANSPOSED matrix, packed along outputs, scales [K/g,N], zero points
+I32 [K/g,N/8]; 4 bits a row: `weight` I32 [N,K/8], not transposed, packed along inputs, scales [N], zero points I32 [N/8]. `export.pack_method` "reorder" (the usual one): nibble i of a word
+holds code [0,2,4,6,1,3,5,7][i] (as AWQ); "order": code i. int4 is two's complement (not offset), uint4 has zero points as they are; both: value = (code - zero) * scale.
+mxfp8, FP8 in groups and mxint8 cannot be exported by 0.13."""
+
+
 def make(root, name, spec, block):
     model = tiny(**SIZES)
     before = floats(model)
@@ -98,7 +106,7 @@ def make(root, name, spec, block):
         if "experts.0.down" in n:
             print("   ", n, t.dtype, list(t.shape))
     shown = {k: q[k] for k in ("global_quant_config", "exclude", "export", "quant_method") if k in q}
-    note(folder, f"Quark {name}", PACKAGES, f"Relative distance from the weights before: {far}.\n\n```json\n{json.dumps(shown)}\n```")
+    note(folder, f"Quark {name}", PACKAGES, FACTS + f"\n\nRelative distance from the weights before: {far}.\n\n```json\n{json.dumps(shown)}\n```")
 
 
 if __name__ == "__main__":

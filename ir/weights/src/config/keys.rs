@@ -46,7 +46,10 @@ impl Rule<'_> {
         let list = self.value.as_array().and_then(|l| l.iter().map(word).collect::<Option<Vec<_>>>());
         list.ok_or_else(|| {
             let found = shown(self.value);
-            Diagnostic::input("config-key-type", format!("`{}` should be a list of strings, but is {found}", self.place))
+            Diagnostic::input(
+                "config-key-type",
+                format!("`{}` should be a list of strings, but is {found}", self.place),
+            )
         })
     }
 }

@@ -205,7 +205,8 @@ impl Published {
     /// What is said of a module that has these names, whether or not it is among those that stay floats: how its codes are to be
     /// read if it has codes all the same.
     pub(crate) fn described(&self, modules: &[String]) -> Declared<'_> {
-        let named = |patterns: &Vec<Pattern>| modules.iter().any(|m| patterns.iter().any(|p| p.covers(m) == Some(true)));
+        let named =
+            |patterns: &Vec<Pattern>| modules.iter().any(|m| patterns.iter().any(|p| p.covers(m) == Some(true)));
         let own = self.rules.iter().find(|r| r.modules.as_ref().is_some_and(named));
         match own.or_else(|| self.rules.iter().find(|r| r.modules.is_none())) {
             Some(rule) => Declared::As(&rule.spec),

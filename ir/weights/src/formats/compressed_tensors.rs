@@ -28,9 +28,9 @@ use std::sync::Arc;
 pub(super) const CONFIG: ConfigReader = ConfigReader {
     is: |method, q| method == "compressed-tensors" || q.get("config_groups").is_some(),
     read: |q, context| {
-        let says = |v: &Value| v.as_object().is_some_and(|o| !o.is_empty()) || v.as_array().is_some_and(|l| !l.is_empty());
-        if q.get("transform_config").and_then(Value::as_object).is_some_and(|t| t.values().any(says))
-        {
+        let says =
+            |v: &Value| v.as_object().is_some_and(|o| !o.is_empty()) || v.as_array().is_some_and(|l| !l.is_empty());
+        if q.get("transform_config").and_then(Value::as_object).is_some_and(|t| t.values().any(says)) {
             return Err(refused(
                 q,
                 "transform_config",

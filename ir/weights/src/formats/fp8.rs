@@ -141,9 +141,10 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     // The names of DeepSeek's scales say that there are blocks: a grid of one is not one scale for all.
     let blocks_only = scales_name.ends_with("_scale_inv") || scales_name.ends_with(".scale");
     let usual: &[(u64, u64)] = match (scale, blocks_only) {
-        (ScaleCode::E8M0, _) => &[(1, 32), (128, 128)],
+        (ScaleCode::E8M0, true) => &[(1, 32), (128, 128)],
+        (ScaleCode::E8M0, false) => &[(1, 32)],
         (_, true) => &[(128, 128)],
-        (_, false) => &[(0, 0), (1, 0), (128, 128)],
+        (_, false) => &[(0, 0), (1, 0)],
     };
     let blocks = said.map_or(usual.to_vec(), |b| vec![b]);
     let of_stack = !leading.is_empty() && scales_name.ends_with("_weight_scale");
@@ -159,7 +160,7 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
                 format!("the config says {}, which are {rows} × {cols} scales for {n} × {k}", words(&format(b)))
             }
             None => {
-                "without a config that gives the blocks: one scale for all, one a row, or one for 128 × 128".to_string()
+                "without a config that gives the blocks: one scale for all or one a row; 128 × 128 where the name is DeepSeek's".to_string()
             }
         };
         return Err(at.fits_not(&scales_name, &scales, &why));

@@ -76,10 +76,16 @@ pub(crate) fn holds_codes(checkpoint: &Checkpoint, param: &Param, pieces: &[Piec
     let [stack @ .., n, k] = &shape[..] else { return false };
     let layout = PartLayout { format, matrices: stack.iter().product(), n: *n, k: *k };
     Stored::new(checkpoint, param, &layout, pieces).is_ok_and(|stored| {
-        // Rows are alike, so that the first tells of all whether they run along the codes.
-        let mut codes = vec![0; format.code.bytes(*k) as usize];
-        let mut scales = vec![0; (format.scale_grid(*n, *k).1 * format.scale.bytes()) as usize];
-        layout.matrices * n * k == 0 || stored.codes(0, &mut codes).and(stored.scales(0, &mut scales)).is_ok()
+        // Rows of a piece are alike, so that the first tells of all whether they run along the codes.
+        let (grid_rows, grid_cols) = format.scale_grid(*n, *k);
+        let codes = vec![0; format.code.bytes(*k) as usize];
+        let scales = vec![0; (grid_cols * format.scale.bytes()) as usize];
+        let count = pieces.len().max(1) as u64;
+        let (rows, grid_rows) = (layout.matrices * n / count, layout.matrices * grid_rows / count);
+        let alike =
+            |i: u64| stored.codes(i * rows, &mut codes.clone()).and(stored.scales(i * grid_rows, &mut scales.clone()));
+        let whole = layout.matrices.is_multiple_of(count) || count == 1;
+        layout.matrices * n * k == 0 || whole && (0..count).all(|i| alike(i).is_ok())
     })
 }
 
