@@ -6,7 +6,7 @@ dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 python3 -m venv "$dir/venv"
 "$dir/venv/bin/pip" install --quiet --no-cache-dir gptqmodel==7.7.0 transformers==5.24.0 torch==2.15.0 accelerate==1.15.0 safetensors
 export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES= TMPDIR="$dir"
-cat > "$dir/check.py" <<'PY'
+cd "$dir"; cat > "$dir/check.py" <<'PY'
 import glob, json, os, sys, tempfile, torch
 from importlib.metadata import version
 

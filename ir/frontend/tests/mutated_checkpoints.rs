@@ -45,6 +45,13 @@ fn cases() -> Vec<PathBuf> {
         let small = std::fs::metadata(p.join("model.safetensors")).is_ok_and(|m| m.len() < 200_000);
         small && (config.contains("quantization_config") || p.join("hf_quant_config.json").exists())
     });
+    // What tools wrote that is not among them: scaled inputs, stacks, bits that straddle words.
+    let written = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/checkpoints");
+    for case in
+        ["modelopt/qwen3_moe.int4-awq", "modelopt/llama4_text.nvfp4", "llmcompressor/w3a16.asym", "quark/fp8-channel"]
+    {
+        all.push(written.join(case));
+    }
     all.sort();
     all
 }
@@ -203,7 +210,7 @@ fn what_loads_has_the_values_of_the_untouched_checkpoint() {
     for case in cases() {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
         let config = ModelConfig::open(&case).unwrap();
-        let params = config.layer(Some(recorded_layer(&case)), &LayerOptions::default()).unwrap().graph.params;
+        let params = config.layer(recorded_layer(&case), &LayerOptions::default()).unwrap().graph.params;
         let params: Vec<Param> = params.into_iter().map(|p| Param { stored: None, ..p }).collect();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("mutated-{name}"));
         std::fs::create_dir_all(&folder).unwrap();
@@ -223,7 +230,8 @@ fn what_loads_has_the_values_of_the_untouched_checkpoint() {
         };
         // The first layer with experts, whose first and last one stand for all.
         let layer = params.iter().find_map(|p| first_name(&p.source)).unwrap();
-        let layer = [".mlp.", ".ffn."].iter().find_map(|m| Some(layer.split_once(m)?.0.to_string())).unwrap();
+        let layer =
+            [".mlp.", ".ffn.", ".feed_forward."].iter().find_map(|m| Some(layer.split_once(m)?.0.to_string())).unwrap();
         let wanted = |n: &str| {
             let middle = (1..3).any(|e| n.contains(&format!("experts.{e}.")));
             n.starts_with(&format!("{layer}.")) && !middle
@@ -248,11 +256,11 @@ fn what_loads_has_the_values_of_the_untouched_checkpoint() {
     assert!(silent.is_empty(), "{} changes give other values without a word:\n{}", silent.len(), silent.join("\n"));
 }
 
-/// The number of a layer whose weights the case holds.
-fn recorded_layer(case: &Path) -> u32 {
+/// The number of a layer whose weights the case holds; the first where it does not say.
+fn recorded_layer(case: &Path) -> Option<u32> {
     let names = std::fs::read_dir(case).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
     let number = |n: String| n.strip_prefix("golden.layer")?.strip_suffix(".safetensors")?.parse().ok();
-    names.filter_map(number).min().unwrap()
+    names.filter_map(number).min()
 }
 
 fn first_name(source: &moec_ir::weights::WeightSource) -> Option<String> {

@@ -197,7 +197,7 @@ fn one_scheme(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> R
     let other = pieces.iter().find(|p| {
         kind(p).zip(first).is_some_and(|(own, first)| (own.0, own.1) == (first.0, first.1) && own.2 != first.2)
     });
-    let Some(other) = other else { return Ok(()) };
+    let Some(other) = other else { return one_input_scaling(checkpoint, param, pieces) };
     Err(Diagnostic::input(
         "quantised-scale-mismatch",
         format!(
@@ -211,6 +211,30 @@ fn one_scheme(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> R
     )
     .note(format!("the experts of `{}` are stored alike by every tool", param.name))
     .help("the checkpoint is damaged or was put together from several; download or quantise it again"))
+}
+
+/// Refuses experts of which some have `pre_quant_scale` and others have not, or of another type.
+fn one_input_scaling(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> Result<(), Diagnostic> {
+    let scaling = |p: &Piece<'_>| -> Result<(String, Option<StoredType>), Diagnostic> {
+        let name = format!("{}.pre_quant_scale", formats::stem(&p.name));
+        let dtype = checkpoint.tensor(&name)?.map(|t| t.dtype);
+        Ok((name, dtype))
+    };
+    let quantised = pieces.iter().filter(|p| !matches!(p.elements, Elements::Plain(..) | Elements::Ggml(_)));
+    let all: Vec<_> = quantised.map(scaling).collect::<Result<_, _>>()?;
+    let types: Vec<StoredType> = all.iter().filter_map(|(_, t)| *t).collect();
+    let Some(first) = types.first() else { return Ok(()) };
+    let at = checkpoint.path().display();
+    match all.iter().find(|(_, t)| t.as_ref() != Some(first)) {
+        None => Ok(()),
+        Some((name, found)) => {
+            let found = found.map_or_else(|| "is not there".to_string(), |t| format!("is {t}"));
+            let message = format!("`{name}` in `{at}` {found}, but those of other experts are {first}");
+            Err(Diagnostic::input("quantised-scale-missing", message)
+                .note(format!("the input of every expert of `{}` is scaled, or of none", param.name))
+                .help("give the checkpoint whole: a shard may be missing, or the file may have been cut"))
+        }
+    }
 }
 
 /// The sources, depth first, that have tensors in the checkpoint.
