@@ -16,6 +16,7 @@ mod pack;
 mod plan;
 mod read;
 mod resolve;
+mod strided;
 
 pub use config::{Published, Source};
 pub use pack::parts::{is_part, unpack_part};

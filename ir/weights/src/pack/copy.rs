@@ -5,10 +5,10 @@
 //! of them is read run by run and transposed in the first-level cache.
 
 use super::convert::{Source, convert_row, narrow};
-use super::strided::Row;
 use super::transpose::{TILE_LINE, TILE_ROWS, Tile};
 use crate::decode::Elements;
 use crate::decode::integers::GroupRun;
+use crate::strided::Row;
 use moec_ir::DType;
 use rayon::prelude::*;
 
@@ -198,7 +198,7 @@ fn copy_integers(row: &Row<'_>, from: DType, data: &[u8], rows: &Rows, out: &mut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pack::strided::Strided;
+    use crate::strided::Strided;
     use half::{bf16, f16};
     use moec_ir::weights::WeightStep;
     use proptest::prelude::*;

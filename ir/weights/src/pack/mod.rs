@@ -3,11 +3,11 @@
 pub(crate) mod convert;
 mod copy;
 pub(crate) mod parts;
-pub(crate) mod strided;
 mod transpose;
 
 use crate::decode::Elements;
 use crate::resolve::{Piece, fixed_shape, internal, unsupported};
+use crate::strided::Strided;
 use copy::{Rows, copy_rows};
 use moec_ir::DType;
 use moec_ir::Tensor;
@@ -15,7 +15,6 @@ use moec_ir::abi::BUFFER_ALIGN;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
 use moec_ir::tile::Buffer;
-use strided::Strided;
 
 /// Bytes of a buffer that are packed before the stored ones are let go.
 pub(crate) const BYTES_AT_A_TIME: usize = 128 << 20;
