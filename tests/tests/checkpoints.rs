@@ -65,7 +65,7 @@ const TOOLS: &[(&str, &str, f64)] = &[
     ("bitsandbytes/", "bitsandbytes 0.50.2", 1e-5),
     ("gptqmodel/", "gptqmodel 7.7.0", 1e-5),
     ("hqq/", "hqq 0.2.8.post1", 1e-5),
-    ("llmcompressor/", "llmcompressor 0.14.0.1", 6e-3),
+    ("llmcompressor/", "llmcompressor 0.14.0.1", 1e-5),
     ("modelopt/", "nvidia-modelopt 0.47.0", 1e-5),
     ("quark/", "amd-quark 0.13", 1e-5),
     ("torchao/", "torchao 0.18.0", 1e-5),
