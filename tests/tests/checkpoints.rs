@@ -58,27 +58,22 @@ fn main() {
     libtest_mimic::run(&args, trials).exit();
 }
 
-/// The tools whose checkpoints are in a folder of their own, and how far a row may be from what their values give: those of
-/// llm-compressor are rounded to bfloat16 when it decompresses, which a layer in float32 does not do.
-const TOOLS: &[(&str, &str, f64)] = &[
-    ("autoround/", "auto-round 0.16.1", 1e-5),
-    ("bitsandbytes/", "bitsandbytes 0.50.2", 1e-5),
-    ("gptqmodel/", "gptqmodel 7.7.0", 1e-5),
-    ("hqq/", "hqq 0.2.8.post1", 1e-5),
-    ("llmcompressor/", "llmcompressor 0.14.0.1", 1e-5),
-    ("modelopt/", "nvidia-modelopt 0.47.0", 1e-5),
-    ("quark/", "amd-quark 0.13", 1e-5),
-    ("torchao/", "torchao 0.18.0", 1e-5),
+/// The tools whose checkpoints are in a folder of their own.
+const TOOLS: &[(&str, &str)] = &[
+    ("autoround/", "auto-round 0.16.1"),
+    ("bitsandbytes/", "bitsandbytes 0.50.2"),
+    ("gptqmodel/", "gptqmodel 7.7.0"),
+    ("hqq/", "hqq 0.2.8.post1"),
+    ("llmcompressor/", "llmcompressor 0.14.0.1"),
+    ("modelopt/", "nvidia-modelopt 0.47.0"),
+    ("quark/", "amd-quark 0.13"),
+    ("torchao/", "torchao 0.18.0"),
 ];
-
-fn tolerance(name: &str) -> f64 {
-    TOOLS.iter().find(|(folder, ..)| name.starts_with(folder)).map_or(1e-5, |t| t.2)
-}
 
 /// The rows of docs/checkpoints.md: tool, checkpoint, verdict.
 fn check_table(names: &[String]) -> Result<(), Failed> {
     let row = |name: &String| {
-        let (folder, tool, _) = TOOLS.iter().find(|(folder, ..)| name.starts_with(folder))?;
+        let (folder, tool) = TOOLS.iter().find(|(folder, _)| name.starts_with(folder))?;
         let case = &name[folder.len()..];
         let verdict = REFUSED.iter().find(|(end, ..)| name.ends_with(end));
         let verdict = verdict.map_or("read".to_string(), |(_, code, _)| format!("refused: `{code}`"));
@@ -114,7 +109,7 @@ fn find(folder: &Path, out: &mut Vec<PathBuf>) {
 fn judge(case: &Path, name: &str) -> Result<(), Failed> {
     let refused = REFUSED.iter().find(|(end, ..)| name.ends_with(end));
     match (run(case), refused) {
-        (Ok((got, want)), None) => close(&got, &want, tolerance(name)),
+        (Ok((got, want)), None) => close(&got, &want),
         (Err(d), Some((_, code, words))) => {
             let named = d.code == *code && words.iter().all(|w| d.message.contains(w));
             if named { Ok(()) } else { Err(format!("refused otherwise: {}: {}", d.code, d.message).into()) }
@@ -152,8 +147,8 @@ fn run(case: &Path) -> Result<(Tensor, Tensor), Diagnostic> {
     Ok((result.output("output").unwrap().clone(), want))
 }
 
-/// Every row within `tolerance` of its own size.
-fn close(got: &Tensor, want: &Tensor, tolerance: f64) -> Result<(), Failed> {
+/// Every row within 1e-5 of its own size.
+fn close(got: &Tensor, want: &Tensor) -> Result<(), Failed> {
     if got.shape != want.shape {
         return Err(format!("{:?} instead of {:?}", got.shape, want.shape).into());
     }
@@ -161,7 +156,7 @@ fn close(got: &Tensor, want: &Tensor, tolerance: f64) -> Result<(), Failed> {
     for (r, (a, b)) in got.floats().chunks(cols).zip(want.floats().chunks(cols)).enumerate() {
         let row = |v: &[f32]| Tensor::float(DType::F32, &[v.len()], v.to_vec());
         let error = row(a).relative_error(&row(b));
-        if error > tolerance {
+        if error > 1e-5 {
             return Err(format!("row {r} differs by {error:.2e}").into());
         }
     }

@@ -27,14 +27,12 @@ pub(super) const CONFIG: ConfigReader = ConfigReader {
         }
         if let Some(export) = q.object("export")? {
             let format = export.word("weight_format")?;
-            let pack = export.word("pack_method")?;
             if !matches!(format.as_deref(), None | Some("real_quantized")) {
                 let what = format!("`weight_format` {} of Quark", format.unwrap_or_default());
                 return Ok(everywhere(Spec::Unread(what)));
             }
-            // Only integers of 4 bits are reordered, which are not read.
-            let _ = pack;
-            export.finish(&["kv_cache_group", "min_kv_scale", "weight_merge_groups"])?;
+            // `pack_method` reorders integers of 4 bits only, which are not read.
+            export.finish(&["kv_cache_group", "min_kv_scale", "weight_merge_groups", "pack_method"])?;
         }
         if let Some(global) = q.object("global_quant_config")? {
             rules.extend(everywhere(of_layer(&global)?));
