@@ -20,6 +20,9 @@ pub enum WeightStep {
         step: u64,
         /// Number of kept entries.
         len: u64,
+        /// Entries that the axis has to have, where that is known: more of them are another tensor.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        of: Option<u64>,
     },
     /// Reads the same elements, in order, under another shape with as many elements.
     Reshape {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, reason = "this crate is tests only")]
 
 pub mod cases;
+pub mod changes;
 pub mod compare;
 pub mod data;
 pub mod engines;

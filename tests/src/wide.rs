@@ -175,7 +175,7 @@ fn forwards(stored: &[u64], steps: &[WeightStep]) -> Option<Vec<Vec<u64>>> {
                 let n = shape.len().checked_sub(2)?;
                 shape.swap(n, n + 1);
             }
-            WeightStep::Slice { axis, start, step, len } => {
+            WeightStep::Slice { axis, start, step, len, .. } => {
                 let cut = shape.get_mut(*axis as usize)?;
                 if start + step * len.saturating_sub(1) >= *cut {
                     return None;

@@ -453,6 +453,7 @@ fn step(v: &Json) -> Result<WeightStep, Diagnostic> {
             start: n("start", 1 << 48)?,
             step: n("step", 1 << 48)?,
             len: n("len", 1 << 48)?,
+            of: s.get("of").map(|v| v.whole(0..=1 << 48)).transpose()?,
         });
     }
     match o.get("reshape") {
@@ -617,8 +618,9 @@ fn steps_text(steps: &[WeightStep]) -> String {
     }
     let one = |s: &WeightStep| match s {
         WeightStep::Transpose => "\"transpose\"".to_string(),
-        WeightStep::Slice { axis, start, step, len } => {
-            format!("{{ \"slice\": {{ \"axis\": {axis}, \"start\": {start}, \"step\": {step}, \"len\": {len} }} }}")
+        WeightStep::Slice { axis, start, step, len, of } => {
+            let of = of.map_or(String::new(), |n| format!(", \"of\": {n}"));
+            format!("{{ \"slice\": {{ \"axis\": {axis}, \"start\": {start}, \"step\": {step}, \"len\": {len}{of} }} }}")
         }
         WeightStep::Reshape { shape } => {
             let shape: Vec<String> = shape.iter().map(ToString::to_string).collect();

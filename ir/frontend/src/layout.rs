@@ -150,5 +150,5 @@ pub const W1_W3_W2: [&str; 3] = ["w1", "w3", "w2"];
 
 fn half(axis: u32, part: Part, ffn: u64) -> WeightStep {
     let start = if part == Part::Gate { 0 } else { ffn };
-    WeightStep::Slice { axis, start, step: 1, len: ffn }
+    WeightStep::Slice { axis, start, step: 1, len: ffn, of: Some(2 * ffn) }
 }

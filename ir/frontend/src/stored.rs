@@ -83,7 +83,7 @@ mod tests {
         let rows = QuantFormat { block_rows: 1, block_cols: 32, ..blocks };
         let slice = |start, step, len| WeightSource::Tensor {
             names: vec!["w".into()],
-            steps: vec![WeightStep::Slice { axis: 0, start, step, len }],
+            steps: vec![WeightStep::Slice { axis: 0, start, step, len, of: None }],
         };
         assert!(whole_blocks(&slice(256, 1, 128), &blocks) && whole_blocks(&slice(1, 2, 40), &rows));
         assert!(!whole_blocks(&slice(40, 1, 128), &blocks) && !whole_blocks(&slice(0, 2, 128), &blocks));

@@ -308,16 +308,16 @@ fn gate_and_up_lie_as_the_family_publishes_them() {
     }
     let oss = layer("gpt_oss", "");
     for (name, start) in [("experts.gate", 0), ("experts.up", 1)] {
-        let alternating = WeightStep::Slice { axis: 2, start, step: 2, len: 4 };
+        let alternating = WeightStep::Slice { axis: 2, start, step: 2, len: 4, of: Some(8) };
         assert_eq!(steps(&source(&oss, name), "gate_up_proj"), [alternating, WeightStep::Transpose], "{name}");
     }
     for (name, start) in [("experts.gate_bias", 0), ("experts.up_bias", 1)] {
-        let alternating = WeightStep::Slice { axis: 1, start, step: 2, len: 4 };
+        let alternating = WeightStep::Slice { axis: 1, start, step: 2, len: 4, of: Some(8) };
         assert_eq!(steps(&source(&oss, name), "gate_up_proj_bias"), [alternating], "{name}");
     }
     // Halves, and the first matrix is the gate, the third the branch beside it.
     let llama = layer("llama4_text", "");
-    let half = |start| WeightStep::Slice { axis: 2, start, step: 1, len: 4 };
+    let half = |start| WeightStep::Slice { axis: 2, start, step: 1, len: 4, of: Some(8) };
     assert_eq!(steps(&source(&llama, "experts.gate"), "gate_up_proj"), [half(0), WeightStep::Transpose]);
     assert_eq!(steps(&source(&llama, "experts.up"), "gate_up_proj"), [half(4), WeightStep::Transpose]);
     let mixtral = layer("mixtral", "");

@@ -255,7 +255,7 @@ impl Layer {
         self.n_params += 1;
         let whole = WeightSource::tensor(format!("layer.{name}.weight"));
         let steps = vec![
-            WeightStep::Slice { axis: 0, start: 1, step: 2, len: shape[0] },
+            WeightStep::Slice { axis: 0, start: 1, step: 2, len: shape[0], of: (shape[0] > 2).then_some(2 * shape[0]) },
             WeightStep::Reshape { shape: shape.to_vec() },
             WeightStep::Transpose,
         ];

@@ -420,8 +420,9 @@ impl<'a> Parser<'a> {
                     let step = self.keyed("step", Parser::whole)?;
                     self.token(",")?;
                     let len = self.keyed("len", Parser::whole)?;
+                    let of = if self.eat(",") { Some(self.keyed("of", Parser::whole)?) } else { None };
                     self.token(")")?;
-                    out.push(WeightStep::Slice { axis, start, step, len });
+                    out.push(WeightStep::Slice { axis, start, step, len, of });
                 }
                 Ok("reshape") => out.push(WeightStep::Reshape { shape: self.list(Parser::whole)? }),
                 Ok(_) | Err(_) => {

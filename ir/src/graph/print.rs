@@ -87,8 +87,9 @@ pub fn source(source: &WeightSource) -> String {
 fn steps_text(steps: &[WeightStep]) -> String {
     let one = |s: &WeightStep| match s {
         WeightStep::Transpose => " transpose".to_string(),
-        WeightStep::Slice { axis, start, step, len } => {
-            format!(" slice(axis={axis}, start={start}, step={step}, len={len})")
+        WeightStep::Slice { axis, start, step, len, of } => {
+            let of = of.map_or(String::new(), |n| format!(", of={n}"));
+            format!(" slice(axis={axis}, start={start}, step={step}, len={len}{of})")
         }
         WeightStep::Reshape { shape } => {
             let shape: Vec<String> = shape.iter().map(ToString::to_string).collect();

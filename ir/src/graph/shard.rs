@@ -292,8 +292,9 @@ impl Sharding<'_> {
         if let Some((axis, range)) = part {
             let len = range.end - range.start;
             if param.ty.shape[axis] != Dim::Fixed(len) {
+                let whole = param.ty.shape[axis].fixed();
                 param.ty.shape[axis] = Dim::Fixed(len);
-                slice(&mut param.source, axis, range);
+                slice(&mut param.source, axis, range, whole);
                 // A block of codes that is parted has no scale of its own here: it becomes floats when it is loaded.
                 let axes = param.ty.shape.len();
                 let block = |f: crate::quant::QuantFormat| match axes - axis {
@@ -540,10 +541,10 @@ fn weights_of_experts(op: &Op) -> Option<usize> {
     matches!(op, Op::GroupedLinear | Op::GatherGroupedLinear | Op::GroupedLinearAct { .. }).then_some(2)
 }
 
-/// Leaves only `range` of `axis` of what a source gives.
-fn slice(source: &mut WeightSource, axis: usize, range: &Range<u64>) {
+/// Leaves only `range` of `axis`, which has `of` entries, of what a source gives.
+fn slice(source: &mut WeightSource, axis: usize, range: &Range<u64>, of: Option<u64>) {
     let len = range.end - range.start;
-    let step = |axis: usize| WeightStep::Slice { axis: axis as u32, start: range.start, step: 1, len };
+    let step = |axis: usize| WeightStep::Slice { axis: axis as u32, start: range.start, step: 1, len, of };
     match source {
         WeightSource::Tensor { steps, .. } => steps.push(step(axis)),
         WeightSource::PerExpert { first, count, steps, .. } => {
@@ -554,7 +555,7 @@ fn slice(source: &mut WeightSource, axis: usize, range: &Range<u64>) {
                 steps.push(step(axis - 1));
             }
         }
-        WeightSource::FirstOf(list) => list.iter_mut().for_each(|s| slice(s, axis, range)),
+        WeightSource::FirstOf(list) => list.iter_mut().for_each(|s| slice(s, axis, range, of)),
         // One number has no parts.
         WeightSource::LargestInputScale(_) => {}
     }

@@ -41,7 +41,7 @@ fn main() {
 fn layouts() -> Vec<Layout> {
     let stack = |steps| WeightSource::Tensor { names: vec!["w".into()], steps };
     let experts = || WeightSource::per_expert("w.{e}.weight", E);
-    let even_rows = |len| WeightStep::Slice { axis: 1, start: 0, step: 2, len };
+    let even_rows = |len| WeightStep::Slice { axis: 1, start: 0, step: 2, len, of: None };
     let plain = [E, N, K];
     let oss = [4, F, F];
     vec![

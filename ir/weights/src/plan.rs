@@ -6,7 +6,7 @@ use crate::formats::bad_scale;
 use crate::input_scale;
 use crate::pack::{self, parts};
 use crate::read::checkpoint::Checkpoint;
-use crate::resolve::{From, Piece, resolve};
+use crate::resolve::{From, Piece, one_scheme, resolve};
 use moec_ir::DType;
 use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
@@ -94,7 +94,12 @@ impl<'a> Plan<'a> {
                 Err(d) => errors.push(d),
             }
         }
-        if errors.is_empty() { Ok(Plan { checkpoint, published, weights }) } else { Err(errors) }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let plan = Plan { checkpoint, published, weights };
+        one_scheme(checkpoint, plan.pieces()).map_err(|d| vec![d])?;
+        Ok(plan)
     }
 
     /// Looks at every scale of the weights.

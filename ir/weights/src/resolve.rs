@@ -10,6 +10,7 @@ use crate::strided::Strided;
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
+use moec_ir::quant::{Code, ScaleCode};
 use moec_ir::weights::{WeightSource, WeightStep};
 use std::sync::Arc;
 
@@ -178,39 +179,47 @@ fn pieces<'a>(from: From<'a, '_>, param: &Param, source: &WeightSource) -> Resul
                 piece(from, param, &name, &all, steps, &want[1..])
             };
             let pieces = (*first..first.saturating_add(*count)).map(one).collect::<Result<Vec<_>, _>>()?;
-            one_scheme(checkpoint, param, &pieces)?;
+            one_input_scaling(checkpoint, param, &pieces)?;
             Ok(Way { pieces, steps: steps.clone() })
         }
         WeightSource::FirstOf(_) | WeightSource::LargestInputScale(_) => Err(missing(checkpoint, param)),
     }
 }
 
-/// Refuses experts whose scales are of different types: no tool writes such, and one of them would be read wrong.
-fn one_scheme(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> Result<(), Diagnostic> {
-    // Experts may have different codes, in mixtures; of one kind of codes they have one type of scales.
-    let kind = |p: &Piece<'_>| match &p.elements {
-        Elements::Blocks(b) => Some((b.format.code.bits(), Some(b.format.code), b.format.scale)),
-        Elements::Integers(i) => Some((u64::from(i.bits), None, i.scale)),
-        Elements::Plain(..) | Elements::Ggml(_) => None,
-    };
-    let first = pieces.first().and_then(kind);
-    let other = pieces.iter().find(|p| {
-        kind(p).zip(first).is_some_and(|(own, first)| (own.0, own.1) == (first.0, first.1) && own.2 != first.2)
-    });
-    let Some(other) = other else { return one_input_scaling(checkpoint, param, pieces) };
-    Err(Diagnostic::input(
-        "quantised-scale-mismatch",
-        format!(
-            "`{}` in `{}` is {}, but `{}` is {}",
-            other.name,
-            checkpoint.path().display(),
-            other.stored,
-            pieces[0].name,
-            pieces[0].stored
-        ),
-    )
-    .note(format!("the experts of `{}` are stored alike by every tool", param.name))
-    .help("the checkpoint is damaged or was put together from several; download or quantise it again"))
+/// Refuses matrices whose scales are of different types: no tool writes such, and one of them would be read wrong. Matrices may
+/// have different codes, in mixtures; of one kind of codes and blocks they have one type of scales in the whole layer.
+pub(crate) fn one_scheme<'p>(
+    checkpoint: &Checkpoint,
+    pieces: impl Iterator<Item = &'p Piece<'p>>,
+) -> Result<(), Diagnostic> {
+    /// Bits, the code unless it is an integer, rows and columns of a block.
+    type Kind = (u64, Option<Code>, (u64, u64));
+    let mut seen: Vec<(Kind, ScaleCode, &Piece<'_>)> = Vec::new();
+    for piece in pieces {
+        let (kind, scale) = match &piece.elements {
+            Elements::Blocks(b) => {
+                let blocks = (b.format.block_rows, b.format.block_cols);
+                ((b.format.code.bits(), Some(b.format.code), blocks), b.format.scale)
+            }
+            Elements::Integers(i) => ((u64::from(i.bits), None, (1, 0)), i.scale),
+            Elements::Plain(..) | Elements::Ggml(_) => continue,
+        };
+        match seen.iter().find(|(other, ..)| *other == kind) {
+            None => seen.push((kind, scale, piece)),
+            Some((_, other, _)) if *other == scale => {}
+            Some((_, _, first)) => {
+                let at = checkpoint.path().display();
+                let (name, stored, other) = (&piece.name, &piece.stored, &first.stored);
+                return Err(Diagnostic::input(
+                    "quantised-scale-mismatch",
+                    format!("`{name}` in `{at}` is {stored}, but `{}` is {other}", first.name),
+                )
+                .note("tools write scales of one type for all matrices of a layer that have the same codes")
+                .help("the checkpoint is damaged or was put together from several; download or quantise it again"));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Refuses experts of which some have `pre_quant_scale` and others have not, or of another type.
@@ -298,7 +307,7 @@ fn piece<'a>(
     };
     let elements = match found {
         Some(elements) => elements,
-        None => plain(checkpoint, param, name)?,
+        None => plain(checkpoint, param, name, declared)?,
     };
     let before = view.shape();
     for step in steps {
@@ -331,7 +340,12 @@ fn piece<'a>(
     Ok(Piece { name: name.to_string(), stored, elements, view })
 }
 
-fn plain<'a>(checkpoint: &'a Checkpoint, param: &Param, name: &str) -> Result<Elements<'a>, Diagnostic> {
+fn plain<'a>(
+    checkpoint: &'a Checkpoint,
+    param: &Param,
+    name: &str,
+    declared: Declared<'_>,
+) -> Result<Elements<'a>, Diagnostic> {
     let tensor = checkpoint.tensor(name)?.ok_or_else(|| missing(checkpoint, param))?;
     if let StoredType::Ggml(blocks) = tensor.dtype {
         return ggml(param, name, &tensor, blocks);
@@ -341,12 +355,29 @@ fn plain<'a>(checkpoint: &'a Checkpoint, param: &Param, name: &str) -> Result<El
         false => !d.is_float(),
     };
     match tensor.dtype.dtype().filter(fits) {
-        Some(dtype) => Ok(Elements::Plain(dtype, tensor.data)),
+        Some(dtype) => match formats::scales_beside(checkpoint, name, declared).filter(|_| dtype.is_float()) {
+            Some(scales) => Err(scaled_floats(name, &tensor, &scales)),
+            None => Ok(Elements::Plain(dtype, tensor.data)),
+        },
         None => {
             let what = format!("`{name}` in `{}`", tensor.file.display());
             Err(unsupported(param, &what, tensor.dtype.name()))
         }
     }
+}
+
+/// The error of floats that have scales as codes have them.
+fn scaled_floats(name: &str, tensor: &TensorView<'_>, scales: &str) -> Diagnostic {
+    Diagnostic::input(
+        "quantised-form-ambiguous",
+        format!(
+            "`{name}` in `{}` is {}, but has scales beside it (`{scales}`), as codes have them",
+            tensor.file.display(),
+            tensor.describe()
+        ),
+    )
+    .note("nothing says whether these floats are the weights, or still have to be rounded or multiplied")
+    .help("save the checkpoint with its codes, or as floats without scales")
 }
 
 /// A tensor of blocks of a GGUF file.

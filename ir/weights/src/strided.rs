@@ -59,10 +59,14 @@ impl Strided {
                 }
                 stage.axes.swap(rank - 2, rank - 1);
             }
-            WeightStep::Slice { axis, start, step, len } => {
+            WeightStep::Slice { axis, start, step, len, of } => {
                 let Some(cut) = stage.axes.get_mut(*axis as usize) else {
                     return Err(format!("a slice of axis {axis} needs that axis, the tensor is {shape:?} there"));
                 };
+                if of.is_some_and(|n| n != cut.0) {
+                    let n = of.unwrap_or_default();
+                    return Err(format!("axis {axis} should have {n} entries, the tensor is {shape:?} there"));
+                }
                 let last = len.checked_sub(1).and_then(|n| n.checked_mul(*step)).and_then(|n| n.checked_add(*start));
                 let fits = *len == 0 || (*step > 0 && last.is_some_and(|l| l < cut.0));
                 if !fits {
@@ -246,8 +250,8 @@ mod tests {
                 let r = now.len();
                 let step = match s {
                     0 if r >= 2 => WeightStep::Transpose,
-                    1 => WeightStep::Slice { axis: 0, start: 1, step: 1, len: now[0].saturating_sub(1) },
-                    2 => WeightStep::Slice { axis: (r - 1) as u32, start: 0, step: 2, len: now[r - 1].div_ceil(2) },
+                    1 => WeightStep::Slice { axis: 0, start: 1, step: 1, len: now[0].saturating_sub(1), of: None },
+                    2 => WeightStep::Slice { axis: (r - 1) as u32, start: 0, step: 2, len: now[r - 1].div_ceil(2), of: None },
                     3 => WeightStep::Reshape { shape: vec![now.iter().product()] },
                     4 => WeightStep::Reshape { shape: vec![now[0], now[1..].iter().product()] },
                     _ if now[r - 1].is_multiple_of(2) && now[r - 1] > 0 => {
@@ -274,7 +278,7 @@ mod tests {
     #[test]
     fn steps_that_do_not_fit_are_refused() {
         let view = || Strided::dense(&[2, 3]);
-        let slice = |axis, start, step, len| WeightStep::Slice { axis, start, step, len };
+        let slice = |axis, start, step, len| WeightStep::Slice { axis, start, step, len, of: None };
         assert!(Strided::dense(&[3]).step(&WeightStep::Transpose).is_err());
         assert!(view().step(&slice(2, 0, 1, 1)).is_err());
         assert!(view().step(&slice(1, 1, 1, 3)).is_err());
@@ -282,6 +286,8 @@ mod tests {
         assert!(view().step(&slice(1, u64::MAX, 1, 2)).is_err());
         assert!(view().step(&slice(1, 0, u64::MAX, 3)).is_err());
         assert!(view().step(&slice(1, 0, 2, 2)).is_ok());
+        let half = |of| WeightStep::Slice { axis: 0, start: 0, step: 1, len: 1, of: Some(of) };
+        assert!(view().step(&half(2)).is_ok() && view().step(&half(3)).is_err());
         assert!(view().step(&WeightStep::Reshape { shape: vec![7] }).is_err());
     }
 }

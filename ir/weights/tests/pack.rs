@@ -76,7 +76,7 @@ fn interleaved_and_transposed_halves_are_separated() {
     let (_dir, c) = checkpoint(&[("gate_up", &counting(DType::F32, &[2, 3, 4]))]);
     let half = |start| WeightSource::Tensor {
         names: vec!["gate_up".into()],
-        steps: vec![WeightStep::Transpose, WeightStep::Slice { axis: 1, start, step: 2, len: 2 }],
+        steps: vec![WeightStep::Transpose, WeightStep::Slice { axis: 1, start, step: 2, len: 2, of: None }],
     };
     let b = buffer(DType::F32, 2, 2, 3, 3);
     let read = |start| {
@@ -200,7 +200,7 @@ fn codes_without_scales_are_refused_by_name() {
 #[test]
 fn steps_that_do_not_fit_the_stored_shape_are_refused() {
     let (_dir, c) = checkpoint(&[("w", &counting(DType::F32, &[3]))]);
-    let steps = vec![WeightStep::Slice { axis: 0, start: 2, step: 1, len: 2 }];
+    let steps = vec![WeightStep::Slice { axis: 0, start: 2, step: 1, len: 2, of: None }];
     let p = param(DType::F32, &[2], WeightSource::Tensor { names: vec!["w".into()], steps });
     assert_eq!(code(pack(&c, &p, &buffer(DType::F32, 1, 1, 2, 2))), "weight-steps-mismatch");
 }
@@ -310,7 +310,7 @@ proptest! {
         bytes.truncate(cut.unwrap_or(n));
         std::fs::write(&path, &bytes).expect("write");
         let Ok(c) = Checkpoint::open(&path) else { return Ok(()) };
-        let steps = vec![WeightStep::Transpose, WeightStep::Slice { axis: 2, start: 1, step: 2, len: 2 }];
+        let steps = vec![WeightStep::Transpose, WeightStep::Slice { axis: 2, start: 1, step: 2, len: 2, of: None }];
         for name in c.names().map(str::to_string).collect::<Vec<_>>() {
             let view = c.tensor(&name).expect("opened").expect("named");
             prop_assert!(view.data.len() < n);

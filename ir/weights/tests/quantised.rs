@@ -157,7 +157,7 @@ fn mxfp4_of_gpt_oss_is_the_transpose_with_halves_interleaved() {
         ("gate_up_scales", "U8", &[e, n, k / 32], scales.clone()),
     ]);
     // The float tensor is [E, K, N]; odd columns of N are `up`.
-    let steps = vec![WeightStep::Slice { axis: 2, start: 1, step: 2, len: 2 }, WeightStep::Transpose];
+    let steps = vec![WeightStep::Slice { axis: 2, start: 1, step: 2, len: 2, of: None }, WeightStep::Transpose];
     let source = WeightSource::Tensor { names: vec!["gate_up".into()], steps };
     let up = read_as(&c, &[2, 2, 64], source).expect("pack");
     for (i, v) in up.iter().enumerate() {
@@ -298,6 +298,70 @@ fn blocks_of_other_sizes_are_those_of_the_config() {
 }
 
 #[test]
+fn what_stands_twice_or_beside_floats_is_refused() {
+    let (_dir, c) = checkpoint(&[
+        ("a.weight", "F8_E4M3", &[2, 3], bytes(6, 1)),
+        ("a.weight_scale", "F32", &[1], floats(&[1.0])),
+        ("a.weight_scale_inv", "F32", &[1, 1], floats(&[2.0])),
+        ("b.weight", "F32", &[2, 2], floats(&[1.0, 2.0, 3.0, 4.0])),
+        ("b.weight_scale", "F32", &[1], floats(&[2.0])),
+        ("c", "F32", &[2, 2], floats(&[1.0, 2.0, 3.0, 4.0])),
+        ("c.scale", "F32", &[1], floats(&[2.0])),
+    ]);
+    let read = |name: &str, shape: &[u64]| read_as(&c, shape, WeightSource::tensor(name));
+    let d = read("a.weight", &[2, 3]).unwrap_err();
+    assert!(d.code == "quantised-form-ambiguous" && d.message.contains("`a.weight_scale_inv`"), "{d:?}");
+    let d = read("b.weight", &[2, 2]).unwrap_err();
+    assert!(d.code == "quantised-form-ambiguous" && d.message.contains("`b.weight_scale`"), "{d:?}");
+    // A parameter of its own.
+    assert_eq!(read("c", &[2, 2]), Ok(vec![1.0, 2.0, 3.0, 4.0]));
+}
+
+#[test]
+fn zero_points_next_to_the_middle_are_those_of_symmetric_codes() {
+    let symmetric = |stored: u8, config: &str| {
+        let word = i32::from_le_bytes([stored | stored << 4; 4]).to_le_bytes();
+        let zeros: Vec<u8> = word.iter().copied().cycle().take(16).collect();
+        let scales: Vec<u8> = half::f16::from_f32(1.0).to_le_bytes().repeat(32);
+        let (_dir, c) = described(
+            config,
+            &[
+                ("m.qweight", "I32", &[1, 16], bytes(64, 3)),
+                ("m.qzeros", "I32", &[2, 2], zeros),
+                ("m.scales", "F16", &[2, 16], scales),
+            ],
+        );
+        read_as(&c, &[16, 8], WeightSource::tensor("m.weight")).map_err(|d| d.code)
+    };
+    let v2 = GPTQ.replace("\"gptq\" }", "\"gptq_v2\" }");
+    assert!(symmetric(7, GPTQ).is_ok() && symmetric(8, &v2).is_ok());
+    assert_eq!(symmetric(8, GPTQ).unwrap_err(), "quantisation-contradicts-config");
+    assert_eq!(symmetric(7, &v2).unwrap_err(), "quantisation-contradicts-config");
+    // Of a tool that always says how it packs, silence is no answer.
+    let gptqmodel =
+        GPTQ.replace("\"checkpoint_format\": \"gptq\"", "\"meta\": { \"quantizer\": [\"gptqmodel:7.7.0\"] }");
+    assert_eq!(symmetric(3, &gptqmodel).unwrap_err(), "quantisation-not-described");
+}
+
+#[test]
+fn matrices_of_a_layer_have_scales_of_one_type() {
+    let codes = |name: &'static str| (name, "F8_E4M3", &[2usize, 4] as &[usize], bytes(8, 2));
+    let (_dir, c) = checkpoint(&[
+        codes("gate.weight"),
+        ("gate.weight_scale", "F32", &[1], floats(&[1.0])),
+        codes("up.weight"),
+        ("up.weight_scale", "BF16", &[1], vec![0x80, 0x3f]),
+    ]);
+    let param = |name: &str| {
+        let ty = TensorType::new(DType::F32, &[Dim::Fixed(2), Dim::Fixed(4)]);
+        Param { name: name.into(), ty, source: WeightSource::tensor(format!("{name}.weight")), stored: None }
+    };
+    assert!(moec_weights::Plan::new(&c, None, &[param("gate")]).is_ok());
+    let d = moec_weights::Plan::new(&c, None, &[param("gate"), param("up")]).map(|_| ()).unwrap_err();
+    assert!(d[0].code == "quantised-scale-mismatch" && d[0].message.contains("`up.weight`"), "{d:?}");
+}
+
+#[test]
 fn what_an_input_is_multiplied_by_is_taken_into_the_columns() {
     let codes = bytes(6, 2);
     let scales = [0.5f32, 2.0, 4.0];
@@ -418,7 +482,7 @@ fn packs_alike(c: &Checkpoint, f: QuantFormat, shape: &[u64], source: WeightSour
 
 fn sliced(name: &str, slices: &[(u32, u64, u64, u64)], transpose: bool) -> WeightSource {
     let mut steps: Vec<WeightStep> =
-        slices.iter().map(|&(axis, start, step, len)| WeightStep::Slice { axis, start, step, len }).collect();
+        slices.iter().map(|&(axis, start, step, len)| WeightStep::Slice { axis, start, step, len, of: None }).collect();
     if transpose {
         steps.push(WeightStep::Transpose);
     }

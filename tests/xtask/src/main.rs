@@ -3,7 +3,8 @@
 //! * `test` — everything that has to be green, with ptxas fetched first and a table of what ran at the end.
 //! * `gpu-pack` — a self-contained folder for a GPU machine.
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec.
-//! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations.
+//! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--checkpoints`, against values
+//!   that change without a word.
 //! * `models` — measures every model family and writes `docs/models.md`.
 //! * `time-model` — writes `docs/time-model.md` from the programs and the chips' figures.
 //! * `bench` — the benchmarks behind the figures of the README.

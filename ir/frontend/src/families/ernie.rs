@@ -53,7 +53,7 @@ fn ernie(c: &Keys, layer: u32, multimodal: bool) -> MoeSpec {
     let bias = ["mlp.moe_statics.e_score_correction_bias"];
     let flat = WeightStep::Reshape { shape: vec![n_experts] };
     let (gate, bias) = if multimodal {
-        let text_row = WeightStep::Slice { axis: 0, start: 0, step: 1, len: 1 };
+        let text_row = WeightStep::Slice { axis: 0, start: 0, step: 1, len: 1, of: None };
         (names.transposed(&["mlp.gate.weight"]), names.steps(&bias, vec![text_row, flat]))
     } else {
         (names.tensor(&["mlp.gate.weight"]), names.steps(&bias, vec![flat]))

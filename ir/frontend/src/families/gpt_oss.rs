@@ -26,7 +26,7 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
     router.weights_round = Precision::Layer;
 
     // Stored [E, H, 2F] with gate in the even columns and up in the odd ones.
-    let every_other = |axis, start| WeightStep::Slice { axis, start, step: 2, len: ffn };
+    let every_other = |axis, start| WeightStep::Slice { axis, start, step: 2, len: ffn, of: Some(2 * ffn) };
     let matrix = |start| names.steps(&["mlp.experts.gate_up_proj"], vec![every_other(2, start), WeightStep::Transpose]);
     let bias = |start| names.steps(&["mlp.experts.gate_up_proj_bias"], vec![every_other(1, start)]);
     let experts = Experts {

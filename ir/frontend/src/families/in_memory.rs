@@ -30,10 +30,10 @@ pub(super) fn or_in_memory_below(c: &Keys, layer: u32, block: &str, mut spec: Mo
     let e = &mut spec.experts;
     let (gate_up, down) = (below("experts.gate_up_proj"), below("experts.down_proj"));
     // LongCat's stack has room for the experts that return their input.
-    let real = WeightStep::Slice { axis: 0, start: 0, step: 1, len: spec.n_experts };
+    let real = WeightStep::Slice { axis: 0, start: 0, step: 1, len: spec.n_experts, of: None };
     let half = |part: Part| {
         let start = if part == Part::Gate { 0 } else { e.ffn };
-        let mut steps = vec![WeightStep::Slice { axis: 1, start, step: 1, len: e.ffn }];
+        let mut steps = vec![WeightStep::Slice { axis: 1, start, step: 1, len: e.ffn, of: Some(2 * e.ffn) }];
         steps.extend((spec.zero_experts > 0).then_some(real.clone()));
         names.steps(&[&gate_up], steps)
     };

@@ -35,8 +35,8 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
         let detail = "without shared experts among the router's classes";
         c.refuse(Missing::RouterVariant, detail, Some("n_shared_experts"));
     }
-    let rows = |start, len| WeightStep::Slice { axis: 0, start, step: 1, len };
-    let gate = |start, len| names.steps(&["mlp.gate.weight"], vec![rows(start, len)]);
+    let rows = |start, len, of| WeightStep::Slice { axis: 0, start, step: 1, len, of: Some(of) };
+    let gate = |start, len| names.steps(&["mlp.gate.weight"], vec![rows(start, len, n_experts + n_shared)]);
     let mut router = Router::new(gate(0, n_experts), Score::Sigmoid);
     let bias = ["mlp.gate.e_score_correction_bias", "mlp.gate.bias"];
     router.selection_bias = Some(names.vector(&bias, n_experts));
@@ -57,7 +57,7 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
         .map(|i| {
             // Each tensor holds all shared experts.
             let one = |name: &str, part: Option<Part>, shape: [u64; 2]| -> WeightSource {
-                let mut steps = vec![rows(i, 1)];
+                let mut steps = vec![rows(i, 1, n_shared)];
                 steps.extend(part.map(|p| every_other(1, p, ffn)));
                 steps.push(WeightStep::Reshape { shape: shape.to_vec() });
                 names.steps(&[&format!("mlp.shared_experts.{name}")], steps)
@@ -75,5 +75,5 @@ fn spec(c: &Keys, layer: u32) -> MoeSpec {
 }
 
 fn every_other(axis: u32, part: Part, len: u64) -> WeightStep {
-    WeightStep::Slice { axis, start: u64::from(part == Part::Up), step: 2, len }
+    WeightStep::Slice { axis, start: u64::from(part == Part::Up), step: 2, len, of: Some(2 * len) }
 }

@@ -328,7 +328,7 @@ pub(super) const INKLING2: Family = Family {
         router.renorm = Some(RenormRule::Sum { eps: Real(1e-20) });
         router.scale = c.real_or(&["route_scale"], 1.0);
         let rows = |start| {
-            let every_other = WeightStep::Slice { axis: 1, start, step: 2, len: ffn };
+            let every_other = WeightStep::Slice { axis: 1, start, step: 2, len: ffn, of: Some(2 * ffn) };
             names.steps(&["mlp.experts.w13_weight"], vec![every_other])
         };
         let experts = Experts {

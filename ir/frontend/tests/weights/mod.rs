@@ -103,7 +103,7 @@ fn apply(step: &WeightStep, t: &Tensor) -> Result<Tensor, String> {
             shape.swap(rank - 2, rank - 1);
             Ok(Tensor::float(t.dtype, &shape, out))
         }
-        WeightStep::Slice { axis, start, step, len } => {
+        WeightStep::Slice { axis, start, step, len, .. } => {
             let axis = *axis as usize;
             let extent = *t.shape.get(axis).ok_or("no such axis")?;
             let kept: Vec<usize> = (0..*len).map(|i| (start + i * step) as usize).collect();

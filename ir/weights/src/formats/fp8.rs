@@ -137,6 +137,14 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         other => float_scales(other)
             .ok_or_else(|| at.fits_not(&scales_name, &scales, "scales of FP8 are F32, BF16, F16, or e8m0 bytes"))?,
     };
+    // DeepSeek's scales of blocks are powers of two or floats under one config; bytes without a type of their own, and scales
+    // of rows and matrices, are powers of two only where the config says so.
+    let of_blocks = |c: &CodedSpec| scales.dtype == StoredType::F8_E8M0 && c.format.block_rows > 1;
+    if scale == ScaleCode::E8M0
+        && at.coded().is_some_and(|c| c.format.scale != ScaleCode::E8M0 && c.blocks_said && !of_blocks(c))
+    {
+        return Err(at.fits_not(&scales_name, &scales, "the config says FP8 whose scales are floats"));
+    }
     let said = at.coded().filter(|c| c.blocks_said).map(|c| (c.format.block_rows, c.format.block_cols));
     // The names of DeepSeek's scales say that there are blocks: a grid of one is not one scale for all.
     let blocks_only = scales_name.ends_with("_scale_inv") || scales_name.ends_with(".scale");

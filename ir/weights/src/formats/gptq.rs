@@ -141,8 +141,12 @@ fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnost
     let zeros = match format.as_deref() {
         Some("gptq") => ZeroPoints::LessOne,
         Some("gptq_v2") => ZeroPoints::AsTheyAre,
-        // The first version had no name for itself.
-        None => all.map_or(ZeroPoints::LessOne, |a| a.zeros),
+        None => match all {
+            Some(all) => all.zeros,
+            None if by_gptqmodel(q)? => ZeroPoints::Unsaid,
+            // The first version had no name for itself.
+            None => ZeroPoints::LessOne,
+        },
         Some(other) => return Err(unread(q, "checkpoint_format", &format!("`{other}`, a packing"))),
     };
     if let Some(method) = q.word("method")?
@@ -162,6 +166,12 @@ fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnost
     }
     let words = format!("GPTQ with {bits} bits{}", if ordered { ", columns in an order of their own" } else { "" });
     Ok(IntegerSpec { words, packing: Packing::Gptq, bits, group, symmetric, ordered, zeros, kernels: None })
+}
+
+/// Whether GPTQModel says that it wrote the checkpoint: it names the packing always.
+fn by_gptqmodel(q: &Keys<'_>) -> Result<bool, Diagnostic> {
+    let Some(meta) = q.object("meta")? else { return Ok(false) };
+    Ok(meta.words("quantizer")?.iter().any(|w| w.starts_with("gptqmodel")))
 }
 
 /// The tensors.
@@ -201,6 +211,11 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     let bits = u64::from(spec.bits);
     let k = if packing == Packing::Gptq { code_rows.saturating_mul(32) / bits } else { code_rows };
     let group_size = match spec.group {
+        // A last group that is cut short fits many sizes: one that is no multiple of eight comes from another checkpoint.
+        Group::Columns(size) if n_groups > 1 && !k.is_multiple_of(size) && !size.is_multiple_of(8) => {
+            let why = format!("no tool writes groups of {size} columns for {k}");
+            return Err(at.fits_not(&scales_name, &scales, &why));
+        }
         Group::Columns(size) if k.div_ceil(size) == n_groups => size,
         Group::Columns(size) => {
             let why =
@@ -270,7 +285,7 @@ fn zero_points<'a>(at: &Found<'a, '_>, spec: &IntegerSpec, q: &Integers<'a>) -> 
     if spec.symmetric == Some(true) {
         return check_middle(at, &name, &z, spec, q).map(|()| None);
     }
-    if spec.symmetric.is_none() && spec.zeros == ZeroPoints::LessOne && check_middle(at, &name, &z, spec, q).is_ok() {
+    if spec.symmetric.is_none() && spec.zeros != ZeroPoints::AsTheyAre && check_middle(at, &name, &z, spec, q).is_ok() {
         // All are the middle as it is, or less one: symmetric codes, of a config that does not say so.
         return Ok(None);
     }
@@ -279,7 +294,30 @@ fn zero_points<'a>(at: &Found<'a, '_>, spec: &IntegerSpec, q: &Integers<'a>) -> 
         (_, ZeroPoints::LessOne) => 1,
         (_, ZeroPoints::Unsaid) => return Err(at.needs_config("whether zero points are stored less one")),
     };
+    check_no_middle(at, &name, (&z, words), q, add)?;
     Ok(Some(Zeros::Packed { words: z.data, cols: words, add }))
+}
+
+/// Refuses zero points that are all next to the middle: they are those of symmetric codes, stored the other way.
+fn check_no_middle(
+    at: &Found<'_, '_>,
+    name: &str,
+    (z, cols): (&TensorView<'_>, u64),
+    q: &Integers<'_>,
+    add: u32,
+) -> Result<(), Diagnostic> {
+    let middle = 1 << (q.bits - 1);
+    let stored = |g: u64, r: u64| q.packed_zero(z.data, cols, 0, r, g);
+    let first = stored(0, 0);
+    let used = first + add as i32;
+    let all = || (0..q.n_groups).flat_map(|g| (0..q.n).map(move |r| (g, r))).all(|(g, r)| stored(g, r) == first);
+    if q.n_groups * q.n < 16 || ![middle - 1, middle + 1].contains(&used) || !all() {
+        return Ok(());
+    }
+    let what = format!("stored with the zero point {first} for every column and group (`{name}`)");
+    Err(at.contradicts(&what).note(format!(
+        "these are the zero points of symmetric codes, {middle}; read as the config says, they are {used}"
+    )))
 }
 
 /// Checks that the zero points of symmetric codes are the middle, as it is or less one.

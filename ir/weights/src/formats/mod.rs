@@ -19,7 +19,7 @@ mod shapes;
 mod single_bytes;
 mod unread;
 
-pub(crate) use read::{Found, bad_scale, contains, find, stem};
+pub(crate) use read::{Found, bad_scale, contains, find, scales_beside, stem};
 
 use crate::config::{Declared, Keys, Pattern, Published, Rule, Source, Spec};
 use crate::decode::Elements;

@@ -30,6 +30,17 @@ pub(crate) fn contains(checkpoint: &Checkpoint, name: &str) -> bool {
     checkpoint.contains(name) || SCHEMES.iter().any(|s| (s.codes)(name).is_some_and(|n| checkpoint.contains(&n)))
 }
 
+/// The name of a tensor of scales for `name` itself, where there is one. `stem.scale` may be a parameter of its own where the
+/// config does not say that there are codes.
+pub(crate) fn scales_beside(checkpoint: &Checkpoint, name: &str, declared: Declared<'_>) -> Option<String> {
+    let own = ["_scale", "_scale_inv", "_weight_scale"].map(|end| format!("{name}{end}"));
+    let stem = name.strip_suffix(".weight");
+    let of_words = stem.map(|stem| format!("{stem}.scales"));
+    let coded = matches!(declared, Declared::As(Spec::Coded(_) | Spec::Integers(_)));
+    let deepseeks = stem.filter(|_| coded).map(|stem| format!("{stem}.scale"));
+    own.into_iter().chain(of_words).chain(deepseeks).find(|n| checkpoint.contains(n))
+}
+
 /// The quantised tensor that stands for the float tensor `name`; `None` when `name` is stored as it is, or not at all.
 ///
 /// # Errors
@@ -84,14 +95,23 @@ impl<'a> Found<'a, '_> {
         self.checkpoint.tensor(name)
     }
 
-    /// The first tensor of `names` that is there, with its name.
+    /// The tensor of `names` that is there, with its name.
     pub(crate) fn first(&self, names: &[String]) -> Result<Option<(String, TensorView<'a>)>, Diagnostic> {
-        for n in names {
-            if let Some(t) = self.checkpoint.tensor(n)? {
-                return Ok(Some((n.clone(), t)));
-            }
+        let mut found = names.iter().filter(|n| self.checkpoint.contains(n));
+        let (Some(name), other) = (found.next(), found.next()) else { return Ok(None) };
+        if let Some(other) = other {
+            return Err(Diagnostic::input(
+                "quantised-form-ambiguous",
+                format!(
+                    "`{}` in `{}` has scales twice: `{name}` and `{other}`",
+                    self.codes_name,
+                    self.codes.file.display()
+                ),
+            )
+            .note("nothing says which of them count")
+            .help("give a checkpoint that holds one of them"));
         }
-        Ok(None)
+        Ok(self.checkpoint.tensor(name)?.map(|t| (name.clone(), t)))
     }
 
     /// As [`Found::first`], where one has to be there: `expected` is type and shape.

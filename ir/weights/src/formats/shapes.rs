@@ -22,7 +22,7 @@ pub(crate) fn grid(leading: &[u64], (n, k): (u64, u64), scales: &[u64], blocks: 
     blocks.iter().copied().find_map(|(rows, cols)| {
         let count = |len: u64, block: u64| if block == 0 { 1 } else { len.div_ceil(block) };
         let (grid_rows, grid_cols) = (count(n, rows), count(k, cols));
-        if single && grid_rows == 1 && grid_cols == 1 {
+        if single && grid_rows == 1 && grid_cols == 1 && (leading.is_empty() || (rows, cols) == (0, 0)) {
             return Some(Grid { rows, cols, steps: [0, 0, 0] });
         }
         let fits = match rest? {

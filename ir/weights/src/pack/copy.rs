@@ -229,7 +229,7 @@ mod tests {
     /// Views of a stored `[batch, a, b]`: as it is, transposed, every second row or column of it, and what no strides say.
     fn view(kind: u8, [batch, a, b]: [u64; 3]) -> Strided {
         let every_second =
-            |axis: u32, len: u64| WeightStep::Slice { axis, start: len.min(2) - 1, step: 2, len: len / 2 };
+            |axis: u32, len: u64| WeightStep::Slice { axis, start: len.min(2) - 1, step: 2, len: len / 2, of: None };
         let flat = WeightStep::Reshape { shape: vec![batch * b, a] };
         let steps = match kind {
             0 => vec![],

@@ -16,7 +16,7 @@ mod inputs;
 mod memory;
 mod mutate;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use inputs::{Corpus, Kind};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,6 +38,9 @@ pub struct Options {
     /// Run one execution only, by its number, and print its input.
     #[arg(long)]
     only: Option<u64>,
+    /// Change one thing in valid quantised checkpoints instead: what loads has to have the same values as before.
+    #[arg(long, conflicts_with = "executions")]
+    checkpoints: bool,
 }
 
 /// Longest time of one execution; generous, because other work may run on the machine.
@@ -68,6 +71,9 @@ struct Needed {
 /// # Errors
 /// When the inputs that are mutated cannot be read, or the folder for files cannot be written.
 pub fn run(options: &Options) -> Result<bool> {
+    if options.checkpoints {
+        return checkpoints(options);
+    }
     let corpus = Corpus::open()?;
     let start = Instant::now();
     // Findings are reported here; the default message of each would drown them.
@@ -108,6 +114,15 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(findings == 0)
 }
 
+/// The same for whole checkpoints, by a program that has the layers.
+fn checkpoints(options: &Options) -> Result<bool> {
+    let numbers = [Some(options.seconds), Some(options.seed), options.only];
+    let numbers = numbers.into_iter().flatten().map(|n| n.to_string());
+    let program = ["run", "--quiet", "--package", "moec-tests", "--bin", "fuzz-checkpoints", "--"];
+    let status = crate::places::cargo().args(program).args(numbers).status().context("cannot run cargo")?;
+    Ok(status.success())
+}
+
 /// Runs one input; what is wrong, if anything.
 fn execute(corpus: &Corpus, kind: Kind, input: &[u8]) -> Option<String> {
     memory::start();
@@ -138,7 +153,7 @@ fn below_root(path: &str) -> PathBuf {
 mod tests {
     #[test]
     fn a_short_run_finds_nothing() {
-        let options = super::Options { executions: 20_000, seconds: 60, seed: 7, only: None };
+        let options = super::Options { executions: 20_000, seconds: 60, seed: 7, only: None, checkpoints: false };
         assert!(super::run(&options).expect("inputs should be there"), "see the findings above");
     }
 }
