@@ -1,8 +1,10 @@
-"""Checkpoints of GPTQModel: `GPTQMODEL_CPU_WORKERS=2 python case_gptqmodel.py OUT [PART OF A NAME]`.
+"""Checkpoints of GPTQModel: `python case_gptqmodel.py OUT [PART OF A NAME]`.
 
 pip install gptqmodel==7.7.0 transformers==5.24.0 torch"""
 from common import *
 import tempfile, traceback
+
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 PACKAGES = ["gptqmodel", "transformers", "torch"]
 SIZES = dict(hidden_size=64, width=128 if sys.argv[2:] == ["awq"] else 96, num_attention_heads=4, num_key_value_heads=4)

@@ -1,8 +1,9 @@
 """Checkpoints of NVIDIA ModelOpt: `python case_modelopt.py OUT`.
 
 pip install nvidia-modelopt==0.47.0 transformers==5.14.1 torch accelerate
+pip install nvidia-modelopt==0.47.0 transformers==4.57.6 torch accelerate  # awq
 INT4_AWQ and W4A8_AWQ refuse the stacked experts of transformers 5: `python case_modelopt.py OUT awq` makes those, and SmoothQuant
-with its pre_quant_scale, with transformers==4.57.6."""
+with its pre_quant_scale, with the transformers of the second line."""
 from common import *
 import copy
 import modelopt.torch.quantization as mtq

@@ -1,5 +1,6 @@
 //! Changes one thing in valid quantised checkpoints for a while: `fuzz-checkpoints SECONDS SEED [ONLY]`. `cargo xtask fuzz
 //! --checkpoints` runs it. Fails when what loads has other values than the untouched checkpoint, or something panics.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a developer's program")]
 
 use moec_tests::changes::Case;
 use moec_tests::changes::random::{Change, Random, Words, change};

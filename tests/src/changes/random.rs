@@ -201,10 +201,11 @@ fn tensor(r: &mut Random, tensors: &Tensors, layer: &str) -> (String, Tensors) {
             // The same bytes as more or fewer elements of the last dimension, or the bytes that the shape then needs.
             let mut shape = stored.shape.clone();
             let mut bytes = stored.bytes.clone();
-            if let Some(last) = shape.last_mut().filter(|_| *w as u64 != width) {
-                if (*last * width).is_multiple_of(*w as u64) && r.below(2) == 0 {
-                    *last = *last * width / *w as u64;
-                }
+            let divides = |last: u64| (last * width).is_multiple_of(*w as u64);
+            if let Some(last) = shape.last_mut().filter(|l| *w as u64 != width && divides(**l))
+                && r.below(2) == 0
+            {
+                *last = *last * width / *w as u64;
             }
             bytes.resize(shape.iter().product::<u64>() as usize * w, 0);
             (

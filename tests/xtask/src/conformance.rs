@@ -1,6 +1,6 @@
 //! `cargo xtask conformance`: many small checkpoints of every family, made by transformers, against moec.
 
-use crate::places;
+use crate::{places, tool_checkpoints};
 use anyhow::{Context, Result, ensure};
 use std::path::PathBuf;
 use std::process::Command;
@@ -20,6 +20,9 @@ pub struct Options {
     /// A Python with torch and transformers [default: one that is installed into the target folder].
     #[arg(long)]
     python: Option<PathBuf>,
+    /// Run the recipes of quantisation tools instead: all, or these (`gguf,modelopt`).
+    #[arg(long, value_delimiter = ',', num_args = 0..)]
+    tools: Option<Vec<String>>,
 }
 
 /// Makes the checkpoints and checks them; `false` when one differs.
@@ -27,11 +30,14 @@ pub struct Options {
 /// # Errors
 /// When Python or a package cannot be installed, or the tests cannot be started.
 pub fn run(options: &Options) -> Result<bool> {
+    if let Some(tools) = &options.tools {
+        return tool_checkpoints::run(tools, options.python.as_deref());
+    }
     let scripts = places::root().join("tests/conformance");
     let home = places::target_dir().join("conformance");
     let python = match &options.python {
         Some(python) => python.clone(),
-        None => install(&home.join("python"))?,
+        None => tool_checkpoints::install(&home.join("python"), &packages()?)?,
     };
     let cases = home.join(format!("cases-{}", options.seed));
     if cases.exists() {
@@ -52,22 +58,10 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(tests.success())
 }
 
-/// A virtual environment with what the scripts need, in `dir`; made once.
-fn install(dir: &std::path::Path) -> Result<PathBuf> {
-    let python = dir.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    let ready = dir.join("ready");
-    if ready.exists() {
-        return Ok(python);
-    }
-    eprintln!("installing torch and transformers into {}", dir.display());
-    let made = Command::new("python3").args(["-m", "venv"]).arg(dir).status();
-    ensure!(made.context("python3 is not installed")?.success(), "cannot make a Python environment");
+/// What the scripts need.
+fn packages() -> Result<Vec<String>> {
     let wanted = places::root().join("tests/conformance/requirements.txt");
     // The first four are enough to make float checkpoints; the others are for quantise.py.
     let text = std::fs::read_to_string(&wanted).with_context(|| format!("cannot read {}", wanted.display()))?;
-    let packages: Vec<&str> = text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).take(4).collect();
-    let installed = Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(&packages).status();
-    ensure!(installed.context("cannot start pip")?.success(), "pip cannot install {}", packages.join(", "));
-    std::fs::write(&ready, packages.join("\n")).context("cannot note that the environment is ready")?;
-    Ok(python)
+    Ok(text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).take(4).map(str::to_string).collect())
 }

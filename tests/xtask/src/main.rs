@@ -2,7 +2,8 @@
 //!
 //! * `test` — everything that has to be green, with ptxas fetched first and a table of what ran at the end.
 //! * `gpu-pack` — a self-contained folder for a GPU machine.
-//! * `conformance` — many small checkpoints of every family, made by transformers, against moec.
+//! * `conformance` — many small checkpoints of every family, made by transformers, against moec; with
+//!   `--tools`, checkpoints that quantisation tools write.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--checkpoints`, against values
 //!   that change without a word.
 //! * `models` — measures every model family and writes `docs/models.md`.
@@ -18,6 +19,7 @@ mod models;
 mod places;
 mod report;
 mod test;
+mod tool_checkpoints;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-"""pack-quantized of 3, 5, 6 and 7 bits as compressed-tensors up to 0.17.1 writes it: `python case_compressed_tensors_padded.py OUT`,
+"""pack-quantized of 3, 5, 6 and 7 bits as compressed-tensors up to 0.17.1 writes it: `python case_llmcompressor_padded.py OUT`,
 after case_llmcompressor.py OUT, whose codes it packs again.
 
 pip install compressed-tensors==0.17.1 transformers==5.17.0 torch==2.14.0"""
