@@ -44,12 +44,19 @@ pub struct PlannedWeight {
     pub param: String,
     /// Its type in the graph.
     pub ty: String,
-    /// The tensors: the first, and how many there are.
-    pub tensors: String,
-    /// How they are stored.
-    pub stored: String,
+    /// Its tensors by the form in which they are stored; more than one where experts are stored differently.
+    pub forms: Vec<StoredForm>,
     /// Bytes that will be read.
     pub bytes: u64,
+}
+
+/// Tensors that are stored in one form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredForm {
+    /// `BF16[64, 2048]`, `e2m1 by e8m0(1, 32) [64, 2048]`.
+    pub stored: String,
+    /// Their names in the checkpoint, without those of scales and zero points.
+    pub tensors: Vec<String>,
 }
 
 impl<'a> Plan<'a> {
@@ -185,22 +192,29 @@ impl<'a> Plan<'a> {
 }
 
 fn row(w: &Planned<'_>) -> PlannedWeight {
-    let (tensors, stored, bytes) = match &w.content {
-        Content::Number(n) => ("the largest static scale beside its matrices".to_string(), format!("{n}"), 4),
+    let (forms, bytes) = match &w.content {
+        Content::Number(n) => {
+            let stored = format!("{n}, the largest static scale beside its matrices");
+            (vec![StoredForm { stored, tensors: Vec::new() }], 4)
+        }
         Content::Pieces(pieces) => {
-            let first = pieces.first().map_or("", |p| &p.name);
-            let more = if pieces.len() > 1 { format!(" and {} more", pieces.len() - 1) } else { String::new() };
-            let stored = pieces.first().map_or("", |p| &p.stored).to_string();
+            let mut forms: Vec<StoredForm> = Vec::new();
+            for p in pieces {
+                match forms.iter_mut().find(|f| f.stored == p.stored) {
+                    Some(form) => form.tensors.push(p.tensor.clone()),
+                    None => forms.push(StoredForm { stored: p.stored.clone(), tensors: vec![p.tensor.clone()] }),
+                }
+            }
             let bytes = pieces.iter().map(|p| match &p.elements {
                 Elements::Plain(dtype, _) => p.view.shape().iter().product::<u64>() * dtype.bytes() as u64,
                 Elements::Blocks(b) => b.codes.0.len() as u64 + b.scales.0.len() as u64,
                 Elements::Integers(i) => i.codes.len() as u64 + i.scales.len() as u64,
                 Elements::Ggml(q) => q.data.len() as u64,
             });
-            (format!("`{first}`{more}"), stored, bytes.sum())
+            (forms, bytes.sum())
         }
     };
-    PlannedWeight { param: w.param.name.clone(), ty: w.param.ty.to_string(), tensors, stored, bytes }
+    PlannedWeight { param: w.param.name.clone(), ty: w.param.ty.to_string(), forms, bytes }
 }
 
 /// What counts: the config beside the weights, when it speaks of them, else the model's.

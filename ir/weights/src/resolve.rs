@@ -19,6 +19,8 @@ use std::sync::Arc;
 pub(crate) struct Piece<'a> {
     /// The float tensor that it is, or stands for.
     pub name: String,
+    /// The tensor that is stored: of codes, or the float tensor itself.
+    pub tensor: String,
     /// What is stored: `BF16[64, 2048]`, `e2m1 by e8m0(1, 32) [64, 2048]`.
     pub stored: String,
     pub elements: Elements<'a>,
@@ -286,7 +288,7 @@ fn piece<'a>(
     };
     let found = if param.ty.dtype.is_float() { formats::find(checkpoint, name, declared)? } else { None };
     let at = || checkpoint.path().display().to_string();
-    let (mut view, stored, file) = match &found {
+    let (mut view, stored, file) = match found.as_ref().map(|(_, elements)| elements) {
         Some(Elements::Integers(q)) => {
             let view = Strided::dense(&q.shape());
             let stored = format!("{} {:?}", q.words(), view.shape());
@@ -305,9 +307,9 @@ fn piece<'a>(
             (Strided::dense(tensor.shape), tensor.describe(), tensor.file.display().to_string())
         }
     };
-    let elements = match found {
-        Some(elements) => elements,
-        None => plain(checkpoint, param, name, declared)?,
+    let (tensor, elements) = match found {
+        Some(found) => found,
+        None => (name.to_string(), plain(checkpoint, param, name, declared)?),
     };
     let before = view.shape();
     for step in steps {
@@ -337,7 +339,7 @@ fn piece<'a>(
         )
         .help("config.json and weights do not belong together; check that both come from the same model"));
     }
-    Ok(Piece { name: name.to_string(), stored, elements, view })
+    Ok(Piece { name: name.to_string(), tensor, stored, elements, view })
 }
 
 fn plain<'a>(

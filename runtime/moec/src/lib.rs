@@ -44,4 +44,4 @@ pub use moec_ir::target::Target;
 pub use moec_ir::{Numerics, Tensor};
 pub use moec_passes::WeightStorage;
 pub use moec_runtime::{CachedWeights, Device, RunResult, Weights};
-pub use moec_weights::{Checkpoint, PlannedWeight, Published};
+pub use moec_weights::{Checkpoint, PlannedWeight, Published, StoredForm};

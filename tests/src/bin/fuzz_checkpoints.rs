@@ -16,11 +16,6 @@ const OTHER_CHECKPOINTS: &[(&str, &str, &str)] = &[
     ("gptq", "checkpoint_format", "asymmetric zero points are in range whether they are stored less one or not"),
     ("autoround", "packing_format", "the same"),
     (
-        "",
-        "weights/group_size to 33",
-        "compressed-tensors takes any size; the last group of 33 is cut short, as many as of 32",
-    ),
-    (
         "llmcompressor/w3a16",
         "weight_packed to",
         "words of ten whole codes, as compressed-tensors once wrote, are as many",

@@ -350,6 +350,9 @@ pub(super) fn group_size(
 ) -> Result<u64, Diagnostic> {
     let bad = |why: String| at.fits_not(scales_name, scales, &why);
     match spec.map_or(Group::Unsaid, |s| s.group) {
+        Group::Columns(size) if !plausible(size, k) => {
+            Err(bad(format!("no tool writes groups of {size} columns for {k}")))
+        }
         Group::Columns(size) if k.div_ceil(size) == n_groups && scale_rows == n => Ok(size),
         Group::Columns(size) => {
             Err(bad(format!("the config says groups of {size} columns, of which {k} columns are {}", k.div_ceil(size))))
@@ -361,6 +364,12 @@ pub(super) fn group_size(
         Group::Unsaid if n_groups == 1 => Ok(k.max(1)),
         Group::Unsaid => Err(at.needs_config(&format!("which of {k} columns are in one of {n_groups} groups"))),
     }
+}
+
+/// Whether a tool may have cut rows of `k` columns into groups of `size`. A last group that is cut short fits many sizes; one that
+/// is no multiple of eight comes from the config of another checkpoint.
+pub(super) fn plausible(size: u64, k: u64) -> bool {
+    size >= k || k.is_multiple_of(size) || size.is_multiple_of(8)
 }
 
 fn zero_points<'a>(

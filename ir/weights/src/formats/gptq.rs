@@ -9,7 +9,7 @@
 //! at all: what is stored has to be one of these, and is the middle then.
 //! Sources: AutoGPTQ and GPTQModel (`qlinear_torch`, `quantization/config.py`), AutoAWQ (`packing_utils`).
 
-use super::compressed_tensors::group_indices;
+use super::compressed_tensors::{group_indices, plausible};
 use super::read::{Found, float_scales};
 use super::{ConfigReader, Scheme, everywhere};
 use crate::config::{Declared, Group, IntegerSpec, Keys, Packing, Pattern, Rule, Spec, ZeroPoints};
@@ -211,8 +211,7 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     let bits = u64::from(spec.bits);
     let k = if packing == Packing::Gptq { code_rows.saturating_mul(32) / bits } else { code_rows };
     let group_size = match spec.group {
-        // A last group that is cut short fits many sizes: one that is no multiple of eight comes from another checkpoint.
-        Group::Columns(size) if n_groups > 1 && !k.is_multiple_of(size) && !size.is_multiple_of(8) => {
+        Group::Columns(size) if !plausible(size, k) => {
             let why = format!("no tool writes groups of {size} columns for {k}");
             return Err(at.fits_not(&scales_name, &scales, &why));
         }

@@ -41,7 +41,7 @@ pub(crate) fn scales_beside(checkpoint: &Checkpoint, name: &str, declared: Decla
     own.into_iter().chain(of_words).chain(deepseeks).find(|n| checkpoint.contains(n))
 }
 
-/// The quantised tensor that stands for the float tensor `name`; `None` when `name` is stored as it is, or not at all.
+/// The quantised tensor that stands for the float tensor `name`, and what it is called; `None` when `name` is stored as it is, or not at all.
 ///
 /// # Errors
 /// `quantised-form-ambiguous` when there are two, those of the schemes, and those of [`Checkpoint::tensor`].
@@ -49,7 +49,7 @@ pub(crate) fn find<'a>(
     checkpoint: &'a Checkpoint,
     name: &str,
     declared: Declared<'_>,
-) -> Result<Option<Elements<'a>>, Diagnostic> {
+) -> Result<Option<(String, Elements<'a>)>, Diagnostic> {
     let mut found: Option<(String, &str, Elements<'a>)> = None;
     for scheme in SCHEMES {
         let Some(codes_name) = (scheme.codes)(name) else { continue };
@@ -69,7 +69,7 @@ pub(crate) fn find<'a>(
         Some((codes, by, _)) if codes != name && checkpoint.contains(name) => {
             Err(ambiguous(checkpoint, name, (&codes, by), (name, "floats")))
         }
-        found => Ok(found.map(|(_, _, elements)| elements)),
+        found => Ok(found.map(|(codes, _, elements)| (codes, elements))),
     }
 }
 

@@ -69,24 +69,36 @@ pub fn run(options: &Options) -> Outcome {
 }
 
 fn weight_json(w: &PlannedWeight) -> serde_json::Value {
-    serde_json::json!({
-        "param": w.param, "type": w.ty, "tensors": w.tensors, "stored": w.stored, "bytes": w.bytes,
-    })
+    let forms: Vec<_> =
+        w.forms.iter().map(|f| serde_json::json!({ "stored": f.stored, "tensors": f.tensors })).collect();
+    serde_json::json!({ "param": w.param, "type": w.ty, "forms": forms, "bytes": w.bytes })
 }
 
+/// A line for each form of each weight.
 fn weight_table(rows: &[PlannedWeight]) -> String {
-    let cells: Vec<[String; 5]> =
-        std::iter::once(["weight", "type", "stored as", "bytes", "tensors"].map(String::from))
-            .chain(
-                rows.iter()
-                    .map(|w| [w.param.clone(), w.ty.clone(), w.stored.clone(), w.bytes.to_string(), w.tensors.clone()]),
-            )
-            .collect();
+    let mut cells = vec![["weight", "type", "bytes", "stored as", "tensors"].map(String::from)];
+    for w in rows {
+        for (i, form) in w.forms.iter().enumerate() {
+            let once = |s: String| if i == 0 { s } else { String::new() };
+            let names = match &form.tensors[..] {
+                [] => String::new(),
+                [one] => format!("`{one}`"),
+                [first, more @ ..] => format!("`{first}` and {} more", more.len()),
+            };
+            cells.push([
+                once(w.param.clone()),
+                once(w.ty.clone()),
+                once(w.bytes.to_string()),
+                form.stored.clone(),
+                names,
+            ]);
+        }
+    }
     let width = |i: usize| cells.iter().map(|c| c[i].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..4).map(width).collect();
     let line = |c: &[String; 5]| {
         let padded: Vec<String> = c.iter().zip(&widths).map(|(c, w)| format!("{c:w$}")).collect();
-        format!("{}  {}\n", padded.join("  "), c[4])
+        format!("{}  {}", padded.join("  "), c[4]).trim_end().to_string() + "\n"
     };
     cells.iter().map(line).collect()
 }
