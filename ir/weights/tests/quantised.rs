@@ -353,7 +353,7 @@ fn matrices_of_a_layer_have_scales_of_one_type() {
         ("up.weight_scale", "BF16", &[1], vec![0x80, 0x3f]),
     ]);
     let param = |name: &str| {
-        let ty = TensorType::new(DType::F32, &[Dim::Fixed(2), Dim::Fixed(4)]);
+        let ty = TensorType::new(DType::F32, [Dim::Fixed(2), Dim::Fixed(4)]);
         Param { name: name.into(), ty, source: WeightSource::tensor(format!("{name}.weight")), stored: None }
     };
     assert!(moec_weights::Plan::new(&c, None, &[param("gate")]).is_ok());
