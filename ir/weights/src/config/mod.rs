@@ -107,6 +107,8 @@ pub struct IntegerSpec {
 pub enum Packing {
     /// `qweight` `[K·bits/32, N]`, low bits first along K.
     Gptq,
+    /// `qweight` `[K·bits/32, N]`, of 32 codes first the words of their low bits, then those of higher planes.
+    GptqPlanes,
     /// `qweight` `[K, N/8]`, columns 0 2 4 6 1 3 5 7 of a word.
     Awq,
     /// `weight_packed` `[N, K·bits/32]`, low bits first along K, offset binary.

@@ -125,7 +125,7 @@ impl Integers<'_> {
     /// From one code to the next of those that lie one behind the other, in elements of the float matrix.
     pub(crate) fn run_stride(&self) -> u64 {
         match self.packing {
-            Packing::Gptq | Packing::Awq => self.k,
+            Packing::Gptq | Packing::GptqPlanes | Packing::Awq => self.k,
             Packing::Rows | Packing::Bytes | Packing::RowPairs => 1,
         }
     }
@@ -245,6 +245,7 @@ impl Integers<'_> {
                 // One stream of bits down each column of words.
                 self.stream_code(col * bits, |w| word(self.codes, w * self.code_cols + row)) as i32
             }
+            Packing::GptqPlanes => self.plane_code(col, |w| word(self.codes, w * self.code_cols + row)) as i32,
             Packing::Awq => {
                 self.cut(word(self.codes, col * self.code_cols + row / 8), AWQ_PLACE[(row % 8) as usize], 0)
             }
@@ -277,6 +278,10 @@ impl Integers<'_> {
                 let stored = self.stream_code(row * bits, |w| word(words, group * cols + w));
                 ((stored + u64::from(add)) & self.mask()) as i32
             }
+            Packing::GptqPlanes => {
+                let stored = self.plane_code(row, |w| word(words, group * cols + w));
+                ((stored + u64::from(add)) & self.mask()) as i32
+            }
             Packing::Awq => self.cut(word(words, group * cols + row / 8), AWQ_PLACE[(row % 8) as usize], add),
             Packing::Rows if self.dense => {
                 let stored = self.stream_code(row * bits, |w| word(words, w * cols + group));
@@ -295,6 +300,26 @@ impl Integers<'_> {
         let low = word(bit / 32) >> (bit % 32);
         let stream = if bit % 32 + bits > 32 { low | word(bit / 32 + 1) << (32 - bit % 32) } else { low };
         stream & self.mask()
+    }
+
+    /// Code number `i` of planes, of which `at` gives a word. 32 codes are as many words as a code has bits: its low four bits (two
+    /// of a code of three) in the first of them, then two bits where there are so many more, then one.
+    fn plane_code(&self, i: u64, at: impl Fn(u64) -> u32) -> u64 {
+        let bits = u64::from(self.bits);
+        let (mut code, mut done) = (0, 0);
+        for width in [4, 2, 1] {
+            if bits - done < width {
+                continue;
+            }
+            // The words before a plane hold as many bits of each code as there are words.
+            let per_word = 32 / width;
+            let within = i % 32;
+            let word = u64::from(at(i / 32 * bits + done + within / per_word));
+            let part = word >> (within % per_word * width) & ((1 << width) - 1);
+            code |= part << done;
+            done += width;
+        }
+        code
     }
 
     fn mask(&self) -> u64 {
@@ -320,11 +345,14 @@ mod tests {
     /// Every packing and width with zero points of every kind that goes with it.
     fn all(data: &[u8]) -> Vec<Integers<'_>> {
         let mut all = Vec::new();
-        for packing in [Packing::Gptq, Packing::Awq, Packing::Rows, Packing::Bytes, Packing::RowPairs] {
+        for packing in
+            [Packing::Gptq, Packing::GptqPlanes, Packing::Awq, Packing::Rows, Packing::Bytes, Packing::RowPairs]
+        {
             let widths: &[u32] = match packing {
                 Packing::Awq | Packing::RowPairs => &[4],
                 Packing::Bytes => &[8],
                 Packing::Gptq => &[2, 3, 4, 8],
+                Packing::GptqPlanes => &[3, 5, 6, 7],
                 Packing::Rows => &[2, 3, 4, 5, 8],
             };
             for (&bits, (n, k, group_size)) in
@@ -333,13 +361,14 @@ mod tests {
                 let per_word = u64::from(32 / bits);
                 let n_groups = k.div_ceil(group_size);
                 let (code_cols, zero_cols) = match packing {
+                    Packing::GptqPlanes => (n, n.div_ceil(32) * u64::from(bits)),
                     Packing::Gptq => (n, (n * u64::from(bits)).div_ceil(32)),
                     Packing::Awq => (n / 8, n / 8),
                     Packing::Rows if 32 % bits != 0 => ((k * u64::from(bits)).div_ceil(32), n_groups),
                     Packing::Rows => (k.div_ceil(per_word), n_groups),
                     Packing::Bytes | Packing::RowPairs => (k, n_groups),
                 };
-                let by_group = matches!(packing, Packing::Gptq | Packing::Awq);
+                let by_group = matches!(packing, Packing::Gptq | Packing::GptqPlanes | Packing::Awq);
                 let zeros = match packing {
                     Packing::Bytes | Packing::RowPairs => Zeros::Bytes(&data[11..]),
                     _ => Zeros::Packed { words: &data[13..], cols: zero_cols, add: u32::from(by_group) },

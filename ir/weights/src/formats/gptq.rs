@@ -3,6 +3,7 @@
 //! | packing | codes | zero points | scales | groups |
 //! |---|---|---|---|---|
 //! | GPTQ | I32 `[K·bits/32, N]`, low bits first along K | `stem.qzeros` `[G, N·bits/32]`; stored less one, but in `gptq_v2` | `stem.scales` `[G, N]` | `stem.g_idx` `[K]` |
+//! | planes (`gptq_p`) | as GPTQ, but of 32 codes first the words of their low bits | alike, as they are | `stem.scales` `[G, N]` | as GPTQ |
 //! | AWQ | I32 `[K, N/8]`, columns 0 2 4 6 1 3 5 7 from the low bits | `stem.qzeros` `[G, N/8]` alike | `stem.scales` `[G, N]` | equal |
 //!
 //! Symmetric codes have one zero point, the middle. Tools store it as it is or less one whatever the config's version says, or not
@@ -119,9 +120,9 @@ fn unread(q: &Keys<'_>, key: &str, what: &str) -> Diagnostic {
 /// The settings of a module: its own, and for those that it does not have, those of `all`.
 fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnostic> {
     let bits = match q.whole("bits")? {
-        Some(bits @ (2 | 3 | 4 | 8)) => bits as u32,
+        Some(bits @ 2..=8) => bits as u32,
         Some(bits) => return Err(unread(q, "bits", &format!("codes of {bits} bits"))),
-        None => all.map(|a| a.bits).ok_or_else(|| q.wrong("bits", "2, 3, 4 or 8"))?,
+        None => all.map(|a| a.bits).ok_or_else(|| q.wrong("bits", "2 to 8"))?,
     };
     let group = match q.whole("group_size")? {
         Some(size) if size > 0 => Group::Columns(size as u64),
@@ -140,7 +141,7 @@ fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnost
     let format = said.first().cloned();
     let zeros = match format.as_deref() {
         Some("gptq") => ZeroPoints::LessOne,
-        Some("gptq_v2") => ZeroPoints::AsTheyAre,
+        Some("gptq_v2" | "gptq_p") => ZeroPoints::AsTheyAre,
         None => match all {
             Some(all) => all.zeros,
             None if by_gptqmodel(q)? => ZeroPoints::Unsaid,
@@ -148,6 +149,13 @@ fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnost
             None => ZeroPoints::LessOne,
         },
         Some(other) => return Err(unread(q, "checkpoint_format", &format!("`{other}`, a packing"))),
+    };
+    // Codes of 5, 6 and 7 bits exist in planes only; of 2, 4 and 8 bits there is one plane, which is a stream of bits.
+    let packing = match (format.as_deref(), bits) {
+        (Some("gptq_p"), 3 | 5..=7) => Packing::GptqPlanes,
+        (None, 3 | 5..=7) if all.is_some_and(|a| a.packing == Packing::GptqPlanes) => Packing::GptqPlanes,
+        (_, 5..=7) => return Err(unread(q, "bits", &format!("codes of {bits} bits in another packing than `gptq_p`"))),
+        _ => Packing::Gptq,
     };
     if let Some(method) = q.word("method")?
         && method != "gptq"
@@ -165,7 +173,7 @@ fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnost
         return Err(unread(q, "pack_dtype", "words of another size"));
     }
     let words = format!("GPTQ with {bits} bits{}", if ordered { ", columns in an order of their own" } else { "" });
-    Ok(IntegerSpec { words, packing: Packing::Gptq, bits, group, symmetric, ordered, zeros, kernels: None })
+    Ok(IntegerSpec { words, packing, bits, group, symmetric, ordered, zeros, kernels: None })
 }
 
 /// Whether GPTQModel says that it wrote the checkpoint: it names the packing always.
@@ -199,17 +207,25 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     }
     let scale = float_scales(scales.dtype)
         .ok_or_else(|| at.fits_not(&scales_name, &scales, "scales of integers are F32, BF16 or F16"))?;
-    let packing = if code_cols == n { Packing::Gptq } else { Packing::Awq };
+    let planes = spec.is_some_and(|s| s.packing == Packing::GptqPlanes);
+    let packing = match code_cols == n {
+        true if planes => Packing::GptqPlanes,
+        true => Packing::Gptq,
+        false => Packing::Awq,
+    };
     if packing == Packing::Awq && code_cols.checked_mul(8) != Some(n) {
         let why = "a word holds eight columns (AWQ), or a row of words has a word for each column (GPTQ)";
         return Err(at.fits_not(&scales_name, &scales, why));
     }
     if spec.is_some_and(|s| s.packing != packing) {
-        return Err(at.contradicts(if packing == Packing::Gptq { "packed as GPTQ" } else { "packed as AWQ" }));
+        return Err(at.contradicts(if packing == Packing::Awq { "packed as AWQ" } else { "packed as GPTQ" }));
     }
     let spec = spec.ok_or_else(|| at.needs_config("bits, groups, and how zero points are stored"))?;
     let bits = u64::from(spec.bits);
-    let k = if packing == Packing::Gptq { code_rows.saturating_mul(32) / bits } else { code_rows };
+    let k = if packing == Packing::Awq { code_rows } else { code_rows.saturating_mul(32) / bits };
+    if planes && !(code_rows.is_multiple_of(bits) && n.is_multiple_of(32)) {
+        return Err(at.fits_not(&scales_name, &scales, "codes in planes come 32 at a time, along rows and columns"));
+    }
     let group_size = match spec.group {
         Group::Columns(size) if !plausible(size, k) => {
             let why = format!("no tool writes groups of {size} columns for {k}");
