@@ -114,7 +114,9 @@ fn stack_grid(leading: &[u64], (n, k): (u64, u64), scales: &[u64], blocks: &[(u6
             fits.then_some(Grid { rows: cols, cols: rows, steps: [a * b, 1, b] })
         });
     }
-    let with_expert = [blocks, &[(0, 0)]].concat();
+    // Blocks in two dimensions are no scale an expert.
+    let in_blocks = blocks.iter().any(|&(rows, cols)| rows > 1 && cols > 1);
+    let with_expert = [blocks, if in_blocks { &[] } else { &[(0, 0)] }].concat();
     grid(leading, (n, k), scales, &with_expert)
 }
 
