@@ -15,6 +15,7 @@ const OTHER_CHECKPOINTS: &[(&str, &str, &str)] = &[
     ("rules/", "json: ", "made so that only the config tells which of two groups, orders or packings counts"),
     ("gptq", "checkpoint_format", "asymmetric zero points are in range whether they are stored less one or not"),
     ("autoround", "packing_format", "the same"),
+    ("", "group_size to 48", "a last group that is cut short fits several sizes"),
     (
         "llmcompressor/w3a16",
         "weight_packed to",
