@@ -1,7 +1,7 @@
 //! The plan of a layer's weights: which tensors become which parameter, checked whole before anything is copied.
 
 use crate::config::{Published, Source};
-use crate::decode::{Elements, ScaleFault, check_scales};
+use crate::decode::{Elements, ScaleFault, check_scales, either_sign};
 use crate::formats::bad_scale;
 use crate::input_scale;
 use crate::pack::{self, parts};
@@ -114,12 +114,14 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// `quantised-scale-invalid` for one that is zero over codes that are not, negative, infinite or not a number.
     pub fn check_scales(&self) -> Result<(), Diagnostic> {
-        for piece in self.pieces() {
-            check_scales(&piece.elements).map_err(|ScaleFault { tensor, index, value }| {
-                bad_scale(&tensor, index, value, &self.checkpoint.path().display().to_string())
-            })?;
-        }
-        Ok(())
+        let check = |either| self.pieces().try_for_each(|p| check_scales(&p.elements, either));
+        let checked = match check(false) {
+            Err(fault) if fault.value < 0.0 && either_sign(self.pieces().map(|p| &p.elements)) => check(true),
+            checked => checked,
+        };
+        checked.map_err(|ScaleFault { tensor, index, value }| {
+            bad_scale(&tensor, index, value, &self.checkpoint.path().display().to_string())
+        })
     }
 
     /// Lets go of the stored bytes of a piece that has been copied.

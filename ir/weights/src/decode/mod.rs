@@ -7,7 +7,7 @@ mod scales;
 
 pub use blocks::Blocks;
 pub use integers::Integers;
-pub(crate) use scales::{ScaleFault, check as check_scales};
+pub(crate) use scales::{ScaleFault, check as check_scales, either_sign};
 
 use crate::formats::ggml::Stored;
 use moec_ir::DType;

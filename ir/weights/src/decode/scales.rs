@@ -18,14 +18,14 @@ pub(crate) struct ScaleFault {
     pub value: f32,
 }
 
-/// Looks at every scale of a stored tensor.
+/// Looks at every scale of a stored tensor, `either` where those of integers may be negative ([`either_sign`]).
 ///
 /// A zero is a scale where all codes of its block are zero, too: some tools write one for blocks of nothing else.
-pub(crate) fn check(elements: &Elements<'_>) -> Result<(), ScaleFault> {
+pub(crate) fn check(elements: &Elements<'_>, either: bool) -> Result<(), ScaleFault> {
     match elements {
         Elements::Plain(..) => Ok(()),
-        Elements::Blocks(b) => blocks(b),
-        Elements::Integers(i) => integers(i),
+        Elements::Blocks(b) => blocks(b, either),
+        Elements::Integers(i) => integers(i, either),
         Elements::Ggml(q) => match q.bad_scale() {
             None => Ok(()),
             Some((index, value)) => Err(ScaleFault { tensor: q.name.clone(), index, value }),
@@ -33,13 +33,12 @@ pub(crate) fn check(elements: &Elements<'_>) -> Result<(), ScaleFault> {
     }
 }
 
-fn blocks(b: &Blocks<'_>) -> Result<(), ScaleFault> {
+fn blocks(b: &Blocks<'_>, either: bool) -> Result<(), ScaleFault> {
     let (grid_rows, grid_cols) = b.format.scale_grid(b.n, b.k);
     if b.n == 0 || b.k == 0 || all_positive(b.format.scale, b.scales.0) {
         return Ok(());
     }
-    let n_scales = b.scales.0.len() as u64 / b.format.scale.bytes();
-    let either = b.format.code == Code::Int4 && either_sign(n_scales, |i| b.scale_value(i));
+    let either = either && b.format.code == Code::Int4;
     (0..b.matrices() * grid_rows).into_par_iter().try_for_each(|grid_row| {
         let first = grid_row / grid_rows * b.n + grid_row % grid_rows * b.format.block_rows.max(1);
         for grid_col in 0..grid_cols {
@@ -82,18 +81,31 @@ fn block_is_zero(b: &Blocks<'_>, row: u64, col: u64) -> bool {
     })
 }
 
-/// Whether so many of a tensor's scales are negative that their sign was meant.
-fn either_sign(n_scales: u64, value: impl Fn(u64) -> f32 + Sync) -> bool {
+/// Whether so many scales of a layer's integers are negative that their sign was meant. A router alone has too few to tell.
+pub(crate) fn either_sign<'e>(layer: impl Iterator<Item = &'e Elements<'e>>) -> bool {
     const FEW: u64 = 16;
-    let negative = || (0..n_scales).into_par_iter().filter(|&i| value(i) < 0.0).count() as u64;
-    n_scales >= FEW && negative() * 8 >= n_scales
+    let (mut all, mut negative) = (0, 0);
+    let count =
+        |n: u64, value: &(dyn Fn(u64) -> f32 + Sync)| (0..n).into_par_iter().filter(|&i| value(i) < 0.0).count() as u64;
+    for elements in layer {
+        let (n, found) = match elements {
+            Elements::Integers(q) => (q.n_scales(), count(q.n_scales(), &|i| q.scale_value(i))),
+            Elements::Blocks(b) if b.format.code == Code::Int4 => {
+                let n = b.scales.0.len() as u64 / b.format.scale.bytes();
+                (n, count(n, &|i| b.scale_value(i)))
+            }
+            Elements::Blocks(_) | Elements::Plain(..) | Elements::Ggml(_) => (0, 0),
+        };
+        all += n;
+        negative += found;
+    }
+    all >= FEW && negative * 8 >= all
 }
 
-fn integers(q: &Integers<'_>) -> Result<(), ScaleFault> {
+fn integers(q: &Integers<'_>, either: bool) -> Result<(), ScaleFault> {
     if all_positive(q.scale, q.scales) {
         return Ok(());
     }
-    let either = either_sign(q.n_scales(), |i| q.scale_value(i));
     (0..q.n_scales()).into_par_iter().try_for_each(|index| {
         let value = q.scale_value(index);
         let good =

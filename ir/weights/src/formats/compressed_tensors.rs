@@ -101,8 +101,10 @@ fn of_group(w: &Keys<'_>, named: &str, dtype: DType) -> Result<Spec, Diagnostic>
     // `group` has the groups of columns in a tensor; `weight` and `static` order columns while quantising only.
     let actorder = w.word("actorder")?.unwrap_or_default();
     let ordered = matches!(actorder.as_str(), "group" | "dynamic");
+    // neural-compressor's word for the formats of OCP MX.
+    let is_mx = w.flag("is_mx")? == Some(true);
     w.finish(&["dynamic", "observer", "observer_kwargs", "zp_dtype"])?;
-    let power_of_two = scale_dtype.contains("uint8") || named.starts_with("mxfp");
+    let power_of_two = is_mx || scale_dtype.contains("uint8") || named.starts_with("mxfp");
     let coded = |name: &str, format: QuantFormat| {
         let words = format!("{name} of compressed-tensors, {}", words(&format));
         Ok(Spec::Coded(CodedSpec { words, format, blocks_said: true }))

@@ -80,6 +80,8 @@ const SCHEMES: &[Scheme] = &[
     single_bytes::SCHEME,
     unread::HQQ,
     unread::QUANTO,
+    unread::QUANTO_PACKED,
+    unread::SCALED_INPUT,
 ];
 
 /// Keys of every publisher that do not bear on what the weights are: they are about activations, about how the quantiser came to
