@@ -10,6 +10,7 @@
 //!
 //! A scale multiplies, whatever its name says. Sources: DeepSeek-V3 (`inference/kernel.py`, `weight_dequant`), OCP MX 1.0.
 
+use super::compressed_tensors::plausible;
 use super::read::{Found, float_scales};
 use super::shapes::{Grid, covers, grid};
 use super::{ConfigReader, Context, Scheme, everywhere};
@@ -157,6 +158,12 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
         (_, false) => &[(0, 0), (1, 0)],
     };
     let blocks = said.map_or(usual.to_vec(), |b| vec![b]);
+    if let Some((rows, cols)) =
+        said.filter(|&(rows, cols)| rows > 1 && !plausible(rows, n) || cols > 0 && !plausible(cols, k))
+    {
+        let why = format!("no tool writes blocks of {rows} × {cols} for {n} × {k}");
+        return Err(at.fits_not(&scales_name, &scales, &why));
+    }
     let of_stack = !leading.is_empty() && scales_name.ends_with("_weight_scale");
     let found = match of_stack {
         true => stack_grid(leading, (n, k), scales.shape, &blocks),
