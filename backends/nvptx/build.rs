@@ -1,11 +1,14 @@
-//! Finds LLVM 22 and links it, so that every program that uses this crate finds the library when it runs.
+//! Finds LLVM 22 and makes this crate call it.
 //!
 //! LLVM is the Rust toolchain's own `libLLVM`: where Rust is installed, nothing else is needed. When the toolchain's LLVM
 //! is another major version or not a shared library, `LLVM_SYS_221_PREFIX` or `llvm-config-22` name one.
 //!
-//! A library crate cannot hand an rpath to the programs that use it. So the programs are not linked with `libLLVM` itself
-//! but with an empty stand-in that exports the same names and whose SONAME is the absolute path of `libLLVM`: the
-//! dynamic loader then opens that path, from `cargo run`, from `cargo test` and from a shell alike.
+//! On Linux no program is linked with `libLLVM`: a library crate cannot hand an rpath to the programs that use it, and an
+//! absolute path would tie them to this machine. Each function of LLVM's C interface becomes a jump through a table that
+//! `src/llvm.rs` fills when the first GPU kernel is compiled. So a program starts without LLVM, finds it in its own
+//! folder after it was copied to another machine, and does not meet another LLVM that its process may hold.
+//!
+//! `MOEC_RELOCATABLE=1` leaves the path of this machine's `libLLVM` out of the program: for builds that are shipped.
 
 use object::{Object, ObjectSymbol};
 use std::path::{Path, PathBuf};
@@ -17,11 +20,20 @@ const REMEDY: &str = "moec-nvptx needs LLVM 22 as a shared library: use a Rust t
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-env-changed=LLVM_SYS_221_PREFIX");
+    println!("cargo:rerun-if-env-changed=MOEC_RELOCATABLE");
     let llvm = toolchain_llvm().or_else(installed_llvm).unwrap_or_else(|| panic!("{REMEDY}"));
-    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
-        link_by_path(&llvm);
-    } else {
-        link_plainly(&llvm);
+    // For those who ship LLVM beside their program: cargo passes it on in its messages.
+    println!("cargo:rustc-env=MOEC_LLVM={}", llvm.display());
+    println!("cargo:rustc-check-cfg=cfg(llvm_at_run_time)");
+    let var = |name: &str| std::env::var(name).unwrap_or_default();
+    let jump = match (var("CARGO_CFG_TARGET_OS").as_str(), var("CARGO_CFG_TARGET_ARCH").as_str()) {
+        ("linux", "x86_64") => Some(jump_x86_64 as fn(&str, usize) -> String),
+        ("linux", "aarch64") => Some(jump_aarch64 as fn(&str, usize) -> String),
+        _ => None,
+    };
+    match jump {
+        Some(jump) => load_at_run_time(&llvm, jump),
+        None => link_plainly(&llvm),
     }
 }
 
@@ -64,37 +76,51 @@ fn shared_llvm(dir: &Path) -> Option<PathBuf> {
     std::fs::canonicalize(found.pop()?.1).ok()
 }
 
-fn link_by_path(llvm: &Path) {
+/// Writes `llvm_table.rs`: the names of LLVM's functions, the jumps, and where the library is.
+fn load_at_run_time(llvm: &Path, jump: fn(&str, usize) -> String) {
+    println!("cargo:rustc-cfg=llvm_at_run_time");
+    println!("cargo:rerun-if-changed={}", llvm.display());
     let out = PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     let image = std::fs::read(llvm).expect("libLLVM should be readable");
     let file = object::File::parse(&*image).expect("libLLVM should be an object file");
     let mut names: Vec<String> = file
         .dynamic_symbols()
-        .filter(|s| s.is_definition())
+        .filter(|s| s.is_definition() && s.kind() == object::SymbolKind::Text)
         .filter_map(|s| s.name().ok().map(str::to_string))
         .filter(|n| n.starts_with("LLVM") && n.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
         .collect();
     names.sort();
     names.dedup();
-    let mut source = String::from("#![no_std]\n#![allow(non_snake_case)]\n");
-    source += "#[panic_handler] fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }\n";
-    for name in &names {
-        source += &format!("#[unsafe(no_mangle)] pub extern \"C\" fn {name}() {{}}\n");
+    let mut source = format!("pub(super) const N_FUNCTIONS: usize = {};\n", names.len());
+    source += &format!("pub(super) static FUNCTIONS: [&std::ffi::CStr; {}] = [\n", names.len());
+    names.iter().for_each(|name| source += &format!("    c\"{name}\",\n"));
+    source += "];\n";
+    let name = llvm.file_name().and_then(|n| n.to_str()).expect("chosen by its name");
+    source += &format!("pub(super) const FILE_NAME: &str = {name:?};\n");
+    // A shipped program should find what is shipped with it, and not tell whose machine it was built on.
+    let relocatable = std::env::var_os("MOEC_RELOCATABLE").is_some_and(|v| v == "1");
+    let built_with = if relocatable { String::new() } else { llvm.display().to_string() };
+    source += &format!("pub(super) const BUILT_WITH: &str = {built_with:?};\n");
+    source += "std::arch::global_asm!(r#\"\n.pushsection .data.moec_llvm,\"aw\"\n.balign 8\n";
+    source += ".globl moec_llvm_table\n.hidden moec_llvm_table\nmoec_llvm_table:\n";
+    source += &format!(".rept {}\n.quad {{not_loaded}}\n.endr\n.popsection\n", names.len());
+    source += ".pushsection .text.moec_llvm,\"ax\"\n";
+    for (i, name) in names.iter().enumerate() {
+        // Hidden: a library that holds these must not offer them to the rest of its process.
+        source += &format!(".balign 8\n.globl {name}\n.hidden {name}\n.type {name},%function\n{name}:\n");
+        source += &jump("moec_llvm_table", 8 * i);
     }
-    let path = out.join("stand_in.rs");
-    std::fs::write(&path, source).expect("OUT_DIR should be writable");
-    let library = out.join("libmoec_llvm.so");
-    let soname = format!("link-arg=-Wl,-soname,{}", llvm.display());
-    let target = std::env::var("TARGET").expect("cargo sets TARGET");
-    let status = Command::new(rustc())
-        .args(["--edition=2024", "--crate-name=moec_llvm", "--crate-type=cdylib", "-Cpanic=abort", "-Copt-level=0"])
-        .args(["-C", &soname, "--target", &target, "-o"])
-        .args([&library, &path])
-        .status()
-        .expect("rustc should start");
-    assert!(status.success(), "rustc could not build the stand-in for {}", llvm.display());
-    println!("cargo:rustc-link-search=native={}", out.display());
-    println!("cargo:rustc-link-lib=dylib=moec_llvm");
+    source += ".popsection\n\"#, not_loaded = sym not_loaded);\n";
+    std::fs::write(out.join("llvm_table.rs"), source).expect("OUT_DIR should be writable");
+}
+
+fn jump_x86_64(table: &str, offset: usize) -> String {
+    format!("jmp qword ptr [rip + {table} + {offset}]\n")
+}
+
+/// Through the register that the procedure call standard leaves to such veneers.
+fn jump_aarch64(table: &str, offset: usize) -> String {
+    format!("adrp x16, {table}+{offset}\nldr x16, [x16, :lo12:{table}+{offset}]\nbr x16\n")
 }
 
 /// Elsewhere than on Linux the programs need the library's folder in their search path.

@@ -37,7 +37,7 @@ pub struct EmitOptions {
 /// Compiles every kernel of a verified program for one GPU target. Same program and target, same bytes.
 ///
 /// # Errors
-/// `not-a-gpu-target` for the CPU; `element-type-not-on-gpu` and `row-too-wide` for what no kernel computes;
+/// `llvm-missing`; `not-a-gpu-target` for the CPU; `element-type-not-on-gpu` and `row-too-wide` for what no kernel computes;
 /// `internal-error`, with the LLVM IR as a note, when LLVM refuses the code.
 pub fn emit(program: &Program, target: &Target) -> Result<Vec<GpuKernelImage>, Diagnostic> {
     emit_with(program, target, &EmitOptions::default())
@@ -48,6 +48,7 @@ pub fn emit(program: &Program, target: &Target) -> Result<Vec<GpuKernelImage>, D
 /// # Errors
 /// As [`emit`].
 pub fn emit_with(program: &Program, target: &Target, options: &EmitOptions) -> Result<Vec<GpuKernelImage>, Diagnostic> {
+    crate::llvm()?;
     let n = program.kernels.len();
     let results: Vec<Mutex<Option<Result<GpuKernelImage, Diagnostic>>>> = (0..n).map(|_| Mutex::new(None)).collect();
     let threads = match options.threads {

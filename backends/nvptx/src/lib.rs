@@ -10,6 +10,7 @@ mod decode;
 mod emit;
 mod encode;
 mod kernel;
+mod llvm;
 mod machine;
 mod math;
 mod pipeline;
@@ -18,5 +19,5 @@ mod sm120;
 mod sm80;
 
 pub use emit::{EmitOptions, GpuKernelImage, emit, emit_with};
-pub use machine::llvm_version;
+pub use llvm::{Llvm, llvm};
 pub use moec_ir::tile::GpuLaunch;

@@ -15,11 +15,6 @@ const TRIPLE: &str = "nvptx64-nvidia-cuda";
 const PASSES: &str =
     "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg),strip-dead-prototypes";
 
-/// Version of the linked LLVM: major, minor, patch.
-pub fn llvm_version() -> (u32, u32, u32) {
-    inkwell::support::get_llvm_version()
-}
-
 /// A machine for one architecture.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! `cargo xtask COMMAND`: what developers of moec run.
 //!
 //! * `test` — everything that has to be green, with ptxas fetched first and a table of what ran at the end.
+//! * `dist` — what users get who do not build moec, as a folder and an archive.
 //! * `gpu-pack` — a self-contained folder for a GPU machine.
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec; with
 //!   `--tools`, checkpoints that quantisation tools write.
@@ -13,6 +14,8 @@
 
 mod bench;
 mod conformance;
+mod dist;
+mod elf;
 mod fuzz;
 mod gpu_pack;
 mod models;
@@ -35,6 +38,8 @@ struct Args {
 enum Command {
     /// Run every test of the workspace, the lints and the format check.
     Test(test::Options),
+    /// Write what users get who do not build moec, as a folder and an archive, and try it.
+    Dist(dist::Options),
     /// Write a folder that checks and times every kernel on a GPU machine without Rust.
     GpuPack(gpu_pack::Options),
     /// Make many small checkpoints of every family with transformers, and check moec against them.
@@ -52,6 +57,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Test(options) => test::run(&options),
+        Command::Dist(options) => dist::run(&options),
         Command::GpuPack(options) => gpu_pack::run(&options),
         Command::Conformance(options) => conformance::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),

@@ -118,6 +118,7 @@ mod tests {
             programmatic: false,
             tensor_maps: Vec::new(),
         };
+        crate::llvm().unwrap();
         let context = Context::create();
         let module = context.create_module("warp");
         let machine = machine::machine(cpu, 88).unwrap();

@@ -1,7 +1,7 @@
 //! `moec doctor`: what this machine has, and the remedy for what it lacks.
 
+use crate::commands::cuda_tools;
 use crate::output::{self, Ended, Outcome};
-use std::path::PathBuf;
 use std::process::Command;
 
 #[derive(clap::Args, Debug)]
@@ -21,7 +21,7 @@ struct Finding {
 }
 
 pub fn run(options: &Options) -> Outcome {
-    let findings = [cpu(), memory(), llvm(), cuda(), ptxas(), python()];
+    let findings = [cpu(), memory(), llvm(), cuda(), tool("ptxas"), tool("nvdisasm"), python()];
     if options.json {
         let list: Vec<_> = findings
             .iter()
@@ -83,8 +83,20 @@ fn memory() -> Finding {
 }
 
 fn llvm() -> Finding {
-    let (major, minor, patch) = moec_nvptx::llvm_version();
-    Finding { what: "llvm", found: Ok(format!("{major}.{minor}.{patch}, linked")), remedy: "makes PTX" }
+    let found = moec_nvptx::llvm().map_err(|d| {
+        let tried: String = d.notes.iter().map(|n| format!("; {n}")).collect();
+        format!("{}{tried}", d.message)
+    });
+    let found = found.map(|llvm| {
+        let (major, minor, patch) = llvm.version;
+        let place = llvm.path.as_ref().map_or("linked".to_string(), |p| format!("at {}", p.display()));
+        format!("{major}.{minor}.{patch} {place}")
+    });
+    Finding {
+        what: "llvm",
+        found,
+        remedy: "only GPU targets need it: keep the `lib` folder of the release beside `bin`, or install LLVM 22 (Debian: libllvm22)",
+    }
 }
 
 /// The driver and every GPU that it shows, with the target that moec compiles for it.
@@ -110,29 +122,23 @@ fn cuda() -> Finding {
     }
 }
 
-/// Where `ptxas` may be: `MOEC_PTXAS`, what the test command installs, the search path, a CUDA toolkit.
-pub fn ptxas_candidates() -> Vec<PathBuf> {
-    let mut places: Vec<PathBuf> = std::env::var_os("MOEC_PTXAS").into_iter().map(PathBuf::from).collect();
-    places.push(PathBuf::from("target/tools"));
-    if let Some(path) = std::env::var_os("PATH") {
-        places.extend(std::env::split_paths(&path));
-    }
-    places.push(PathBuf::from("/usr/local/cuda"));
-    places
-}
-
-fn ptxas() -> Finding {
-    let found = moec_ptx::ptxas::find(None, &ptxas_candidates())
-        .map_err(|_| "no ptxas in MOEC_PTXAS, target/tools, the search path or /usr/local/cuda".to_string())
+/// One of NVIDIA's tools.
+fn tool(name: &'static str) -> Finding {
+    let found = moec_ptx::ptxas::find_tool(name, None, &cuda_tools::places())
+        .map_err(|_| {
+            format!(
+                "no {name} in MOEC_PTXAS, target/tools, the search path, /usr/local/cuda or the packages of python3"
+            )
+        })
         .and_then(|path| {
             let release = moec_ptx::ptxas::release(&path).map_err(|e| e.to_string())?;
             Ok(format!("{release} at {}", path.display()))
         });
-    Finding {
-        what: "ptxas",
-        found,
-        remedy: "only `--emit cubin,sass` and the tests need it: `pip install nvidia-cuda-nvcc`, or a CUDA toolkit",
-    }
+    let remedy = match name {
+        "ptxas" => "only `--emit cubin,sass` and the tests need it: `pip install nvidia-cuda-nvcc`, or a CUDA toolkit",
+        _ => "only `--emit sass` and the tests need it: `pip install nvidia-cuda-nvdisasm`, or a CUDA toolkit",
+    };
+    Finding { what: name, found, remedy }
 }
 
 fn python() -> Finding {

@@ -1,6 +1,6 @@
 //! What `--emit` and `--print-after` show of a compile.
 
-use super::doctor::ptxas_candidates;
+use super::cuda_tools;
 use moec::{Bundle, Compiled, Diagnostic, WeightStorage};
 use moec_bundle::manifest::{Launch, Manifest};
 use moec_ir::graph::Graph;
@@ -133,7 +133,7 @@ fn assembled(bundle: &Bundle, kind: Emit, extra: &mut BTreeMap<String, Vec<u8>>)
             "`pip install {package}`, or install a CUDA toolkit; `moec doctor` says where it is looked for"
         ))
     };
-    let places = ptxas_candidates();
+    let places = cuda_tools::places();
     let ptxas = moec_ptx::ptxas::find(None, &places).map_err(|_| missing("ptxas", "nvidia-cuda-nvcc"))?;
     for (path, content) in bundle.files().filter(|(path, _)| path.ends_with(".ptx")) {
         let target = path.split('/').next().unwrap_or_default();

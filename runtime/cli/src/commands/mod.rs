@@ -3,6 +3,7 @@
 pub mod check;
 pub mod compile;
 pub mod counters;
+pub mod cuda_tools;
 pub mod doctor;
 pub mod emit;
 pub mod emulate;

@@ -1,0 +1,201 @@
+//! `cargo xtask dist`: what is given to users who do not build moec themselves, as a folder and as an archive.
+//!
+//! The programs are built without the path of this machine's LLVM in them (`MOEC_RELOCATABLE`), so what runs here afterwards
+//! runs elsewhere: it has nothing but its own folder and the system.
+
+use crate::{elf, places};
+use anyhow::{Context, Result, bail};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What `cargo xtask dist` takes.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Where folder and archive go [default: target/dist]; what is there under their names is replaced.
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    /// Build without optimisation, for a look at what is in it.
+    #[arg(long)]
+    debug: bool,
+    /// Leave out the archive.
+    #[arg(long)]
+    no_archive: bool,
+}
+
+/// Builds, gathers, packs, and tries the result.
+///
+/// # Errors
+/// When a build fails, or the result would not run on another machine.
+pub fn run(options: &Options) -> Result<bool> {
+    if !cfg!(target_os = "linux") {
+        bail!("dist knows how programs find their libraries on Linux only");
+    }
+    let name = format!("moec-{}-{}-linux", env!("CARGO_PKG_VERSION"), std::env::consts::ARCH);
+    let parent = places::root().join(options.output.clone().unwrap_or_else(|| places::target_dir().join("dist")));
+    let dir = parent.join(&name);
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot replace {}", dir.display()))?;
+    }
+    for folder in ["bin", "lib"] {
+        std::fs::create_dir_all(dir.join(folder))?;
+    }
+    let built = places::target_dir().join(if options.debug { "debug" } else { "release" });
+    let llvm =
+        build(options, &["--package", "moec-cli", "--bin", "moec"])?.context("moec should be built with LLVM")?;
+    copy(&built.join("moec"), &dir.join("bin/moec"))?;
+    let shipped = dir.join("lib").join(llvm.file_name().context("LLVM is a file")?);
+    copy(&llvm, &shipped)?;
+    for file in ["LICENSE-MIT", "LICENSE-APACHE", "CHANGELOG.md"] {
+        copy(&places::root().join(file), &dir.join(file))?;
+    }
+    std::fs::write(dir.join("README"), readme(&shipped))?;
+    check(&dir, &shipped)?;
+    let mut total = 0;
+    for (path, bytes) in files(&dir)? {
+        println!("{:>8.1} MB  {}", bytes as f64 / 1e6, path.display());
+        total += bytes;
+    }
+    println!("{:>8.1} MB  {}", total as f64 / 1e6, dir.display());
+    if !options.no_archive {
+        let path = parent.join(format!("{name}.tar.gz"));
+        let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        archive(&dir, &name, file)?;
+        println!("{:>8.1} MB  {}", std::fs::metadata(&path)?.len() as f64 / 1e6, path.display());
+    }
+    Ok(true)
+}
+
+/// Builds one target of a package; returns the LLVM that it was built with, if it was.
+fn build(options: &Options, what: &[&str]) -> Result<Option<PathBuf>> {
+    let mut cargo = places::cargo();
+    cargo.args(["rustc", "--jobs", &places::jobs().to_string(), "--message-format", "json-render-diagnostics"]);
+    cargo.args(what).env("MOEC_RELOCATABLE", "1");
+    if !options.debug {
+        cargo.arg("--release");
+    }
+    // Only the last step: dependencies stay as `cargo build` leaves them.
+    cargo.args(["--", "-C", "strip=symbols"]);
+    let out = cargo.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    if !out.status.success() {
+        bail!("cargo rustc {} failed", what.join(" "));
+    }
+    let messages = String::from_utf8_lossy(&out.stdout);
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    // What the build script of moec-nvptx tells cargo.
+    let told = messages.filter(|m| m["reason"] == "build-script-executed").find_map(|m| {
+        let pair = m["env"].as_array()?.iter().find(|pair| pair[0] == "MOEC_LLVM")?;
+        Some(PathBuf::from(pair[1].as_str()?))
+    });
+    Ok(told)
+}
+
+/// The file of LLVM in the answer of `moec doctor --json`.
+fn llvm_of(doctor: &serde_json::Value) -> Option<PathBuf> {
+    let finding = doctor["findings"].as_array()?.iter().find(|f| f["what"] == "llvm" && f["has"] == true)?;
+    Some(PathBuf::from(finding["found"].as_str()?.split_once(" at ")?.1))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
+
+fn readme(llvm: &Path) -> String {
+    let llvm = llvm.file_name().unwrap_or_default().to_string_lossy();
+    format!(
+        "moec {}: compiles Mixture-of-Experts layers to GPU and CPU code, and runs them.\n\n\
+         bin/moec        the compiler; `bin/moec doctor` tells what this machine has\n\
+         lib/{llvm}\n                LLVM, for GPU targets: keep it in `lib` beside `bin`\n\n\
+         Needs a Linux with glibc 2.34 or newer, and zlib. Nothing is installed: copy the folder where you like.\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// That nothing names this machine, and that the program compiles for GPU and CPU out of its own folder.
+fn check(dir: &Path, llvm: &Path) -> Result<()> {
+    for (path, _) in files(dir)? {
+        if let Some(found) = elf::dynamic(&dir.join(&path))? {
+            let ties = found.ties();
+            if !ties.is_empty() {
+                bail!("{} would not run elsewhere: it asks for {}", path.display(), ties.join(", "));
+            }
+        }
+    }
+    let moec = |args: &[&str]| -> Result<Vec<u8>> {
+        let out = Command::new(dir.join("bin/moec")).args(args).env_clear().output().context("cannot run bin/moec")?;
+        if !out.status.success() {
+            bail!("`moec {}` failed: {}", args.join(" "), String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(out.stdout)
+    };
+    let found = llvm_of(&serde_json::from_slice(&moec(&["doctor", "--json"])?)?);
+    if found.as_deref() != Some(std::fs::canonicalize(llvm)?.as_path()) {
+        bail!("bin/moec should use {}; it uses {found:?}", llvm.display());
+    }
+    let scratch = places::target_dir().join("dist-trial");
+    let config = places::root().join("tests/conformance/mixtral.f32/config.json");
+    moec(&["compile", &config.to_string_lossy(), "--target", "sm_90a,cpu", "-o", &scratch.to_string_lossy()])?;
+    std::fs::remove_dir_all(&scratch)?;
+    Ok(())
+}
+
+/// Every file below `dir`, by its path from there, in order, with its size.
+fn files(dir: &Path) -> Result<Vec<(PathBuf, u64)>> {
+    let mut out = Vec::new();
+    let mut todo = vec![dir.to_path_buf()];
+    while let Some(folder) = todo.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let entry = entry?;
+            match entry.file_type()?.is_dir() {
+                true => todo.push(entry.path()),
+                false => out.push((entry.path().strip_prefix(dir)?.to_path_buf(), entry.metadata()?.len())),
+            }
+        }
+    }
+    out.sort();
+    Ok(out)
+}
+
+/// Packs a folder under the name `root`. The same files give the same bytes: no times, no owners, a fixed order.
+fn archive(dir: &Path, root: &str, to: impl Write) -> Result<()> {
+    let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(to, flate2::Compression::default()));
+    for (path, bytes) in files(dir)? {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes);
+        header.set_mode(if path.starts_with("bin") { 0o755 } else { 0o644 });
+        header.set_mtime(0);
+        tar.append_data(&mut header, Path::new(root).join(&path), std::fs::File::open(dir.join(&path))?)?;
+    }
+    tar.into_inner()?.finish()?.flush()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_files_make_the_same_archive() {
+        let packed = || {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::create_dir(dir.path().join("bin")).unwrap();
+            std::fs::write(dir.path().join("bin/moec"), "program").unwrap();
+            std::fs::write(dir.path().join("README"), "text").unwrap();
+            let mut out = Vec::new();
+            archive(dir.path(), "moec-1", &mut out).unwrap();
+            out
+        };
+        let first = packed();
+        assert_eq!(first, packed());
+        let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(&*first));
+        let entries = tar.entries().unwrap().map(|e| {
+            let e = e.unwrap();
+            (e.path().unwrap().display().to_string(), e.header().mode().unwrap())
+        });
+        assert_eq!(
+            entries.collect::<Vec<_>>(),
+            [("moec-1/README".to_string(), 0o644), ("moec-1/bin/moec".to_string(), 0o755)]
+        );
+    }
+}
