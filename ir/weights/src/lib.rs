@@ -17,6 +17,7 @@ mod plan;
 mod read;
 mod resolve;
 mod strided;
+mod view;
 
 pub use config::{Published, Source};
 pub use pack::parts::{is_part, unpack_part};
@@ -25,3 +26,4 @@ pub use plan::{Plan, PlannedWeight, StoredForm, first, holds_codes, pack_weight}
 pub use read::checkpoint::Checkpoint;
 pub use read::gguf;
 pub use read::safetensors::{self, StoredType, TensorView};
+pub use view::MemoryView;

@@ -47,6 +47,11 @@ impl Strided {
         Strided { stages: vec![Stage::dense(shape)] }
     }
 
+    /// A view of memory with given distances: `(length, stride)` of each axis, outermost first, in elements.
+    pub fn of_axes(axes: Vec<(u64, u64)>) -> Strided {
+        Strided { stages: vec![Stage { offset: 0, axes }] }
+    }
+
     /// The view after `step`; the error says in words why the step does not fit.
     pub fn step(mut self, step: &WeightStep) -> Result<Strided, String> {
         let shape = self.shape();

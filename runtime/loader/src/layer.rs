@@ -1,10 +1,10 @@
 //! A loaded layer on any device.
 
+use crate::builder::LayerBuilder;
 use crate::cpu::{CpuLayer, JitKernels, Pool};
 use crate::device::Device;
 use crate::host::bind_inputs;
 use crate::weights::Weights;
-use moec_bundle::manifest::WorkspaceRule;
 use moec_bundle::{Bundle, Manifest};
 use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
@@ -22,6 +22,9 @@ pub struct LoadOptions {
     pub pool: Option<Arc<Pool>>,
     /// CPU: kernels compiled in this process, instead of the bundle's object file.
     pub jit: Option<JitKernels>,
+    /// CUDA: leave out the layer's own workspace and memory for inputs and outputs; [`crate::cuda::CudaLayer::launch_in`]
+    /// takes the caller's.
+    pub callers_memory: bool,
     /// Whether intermediates can be read after a run ([`Layer::read_buffer`]); takes a larger workspace.
     pub keep_intermediates: bool,
     /// Emulator: what is checked and counted, and how far a kernel may run; all checks and no counters unless told
@@ -37,6 +40,7 @@ impl Default for LoadOptions {
             max_tokens: 1,
             pool: None,
             jit: None,
+            callers_memory: false,
             keep_intermediates: false,
             #[cfg(feature = "emulator")]
             // Counting costs a third of the time.
@@ -72,7 +76,7 @@ pub struct Layer {
     engine: Engine,
 }
 
-enum Engine {
+pub(crate) enum Engine {
     Cpu(Box<CpuLayer>),
     #[cfg(feature = "cuda")]
     Cuda(Box<crate::cuda::CudaLayer>),
@@ -85,41 +89,21 @@ impl Layer {
     /// `options.max_tokens` tokens need.
     ///
     /// # Errors
-    /// Those of the bundle, of packing ([`moec_weights::Plan`]) and of the device ([`CpuLayer::load`],
-    /// [`crate::cuda::CudaLayer::load`]); `device-not-built-in` when the crate was built without the device's feature.
+    /// Those of the bundle, of packing ([`moec_weights::Plan`]) and of [`LayerBuilder::new`]; `device-not-built-in` when the crate was built without the device's feature.
     pub fn load(bundle: &Bundle, weights: &Weights<'_>, options: LoadOptions) -> Result<Layer, Diagnostic> {
-        let rule = options.keep_intermediates.then_some(WorkspaceRule::Disjoint);
-        let engine = match options.device {
-            Device::Cpu => {
-                let pool = options.pool.unwrap_or_else(|| Arc::new(Pool::new(0)));
-                Engine::Cpu(Box::new(CpuLayer::load(bundle, weights, options.max_tokens, pool, options.jit, rule)?))
-            }
-            #[cfg(feature = "cuda")]
-            Device::Cuda { ordinal } => Engine::Cuda(Box::new(crate::cuda::CudaLayer::load(
-                bundle,
-                weights,
-                &crate::cuda::CudaDevice::open(ordinal)?,
-                options.max_tokens,
-                rule,
-            )?)),
-            #[cfg(feature = "emulator")]
-            Device::Emulator { target } => Engine::Emulator(Box::new(crate::emulator::EmulatorLayer::load(
-                bundle,
-                weights,
-                target,
-                options.max_tokens,
-                options.emulator,
-            )?)),
-            #[cfg(not(all(feature = "cuda", feature = "emulator")))]
-            device => {
-                return Err(Diagnostic::machine(
-                    "device-not-built-in",
-                    format!("this build has no support for {device}"),
-                )
-                .help("build moec-runtime with the features `cuda` and `emulator`"));
-            }
-        };
-        Ok(Layer { manifest: bundle.manifest().clone(), engine })
+        #[cfg(feature = "emulator")]
+        if let Device::Emulator { target } = options.device {
+            let layer =
+                crate::emulator::EmulatorLayer::load(bundle, weights, target, options.max_tokens, options.emulator)?;
+            return Ok(Layer { manifest: bundle.manifest().clone(), engine: Engine::Emulator(Box::new(layer)) });
+        }
+        let mut builder = LayerBuilder::new(bundle, options)?;
+        builder.load(weights)?;
+        builder.finish()
+    }
+
+    pub(crate) fn new(manifest: Manifest, engine: Engine) -> Layer {
+        Layer { manifest, engine }
     }
 
     /// What the layer is: inputs, outputs, parameters.
@@ -202,6 +186,24 @@ impl Layer {
         let rows = (buffer.batch * buffer.rows.at(n_tokens)) as usize;
         Tensor::from_bytes(buffer.dtype, &[rows, buffer.cols as usize], &bytes)
             .ok_or_else(|| Diagnostic::internal("internal-error", format!("`{name}` should fill its shape")))
+    }
+
+    /// The layer on the CPU, when that is where it is: for launches in the caller's memory.
+    pub fn cpu(&self) -> Option<&CpuLayer> {
+        match &self.engine {
+            Engine::Cpu(l) => Some(l),
+            #[cfg(any(feature = "cuda", feature = "emulator"))]
+            _ => None,
+        }
+    }
+
+    /// The layer on a GPU, when that is where it is: for launches in the caller's memory.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(&self) -> Option<&crate::cuda::CudaLayer> {
+        match &self.engine {
+            Engine::Cuda(l) => Some(l),
+            _ => None,
+        }
     }
 
     /// The layer on the CPU, when that is where it is.

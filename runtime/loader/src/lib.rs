@@ -19,8 +19,9 @@
 //! # For engines
 //!
 //! Everything is allocated by [`Layer::load`]: packed weights, workspace for `max_tokens` tokens, the token count in
-//! device memory. Launching neither allocates nor synchronises nor reads back. On CUDA the stream is the caller's, and a
-//! launch can be captured into a graph: see [`cuda::CudaLayer`]. On the CPU see [`cpu::CpuLayer::launch`].
+//! device memory; or by [`LayerBuilder`], weight by weight. Launching neither allocates nor synchronises nor reads back. On CUDA the stream is the caller's, and a
+//! launch can be captured into a graph: see [`cuda::CudaLayer`]. On the CPU see [`cpu::CpuLayer::launch`]. Both have a
+//! `launch_in` that works in the caller's memory.
 //!
 //! # Features
 //!
@@ -28,6 +29,7 @@
 //! PTX on the CPU with checks. Without both the crate has no dependencies beyond reading files.
 #![warn(missing_docs)]
 
+mod builder;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -42,7 +44,9 @@ mod plan;
 mod random_codes;
 mod weight_cache;
 mod weights;
+mod workspace;
 
+pub use builder::{Hold, LayerBuilder};
 pub use device::{Device, best_target};
 pub use layer::{Layer, LoadOptions, RunResult};
 pub use weight_cache::CachedWeights;

@@ -38,7 +38,9 @@ pub(crate) struct Plan {
     /// For each variant, the place of each buffer.
     pub places: Vec<Vec<Place>>,
     pub weights: Vec<WeightSlot>,
-    /// Size of the workspace that all variants share.
+    /// Size of each variant's workspace, counters included.
+    pub variant_bytes: Vec<u64>,
+    /// Size of the workspace that all variants share: the largest of them.
     pub workspace_bytes: u64,
     /// Bytes at the start of the workspace that are counters, to be set to 0 when the layer is loaded.
     pub counter_bytes: u64,
@@ -57,10 +59,10 @@ impl Plan {
         // Counters keep their place in every variant: they live from run to run.
         let counters = |v: &Variant| v.buffers.iter().filter(|b| b.role == Role::Counter).count() as u64;
         let counter_bytes = variants.iter().map(counters).max().unwrap_or(0) * BUFFER_ALIGN;
-        let mut workspace_bytes = counter_bytes;
+        let mut variant_bytes = Vec::with_capacity(variants.len());
         for v in &variants {
             let layout = v.workspace_layout(rule.unwrap_or(v.workspace), max_tokens.min(v.tokens.max));
-            workspace_bytes = (counter_bytes + layout.bytes).max(workspace_bytes);
+            variant_bytes.push(counter_bytes + layout.bytes);
             let mut n_counters = 0;
             let mut place = |(buffer, offset): (&Buffer, &Option<u64>)| match buffer.role {
                 Role::Input(i) => Place::Input(i as usize),
@@ -84,7 +86,8 @@ impl Plan {
             places.push(v.buffers.iter().zip(&layout.offsets).map(&mut place).collect());
         }
         let target = target.name.clone();
-        Ok(Plan { target, max_tokens, variants, places, weights, workspace_bytes, counter_bytes })
+        let workspace_bytes = variant_bytes.iter().copied().max().unwrap_or(0);
+        Ok(Plan { target, max_tokens, variants, places, weights, variant_bytes, workspace_bytes, counter_bytes })
     }
 
     /// Index of the variant for a token count.

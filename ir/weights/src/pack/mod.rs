@@ -8,7 +8,7 @@ mod transpose;
 use crate::decode::Elements;
 use crate::resolve::{Piece, fixed_shape, internal, unsupported};
 use crate::strided::Strided;
-use copy::{Rows, copy_rows};
+pub(crate) use copy::{Rows, copy_rows};
 use moec_ir::DType;
 use moec_ir::Tensor;
 use moec_ir::abi::BUFFER_ALIGN;
@@ -108,13 +108,13 @@ pub fn unpack_weight(param: &Param, buffer: &Buffer, src: &[u8]) -> Result<Tenso
 }
 
 /// How a parameter lies in its buffer.
-struct Layout {
+pub(crate) struct Layout {
     rows: u64,
-    copied: Rows,
+    pub copied: Rows,
 }
 
 impl Layout {
-    fn new(param: &Param, buffer: &Buffer, len: usize) -> Result<Layout, Diagnostic> {
+    pub fn new(param: &Param, buffer: &Buffer, len: usize) -> Result<Layout, Diagnostic> {
         let unfit = |why: String| {
             Diagnostic::input(
                 "buffer-shape-mismatch",
@@ -148,7 +148,7 @@ impl Layout {
     }
 }
 
-fn out_of_range(param: &Param, buffer: &Buffer, value: i64) -> Diagnostic {
+pub(crate) fn out_of_range(param: &Param, buffer: &Buffer, value: i64) -> Diagnostic {
     Diagnostic::input(
         "weight-out-of-range",
         format!("the weight `{}` holds {value}, which does not fit {}", param.name, buffer.dtype),

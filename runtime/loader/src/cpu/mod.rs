@@ -9,10 +9,10 @@ pub use pool::Pool;
 use crate::host;
 use crate::memory::allocate;
 use crate::plan::{Place, Plan};
-use crate::weights::{Keep, Weights};
+use crate::weights::{FoundWeights, Keep};
 use memmap2::MmapMut;
 use moec_bundle::Bundle;
-use moec_bundle::manifest::{Launch, Manifest, TargetEntry, WorkspaceRule};
+use moec_bundle::manifest::{Launch, Manifest, ParamInfo, TargetEntry, WorkspaceRule};
 use moec_ir::Tensor;
 use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuMath};
 use moec_ir::diag::Diagnostic;
@@ -50,16 +50,11 @@ pub struct CpuLayer {
     plan: Plan,
     variants: Vec<CpuVariant>,
     weights: Vec<WeightMemory>,
-    workspace: MmapMut,
-    /// `n_threads` pieces of `scratch_stride` bytes.
-    scratch: MmapMut,
+    /// What [`CpuLayer::launch`] works in.
+    memory: MmapMut,
     scratch_stride: usize,
     math: Box<CpuMath>,
     pool: Arc<Pool>,
-    /// The buffer pointers of all kernels of a run, one behind the other; filled at every launch.
-    pointers: Vec<*mut u8>,
-    /// The stages of a run; filled at every launch.
-    stages: Vec<Stage>,
     /// Inputs, then outputs, of [`CpuLayer::run_host`].
     staging: Vec<MmapMut>,
     /// Keeps what the kernels' function pointers point to.
@@ -76,28 +71,40 @@ struct CpuStep {
     operands: Vec<Place>,
 }
 
-enum WeightMemory {
+/// Where a weight lies.
+pub(crate) enum WeightMemory {
     Packed(MmapMut),
     /// A part of a mapped checkpoint, kept mapped beside it.
     Mapped(*const u8, #[allow(dead_code, reason = "held for what it keeps mapped")] Keep),
+    /// Memory of the caller, who keeps it as long as the layer lives.
+    Borrowed(*const u8),
 }
 
-// SAFETY: the raw pointers are into memory that the layer owns or keeps mapped (weights), or are written anew at the
-// start of each launch, which takes `&mut self`. Nothing is tied to a thread.
-unsafe impl Send for CpuLayer {}
-// SAFETY: no method that takes `&self` follows a raw pointer.
-unsafe impl Sync for CpuLayer {}
+// SAFETY: the raw pointers are into memory that the layer owns, keeps mapped, or was promised. Nothing is tied to a thread.
+unsafe impl Send for WeightMemory {}
+// SAFETY: kernels only read what they point to.
+unsafe impl Sync for WeightMemory {}
+
+/// How the memory of one launch is cut: offsets in bytes from an aligned start.
+struct Cut {
+    /// `n_threads` pieces of scratch memory; the workspace lies before.
+    scratch: usize,
+    /// The buffer pointers of all kernels of a run, one behind the other.
+    pointers: usize,
+    /// The stages of a run.
+    stages: usize,
+    /// All of it.
+    bytes: usize,
+}
 
 impl CpuLayer {
-    /// Loads the `cpu` target of a bundle. With `jit` the kernels come from there and not from the object file;
-    /// `workspace` replaces the bundle's workspace rule.
+    /// Loads the `cpu` target of a bundle, without weights. With `jit` the kernels come from there and not from the object
+    /// file; `workspace` replaces the bundle's workspace rule.
     ///
     /// # Errors
-    /// `target-not-in-bundle`, `too-many-tokens`, `cpu-features-missing`, `cpu-object-invalid`, `out-of-memory`, and
-    /// those of packing weights.
-    pub fn load(
+    /// `target-not-in-bundle`, `too-many-tokens`, `cpu-features-missing`, `cpu-object-invalid`, `out-of-memory`.
+    pub(crate) fn without_weights(
         bundle: &Bundle,
-        weights: &Weights<'_>,
         max_tokens: u64,
         pool: Arc<Pool>,
         jit: Option<JitKernels>,
@@ -109,8 +116,7 @@ impl CpuLayer {
         let (variants, code) = bind_kernels(bundle, target, &plan, jit)?;
         let steps = || variants.iter().flat_map(|v| &v.kernels);
         let scratch_bytes = steps().map(|k| k.launch.scratch_bytes).max().unwrap_or(0);
-        let scratch_stride = scratch_bytes.next_multiple_of(BUFFER_ALIGN).max(BUFFER_ALIGN);
-        let n_pointers = variants.iter().map(|v| v.kernels.iter().map(|k| k.operands.len()).sum()).max().unwrap_or(0);
+        let scratch_stride = scratch_bytes.next_multiple_of(BUFFER_ALIGN).max(BUFFER_ALIGN) as usize;
         let n_stages = variants.iter().map(|v| v.kernels.len()).max().unwrap_or(0);
         if n_stages > pool::MAX_STAGES {
             return Err(Diagnostic::internal(
@@ -119,30 +125,54 @@ impl CpuLayer {
             ));
         }
         let staging = plan.io_sizes(manifest).into_iter().map(|n| allocate(n, "inputs and outputs"));
-        Ok(CpuLayer {
-            weights: load_weights(manifest, &plan, weights)?,
-            workspace: allocate(plan.workspace_bytes, "workspace")?,
-            scratch: allocate(scratch_stride * pool.n_threads() as u64, "scratch memory")?,
-            scratch_stride: scratch_stride as usize,
+        let mut layer = CpuLayer {
+            weights: Vec::new(),
+            memory: allocate(0, "workspace")?,
+            scratch_stride,
             math: Box::new(CpuMath::standard()),
-            pointers: Vec::with_capacity(n_pointers),
-            stages: Vec::with_capacity(n_stages),
             staging: staging.collect::<Result<_, _>>()?,
             plan,
             variants,
             pool,
             _code: code,
-        })
+        };
+        let bytes = (0..layer.variants.len()).map(|v| layer.cut(v).bytes).max().unwrap_or(0);
+        layer.memory = allocate(bytes as u64, "workspace")?;
+        Ok(layer)
+    }
+
+    /// Gives the layer its weights, one for each slot of the plan.
+    pub(crate) fn set_weights(&mut self, weights: Vec<WeightMemory>) {
+        self.weights = weights;
     }
 
     pub(crate) fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Runs the layer on the caller's memory. Does not allocate.
+    fn cut(&self, variant: usize) -> Cut {
+        let kernels = &self.variants[variant].kernels;
+        let n_pointers: usize = kernels.iter().map(|k| k.operands.len()).sum();
+        let aligned = |bytes: usize| bytes.next_multiple_of(BUFFER_ALIGN as usize);
+        let scratch = aligned(self.plan.variant_bytes[variant] as usize);
+        let pointers = scratch + self.scratch_stride * self.pool.n_threads();
+        let stages = aligned(pointers + n_pointers * size_of::<*mut u8>());
+        Cut { scratch, pointers, stages, bytes: aligned(stages + kernels.len() * size_of::<Stage>()) }
+    }
+
+    /// Bytes of memory that [`CpuLayer::launch_in`] needs for `n_tokens` tokens: intermediates, scratch memory of each
+    /// thread, and room to begin at a multiple of 256. The same for all token counts of one variant.
     ///
-    /// `inputs` and `outputs` stand in the manifest's order. Rows lie at the pitch of the chosen variant's buffers, which
-    /// the compiler makes equal to the number of columns for inputs and outputs.
+    /// # Errors
+    /// `too-many-tokens`.
+    pub fn launch_bytes(&self, n_tokens: u64) -> Result<u64, Diagnostic> {
+        Ok(self.cut(self.plan.variant_for(n_tokens)?).bytes as u64 + BUFFER_ALIGN)
+    }
+
+    /// Runs the layer on the caller's memory, in the layer's own workspace. Does not allocate.
+    ///
+    /// `inputs` and `outputs` stand in the manifest's order; their elements may lie at any address. Rows lie at the pitch of
+    /// the chosen variant's buffers, which the compiler makes equal to the number of columns for inputs and outputs.
     ///
     /// # Errors
     /// `too-many-tokens`; `input-missing` when the number of pointers is not the manifest's.
@@ -156,18 +186,64 @@ impl CpuLayer {
         inputs: &[*const u8],
         outputs: &[*mut u8],
     ) -> Result<(), Diagnostic> {
-        let variant = &self.variants[self.plan.variant_for(n_tokens)?];
-        self.pointers.clear();
-        self.stages.clear();
-        let workspace = self.workspace.as_mut_ptr();
-        for step in &variant.kernels {
+        let memory = self.memory.as_mut_ptr();
+        // SAFETY: the caller's contract; the memory has room for any variant from its start, a page, and `&mut self` keeps
+        // other launches out of it.
+        unsafe { self.launch_at(memory, n_tokens, inputs, outputs) }
+    }
+
+    /// As [`CpuLayer::launch`], in memory of the caller: several threads may do so at the same time, each in its own.
+    ///
+    /// # Errors
+    /// As [`CpuLayer::launch`], and `workspace-too-small`.
+    ///
+    /// # Safety
+    /// As [`CpuLayer::launch`]; `memory` is valid for reads and writes of `bytes` bytes, and nobody else uses it meanwhile.
+    pub unsafe fn launch_in(
+        &self,
+        memory: *mut u8,
+        bytes: u64,
+        n_tokens: u64,
+        inputs: &[*const u8],
+        outputs: &[*mut u8],
+    ) -> Result<(), Diagnostic> {
+        crate::workspace::check(self.launch_bytes(n_tokens)?, bytes, memory.is_null(), n_tokens)?;
+        // `launch_bytes` has room for this step.
+        let start = memory.wrapping_add(memory.align_offset(BUFFER_ALIGN as usize));
+        // SAFETY: the caller's contract; the memory has room for the variant from its aligned start.
+        unsafe { self.launch_at(start, n_tokens, inputs, outputs) }
+    }
+
+    /// # Safety
+    /// As [`CpuLayer::launch_in`]; `memory` is aligned to [`BUFFER_ALIGN`] and has room for the variant's [`Cut`].
+    unsafe fn launch_at(
+        &self,
+        memory: *mut u8,
+        n_tokens: u64,
+        inputs: &[*const u8],
+        outputs: &[*mut u8],
+    ) -> Result<(), Diagnostic> {
+        let v = self.plan.variant_for(n_tokens)?;
+        let (variant, cut) = (&self.variants[v], self.cut(v));
+        // SAFETY: counters lie at the start of the workspace, which `memory` has room for.
+        unsafe { memory.write_bytes(0, self.plan.counter_bytes as usize) };
+        let pointers = memory.wrapping_add(cut.pointers).cast::<*mut u8>();
+        let stages = memory.wrapping_add(cut.stages).cast::<Stage>();
+        let mut n_pointers = 0;
+        for (k, step) in variant.kernels.iter().enumerate() {
+            let context = CpuContext {
+                buffers: pointers.wrapping_add(n_pointers),
+                n_tokens,
+                scratch: memory.wrapping_add(cut.scratch),
+                math: &raw const *self.math,
+            };
             for place in &step.operands {
                 let pointer = match *place {
                     Place::Input(i) => inputs.get(i).map(|p| p.cast_mut()),
                     Place::Output(i) => outputs.get(i).copied(),
-                    Place::Weight(w) => Some(self.weights[w].pointer()),
+                    Place::Weight(w) => self.weights.get(w).map(WeightMemory::pointer),
                     // The offset lies within the workspace: both come from the same layout.
-                    Place::Workspace(offset) => Some(workspace.wrapping_add(offset as usize)),
+                    Place::Workspace(offset) => Some(memory.wrapping_add(offset as usize)),
                 };
                 let missing = || {
                     Diagnostic::input(
@@ -175,27 +251,21 @@ impl CpuLayer {
                         format!("the layer was given {} inputs and {} outputs, too few", inputs.len(), outputs.len()),
                     )
                 };
-                self.pointers.push(pointer.ok_or_else(missing)?);
+                let pointer = pointer.ok_or_else(missing)?;
+                // SAFETY: `cut` has room for the pointers of all kernels of the variant.
+                unsafe { pointers.add(n_pointers).write(pointer) };
+                n_pointers += 1;
             }
-        }
-        let mut at = 0;
-        for step in &variant.kernels {
-            let context = CpuContext {
-                // `pointers` was made with room for all kernels of any variant, so it does not move.
-                buffers: self.pointers[at..].as_ptr(),
-                n_tokens,
-                scratch: self.scratch.as_mut_ptr(),
-                math: &raw const *self.math,
-            };
-            at += step.operands.len();
             let items = step.launch.items.at(n_tokens);
-            self.stages.push(Stage { kernel: step.kernel, context, scratch_stride: self.scratch_stride, items });
+            let stage = Stage { kernel: step.kernel, context, scratch_stride: self.scratch_stride, items };
+            // SAFETY: `cut` has room for a stage for each kernel of the variant.
+            unsafe { stages.add(k).write(stage) };
         }
-        // SAFETY: the kernels are the backend's for these operands, in the order of the calling convention; the pointers
-        // are valid for their buffers' sizes (the caller's contract for inputs and outputs, this layer's own allocations
-        // for the rest, laid out for at least `n_tokens` tokens); scratch has `n_threads` pieces of at least the size
-        // that any kernel asks for.
-        unsafe { self.pool.run(&self.stages) };
+        // SAFETY: just written. The kernels are the backend's for these operands, in the order of the calling convention;
+        // the pointers are valid for their buffers' sizes (the caller's contract for inputs, outputs and `memory`, this
+        // layer's own or the lender's for weights); scratch has `n_threads` pieces of at least the size that any kernel
+        // asks for.
+        unsafe { self.pool.run(std::slice::from_raw_parts(stages, variant.kernels.len())) };
         Ok(())
     }
 
@@ -206,7 +276,7 @@ impl CpuLayer {
         let Place::Workspace(offset) = self.plan.places[v][i] else {
             return Err(Diagnostic::internal("internal-error", format!("`{name}` should lie in the workspace")));
         };
-        let bytes = self.workspace.get(offset as usize..).and_then(|b| host::read_matrix(buffer, n_tokens, b));
+        let bytes = self.memory.get(offset as usize..).and_then(|b| host::read_matrix(buffer, n_tokens, b));
         let bytes =
             bytes.ok_or_else(|| Diagnostic::internal("internal-error", "the workspace should hold its buffers"));
         Ok((buffer.clone(), bytes?))
@@ -244,25 +314,35 @@ impl WeightMemory {
     fn pointer(&self) -> *mut u8 {
         match self {
             WeightMemory::Packed(m) => m.as_ptr().cast_mut(),
-            WeightMemory::Mapped(p, _) => p.cast_mut(),
+            WeightMemory::Mapped(p, _) | WeightMemory::Borrowed(p) => p.cast_mut(),
         }
     }
 }
 
-fn load_weights(manifest: &Manifest, plan: &Plan, weights: &Weights<'_>) -> Result<Vec<WeightMemory>, Diagnostic> {
-    let weights = weights.find(manifest)?;
-    let load = |slot: &crate::plan::WeightSlot| {
-        let param = &manifest.params[slot.param];
-        weights.begin(param, &slot.buffer);
-        if let Some((pointer, keep)) = weights.borrow(param, &slot.buffer)? {
+impl WeightMemory {
+    /// The packed form of a parameter; memory of its file where that is the packed form.
+    pub(crate) fn of(
+        weights: &FoundWeights<'_>,
+        param: &ParamInfo,
+        buffer: &Buffer,
+    ) -> Result<WeightMemory, Diagnostic> {
+        if let Some((pointer, keep)) = weights.borrow(param, buffer)? {
             return Ok(WeightMemory::Mapped(pointer, keep));
         }
-        let bytes = slot.buffer.bytes(0);
+        WeightMemory::packed(param, buffer, |dst| weights.pack(param, buffer, dst))
+    }
+
+    /// Memory of the buffer's size that `pack` fills.
+    pub(crate) fn packed(
+        param: &ParamInfo,
+        buffer: &Buffer,
+        pack: impl FnOnce(&mut [u8]) -> Result<(), Diagnostic>,
+    ) -> Result<WeightMemory, Diagnostic> {
+        let bytes = buffer.bytes(0);
         let mut memory = allocate(bytes, &format!("the weight `{}`", param.name))?;
-        weights.pack(param, &slot.buffer, &mut memory[..bytes as usize])?;
+        pack(&mut memory[..bytes as usize])?;
         Ok(WeightMemory::Packed(memory))
-    };
-    plan.weights.iter().map(load).collect()
+    }
 }
 
 type Bound = (Vec<CpuVariant>, Arc<dyn Any + Send + Sync>);

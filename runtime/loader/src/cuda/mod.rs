@@ -1,6 +1,6 @@
 //! Layers on NVIDIA GPUs.
 //!
-//! [`CudaLayer::load`] packs the weights into device memory, compiles the PTX and allocates everything. After that
+//! Loading packs the weights into device memory, compiles the PTX and allocates everything. After that
 //! [`CudaLayer::launch`] only launches kernels on the caller's stream: it can be captured into a CUDA graph, and a graph
 //! that was captured for up to N tokens runs any smaller number, which the kernels read from device memory.
 
@@ -18,31 +18,48 @@ use crate::device::best_target;
 use crate::host;
 use crate::memory::allocate;
 use crate::plan::{Place, Plan};
-use crate::weights::Weights;
 use cudarc::driver::sys;
 use driver::check;
 use module::{Function, Module};
-use moec_bundle::manifest::{Launch, Manifest, WorkspaceRule};
+use moec_bundle::manifest::{Launch, Manifest, ParamInfo, WorkspaceRule};
 use moec_bundle::{Bundle, MAX_KERNEL_PARAMS};
 use moec_ir::Tensor;
+use moec_ir::abi::BUFFER_ALIGN;
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::{Buffer, GpuLaunch};
 use std::collections::BTreeMap;
+
+/// Least alignment of the caller's inputs, outputs and weights: that of the widest access of a kernel.
+pub const DEVICE_ALIGN: u64 = 16;
 
 /// A layer that is ready to run on a GPU.
 pub struct CudaLayer {
     device: CudaDevice,
     plan: Plan,
     variants: Vec<Vec<CudaStep>>,
-    weights: Vec<DeviceMemory>,
-    workspace: DeviceMemory,
-    /// One u32.
-    token_count: DeviceMemory,
+    weights: Vec<WeightMemory>,
+    /// What [`CudaLayer::launch`] and [`CudaLayer::run_host`] work in.
+    own: OwnMemory,
     stream: CudaStream,
-    /// Inputs, then outputs, of [`CudaLayer::run_host`].
-    staging: Vec<DeviceMemory>,
     /// Keeps the functions of `variants` callable; dropped after nothing can be launched any more.
     _modules: Vec<Module>,
+}
+
+/// Where a weight lies.
+pub(crate) enum WeightMemory {
+    Packed(DeviceMemory),
+    /// Memory of the caller, who keeps it as long as the layer lives.
+    Borrowed(DevicePtr),
+}
+
+/// The layer's own memory; empty for hosts that hand theirs in.
+#[derive(Default)]
+struct OwnMemory {
+    workspace: Option<DeviceMemory>,
+    /// One u32.
+    token_count: Option<DeviceMemory>,
+    /// Inputs, then outputs.
+    staging: Vec<DeviceMemory>,
 }
 
 struct CudaStep {
@@ -64,18 +81,19 @@ pub struct CudaIo<'a> {
 }
 
 impl CudaLayer {
-    /// Loads the target of a bundle that suits the GPU best. `workspace` replaces the bundle's workspace rule: with
-    /// [`WorkspaceRule::Disjoint`] every intermediate can be read after a run.
+    /// Loads the target of a bundle that suits the GPU best, without weights. `workspace` replaces the bundle's workspace
+    /// rule: with [`WorkspaceRule::Disjoint`] every intermediate can be read after a run. With `own_memory` the layer gets a
+    /// workspace and memory for inputs and outputs of its own.
     ///
     /// # Errors
     /// `target-not-in-bundle`, `too-many-tokens`, `out-of-memory`, `ptx-rejected`, `cuda-driver-too-old`,
-    /// `cuda-call-failed`, and those of packing weights.
-    pub fn load(
+    /// `cuda-call-failed`.
+    pub(crate) fn without_weights(
         bundle: &Bundle,
-        weights: &Weights<'_>,
         device: &CudaDevice,
         max_tokens: u64,
         workspace: Option<WorkspaceRule>,
+        own_memory: bool,
     ) -> Result<CudaLayer, Diagnostic> {
         let manifest = bundle.manifest();
         let (major, minor) = device.info().capability;
@@ -93,33 +111,32 @@ impl CudaLayer {
         })?;
         let plan = Plan::new(target, max_tokens, workspace)?;
         let (variants, modules) = load_kernels(bundle, &plan, device)?;
-        let weights = weights.find(manifest)?;
-        let packed = plan.weights.iter().map(|slot| {
-            let param = &manifest.params[slot.param];
-            weights.begin(param, &slot.buffer);
-            let bytes = slot.buffer.bytes(0);
-            let what = format!("the weight `{}`", param.name);
-            let mut host = allocate(bytes, &what)?;
-            weights.pack(param, &slot.buffer, &mut host[..bytes as usize])?;
-            let mut memory = device.allocate(bytes, &what)?;
-            memory.upload(&host[..bytes as usize])?;
-            Ok(memory)
-        });
-        let weights = packed.collect::<Result<_, Diagnostic>>()?;
-        let staging = plan.io_sizes(manifest).into_iter().map(|n| device.allocate(n, "inputs and outputs"));
-        let mut workspace = device.allocate(plan.workspace_bytes, "workspace")?;
-        workspace.upload(&vec![0; plan.counter_bytes as usize])?;
+        let own = if own_memory {
+            let staging = plan.io_sizes(manifest).into_iter().map(|n| device.allocate(n, "inputs and outputs"));
+            let mut workspace = device.allocate(plan.workspace_bytes, "workspace")?;
+            workspace.upload(&vec![0; plan.counter_bytes as usize])?;
+            OwnMemory {
+                workspace: Some(workspace),
+                token_count: Some(device.allocate(4, "the token count")?),
+                staging: staging.collect::<Result<_, _>>()?,
+            }
+        } else {
+            OwnMemory::default()
+        };
         Ok(CudaLayer {
-            weights,
-            workspace,
-            token_count: device.allocate(4, "the token count")?,
+            weights: Vec::new(),
+            own,
             stream: device.stream()?,
-            staging: staging.collect::<Result<_, _>>()?,
             device: device.clone(),
             plan,
             variants,
             _modules: modules,
         })
+    }
+
+    /// Gives the layer its weights, one for each slot of the plan.
+    pub(crate) fn set_weights(&mut self, weights: Vec<WeightMemory>) {
+        self.weights = weights;
     }
 
     pub(crate) fn plan(&self) -> &Plan {
@@ -138,7 +155,7 @@ impl CudaLayer {
 
     /// The layer's own token count in device memory, for [`CudaIo::token_count`].
     pub fn own_token_count(&self) -> DevicePtr {
-        self.token_count.pointer()
+        self.own.token_count.as_ref().map_or(0, DeviceMemory::pointer)
     }
 
     /// Sets the layer's own token count, in the order of `stream`. Does not wait; can be captured.
@@ -152,11 +169,58 @@ impl CudaLayer {
         self.plan.variant_for(n_tokens)?;
         let _entered = self.device.enter()?;
         // SAFETY: the memory holds one u32; the stream is the caller's contract. `n_tokens` is at most 2^30.
-        let result = unsafe { sys::cuMemsetD32Async(self.token_count.pointer(), n_tokens as u32, 1, stream) };
+        let result = unsafe { sys::cuMemsetD32Async(self.own_token_count(), n_tokens as u32, 1, stream) };
         check(result, "set the token count")
     }
 
-    /// Launches the whole layer on a stream. Does not allocate, wait or read back.
+    /// Bytes of device memory that [`CudaLayer::launch_in`] needs for `n_tokens` tokens: the token count, intermediates,
+    /// and room to begin at a multiple of 256. The same for all token counts of one variant.
+    ///
+    /// # Errors
+    /// `too-many-tokens`.
+    pub fn launch_bytes(&self, n_tokens: u64) -> Result<u64, Diagnostic> {
+        Ok(self.plan.variant_bytes[self.plan.variant_for(n_tokens)?] + 2 * BUFFER_ALIGN)
+    }
+
+    /// Launches the whole layer on a stream, in device memory of the caller. Does not allocate, wait or read back; can be
+    /// captured. Launches may run at the same time when each has its own `memory`, whose content does not matter.
+    ///
+    /// # Errors
+    /// As [`CudaLayer::launch`], and `workspace-too-small`.
+    ///
+    /// # Safety
+    /// As [`CudaLayer::launch`]; `memory` is device memory of `bytes` bytes that nobody else uses until the launch is done.
+    pub unsafe fn launch_in(
+        &self,
+        memory: DevicePtr,
+        bytes: u64,
+        n_tokens: u64,
+        inputs: &[DevicePtr],
+        outputs: &[DevicePtr],
+        stream: RawStream,
+    ) -> Result<(), Diagnostic> {
+        crate::workspace::check(self.launch_bytes(n_tokens)?, bytes, memory == 0, n_tokens)?;
+        let token_count = memory.next_multiple_of(BUFFER_ALIGN);
+        let workspace = token_count + BUFFER_ALIGN;
+        let variant = self.plan.variant_for(n_tokens)?;
+        let _entered = self.device.enter()?;
+        // SAFETY: both lie in the caller's memory, whose size was checked; `n_tokens` is at most 2^30.
+        unsafe {
+            check(sys::cuMemsetD32Async(token_count, n_tokens as u32, 1, stream), "set the token count")?;
+            if self.plan.counter_bytes > 0 {
+                let words = self.plan.counter_bytes as usize / 4;
+                check(sys::cuMemsetD32Async(workspace, 0, words, stream), "clear the counters")?;
+            }
+        }
+        let io = CudaIo { inputs, outputs, token_count };
+        for k in 0..self.variants[variant].len() {
+            // SAFETY: the caller's contract.
+            unsafe { self.launch_step(variant, k, &io, n_tokens, workspace, stream)? };
+        }
+        Ok(())
+    }
+
+    /// Launches the whole layer on a stream, in the layer's own workspace. Does not allocate, wait or read back.
     ///
     /// `at_most` chooses the variant and the sizes of the grids; the token count in device memory may be smaller, down
     /// to 0. Rows of inputs and outputs lie at the pitch of the chosen variant's buffers, which the compiler makes equal
@@ -174,7 +238,7 @@ impl CudaLayer {
         let _entered = self.device.enter()?;
         for k in 0..self.variants[variant].len() {
             // SAFETY: the caller's contract.
-            unsafe { self.launch_step(variant, k, io, at_most, stream)? };
+            unsafe { self.launch_step(variant, k, io, at_most, self.own_workspace()?, stream)? };
         }
         Ok(())
     }
@@ -196,7 +260,12 @@ impl CudaLayer {
         let variant = self.plan.variant_for(at_most)?;
         let _entered = self.device.enter()?;
         // SAFETY: the caller's contract.
-        unsafe { self.launch_step(variant, kernel, io, at_most, stream) }
+        unsafe { self.launch_step(variant, kernel, io, at_most, self.own_workspace()?, stream) }
+    }
+
+    fn own_workspace(&self) -> Result<DevicePtr, Diagnostic> {
+        let none = || Diagnostic::input("workspace-too-small", "the layer was loaded without a workspace of its own");
+        self.own.workspace.as_ref().map(DeviceMemory::pointer).ok_or_else(none)
     }
 
     unsafe fn launch_step(
@@ -205,6 +274,7 @@ impl CudaLayer {
         kernel: usize,
         io: &CudaIo<'_>,
         at_most: u64,
+        workspace: DevicePtr,
         stream: RawStream,
     ) -> Result<(), Diagnostic> {
         let step = &self.variants[variant][kernel];
@@ -213,8 +283,8 @@ impl CudaLayer {
             let pointer = match *place {
                 Place::Input(i) => io.inputs.get(i).copied(),
                 Place::Output(i) => io.outputs.get(i).copied(),
-                Place::Weight(w) => Some(self.weights[w].pointer()),
-                Place::Workspace(offset) => Some(self.workspace.pointer() + offset),
+                Place::Weight(w) => self.weights.get(w).map(WeightMemory::pointer),
+                Place::Workspace(offset) => Some(workspace + offset),
             };
             *param = pointer.ok_or_else(|| {
                 Diagnostic::input(
@@ -253,13 +323,13 @@ impl CudaLayer {
         let Place::Workspace(offset) = self.plan.places[v][i] else { return Err(lost()) };
         self.stream.synchronize()?;
         let mut bytes = vec![0; buffer.bytes(n_tokens) as usize];
-        self.workspace.download(offset, &mut bytes)?;
+        self.own.workspace.as_ref().ok_or_else(lost)?.download(offset, &mut bytes)?;
         Ok((buffer.clone(), host::read_matrix(buffer, n_tokens, &bytes).ok_or_else(lost)?))
     }
 
     /// The layer's own device memory for inputs and outputs at up to its largest token count: `(inputs, outputs)`.
     pub fn own_io(&self, manifest: &Manifest) -> (Vec<DevicePtr>, Vec<DevicePtr>) {
-        let (inputs, outputs) = self.staging.split_at(manifest.inputs.len().min(self.staging.len()));
+        let (inputs, outputs) = self.own.staging.split_at(manifest.inputs.len().min(self.own.staging.len()));
         (inputs.iter().map(DeviceMemory::pointer).collect(), outputs.iter().map(DeviceMemory::pointer).collect())
     }
 
@@ -279,7 +349,7 @@ impl CudaLayer {
             if let Some(buffer) = buffer {
                 let mut bytes = vec![0; buffer.bytes(n_tokens) as usize];
                 host::write_rows(&inputs[i], buffer, &mut bytes);
-                self.staging[i].upload(&bytes)?;
+                self.own.staging[i].upload(&bytes)?;
             }
         }
         // SAFETY: the layer's own stream.
@@ -297,7 +367,7 @@ impl CudaLayer {
         let mut out = Vec::with_capacity(buffers.len());
         for (i, (info, buffer)) in manifest.outputs.iter().zip(buffers).enumerate() {
             let mut bytes = vec![0; buffer.bytes(n_tokens) as usize];
-            self.staging[manifest.inputs.len() + i].download(0, &mut bytes)?;
+            self.own.staging[manifest.inputs.len() + i].download(0, &mut bytes)?;
             out.push(host::read_rows(info, buffer, n_tokens, &bytes)?);
         }
         Ok(out)
@@ -317,6 +387,31 @@ impl CudaLayer {
         // `&mut self` keeps other launches away.
         unsafe { self.launch(&io, n_tokens, self.stream.raw())? };
         self.download_outputs(manifest, n_tokens)
+    }
+}
+
+impl WeightMemory {
+    fn pointer(&self) -> DevicePtr {
+        match self {
+            WeightMemory::Packed(memory) => memory.pointer(),
+            WeightMemory::Borrowed(pointer) => *pointer,
+        }
+    }
+
+    /// Device memory of the buffer's size with what `pack` writes.
+    pub(crate) fn packed(
+        device: &CudaDevice,
+        param: &ParamInfo,
+        buffer: &Buffer,
+        pack: impl FnOnce(&mut [u8]) -> Result<(), Diagnostic>,
+    ) -> Result<WeightMemory, Diagnostic> {
+        let bytes = buffer.bytes(0);
+        let what = format!("the weight `{}`", param.name);
+        let mut host = allocate(bytes, &what)?;
+        pack(&mut host[..bytes as usize])?;
+        let mut memory = device.allocate(bytes, &what)?;
+        memory.upload(&host[..bytes as usize])?;
+        Ok(WeightMemory::Packed(memory))
     }
 }
 

@@ -1,0 +1,313 @@
+//! A layer whose weights come one by one.
+
+use crate::cpu::{self, CpuLayer, Pool};
+#[cfg(feature = "cuda")]
+use crate::cuda::CudaLayer;
+use crate::device::Device;
+use crate::layer::{Engine, Layer, LoadOptions};
+use crate::plan::{Plan, WeightSlot};
+use crate::weights::Weights;
+use moec_bundle::manifest::{ParamInfo, WorkspaceRule};
+use moec_bundle::{Bundle, Manifest};
+use moec_ir::diag::Diagnostic;
+use moec_weights::MemoryView;
+use std::sync::Arc;
+
+/// Whose memory a weight stays in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// The layer's: the elements are copied.
+    Copy,
+    /// The giver's, who keeps it unchanged as long as the layer lives; refused where kernels need another layout.
+    Borrow,
+    /// The giver's where kernels read it as it lies, else the layer's. The giver keeps it either way.
+    Either,
+}
+
+/// A layer that has everything but some of its weights.
+pub struct LayerBuilder {
+    manifest: Manifest,
+    engine: Building,
+}
+
+enum Building {
+    Cpu(Box<CpuLayer>, Vec<Option<cpu::WeightMemory>>),
+    #[cfg(feature = "cuda")]
+    Cuda(Box<CudaLayer>, Vec<Option<crate::cuda::WeightMemory>>),
+}
+
+impl LayerBuilder {
+    /// Loads a layer without weights: kernels are ready, and memory for runs of up to `options.max_tokens` tokens is there.
+    ///
+    /// # Errors
+    /// `target-not-in-bundle`, `too-many-tokens`, `out-of-memory`; on the CPU `cpu-features-missing` and
+    /// `cpu-object-invalid`; on GPUs `cuda-driver-missing`, `cuda-device-missing`, `cuda-driver-too-old`, `ptx-rejected` and
+    /// `cuda-call-failed`; `device-not-built-in` for a device that this build does not have, and for the emulator, which
+    /// [`Layer::load`] takes.
+    pub fn new(bundle: &Bundle, options: LoadOptions) -> Result<LayerBuilder, Diagnostic> {
+        let rule = options.keep_intermediates.then_some(WorkspaceRule::Disjoint);
+        let engine = match options.device {
+            Device::Cpu => {
+                let pool = options.pool.unwrap_or_else(|| Arc::new(Pool::new(0)));
+                let layer = CpuLayer::without_weights(bundle, options.max_tokens, pool, options.jit, rule)?;
+                let slots = slots(layer.plan());
+                Building::Cpu(Box::new(layer), slots)
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda { ordinal } => {
+                let device = crate::cuda::CudaDevice::open(ordinal)?;
+                let own = !options.callers_memory;
+                let layer = CudaLayer::without_weights(bundle, &device, options.max_tokens, rule, own)?;
+                let slots = slots(layer.plan());
+                Building::Cuda(Box::new(layer), slots)
+            }
+            device => {
+                return Err(Diagnostic::machine(
+                    "device-not-built-in",
+                    format!("this build has no support for {device}"),
+                )
+                .help("build moec-runtime with the features `cuda` and `emulator`"));
+            }
+        };
+        Ok(LayerBuilder { manifest: bundle.manifest().clone(), engine })
+    }
+
+    /// What the layer is: inputs, outputs, parameters.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Whether parameter number `param` of the manifest has its weight, or needs none: no kernel reads it.
+    pub fn is_set(&self, param: usize) -> bool {
+        fn filled<T>(plan: &Plan, slots: &[Option<T>], param: usize) -> bool {
+            plan.weights.iter().zip(slots).all(|(w, slot)| w.param != param || slot.is_some())
+        }
+        match &self.engine {
+            Building::Cpu(layer, slots) => filled(layer.plan(), slots, param),
+            #[cfg(feature = "cuda")]
+            Building::Cuda(layer, slots) => filled(layer.plan(), slots, param),
+        }
+    }
+
+    /// Bytes of all weights as kernels read them.
+    pub fn weight_bytes(&self) -> u64 {
+        self.plan().weights.iter().map(|w| w.buffer.bytes(0)).sum()
+    }
+
+    /// Bytes of memory that a launch of `n_tokens` tokens works in.
+    ///
+    /// # Errors
+    /// `too-many-tokens`.
+    pub fn launch_bytes(&self, n_tokens: u64) -> Result<u64, Diagnostic> {
+        match &self.engine {
+            Building::Cpu(layer, _) => layer.launch_bytes(n_tokens),
+            #[cfg(feature = "cuda")]
+            Building::Cuda(layer, _) => layer.launch_bytes(n_tokens),
+        }
+    }
+
+    fn plan(&self) -> &Plan {
+        match &self.engine {
+            Building::Cpu(layer, _) => layer.plan(),
+            #[cfg(feature = "cuda")]
+            Building::Cuda(layer, _) => layer.plan(),
+        }
+    }
+
+    /// Number of the parameter called `name`.
+    ///
+    /// # Errors
+    /// `unknown-parameter`, naming those there are.
+    pub fn param(&self, name: &str) -> Result<usize, Diagnostic> {
+        self.manifest.params.iter().position(|p| p.name == name).ok_or_else(|| {
+            let names: Vec<String> = self.manifest.params.iter().map(|p| format!("`{}`", p.name)).collect();
+            Diagnostic::input("unknown-parameter", format!("the layer has no parameter `{name}`"))
+                .note(format!("it has {}", names.join(", ")))
+        })
+    }
+
+    /// Gives parameter number `param` its weight, out of host memory in the graph's shape, with any strides. What was given
+    /// before is replaced.
+    ///
+    /// # Errors
+    /// `parameter-not-borrowable` for [`Hold::Borrow`]; `tensor-shape-mismatch`, `weight-type-unsupported`,
+    /// `weight-out-of-range`; `stored-format-mismatch` for a parameter that kernels read as codes and scales, which only a
+    /// checkpoint gives; `out-of-memory`, `cuda-call-failed`.
+    ///
+    /// # Safety
+    /// Unless `hold` is [`Hold::Copy`], the memory stays valid and unchanged until the layer is dropped.
+    pub unsafe fn set(&mut self, param: usize, view: &MemoryView<'_>, hold: Hold) -> Result<(), Diagnostic> {
+        let Some(info) = self.manifest.params.get(param) else {
+            let all = self.manifest.params.len();
+            return Err(Diagnostic::input(
+                "unknown-parameter",
+                format!("there are {all} parameters, none is number {param}"),
+            ));
+        };
+        check_shape(info, view)?;
+        match &mut self.engine {
+            Building::Cpu(layer, slots) => {
+                let mut filled = Vec::new();
+                for (i, slot) in of_param(layer.plan(), param) {
+                    let lent =
+                        borrow(info, slot, view, hold)?.then(|| cpu::WeightMemory::Borrowed(view.bytes.as_ptr()));
+                    let pack = |dst: &mut [u8]| view.pack(&info.param(), &slot.buffer, dst);
+                    filled.push((i, lent.map_or_else(|| cpu::WeightMemory::packed(info, &slot.buffer, pack), Ok)?));
+                }
+                filled.into_iter().for_each(|(i, memory)| slots[i] = Some(memory));
+            }
+            #[cfg(feature = "cuda")]
+            Building::Cuda(layer, slots) => {
+                if hold == Hold::Borrow {
+                    return Err(not_borrowable(info, "host memory is not the GPU's"));
+                }
+                let mut filled = Vec::new();
+                for (i, slot) in of_param(layer.plan(), param) {
+                    let pack = |dst: &mut [u8]| view.pack(&info.param(), &slot.buffer, dst);
+                    filled.push((i, crate::cuda::WeightMemory::packed(layer.device(), info, &slot.buffer, pack)?));
+                }
+                filled.into_iter().for_each(|(i, memory)| slots[i] = Some(memory));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives parameter number `param` its weight, in the GPU's own memory: dense, in the graph's shape and type.
+    ///
+    /// # Errors
+    /// `parameter-not-borrowable` where kernels need another layout, and on the CPU; `tensor-shape-mismatch`.
+    ///
+    /// # Safety
+    /// `pointer` is memory of the layer's GPU that holds the parameter until the layer is dropped.
+    #[cfg(feature = "cuda")]
+    pub unsafe fn lend_device_memory(
+        &mut self,
+        param: usize,
+        pointer: crate::cuda::DevicePtr,
+        view: &MemoryView<'_>,
+    ) -> Result<(), Diagnostic> {
+        let Some(info) = self.manifest.params.get(param) else {
+            return Err(Diagnostic::input("unknown-parameter", format!("no parameter is number {param}")));
+        };
+        check_shape(info, view)?;
+        let Building::Cuda(layer, slots) = &mut self.engine else {
+            return Err(not_borrowable(info, "a GPU's memory is not the CPU's"));
+        };
+        let mine: Vec<(usize, WeightSlot)> = of_param(layer.plan(), param).map(|(i, s)| (i, s.clone())).collect();
+        for (_, slot) in &mine {
+            borrow(info, slot, view, Hold::Borrow)?;
+            // What the vector loads and tensor maps of kernels ask for.
+            if !pointer.is_multiple_of(crate::cuda::DEVICE_ALIGN) {
+                return Err(not_borrowable(info, "it does not begin at a multiple of 16"));
+            }
+        }
+        mine.iter().for_each(|(i, _)| slots[*i] = Some(crate::cuda::WeightMemory::Borrowed(pointer)));
+        Ok(())
+    }
+
+    /// Gives all parameters their weights. What was given before is replaced.
+    ///
+    /// # Errors
+    /// Those of packing ([`moec_weights::Plan`]), `out-of-memory`, `cuda-call-failed`.
+    pub fn load(&mut self, weights: &Weights<'_>) -> Result<(), Diagnostic> {
+        let found = weights.find(&self.manifest)?;
+        let params = &self.manifest.params;
+        match &mut self.engine {
+            Building::Cpu(layer, slots) => {
+                for (slot, memory) in layer.plan().weights.iter().zip(slots) {
+                    let param = &params[slot.param];
+                    found.begin(param, &slot.buffer);
+                    *memory = Some(cpu::WeightMemory::of(&found, param, &slot.buffer)?);
+                }
+            }
+            #[cfg(feature = "cuda")]
+            Building::Cuda(layer, slots) => {
+                for (slot, memory) in layer.plan().weights.iter().zip(slots) {
+                    let param = &params[slot.param];
+                    found.begin(param, &slot.buffer);
+                    let pack = |dst: &mut [u8]| found.pack(param, &slot.buffer, dst);
+                    *memory = Some(crate::cuda::WeightMemory::packed(layer.device(), param, &slot.buffer, pack)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The layer, ready to run.
+    ///
+    /// # Errors
+    /// `parameter-not-set`, naming those without a weight.
+    pub fn finish(self) -> Result<Layer, Diagnostic> {
+        let missing: Vec<String> = (0..self.manifest.params.len())
+            .filter(|&i| !self.is_set(i))
+            .map(|i| format!("`{}`", self.manifest.params[i].name))
+            .collect();
+        if !missing.is_empty() {
+            return Err(Diagnostic::input(
+                "parameter-not-set",
+                format!(
+                    "{} of {} parameters have no weights: {}",
+                    missing.len(),
+                    self.manifest.params.len(),
+                    missing.join(", ")
+                ),
+            )
+            .help("set each of them, or load a checkpoint, before the layer is finished"));
+        }
+        let engine = match self.engine {
+            Building::Cpu(mut layer, slots) => {
+                layer.set_weights(slots.into_iter().flatten().collect());
+                Engine::Cpu(layer)
+            }
+            #[cfg(feature = "cuda")]
+            Building::Cuda(mut layer, slots) => {
+                layer.set_weights(slots.into_iter().flatten().collect());
+                Engine::Cuda(layer)
+            }
+        };
+        Ok(Layer::new(self.manifest, engine))
+    }
+}
+
+impl std::fmt::Debug for LayerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerBuilder").field("name", &self.manifest.layer.name).finish()
+    }
+}
+
+fn slots<T>(plan: &Plan) -> Vec<Option<T>> {
+    plan.weights.iter().map(|_| None).collect()
+}
+
+fn of_param(plan: &Plan, param: usize) -> impl Iterator<Item = (usize, &WeightSlot)> {
+    plan.weights.iter().enumerate().filter(move |(_, w)| w.param == param)
+}
+
+fn check_shape(param: &ParamInfo, view: &MemoryView<'_>) -> Result<(), Diagnostic> {
+    let wanted: Option<Vec<u64>> = param.ty.shape.iter().map(|d| d.fixed()).collect();
+    if wanted.as_ref() == Some(&view.shape()) {
+        return Ok(());
+    }
+    let (found, name) = (view.shape(), &param.name);
+    Err(Diagnostic::input(
+        "tensor-shape-mismatch",
+        format!("the weight `{name}` is {}{found:?}, but the layer asks for {}", view.dtype, param.ty),
+    ))
+}
+
+/// Whether the memory stands for the slot's buffer as it is.
+fn borrow(param: &ParamInfo, slot: &WeightSlot, view: &MemoryView<'_>, hold: Hold) -> Result<bool, Diagnostic> {
+    match (hold, view.is_the_buffer(&param.param(), &slot.buffer)) {
+        (Hold::Copy, _) | (Hold::Either, Err(_)) => Ok(false),
+        (Hold::Borrow | Hold::Either, Ok(())) => Ok(true),
+        (Hold::Borrow, Err(why)) => Err(not_borrowable(param, &why)),
+    }
+}
+
+fn not_borrowable(param: &ParamInfo, why: &str) -> Diagnostic {
+    Diagnostic::input(
+        "parameter-not-borrowable",
+        format!("the memory given for `{}`, {}, cannot be used as it lies: {why}", param.name, param.ty),
+    )
+    .help("let it be copied, or borrow only where possible")
+}
