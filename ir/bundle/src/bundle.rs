@@ -37,19 +37,44 @@ impl Bundle {
         Ok(Bundle { manifest, files })
     }
 
-    /// Reads the bundle in the directory `dir` and checks all of it.
+    /// Reads the bundle in the directory, or archive ([`Bundle::to_archive`]), at `path`, and checks all of it.
     ///
     /// # Errors
     /// `bundle-not-found`, `bundle-corrupt`, `bundle-version-unsupported`, `bundle-invalid`.
-    pub fn open(dir: impl AsRef<Path>) -> Result<Bundle, Diagnostic> {
-        let dir = dir.as_ref();
-        let path = dir.join(MANIFEST_FILE);
-        if !path.is_file() {
-            return Err(Diagnostic::input("bundle-not-found", format!("there is no bundle at `{}`", dir.display()))
-                .note(format!("a bundle is a directory with a `{MANIFEST_FILE}`"))
+    pub fn open(path: impl AsRef<Path>) -> Result<Bundle, Diagnostic> {
+        let path = path.as_ref();
+        if path.is_file() {
+            let bytes = std::fs::read(path).map_err(|e| corrupt(path, format!("it cannot be read: {e}")))?;
+            return crate::archive::read(path, &bytes);
+        }
+        if !path.join(MANIFEST_FILE).is_file() {
+            return Err(Diagnostic::input("bundle-not-found", format!("there is no bundle at `{}`", path.display()))
+                .note(format!("a bundle is a directory with a `{MANIFEST_FILE}`, or an archive of one"))
                 .help("give the directory that `moec compile MODEL -o DIR` wrote"));
         }
-        let text = read_limited(&path, MAX_MANIFEST_BYTES)?;
+        Bundle::gather(path, |name, limit| read_limited(&path.join(name), limit))
+    }
+
+    /// Reads a bundle out of memory that holds an archive of it: [`Bundle::to_archive`], or any tar of its directory.
+    ///
+    /// # Errors
+    /// `bundle-corrupt`, `bundle-version-unsupported`, `bundle-invalid`.
+    pub fn from_archive(bytes: &[u8]) -> Result<Bundle, Diagnostic> {
+        crate::archive::read(Path::new("the archive"), bytes)
+    }
+
+    /// The bundle as one file: an uncompressed tar. The same bundle gives the same bytes.
+    pub fn to_archive(&self) -> Vec<u8> {
+        crate::archive::write(self)
+    }
+
+    /// Takes the manifest and its files from `read`, which gets the name of a file and the most bytes it may have.
+    pub(crate) fn gather(
+        from: &Path,
+        mut read: impl FnMut(&str, u64) -> Result<Vec<u8>, Diagnostic>,
+    ) -> Result<Bundle, Diagnostic> {
+        let path = from.join(MANIFEST_FILE);
+        let text = read(MANIFEST_FILE, MAX_MANIFEST_BYTES)?;
         check_version(&path, &text)?;
         let manifest: Manifest =
             serde_json::from_slice(&text).map_err(|e| corrupt(&path, format!("it is no manifest: {e}")))?;
@@ -60,18 +85,18 @@ impl Bundle {
         verify_manifest(&manifest)?;
         let mut files = BTreeMap::new();
         for (name, info) in &manifest.files {
-            let path = dir.join(name);
-            let content = read_limited(&path, info.bytes)?;
+            let content = read(name, info.bytes)?;
             if content.len() as u64 != info.bytes || sha256(&content) != info.sha256 {
-                return Err(corrupt(&path, "it is not the file that the compiler wrote: its SHA-256 differs".into()));
+                let why = "it is not the file that the compiler wrote: its SHA-256 differs";
+                return Err(corrupt(&from.join(name), why.into()));
             }
             files.insert(name.clone(), content);
         }
         let bundle = Bundle { manifest, files };
-        let sums = dir.join(SUMS_FILE);
         let want = bundle.sums_text();
-        if read_limited(&sums, want.len() as u64)? != want.as_bytes() {
-            return Err(corrupt(&sums, format!("it does not have the hashes of `{MANIFEST_FILE}` and its files")));
+        if read(SUMS_FILE, want.len() as u64)? != want.as_bytes() {
+            let why = format!("it does not have the hashes of `{MANIFEST_FILE}` and its files");
+            return Err(corrupt(&from.join(SUMS_FILE), why));
         }
         Ok(bundle)
     }
@@ -140,7 +165,7 @@ fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Diagnostic> {
     Ok(out)
 }
 
-fn corrupt(path: &Path, why: String) -> Diagnostic {
+pub(crate) fn corrupt(path: &Path, why: String) -> Diagnostic {
     Diagnostic::input("bundle-corrupt", format!("`{}` is damaged", path.display()))
         .note(why)
         .help("copy the bundle again, or compile it again")

@@ -4,6 +4,7 @@
 //! Nothing here panics on what a file says.
 #![warn(missing_docs)]
 
+mod archive;
 mod build;
 mod bundle;
 mod canonical;

@@ -50,6 +50,34 @@ impl Bundle {
     }
 }
 
+impl Bundle {
+    /// Writes the bundle as one file ([`Bundle::to_archive`]), all or nothing; a file there is replaced when it is a bundle.
+    ///
+    /// # Errors
+    /// `output-not-a-bundle`, `output-not-written`.
+    pub fn write_archive(&self, path: impl AsRef<Path>) -> Result<(), Diagnostic> {
+        let given = path.as_ref();
+        let fail = |e: std::io::Error| failed(given, &e);
+        let path = std::path::absolute(given).map_err(fail)?;
+        if std::fs::symlink_metadata(&path).is_ok()
+            && Bundle::open(&path).is_err_and(|d| d.code != "bundle-version-unsupported")
+        {
+            return Err(Diagnostic::input(
+                "output-not-a-bundle",
+                format!("`{}` is no archive of a bundle", given.display()),
+            )
+            .note("only a bundle is replaced; other files are never deleted")
+            .help("choose another name"));
+        }
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(fail)?;
+        }
+        let fresh = Scratch::new(sibling(&path, "new"));
+        std::fs::write(fresh.path(), self.to_archive()).map_err(fail)?;
+        std::fs::rename(fresh.path(), &path).map_err(fail)
+    }
+}
+
 /// Checks that `dir` is absent, empty, or holds a bundle's files and nothing else.
 fn check_replaceable(dir: &Path) -> Result<(), Diagnostic> {
     let refuse = |what: String| {

@@ -152,6 +152,46 @@ fn a_bundle_is_read_back_as_it_was() {
 }
 
 #[test]
+fn an_archive_is_read_back_as_it_was() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("layer.tar");
+    sample().write_archive(&path).expect("write");
+    sample().write_archive(&path).expect("a bundle is replaced");
+    assert_eq!(Bundle::open(&path), Ok(sample()));
+    assert_eq!(std::fs::read(&path).expect("read"), sample().to_archive());
+    assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 1, "nothing else is left");
+    std::fs::write(&path, "a letter").expect("write");
+    assert_eq!(sample().write_archive(&path).expect_err("no bundle").code, "output-not-a-bundle");
+}
+
+/// `tar -C BUNDLE -cf layer.tar .` does as well.
+#[test]
+fn a_tar_of_the_directory_is_an_archive() {
+    let mut tar = tar::Builder::new(Vec::new());
+    let dir = tempfile::tempdir().expect("dir");
+    sample().write(dir.path().join("b")).expect("write");
+    tar.append_dir_all(".", dir.path().join("b")).expect("tar");
+    assert_eq!(Bundle::from_archive(&tar.into_inner().expect("tar")), Ok(sample()));
+}
+
+#[test]
+fn a_damaged_archive_is_noticed() {
+    let good = sample().to_archive();
+    for cut in [0, 1, 511, 512, 513, good.len() / 2] {
+        assert_eq!(Bundle::from_archive(&good[..cut]).expect_err("cut").code, "bundle-corrupt", "{cut}");
+    }
+    // A bit of padding or of a field that nobody reads may flip unnoticed; then the bundle is the same.
+    for at in (0..good.len()).step_by(97) {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        match Bundle::from_archive(&bad) {
+            Ok(bundle) => assert_eq!(bundle, sample(), "{at}"),
+            Err(d) => assert!(d.code.starts_with("bundle-"), "{at}: {d}"),
+        }
+    }
+}
+
+#[test]
 fn equal_kernels_share_a_file() {
     let bundle = sample();
     let ptx: Vec<&str> = bundle.files().map(|(p, _)| p).filter(|p| p.ends_with(".ptx")).collect();

@@ -15,7 +15,7 @@ pub struct Options {
     /// What to compile for: sm_80 sm_90a sm_100f sm_100a sm_103a sm_120f sm_120a, a chip (h200 b200 gb200 gb300 rtx5090), or cpu.
     #[arg(long, short, required = true, value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
     pub target: Vec<&'static Target>,
-    /// The directory for the bundle; an older bundle there is replaced.
+    /// The directory for the bundle, or a .tar for one file; an older bundle there is replaced.
     #[arg(long, short, value_name = "DIR")]
     pub output: PathBuf,
     /// Smallest and largest token count, as A..B with both included.
@@ -77,7 +77,11 @@ pub fn run(options: &Options) -> Outcome {
             );
         }
     }
-    compiled.bundle.write(&options.output).map_err(|d| vec![d])?;
+    if options.output.extension().is_some_and(|e| e == "tar") {
+        compiled.bundle.write_archive(&options.output).map_err(|d| vec![d])?;
+    } else {
+        compiled.bundle.write(&options.output).map_err(|d| vec![d])?;
+    }
     if options.remarks {
         output::remark(&remarks(&compiled));
     }

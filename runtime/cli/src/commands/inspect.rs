@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// A bundle directory.
+    /// A bundle: a directory, or a .tar.
     pub bundle: PathBuf,
 }
 

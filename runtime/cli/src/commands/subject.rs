@@ -37,7 +37,8 @@ pub enum Subject {
 
 /// Opens what the user named.
 pub fn open(path: &Path) -> Result<Subject, Vec<Diagnostic>> {
-    if path.join(moec_bundle::manifest::MANIFEST_FILE).is_file() {
+    let archive = path.is_file() && path.extension().is_some_and(|e| e == "tar");
+    if archive || path.join(moec_bundle::manifest::MANIFEST_FILE).is_file() {
         return Ok(Subject::Bundle(Box::new(Bundle::open(path).map_err(|d| vec![d])?)));
     }
     Ok(Subject::Model(Box::new(Model::open(path)?)))

@@ -230,7 +230,7 @@ impl CudaLayer {
     /// `too-many-tokens`; `input-missing` when the number of pointers is not the manifest's; `cuda-call-failed`.
     ///
     /// # Safety
-    /// The stream is a living stream of this device. The pointers are device memory, aligned to 256 bytes, of at least
+    /// The stream is a living stream of this device. The pointers are device memory, aligned to [`DEVICE_ALIGN`], of at least
     /// their buffers' sizes at `at_most` tokens, and outputs overlap nothing. The token count in memory is at most
     /// `at_most` when the kernels run. Two launches of one layer do not run at the same time: they share a workspace.
     pub unsafe fn launch(&self, io: &CudaIo<'_>, at_most: u64, stream: RawStream) -> Result<(), Diagnostic> {
