@@ -233,11 +233,11 @@ impl LayerBuilder {
         Ok(())
     }
 
-    /// The layer, ready to run.
+    /// That every parameter has its weight.
     ///
     /// # Errors
-    /// `parameter-not-set`, naming those without a weight.
-    pub fn finish(self) -> Result<Layer, Diagnostic> {
+    /// `parameter-not-set`, naming those without.
+    pub fn check(&self) -> Result<(), Diagnostic> {
         let missing: Vec<String> = (0..self.manifest.params.len())
             .filter(|&i| !self.is_set(i))
             .map(|i| format!("`{}`", self.manifest.params[i].name))
@@ -254,6 +254,15 @@ impl LayerBuilder {
             )
             .help("set each of them, or load a checkpoint, before the layer is finished"));
         }
+        Ok(())
+    }
+
+    /// The layer, ready to run.
+    ///
+    /// # Errors
+    /// `parameter-not-set`, naming those without a weight.
+    pub fn finish(self) -> Result<Layer, Diagnostic> {
+        self.check()?;
         let engine = match self.engine {
             Building::Cpu(mut layer, slots) => {
                 layer.set_weights(slots.into_iter().flatten().collect());

@@ -1,0 +1,168 @@
+//! Structures that a host fills in, each with its size as the host knows it.
+
+use crate::memory::null;
+use crate::tensor::{moec_dtype, moec_tensor};
+use moec_ir::diag::Diagnostic;
+use std::ffi::{c_char, c_void};
+
+/// How a layer is created. Zero means the usual choice for every field but `struct_size`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct moec_layer_options {
+    /// `sizeof(moec_layer_options)`.
+    pub struct_size: usize,
+    /// `"cpu"` or `"cuda:0"`; null for `"cpu"`.
+    pub device: *const c_char,
+    /// Most tokens of one launch; 0 for 1.
+    pub max_tokens: u64,
+    /// CPU: the threads, the caller's among them; 0 for one for each core, which all such layers of the process share.
+    pub n_threads: u32,
+    /// Not used; 0.
+    pub reserved: u32,
+}
+
+/// Called before each weight is loaded: bytes done and bytes in all, as kernels read them.
+pub type moec_progress =
+    Option<unsafe extern "C" fn(user: *mut c_void, param: *const c_char, done_bytes: u64, total_bytes: u64)>;
+
+/// Where a layer's weights are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct moec_checkpoint_options {
+    /// `sizeof(moec_checkpoint_options)`.
+    pub struct_size: usize,
+    /// A folder of `*.safetensors`, one such file, or a GGUF file.
+    pub path: *const c_char,
+    /// A folder that keeps the packed form for the next time; null for none.
+    pub cache: *const c_char,
+    /// Told of each weight; null for nobody. Called on the thread that loads.
+    pub progress: moec_progress,
+    /// Given to `progress`.
+    pub user: *mut c_void,
+}
+
+/// One parameter of a layer; what it points to is valid until the layer is freed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct moec_param {
+    /// `sizeof(moec_param)`.
+    pub struct_size: usize,
+    /// Its name within the layer: `experts.gate`.
+    pub name: *const c_char,
+    /// The type that its values are rounded to.
+    pub dtype: moec_dtype,
+    /// Number of axes.
+    pub ndim: i32,
+    /// Lengths of the axes, outermost first.
+    pub shape: *const i64,
+    /// 1 when it has its weight.
+    pub is_set: i32,
+    /// 1 when kernels read it as published codes and scales: only a checkpoint gives it.
+    pub is_coded: i32,
+}
+
+/// One launch of a layer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct moec_launch {
+    /// `sizeof(moec_launch)`.
+    pub struct_size: usize,
+    /// The inputs in the bundle's order, dense, on the layer's device.
+    pub inputs: *const *const moec_tensor,
+    /// How many there are.
+    pub n_inputs: usize,
+    /// Where the results go, in the bundle's order, dense, on the layer's device; they overlap nothing.
+    pub outputs: *const *const moec_tensor,
+    /// How many there are.
+    pub n_outputs: usize,
+    /// Memory on the layer's device that nobody else uses until the launch is done; what is in it does not matter.
+    pub workspace: *mut c_void,
+    /// Its size: at least what `moec_layer_workspace_bytes` says for the token count.
+    pub workspace_bytes: u64,
+    /// CUDA: the `CUstream` to launch on, null for the default stream. CPU: not used.
+    pub stream: *mut c_void,
+}
+
+/// A structure that a host fills in: plain data, all zero by default, `struct_size` in front.
+///
+/// # Safety
+/// `#[repr(C)]`, valid for any bytes that the host may write, zeros among them; the first field is its size, a `usize`.
+pub(crate) unsafe trait HostStruct: Copy {
+    /// Its name in C.
+    const NAME: &str;
+}
+
+// SAFETY: integers and pointers, size first.
+unsafe impl HostStruct for moec_layer_options {
+    const NAME: &str = "moec_layer_options";
+}
+// SAFETY: pointers and an optional function, size first.
+unsafe impl HostStruct for moec_checkpoint_options {
+    const NAME: &str = "moec_checkpoint_options";
+}
+// SAFETY: integers and pointers, size first.
+unsafe impl HostStruct for moec_param {
+    const NAME: &str = "moec_param";
+}
+// SAFETY: integers and pointers, size first.
+unsafe impl HostStruct for moec_launch {
+    const NAME: &str = "moec_launch";
+}
+
+/// Reads a structure of the host: what an older host does not know is zero, what a newer host added is left.
+///
+/// # Errors
+/// `argument-null`; `struct-size-invalid` for a size that no version has.
+///
+/// # Safety
+/// Null, or `struct_size` bytes long.
+pub(crate) unsafe fn read<T: HostStruct>(from: *const T) -> Result<T, Diagnostic> {
+    if from.is_null() {
+        return Err(null(T::NAME));
+    }
+    // SAFETY: every such structure has its size in front.
+    let size = unsafe { size(from)? };
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    // SAFETY: both have as many bytes; the rest is zero, which is valid (the trait's contract).
+    unsafe {
+        std::ptr::copy_nonoverlapping(from.cast::<u8>(), value.as_mut_ptr().cast::<u8>(), size.min(size_of::<T>()));
+        Ok(value.assume_init())
+    }
+}
+
+/// Writes a structure that the host gets: as much as it knows of.
+///
+/// # Errors
+/// As [`read`].
+///
+/// # Safety
+/// As [`read`], valid for writes.
+pub(crate) unsafe fn write<T: HostStruct>(to: *mut T, value: T) -> Result<(), Diagnostic> {
+    if to.is_null() {
+        return Err(null(T::NAME));
+    }
+    // SAFETY: the caller's contract; the first field, the host's own size, stays.
+    unsafe {
+        let known = size(to)?.min(size_of::<T>());
+        let head = size_of::<usize>();
+        let (from, to) = ((&raw const value).cast::<u8>(), to.cast::<u8>());
+        std::ptr::copy_nonoverlapping(from.add(head), to.add(head), known - head);
+    }
+    Ok(())
+}
+
+/// # Safety
+/// As [`read`], not null.
+unsafe fn size<T: HostStruct>(of: *const T) -> Result<usize, Diagnostic> {
+    // SAFETY: the first field is the size.
+    let size = unsafe { of.cast::<usize>().read_unaligned() };
+    // What comes later only grows; a number far beyond is a field that was not filled in.
+    if (size_of::<T>()..=4096).contains(&size) {
+        return Ok(size);
+    }
+    Err(Diagnostic::input(
+        "struct-size-invalid",
+        format!("`{0}.struct_size` is {size}; it should be sizeof({0}), {1} here", T::NAME, size_of::<T>()),
+    )
+    .help("set it before the call, and build host and library with the same header"))
+}
