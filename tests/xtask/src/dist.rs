@@ -37,10 +37,15 @@ pub fn run(options: &Options) -> Result<bool> {
     if dir.exists() {
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot replace {}", dir.display()))?;
     }
-    for folder in ["bin", "lib"] {
+    for folder in ["bin", "lib", "include"] {
         std::fs::create_dir_all(dir.join(folder))?;
     }
     let built = places::target_dir().join(if options.debug { "debug" } else { "release" });
+    build(options, &["--package", "moec-capi", "--lib", "--crate-type", "cdylib"])?;
+    copy(&built.join("libmoec_c.so"), &dir.join("lib/libmoec_c.so"))?;
+    build(options, &["--package", "moec-capi", "--lib", "--crate-type", "staticlib"])?;
+    copy(&built.join("libmoec_c.a"), &dir.join("lib/libmoec_c.a"))?;
+    copy(&places::root().join("runtime/capi/include/moec.h"), &dir.join("include/moec.h"))?;
     let llvm =
         build(options, &["--package", "moec-cli", "--bin", "moec"])?.context("moec should be built with LLVM")?;
     copy(&built.join("moec"), &dir.join("bin/moec"))?;
@@ -106,7 +111,9 @@ fn readme(llvm: &Path) -> String {
     format!(
         "moec {}: compiles Mixture-of-Experts layers to GPU and CPU code, and runs them.\n\n\
          bin/moec        the compiler; `bin/moec doctor` tells what this machine has\n\
-         lib/{llvm}\n                LLVM, for GPU targets: keep it in `lib` beside `bin`\n\n\
+         lib/{llvm}\n                LLVM, for GPU targets: keep it in `lib` beside `bin`\n\
+         lib/libmoec_c.so, lib/libmoec_c.a, include/moec.h\n                run compiled layers from C and C++; they need \
+         neither the compiler nor LLVM\n\n\
          Needs a Linux with glibc 2.34 or newer, and zlib. Nothing is installed: copy the folder where you like.\n",
         env!("CARGO_PKG_VERSION")
     )
