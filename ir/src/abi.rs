@@ -20,10 +20,16 @@
 //! the items `begin..end`, which may run on any thread in any order. The caller finishes all items of a kernel before it
 //! starts the next kernel.
 
+mod products;
+
+pub use products::{Encoding, PRODUCTS_SCRATCH_BYTES, Products, WeightCode, arranged_len};
+
+use crate::DType;
+
 /// Least alignment of every buffer, in bytes.
 pub const BUFFER_ALIGN: u64 = 256;
 
-/// What a CPU kernel is called with. `#[repr(C)]`, read by generated code at these offsets: 0, 8, 16, 24.
+/// What a CPU kernel is called with. `#[repr(C)]`, read by generated code at these offsets: 0, 8, 16, 24, 32.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CpuContext {
@@ -35,6 +41,21 @@ pub struct CpuContext {
     pub scratch: *mut u8,
     /// Functions that generated code calls.
     pub math: *const CpuMath,
+    /// Matrix products that generated code calls.
+    pub kernels: *const CpuKernels,
+}
+
+/// Vector code that generated code calls through this table, so that an object file needs no linking and runs as fast as
+/// the processor that it finds. `moec-cpu-kernels` makes the table. All its functions give the same bits on every
+/// processor.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct CpuKernels {
+    /// Writes a row as `f32`, in the order that [`Products::rows`] asks for: `from`, an [`Encoding`] of floats, the number
+    /// of elements `k`, and where [`arranged_len`]`(k)` floats go, aligned to 64 bytes. Elements past `k` become 0.
+    pub arrange: unsafe extern "C" fn(from: *const u8, encoding: u64, k: u64, to: *mut f32),
+    /// Does what [`Products`] says.
+    pub products: unsafe extern "C" fn(job: *const Products),
 }
 
 /// Scalar functions that generated code calls through this table, so that an object file needs no linking.

@@ -13,8 +13,9 @@ const MAY_REACH: &[(&str, &[&str])] = &[
     ("moec-passes", &["moec-ir"]),
     ("moec-nvptx", &["moec-ir", "moec-passes"]),
     ("moec-cpu", &["moec-ir", "moec-passes"]),
-    ("moec-runtime", &["moec-ir", "moec-bundle", "moec-weights", "moec-ptx"]),
-    ("moec-capi", &["moec-ir", "moec-bundle", "moec-weights", "moec-runtime", "moec-ptx"]),
+    ("moec-cpu-kernels", &["moec-ir"]),
+    ("moec-runtime", &["moec-ir", "moec-bundle", "moec-weights", "moec-cpu-kernels", "moec-ptx"]),
+    ("moec-capi", &["moec-ir", "moec-bundle", "moec-weights", "moec-runtime", "moec-cpu-kernels", "moec-ptx"]),
     (
         "moec",
         &[
@@ -25,6 +26,7 @@ const MAY_REACH: &[(&str, &[&str])] = &[
             "moec-passes",
             "moec-nvptx",
             "moec-cpu",
+            "moec-cpu-kernels",
             "moec-ptx",
             "moec-runtime",
         ],

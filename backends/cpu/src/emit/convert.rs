@@ -93,12 +93,6 @@ impl Emit<'_> {
         }
     }
 
-    /// Stores one of four lanes.
-    pub fn store_lane(&mut self, dtype: DType, value: Value, lane: u8, pointer: Value, offset: i32) {
-        let x = self.b.ins().extractlane(value, lane);
-        self.store(dtype, x, pointer, offset);
-    }
-
     /// Rounds to a float type and widens back.
     pub fn round(&mut self, dtype: DType, value: Value) -> Value {
         match dtype {

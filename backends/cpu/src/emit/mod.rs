@@ -2,15 +2,12 @@
 //!
 //! Every value is pure SSA with block parameters; there are no Cranelift variables.
 
-mod codes;
 mod convert;
 mod dot;
 mod expr;
 mod lanes;
 mod math;
-mod tables;
 
-pub(crate) use codes::{CodedRow, RowPointers};
 pub(crate) use dot::DotBlock;
 pub(crate) use lanes::Lanes;
 
@@ -20,6 +17,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::FunctionBuilder;
+use moec_ir::abi::CpuKernels;
 use moec_ir::shape::Dim;
 use moec_ir::tile::{Buffer, BufferId, Program};
 
@@ -28,6 +26,14 @@ const CONTEXT_BUFFERS: i32 = 0;
 const CONTEXT_TOKENS: i32 = 8;
 const CONTEXT_SCRATCH: i32 = 16;
 const CONTEXT_MATH: i32 = 24;
+const CONTEXT_KERNELS: i32 = 32;
+
+/// An entry of [`moec_ir::abi::CpuKernels`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KernelFn {
+    Arrange,
+    Products,
+}
 
 /// Emits the body of one kernel.
 pub(crate) struct Emit<'a> {
@@ -48,7 +54,6 @@ pub(crate) struct Emit<'a> {
     binary: Option<SigRef>,
     call_conv: CallConv,
     fma: bool,
-    x86: bool,
 }
 
 /// The signature of [`moec_ir::abi::CpuKernel`].
@@ -100,7 +105,6 @@ impl<'a> Emit<'a> {
             binary: None,
             call_conv,
             fma,
-            x86: isa.triple().architecture == target_lexicon::Architecture::X86_64,
         }
     }
 
@@ -125,14 +129,6 @@ impl<'a> Emit<'a> {
     pub fn pointer(&self, id: BufferId) -> Value {
         let found = self.operands.iter().find(|(b, _)| *b == id);
         found.expect("a kernel's operands should list every buffer that it names").1
-    }
-
-    /// `bytes` behind the start of scratch memory, for loads that the optimiser may move: as a value of its own, which
-    /// it has only here, so that they stay behind the stores before this call.
-    pub fn written_scratch(&mut self, bytes: u64) -> Value {
-        // For all that Cranelift knows, the stores have changed this pointer, too.
-        let scratch = self.b.ins().load(types::I64, plain(), self.context, CONTEXT_SCRATCH);
-        self.plus(scratch, bytes as i64)
     }
 
     /// Where row `row` (i64) of a buffer starts.
@@ -310,6 +306,20 @@ impl<'a> Emit<'a> {
     fn branch(&mut self, condition: Value, yes: (ir::Block, Vec<Value>), no: (ir::Block, Vec<Value>)) {
         let [a, b] = [yes.1, no.1].map(|v| v.into_iter().map(BlockArg::from).collect::<Vec<BlockArg>>());
         self.b.ins().brif(condition, yes.0, &a, no.0, &b);
+    }
+
+    /// Calls a function of [`moec_ir::abi::CpuKernels`].
+    pub fn call_kernel(&mut self, function: KernelFn, args: &[Value]) {
+        let mut s = Signature::new(self.call_conv);
+        s.params.extend(args.iter().map(|_| AbiParam::new(types::I64)));
+        let signature = self.b.import_signature(s);
+        let offset = match function {
+            KernelFn::Arrange => std::mem::offset_of!(CpuKernels, arrange),
+            KernelFn::Products => std::mem::offset_of!(CpuKernels, products),
+        };
+        let table = self.b.ins().load(types::I64, plain(), self.context, CONTEXT_KERNELS);
+        let callee = self.b.ins().load(types::I64, plain(), table, offset as i32);
+        self.b.ins().call_indirect(signature, callee, args);
     }
 
     /// Calls the function at byte `offset` of [`moec_ir::abi::CpuMath`] with scalar arguments.

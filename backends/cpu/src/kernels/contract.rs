@@ -5,26 +5,29 @@
 //! that each needed weight is read from memory once. Items do not depend on how rows fall on experts: any routing
 //! keeps all cores busy.
 //!
-//! For up to three rows at a time, the activations are widened to f32 in scratch memory, the products of every column and
-//! panel are left there too, and the epilogue then runs along each row.
-//!
-//! Weights that are codes are made the floats that they stand for in scratch memory, a block of columns at a time, which
-//! all rows of the expert are then multiplied with: memory is read for the codes only, and the products are those of
-//! floats, in the same order.
+//! The products themselves are the work of [`moec_ir::abi::CpuKernels`]: this code finds the rows of an expert, has them
+//! arranged in scratch memory, asks for their products with a block of columns of every panel, and then runs the epilogue
+//! along each row.
 
 use super::elementwise::each_column;
-use crate::emit::{CodedRow, DotBlock, Emit, Lanes, RowPointers, plain};
+use crate::emit::{Emit, KernelFn, Lanes, plain};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use moec_ir::DType;
+use moec_ir::abi::{Encoding, PRODUCTS_SCRATCH_BYTES, Products, arranged_len};
 use moec_ir::tile::{Contract, CpuLaunch, Extent, Groups, Panel, Program, RowMap, Schedule, Segment};
+use std::mem::offset_of;
 
 /// Tokens for which the rows of a segment stay in one part.
 const TOKENS_PER_PART: u64 = 64;
-/// Most rows that are multiplied together: three times four accumulators leave registers for the weights.
-const ROWS: u64 = 3;
 /// Bounds of the columns of a work item, per panel.
 const COLUMNS: (u64, u64) = (8, 64);
+/// Most columns of a job: what a job prepares for all of them is then little beside them.
+const JOB_COLUMNS: u64 = 128;
+/// Bytes of arranged rows, which should stay in a core's second cache beside a panel of weights.
+const ARRANGED: u64 = 384 << 10;
+/// Bounds of the rows that are arranged at once, a multiple of those of a tile.
+const ROWS: (u64, u64) = (6, 60);
 
 /// Columns of a work item: `tile_n` rounded up to a multiple of eight, within 8 … 64.
 fn columns(schedule: Schedule) -> u64 {
@@ -32,41 +35,29 @@ fn columns(schedule: Schedule) -> u64 {
 }
 
 /// Bytes of one panel's products of one row in scratch memory.
-const PRODUCTS: u64 = COLUMNS.1 * 4;
+const PRODUCTS: u64 = JOB_COLUMNS * 4;
 
-/// Bytes of an activation row in scratch memory; 0 when f32 activations are read where they are.
-fn activation_bytes(program: &Program, s: &Segment) -> u64 {
-    let a = program.buffer(s.a);
-    if a.dtype == DType::F32 { 0 } else { (a.cols * 4).next_multiple_of(64) }
-}
-
-/// Bytes of a block of columns whose codes became floats: they should stay in a core's second cache.
-const DECODED: u64 = 192 << 10;
-
-/// Where things are in the scratch memory of a segment: the products of each row and panel, the widened activations, the
-/// floats made of codes.
+/// Where things are in the scratch memory of a segment, in bytes: the job at its start, then the products of each panel and
+/// row, the arranged rows, and what the kernels need.
 #[derive(Clone, Copy)]
 struct Layout {
-    activations: u64,
-    decoded: u64,
-    /// Bytes of a column of one panel made of codes.
-    column: u64,
-    /// Most columns of a block.
-    columns: u64,
+    /// Most rows at once.
+    rows: u64,
+    products: u64,
+    arranged: u64,
+    /// Bytes of an arranged row.
+    row: u64,
+    kernels: u64,
     end: u64,
 }
 
 fn layout(program: &Program, s: &Segment) -> Layout {
-    let activations = ROWS * s.panels.len() as u64 * PRODUCTS;
-    let decoded = activations + ROWS * activation_bytes(program, s);
-    let coded: Vec<u64> = s.panels.iter().filter_map(|p| Some(p.quant.as_ref()?.round.bytes() as u64)).collect();
-    let column = coded.iter().max().map_or(0, |bytes| (bytes * s.k(program)).next_multiple_of(64));
-    let fitting = |all: u64| (DECODED / all).clamp(COLUMNS.0, COLUMNS.1) / 8 * 8;
-    let columns = match column * coded.len() as u64 {
-        0 => COLUMNS.1,
-        all => fitting(all),
-    };
-    Layout { activations, decoded, column, columns, end: decoded + column * coded.len() as u64 * columns }
+    let row = (arranged_len(s.k(program)) * 4).max(64);
+    let rows = (ARRANGED / row).clamp(ROWS.0, ROWS.1) / ROWS.0 * ROWS.0;
+    let products = (size_of::<Products>() as u64).next_multiple_of(64);
+    let arranged = products + s.panels.len() as u64 * rows * PRODUCTS;
+    let kernels = arranged + rows * row;
+    Layout { rows, products, arranged, row, kernels, end: kernels + PRODUCTS_SCRATCH_BYTES }
 }
 
 /// How the kernel is launched: one item for each column block of each segment and each part of the rows.
@@ -165,41 +156,81 @@ fn emit_segment(e: &mut Emit, s: &Segment, item: &Item) {
     }
 }
 
-/// Rows `begin .. end`, all of `expert`, by a few columns at a time: their weights stay in cache over the rows.
+/// Rows `begin .. end`, all of `expert`, in pieces of about equal size that scratch memory holds: each is arranged once and
+/// multiplied with blocks of columns.
 fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value, end: Value) {
-    let last = e.b.ins().iadd(item.first, item.count);
-    let width = layout(e.program(), s).columns;
-    e.repeat(item.first, last, width as i64, &[], |e, first, _| {
-        let left = e.b.ins().isub(last, first);
-        let most = e.int(width);
-        let count = e.smaller(left, most);
-        emit_block(e, s, Columns { first, count }, expert, begin, end);
-        Vec::new()
+    let layout = layout(e.program(), s);
+    let n = e.b.ins().isub(end, begin);
+    let pieces = e.plus(n, layout.rows as i64 - 1);
+    let pieces = e.b.ins().udiv_imm_u(pieces, layout.rows as i64);
+    // There may be no row, of a dense segment.
+    let one = e.int(1);
+    let pieces = e.b.ins().umax(pieces, one);
+    let rows = e.b.ins().iadd(n, pieces);
+    let rows = e.plus(rows, -1);
+    let rows = e.b.ins().udiv(rows, pieces);
+    let zero = e.int(0);
+    e.each(zero, pieces, |e, piece| {
+        let skipped = e.b.ins().imul(piece, rows);
+        let first = e.b.ins().iadd(begin, skipped);
+        let left = e.b.ins().isub(end, first);
+        let count = e.smaller(left, rows);
+        let some = e.b.ins().icmp_imm_s(IntCC::SignedGreaterThan, count, 0);
+        e.when(some, |e| {
+            arrange(e, s, first, count);
+            let last = e.b.ins().iadd(item.first, item.count);
+            e.repeat(item.first, last, JOB_COLUMNS as i64, &[], |e, col, _| {
+                let left = e.b.ins().isub(last, col);
+                let most = e.int(JOB_COLUMNS);
+                let columns = Columns { first: col, count: e.smaller(left, most) };
+                emit_block(e, s, columns, expert, Rows { first, count });
+                Vec::new()
+            });
+        });
     });
 }
 
-/// A block of at most 64 columns.
+/// Rows of one expert that are in scratch memory.
+#[derive(Clone, Copy)]
+struct Rows {
+    first: Value,
+    count: Value,
+}
+
+/// A block of at most [`JOB_COLUMNS`] columns.
 #[derive(Clone, Copy)]
 struct Columns {
     first: Value,
     count: Value,
 }
 
-/// Rows `begin .. end` by a block of columns: blocks of three rows, then one of the rest.
-fn emit_block(e: &mut Emit, s: &Segment, columns: Columns, expert: Value, begin: Value, end: Value) {
+/// Arranges the activations of `count` rows from `first` on.
+fn arrange(e: &mut Emit, s: &Segment, first: Value, count: Value) {
     let layout = layout(e.program(), s);
-    let mut panels = Vec::with_capacity(s.panels.len());
-    let mut decoded = layout.decoded;
-    for panel in &s.panels {
-        let start = panel_start(e, panel, expert, columns.first);
-        panels.push(match &panel.quant {
-            None => start,
-            Some(_) => {
-                let floats = decode(e, s, panel, start.at, Decoded { expert, columns, offset: decoded });
-                decoded += layout.column * layout.columns;
-                floats
+    let a = e.buffer(s.a);
+    let encoding = Encoding::floats(a.dtype).expect("activations should be floats").bits();
+    let zero = e.int(0);
+    e.each(zero, count, |e, r| {
+        let row = e.b.ins().iadd(first, r);
+        let source = match s.a_rows {
+            RowMap::Same => row,
+            RowMap::Gather(map) => {
+                let at = e.row_pointer(map, row);
+                e.load_i32(at, 0)
             }
-        });
+        };
+        let from = e.row_pointer(s.a, source);
+        let to = e.at(e.scratch, r, layout.row);
+        let to = e.plus(to, layout.arranged as i64);
+        let (encoding, k) = (e.int(encoding), e.int(a.cols));
+        e.call_kernel(KernelFn::Arrange, &[from, encoding, k, to]);
+    });
+}
+
+/// Products of the rows in scratch memory with a block of columns of every panel, then the epilogue of each row.
+fn emit_block(e: &mut Emit, s: &Segment, columns: Columns, expert: Value, rows: Rows) {
+    for (p, panel) in s.panels.iter().enumerate() {
+        products(e, s, p, panel, columns, expert, rows.count);
     }
     let biases: Vec<Option<Bias>> = (0..s.panels.len())
         .map(|p| {
@@ -209,78 +240,70 @@ fn emit_block(e: &mut Emit, s: &Segment, columns: Columns, expert: Value, begin:
             Some(Bias { start: e.at(row, columns.first, dtype.bytes() as u64), dtype })
         })
         .collect();
-    let tile = Tile { segment: s, columns, panels: &panels, biases: &biases };
-
-    let mut from = begin;
-    for rows in (1..=ROWS).rev() {
-        let left = e.b.ins().isub(end, from);
-        let blocks = e.b.ins().udiv_imm_u(left, rows as i64);
-        let whole = e.times(blocks, rows);
-        let to = e.b.ins().iadd(from, whole);
-        e.repeat(from, to, rows as i64, &[], |e, row, _| {
-            tile.emit(e, row, rows as usize);
-            Vec::new()
-        });
-        from = to;
-    }
-}
-
-/// Where the columns of a block are in a panel: the first one, and how many bytes on each further one.
-#[derive(Clone, Copy)]
-struct PanelStart {
-    at: Value,
-    pitch: u64,
-    dtype: DType,
-}
-
-fn panel_start(e: &mut Emit, p: &Panel, expert: Value, first: Value) -> PanelStart {
-    let buffer = e.buffer(p.weights);
-    let pitch = buffer.pitch * buffer.dtype.bytes() as u64;
-    let base = e.pointer(p.weights);
-    let matrix = e.at(base, expert, buffer.rows.fixed().unwrap_or(0) * pitch);
-    PanelStart { at: e.at(matrix, first, pitch), pitch, dtype: buffer.dtype }
-}
-
-/// What codes are made floats, and where in scratch memory.
-#[derive(Clone, Copy)]
-struct Decoded {
-    expert: Value,
-    columns: Columns,
-    offset: u64,
-}
-
-/// Makes the codes of a block of columns, which begin at `codes`, the floats that they stand for.
-fn decode(e: &mut Emit, s: &Segment, p: &Panel, codes: Value, to: Decoded) -> PanelStart {
-    let q = p.quant.as_ref().expect("a panel that is decoded should be codes");
-    let Decoded { expert, columns, offset } = to;
-    let (program, codes_pitch) = (e.program(), e.buffer(p.weights).pitch);
-    let row = CodedRow { format: q.format, k: s.k(program), round: q.round };
-    let pitch = layout(program, s).column;
-    let grid = e.buffer(q.scales);
-    let grid_pitch = grid.pitch * grid.dtype.bytes() as u64;
-    let base = e.pointer(q.scales);
-    let scales = e.at(base, expert, grid.rows.fixed().unwrap_or(0) * grid_pitch);
-    let global = q.global.map(|b| {
-        let base = e.pointer(b);
-        let at = e.at(base, expert, 4);
-        e.load(Lanes::One, DType::F32, at, 0)
-    });
-    let to = e.plus(e.scratch, offset as i64);
     let zero = e.int(0);
-    e.each(zero, columns.count, |e, col| {
-        let scales = match q.format.block_rows {
-            0 => scales,
-            rows => {
-                let n = e.b.ins().iadd(columns.first, col);
-                let grid_row = if rows == 1 { n } else { e.b.ins().udiv_imm_u(n, rows as i64) };
-                e.at(scales, grid_row, grid_pitch)
+    e.each(zero, rows.count, |e, r| {
+        let row = e.b.ins().iadd(rows.first, r);
+        epilogue(e, s, columns, &biases, row, r);
+    });
+}
+
+/// Byte offset of the products of panel `p`, row 0, in scratch memory.
+fn products_at(layout: Layout, p: usize) -> u64 {
+    layout.products + p as u64 * layout.rows * PRODUCTS
+}
+
+/// Writes a job for the products of `n_rows` rows with panel number `p`, and has it done.
+fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns, expert: Value, n_rows: Value) {
+    let layout = layout(e.program(), s);
+    let weights = e.buffer(panel.weights);
+    let pitch = weights.pitch * weights.dtype.bytes() as u64;
+    let base = e.pointer(panel.weights);
+    let matrix = e.at(base, expert, weights.rows.fixed().unwrap_or(0) * pitch);
+    let first = e.at(matrix, columns.first, pitch);
+    let scratch = |e: &mut Emit, bytes: u64| e.plus(e.scratch, bytes as i64);
+    let encoding = match &panel.quant {
+        None => Encoding::floats(weights.dtype),
+        Some(q) => Encoding::codes(&q.format, q.round),
+    };
+    let encoding = encoding.expect("weights should be floats or codes of floats").bits();
+    let k = e.program().buffer(s.a).cols;
+    let mut fields = vec![
+        (offset_of!(Products, rows), scratch(e, layout.arranged)),
+        (offset_of!(Products, n_rows), n_rows),
+        (offset_of!(Products, k), e.int(k)),
+        (offset_of!(Products, weights), first),
+        (offset_of!(Products, pitch), e.int(pitch)),
+        (offset_of!(Products, n_columns), columns.count),
+        (offset_of!(Products, out), scratch(e, products_at(layout, p))),
+        (offset_of!(Products, out_pitch), e.int(JOB_COLUMNS)),
+        (offset_of!(Products, scratch), scratch(e, layout.kernels)),
+        (offset_of!(Products, encoding), e.int(encoding)),
+    ];
+    if let Some(q) = &panel.quant {
+        let grid = e.buffer(q.scales);
+        let grid_pitch = grid.pitch * grid.dtype.bytes() as u64;
+        let base = e.pointer(q.scales);
+        let scales = e.at(base, expert, grid.rows.fixed().unwrap_or(0) * grid_pitch);
+        let global = match q.global {
+            None => e.int(0),
+            Some(b) => {
+                let base = e.pointer(b);
+                e.at(base, expert, 4)
             }
         };
-        let codes = e.at(codes, col, codes_pitch);
-        let to = e.at(to, col, pitch);
-        e.decode_row(row, RowPointers { codes, scales, global, to });
-    });
-    PanelStart { at: e.written_scratch(offset), pitch, dtype: q.round }
+        fields.extend([
+            (offset_of!(Products, scales), scales),
+            (offset_of!(Products, scales_pitch), e.int(grid_pitch)),
+            (offset_of!(Products, global), global),
+            (offset_of!(Products, first_column), columns.first),
+            (offset_of!(Products, block_rows), e.int(q.format.block_rows)),
+            (offset_of!(Products, block_cols), e.int(q.format.block_cols)),
+        ]);
+    }
+    for (offset, value) in fields {
+        e.b.ins().store(plain(), value, e.scratch, offset as i32);
+    }
+    e.call_kernel(KernelFn::Products, &[e.scratch]);
 }
 
 /// The bias of a panel, from the block's first column on.
@@ -290,128 +313,50 @@ struct Bias {
     dtype: DType,
 }
 
-/// What the row blocks of one expert share.
-struct Tile<'t> {
-    segment: &'t Segment,
-    columns: Columns,
-    panels: &'t [PanelStart],
-    biases: &'t [Option<Bias>],
-}
-
-impl Tile<'_> {
-    /// All columns of the block for `rows` rows from `row`.
-    fn emit(&self, e: &mut Emit, row: Value, rows: usize) {
-        let s = self.segment;
-        let a = e.buffer(s.a);
-        let activations: Vec<Value> = (0..rows as u64).map(|r| self.activations(e, row, r)).collect();
-        let zero = e.int(0);
-        for (p, panel) in self.panels.iter().enumerate() {
-            let block = DotBlock { k: a.cols, a: DType::F32, w: panel.dtype };
-            e.each(zero, self.columns.count, |e, col| {
-                let w = e.at(panel.at, col, panel.pitch);
-                let sums = e.dot_block(block, &activations, w);
-                let to = e.at(e.scratch, col, 4);
-                for r in 0..rows {
-                    e.store_lane(DType::F32, sums, r as u8, to, self.products(r, p));
+/// Bias, epilogue and store of row `row`, whose products are those of row `r` in scratch memory.
+fn epilogue(e: &mut Emit, s: &Segment, columns: Columns, biases: &[Option<Bias>], row: Value, r: Value) {
+    let layout = layout(e.program(), s);
+    let dtype = e.buffer(s.out).dtype;
+    let to = e.row_pointer(s.out, row);
+    let to = e.at(to, columns.first, dtype.bytes() as u64);
+    let products = e.at(e.scratch, r, PRODUCTS);
+    let zero = e.int(0);
+    each_column(
+        e,
+        zero,
+        columns.count,
+        |e, col| {
+            let mut halves = [Vec::new(), Vec::new()];
+            for (p, bias) in biases.iter().enumerate() {
+                let at = e.at(products, col, 4);
+                let mut v = e.load_eight(DType::F32, plain(), at, products_at(layout, p) as i32);
+                if let Some(bias) = bias {
+                    let at = e.at(bias.start, col, bias.dtype.bytes() as u64);
+                    let b = e.load_eight(bias.dtype, plain(), at, 0);
+                    v = [0, 1].map(|i| e.b.ins().fadd(v[i], b[i]));
                 }
-            });
-        }
-        for r in 0..rows {
-            let row = e.plus(row, r as i64);
-            self.epilogue(e, row, r);
-        }
-    }
-
-    /// Byte offset of the products of row `r` with panel `p` in scratch memory.
-    fn products(&self, r: usize, p: usize) -> i32 {
-        ((r * self.segment.panels.len() + p) as u64 * PRODUCTS) as i32
-    }
-
-    /// Where the activations of row `row + r` are as f32: in place, or widened in scratch memory.
-    fn activations(&self, e: &mut Emit, row: Value, r: u64) -> Value {
-        let s = self.segment;
-        let row = e.plus(row, r as i64);
-        let source = match s.a_rows {
-            RowMap::Same => row,
-            RowMap::Gather(map) => {
-                let at = e.row_pointer(map, row);
-                e.load_i32(at, 0)
+                halves[0].push(v[0]);
+                halves[1].push(v[1]);
             }
-        };
-        let from = e.row_pointer(s.a, source);
-        let a = e.buffer(s.a);
-        if a.dtype == DType::F32 {
-            return from;
-        }
-        let row_bytes = (a.cols * 4).next_multiple_of(64);
-        let offset = layout(e.program(), s).activations + r * row_bytes;
-        let to = e.plus(e.scratch, offset as i64);
-        let (zero, k) = (e.int(0), e.int(a.cols));
-        let bytes = a.dtype.bytes() as u64;
-        each_column(
-            e,
-            zero,
-            k,
-            |e, i| {
-                let at = e.at(from, i, bytes);
-                let v = e.load_eight(a.dtype, plain(), at, 0);
-                let at = e.at(to, i, 4);
-                e.store_eight(DType::F32, v, at, 0);
-            },
-            |e, i| {
-                let at = e.at(from, i, bytes);
-                let v = e.load(Lanes::One, a.dtype, at, 0);
-                let at = e.at(to, i, 4);
-                e.store(DType::F32, v, at, 0);
-            },
-        );
-        e.written_scratch(offset)
-    }
-
-    /// Bias, epilogue and store of row `row`, whose products are those of row `r` of the block.
-    fn epilogue(&self, e: &mut Emit, row: Value, r: usize) {
-        let s = self.segment;
-        let dtype = e.buffer(s.out).dtype;
-        let to = e.row_pointer(s.out, row);
-        let to = e.at(to, self.columns.first, dtype.bytes() as u64);
-        let zero = e.int(0);
-        each_column(
-            e,
-            zero,
-            self.columns.count,
-            |e, col| {
-                let mut halves = [Vec::new(), Vec::new()];
-                for (p, bias) in self.biases.iter().enumerate() {
-                    let at = e.at(e.scratch, col, 4);
-                    let mut v = e.load_eight(DType::F32, plain(), at, self.products(r, p));
-                    if let Some(bias) = bias {
-                        let at = e.at(bias.start, col, bias.dtype.bytes() as u64);
-                        let b = e.load_eight(bias.dtype, plain(), at, 0);
-                        v = [0, 1].map(|i| e.b.ins().fadd(v[i], b[i]));
-                    }
-                    halves[0].push(v[0]);
-                    halves[1].push(v[1]);
+            let results = halves.map(|args| e.expr(&s.epilogue, &args, args[0]));
+            let at = e.at(to, col, dtype.bytes() as u64);
+            e.store_eight(dtype, results, at, 0);
+        },
+        |e, col| {
+            let mut args = Vec::new();
+            for (p, bias) in biases.iter().enumerate() {
+                let at = e.at(products, col, 4);
+                let mut v = e.load(Lanes::One, DType::F32, at, products_at(layout, p) as i32);
+                if let Some(bias) = bias {
+                    let at = e.at(bias.start, col, bias.dtype.bytes() as u64);
+                    let b = e.load(Lanes::One, bias.dtype, at, 0);
+                    v = e.b.ins().fadd(v, b);
                 }
-                let results = halves.map(|args| e.expr(&s.epilogue, &args, args[0]));
-                let at = e.at(to, col, dtype.bytes() as u64);
-                e.store_eight(dtype, results, at, 0);
-            },
-            |e, col| {
-                let mut args = Vec::new();
-                for (p, bias) in self.biases.iter().enumerate() {
-                    let at = e.at(e.scratch, col, 4);
-                    let mut v = e.load(Lanes::One, DType::F32, at, self.products(r, p));
-                    if let Some(bias) = bias {
-                        let at = e.at(bias.start, col, bias.dtype.bytes() as u64);
-                        let b = e.load(Lanes::One, bias.dtype, at, 0);
-                        v = e.b.ins().fadd(v, b);
-                    }
-                    args.push(v);
-                }
-                let result = e.expr(&s.epilogue, &args, args[0]);
-                let at = e.at(to, col, dtype.bytes() as u64);
-                e.store(dtype, result, at, 0);
-            },
-        );
-    }
+                args.push(v);
+            }
+            let result = e.expr(&s.epilogue, &args, args[0]);
+            let at = e.at(to, col, dtype.bytes() as u64);
+            e.store(dtype, result, at, 0);
+        },
+    );
 }

@@ -71,14 +71,14 @@ pub fn run_layer(program: &Program, code: &Compiled, buffers: &[*mut u8], n_toke
     let operands: Vec<Pointers> = operands.iter().map(|o| Pointers(o)).collect();
     let next: Vec<AtomicU64> = program.kernels.iter().map(|_| AtomicU64::new(0)).collect();
     let done: Vec<AtomicUsize> = program.kernels.iter().map(|_| AtomicUsize::new(0)).collect();
-    let math = CpuMath::standard();
+    let (math, kernels) = (CpuMath::standard(), moec_cpu_kernels::table());
     let operands = &operands;
     time(threads, |_| {
         let mut cpu = 0.0;
         for (k, (function, launch)) in code.kernels.iter().enumerate() {
             let mut scratch = Memory::new(launch.scratch_bytes as usize);
             let buffers = operands[k].0.as_ptr();
-            let context = CpuContext { buffers, n_tokens, scratch: scratch.pointer(), math: &math };
+            let context = CpuContext { buffers, n_tokens, scratch: scratch.pointer(), math: &math, kernels: &kernels };
             let items = launch.items.at(n_tokens);
             let piece = (items / (threads as u64 * 4)).max(1);
             let start = cpu_seconds();

@@ -105,7 +105,7 @@ unsafe impl Sync for Shared {}
 
 /// Runs one kernel, its items dealt out to `threads` threads in pieces.
 pub fn run_kernel(kernel: &(CpuKernel, CpuLaunch), buffers: &[*mut u8], n_tokens: u64, threads: u64) {
-    let math = CpuMath::standard();
+    let (math, kernels) = (CpuMath::standard(), moec_cpu_kernels::table());
     let items = kernel.1.items.at(n_tokens);
     let next = std::sync::atomic::AtomicU64::new(0);
     let piece = (items / (threads * 4)).max(1);
@@ -113,7 +113,10 @@ pub fn run_kernel(kernel: &(CpuKernel, CpuLaunch), buffers: &[*mut u8], n_tokens
         .map(|_| {
             let mut scratch = Memory::new(kernel.1.scratch_bytes as usize);
             let pointer = scratch.pointer();
-            (CpuContext { buffers: buffers.as_ptr(), n_tokens, scratch: pointer, math: &math }, scratch)
+            (
+                CpuContext { buffers: buffers.as_ptr(), n_tokens, scratch: pointer, math: &math, kernels: &kernels },
+                scratch,
+            )
         })
         .collect();
     std::thread::scope(|scope| {

@@ -14,7 +14,7 @@ use memmap2::MmapMut;
 use moec_bundle::Bundle;
 use moec_bundle::manifest::{Launch, Manifest, ParamInfo, TargetEntry, WorkspaceRule};
 use moec_ir::Tensor;
-use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuMath};
+use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuKernels, CpuMath};
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::{Buffer, CpuLaunch};
 use pool::Stage;
@@ -54,6 +54,7 @@ pub struct CpuLayer {
     memory: MmapMut,
     scratch_stride: usize,
     math: Box<CpuMath>,
+    kernels: Box<CpuKernels>,
     pool: Arc<Pool>,
     /// Inputs, then outputs, of [`CpuLayer::run_host`].
     staging: Vec<MmapMut>,
@@ -130,6 +131,7 @@ impl CpuLayer {
             memory: allocate(0, "workspace")?,
             scratch_stride,
             math: Box::new(CpuMath::standard()),
+            kernels: Box::new(moec_cpu_kernels::table()),
             staging: staging.collect::<Result<_, _>>()?,
             plan,
             variants,
@@ -236,6 +238,7 @@ impl CpuLayer {
                 n_tokens,
                 scratch: memory.wrapping_add(cut.scratch),
                 math: &raw const *self.math,
+                kernels: &raw const *self.kernels,
             };
             for place in &step.operands {
                 let pointer = match *place {

@@ -279,6 +279,8 @@ mod tests {
                     n_tokens: i as u64,
                     scratch: scratch.as_mut_ptr(),
                     math,
+                    // The kernel of these tests calls nothing.
+                    kernels: std::ptr::null(),
                 },
                 scratch_stride: 256,
                 items,

@@ -1,0 +1,165 @@
+//! AVX-512 with byte and word instructions: Intel servers since 2017, AMD since 2022. Two columns in a vector.
+
+use crate::machine::Machine;
+use std::arch::x86_64::*;
+
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+/// The sum of one column's lanes.
+#[inline(always)]
+unsafe fn sum(t: __m256) -> f32 {
+    // SAFETY: as below.
+    unsafe {
+        let s = _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps::<1>(t));
+        let pairs = _mm_add_ps(s, _mm_movehl_ps(s, s));
+        _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)))
+    }
+}
+
+#[inline(always)]
+unsafe fn two_quarters(a: *const u8, b: *const u8) -> __m256i {
+    // SAFETY: as below.
+    unsafe {
+        let low = _mm256_castsi128_si256(_mm_loadu_si128(a.cast()));
+        _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(b.cast()))
+    }
+}
+
+// Every block below has the same reason.
+// SAFETY: the caller's contract: the processor has AVX-512 F, BW, DQ and VL, and pointers are valid for what is read or
+// written.
+impl Machine for Avx512 {
+    type F = __m512;
+    type B = __m512i;
+    const COLUMNS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(x: __m512, y: __m512, z: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(x, y, z) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(x: __m512, y: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(x, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { _mm512_load_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: __m512) {
+        unsafe { _mm512_store_ps(p, x) }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(p: *const f32) -> __m512 {
+        unsafe { _mm512_broadcast_f32x8(_mm256_load_ps(p)) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(t: __m512) -> [f32; 2] {
+        unsafe { [sum(_mm512_castps512_ps256(t)), sum(_mm512_extractf32x8_ps::<1>(t))] }
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(p: [*const u8; 2]) -> __m512i {
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(p[0].cast()));
+            _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(p[1].cast()))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quarters(p: [*const u8; 4]) -> __m512i {
+        unsafe {
+            let low = _mm512_castsi256_si512(two_quarters(p[0], p[1]));
+            _mm512_inserti64x4::<1>(low, two_quarters(p[2], p[3]))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(byte: u8) -> __m512i {
+        unsafe { _mm512_set1_epi8(byte as i8) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(x: __m512i, y: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(x, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn and_not(x: __m512i, y: __m512i) -> __m512i {
+        unsafe { _mm512_andnot_si512(x, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn or(x: __m512i, y: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(x, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn xor(x: __m512i, y: __m512i) -> __m512i {
+        unsafe { _mm512_xor_si512(x, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn equal(x: __m512i, y: __m512i) -> __m512i {
+        unsafe { _mm512_movm_epi8(_mm512_cmpeq_epi8_mask(x, y)) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_words(x: __m512i, y: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi16(x, y) }
+    }
+
+    #[inline(always)]
+    unsafe fn down_four(x: __m512i) -> __m512i {
+        unsafe { _mm512_srli_epi16::<4>(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(table: __m512i, index: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(table, index) }
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(x: __m512i, y: __m512i) -> [__m512i; 2] {
+        unsafe { [_mm512_unpacklo_epi8(x, y), _mm512_unpackhi_epi8(x, y)] }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_bf16(x: __m512i) -> [__m512; 2] {
+        unsafe {
+            let zero = _mm512_setzero_si512();
+            let (low, high) = (_mm512_unpacklo_epi16(zero, x), _mm512_unpackhi_epi16(zero, x));
+            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_f16(x: __m512i) -> [__m512; 2] {
+        unsafe {
+            // The lower halves of all pieces of 16 bytes, then the upper ones.
+            let x = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), x);
+            [_mm512_cvtph_ps(_mm512_castsi512_si256(x)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(x))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn floats(x: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}

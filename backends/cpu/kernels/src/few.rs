@@ -1,0 +1,109 @@
+//! Few rows: weights are decoded in registers and multiplied at once, a few columns at a time over their whole length.
+
+use crate::entries::Entries;
+use crate::machine::Machine;
+use crate::readers::{BLOCK, GROUP, ROOM, Reader, Source};
+use crate::scratch::Scratch;
+use crate::values::Matrix;
+use moec_ir::abi::arranged_len;
+
+/// Products of `ROWS` rows from `row` on with all columns, `N` vectors of columns at a time.
+///
+/// # Safety
+/// The job's pointers are valid as [`moec_ir::abi::Products`] says, and the processor has the machine's features.
+#[inline(always)]
+pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const N: usize>(
+    m: &Matrix,
+    source: &S,
+    row: usize,
+    scratch: Scratch,
+) {
+    let job = m.job;
+    let (n_columns, k) = (job.n_columns as usize, job.k as usize);
+    let width = arranged_len(job.k) as usize;
+    let whole = k / GROUP * GROUP;
+    let at_once = N * M::COLUMNS;
+    // The same place of the columns that come next.
+    let ahead = at_once * job.pitch as usize;
+    let mut first_column = 0;
+    while first_column < n_columns {
+        // Past the last column, it is computed again.
+        let column = |i: usize| (first_column + i).min(n_columns - 1);
+        let columns = |n: usize| [column(n * M::COLUMNS), column(n * M::COLUMNS + M::COLUMNS - 1)];
+        // SAFETY: the caller's contract; the columns exist; groups end within `k`, and rows are as long as all groups.
+        unsafe {
+            let rows = job.rows.add(row * width);
+            let mut totals = [[M::zero(); N]; ROWS];
+            let mut first = 0;
+            while first < k {
+                let end = (first + BLOCK).min(whole).max(first);
+                let readers: [S::Reader; N] = std::array::from_fn(|n| {
+                    let room: *mut Entries = scratch.room.add(n * ROOM);
+                    source.reader(m, columns(n), (first, end), ahead, room)
+                });
+                let mut sums = [[M::zero(); N]; ROWS];
+                for g in first / GROUP..end / GROUP {
+                    for n in 0..N {
+                        let w = readers[n].group(g);
+                        multiply::<M, ROWS, N>(&w, n, rows.add(g * GROUP), width, &mut sums);
+                    }
+                }
+                if first + BLOCK > whole && whole < k {
+                    for n in 0..N {
+                        tail::<M>(m, columns(n), whole, scratch.tail);
+                        let mut w = [M::zero(); 8];
+                        for j in 0..8 {
+                            w[j] = M::load(scratch.tail.add(j * 8 * M::COLUMNS));
+                        }
+                        multiply::<M, ROWS, N>(&w, n, rows.add(whole), width, &mut sums);
+                    }
+                }
+                for r in 0..ROWS {
+                    for n in 0..N {
+                        totals[r][n] = M::add(totals[r][n], sums[r][n]);
+                    }
+                }
+                first += BLOCK;
+            }
+            for r in 0..ROWS {
+                for n in 0..N {
+                    let products = M::sums(totals[r][n]);
+                    for c in 0..M::COLUMNS {
+                        let at = first_column + n * M::COLUMNS + c;
+                        if at < n_columns {
+                            *job.out.add((row + r) * job.out_pitch as usize + at) = products[c];
+                        }
+                    }
+                }
+            }
+        }
+        first_column += at_once;
+    }
+}
+
+/// Adds the products of one group of column vector `n` with every row.
+#[inline(always)]
+unsafe fn multiply<M: Machine, const ROWS: usize, const N: usize>(
+    w: &[M::F; 8],
+    n: usize,
+    rows: *const f32,
+    width: usize,
+    sums: &mut [[M::F; N]; ROWS],
+) {
+    for j in 0..8 {
+        for r in 0..ROWS {
+            // SAFETY: the caller's contract.
+            unsafe { sums[r][n] = M::fma(w[j], M::spread(rows.add(r * width + j * 8)), sums[r][n]) };
+        }
+    }
+}
+
+/// Writes what the last, short group of the columns is, from element `whole` on: eight vectors.
+///
+/// # Safety
+/// The columns exist; `to` is for eight vectors.
+#[inline(always)]
+pub(crate) unsafe fn tail<M: Machine>(m: &Matrix, columns: [usize; 2], whole: usize, to: *mut f32) {
+    // SAFETY: the caller's contract.
+    unsafe { crate::many::scatter::<M>(m, columns, whole, m.job.k as usize - whole, to, 8 * M::COLUMNS) }
+}

@@ -1,0 +1,121 @@
+//! The matrix products that compiled CPU layers call through [`CpuKernels`].
+//!
+//! The one room of the CPU backend with instructions of particular processors. [`table`] chooses by what the processor
+//! has: AVX-512, AVX2, or portable code. An algorithm is written once, over vectors (`machine.rs`), so all three give the
+//! same bits; what they are is defined by [`Products`].
+//!
+//! A job is done in one of two ways, which do not differ in bits either: with few rows, codes become floats in registers
+//! and are multiplied at once; with many, a block of a panel of columns becomes floats in cache, and all rows are
+//! multiplied with it, in tiles that stay in registers.
+#![warn(missing_docs)]
+// Loops over small arrays of vectors are unrolled; iterators over them are not, without inlining.
+#![allow(clippy::needless_range_loop)]
+
+mod arrange;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod entries;
+mod few;
+mod machine;
+mod many;
+mod portable;
+mod products;
+mod readers;
+mod round;
+mod scratch;
+mod values;
+
+use moec_ir::abi::{CpuKernels, Products};
+use portable::Portable;
+
+/// Instructions that kernels can be compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Instructions {
+    /// What every processor has.
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL beside those.
+    Avx512,
+}
+
+impl Instructions {
+    /// What this processor has, the best last. All give the same bits.
+    pub fn here() -> Vec<Instructions> {
+        let mut found = vec![Instructions::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = std::arch::is_x86_feature_detected!("avx2")
+                && std::arch::is_x86_feature_detected!("fma")
+                && std::arch::is_x86_feature_detected!("f16c");
+            let avx512 = std::arch::is_x86_feature_detected!("avx512f")
+                && std::arch::is_x86_feature_detected!("avx512bw")
+                && std::arch::is_x86_feature_detected!("avx512dq")
+                && std::arch::is_x86_feature_detected!("avx512vl");
+            found.extend(avx2.then_some(Instructions::Avx2));
+            found.extend((avx2 && avx512).then_some(Instructions::Avx512));
+        }
+        found
+    }
+}
+
+/// The functions that this processor runs fastest.
+pub fn table() -> CpuKernels {
+    with(Instructions::here().pop().unwrap_or(Instructions::Portable)).expect("instructions found here should be here")
+}
+
+/// The functions for particular instructions; `None` when this processor does not have them.
+pub fn with(instructions: Instructions) -> Option<CpuKernels> {
+    if !Instructions::here().contains(&instructions) {
+        return None;
+    }
+    Some(match instructions {
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx2 => CpuKernels { arrange: arrange_avx2, products: products_avx2 },
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx512 => CpuKernels { arrange: arrange_avx512, products: products_avx512 },
+        #[cfg(not(target_arch = "x86_64"))]
+        Instructions::Avx2 | Instructions::Avx512 => return None,
+        Instructions::Portable => CpuKernels { arrange: arrange_portable, products: products_portable },
+    })
+}
+
+unsafe extern "C" fn arrange_portable(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
+    // SAFETY: the contract of `CpuKernels::arrange`.
+    unsafe { arrange::arrange(from, encoding, k, to) }
+}
+
+unsafe extern "C" fn products_portable(job: *const Products) {
+    // SAFETY: the contract of `CpuKernels::products`.
+    unsafe { products::products::<Portable>(&*job) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe extern "C" fn arrange_avx2(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
+    // SAFETY: the contract of `CpuKernels::arrange`.
+    unsafe { arrange::arrange(from, encoding, k, to) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe extern "C" fn products_avx2(job: *const Products) {
+    // SAFETY: the contract of `CpuKernels::products`; `with` has found AVX2, FMA and F16C.
+    unsafe { products::products::<avx2::Avx2>(&*job) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe extern "C" fn arrange_avx512(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
+    // SAFETY: the contract of `CpuKernels::arrange`.
+    unsafe { arrange::arrange(from, encoding, k, to) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe extern "C" fn products_avx512(job: *const Products) {
+    // SAFETY: the contract of `CpuKernels::products`; `with` has found all of these.
+    unsafe { products::products::<avx512::Avx512>(&*job) }
+}

@@ -1,0 +1,63 @@
+//! What the kernels are written with: vectors of eight floats, and of 32 bytes, for each of one or two columns.
+//!
+//! An algorithm is written once over [`Machine`] and compiled for every processor, so that the order of sums, which the
+//! bits depend on, is written once. All functions are inlined into entry points that have the processor's features.
+
+/// A processor's vectors. `F` is eight lanes of f32 for each column, `B` 32 bytes for each; operations on bytes that move
+/// some work in pieces of 16 bytes.
+///
+/// # Safety
+/// Functions are unsafe because the processor must have the machine's features; those with pointers also need them to be
+/// valid for what they read or write.
+#[allow(clippy::missing_safety_doc, reason = "one contract for all, above")]
+pub(crate) trait Machine: Copy {
+    /// Floats.
+    type F: Copy;
+    /// Bytes.
+    type B: Copy;
+    /// Columns in a vector: one or two.
+    const COLUMNS: usize;
+
+    unsafe fn zero() -> Self::F;
+    /// `x * y + z`, rounded once.
+    unsafe fn fma(x: Self::F, y: Self::F, z: Self::F) -> Self::F;
+    unsafe fn add(x: Self::F, y: Self::F) -> Self::F;
+    /// Aligned to the vector.
+    unsafe fn load(p: *const f32) -> Self::F;
+    /// Aligned to the vector.
+    unsafe fn store(p: *mut f32, x: Self::F);
+    /// The eight floats at `p`, for every column.
+    unsafe fn spread(p: *const f32) -> Self::F;
+    /// The sum of each column's lanes: `s[l] = t[l] + t[l + 4]`, then `(s[0] + s[2]) + (s[1] + s[3])`.
+    unsafe fn sums(x: Self::F) -> [f32; 2];
+
+    /// 32 bytes of each column.
+    unsafe fn bytes(p: [*const u8; 2]) -> Self::B;
+    /// 16 bytes from each pointer, two for each column.
+    unsafe fn quarters(p: [*const u8; 4]) -> Self::B;
+    unsafe fn splat(byte: u8) -> Self::B;
+    unsafe fn and(x: Self::B, y: Self::B) -> Self::B;
+    /// `!x & y`
+    unsafe fn and_not(x: Self::B, y: Self::B) -> Self::B;
+    unsafe fn or(x: Self::B, y: Self::B) -> Self::B;
+    unsafe fn xor(x: Self::B, y: Self::B) -> Self::B;
+    /// All ones in bytes that are equal, else 0.
+    unsafe fn equal(x: Self::B, y: Self::B) -> Self::B;
+    /// Sums of words of 16 bits.
+    unsafe fn add_words(x: Self::B, y: Self::B) -> Self::B;
+    /// Words of 16 bits moved down by four bits.
+    unsafe fn down_four(x: Self::B) -> Self::B;
+    /// In every 16 bytes: entries of `table` at indices below 16.
+    unsafe fn look_up(table: Self::B, index: Self::B) -> Self::B;
+    /// In every 16 bytes: bytes of the lower halves of `x` and `y` by turns, and of the upper halves.
+    unsafe fn interleave(x: Self::B, y: Self::B) -> [Self::B; 2];
+    /// In every 16 bytes, the lower and the upper four words as bf16.
+    unsafe fn widen_bf16(x: Self::B) -> [Self::F; 2];
+    /// In every 16 bytes, the lower and the upper four words as f16.
+    unsafe fn widen_f16(x: Self::B) -> [Self::F; 2];
+    /// Bytes as floats.
+    unsafe fn floats(x: Self::B) -> Self::F;
+
+    /// Asks for the line of memory at `p`, which need not be there.
+    unsafe fn prefetch(p: *const u8);
+}

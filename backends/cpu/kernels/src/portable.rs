@@ -1,0 +1,156 @@
+//! Vectors as arrays: any processor, the same bits.
+
+use crate::machine::Machine;
+use crate::round::widen_f16;
+
+/// One column in a vector.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+type Bytes = [u8; 32];
+
+fn words(x: Bytes) -> [u16; 16] {
+    std::array::from_fn(|i| u16::from_le_bytes([x[2 * i], x[2 * i + 1]]))
+}
+
+fn of_words(x: [u16; 16]) -> Bytes {
+    std::array::from_fn(|i| x[i / 2].to_le_bytes()[i % 2])
+}
+
+/// The lower and upper four words of both halves.
+fn widen(x: Bytes, one: impl Fn(u16) -> f32) -> [[f32; 8]; 2] {
+    let w = words(x);
+    [0, 4].map(|first| std::array::from_fn(|i| one(w[first + i % 4 + i / 4 * 8])))
+}
+
+impl Machine for Portable {
+    type F = [f32; 8];
+    type B = Bytes;
+    const COLUMNS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 8] {
+        [0.0; 8]
+    }
+
+    #[inline(always)]
+    unsafe fn fma(x: [f32; 8], y: [f32; 8], z: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| x[i].mul_add(y[i], z[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn add(x: [f32; 8], y: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| x[i] + y[i])
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 8] {
+        // SAFETY: the caller's contract.
+        unsafe { p.cast::<[f32; 8]>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: [f32; 8]) {
+        // SAFETY: the caller's contract.
+        unsafe { p.cast::<[f32; 8]>().write(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn spread(p: *const f32) -> [f32; 8] {
+        // SAFETY: the caller's contract.
+        unsafe { Self::load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(t: [f32; 8]) -> [f32; 2] {
+        let s: [f32; 4] = std::array::from_fn(|l| t[l] + t[l + 4]);
+        [(s[0] + s[2]) + (s[1] + s[3]), 0.0]
+    }
+
+    #[inline(always)]
+    unsafe fn bytes(p: [*const u8; 2]) -> Bytes {
+        // SAFETY: the caller's contract.
+        unsafe { p[0].cast::<Bytes>().read() }
+    }
+
+    #[inline(always)]
+    unsafe fn quarters(p: [*const u8; 4]) -> Bytes {
+        // SAFETY: the caller's contract.
+        let halves = unsafe { [p[0].cast::<[u8; 16]>().read(), p[1].cast::<[u8; 16]>().read()] };
+        std::array::from_fn(|i| halves[i / 16][i % 16])
+    }
+
+    #[inline(always)]
+    unsafe fn splat(byte: u8) -> Bytes {
+        [byte; 32]
+    }
+
+    #[inline(always)]
+    unsafe fn and(x: Bytes, y: Bytes) -> Bytes {
+        std::array::from_fn(|i| x[i] & y[i])
+    }
+
+    #[inline(always)]
+    unsafe fn and_not(x: Bytes, y: Bytes) -> Bytes {
+        std::array::from_fn(|i| !x[i] & y[i])
+    }
+
+    #[inline(always)]
+    unsafe fn or(x: Bytes, y: Bytes) -> Bytes {
+        std::array::from_fn(|i| x[i] | y[i])
+    }
+
+    #[inline(always)]
+    unsafe fn xor(x: Bytes, y: Bytes) -> Bytes {
+        std::array::from_fn(|i| x[i] ^ y[i])
+    }
+
+    #[inline(always)]
+    unsafe fn equal(x: Bytes, y: Bytes) -> Bytes {
+        std::array::from_fn(|i| if x[i] == y[i] { 0xff } else { 0 })
+    }
+
+    #[inline(always)]
+    unsafe fn add_words(x: Bytes, y: Bytes) -> Bytes {
+        let (x, y) = (words(x), words(y));
+        of_words(std::array::from_fn(|i| x[i].wrapping_add(y[i])))
+    }
+
+    #[inline(always)]
+    unsafe fn down_four(x: Bytes) -> Bytes {
+        of_words(words(x).map(|w| w >> 4))
+    }
+
+    #[inline(always)]
+    unsafe fn look_up(table: Bytes, index: Bytes) -> Bytes {
+        std::array::from_fn(|i| table[i / 16 * 16 + usize::from(index[i] & 15)])
+    }
+
+    #[inline(always)]
+    unsafe fn interleave(x: Bytes, y: Bytes) -> [Bytes; 2] {
+        [0, 8].map(|first| {
+            std::array::from_fn(|i| {
+                let at = i / 16 * 16 + first + i % 16 / 2;
+                if i % 2 == 0 { x[at] } else { y[at] }
+            })
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn widen_bf16(x: Bytes) -> [[f32; 8]; 2] {
+        widen(x, |w| f32::from_bits(u32::from(w) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn widen_f16(x: Bytes) -> [[f32; 8]; 2] {
+        widen(x, widen_f16)
+    }
+
+    #[inline(always)]
+    unsafe fn floats(x: Bytes) -> [f32; 8] {
+        std::array::from_fn(|i| f32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+}

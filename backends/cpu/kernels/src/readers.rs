@@ -1,0 +1,397 @@
+//! Weights as they come from memory: groups of 64 elements of a vector's columns, made floats in registers.
+
+use crate::entries::{ENTRIES, Entries, Recipe};
+use crate::machine::Machine;
+use crate::values::Matrix;
+use moec_ir::quant::ScaleCode;
+
+/// Elements of a group, which eight vectors hold.
+pub(crate) const GROUP: usize = 64;
+/// Elements of a block of a sum.
+pub(crate) const BLOCK: usize = 512;
+/// Least elements of a block of codes that has entries of its own, where entries are made for every block.
+pub(crate) const LEAST_BLOCK: usize = 32;
+/// Entries that a reader needs room for.
+pub(crate) const ROOM: usize = 2 * BLOCK / LEAST_BLOCK;
+
+/// The place of element `i` of a group in the order of lanes: turn times eight plus lane.
+pub(crate) const fn place(i: usize) -> usize {
+    i % 32 / 4 * 8 + i % 4 + i / 32 * 4
+}
+
+/// Reads the columns of a vector.
+pub(crate) trait Reader<M: Machine>: Copy {
+    /// Group `g` of the columns: vector `j` is what lanes take in turn `j`.
+    ///
+    /// # Safety
+    /// The group lies within what the reader was made for, and the processor has the machine's features.
+    unsafe fn group(&self, g: usize) -> [M::F; 8];
+}
+
+/// A kind of weights of a job.
+pub(crate) trait Source<M: Machine>: Copy {
+    type Reader: Reader<M>;
+
+    /// A reader of whole groups of elements `first .. end`, at most a block, of one or two columns.
+    ///
+    /// `ahead` is how many bytes behind what is read memory is asked for. `room` is for [`ROOM`] entries, which the reader
+    /// points to.
+    ///
+    /// # Safety
+    /// The matrix has these columns and elements, and `room` is as large as that.
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        range: (usize, usize),
+        ahead: usize,
+        room: *mut Entries,
+    ) -> Self::Reader;
+
+    /// Bits of an element.
+    fn bits(&self) -> usize;
+}
+
+/// Eight vectors of four pairs.
+#[inline(always)]
+fn eight<F: Copy>(pairs: [[F; 2]; 4]) -> [F; 8] {
+    let [[a, b], [c, d], [e, f], [g, h]] = pairs;
+    [a, b, c, d, e, f, g, h]
+}
+
+/// Sixteen bytes `at` behind each column's pointer, and sixteen more `apart` behind those.
+#[inline(always)]
+unsafe fn halves<M: Machine>(p: [*const u8; 2], at: usize, apart: usize) -> M::B {
+    // SAFETY: the caller's contract.
+    unsafe { M::quarters([p[0].add(at), p[0].add(at + apart), p[1].add(at), p[1].add(at + apart)]) }
+}
+
+/// Floats of 16 bits; f16 when `HALF`.
+#[derive(Clone, Copy)]
+pub(crate) struct Words<const HALF: bool>;
+
+#[derive(Clone, Copy)]
+pub(crate) struct WordsReader<const HALF: bool> {
+    at: [*const u8; 2],
+    ahead: usize,
+}
+
+impl<M: Machine, const HALF: bool> Source<M> for Words<HALF> {
+    type Reader = WordsReader<HALF>;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        _: (usize, usize),
+        ahead: usize,
+        _: *mut Entries,
+    ) -> Self::Reader {
+        WordsReader { at: [m.column(columns[0]), m.column(columns[1])], ahead }
+    }
+
+    fn bits(&self) -> usize {
+        16
+    }
+}
+
+impl<M: Machine, const HALF: bool> Reader<M> for WordsReader<HALF> {
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 128 bytes of each column are there.
+        unsafe {
+            let p = [self.at[0].add(g * 128), self.at[1].add(g * 128)];
+            for c in 0..M::COLUMNS {
+                M::prefetch(p[c].wrapping_add(self.ahead));
+                M::prefetch(p[c].wrapping_add(self.ahead + 64));
+            }
+            let mut pairs = [[M::zero(); 2]; 4];
+            for j in 0..4 {
+                let words = halves::<M>(p, 16 * j, 64);
+                pairs[j] = if HALF { M::widen_f16(words) } else { M::widen_bf16(words) };
+            }
+            eight(pairs)
+        }
+    }
+}
+
+/// Floats of 32 bits.
+#[derive(Clone, Copy)]
+pub(crate) struct Floats;
+
+#[derive(Clone, Copy)]
+pub(crate) struct FloatsReader {
+    at: [*const u8; 2],
+    ahead: usize,
+}
+
+impl<M: Machine> Source<M> for Floats {
+    type Reader = FloatsReader;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        _: (usize, usize),
+        ahead: usize,
+        _: *mut Entries,
+    ) -> Self::Reader {
+        FloatsReader { at: [m.column(columns[0]), m.column(columns[1])], ahead }
+    }
+
+    fn bits(&self) -> usize {
+        32
+    }
+}
+
+impl<M: Machine> Reader<M> for FloatsReader {
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 256 bytes of each column are there.
+        unsafe {
+            let p = [self.at[0].add(g * 256), self.at[1].add(g * 256)];
+            for c in 0..M::COLUMNS {
+                for line in 0..4 {
+                    M::prefetch(p[c].wrapping_add(self.ahead + line * 64));
+                }
+            }
+            let mut vectors = [M::zero(); 8];
+            for j in 0..8 {
+                vectors[j] = M::floats(halves::<M>(p, 16 * j, 128));
+            }
+            vectors
+        }
+    }
+}
+
+/// The entries of the blocks of one or two columns: made for a reader, or one for every byte that a scale can be.
+#[derive(Clone, Copy)]
+struct Blocks<const BYTES: bool> {
+    entries: [*const u8; 2],
+    scales: [*const u8; 2],
+    /// Elements of a block are `1 << shift`.
+    shift: u32,
+}
+
+impl<const BYTES: bool> Blocks<BYTES> {
+    /// The entries of the block that element `i` of a column lies in: low bytes, then high ones.
+    #[inline(always)]
+    unsafe fn of(&self, column: usize, i: usize) -> *const u8 {
+        let block = i >> self.shift;
+        // SAFETY: the element exists, so its block does.
+        unsafe {
+            let entry = if BYTES { usize::from(*self.scales[column].add(block)) } else { block };
+            self.entries[column].wrapping_add(entry * ENTRIES)
+        }
+    }
+
+    /// The entries for elements from `i` on in the lower 16 bytes, and for those from `i + 32` on in the upper: low bytes,
+    /// high bytes.
+    #[inline(always)]
+    unsafe fn pair<M: Machine>(&self, i: usize) -> [M::B; 2] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let (a, b) = (self.of(0, i), self.of(0, i + 32));
+            let (c, d) = if M::COLUMNS == 2 { (self.of(1, i), self.of(1, i + 32)) } else { (a, b) };
+            [M::quarters([a, b, c, d]), M::quarters([a.add(16), b.add(16), c.add(16), d.add(16)])]
+        }
+    }
+}
+
+/// Makes the entries of the blocks that elements `first .. end` of a column lie in; returns where those of block 0 would
+/// be.
+///
+/// # Safety
+/// The column has these elements; `room` is for as many entries as they have blocks.
+#[inline(always)]
+unsafe fn make(
+    m: &Matrix,
+    recipe: &Recipe,
+    scale: ScaleCode,
+    shift: u32,
+    column: usize,
+    (first, end): (usize, usize),
+    room: *mut Entries,
+) -> *const u8 {
+    let scales = m.scales(column);
+    let (from, to) = (first >> shift, (end - 1) >> shift);
+    for block in from..=to {
+        // SAFETY: the caller's contract.
+        unsafe { room.add(block - from).write(recipe.entries(m.factor(scale, scales, block))) };
+    }
+    room.cast_const().cast::<u8>().wrapping_sub(from * ENTRIES)
+}
+
+/// Codes of four bits whose values are of 16 bits: f16 when `HALF`, else bf16. Scales are looked up by their bytes
+/// (`BYTES`) or entries are made for every block; blocks are of 16 elements (`FINE`) or of 32 or more.
+#[derive(Clone, Copy)]
+pub(crate) struct FourBits<'t, const BYTES: bool, const FINE: bool, const HALF: bool> {
+    pub recipe: &'t Recipe,
+    pub scale: ScaleCode,
+    pub shift: u32,
+    /// The entries for every byte of a scale, when `BYTES`.
+    pub table: *const Entries,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct FourBitsReader<const BYTES: bool, const FINE: bool, const HALF: bool> {
+    codes: [*const u8; 2],
+    blocks: Blocks<BYTES>,
+    ahead: usize,
+}
+
+impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Source<M> for FourBits<'_, BYTES, FINE, HALF> {
+    type Reader = FourBitsReader<BYTES, FINE, HALF>;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        range: (usize, usize),
+        ahead: usize,
+        room: *mut Entries,
+    ) -> Self::Reader {
+        let mut entries = [self.table.cast::<u8>(); 2];
+        if !BYTES && range.0 < range.1 {
+            for c in 0..M::COLUMNS {
+                // SAFETY: the caller's contract; half of the room is for each column.
+                unsafe {
+                    let room = room.add(c * ROOM / 2);
+                    entries[c] = make(m, self.recipe, self.scale, self.shift, columns[c], range, room);
+                }
+            }
+        }
+        let scales = [m.scales(columns[0]), m.scales(columns[1])];
+        let blocks = Blocks { entries, scales, shift: self.shift };
+        FourBitsReader { codes: [m.column(columns[0]), m.column(columns[1])], blocks, ahead }
+    }
+
+    fn bits(&self) -> usize {
+        4
+    }
+}
+
+impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Reader<M>
+    for FourBitsReader<BYTES, FINE, HALF>
+{
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 32 bytes of each column are there.
+        unsafe {
+            let p = [self.codes[0].add(g * 32), self.codes[1].add(g * 32)];
+            for c in 0..M::COLUMNS {
+                M::prefetch(p[c].wrapping_add(self.ahead));
+            }
+            let pairs = M::bytes(p);
+            let nibble = M::splat(15);
+            let even = M::and(pairs, nibble);
+            let odd = M::and(M::down_four(pairs), nibble);
+            // Elements 0 … 15 and 32 … 47, then 16 … 31 and 48 … 63.
+            let indices = M::interleave(even, odd);
+            let i = g * GROUP;
+            let first = self.blocks.pair::<M>(i);
+            let second = if FINE { self.blocks.pair::<M>(i + 16) } else { first };
+            let [a, b] = words::<M, HALF>(first, indices[0]);
+            let [c, d] = words::<M, HALF>(second, indices[1]);
+            eight([a, b, c, d])
+        }
+    }
+}
+
+/// The values at sixteen indices (twice), in two pairs of vectors.
+#[inline(always)]
+unsafe fn words<M: Machine, const HALF: bool>([low, high]: [M::B; 2], indices: M::B) -> [[M::F; 2]; 2] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let [a, b] = M::interleave(M::look_up(low, indices), M::look_up(high, indices));
+        if HALF { [M::widen_f16(a), M::widen_f16(b)] } else { [M::widen_bf16(a), M::widen_bf16(b)] }
+    }
+}
+
+/// Codes of e4m3 whose values are bf16, with factors that are safe.
+#[derive(Clone, Copy)]
+pub(crate) struct E4m3<'t> {
+    pub recipe: &'t Recipe,
+    pub scale: ScaleCode,
+    pub shift: u32,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct E4m3Reader {
+    codes: [*const u8; 2],
+    blocks: Blocks<false>,
+    ahead: usize,
+}
+
+impl<M: Machine> Source<M> for E4m3<'_> {
+    type Reader = E4m3Reader;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        range: (usize, usize),
+        ahead: usize,
+        room: *mut Entries,
+    ) -> Self::Reader {
+        let mut entries = [std::ptr::null(); 2];
+        if range.0 < range.1 {
+            for c in 0..M::COLUMNS {
+                // SAFETY: the caller's contract; half of the room is for each column.
+                unsafe {
+                    let room = room.add(c * ROOM / 2);
+                    entries[c] = make(m, self.recipe, self.scale, self.shift, columns[c], range, room);
+                }
+            }
+        }
+        let scales = [m.scales(columns[0]), m.scales(columns[1])];
+        let blocks = Blocks { entries, scales, shift: self.shift };
+        E4m3Reader { codes: [m.column(columns[0]), m.column(columns[1])], blocks, ahead }
+    }
+
+    fn bits(&self) -> usize {
+        8
+    }
+}
+
+impl<M: Machine> Reader<M> for E4m3Reader {
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 64 bytes of each column are there.
+        unsafe {
+            let p = [self.codes[0].add(g * 64), self.codes[1].add(g * 64)];
+            for c in 0..M::COLUMNS {
+                M::prefetch(p[c].wrapping_add(self.ahead));
+            }
+            let entries = self.blocks.pair::<M>(g * GROUP);
+            let [a, b] = e4m3_values::<M>(entries, halves::<M>(p, 0, 32));
+            let [c, d] = e4m3_values::<M>(entries, halves::<M>(p, 16, 32));
+            eight([a, b, c, d])
+        }
+    }
+}
+
+/// The values of sixteen codes (twice), in two pairs of vectors.
+#[inline(always)]
+unsafe fn e4m3_values<M: Machine>([low, high]: [M::B; 2], codes: M::B) -> [[M::F; 2]; 2] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let (zero, sign) = (M::splat(0), M::splat(0x80));
+        // NaN is the largest magnitude: its value is made all ones, and nothing is added.
+        let nan = M::equal(M::or(codes, sign), M::splat(0xff));
+        let exponent = M::and(codes, M::splat(0x78));
+        let second = M::and(M::equal(exponent, zero), M::splat(8));
+        let index = M::or(M::and(codes, M::splat(7)), second);
+        let exponent = M::and_not(nan, exponent);
+        let low = M::or(M::look_up(low, index), nan);
+        let high = M::or(M::xor(M::look_up(high, index), M::and(codes, sign)), nan);
+        let [a, b] = M::interleave(low, high);
+        // Bits 3 to 6 of the upper byte of 16; they belong in bits 7 to 10.
+        let [x, y] = M::interleave(zero, exponent);
+        [M::widen_bf16(M::add_words(a, M::down_four(x))), M::widen_bf16(M::add_words(b, M::down_four(y)))]
+    }
+}

@@ -1,0 +1,249 @@
+//! Jobs with random weights, in memory that ends where nothing may be read.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use moec_ir::abi::{CpuKernels, Encoding, PRODUCTS_SCRATCH_BYTES, Products, WeightCode, arranged_len};
+use moec_ir::quant::{QuantFormat, ScaleCode};
+use moec_ir::{DType, Tensor};
+
+/// Memory whose last byte is a page's last, with a page behind it that cannot be touched.
+pub struct Guarded {
+    map: *mut u8,
+    map_bytes: usize,
+    start: *mut u8,
+    len: usize,
+}
+
+impl Guarded {
+    pub fn new(bytes: &[u8]) -> Guarded {
+        let page = 4096;
+        let room = bytes.len().next_multiple_of(page);
+        let map_bytes = room + page;
+        // SAFETY: a new anonymous mapping, whose last page is then closed.
+        let map = unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let map = libc::mmap(std::ptr::null_mut(), map_bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+            assert_ne!(map, libc::MAP_FAILED);
+            assert_eq!(libc::mprotect(map.cast::<u8>().add(room).cast(), page, libc::PROT_NONE), 0);
+            map.cast::<u8>()
+        };
+        let start = map.wrapping_add(room - bytes.len());
+        // SAFETY: `bytes.len()` bytes from `start` lie in the open part of the mapping.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) };
+        Guarded { map, map_bytes, start, len: bytes.len() }
+    }
+
+    pub fn pointer(&self) -> *mut u8 {
+        self.start
+    }
+
+    pub fn floats(&self) -> Vec<f32> {
+        // SAFETY: the memory is this value's and open.
+        let bytes = unsafe { std::slice::from_raw_parts(self.start, self.len) };
+        bytes.chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect()
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own.
+        unsafe { libc::munmap(self.map.cast(), self.map_bytes) };
+    }
+}
+
+/// Repeatable random numbers (xorshift64*, Marsaglia 2003).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Uniform in -1 … 1.
+    pub fn float(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// How weights lie in memory.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights {
+    Floats(DType),
+    Codes(QuantFormat, DType),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub rows: usize,
+    pub k: usize,
+    /// Columns of the matrix, and those that are multiplied.
+    pub n: usize,
+    pub columns: (usize, usize),
+}
+
+/// A job, what it points to, and what its weights stand for.
+pub struct Case {
+    pub shape: Shape,
+    pub weights: Weights,
+    /// Rows of activations, `k` each.
+    pub x: Vec<f32>,
+    /// Rows of weights as floats, `k` each.
+    pub values: Vec<f32>,
+    codes: Guarded,
+    scales: Guarded,
+    global: Guarded,
+    pitch: usize,
+    grid_cols: usize,
+}
+
+impl Case {
+    pub fn new(seed: u64, shape: Shape, weights: Weights) -> Case {
+        Case::with_scales(seed, shape, weights, |r| 0.4 + r.float().abs())
+    }
+
+    pub fn with_scales(seed: u64, shape: Shape, weights: Weights, mut scale: impl FnMut(&mut Random) -> f32) -> Case {
+        let random = &mut Random(seed * 2 + 1);
+        let Shape { rows, k, n, .. } = shape;
+        let x = (0..rows * k).map(|_| random.float()).collect();
+        let (codes, scales, global, values, row_bytes, grid_cols);
+        match weights {
+            Weights::Floats(dtype) => {
+                let tensor = Tensor::float(dtype, &[n, k], (0..n * k).map(|_| random.float()).collect());
+                (codes, scales, global) = (tensor.to_bytes(), Vec::new(), 1.0);
+                (values, row_bytes, grid_cols) = (tensor.floats().to_vec(), k * dtype.bytes(), 0);
+            }
+            Weights::Codes(f, round) => {
+                row_bytes = f.code.bytes(k as u64) as usize;
+                let grid = f.scale_grid(n as u64, k as u64);
+                grid_cols = grid.1 as usize;
+                // Every code but NaN and infinity.
+                codes = (0..n * row_bytes)
+                    .map(|_| {
+                        loop {
+                            let b = (random.next() >> 32) as u8;
+                            if f.code.bits() == 4 || f.code.decode(&[b], 0).is_finite() {
+                                return b;
+                            }
+                        }
+                    })
+                    .collect::<Vec<u8>>();
+                scales = (0..grid.0 * grid.1).flat_map(|_| f.scale.encode(scale(random))).collect::<Vec<u8>>();
+                global = if f.has_global() { 0.37 } else { 1.0 };
+                let mut floats = vec![0.0; n * k];
+                for (row, out) in floats.chunks_mut(k.max(1)).enumerate() {
+                    let codes = &codes[row * row_bytes..(row + 1) * row_bytes];
+                    f.decode_row(codes, &scales, global, row as u64, (n as u64, k as u64), out);
+                }
+                values = Tensor::float(round, &[n, k], floats).floats().to_vec();
+            }
+        }
+        // Columns lie a few bytes apart, as padded rows do; the last one ends at the guard.
+        let pitch = row_bytes + 16;
+        let mut padded = vec![0xff; n * pitch - 16];
+        for (i, row) in codes.chunks(row_bytes.max(1)).enumerate() {
+            padded[i * pitch..i * pitch + row.len()].copy_from_slice(row);
+        }
+        Case {
+            shape,
+            weights,
+            x,
+            values,
+            codes: Guarded::new(&padded),
+            scales: Guarded::new(&scales),
+            global: Guarded::new(&global.to_le_bytes()),
+            pitch,
+            grid_cols,
+        }
+    }
+
+    /// The products as the kernels give them, row by row.
+    pub fn run(&self, kernels: &CpuKernels) -> Vec<f32> {
+        let Shape { rows, k, columns: (first, last), .. } = self.shape;
+        let width = arranged_len(k as u64) as usize;
+        let arranged = Guarded::new(&vec![0xff; rows * width * 4]);
+        for r in 0..rows {
+            let row: Vec<u8> = self.x[r * k..(r + 1) * k].iter().flat_map(|v| v.to_le_bytes()).collect();
+            let row = Guarded::new(&row);
+            let f32s = Encoding::floats(DType::F32).unwrap().bits();
+            let to = arranged.pointer().wrapping_add(r * width * 4).cast();
+            // SAFETY: `row` has `k` floats, and there is room for an arranged row at `to`.
+            unsafe { (kernels.arrange)(row.pointer(), f32s, k as u64, to) };
+        }
+        let (n_columns, padding) = (last - first, 3);
+        let out = Guarded::new(&vec![0xff; (rows * (n_columns + padding) - padding) * 4]);
+        let scratch = Guarded::new(&vec![0xff; PRODUCTS_SCRATCH_BYTES as usize]);
+        let (encoding, block_rows, block_cols) = match self.weights {
+            Weights::Floats(dtype) => (Encoding::floats(dtype), 0, 0),
+            Weights::Codes(f, round) => (Encoding::codes(&f, round), f.block_rows, f.block_cols),
+        };
+        let scale_bytes = match Encoding::decode(encoding.unwrap().bits()) {
+            Some(WeightCode::Codes { scale, .. }) => ScaleCode::bytes(scale),
+            Some(WeightCode::Floats(_)) | None => 0,
+        };
+        let job = Products {
+            rows: arranged.pointer().cast(),
+            n_rows: rows as u64,
+            k: k as u64,
+            weights: self.codes.pointer().wrapping_add(first * self.pitch),
+            pitch: self.pitch as u64,
+            n_columns: n_columns as u64,
+            out: out.pointer().cast(),
+            out_pitch: (n_columns + padding) as u64,
+            scratch: scratch.pointer(),
+            encoding: encoding.unwrap().bits(),
+            scales: self.scales.pointer(),
+            scales_pitch: self.grid_cols as u64 * scale_bytes,
+            global: self.global.pointer().cast(),
+            first_column: first as u64,
+            block_rows,
+            block_cols,
+        };
+        // SAFETY: everything that the job points to is as large as it says.
+        unsafe { (kernels.products)(&job) };
+        let all = out.floats();
+        let untouched = f32::from_bits(u32::MAX).to_bits();
+        (0..rows)
+            .flat_map(|r| {
+                let row = &all[r * (n_columns + padding)..];
+                let gap = &row[n_columns..row.len().min(n_columns + padding)];
+                assert!(gap.iter().all(|v| v.to_bits() == untouched), "{self:?}: wrote between rows");
+                row[..n_columns].to_vec()
+            })
+            .collect()
+    }
+
+    /// The products in the order that `Products` documents, one at a time.
+    pub fn reference(&self) -> Vec<f32> {
+        let Shape { rows, k, columns: (first, last), .. } = self.shape;
+        let one = |r: usize, c: usize| dot(&self.x[r * k..(r + 1) * k], &self.values[c * k..(c + 1) * k]);
+        (0..rows).flat_map(|r| (first..last).map(move |c| (r, c))).map(|(r, c)| one(r, c)).collect()
+    }
+}
+
+impl std::fmt::Debug for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} {:?}", self.weights, self.shape)
+    }
+}
+
+/// One product.
+fn dot(x: &[f32], w: &[f32]) -> f32 {
+    let mut total = [0.0f32; 8];
+    for (x, w) in x.chunks(512).zip(w.chunks(512)) {
+        let mut sum = [0.0f32; 8];
+        for (x, w) in x.chunks(64).zip(w.chunks(64)) {
+            for j in 0..8 {
+                for (lane, sum) in sum.iter_mut().enumerate() {
+                    let i = if lane < 4 { lane + 4 * j } else { 28 + lane + 4 * j };
+                    let (x, w) = (x.get(i).copied().unwrap_or(0.0), w.get(i).copied().unwrap_or(0.0));
+                    *sum = w.mul_add(x, *sum);
+                }
+            }
+        }
+        (0..8).for_each(|l| total[l] += sum[l]);
+    }
+    let s: Vec<f32> = (0..4).map(|l| total[l] + total[l + 4]).collect();
+    (s[0] + s[2]) + (s[1] + s[3])
+}

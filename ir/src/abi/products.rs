@@ -1,0 +1,144 @@
+//! What compiled contractions ask of the vector code that they call.
+
+use super::DType;
+use crate::quant::{Code, QuantFormat, ScaleCode};
+
+/// Bytes of [`Products::scratch`].
+pub const PRODUCTS_SCRATCH_BYTES: u64 = 192 << 10;
+
+/// Floats of a row of `k` elements that was arranged: whole groups of 64.
+pub const fn arranged_len(k: u64) -> u64 {
+    k.next_multiple_of(64)
+}
+
+/// Products of a few rows with a few columns of a matrix: `out[r, c] = Σ rows[r, i] · weights[c, i]` over `k` elements.
+///
+/// # Order
+/// In f32, with fused multiply-adds, the same for every shape, encoding and processor, and for each product alone:
+/// * elements lie in groups of 64, missing ones of the last group being 0. In a group, lane `l` of eight takes elements
+///   `l + 4j` when `l < 4` and `28 + l + 4j` when not, `j = 0 … 7` ascending: each half of a group fills four lanes;
+/// * a lane's sum starts at 0 with every block of 512 elements, and is added to the lane's total after it;
+/// * with the totals `t`: `s[l] = t[l] + t[l + 4]`, and the product is `(s[0] + s[2]) + (s[1] + s[3])`.
+///
+/// # Values
+/// A code means `round(code · (scale · global))`, every operation in f32 and rounded once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Products {
+    /// `n_rows` rows, each [`arranged_len`]`(k)` floats behind the one before, aligned to 64 bytes. In every group of 64,
+    /// float `8j + l` is the element that lane `l` takes in turn `j`.
+    pub rows: *const f32,
+    /// Rows: at most 64.
+    pub n_rows: u64,
+    /// Contracted elements.
+    pub k: u64,
+    /// The first column's elements.
+    pub weights: *const u8,
+    /// Bytes from a column to the next.
+    pub pitch: u64,
+    /// Columns.
+    pub n_columns: u64,
+    /// The products: row `r`, column `c` at `r * out_pitch + c`.
+    pub out: *mut f32,
+    /// Elements from a row of products to the next.
+    pub out_pitch: u64,
+    /// [`PRODUCTS_SCRATCH_BYTES`] bytes, aligned to 64.
+    pub scratch: *mut u8,
+    /// [`Encoding::bits`] of the weights.
+    pub encoding: u64,
+    /// The matrix's grid of scales; not read when the weights are floats, and neither are the fields below.
+    pub scales: *const u8,
+    /// Bytes from a row of the grid to the next.
+    pub scales_pitch: u64,
+    /// A factor on all scales, or null.
+    pub global: *const f32,
+    /// Number of the first column in the matrix.
+    pub first_column: u64,
+    /// Columns of a block, which share a scale; 0 for all.
+    pub block_rows: u64,
+    /// Elements of a block along a column; 0 for all.
+    pub block_cols: u64,
+}
+
+/// What weights lie in memory as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightCode {
+    /// Floats of type f32, bf16 or f16.
+    Floats(DType),
+    /// Codes with scales; the value is rounded to `round`, one of f32, bf16, f16.
+    Codes {
+        /// The elements.
+        code: Code,
+        /// The scales.
+        scale: ScaleCode,
+        /// The type of the values.
+        round: DType,
+    },
+}
+
+/// [`WeightCode`] as a number, for generated code: a float type in bits 0 … 7; a code plus one in bits 8 … 15, or 0; its
+/// scale in bits 16 … 23.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encoding(u64);
+
+const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+impl Encoding {
+    /// Floats; `None` for types that are no weights.
+    pub fn floats(dtype: DType) -> Option<Encoding> {
+        FLOATS.iter().position(|&d| d == dtype).map(|i| Encoding(i as u64))
+    }
+
+    /// Codes of a format, rounded to a type; `None` for types that are no weights.
+    pub fn codes(format: &QuantFormat, round: DType) -> Option<Encoding> {
+        let code = Code::ALL.iter().position(|&c| c == format.code)? as u64;
+        let scale = ScaleCode::ALL.iter().position(|&s| s == format.scale)? as u64;
+        Some(Encoding(Encoding::floats(round)?.0 | (code + 1) << 8 | scale << 16))
+    }
+
+    /// The number.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// What a number stands for; `None` for those that stand for nothing.
+    pub fn decode(bits: u64) -> Option<WeightCode> {
+        let dtype = *FLOATS.get((bits & 0xff) as usize)?;
+        if bits >> 24 != 0 {
+            return None;
+        }
+        let Some(code) = (bits >> 8 & 0xff).checked_sub(1) else {
+            return (bits >> 16 == 0).then_some(WeightCode::Floats(dtype));
+        };
+        let (code, scale) = (*Code::ALL.get(code as usize)?, *ScaleCode::ALL.get((bits >> 16) as usize)?);
+        Some(WeightCode::Codes { code, scale, round: dtype })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_encoding_is_read_back() {
+        for round in FLOATS {
+            let floats = Encoding::floats(round).unwrap();
+            assert_eq!(Encoding::decode(floats.bits()), Some(WeightCode::Floats(round)));
+            for code in Code::ALL {
+                for scale in ScaleCode::ALL {
+                    let format = QuantFormat { code, scale, block_rows: 1, block_cols: 32 };
+                    let bits = Encoding::codes(&format, round).unwrap().bits();
+                    assert_eq!(Encoding::decode(bits), Some(WeightCode::Codes { code, scale, round }));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_numbers_stand_for_nothing() {
+        for bits in [3, 0x500, 0x1_0000, 0x5_0100, 1 << 24, u64::MAX] {
+            assert_eq!(Encoding::decode(bits), None, "{bits:#x}");
+        }
+        assert_eq!(Encoding::floats(DType::I32), None);
+    }
+}
