@@ -15,8 +15,8 @@ pub const fn arranged_len(k: u64) -> u64 {
 ///
 /// # Order
 /// In f32, with fused multiply-adds, the same for every shape, encoding and processor, and for each product alone:
-/// * elements lie in groups of 64, missing ones of the last group being 0. In a group, lane `l` of eight takes elements
-///   `l + 4j` when `l < 4` and `28 + l + 4j` when not, `j = 0 … 7` ascending: each half of a group fills four lanes;
+/// * elements lie in groups of 64, missing ones of the last group being 0. Each half of a group fills four of eight lanes:
+///   lanes 0 … 3 take elements `8q + 2l + o` of the first, in turn `j = 2q + o` of eight, and lanes 4 … 7 those 32 behind;
 /// * a lane's sum starts at 0 with every block of 512 elements, and is added to the lane's total after it;
 /// * with the totals `t`: `s[l] = t[l] + t[l + 4]`, and the product is `(s[0] + s[2]) + (s[1] + s[3])`.
 ///

@@ -56,7 +56,7 @@ fn main() {
         if only.as_ref().is_some_and(|o| !name.contains(o.as_str())) {
             continue;
         }
-        for instructions in Instructions::here() {
+        for instructions in Instructions::here().into_iter().skip(1) {
             let kernels = with(instructions).unwrap();
             let times = ROWS.map(|rows| time(&kernels, format, rows, p));
             let bytes = format.map_or(K * 2 * COLUMNS, |f| f.matrix_bytes(COLUMNS, K)) as f64;

@@ -6,6 +6,25 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 
+/// Two times four floats.
+#[inline(always)]
+unsafe fn two(a: *const f32, b: *const f32) -> __m256 {
+    // SAFETY: as below.
+    unsafe { _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(_mm_loadu_ps(a)), _mm_loadu_ps(b)) }
+}
+
+/// Floats rounded to bf16, to nearest even, in the lower halves of 32 bits.
+#[inline(always)]
+unsafe fn rounded(x: __m256) -> __m256i {
+    // SAFETY: as below.
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+        _mm256_srli_epi32::<16>(up)
+    }
+}
+
 // Every block below has the same reason.
 // SAFETY: the caller's contract: the processor has AVX2, FMA and F16C, and pointers are valid for what is read or written.
 impl Machine for Avx2 {
@@ -24,7 +43,7 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add(x: __m256, y: __m256) -> __m256 {
+    unsafe fn sum(x: __m256, y: __m256) -> __m256 {
         unsafe { _mm256_add_ps(x, y) }
     }
 
@@ -76,11 +95,6 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn and_not(x: __m256i, y: __m256i) -> __m256i {
-        unsafe { _mm256_andnot_si256(x, y) }
-    }
-
-    #[inline(always)]
     unsafe fn or(x: __m256i, y: __m256i) -> __m256i {
         unsafe { _mm256_or_si256(x, y) }
     }
@@ -96,8 +110,8 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn add_words(x: __m256i, y: __m256i) -> __m256i {
-        unsafe { _mm256_add_epi16(x, y) }
+    unsafe fn add(x: __m256i, y: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi8(x, y) }
     }
 
     #[inline(always)]
@@ -116,26 +130,51 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn select(mask: __m256i, x: __m256i, y: __m256i) -> __m256i {
+        unsafe { _mm256_blendv_epi8(y, x, mask) }
+    }
+
+    #[inline(always)]
     unsafe fn widen_bf16(x: __m256i) -> [__m256; 2] {
         unsafe {
-            let zero = _mm256_setzero_si256();
-            let (low, high) = (_mm256_unpacklo_epi16(zero, x), _mm256_unpackhi_epi16(zero, x));
-            [_mm256_castsi256_ps(low), _mm256_castsi256_ps(high)]
+            let even = _mm256_slli_epi32::<16>(x);
+            let odd = _mm256_and_si256(x, _mm256_set1_epi32(0xffff_0000u32 as i32));
+            [_mm256_castsi256_ps(even), _mm256_castsi256_ps(odd)]
         }
     }
 
     #[inline(always)]
     unsafe fn widen_f16(x: __m256i) -> [__m256; 2] {
         unsafe {
-            // The lower halves of both lanes, then the upper ones.
-            let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
+            // The even words of both lanes, then the odd ones.
+            let order =
+                _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
+            let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(x, order));
             [_mm256_cvtph_ps(_mm256_castsi256_si128(x)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x))]
         }
     }
 
     #[inline(always)]
-    unsafe fn floats(x: __m256i) -> __m256 {
-        unsafe { _mm256_castsi256_ps(x) }
+    unsafe fn deal(x: [__m256i; 2]) -> [__m256; 2] {
+        unsafe {
+            let (a, b) = (_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1]));
+            [_mm256_shuffle_ps::<0b10_00_10_00>(a, b), _mm256_shuffle_ps::<0b11_01_11_01>(a, b)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn entries(values: &[f32; 16], less: u16, factor: f32, to: *mut u8) {
+        unsafe {
+            let v = values.as_ptr();
+            let factor = _mm256_set1_ps(factor);
+            // Packing takes turns between the lanes of two vectors: these bring the words in order.
+            let a = rounded(_mm256_mul_ps(two(v, v.add(8)), factor));
+            let b = rounded(_mm256_mul_ps(two(v.add(4), v.add(12)), factor));
+            let words = _mm256_sub_epi16(_mm256_packus_epi32(a, b), _mm256_set1_epi16(less as i16));
+            let low = _mm256_and_si256(words, _mm256_set1_epi16(0xff));
+            let bytes = _mm256_packus_epi16(low, _mm256_srli_epi16::<8>(words));
+            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes));
+        }
     }
 
     #[inline(always)]

@@ -17,15 +17,6 @@ unsafe fn sum(t: __m256) -> f32 {
     }
 }
 
-#[inline(always)]
-unsafe fn two_quarters(a: *const u8, b: *const u8) -> __m256i {
-    // SAFETY: as below.
-    unsafe {
-        let low = _mm256_castsi128_si256(_mm_loadu_si128(a.cast()));
-        _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(b.cast()))
-    }
-}
-
 // Every block below has the same reason.
 // SAFETY: the caller's contract: the processor has AVX-512 F, BW, DQ and VL, and pointers are valid for what is read or
 // written.
@@ -45,7 +36,7 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn add(x: __m512, y: __m512) -> __m512 {
+    unsafe fn sum(x: __m512, y: __m512) -> __m512 {
         unsafe { _mm512_add_ps(x, y) }
     }
 
@@ -80,8 +71,11 @@ impl Machine for Avx512 {
     #[inline(always)]
     unsafe fn quarters(p: [*const u8; 4]) -> __m512i {
         unsafe {
-            let low = _mm512_castsi256_si512(two_quarters(p[0], p[1]));
-            _mm512_inserti64x4::<1>(low, two_quarters(p[2], p[3]))
+            // Loads into some of a vector's pieces, which no shuffle is needed for.
+            let x = _mm512_broadcast_i64x2(_mm_loadu_si128(p[0].cast()));
+            let x = _mm512_mask_broadcast_i64x2(x, 0b0000_1100, _mm_loadu_si128(p[1].cast()));
+            let x = _mm512_mask_broadcast_i64x2(x, 0b0011_0000, _mm_loadu_si128(p[2].cast()));
+            _mm512_mask_broadcast_i64x2(x, 0b1100_0000, _mm_loadu_si128(p[3].cast()))
         }
     }
 
@@ -93,11 +87,6 @@ impl Machine for Avx512 {
     #[inline(always)]
     unsafe fn and(x: __m512i, y: __m512i) -> __m512i {
         unsafe { _mm512_and_si512(x, y) }
-    }
-
-    #[inline(always)]
-    unsafe fn and_not(x: __m512i, y: __m512i) -> __m512i {
-        unsafe { _mm512_andnot_si512(x, y) }
     }
 
     #[inline(always)]
@@ -116,8 +105,8 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn add_words(x: __m512i, y: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi16(x, y) }
+    unsafe fn add(x: __m512i, y: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi8(x, y) }
     }
 
     #[inline(always)]
@@ -136,26 +125,51 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn select(mask: __m512i, x: __m512i, y: __m512i) -> __m512i {
+        // Becomes one operation of three operands.
+        unsafe { _mm512_or_si512(_mm512_and_si512(mask, x), _mm512_andnot_si512(mask, y)) }
+    }
+
+    #[inline(always)]
     unsafe fn widen_bf16(x: __m512i) -> [__m512; 2] {
         unsafe {
-            let zero = _mm512_setzero_si512();
-            let (low, high) = (_mm512_unpacklo_epi16(zero, x), _mm512_unpackhi_epi16(zero, x));
-            [_mm512_castsi512_ps(low), _mm512_castsi512_ps(high)]
+            let even = _mm512_slli_epi32::<16>(x);
+            let odd = _mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000u32 as i32));
+            [_mm512_castsi512_ps(even), _mm512_castsi512_ps(odd)]
         }
     }
 
     #[inline(always)]
     unsafe fn widen_f16(x: __m512i) -> [__m512; 2] {
         unsafe {
-            // The lower halves of all pieces of 16 bytes, then the upper ones.
+            // The even words of all pieces of 16 bytes, then the odd ones.
+            let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+            let x = _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(order));
             let x = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), x);
             [_mm512_cvtph_ps(_mm512_castsi512_si256(x)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(x))]
         }
     }
 
     #[inline(always)]
-    unsafe fn floats(x: __m512i) -> __m512 {
-        unsafe { _mm512_castsi512_ps(x) }
+    unsafe fn deal(x: [__m512i; 2]) -> [__m512; 2] {
+        unsafe {
+            let (a, b) = (_mm512_castsi512_ps(x[0]), _mm512_castsi512_ps(x[1]));
+            [_mm512_shuffle_ps::<0b10_00_10_00>(a, b), _mm512_shuffle_ps::<0b11_01_11_01>(a, b)]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn entries(values: &[f32; 16], less: u16, factor: f32, to: *mut u8) {
+        unsafe {
+            let products = _mm512_mul_ps(_mm512_loadu_ps(values.as_ptr()), _mm512_set1_ps(factor));
+            let bits = _mm512_castps_si512(products);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+            let up = _mm512_sub_epi32(up, _mm512_set1_epi32(i32::from(less) << 16));
+            // The third byte of every word, then the fourth.
+            _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_srli_epi32::<16>(up)));
+            _mm_storeu_si128(to.add(16).cast(), _mm512_cvtepi32_epi8(_mm512_srli_epi32::<24>(up)));
+        }
     }
 
     #[inline(always)]

@@ -1,6 +1,5 @@
 //! Few rows: weights are decoded in registers and multiplied at once, a few columns at a time over their whole length.
 
-use crate::entries::Entries;
 use crate::machine::Machine;
 use crate::readers::{BLOCK, GROUP, ROOM, Reader, Source};
 use crate::scratch::Scratch;
@@ -27,9 +26,12 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
     let ahead = at_once * job.pitch as usize;
     let mut first_column = 0;
     while first_column < n_columns {
-        // Past the last column, it is computed again.
-        let column = |i: usize| (first_column + i).min(n_columns - 1);
-        let columns = |n: usize| [column(n * M::COLUMNS), column(n * M::COLUMNS + M::COLUMNS - 1)];
+        let mut columns = [[0; 2]; N];
+        for n in 0..N {
+            // Past the last column, it is computed again.
+            let first = first_column + n * M::COLUMNS;
+            columns[n] = [first.min(n_columns - 1), (first + M::COLUMNS - 1).min(n_columns - 1)];
+        }
         // SAFETY: the caller's contract; the columns exist; groups end within `k`, and rows are as long as all groups.
         unsafe {
             let rows = job.rows.add(row * width);
@@ -37,10 +39,10 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
             let mut first = 0;
             while first < k {
                 let end = (first + BLOCK).min(whole).max(first);
-                let readers: [S::Reader; N] = std::array::from_fn(|n| {
-                    let room: *mut Entries = scratch.room.add(n * ROOM);
-                    source.reader(m, columns(n), (first, end), ahead, room)
-                });
+                let mut readers = [source.reader(m, columns[0], (first, end), ahead, scratch.room); N];
+                for n in 1..N {
+                    readers[n] = source.reader(m, columns[n], (first, end), ahead, scratch.room.add(n * ROOM));
+                }
                 let mut sums = [[M::zero(); N]; ROWS];
                 for g in first / GROUP..end / GROUP {
                     for n in 0..N {
@@ -50,7 +52,7 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
                 }
                 if first + BLOCK > whole && whole < k {
                     for n in 0..N {
-                        tail::<M>(m, columns(n), whole, scratch.tail);
+                        tail::<M>(m, columns[n], whole, scratch.tail);
                         let mut w = [M::zero(); 8];
                         for j in 0..8 {
                             w[j] = M::load(scratch.tail.add(j * 8 * M::COLUMNS));
@@ -60,7 +62,7 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
                 }
                 for r in 0..ROWS {
                     for n in 0..N {
-                        totals[r][n] = M::add(totals[r][n], sums[r][n]);
+                        totals[r][n] = M::sum(totals[r][n], sums[r][n]);
                     }
                 }
                 first += BLOCK;

@@ -21,7 +21,7 @@ pub(crate) trait Machine: Copy {
     unsafe fn zero() -> Self::F;
     /// `x * y + z`, rounded once.
     unsafe fn fma(x: Self::F, y: Self::F, z: Self::F) -> Self::F;
-    unsafe fn add(x: Self::F, y: Self::F) -> Self::F;
+    unsafe fn sum(x: Self::F, y: Self::F) -> Self::F;
     /// Aligned to the vector.
     unsafe fn load(p: *const f32) -> Self::F;
     /// Aligned to the vector.
@@ -37,26 +37,29 @@ pub(crate) trait Machine: Copy {
     unsafe fn quarters(p: [*const u8; 4]) -> Self::B;
     unsafe fn splat(byte: u8) -> Self::B;
     unsafe fn and(x: Self::B, y: Self::B) -> Self::B;
-    /// `!x & y`
-    unsafe fn and_not(x: Self::B, y: Self::B) -> Self::B;
     unsafe fn or(x: Self::B, y: Self::B) -> Self::B;
     unsafe fn xor(x: Self::B, y: Self::B) -> Self::B;
     /// All ones in bytes that are equal, else 0.
     unsafe fn equal(x: Self::B, y: Self::B) -> Self::B;
-    /// Sums of words of 16 bits.
-    unsafe fn add_words(x: Self::B, y: Self::B) -> Self::B;
+    /// Sums of bytes.
+    unsafe fn add(x: Self::B, y: Self::B) -> Self::B;
     /// Words of 16 bits moved down by four bits.
     unsafe fn down_four(x: Self::B) -> Self::B;
     /// In every 16 bytes: entries of `table` at indices below 16.
     unsafe fn look_up(table: Self::B, index: Self::B) -> Self::B;
     /// In every 16 bytes: bytes of the lower halves of `x` and `y` by turns, and of the upper halves.
     unsafe fn interleave(x: Self::B, y: Self::B) -> [Self::B; 2];
-    /// In every 16 bytes, the lower and the upper four words as bf16.
+    /// `x` where the mask's bytes are all ones, `y` where they are 0.
+    unsafe fn select(mask: Self::B, x: Self::B, y: Self::B) -> Self::B;
+    /// In every 16 bytes, the even and the odd words as bf16.
     unsafe fn widen_bf16(x: Self::B) -> [Self::F; 2];
-    /// In every 16 bytes, the lower and the upper four words as f16.
+    /// In every 16 bytes, the even and the odd words as f16.
     unsafe fn widen_f16(x: Self::B) -> [Self::F; 2];
-    /// Bytes as floats.
-    unsafe fn floats(x: Self::B) -> Self::F;
+    /// In every 16 bytes, the even and the odd ones of the four floats of `x` and, behind them, the four of `y`.
+    unsafe fn deal(x: [Self::B; 2]) -> [Self::F; 2];
+    /// Writes the low bytes of sixteen words, then their high bytes, to 32 bytes at `to`: `values · factor` rounded to
+    /// bf16 less `less`. A NaN is quiet.
+    unsafe fn entries(values: &[f32; 16], less: u16, factor: f32, to: *mut u8);
 
     /// Asks for the line of memory at `p`, which need not be there.
     unsafe fn prefetch(p: *const u8);

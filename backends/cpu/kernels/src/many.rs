@@ -233,7 +233,7 @@ unsafe fn tile<M: Machine, const ROWS: usize>(
         for r in 0..ROWS {
             for n in 0..TILE {
                 let at = totals.add((r * TILE + n) * vector);
-                M::store(at, M::add(M::load(at), sums[r][n]));
+                M::store(at, M::sum(M::load(at), sums[r][n]));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Vectors as arrays: any processor, the same bits.
 
 use crate::machine::Machine;
-use crate::round::widen_f16;
+use crate::round::{narrow_bf16, widen_f16};
 
 /// One column in a vector.
 #[derive(Clone, Copy)]
@@ -17,10 +17,10 @@ fn of_words(x: [u16; 16]) -> Bytes {
     std::array::from_fn(|i| x[i / 2].to_le_bytes()[i % 2])
 }
 
-/// The lower and upper four words of both halves.
+/// The even and the odd words.
 fn widen(x: Bytes, one: impl Fn(u16) -> f32) -> [[f32; 8]; 2] {
     let w = words(x);
-    [0, 4].map(|first| std::array::from_fn(|i| one(w[first + i % 4 + i / 4 * 8])))
+    [0, 1].map(|odd| std::array::from_fn(|i| one(w[2 * i + odd])))
 }
 
 impl Machine for Portable {
@@ -39,7 +39,7 @@ impl Machine for Portable {
     }
 
     #[inline(always)]
-    unsafe fn add(x: [f32; 8], y: [f32; 8]) -> [f32; 8] {
+    unsafe fn sum(x: [f32; 8], y: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| x[i] + y[i])
     }
 
@@ -91,11 +91,6 @@ impl Machine for Portable {
     }
 
     #[inline(always)]
-    unsafe fn and_not(x: Bytes, y: Bytes) -> Bytes {
-        std::array::from_fn(|i| !x[i] & y[i])
-    }
-
-    #[inline(always)]
     unsafe fn or(x: Bytes, y: Bytes) -> Bytes {
         std::array::from_fn(|i| x[i] | y[i])
     }
@@ -111,9 +106,8 @@ impl Machine for Portable {
     }
 
     #[inline(always)]
-    unsafe fn add_words(x: Bytes, y: Bytes) -> Bytes {
-        let (x, y) = (words(x), words(y));
-        of_words(std::array::from_fn(|i| x[i].wrapping_add(y[i])))
+    unsafe fn add(x: Bytes, y: Bytes) -> Bytes {
+        std::array::from_fn(|i| x[i].wrapping_add(y[i]))
     }
 
     #[inline(always)]
@@ -137,6 +131,11 @@ impl Machine for Portable {
     }
 
     #[inline(always)]
+    unsafe fn select(mask: Bytes, x: Bytes, y: Bytes) -> Bytes {
+        std::array::from_fn(|i| if mask[i] != 0 { x[i] } else { y[i] })
+    }
+
+    #[inline(always)]
     unsafe fn widen_bf16(x: Bytes) -> [[f32; 8]; 2] {
         widen(x, |w| f32::from_bits(u32::from(w) << 16))
     }
@@ -147,8 +146,25 @@ impl Machine for Portable {
     }
 
     #[inline(always)]
-    unsafe fn floats(x: Bytes) -> [f32; 8] {
-        std::array::from_fn(|i| f32::from_le_bytes([x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]]))
+    unsafe fn deal(x: [Bytes; 2]) -> [[f32; 8]; 2] {
+        let float = |i: usize| {
+            let from = &x[i % 8 / 4];
+            let at = i / 8 * 16 + i % 4 * 4;
+            f32::from_le_bytes([from[at], from[at + 1], from[at + 2], from[at + 3]])
+        };
+        [0, 1].map(|odd| std::array::from_fn(|i| float(2 * i + odd)))
+    }
+
+    #[inline(always)]
+    unsafe fn entries(values: &[f32; 16], less: u16, factor: f32, to: *mut u8) {
+        for (i, value) in values.iter().enumerate() {
+            let [low, high] = narrow_bf16(value * factor).wrapping_sub(less).to_le_bytes();
+            // SAFETY: the caller's contract.
+            unsafe {
+                *to.add(i) = low;
+                *to.add(16 + i) = high;
+            }
+        }
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! A job, by what its weights are and how many rows it has.
 
-use crate::entries::{Recipe, is_safe_for_e4m3};
+use crate::entries::{Recipe, SAFE, is_safe_for_e4m3};
 use crate::few::few_rows;
 use crate::machine::Machine;
 use crate::many::{Any, Fill, Read, many_rows};
@@ -59,7 +59,7 @@ unsafe fn codes<M: Machine>(m: &Matrix, code: Code, scale: ScaleCode, round: DTy
                 match byte_scales(scale) {
                     Some(values) if !half => {
                         for (byte, value) in values.iter().enumerate() {
-                            scratch.table.add(byte).write(recipe.entries(value * m.global));
+                            recipe.entries::<M>(value * m.global, scratch.table.add(byte));
                         }
                         if fine {
                             let source = FourBits::<true, true, false> { recipe, scale, shift, table };
@@ -81,7 +81,7 @@ unsafe fn codes<M: Machine>(m: &Matrix, code: Code, scale: ScaleCode, round: DTy
                 }
             }
             (Code::E4M3, DType::BF16) if coarse && factors_are_safe(m, scale) => {
-                run::<M, _>(m, E4m3 { recipe: &Recipe::e4m3(), scale, shift }, scratch);
+                run::<M, _>(m, E4m3 { recipes: &Recipe::e4m3(), scale, shift }, scratch);
             }
             (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, _) => many_rows::<M>(m, &Any, scratch),
         }
@@ -101,6 +101,11 @@ unsafe fn factors_are_safe(m: &Matrix, scale: ScaleCode) -> bool {
             return true;
         }
         last = scales;
+        if scale == ScaleCode::E8M0 {
+            // SAFETY: the caller's contract. Such a scale is its factor's exponent.
+            let bytes = unsafe { std::slice::from_raw_parts(scales, blocks) };
+            return m.global == 1.0 && bytes.iter().fold(true, |all, &b| all & SAFE.contains(&u32::from(b)));
+        }
         // SAFETY: the caller's contract.
         (0..blocks).all(|block| is_safe_for_e4m3(unsafe { m.factor(scale, scales, block) }))
     })

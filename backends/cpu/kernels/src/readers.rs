@@ -11,12 +11,13 @@ pub(crate) const GROUP: usize = 64;
 pub(crate) const BLOCK: usize = 512;
 /// Least elements of a block of codes that has entries of its own, where entries are made for every block.
 pub(crate) const LEAST_BLOCK: usize = 32;
-/// Entries that a reader needs room for.
-pub(crate) const ROOM: usize = 2 * BLOCK / LEAST_BLOCK;
+/// Entries that a reader needs room for: of two columns, with one or two for a block.
+pub(crate) const ROOM: usize = 4 * BLOCK / LEAST_BLOCK;
 
 /// The place of element `i` of a group in the order of lanes: turn times eight plus lane.
 pub(crate) const fn place(i: usize) -> usize {
-    i % 32 / 4 * 8 + i % 4 + i / 32 * 4
+    let turn = i % 32 / 8 * 2 + i % 2;
+    turn * 8 + i / 32 * 4 + i % 8 / 2
 }
 
 /// Reads the columns of a vector.
@@ -157,11 +158,11 @@ impl<M: Machine> Reader<M> for FloatsReader {
                     M::prefetch(p[c].wrapping_add(self.ahead + line * 64));
                 }
             }
-            let mut vectors = [M::zero(); 8];
-            for j in 0..8 {
-                vectors[j] = M::floats(halves::<M>(p, 16 * j, 128));
+            let mut pairs = [[M::zero(); 2]; 4];
+            for j in 0..4 {
+                pairs[j] = M::deal([halves::<M>(p, 32 * j, 128), halves::<M>(p, 32 * j + 16, 128)]);
             }
-            vectors
+            eight(pairs)
         }
     }
 }
@@ -206,7 +207,7 @@ impl<const BYTES: bool> Blocks<BYTES> {
 /// # Safety
 /// The column has these elements; `room` is for as many entries as they have blocks.
 #[inline(always)]
-unsafe fn make(
+unsafe fn make<M: Machine>(
     m: &Matrix,
     recipe: &Recipe,
     scale: ScaleCode,
@@ -219,7 +220,7 @@ unsafe fn make(
     let (from, to) = (first >> shift, (end - 1) >> shift);
     for block in from..=to {
         // SAFETY: the caller's contract.
-        unsafe { room.add(block - from).write(recipe.entries(m.factor(scale, scales, block))) };
+        unsafe { recipe.entries::<M>(m.factor(scale, scales, block), room.add(block - from)) };
     }
     room.cast_const().cast::<u8>().wrapping_sub(from * ENTRIES)
 }
@@ -260,7 +261,7 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Source<M
                 // SAFETY: the caller's contract; half of the room is for each column.
                 unsafe {
                     let room = room.add(c * ROOM / 2);
-                    entries[c] = make(m, self.recipe, self.scale, self.shift, columns[c], range, room);
+                    entries[c] = make::<M>(m, self.recipe, self.scale, self.shift, columns[c], range, room);
                 }
             }
         }
@@ -314,7 +315,8 @@ unsafe fn words<M: Machine, const HALF: bool>([low, high]: [M::B; 2], indices: M
 /// Codes of e4m3 whose values are bf16, with factors that are safe.
 #[derive(Clone, Copy)]
 pub(crate) struct E4m3<'t> {
-    pub recipe: &'t Recipe,
+    /// For codes whose upper bits are 0, and for the others.
+    pub recipes: &'t [Recipe; 2],
     pub scale: ScaleCode,
     pub shift: u32,
 }
@@ -322,7 +324,8 @@ pub(crate) struct E4m3<'t> {
 #[derive(Clone, Copy)]
 pub(crate) struct E4m3Reader {
     codes: [*const u8; 2],
-    blocks: Blocks<false>,
+    /// For codes whose upper bits are 0, and for the others.
+    blocks: [Blocks<false>; 2],
     ahead: usize,
 }
 
@@ -338,18 +341,24 @@ impl<M: Machine> Source<M> for E4m3<'_> {
         ahead: usize,
         room: *mut Entries,
     ) -> Self::Reader {
-        let mut entries = [std::ptr::null(); 2];
+        let mut entries = [[std::ptr::null(); 2]; 2];
         if range.0 < range.1 {
             for c in 0..M::COLUMNS {
-                // SAFETY: the caller's contract; half of the room is for each column.
-                unsafe {
-                    let room = room.add(c * ROOM / 2);
-                    entries[c] = make(m, self.recipe, self.scale, self.shift, columns[c], range, room);
+                for kind in 0..2 {
+                    // SAFETY: the caller's contract; a quarter of the room is for each column and kind.
+                    unsafe {
+                        let room = room.add((c * 2 + kind) * ROOM / 4);
+                        let recipe = &self.recipes[kind];
+                        entries[kind][c] = make::<M>(m, recipe, self.scale, self.shift, columns[c], range, room);
+                    }
                 }
             }
         }
         let scales = [m.scales(columns[0]), m.scales(columns[1])];
-        let blocks = Blocks { entries, scales, shift: self.shift };
+        let blocks = [
+            Blocks { entries: entries[0], scales, shift: self.shift },
+            Blocks { entries: entries[1], scales, shift: self.shift },
+        ];
         E4m3Reader { codes: [m.column(columns[0]), m.column(columns[1])], blocks, ahead }
     }
 
@@ -367,9 +376,10 @@ impl<M: Machine> Reader<M> for E4m3Reader {
             for c in 0..M::COLUMNS {
                 M::prefetch(p[c].wrapping_add(self.ahead));
             }
-            let entries = self.blocks.pair::<M>(g * GROUP);
-            let [a, b] = e4m3_values::<M>(entries, halves::<M>(p, 0, 32));
-            let [c, d] = e4m3_values::<M>(entries, halves::<M>(p, 16, 32));
+            let least = self.blocks[0].pair::<M>(g * GROUP);
+            let others = self.blocks[1].pair::<M>(g * GROUP);
+            let [a, b] = e4m3_values::<M>(least, others, halves::<M>(p, 0, 32));
+            let [c, d] = e4m3_values::<M>(least, others, halves::<M>(p, 16, 32));
             eight([a, b, c, d])
         }
     }
@@ -377,21 +387,19 @@ impl<M: Machine> Reader<M> for E4m3Reader {
 
 /// The values of sixteen codes (twice), in two pairs of vectors.
 #[inline(always)]
-unsafe fn e4m3_values<M: Machine>([low, high]: [M::B; 2], codes: M::B) -> [[M::F; 2]; 2] {
+unsafe fn e4m3_values<M: Machine>(least: [M::B; 2], others: [M::B; 2], codes: M::B) -> [[M::F; 2]; 2] {
     // SAFETY: the caller's contract.
     unsafe {
-        let (zero, sign) = (M::splat(0), M::splat(0x80));
-        // NaN is the largest magnitude: its value is made all ones, and nothing is added.
+        let sign = M::splat(0x80);
+        let index = M::and(codes, M::splat(15));
+        let upper = M::and(M::down_four(codes), M::splat(7));
+        let is_least = M::equal(upper, M::splat(0));
+        let low = M::select(is_least, M::look_up(least[0], index), M::look_up(others[0], index));
+        let high = M::select(is_least, M::look_up(least[1], index), M::add(M::look_up(others[1], index), upper));
+        // NaN is the largest magnitude: its value is made all ones.
         let nan = M::equal(M::or(codes, sign), M::splat(0xff));
-        let exponent = M::and(codes, M::splat(0x78));
-        let second = M::and(M::equal(exponent, zero), M::splat(8));
-        let index = M::or(M::and(codes, M::splat(7)), second);
-        let exponent = M::and_not(nan, exponent);
-        let low = M::or(M::look_up(low, index), nan);
-        let high = M::or(M::xor(M::look_up(high, index), M::and(codes, sign)), nan);
-        let [a, b] = M::interleave(low, high);
-        // Bits 3 to 6 of the upper byte of 16; they belong in bits 7 to 10.
-        let [x, y] = M::interleave(zero, exponent);
-        [M::widen_bf16(M::add_words(a, M::down_four(x))), M::widen_bf16(M::add_words(b, M::down_four(y)))]
+        let high = M::xor(high, M::and(codes, sign));
+        let [a, b] = M::interleave(M::or(low, nan), M::or(high, nan));
+        [M::widen_bf16(a), M::widen_bf16(b)]
     }
 }

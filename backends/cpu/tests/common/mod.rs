@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod clock;
+pub mod coded;
 pub mod layer;
 
 use memmap2::{Mmap, MmapMut};

@@ -236,7 +236,7 @@ fn dot(x: &[f32], w: &[f32]) -> f32 {
         for (x, w) in x.chunks(64).zip(w.chunks(64)) {
             for j in 0..8 {
                 for (lane, sum) in sum.iter_mut().enumerate() {
-                    let i = if lane < 4 { lane + 4 * j } else { 28 + lane + 4 * j };
+                    let i = lane / 4 * 32 + j / 2 * 8 + lane % 4 * 2 + j % 2;
                     let (x, w) = (x.get(i).copied().unwrap_or(0.0), w.get(i).copied().unwrap_or(0.0));
                     *sum = w.mul_add(x, *sum);
                 }
