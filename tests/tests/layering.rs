@@ -16,6 +16,7 @@ const MAY_REACH: &[(&str, &[&str])] = &[
     ("moec-cpu-kernels", &["moec-ir"]),
     ("moec-runtime", &["moec-ir", "moec-bundle", "moec-weights", "moec-cpu-kernels", "moec-ptx"]),
     ("moec-capi", &["moec-ir", "moec-bundle", "moec-weights", "moec-runtime", "moec-cpu-kernels", "moec-ptx"]),
+    ("moec-snapshot", &["moec-ir", "moec-bundle", "moec-ptx"]),
     (
         "moec",
         &[

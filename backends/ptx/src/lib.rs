@@ -12,6 +12,7 @@ pub mod buffers;
 pub mod coverage;
 pub mod exec;
 pub mod launch;
+pub mod listing;
 pub mod numeric;
 pub mod parse;
 pub mod print;

@@ -1,7 +1,6 @@
 //! Puts a bundle together from what the backends made.
 
 use crate::bundle::Bundle;
-use crate::canonical::sha256;
 use crate::manifest::{
     KernelEntry, Launch, LayerInfo, Manifest, Operand, TargetEntry, TokenRange, Variant, WorkspaceRule,
 };
@@ -89,13 +88,15 @@ impl BundleBuilder {
             let mut kernels = Vec::new();
             expect_parts(v.program, v.kernels.len())?;
             for (kernel, part) in v.program.kernels.iter().zip(v.kernels) {
-                // Named by content: the same kernel of another variant finds its file there. The name in front is the
-                // first kernel's that had this content.
-                let hash = &sha256(part.ptx.as_bytes())[..12];
-                let end = format!("-{hash}.ptx");
+                // A kernel of another variant with the same content finds its file there. The name is that of the first
+                // kernel that had this content, and the least token count that it is for: the same after an upgrade,
+                // whatever the content then is.
                 let folder = format!("{name}/");
-                let known = self.files.keys().find(|f| f.starts_with(&folder) && f.ends_with(&end)).cloned();
-                let file = known.unwrap_or_else(|| format!("{folder}{}{end}", kernel.name));
+                let same = |(f, content): &(&String, &Vec<u8>)| {
+                    f.starts_with(&folder) && content.as_slice() == part.ptx.as_bytes()
+                };
+                let known = self.files.iter().find(same).map(|(f, _)| f.clone());
+                let file = known.unwrap_or_else(|| format!("{folder}{}.t{}.ptx", kernel.name, v.tokens.0));
                 self.files.insert(file.clone(), part.ptx.into_bytes());
                 let launch = Launch::Gpu { file, launch: part.launch };
                 kernels.push(entry(kernel, part.entry, part.class, launch));

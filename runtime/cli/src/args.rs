@@ -35,6 +35,8 @@ pub enum Command {
     Explain(crate::commands::explain::Options),
     /// Show the kernels of a bundle: variants, launches, parameters.
     Inspect(crate::commands::inspect::Options),
+    /// Compare two bundles or PTX files: programs, launches, instructions. Exit code 1 when they differ.
+    Diff(crate::commands::diff::Options),
     /// List the rewrites, their numeric classes and side conditions.
     Rules(crate::commands::rules::Options),
     /// Tell what this machine has, and how to get what it lacks.

@@ -45,6 +45,7 @@ fn run(command: Command) -> Outcome {
         Command::Compile(options) => commands::compile::run(&options),
         Command::Check(options) => commands::check::run(&options),
         Command::Explain(options) => commands::explain::run(&options),
+        Command::Diff(options) => commands::diff::run(&options),
         Command::Inspect(options) => commands::inspect::run(&options),
         Command::Run(options) => commands::run::run(&options),
         Command::Emulate(options) => commands::emulate::run(&options),

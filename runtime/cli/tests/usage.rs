@@ -34,7 +34,7 @@ fn help_and_version_go_to_standard_output() {
 #[test]
 fn every_command_of_the_reference_is_in_the_help() {
     let help = moec(&["--help"]).stdout;
-    for command in ["compile", "run", "emulate", "check", "explain", "inspect", "rules", "doctor"] {
+    for command in ["compile", "run", "emulate", "check", "explain", "inspect", "diff", "rules", "doctor"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
 }

@@ -39,6 +39,28 @@ pub enum Class {
     Tensor,
 }
 
+impl Class {
+    /// The name in counters and figures.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Integer => "integer",
+            Class::Float => "float",
+            Class::Special => "special",
+            Class::Convert => "convert",
+            Class::Move => "move",
+            Class::Control => "control",
+            Class::GlobalMemory => "global-memory",
+            Class::SharedMemory => "shared-memory",
+            Class::OtherMemory => "other-memory",
+            Class::Atomic => "atomic",
+            Class::Warp => "warp",
+            Class::Synchronisation => "synchronisation",
+            Class::Copy => "copy",
+            Class::Tensor => "tensor",
+        }
+    }
+}
+
 /// Tensor-core work of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorCount {

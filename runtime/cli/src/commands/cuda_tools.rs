@@ -1,5 +1,6 @@
-//! Where `ptxas` and `nvdisasm` may be on this machine.
+//! Where `ptxas` and `nvdisasm` may be on this machine, and what `ptxas` says.
 
+use moec_ptx::ptxas::{self, Assembled};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -27,4 +28,12 @@ fn python_packages() -> Vec<PathBuf> {
         .output();
     let Ok(list) = list else { return Vec::new() };
     String::from_utf8_lossy(&list.stdout).lines().map(PathBuf::from).filter(|p| p.is_dir()).collect()
+}
+
+/// A PTX text assembled for its own target; `None` where there is no `ptxas`, or it refuses the text.
+pub fn assembled(ptx: &str) -> Option<Assembled> {
+    static PTXAS: std::sync::OnceLock<Option<PathBuf>> = std::sync::OnceLock::new();
+    let ptxas = PTXAS.get_or_init(|| ptxas::find(None, &places()).ok()).as_ref()?;
+    let target = ptx.lines().find_map(|l| l.trim().strip_prefix(".target"))?;
+    ptxas::assemble(ptxas, ptx, target.split([',', ' ', '\t']).find(|t| !t.is_empty())?).ok()
 }

@@ -1,15 +1,20 @@
 //! `moec inspect`: what a bundle holds.
 
-use super::kernel_table;
 use super::subject::{self, Subject};
+use super::{cuda_tools, kernel_table};
 use crate::output::{self, Ended, Outcome, table};
 use moec::{Bundle, Diagnostic};
+use moec_snapshot::{Kernels, Snapshot};
 use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
     /// A bundle: a directory, or a .tar.
     pub bundle: PathBuf,
+    /// Print one JSON object: hashes and sizes of files, launches, instructions by class; registers, spills and the size of
+    /// the machine code where ptxas is installed.
+    #[arg(long)]
+    pub json: bool,
 }
 
 pub fn run(options: &Options) -> Outcome {
@@ -23,8 +28,45 @@ pub fn run(options: &Options) -> Outcome {
             ]);
         }
     };
-    output::print(&describe(&bundle));
+    if options.json {
+        output::print(&format!("{:#}\n", as_json(&bundle)?));
+    } else {
+        output::print(&describe(&bundle));
+    }
     Ok(Ended::Well)
+}
+
+fn as_json(bundle: &Bundle) -> Result<serde_json::Value, Vec<Diagnostic>> {
+    let manifest = bundle.manifest();
+    let mut files = serde_json::Map::new();
+    for (path, content) in bundle.files() {
+        let stored = manifest.files.get(path);
+        let mut file = serde_json::json!({
+            "bytes": content.len(), "sha256": stored.map(|f| &f.sha256),
+        });
+        if path.ends_with(".ptx") {
+            let text = String::from_utf8_lossy(content);
+            let snapshot = Snapshot::of_ptx(path, &text, Kernels::Digested).map_err(|d| vec![d])?;
+            let assembled = cuda_tools::assembled(&text);
+            let kernels = snapshot.sections.iter().map(|s| {
+                let name = s.title.rsplit(": ").next().unwrap_or_default();
+                let entry = assembled.as_ref().and_then(|a| a.report.entry(name));
+                serde_json::json!({
+                    "name": name, "figures": s.figures, "listing": s.lines.first(),
+                    "registers": entry.map(|e| e.registers),
+                    "spilled_bytes": entry.map(|e| e.spill_store_bytes + e.spill_load_bytes),
+                })
+            });
+            file["kernels"] = kernels.collect();
+            file["cubin_bytes"] = serde_json::json!(assembled.as_ref().map(|a| a.cubin.len()));
+        }
+        files.insert(path.to_string(), file);
+    }
+    Ok(serde_json::json!({
+        "moec_version": manifest.moec_version, "layer": manifest.layer, "numerics": manifest.numerics,
+        "inputs": manifest.inputs, "outputs": manifest.outputs, "params": manifest.params,
+        "targets": manifest.targets, "files": files,
+    }))
 }
 
 fn describe(bundle: &Bundle) -> String {

@@ -4,6 +4,7 @@ pub mod check;
 pub mod compile;
 pub mod counters;
 pub mod cuda_tools;
+pub mod diff;
 pub mod doctor;
 pub mod emit;
 pub mod emulate;

@@ -27,6 +27,12 @@ pub fn parse_tokens(text: &str) -> Result<(u64, u64), String> {
     Ok((a, b))
 }
 
+/// The error of a file that cannot be read.
+pub fn unreadable(path: &Path, error: &std::io::Error) -> Diagnostic {
+    Diagnostic::input("file-unreadable", format!("`{}` cannot be read: {error}", path.display()))
+        .help("check the path, and that the file may be read")
+}
+
 /// A model, or a layer that has been compiled before.
 pub enum Subject {
     /// A model directory, a config or a layer graph.

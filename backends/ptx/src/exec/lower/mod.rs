@@ -645,7 +645,7 @@ impl<'m> Lower<'m> {
 }
 
 /// The class under which an instruction is counted, from its name alone.
-fn class_of(i: &Instruction) -> Class {
+pub(crate) fn class_of(i: &Instruction) -> Class {
     let shared = i.modifiers.iter().any(|m| m.starts_with("shared"));
     match i.opcode.as_str() {
         "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => Class::Control,

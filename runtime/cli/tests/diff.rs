@@ -1,0 +1,74 @@
+//! `moec diff` and `moec inspect --json`.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use common::{moec, moec_in};
+use serde_json::Value;
+use std::path::Path;
+
+/// A small Mixtral with `k` experts for each token, compiled to `NAME` in `dir`.
+fn compiled(dir: &Path, name: &str, k: u32) {
+    let config = format!(
+        r#"{{"model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96, "num_local_experts": 8,
+            "num_experts_per_tok": {k}, "num_hidden_layers": 1, "hidden_act": "silu", "torch_dtype": "bfloat16"}}"#
+    );
+    std::fs::write(dir.join("config.json"), config).unwrap();
+    let run = moec_in(dir, &["compile", "config.json", "--target", "sm_90a", "--tokens", "1..64", "-o", name]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+}
+
+#[test]
+fn a_change_of_top_k_stays_small() {
+    let dir = tempfile::tempdir().unwrap();
+    compiled(dir.path(), "four", 4);
+    compiled(dir.path(), "five", 5);
+    compiled(dir.path(), "again", 4);
+    let same = moec_in(dir.path(), &["diff", "four", "again"]);
+    assert_eq!((same.code, same.stdout.as_str()), (0, "the same programs, launches and instructions\n"));
+
+    let run = moec_in(dir.path(), &["diff", "four", "five", "--json"]);
+    assert_eq!(run.code, 1, "{}", run.stderr);
+    let value: Value = serde_json::from_str(&run.stdout).unwrap();
+    let changes = value["changes"].as_array().unwrap();
+    let of = |section: &str| changes.iter().find(|c| c["section"] == section).unwrap();
+    let route = of("sm_90a/route.t1.ptx: route");
+    let lines = route["added"].as_u64().unwrap() + route["removed"].as_u64().unwrap();
+    assert!(lines > 4 && lines < 60, "{lines} lines: {}", route["text"].as_str().unwrap());
+    assert!(of("layer")["text"].as_str().unwrap().contains("+top_k 5"));
+    // The products do not change.
+    assert!(!changes.iter().any(|c| c["section"].as_str().unwrap().contains("experts_act.t1.ptx")));
+
+    let brief = moec_in(dir.path(), &["diff", "four", "five", "--brief"]);
+    assert!(brief.code == 1 && brief.stdout.contains("instructions ") && !brief.stdout.contains("ld.global"));
+}
+
+#[test]
+fn files_are_compared_whatever_they_are_called() {
+    let dir = tempfile::tempdir().unwrap();
+    compiled(dir.path(), "four", 4);
+    let route = std::fs::read_to_string(dir.path().join("four/sm_90a/route.t1.ptx")).unwrap();
+    std::fs::write(dir.path().join("a.ptx"), &route).unwrap();
+    std::fs::write(dir.path().join("b.ptx"), route.replace("%r", "%x").replace("$L__BB0", "BLOCK")).unwrap();
+    std::fs::write(dir.path().join("c.ptx"), route.replacen("min.u32", "max.u32", 1).replacen("setp.lt", "setp.gt", 1))
+        .unwrap();
+    assert_eq!(moec_in(dir.path(), &["diff", "a.ptx", "b.ptx"]).code, 0);
+    let run = moec_in(dir.path(), &["diff", "a.ptx", "c.ptx"]);
+    assert!(run.code == 1 && run.stdout.contains("+  "), "{}", run.stdout);
+    std::fs::write(dir.path().join("bad.ptx"), "nothing").unwrap();
+    assert_eq!(moec_in(dir.path(), &["diff", "a.ptx", "bad.ptx"]).code, 1);
+    assert!(moec(&["diff", "/nowhere.ptx", "/nowhere.ptx"]).stderr.contains("/nowhere.ptx"));
+}
+
+#[test]
+fn a_bundle_is_inspected_as_json() {
+    let dir = tempfile::tempdir().unwrap();
+    compiled(dir.path(), "four", 4);
+    let run = moec_in(dir.path(), &["inspect", "four", "--json"]);
+    let value: Value = serde_json::from_str(&run.stdout).unwrap();
+    let file = &value["files"]["sm_90a/route.t1.ptx"];
+    let stored = std::fs::read(dir.path().join("four/sm_90a/route.t1.ptx")).unwrap();
+    assert_eq!(file["bytes"], stored.len());
+    assert_eq!(file["sha256"].as_str().unwrap().len(), 64);
+    assert!(file["kernels"][0]["figures"]["instructions"].as_u64().unwrap() > 100);
+}
