@@ -1,6 +1,7 @@
 //! AVX2, FMA and F16C: Intel since 2013, AMD since 2015. One column in a vector.
 
 use crate::machine::Machine;
+use moec_ir::quant::ScaleCode;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -163,17 +164,43 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn entries(values: &[f32; 16], less: u16, factor: f32, to: *mut u8) {
+    unsafe fn entries(values: &[f32; 16], less: u16, factors: *const f32, n: usize, to: *mut u8) {
         unsafe {
             let v = values.as_ptr();
-            let factor = _mm256_set1_ps(factor);
             // Packing takes turns between the lanes of two vectors: these bring the words in order.
-            let a = rounded(_mm256_mul_ps(two(v, v.add(8)), factor));
-            let b = rounded(_mm256_mul_ps(two(v.add(4), v.add(12)), factor));
-            let words = _mm256_sub_epi16(_mm256_packus_epi32(a, b), _mm256_set1_epi16(less as i16));
-            let low = _mm256_and_si256(words, _mm256_set1_epi16(0xff));
-            let bytes = _mm256_packus_epi16(low, _mm256_srli_epi16::<8>(words));
-            _mm256_storeu_si256(to.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes));
+            let (a, b) = (two(v, v.add(8)), two(v.add(4), v.add(12)));
+            for i in 0..n {
+                let factor = _mm256_broadcast_ss(&*factors.add(i));
+                let words = _mm256_packus_epi32(rounded(_mm256_mul_ps(a, factor)), rounded(_mm256_mul_ps(b, factor)));
+                let words = _mm256_sub_epi16(words, _mm256_set1_epi16(less as i16));
+                let low = _mm256_and_si256(words, _mm256_set1_epi16(0xff));
+                let bytes = _mm256_packus_epi16(low, _mm256_srli_epi16::<8>(words));
+                let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
+                _mm256_storeu_si256(to.add(i * 32).cast(), bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn factors(scale: ScaleCode, from: *const u8, first: usize, n: usize, global: f32, to: *mut f32) {
+        for i in 0..n {
+            // SAFETY: the caller's contract.
+            unsafe { *to.add(i) = crate::values::factor(scale, from, first + i, global) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn entry_pairs(p: [*const u8; 4]) -> [__m256i; 2] {
+        // SAFETY: the caller's contract.
+        unsafe { [Self::quarters(p), Self::quarters([p[0].add(16), p[1].add(16), p[2], p[3]])] }
+    }
+
+    #[inline(always)]
+    unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [__m256i; 2] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let even = Self::quarters([p[0], p[0].add(32), p[1], p[1]]);
+            [even, Self::quarters([p[0].add(16), p[0].add(48), p[1], p[1]])]
         }
     }
 

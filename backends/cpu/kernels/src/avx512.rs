@@ -1,6 +1,7 @@
-//! AVX-512 with byte and word instructions: Intel servers since 2017, AMD since 2022. Two columns in a vector.
+//! AVX-512 with byte permutations: Intel since 2019, AMD since 2022. Two columns in a vector.
 
 use crate::machine::Machine;
+use moec_ir::quant::ScaleCode;
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -17,8 +18,42 @@ unsafe fn sum(t: __m256) -> f32 {
     }
 }
 
+/// The scales at `at` whose bits of the mask are set; no other memory is read.
+#[inline(always)]
+unsafe fn sixteen_scales(scale: ScaleCode, at: *const u8, mask: u16) -> __m512 {
+    // SAFETY: as below.
+    unsafe {
+        match scale {
+            ScaleCode::F32 => _mm512_maskz_loadu_ps(mask, at.cast()),
+            ScaleCode::BF16 => {
+                let words = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, at.cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+            }
+            ScaleCode::F16 => _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, at.cast())),
+            ScaleCode::E8M0 => {
+                let x = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(mask, at.cast()));
+                // 2⁻¹²⁷ is subnormal.
+                let least = _mm512_cmpeq_epi32_mask(x, _mm512_setzero_si512());
+                let nan = _mm512_cmpeq_epi32_mask(x, _mm512_set1_epi32(255));
+                let x = _mm512_mask_mov_epi32(_mm512_slli_epi32::<23>(x), least, _mm512_set1_epi32(1 << 22));
+                _mm512_mask_mov_ps(_mm512_castsi512_ps(x), nan, _mm512_set1_ps(f32::NAN))
+            }
+            ScaleCode::E4M3 => {
+                let x = _mm256_cvtepu8_epi16(_mm_maskz_loadu_epi8(mask, at.cast()));
+                let magnitude = _mm256_and_si256(x, _mm256_set1_epi16(0x7f));
+                let nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
+                let sign = _mm256_slli_epi16::<8>(_mm256_xor_si256(x, magnitude));
+                // An f16 that is 2⁸ times too small.
+                let half = _mm256_or_si256(_mm256_slli_epi16::<7>(magnitude), sign);
+                let x = _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(256.0));
+                _mm512_mask_mov_ps(x, nan, _mm512_set1_ps(f32::NAN))
+            }
+        }
+    }
+}
+
 // Every block below has the same reason.
-// SAFETY: the caller's contract: the processor has AVX-512 F, BW, DQ and VL, and pointers are valid for what is read or
+// SAFETY: the caller's contract: the processor has AVX-512 F, BW, DQ, VL and VBMI, and pointers are valid for what is read or
 // written.
 impl Machine for Avx512 {
     type F = __m512;
@@ -159,16 +194,60 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn entries(values: &[f32; 16], less: u16, factor: f32, to: *mut u8) {
+    unsafe fn entries(values: &[f32; 16], less: u16, factors: *const f32, n: usize, to: *mut u8) {
         unsafe {
-            let products = _mm512_mul_ps(_mm512_loadu_ps(values.as_ptr()), _mm512_set1_ps(factor));
-            let bits = _mm512_castps_si512(products);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-            let up = _mm512_sub_epi32(up, _mm512_set1_epi32(i32::from(less) << 16));
+            let values = _mm512_loadu_ps(values.as_ptr());
+            let less = _mm512_set1_epi32(0x7fff - (i32::from(less) << 16));
             // The third byte of every word, then the fourth.
-            _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(_mm512_srli_epi32::<16>(up)));
-            _mm_storeu_si128(to.add(16).cast(), _mm512_cvtepi32_epi8(_mm512_srli_epi32::<24>(up)));
+            let third = _mm512_mullo_epi32(
+                _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 2, 1, 0),
+                _mm512_set1_epi32(0x1010_1010),
+            );
+            let third = _mm512_add_epi32(third, _mm512_set1_epi32(0x0e0a_0602));
+            let fourth = _mm512_add_epi32(third, _mm512_set1_epi32(0x0101_0101));
+            let order = _mm512_inserti64x2::<1>(third, _mm512_castsi512_si128(fourth));
+            for i in 0..n {
+                let bits = _mm512_castps_si512(_mm512_mul_ps(values, _mm512_set1_ps(*factors.add(i))));
+                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+                let up = _mm512_add_epi32(_mm512_add_epi32(bits, less), odd);
+                let bytes = _mm512_castsi512_si256(_mm512_permutexvar_epi8(order, up));
+                _mm256_storeu_si256(to.add(i * 32).cast(), bytes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn factors(scale: ScaleCode, from: *const u8, first: usize, n: usize, global: f32, to: *mut f32) {
+        for i in (0..n).step_by(16) {
+            let mask = if n - i >= 16 { 0xffff } else { (1u16 << (n - i)) - 1 };
+            unsafe {
+                let x = sixteen_scales(scale, from.add((first + i) * scale.bytes() as usize), mask);
+                let x = _mm512_mul_ps(x, _mm512_set1_ps(global));
+                let nan = _mm512_cmpunord_ps_mask(x, x);
+                _mm512_mask_storeu_ps(to.add(i), mask, _mm512_mask_mov_ps(x, nan, _mm512_set1_ps(f32::NAN)));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn entry_pairs(p: [*const u8; 4]) -> [__m512i; 2] {
+        unsafe {
+            // Low and high bytes of one column's entry, then of the other's.
+            let first = Self::bytes([p[0], p[2]]);
+            let second = Self::bytes([p[1], p[3]]);
+            let low = _mm512_permutex2var_epi64(first, _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), second);
+            let high = _mm512_permutex2var_epi64(first, _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), second);
+            [low, high]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [__m512i; 2] {
+        unsafe {
+            let (a, b) = (_mm512_loadu_si512(p[0].cast()), _mm512_loadu_si512(p[1].cast()));
+            let even = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), b);
+            let odd = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
+            [even, odd]
         }
     }
 

@@ -46,26 +46,28 @@ impl Recipe {
         })
     }
 
-    /// Writes the entries for one factor.
+    /// Writes the entries of `n` factors. A factor that is NaN is a quiet one, so that products' fractions leave room to be
+    /// rounded up.
     ///
     /// # Safety
-    /// `to` can be written, and the processor has the machine's features.
+    /// There are as many factors, `to` can be written, and the processor has the machine's features.
     #[inline(always)]
-    pub unsafe fn entries<M: Machine>(&self, factor: f32, to: *mut Entries) {
-        // Whatever NaN the factor is, the products' fractions leave room to be rounded up.
-        let factor = if factor.is_nan() { f32::NAN } else { factor };
-        if !self.half {
-            // SAFETY: the caller's contract.
-            unsafe { M::entries(&self.values, self.less, factor, to.cast()) };
-            return;
-        }
-        let mut bytes = [0; ENTRIES];
-        for i in 0..16 {
-            let [low, high] = narrow_f16(self.values[i] * factor).to_le_bytes();
-            (bytes[i], bytes[16 + i]) = (low, high);
-        }
+    pub unsafe fn entries<M: Machine>(&self, factors: *const f32, n: usize, to: *mut Entries) {
         // SAFETY: the caller's contract.
-        unsafe { to.write(Entries(bytes)) };
+        unsafe {
+            if !self.half {
+                M::entries(&self.values, self.less, factors, n, to.cast());
+                return;
+            }
+            for at in 0..n {
+                let mut bytes = [0; ENTRIES];
+                for i in 0..16 {
+                    let [low, high] = narrow_f16(self.values[i] * *factors.add(at)).to_le_bytes();
+                    (bytes[i], bytes[16 + i]) = (low, high);
+                }
+                to.add(at).write(Entries(bytes));
+            }
+        }
     }
 }
 

@@ -45,9 +45,18 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
                 }
                 let mut sums = [[M::zero(); N]; ROWS];
                 for g in first / GROUP..end / GROUP {
-                    for n in 0..N {
-                        let w = readers[n].group(g);
-                        multiply::<M, ROWS, N>(&w, n, rows.add(g * GROUP), width, &mut sums);
+                    let x = rows.add(g * GROUP);
+                    if M::COLUMNS == 1 {
+                        one::<M, S, ROWS, N, 0>(&readers, g, x, width, &mut sums);
+                        one::<M, S, ROWS, N, 1>(&readers, g, x, width, &mut sums);
+                        one::<M, S, ROWS, N, 2>(&readers, g, x, width, &mut sums);
+                        one::<M, S, ROWS, N, 3>(&readers, g, x, width, &mut sums);
+                    } else {
+                        // The count is hidden, or this loop is written out too where it is short.
+                        for n in 0..std::hint::black_box(N) {
+                            let w = readers[n].group(g);
+                            multiply::<M, ROWS, N>(&w, n, x, width, &mut sums);
+                        }
                     }
                 }
                 if first + BLOCK > whole && whole < k {
@@ -80,6 +89,27 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
             }
         }
         first_column += at_once;
+    }
+}
+
+/// Group `g` of column vector `I`, if there is one.
+///
+/// Written out where a loop would leave sums in memory, which helps by a third with one column in a vector. With two, loops
+/// over wide vectors are faster: written out, pointers no longer fit the registers.
+#[inline(always)]
+unsafe fn one<M: Machine, S: Source<M>, const ROWS: usize, const N: usize, const I: usize>(
+    readers: &[S::Reader; N],
+    g: usize,
+    x: *const f32,
+    width: usize,
+    sums: &mut [[M::F; N]; ROWS],
+) {
+    if I < N {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let w = readers[I].group(g);
+            multiply::<M, ROWS, N>(&w, I, x, width, sums);
+        }
     }
 }
 

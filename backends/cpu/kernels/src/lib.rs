@@ -37,7 +37,7 @@ pub enum Instructions {
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL beside those.
+    /// AVX-512 F, BW, DQ, VL and VBMI beside those.
     Avx512,
 }
 
@@ -53,7 +53,8 @@ impl Instructions {
             let avx512 = std::arch::is_x86_feature_detected!("avx512f")
                 && std::arch::is_x86_feature_detected!("avx512bw")
                 && std::arch::is_x86_feature_detected!("avx512dq")
-                && std::arch::is_x86_feature_detected!("avx512vl");
+                && std::arch::is_x86_feature_detected!("avx512vl")
+                && std::arch::is_x86_feature_detected!("avx512vbmi");
             found.extend(avx2.then_some(Instructions::Avx2));
             found.extend((avx2 && avx512).then_some(Instructions::Avx512));
         }
@@ -107,14 +108,14 @@ unsafe extern "C" fn products_avx2(job: *const Products) {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 unsafe extern "C" fn arrange_avx512(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
     // SAFETY: the contract of `CpuKernels::arrange`.
     unsafe { arrange::arrange(from, encoding, k, to) }
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 unsafe extern "C" fn products_avx512(job: *const Products) {
     // SAFETY: the contract of `CpuKernels::products`; `with` has found all of these.
     unsafe { products::products::<avx512::Avx512>(&*job) }

@@ -3,6 +3,8 @@
 //! An algorithm is written once over [`Machine`] and compiled for every processor, so that the order of sums, which the
 //! bits depend on, is written once. All functions are inlined into entry points that have the processor's features.
 
+use moec_ir::quant::ScaleCode;
+
 /// A processor's vectors. `F` is eight lanes of f32 for each column, `B` 32 bytes for each; operations on bytes that move
 /// some work in pieces of 16 bytes.
 ///
@@ -57,9 +59,16 @@ pub(crate) trait Machine: Copy {
     unsafe fn widen_f16(x: Self::B) -> [Self::F; 2];
     /// In every 16 bytes, the even and the odd ones of the four floats of `x` and, behind them, the four of `y`.
     unsafe fn deal(x: [Self::B; 2]) -> [Self::F; 2];
-    /// Writes the low bytes of sixteen words, then their high bytes, to 32 bytes at `to`: `values · factor` rounded to
-    /// bf16 less `less`. A NaN is quiet.
-    unsafe fn entries(values: &[f32; 16], less: u16, factor: f32, to: *mut u8);
+    /// For each of `n` factors, writes the low bytes of sixteen words and then their high bytes, 32 bytes behind the ones
+    /// before: `values · factor` rounded to bf16 less `less`. A factor that is NaN is a quiet one.
+    unsafe fn entries(values: &[f32; 16], less: u16, factors: *const f32, n: usize, to: *mut u8);
+    /// Writes scales `first .. first + n` of those at `from`, times `global`; a NaN becomes a quiet one. No other scale is
+    /// read.
+    unsafe fn factors(scale: ScaleCode, from: *const u8, first: usize, n: usize, global: f32, to: *mut f32);
+    /// Entries at `p`, two for each column: low bytes, and high bytes.
+    unsafe fn entry_pairs(p: [*const u8; 4]) -> [Self::B; 2];
+    /// For 64 bytes of each column: its first and third 16 bytes, and its second and fourth.
+    unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [Self::B; 2];
 
     /// Asks for the line of memory at `p`, which need not be there.
     unsafe fn prefetch(p: *const u8);

@@ -2,6 +2,7 @@
 
 use crate::machine::Machine;
 use crate::round::{narrow_bf16, widen_f16};
+use moec_ir::quant::ScaleCode;
 
 /// One column in a vector.
 #[derive(Clone, Copy)]
@@ -156,14 +157,39 @@ impl Machine for Portable {
     }
 
     #[inline(always)]
-    unsafe fn entries(values: &[f32; 16], less: u16, factor: f32, to: *mut u8) {
-        for (i, value) in values.iter().enumerate() {
-            let [low, high] = narrow_bf16(value * factor).wrapping_sub(less).to_le_bytes();
-            // SAFETY: the caller's contract.
-            unsafe {
-                *to.add(i) = low;
-                *to.add(16 + i) = high;
+    unsafe fn entries(values: &[f32; 16], less: u16, factors: *const f32, n: usize, to: *mut u8) {
+        for at in 0..n {
+            for (i, value) in values.iter().enumerate() {
+                // SAFETY: the caller's contract.
+                unsafe {
+                    let [low, high] = narrow_bf16(value * *factors.add(at)).wrapping_sub(less).to_le_bytes();
+                    *to.add(at * 32 + i) = low;
+                    *to.add(at * 32 + 16 + i) = high;
+                }
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn factors(scale: ScaleCode, from: *const u8, first: usize, n: usize, global: f32, to: *mut f32) {
+        for i in 0..n {
+            // SAFETY: the caller's contract.
+            unsafe { *to.add(i) = crate::values::factor(scale, from, first + i, global) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn entry_pairs(p: [*const u8; 4]) -> [Bytes; 2] {
+        // SAFETY: the caller's contract.
+        unsafe { [Self::quarters(p), Self::quarters([p[0].add(16), p[1].add(16), p[2], p[3]])] }
+    }
+
+    #[inline(always)]
+    unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [Bytes; 2] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let even = Self::quarters([p[0], p[0].add(32), p[1], p[1]]);
+            [even, Self::quarters([p[0].add(16), p[0].add(48), p[1], p[1]])]
         }
     }
 

@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::many::{Any, Fill, Read, many_rows};
 use crate::readers::{E4m3, Floats, FourBits, LEAST_BLOCK, Source, Words};
 use crate::scratch::{MOST_ROWS, Scratch};
-use crate::values::{Matrix, byte_scales};
+use crate::values::{Matrix, byte_scales, factor};
 use moec_ir::DType;
 use moec_ir::abi::{Products, WeightCode};
 use moec_ir::quant::{Code, ScaleCode};
@@ -58,9 +58,12 @@ unsafe fn codes<M: Machine>(m: &Matrix, code: Code, scale: ScaleCode, round: DTy
                 let table = scratch.table.cast_const();
                 match byte_scales(scale) {
                     Some(values) if !half => {
-                        for (byte, value) in values.iter().enumerate() {
-                            recipe.entries::<M>(value * m.global, scratch.table.add(byte));
+                        let mut factors = [0.0; 256];
+                        for (factor, value) in factors.iter_mut().zip(values) {
+                            let product = value * m.global;
+                            *factor = if product.is_nan() { f32::NAN } else { product };
                         }
+                        recipe.entries::<M>(factors.as_ptr(), 256, scratch.table);
                         if fine {
                             let source = FourBits::<true, true, false> { recipe, scale, shift, table };
                             run::<M, _>(m, source, scratch);
@@ -107,7 +110,7 @@ unsafe fn factors_are_safe(m: &Matrix, scale: ScaleCode) -> bool {
             return m.global == 1.0 && bytes.iter().fold(true, |all, &b| all & SAFE.contains(&u32::from(b)));
         }
         // SAFETY: the caller's contract.
-        (0..blocks).all(|block| is_safe_for_e4m3(unsafe { m.factor(scale, scales, block) }))
+        (0..blocks).all(|block| is_safe_for_e4m3(unsafe { factor(scale, scales, block, m.global) }))
     })
 }
 

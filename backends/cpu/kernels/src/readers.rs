@@ -196,7 +196,7 @@ impl<const BYTES: bool> Blocks<BYTES> {
         unsafe {
             let (a, b) = (self.of(0, i), self.of(0, i + 32));
             let (c, d) = if M::COLUMNS == 2 { (self.of(1, i), self.of(1, i + 32)) } else { (a, b) };
-            [M::quarters([a, b, c, d]), M::quarters([a.add(16), b.add(16), c.add(16), d.add(16)])]
+            M::entry_pairs([a, b, c, d])
         }
     }
 }
@@ -216,11 +216,13 @@ unsafe fn make<M: Machine>(
     (first, end): (usize, usize),
     room: *mut Entries,
 ) -> *const u8 {
-    let scales = m.scales(column);
     let (from, to) = (first >> shift, (end - 1) >> shift);
-    for block in from..=to {
-        // SAFETY: the caller's contract.
-        unsafe { recipe.entries::<M>(m.factor(scale, scales, block), room.add(block - from)) };
+    let n = to + 1 - from;
+    let mut factors = [0.0; BLOCK / LEAST_BLOCK];
+    // SAFETY: the caller's contract; a block of a sum has at most so many blocks of codes.
+    unsafe {
+        M::factors(scale, m.scales(column), from, n, m.global, factors.as_mut_ptr());
+        recipe.entries::<M>(factors.as_ptr(), n, room);
     }
     room.cast_const().cast::<u8>().wrapping_sub(from * ENTRIES)
 }
@@ -378,8 +380,9 @@ impl<M: Machine> Reader<M> for E4m3Reader {
             }
             let least = self.blocks[0].pair::<M>(g * GROUP);
             let others = self.blocks[1].pair::<M>(g * GROUP);
-            let [a, b] = e4m3_values::<M>(least, others, halves::<M>(p, 0, 32));
-            let [c, d] = e4m3_values::<M>(least, others, halves::<M>(p, 16, 32));
+            let [first, second] = M::sixty_four_bytes(p);
+            let [a, b] = e4m3_values::<M>(least, others, first);
+            let [c, d] = e4m3_values::<M>(least, others, second);
             eight([a, b, c, d])
         }
     }

@@ -68,24 +68,6 @@ impl<'j> Matrix<'j> {
         self.job.scales.wrapping_add((n.checked_div(self.job.block_rows).unwrap_or(0) * self.job.scales_pitch) as usize)
     }
 
-    /// The factor of block `block` of the scales at `scales`.
-    ///
-    /// # Safety
-    /// There is such a block.
-    pub unsafe fn factor(&self, scale: ScaleCode, scales: *const u8, block: usize) -> f32 {
-        // SAFETY: the caller's contract. Scales of more than a byte lie where buffers put elements of their size.
-        let value = unsafe {
-            match scale {
-                ScaleCode::F32 => scales.cast::<f32>().add(block).read_unaligned(),
-                ScaleCode::BF16 => f32::from_bits(u32::from(scales.cast::<u16>().add(block).read_unaligned()) << 16),
-                ScaleCode::F16 => widen_f16(scales.cast::<u16>().add(block).read_unaligned()),
-                ScaleCode::E8M0 => E8M0[usize::from(*scales.add(block))],
-                ScaleCode::E4M3 => E4M3[usize::from(*scales.add(block))],
-            }
-        };
-        value * self.global
-    }
-
     /// Elements `first ..` of column `column`, as many as `to` holds.
     ///
     /// # Safety
@@ -102,7 +84,7 @@ impl<'j> Matrix<'j> {
                     while at < to.len() {
                         let block = (first + at) / self.block;
                         let end = ((block + 1) * self.block - first).min(to.len());
-                        let factor = self.factor(scale, scales, block);
+                        let factor = factor(scale, scales, block, self.global);
                         codes(code, from, first + at, &mut to[at..end]);
                         scaled(factor, round, &mut to[at..end]);
                         at = end;
@@ -111,6 +93,26 @@ impl<'j> Matrix<'j> {
             }
         }
     }
+}
+
+/// Scale number `block` of those at `scales`, times `global`; a NaN becomes a quiet one.
+///
+/// # Safety
+/// There is such a scale.
+#[inline(always)]
+pub(crate) unsafe fn factor(scale: ScaleCode, scales: *const u8, block: usize, global: f32) -> f32 {
+    // SAFETY: the caller's contract. Scales of more than a byte lie where buffers put elements of their size.
+    let value = unsafe {
+        match scale {
+            ScaleCode::F32 => scales.cast::<f32>().add(block).read_unaligned(),
+            ScaleCode::BF16 => f32::from_bits(u32::from(scales.cast::<u16>().add(block).read_unaligned()) << 16),
+            ScaleCode::F16 => widen_f16(scales.cast::<u16>().add(block).read_unaligned()),
+            ScaleCode::E8M0 => E8M0[usize::from(*scales.add(block))],
+            ScaleCode::E4M3 => E4M3[usize::from(*scales.add(block))],
+        }
+    };
+    let factor = value * global;
+    if factor.is_nan() { f32::NAN } else { factor }
 }
 
 /// # Safety
