@@ -29,7 +29,7 @@ pub struct CpuKernelImage {
     pub program: usize,
     /// Index into that program's kernels.
     pub kernel: usize,
-    /// The symbol, unique in the file: `moec_0_gemm1`.
+    /// The symbol, unique in the file: `PREFIX_0_gemm1`.
     pub symbol: String,
     /// How it is launched.
     pub launch: CpuLaunch,
@@ -40,22 +40,23 @@ pub struct CpuKernelImage {
 /// # Errors
 /// As [`compile_objects`].
 pub fn compile_object(program: &Program, options: &ObjectOptions) -> Result<CpuObject, Diagnostic> {
-    compile_objects(&[program], options)
+    compile_objects(&[program], options, "moec")
 }
 
-/// Compiles several programs (the variants of a layer) to one object file. Same input, same bytes, on every host unless
+/// Compiles several programs (the variants of a layer) to one object file, whose symbols begin with `prefix`: files of
+/// different prefixes can be linked into one program. Same input, same bytes, on every host unless
 /// native features are asked for.
 ///
 /// # Errors
 /// `cpu-native-features` when the options cannot be met on this machine; `internal-error` when a program breaks a rule of
 /// the tile IR.
-pub fn compile_objects(programs: &[&Program], options: &ObjectOptions) -> Result<CpuObject, Diagnostic> {
+pub fn compile_objects(programs: &[&Program], options: &ObjectOptions, prefix: &str) -> Result<CpuObject, Diagnostic> {
     let machine = machine(options.arch, options.features)?;
     let text = compile_text(&machine, programs)?;
     let symbols: Vec<String> = text
         .functions
         .iter()
-        .map(|f| format!("moec_{}_{}", f.program, programs[f.program].kernels[f.kernel].name))
+        .map(|f| format!("{prefix}_{}_{}", f.program, programs[f.program].kernels[f.kernel].name))
         .collect();
     let bytes = write_elf(&text, &symbols, options.arch)?;
     let kernels = text

@@ -63,7 +63,7 @@ fn an_object_says_what_it_requires() {
 fn several_programs_share_one_object() {
     let (a, _) = build(&Layer::new(2, 1, 8, 8));
     let (b, _) = build(&Layer::new(3, 1, 8, 8));
-    let made = compile_objects(&[&a, &b], &ObjectOptions::default()).unwrap();
+    let made = compile_objects(&[&a, &b], &ObjectOptions::default(), "moec").unwrap();
     assert_eq!(made.kernels.len(), a.kernels.len() + b.kernels.len());
     let last = made.kernels.last().unwrap();
     assert_eq!((last.program, last.kernel, last.symbol.as_str()), (1, 5, "moec_1_combine"));

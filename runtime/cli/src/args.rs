@@ -37,6 +37,8 @@ pub enum Command {
     Inspect(crate::commands::inspect::Options),
     /// Compare two bundles or PTX files: programs, launches, instructions. Exit code 1 when they differ.
     Diff(crate::commands::diff::Options),
+    /// Write the weights of a bundle as its kernels read them, for programs without moec's runtime.
+    Pack(crate::commands::pack::Options),
     /// List the rewrites, their numeric classes and side conditions.
     Rules(crate::commands::rules::Options),
     /// Tell what this machine has, and how to get what it lacks.

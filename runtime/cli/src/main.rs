@@ -47,6 +47,7 @@ fn run(command: Command) -> Outcome {
         Command::Explain(options) => commands::explain::run(&options),
         Command::Diff(options) => commands::diff::run(&options),
         Command::Inspect(options) => commands::inspect::run(&options),
+        Command::Pack(options) => commands::pack::run(&options),
         Command::Run(options) => commands::run::run(&options),
         Command::Emulate(options) => commands::emulate::run(&options),
         Command::Rules(options) => commands::rules::run(&options),

@@ -34,7 +34,7 @@ fn help_and_version_go_to_standard_output() {
 #[test]
 fn every_command_of_the_reference_is_in_the_help() {
     let help = moec(&["--help"]).stdout;
-    for command in ["compile", "run", "emulate", "check", "explain", "inspect", "diff", "rules", "doctor"] {
+    for command in ["compile", "pack", "run", "emulate", "check", "explain", "inspect", "diff", "rules", "doctor"] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
 }
@@ -80,13 +80,13 @@ fn the_same_input_gives_the_same_bundle() {
 fn compile_prints_a_table_and_writes_what_was_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let config = root().join("examples/models/mixtral-8x7b/config.json");
-    let emit = "graph,egraph,tile,llvm,ptx,manifest,header,rust";
+    let emit = "graph,egraph,tile,llvm,ptx,manifest,header,c,rust";
     let args =
         ["compile", config.to_str().unwrap(), "--target", "h200", "--tokens", "1..64", "-o", "out", "--emit", emit];
     let run = moec_in(dir.path(), &args);
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(run.stdout.contains("sm_90a") && run.stdout.contains("kernel"), "{}", run.stdout);
-    for file in ["manifest.json", "graph.txt", "layer.h", "layer.rs"] {
+    for file in ["manifest.json", "graph.txt", "layer.h", "layer.c", "layer.rs"] {
         assert!(dir.path().join("out").join(file).is_file(), "{file}");
     }
     let names: Vec<String> = std::fs::read_dir(dir.path().join("out/sm_90a"))

@@ -10,22 +10,23 @@ use moec_ir::tile::{Body, Kernel, Program, RowOpKind};
 use moec_nvptx::EmitOptions;
 use moec_passes::Variant;
 
-/// Compiles every variant of one target and adds it to the bundle.
+/// Compiles every variant of one target and adds it to the bundle. Symbols of object files begin with `prefix`.
 pub(crate) fn add_target(
     builder: &mut BundleBuilder,
     target: &'static Target,
     variants: &[Variant],
     keep: Keep,
+    prefix: &str,
 ) -> Result<(), Diagnostic> {
     match target.kind {
-        TargetKind::Cpu => add_cpu(builder, variants, keep),
+        TargetKind::Cpu => add_cpu(builder, variants, keep, prefix),
         TargetKind::Gpu { .. } => add_gpu(builder, target, variants, keep),
     }
 }
 
-fn add_cpu(builder: &mut BundleBuilder, variants: &[Variant], keep: Keep) -> Result<(), Diagnostic> {
+fn add_cpu(builder: &mut BundleBuilder, variants: &[Variant], keep: Keep, prefix: &str) -> Result<(), Diagnostic> {
     let programs: Vec<&Program> = variants.iter().map(|v| &v.program).collect();
-    let object = compile_objects(&programs, &ObjectOptions::default())?;
+    let object = compile_objects(&programs, &ObjectOptions::default(), prefix)?;
     let mut parts: Vec<CpuVariantPart<'_>> = variants
         .iter()
         .map(|v| CpuVariantPart {

@@ -58,6 +58,8 @@ pub struct CompileRequest<'a> {
     pub tokens: (u64, u64),
     /// How weights that are published as codes and scales lie in memory.
     pub weights: WeightStorage,
+    /// Tells the symbols of this layer's object file from those of an equal layer, when both are linked into one program.
+    pub prefix: String,
     /// What the bundle holds beside the kernels.
     pub keep: Keep,
     /// Files to be put into the bundle beside the kernels: path and content.
@@ -75,6 +77,7 @@ impl<'a> CompileRequest<'a> {
             opt_level: 2,
             tokens: Phase::Both.tokens(),
             weights: WeightStorage::default(),
+            prefix: String::new(),
             keep: Keep::default(),
             extra_files: Vec::new(),
         }
@@ -137,6 +140,7 @@ pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(
         weights: request.weights,
         ..CompileOptions::default()
     };
+    let prefix = symbol_prefix(request);
     let mut targets = Vec::new();
     for &target in &request.targets {
         progress(&format!("{}: choosing kernels", target.name));
@@ -145,7 +149,7 @@ pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(
         timings.push(Timing { step: "passes", target: Some(target.name), seconds: start.elapsed().as_secs_f64() });
         progress(&format!("{}: generating code", target.name));
         let start = Instant::now();
-        crate::codegen::add_target(&mut builder, target, &variants, request.keep)?;
+        crate::codegen::add_target(&mut builder, target, &variants, request.keep, &prefix)?;
         timings.push(Timing { step: "codegen", target: Some(target.name), seconds: start.elapsed().as_secs_f64() });
         targets.push(CompiledTarget { target, variants });
     }
@@ -156,4 +160,12 @@ pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(
     let bundle = builder.finish()?;
     timings.push(Timing { step: "bundle", target: None, seconds: start.elapsed().as_secs_f64() });
     Ok(Compiled { targets, bundle, timings })
+}
+
+/// What the symbols of this layer begin with: different layers have different ones.
+fn symbol_prefix(request: &CompileRequest<'_>) -> String {
+    let sources: Vec<String> = request.graph.params.iter().map(|p| format!("{:?}", p.source)).collect();
+    let text =
+        [request.prefix.clone(), request.info.name.clone(), moec_ir::graph::print(request.graph), sources.join("\n")];
+    format!("moec_{}", &moec_bundle::sha256(text.join("\n").as_bytes())[..12])
 }

@@ -26,9 +26,12 @@ pub struct Options {
     pub phase: PhaseArg,
     #[command(flatten)]
     pub compile: CompileArgs,
-    /// What to write beside the kernels: graph, egraph, tile, llvm, ptx, cubin, sass, manifest, header, rust.
+    /// What to write beside the kernels: graph, egraph, tile, llvm, ptx, cubin, sass, manifest, header, c, rust.
     #[arg(long, value_delimiter = ',', value_enum, value_name = "KIND[,KIND…]")]
     pub emit: Vec<Emit>,
+    /// What names in layer.h and layer.c begin with [default: the layer's name].
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub prefix: String,
     /// Print the layer after a step, on standard error.
     #[arg(long, value_enum, value_name = "PASS", conflicts_with = "print_after_all")]
     pub print_after: Option<Step>,
@@ -63,13 +66,14 @@ pub fn run(options: &Options) -> Outcome {
         opt_level: options.compile.opt_level,
         weights: options.compile.weight_storage,
         tokens: options.tokens.unwrap_or(phase.tokens()),
+        prefix: options.prefix.clone(),
         keep: Keep { tile_text: options.emit.contains(&Emit::Tile), llvm_ir: options.emit.contains(&Emit::Llvm) },
         ..CompileRequest::new(&layer.graph, targets)
     };
     let progress = Progress::start("compiling");
     let compiled = moec::compile_reporting(&request, &mut |step| progress.say(step)).map_err(|d| vec![d])?;
     drop(progress);
-    let compiled = emit::add_files(compiled, &options.emit, &layer.graph).map_err(|d| vec![d])?;
+    let compiled = emit::add_files(compiled, &options.emit, &layer.graph, &options.prefix).map_err(|d| vec![d])?;
     for step in Step::ALL {
         if options.print_after_all || options.print_after == Some(step) {
             output::remark(

@@ -1,8 +1,9 @@
 //! What `--emit` and `--print-after` show of a compile.
 
+use super::aot::Aot;
 use super::cuda_tools;
 use moec::{Bundle, Compiled, Diagnostic, WeightStorage};
-use moec_bundle::manifest::{Launch, Manifest};
+use moec_bundle::Manifest;
 use moec_ir::graph::Graph;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -26,8 +27,10 @@ pub enum Emit {
     Sass,
     /// The manifest, which every bundle holds.
     Manifest,
-    /// `layer.h`: kernels and their parameters for C and C++.
+    /// `layer.h`: the layer for C and C++, and tables of its kernels.
     Header,
+    /// `layer.c`: what `layer.h` declares, to be linked with `cpu/layer.o`; comes with the header.
+    C,
     /// `layer.rs`: the same for Rust.
     Rust,
 }
@@ -82,11 +85,11 @@ pub fn step_text(step: Step, graph: &Graph, compiled: &Compiled, weights: Weight
     Ok(out)
 }
 
-/// Adds the files that were asked for to the bundle.
+/// Adds the files that were asked for to the bundle. Names in C begin with `prefix`.
 ///
 /// # Errors
-/// `no-ptxas`, `ptxas-rejects`, `no-nvdisasm` for cubin and SASS.
-pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph) -> Result<Compiled, Diagnostic> {
+/// `no-ptxas` for cubin and SASS; `wrong-usage` for a prefix that is no name.
+pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &str) -> Result<Compiled, Diagnostic> {
     let mut extra: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for kind in emit {
         match kind {
@@ -100,8 +103,12 @@ pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph) -> Result
                 let text = serde_json::to_string_pretty(&v.saturation).unwrap_or_default();
                 extra.insert(format!("{target}/egraph-{tokens}.json"), format!("{text}\n").into_bytes());
             }),
-            Emit::Header => {
-                extra.insert("layer.h".into(), header(compiled.bundle.manifest()).into_bytes());
+            Emit::Header | Emit::C => {
+                let aot = Aot::new(compiled.bundle.manifest(), prefix)?;
+                extra.insert("layer.h".into(), aot.header().into_bytes());
+                if *kind == Emit::C {
+                    extra.insert("layer.c".into(), aot.source().into_bytes());
+                }
             }
             Emit::Rust => {
                 extra.insert("layer.rs".into(), rust(compiled.bundle.manifest()).into_bytes());
@@ -155,7 +162,7 @@ fn assembled(bundle: &Bundle, kind: Emit, extra: &mut BTreeMap<String, Vec<u8>>)
 }
 
 /// One line for each kernel: how it is called.
-fn kernel_lines(manifest: &Manifest, mut line: impl FnMut(&str, &str, &str, &[String], &Launch)) {
+fn kernel_lines(manifest: &Manifest, mut line: impl FnMut(&str, &str, &str, &[String])) {
     for target in &manifest.targets {
         for v in &target.variants {
             for k in &v.kernels {
@@ -165,7 +172,7 @@ fn kernel_lines(manifest: &Manifest, mut line: impl FnMut(&str, &str, &str, &[St
                     .map(|o| format!("{}{}", if o.written { "out " } else { "" }, v.buffers[o.buffer.index()].name))
                     .collect();
                 let range = format!("{}..{}", v.tokens.min, v.tokens.max);
-                line(&target.name, &range, &k.entry, &operands, &k.launch);
+                line(&target.name, &range, &k.entry, &operands);
             }
         }
     }
@@ -173,26 +180,6 @@ fn kernel_lines(manifest: &Manifest, mut line: impl FnMut(&str, &str, &str, &[St
 
 fn constants(manifest: &Manifest) -> impl Iterator<Item = (String, u64)> + '_ {
     manifest.layer.facts.iter().map(|(k, v)| (k.to_uppercase(), *v))
-}
-
-fn header(manifest: &Manifest) -> String {
-    let mut out = format!(
-        "// {}: kernels of this bundle. Parameters are 64-bit pointers, then a pointer to the token count.\n",
-        manifest.layer.name
-    );
-    out += "#pragma once\n";
-    constants(manifest).for_each(|(k, v)| {
-        let _ = writeln!(out, "#define MOEC_{k} {v}");
-    });
-    kernel_lines(manifest, |target, range, entry, operands, launch| {
-        let _ = writeln!(
-            out,
-            "// {target}, T in {range}: {}\n{}",
-            operands.join(", "),
-            launch_words("#define ", entry, launch)
-        );
-    });
-    out
 }
 
 fn rust(manifest: &Manifest) -> String {
@@ -205,19 +192,9 @@ fn rust(manifest: &Manifest) -> String {
     });
     out += "/// `(target, smallest T, largest T, entry, operands; written ones begin with \"out \")`\n";
     out += "pub const KERNELS: &[(&str, u64, u64, &str, &[&str])] = &[\n";
-    kernel_lines(manifest, |target, range, entry, operands, _| {
+    kernel_lines(manifest, |target, range, entry, operands| {
         let (min, max) = range.split_once("..").unwrap_or(("0", "0"));
         let _ = writeln!(out, "    ({target:?}, {min}, {max}, {entry:?}, &{operands:?}),");
     });
     out + "];\n"
-}
-
-fn launch_words(prefix: &str, entry: &str, launch: &Launch) -> String {
-    match launch {
-        Launch::Gpu { launch, .. } => format!(
-            "{prefix}{entry}_BLOCK {}\n{prefix}{entry}_SMEM {}\n{prefix}{entry}_CLUSTER {}",
-            launch.block_threads, launch.dynamic_smem_bytes, launch.cluster
-        ),
-        Launch::Cpu { launch } => format!("{prefix}{entry}_SCRATCH {}", launch.scratch_bytes),
-    }
 }

@@ -1,5 +1,6 @@
 //! One file for each subcommand, and what several of them share.
 
+pub mod aot;
 pub mod check;
 pub mod compile;
 pub mod counters;
@@ -11,6 +12,7 @@ pub mod emulate;
 pub mod explain;
 pub mod inspect;
 pub mod kernel_table;
+pub mod pack;
 pub mod rules;
 pub mod run;
 pub mod subject;

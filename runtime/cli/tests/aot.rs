@@ -1,0 +1,116 @@
+//! `--emit header,c`: layers in C programs that link nothing of moec.
+#![cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says why it was skipped")]
+
+mod common;
+
+use common::{conformance, moec_in, root};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
+
+/// The compilers for C and C++ that this machine has; said when there is none.
+fn compilers() -> Vec<(&'static str, &'static str)> {
+    let works = |name: &str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
+    let found: Vec<_> =
+        [("cc", "c++"), ("clang", "clang++")].into_iter().filter(|(c, cpp)| works(c) && works(cpp)).collect();
+    if found.is_empty() {
+        println!("skipped: no C compiler");
+    }
+    found
+}
+
+fn moec(dir: &Path, args: &[&str]) {
+    let run = moec_in(dir, args);
+    assert_eq!(run.code, 0, "{args:?}: {}", run.stderr);
+}
+
+fn cc(dir: &Path, compiler: &str, args: &[&str]) {
+    let out = Command::new(compiler).args(STRICT).args(args).current_dir(dir).output().unwrap();
+    assert!(out.status.success(), "{compiler} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+}
+
+fn floats(file: &Path, name: &str) -> Vec<f32> {
+    let file = moec_weights::Checkpoint::open(file).unwrap();
+    file.tensor(name).unwrap().unwrap().to_tensor().unwrap().floats().to_vec()
+}
+
+#[test]
+fn two_layers_are_linked_into_one_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("mixtral.f32");
+    let model = model.to_str().unwrap();
+    for (layer, name) in [("0", "first"), ("1", "second")] {
+        let emit = ["--target", "cpu,sm_90a", "--tokens", "0..64", "--emit", "header,c", "--prefix", name, "-o", name];
+        moec(dir.path(), &[&["compile", model, "--layer", layer][..], &emit].concat());
+        moec(dir.path(), &["pack", name, "--weights", model, "-o", &format!("{name}.safetensors")]);
+    }
+    let golden = conformance("mixtral.f32").join("golden.layer0.safetensors");
+    let input = floats(&golden, "input");
+    // The second layer on the input of the first: what the CLI computes.
+    moec(
+        dir.path(),
+        &["run", "second", "--weights", model, "--input", golden.to_str().unwrap(), "-o", "want.safetensors"],
+    );
+    let want = [floats(&golden, "output"), floats(&dir.path().join("want.safetensors"), "output")].concat();
+
+    let source = root().join("examples/c/two_layers_aot.c");
+    let source = source.to_str().unwrap();
+    for (c, _) in compilers() {
+        let objects = ["first/layer.c", "first/cpu/layer.o", "second/layer.c", "second/cpu/layer.o"];
+        cc(dir.path(), c, &[&["-std=c11", "-I.", source, "-o", "both"], &objects[..], &["-pthread", "-lm"]].concat());
+        let mut child = Command::new(dir.path().join("both"))
+            .args(["first.safetensors", "second.safetensors"])
+            .current_dir(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        use std::io::Write;
+        let bytes: Vec<u8> = input.iter().flat_map(|x| x.to_le_bytes()).collect();
+        child.stdin.take().unwrap().write_all(&bytes).unwrap();
+        let out = child.wait_with_output().unwrap();
+        assert!(out.status.success(), "{}", out.status);
+        let got: Vec<f32> = out.stdout.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        assert_eq!(got.len(), want.len());
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+        let error = norm(&mut got.iter().zip(&want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
+        assert!(error < 1e-5, "{error}");
+    }
+}
+
+/// Quantised weights, shared experts, variants by token count, tensor maps of Blackwell: whatever a layer has is C.
+#[test]
+fn every_kind_of_layer_is_clean_c_and_cpp() {
+    let dir = tempfile::tempdir().unwrap();
+    for model in ["deepseek-r1", "gpt-oss-120b"] {
+        let config = root().join("examples/models").join(model).join("config.json");
+        let args = ["--target", "cpu,sm_90a,sm_100f", "--emit", "header,c", "-o", model];
+        moec(dir.path(), &[&["compile", config.to_str().unwrap()][..], &args].concat());
+        for (c, cpp) in compilers() {
+            let source = format!("{model}/layer.c");
+            for dialect in ["c99", "c17"] {
+                cc(dir.path(), c, &[&format!("-std={dialect}"), "-c", &source, "-o", "layer.o"]);
+            }
+            for dialect in ["c++11", "c++20"] {
+                cc(dir.path(), cpp, &["-x", "c++", &format!("-std={dialect}"), "-c", &source, "-o", "layer.o"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_a_name_in_c_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = conformance("mixtral.f32").join("config.json");
+    let args = ["--target", "cpu", "--emit", "header", "--prefix", "7-b", "-o", "x", "--message-format", "json"];
+    let run = moec_in(dir.path(), &[&["compile", config.to_str().unwrap()][..], &args].concat());
+    assert_eq!(run.code, 2);
+    assert_eq!(common::diagnostics(&run)[0]["code"], "wrong-usage");
+    let run = moec_in(
+        dir.path(),
+        &["pack", config.to_str().unwrap(), "--weights", "x", "-o", "y", "--message-format", "json"],
+    );
+    assert_eq!(common::diagnostics(&run)[0]["code"], "bundle-not-found");
+}
