@@ -35,6 +35,53 @@ pub fn assemble(name: &str, spec: &MoeSpec, dtype: DType) -> Result<Graph, Diagn
     Ok(a.b.finish())
 }
 
+/// The specification of a layer's routed experts alone, in the space that they work in.
+pub(crate) fn experts_alone(spec: MoeSpec) -> MoeSpec {
+    MoeSpec {
+        hidden: spec.latent.as_ref().map_or(spec.hidden, |l| l.width),
+        zero_experts: 0,
+        latent: None,
+        routed_scale: 1.0,
+        shared: None,
+        sum_scale: 1.0,
+        after: After::Nothing,
+        experts_norm: None,
+        routed_norm: None,
+        skip_class: false,
+        sinks: Vec::new(),
+        ..spec
+    }
+}
+
+/// The graph of the routed experts of [`experts_alone`]: the host routes.
+///
+/// Inputs `input` `[T, H]` in `dtype`, `topk_ids` `[T, K]` in `ids` and `topk_weights` `[T, K]` in `weights`; output `output`
+/// `[T, H]` in `dtype`: the weighted sum of the chosen experts. Slots whose id is outside `0..E` are skipped.
+///
+/// # Errors
+/// As [`assemble`]; `element-type-mismatch` for ids that are no integers, or weights that are no floats.
+pub(crate) fn assemble_experts(
+    name: &str,
+    spec: &MoeSpec,
+    dtype: DType,
+    ids: DType,
+    weights: DType,
+) -> Result<Graph, Diagnostic> {
+    let mut a = Assembler { b: GraphBuilder::new(name), spec, dtype };
+    let x = a.b.input("input", TensorType::new(dtype, [Dim::TOKENS, Dim::Fixed(spec.hidden)]));
+    let slots = [Dim::TOKENS, Dim::Fixed(spec.top_k)];
+    let mut chosen = a.b.input("topk_ids", TensorType::new(ids, slots));
+    let shares = a.b.input("topk_weights", TensorType::new(weights, slots));
+    if ids != DType::I32 {
+        let count = u32::try_from(spec.n_experts).unwrap_or(u32::MAX);
+        chosen = a.b.node("experts.ids", Op::LocalIds { first: 0, count }, &[chosen])?;
+    }
+    let shares = a.cast("experts.weights", shares, DType::F32)?;
+    let output = a.experts(x, chosen, shares)?;
+    a.b.output("output", output);
+    Ok(a.b.finish())
+}
+
 /// Builds one graph.
 pub(crate) struct Assembler<'a> {
     pub(crate) b: GraphBuilder,

@@ -1,6 +1,6 @@
 //! A published model's `config.json`.
 
-use crate::assemble::assemble;
+use crate::assemble::{assemble, assemble_experts, experts_alone};
 use crate::facts::LayerFacts;
 use crate::families::single_experts::or_single_experts;
 use crate::families::{FAMILIES, Family, family};
@@ -38,6 +38,24 @@ pub struct LayerOptions {
     pub dtype: Option<DType>,
     /// One rank's part of the layer instead of all of it.
     pub shard: Option<Shard>,
+    /// How much of the layer.
+    pub part: Part,
+}
+
+/// How much of an MoE layer is compiled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Part {
+    /// All of it: the router, the routed experts, shared experts and what follows.
+    #[default]
+    Layer,
+    /// The routed experts alone, for a host that routes by itself: `input`, `topk_ids` and `topk_weights` come in, their
+    /// weighted sum comes out.
+    Experts {
+        /// Type of the ids, [`DType::I32`] or [`DType::I64`]. Ids that no expert has are skipped.
+        ids: DType,
+        /// Float type of the weights.
+        weights: DType,
+    },
 }
 
 /// One MoE layer of a model.
@@ -189,7 +207,15 @@ impl ModelConfig {
         let spec = or_single_experts(keys.finish(spec)?);
         let name = format!("{} layer {layer}", self.model_type);
         let origin = self.text.node().origin();
-        let mut graph = assemble(&name, &spec, dtype).map_err(|d| vec![d.at(Some(origin))])?;
+        let (name, spec) = match options.part {
+            Part::Layer => (name, spec),
+            Part::Experts { .. } => (format!("{name} experts"), experts_alone(spec)),
+        };
+        let graph = match options.part {
+            Part::Layer => assemble(&name, &spec, dtype),
+            Part::Experts { ids, weights } => assemble_experts(&name, &spec, dtype, ids, weights),
+        };
+        let mut graph = graph.map_err(|d| vec![d.at(Some(origin))])?;
         if let Some(scheme) = &self.quantization {
             stored::mark(scheme, &mut graph);
         }

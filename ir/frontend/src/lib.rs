@@ -24,7 +24,7 @@ mod routers;
 pub mod spec;
 mod stored;
 
-pub use config::{Diagnostics, Layer, LayerOptions, ModelConfig, known_model_types};
+pub use config::{Diagnostics, Layer, LayerOptions, ModelConfig, Part, known_model_types};
 pub use facts::LayerFacts;
 pub use open::{Opened, open};
 pub use published_rows::PublishedRows;

@@ -116,7 +116,7 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
             Ok(TensorType::new(w.dtype, [w.shape[0], Dim::Fixed(1)]))
         }
         Op::LocalIds { first, count } => {
-            let ids = c.ids(0)?;
+            let ids = c.ids_of(0, &[DType::I32, DType::I64])?;
             if *count == 0 || i32::try_from(u64::from(*first) + u64::from(*count)).is_err() {
                 return Err(Diagnostic::input(
                     "local-ids-range",
@@ -124,7 +124,7 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
                 )
                 .note("at least one id must be kept, and ids end below 2^31"));
             }
-            Ok(ids.clone())
+            Ok(TensorType { dtype: DType::I32, ..ids.clone() })
         }
         Op::Permute { .. } => {
             let x = c.rank(0, 2)?;
@@ -252,8 +252,17 @@ impl<'a> Check<'a> {
     }
 
     fn ids(&self, i: usize) -> Result<&'a TensorType, Diagnostic> {
+        let found = self.ids_of(i, &[DType::I32]);
+        found.map_err(|d| match self.types[i].dtype {
+            DType::I64 => d.help("`local_ids` makes ids i64 to ids i32, and skips those that no expert has"),
+            _ => d,
+        })
+    }
+
+    /// As `ids`, in one of `types`.
+    fn ids_of(&self, i: usize, types: &[DType]) -> Result<&'a TensorType, Diagnostic> {
         let ty = self.types[i];
-        if ty.dtype == DType::I32 && matches!(ty.shape[..], [Dim::PerToken(1), Dim::Fixed(_)]) {
+        if types.contains(&ty.dtype) && matches!(ty.shape[..], [Dim::PerToken(1), Dim::Fixed(_)]) {
             return Ok(ty);
         }
         Err(Diagnostic::input(

@@ -84,7 +84,7 @@ pub enum Op {
         n_experts: u32,
     },
 
-    /// `ids i32[T, K] -> ids i32[T, K]`: the ids `first..first+count` counted from `first`, and -1 for all others: the
+    /// `ids i32|i64[T, K] -> ids i32[T, K]`: the ids `first..first+count` counted from `first`, and -1 for all others: the
     /// experts of one shard.
     LocalIds {
         /// First id that is kept.

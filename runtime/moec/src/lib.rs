@@ -37,7 +37,8 @@ pub use random::{Random, random_params, random_tensor};
 pub use session::Session;
 
 pub use moec_bundle::Bundle;
-pub use moec_frontend::{LayerOptions, PublishedRows};
+pub use moec_frontend::{LayerOptions, Part, PublishedRows};
+pub use moec_ir::DType;
 pub use moec_ir::diag::Diagnostic;
 pub use moec_ir::graph::{Shard, ShardKind};
 pub use moec_ir::target::Target;

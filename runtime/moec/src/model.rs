@@ -1,7 +1,7 @@
 //! What a user calls a model: a directory, a config, or a layer graph.
 
 use moec_bundle::manifest::LayerInfo;
-use moec_frontend::{LayerFacts, LayerOptions, ModelConfig, Opened, PublishedRows};
+use moec_frontend::{LayerFacts, LayerOptions, ModelConfig, Opened, Part, PublishedRows};
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Graph, Param, ShardKind, quantise_activations, shard};
 use moec_ir::{ActQuant, DType};
@@ -177,6 +177,11 @@ impl Model {
         if let Some(n) = number {
             let what = format!("`{}` is a layer graph; it has no layer {n}", graph.name);
             return Err(vec![Diagnostic::input("layer-out-of-range", what).help("leave out the layer number")]);
+        }
+        if options.part != Part::Layer {
+            let what = format!("`{}` is a layer graph: it says by itself what is computed", graph.name);
+            let d = Diagnostic::input("unsupported-layer", what);
+            return Err(vec![d.help("write the experts alone as a graph of its own, or give the model's config")]);
         }
         let graph = match options.shard {
             Some(part) => shard(graph, part).map_err(|d| vec![d])?,

@@ -129,15 +129,19 @@ impl<'c> View<'c> {
 /// Refuses element types that no kernel computes with.
 ///
 /// # Errors
-/// `element-type-not-on-gpu` for 64-bit elements, but for the token ids that a table is read by.
+/// `element-type-not-on-gpu` for 64-bit elements, but for token ids that a table is read by, and expert ids that are made narrow.
 pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
-    let token_ids = |id| match body {
-        Body::Rows(rows) => rows.ops.iter().any(|op| matches!(op.kind, RowOpKind::Lookup { index, .. } if index == id)),
+    let ids = |id| match body {
+        Body::Rows(rows) => rows.ops.iter().any(|op| match op.kind {
+            RowOpKind::Lookup { index, .. } => index == id,
+            RowOpKind::Load(from) => from == id,
+            _ => false,
+        }),
         Body::Contract(_) | Body::Plan(_) | Body::Map(_) | Body::Quantise(_) | Body::Combine(_) => false,
     };
     for (id, _) in body.operands() {
         let buffer = program.buffer(id);
-        if buffer.dtype == DType::I64 && token_ids(id) {
+        if buffer.dtype == DType::I64 && ids(id) {
             continue;
         }
         if matches!(buffer.dtype, DType::F64 | DType::I64) {

@@ -1,14 +1,14 @@
 //! `moec run`: a layer on a device, with an input from a file or a generator.
 
 use super::counters;
-use super::subject::{self, CompileArgs, ShardArgs, Subject};
+use super::subject::{self, CompileArgs, PartArgs, ShardArgs, Subject};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use moec::{
     Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, RunResult, Session,
     Target, Tensor, Weights,
 };
-use moec_bundle::manifest::ParamInfo;
+use moec_bundle::manifest::{ParamInfo, TensorInfo};
 use moec_ir::DType;
 use moec_ir::tile::Buffer;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ pub struct Options {
     pub layer: Option<u32>,
     #[command(flatten)]
     pub shard: ShardArgs,
+    #[command(flatten)]
+    pub part: PartArgs,
     /// A safetensors file with `input` [T, H], or a generator.
     #[arg(long, value_parser = parse_source, value_name = "FILE|random:T=64,seed=1")]
     pub input: Source,
@@ -155,7 +157,7 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
                 Some(path) => model.with_weights(path),
                 None => *model,
             };
-            let layer = model.layer_with(options.layer, &LayerOptions { dtype, shard })?;
+            let layer = model.layer_with(options.layer, &LayerOptions { dtype, shard, part: options.part.part() })?;
             let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
             crate::bug::working_on(format!("layer: {}", layer.info.name));
             if options.weights.is_none()
@@ -212,7 +214,18 @@ fn inputs(options: &Options, bundle: &Bundle) -> Result<Vec<(String, Tensor)>, D
     let wanted = &bundle.manifest().inputs;
     match &options.input {
         Source::Random { n_tokens, seed } => {
-            Ok(wanted.iter().map(|i| (i.name.clone(), moec::random_tensor(&i.ty, *n_tokens, *seed, &i.name))).collect())
+            let random = |i: &TensorInfo| {
+                let tensor = moec::random_tensor(&i.ty, *n_tokens, *seed, &i.name);
+                // Any number is an id, but one that no expert has tries nothing.
+                match (i.name.as_str(), bundle.manifest().layer.facts.get("experts")) {
+                    ("topk_ids", Some(&n)) if n > 0 => {
+                        let ids = tensor.ints().iter().map(|id| id % n as i64).collect();
+                        (i.name.clone(), Tensor::int(tensor.dtype, &tensor.shape, ids))
+                    }
+                    _ => (i.name.clone(), tensor),
+                }
+            };
+            Ok(wanted.iter().map(random).collect())
         }
         Source::Path(path) => {
             let file = Checkpoint::open(path)?;

@@ -1,6 +1,6 @@
 //! Options and helpers that several commands share: targets, ranges, models and bundles.
 
-use moec::{Bundle, Diagnostic, LayerOptions, Model, ModelLayer, Shard, ShardKind, Target};
+use moec::{Bundle, DType, Diagnostic, LayerOptions, Model, ModelLayer, Part, Shard, ShardKind, Target};
 use moec_ir::ActQuant;
 use moec_ir::target::{ALIASES, TARGETS};
 use std::path::{Path, PathBuf};
@@ -71,6 +71,46 @@ pub struct ModelArgs {
     pub layer: Option<u32>,
     #[command(flatten)]
     pub shard: ShardArgs,
+    #[command(flatten)]
+    pub part: PartArgs,
+}
+
+/// How much of the layer, and the types of what a host that routes by itself hands in.
+#[derive(clap::Args, Debug)]
+pub struct PartArgs {
+    /// All of the layer, or its routed experts alone: `input`, `topk_ids` and `topk_weights` in, their weighted sum out.
+    #[arg(long, value_enum, default_value = "layer")]
+    pub part: PartArg,
+    /// With --part experts: type of the ids; those that no expert has are skipped.
+    #[arg(long, value_name = "i32|i64", value_parser = parse_dtype(&["i32", "i64"]), default_value = "i32")]
+    pub topk_ids: DType,
+    /// With --part experts: type of the weights.
+    #[arg(long, value_name = "f32|bf16|f16", value_parser = parse_dtype(&["f32", "bf16", "f16"]), default_value = "f32")]
+    pub topk_weights: DType,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PartArg {
+    Layer,
+    Experts,
+}
+
+impl PartArgs {
+    /// The part that was asked for.
+    pub fn part(&self) -> Part {
+        match self.part {
+            PartArg::Layer => Part::Layer,
+            PartArg::Experts => Part::Experts { ids: self.topk_ids, weights: self.topk_weights },
+        }
+    }
+}
+
+/// Reads the name of one of some element types.
+fn parse_dtype(names: &'static [&'static str]) -> impl Fn(&str) -> Result<DType, String> + Clone + Send + Sync {
+    move |name| {
+        let found = DType::ALL.into_iter().find(|d| names.contains(&name) && d.to_string() == name);
+        found.ok_or_else(|| format!("give one of {}", names.join(", ")))
+    }
 }
 
 /// One rank's part of a layer that is spread over devices. The outputs of all ranks add up to the layer's output.
@@ -109,7 +149,8 @@ impl ShardArgs {
 impl ModelArgs {
     /// The layer.
     pub fn open(&self) -> Result<ModelLayer, Vec<Diagnostic>> {
-        let options = LayerOptions { shard: self.shard.part().map_err(|d| vec![d])?, ..LayerOptions::default() };
+        let shard = self.shard.part().map_err(|d| vec![d])?;
+        let options = LayerOptions { shard, part: self.part.part(), ..LayerOptions::default() };
         open_layer(&self.model, self.layer, &options)
     }
 }

@@ -4,6 +4,7 @@ use super::super::{Kernel, View};
 use super::{Warp, choice};
 use crate::code::{F32, I32};
 use crate::math::{evaluate, exp, pow};
+use moec_ir::DType;
 use moec_ir::graph::{Reduce, RenormRule};
 use moec_ir::tile::{RowId, RowOpKind};
 
@@ -144,7 +145,12 @@ fn load<'c>(warp: &Warp<'_, 'c>, from: &View<'c>, row: I32<'c>, out: &super::Val
     let c = warp.c;
     warp.for_columns(out.width, |col| {
         let at = from.at(row, col);
-        if out.is_int {
+        if out.is_int && from.dtype == DType::I64 {
+            let (low, high) = (c.load_i32(at), c.load_i32(at.plus(4u64)));
+            // What does not fit in 32 bits is no expert; it must not become one by losing its upper half.
+            let extended = c.select(low.is_negative(), c.i32(u32::MAX), c.i32(0));
+            out.set_int(col, c.select(high.eq(extended), low, c.i32(u32::MAX)));
+        } else if out.is_int {
             out.set_int(col, c.load_i32(at));
         } else {
             out.set_float(col, c.load_elements(at, from.dtype, 1)[0]);
