@@ -13,6 +13,7 @@ pub mod coverage;
 pub mod exec;
 pub mod launch;
 pub mod listing;
+pub mod names;
 pub mod numeric;
 pub mod parse;
 pub mod print;

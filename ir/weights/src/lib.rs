@@ -18,6 +18,7 @@ mod read;
 mod resolve;
 mod strided;
 mod view;
+mod whole;
 
 pub use config::{Published, Source};
 pub use pack::parts::{is_part, unpack_part};

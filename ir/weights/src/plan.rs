@@ -6,7 +6,8 @@ use crate::formats::bad_scale;
 use crate::input_scale;
 use crate::pack::{self, parts};
 use crate::read::checkpoint::Checkpoint;
-use crate::resolve::{From, Piece, one_scheme, resolve};
+use crate::resolve::{From, Piece, resolve};
+use crate::whole;
 use moec_ir::DType;
 use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
@@ -105,7 +106,8 @@ impl<'a> Plan<'a> {
             return Err(errors);
         }
         let plan = Plan { checkpoint, published, weights };
-        one_scheme(checkpoint, plan.pieces()).map_err(|d| vec![d])?;
+        let pieces: Vec<&Piece<'_>> = plan.pieces().collect();
+        whole::check(checkpoint, plan.published.as_ref(), &pieces).map_err(|d| vec![d])?;
         Ok(plan)
     }
 

@@ -10,7 +10,6 @@ use crate::strided::Strided;
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
-use moec_ir::quant::{Code, ScaleCode};
 use moec_ir::weights::{WeightSource, WeightStep};
 use std::sync::Arc;
 
@@ -186,42 +185,6 @@ fn pieces<'a>(from: From<'a, '_>, param: &Param, source: &WeightSource) -> Resul
         }
         WeightSource::FirstOf(_) | WeightSource::LargestInputScale(_) => Err(missing(checkpoint, param)),
     }
-}
-
-/// Refuses matrices whose scales are of different types: no tool writes such, and one of them would be read wrong. Matrices may
-/// have different codes, in mixtures; of one kind of codes and blocks they have one type of scales in the whole layer.
-pub(crate) fn one_scheme<'p>(
-    checkpoint: &Checkpoint,
-    pieces: impl Iterator<Item = &'p Piece<'p>>,
-) -> Result<(), Diagnostic> {
-    /// Bits, the code unless it is an integer, rows and columns of a block.
-    type Kind = (u64, Option<Code>, (u64, u64));
-    let mut seen: Vec<(Kind, ScaleCode, &Piece<'_>)> = Vec::new();
-    for piece in pieces {
-        let (kind, scale) = match &piece.elements {
-            Elements::Blocks(b) => {
-                let blocks = (b.format.block_rows, b.format.block_cols);
-                ((b.format.code.bits(), Some(b.format.code), blocks), b.format.scale)
-            }
-            Elements::Integers(i) => ((u64::from(i.bits), None, (1, 0)), i.scale),
-            Elements::Plain(..) | Elements::Ggml(_) => continue,
-        };
-        match seen.iter().find(|(other, ..)| *other == kind) {
-            None => seen.push((kind, scale, piece)),
-            Some((_, other, _)) if *other == scale => {}
-            Some((_, _, first)) => {
-                let at = checkpoint.path().display();
-                let (name, stored, other) = (&piece.name, &piece.stored, &first.stored);
-                return Err(Diagnostic::input(
-                    "quantised-scale-mismatch",
-                    format!("`{name}` in `{at}` is {stored}, but `{}` is {other}", first.name),
-                )
-                .note("tools write scales of one type for all matrices of a layer that have the same codes")
-                .help("the checkpoint is damaged or was put together from several; download or quantise it again"));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Refuses experts of which some have `pre_quant_scale` and others have not, or of another type.

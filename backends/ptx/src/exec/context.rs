@@ -83,12 +83,14 @@ impl Machine<'_> {
         let at = source.get(self.pc as usize);
         let other = other.map(|(actor, pc)| {
             let (line, text) = source.get(pc as usize).map_or((0, ""), |s| (s.line, s.text.as_str()));
-            format!("{} at line {line}: {text}", self.cluster.actor_name(actor))
+            let place = self.launch.program.place(pc).map_or(String::new(), |p| format!(" ({p})"));
+            format!("{} at line {line}{place}: {text}", self.cluster.actor_name(actor))
         });
         Finding {
             check,
             kernel: self.launch.program.entry.clone(),
             line: at.map_or(0, |s| s.line),
+            place: self.launch.program.place(self.pc),
             instruction: at.map_or_else(String::new, |s| s.text.clone()),
             block: self.cluster.ctas[self.cta].ctaid,
             thread: lane.map(|l| self.launch.tid(self.warp_index as u32 * WARP as u32 + l)),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::program::Place;
 use serde::{Deserialize, Serialize};
 
 /// Which checks run. All are on by default.
@@ -128,6 +129,9 @@ pub struct Finding {
     pub kernel: String,
     /// PTX line.
     pub line: u32,
+    /// The line of the source, where the PTX has `.loc` and `.file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
     /// The instruction.
     pub instruction: String,
     /// `%ctaid` of the first occurrence.
@@ -145,11 +149,12 @@ pub struct Finding {
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [x, y, z] = self.block;
-        write!(
-            f,
-            "{}: {} (`{}` line {}: {}; block {x},{y},{z}",
-            self.check, self.message, self.kernel, self.line, self.instruction
-        )?;
+        let kernel = crate::names::readable(&self.kernel);
+        write!(f, "{}: {} (`{kernel}`", self.check, self.message)?;
+        if let Some(place) = &self.place {
+            write!(f, " {place},")?;
+        }
+        write!(f, " line {}: {}; block {x},{y},{z}", self.line, self.instruction)?;
         if let Some([x, y, z]) = self.thread {
             write!(f, "; thread {x},{y},{z}")?;
         }

@@ -1,5 +1,7 @@
 //! A kernel lowered for execution: decoded operations over resolved register slots.
 
+use std::collections::BTreeMap;
+
 use super::context::Cx;
 use super::error::ExecError;
 use super::unwritten::{Comparison, Spread};
@@ -260,7 +262,25 @@ pub struct SourceInfo {
     pub line: u32,
     /// The instruction as printed.
     pub text: String,
+    /// What `.loc` says of it: the number of a file, and a line.
+    pub place: Option<(u32, u32)>,
     pub(crate) class: super::counters::Class,
+}
+
+/// A line of the source that a kernel was compiled from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Place {
+    /// The file, as the compiler was given it.
+    pub file: String,
+    /// The line, from 1.
+    pub line: u32,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = self.file.rsplit(['/', '\\']).next().unwrap_or(&self.file);
+        write!(f, "{name}:{}", self.line)
+    }
 }
 
 /// A constant lane value that is known when a kernel is launched.
@@ -328,6 +348,8 @@ pub struct Program {
     pub(crate) entry: String,
     pub(crate) code: Vec<Instr>,
     pub(crate) source: Vec<SourceInfo>,
+    /// The files of the module, as `.file` numbers them.
+    pub(crate) files: BTreeMap<u32, String>,
     pub(crate) functions: Vec<FunctionInfo>,
     pub(crate) n_slots: u32,
     /// Width of the register in each slot; 64 for intermediate values.
@@ -371,6 +393,12 @@ impl Program {
     /// Line, text of each executable instruction, in code order.
     pub fn source(&self) -> &[SourceInfo] {
         &self.source
+    }
+
+    /// Where an instruction comes from, as the compiler said (`.loc`): file and line.
+    pub fn place(&self, pc: u32) -> Option<Place> {
+        let (file, line) = self.source.get(pc as usize)?.place?;
+        Some(Place { file: self.files.get(&file)?.clone(), line })
     }
 
     /// The target the module was written for.

@@ -184,15 +184,20 @@ fn dbrx(c: &Keys, layer: u32) -> MoeSpec {
     router.renorm = norm.map(|p| RenormRule::PNorm { p: Real(p) });
     router.weights_round = Precision::Layer;
     // Every matrix is stored [E*F, H]; the way down is used from the other side.
-    let stack = || WeightStep::Reshape { shape: vec![n_experts, ffn, hidden] };
+    // A reshape takes any matrix with as many elements: that it has these rows is looked at first.
+    let rows = WeightStep::Slice { axis: 0, start: 0, step: 1, len: n_experts * ffn, of: Some(n_experts * ffn) };
+    let stack = || [rows.clone(), WeightStep::Reshape { shape: vec![n_experts, ffn, hidden] }];
     // AutoAWQ and GPTQModel make a Linear of each, with the usual orientation.
     let linear = |name: &str| names.per_expert(&[&format!("ffn.experts.mlp.{{e}}.{name}.weight")], n_experts);
     let experts = Experts {
         ffn,
         activation,
-        gate: either(names.steps(&["ffn.experts.mlp.w1"], vec![stack()]), linear("w1")),
-        up: either(names.steps(&["ffn.experts.mlp.v1"], vec![stack()]), linear("v1")),
-        down: either(names.steps(&["ffn.experts.mlp.w2"], vec![stack(), WeightStep::Transpose]), linear("w2")),
+        gate: either(names.steps(&["ffn.experts.mlp.w1"], stack().to_vec()), linear("w1")),
+        up: either(names.steps(&["ffn.experts.mlp.v1"], stack().to_vec()), linear("v1")),
+        down: either(
+            names.steps(&["ffn.experts.mlp.w2"], [&stack()[..], &[WeightStep::Transpose]].concat()),
+            linear("w2"),
+        ),
         biases: None,
         out_norm: None,
     };

@@ -93,6 +93,11 @@ impl<'a> Keys<'a> {
         Ok(members.into_iter().map(rule).collect())
     }
 
+    /// Where the object stands.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
     /// Where `key` stands.
     pub fn path(&self, key: &str) -> String {
         format!("{}.{key}", self.place)

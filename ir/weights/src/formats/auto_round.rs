@@ -152,10 +152,13 @@ impl Settings {
 
     fn integers(&self, packing: Option<&str>) -> Spec {
         let of = packing.map(|p| p.rsplit(':').next().unwrap_or(p));
+        let has = |names: &[&str]| packing.is_some_and(|p| p.split(':').any(|part| names.contains(&part)));
         let (packing, zeros) = match of {
+            // Whatever program is named behind it.
+            _ if has(&["gptq", "auto_gptq"]) => (Packing::Gptq, ZeroPoints::LessOne),
+            _ if has(&["awq", "auto_awq"]) => (Packing::Awq, ZeroPoints::AsTheyAre),
             Some("auto_round" | "gptqmodel" | "gptq_zp" | "exllamav2") => (Packing::Gptq, ZeroPoints::AsTheyAre),
-            Some("auto_gptq" | "gptq") => (Packing::Gptq, ZeroPoints::LessOne),
-            Some("auto_awq" | "awq" | "gemm") => (Packing::Awq, ZeroPoints::AsTheyAre),
+            Some("gemm") => (Packing::Awq, ZeroPoints::AsTheyAre),
             Some("llm_compressor") => (Packing::Rows, ZeroPoints::AsTheyAre),
             None | Some("auto") => (Packing::Gptq, ZeroPoints::Unsaid),
             Some(other) => return Spec::Unread(format!("`{other}`, a packing of AutoRound")),

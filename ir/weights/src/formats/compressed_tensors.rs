@@ -75,11 +75,11 @@ pub(super) fn groups(q: &Keys<'_>, context: &Context<'_>) -> Result<Vec<Rule>, D
         };
         let mut modules = Vec::new();
         for target in targets {
-            // Classes are written in capitals, modules in lower case.
-            if target.starts_with(|c: char| c.is_ascii_uppercase()) {
-                rules.push(Rule { modules: None, spec: spec.clone() });
-            } else {
-                modules.push(Pattern::new(&target));
+            match class(&target) {
+                None => modules.push(Pattern::new(&target)),
+                Some(Class::Linear) => rules.push(Rule { modules: None, spec: spec.clone() }),
+                Some(Class::NoExpert) => {}
+                Some(Class::Other) => modules.push(Pattern::unknown(&target)),
             }
         }
         if !modules.is_empty() {
@@ -87,6 +87,31 @@ pub(super) fn groups(q: &Keys<'_>, context: &Context<'_>) -> Result<Vec<Rule>, D
         }
     }
     Ok(rules)
+}
+
+/// A class of modules.
+enum Class {
+    /// All matrices.
+    Linear,
+    /// Modules that are no part of a MoE layer.
+    NoExpert,
+    /// What may have experts in it.
+    Other,
+}
+
+/// The class that a target names: classes are written in capitals, modules in lower case.
+fn class(target: &str) -> Option<Class> {
+    if !target.starts_with(|c: char| c.is_ascii_uppercase()) {
+        return None;
+    }
+    let no_expert = |word: &&str| target.contains(*word);
+    Some(match target {
+        "Linear" => Class::Linear,
+        _ if ["Embedding", "Conv", "Attention", "Norm", "LMHead", "Rotary"].iter().any(|w| no_expert(w)) => {
+            Class::NoExpert
+        }
+        _ => Class::Other,
+    })
 }
 
 /// `weights` of a group.

@@ -142,7 +142,10 @@ fn read<'a>(at: &Found<'a, '_>) -> Result<Elements<'a>, Diagnostic> {
     };
     // DeepSeek's scales of blocks are powers of two or floats under one config; bytes without a type of their own, and scales
     // of rows and matrices, are powers of two only where the config says so.
-    let of_blocks = |c: &CodedSpec| scales.dtype == StoredType::F8_E8M0 && c.format.block_rows > 1;
+    let of_blocks = |c: &CodedSpec| {
+        let (rows, cols) = (c.format.block_rows, c.format.block_cols);
+        scales.dtype == StoredType::F8_E8M0 && cols > 0 || (rows, cols) == (1, 32)
+    };
     if scale == ScaleCode::E8M0
         && at.coded().is_some_and(|c| c.format.scale != ScaleCode::E8M0 && c.blocks_said && !of_blocks(c))
     {

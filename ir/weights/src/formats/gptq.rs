@@ -133,8 +133,10 @@ fn spec(q: &Keys<'_>, all: Option<&IntegerSpec>) -> Result<IntegerSpec, Diagnost
     let symmetric = q.flag("sym")?.or(all.and_then(|a| a.symmetric));
     let ordered = q.flag("desc_act")?.unwrap_or(all.is_some_and(|a| a.ordered));
     // GPTQModel says it twice; `meta` is otherwise about how the codes were found.
-    let in_meta = q.object("meta")?.map(|m| m.word("checkpoint_format")).transpose()?.flatten();
-    let said: Vec<String> = [q.word("checkpoint_format")?, q.word("format")?, in_meta].into_iter().flatten().collect();
+    let meta = q.object("meta")?;
+    let in_meta = |key| meta.as_ref().map(|m| m.word(key)).transpose().map(Option::flatten);
+    let said = [q.word("checkpoint_format")?, q.word("format")?, in_meta("checkpoint_format")?, in_meta("format")?];
+    let said: Vec<String> = said.into_iter().flatten().collect();
     if said.iter().any(|f| *f != said[0]) {
         return Err(unread(q, "checkpoint_format", &format!("several things ({})", said.join(", "))));
     }

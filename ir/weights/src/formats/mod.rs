@@ -120,7 +120,11 @@ pub(crate) fn read_config(source: Source, dtype: DType) -> Result<Published, Dia
             let all = IRRELEVANT.iter().chain(r.irrelevant).chain(auto_round::ABOUT_THE_RUN);
             let irrelevant: Vec<&str> = all.copied().collect();
             q.finish(&irrelevant)?;
-            Ok(rules)
+            let mut modules = rules.iter().flat_map(|r| r.modules.iter().flatten());
+            match modules.find(|p| !p.is_known()) {
+                Some(p) => Err(not_understood(&q, p)),
+                None => Ok(rules),
+            }
         }),
     };
     let (rules, refusal) = match read {
@@ -142,6 +146,16 @@ fn unread(q: &Keys<'_>, words: &str) -> Diagnostic {
     )
     .note(format!("`{}` is `{method}`", q.path("quant_method")))
     .help("use a float checkpoint, or one in a format that docs/checkpoints.md lists")
+}
+
+/// The error of a rule of which nobody here knows the modules: the next rule would count for them.
+fn not_understood(q: &Keys<'_>, p: &Pattern) -> Diagnostic {
+    Diagnostic::input(
+        "quantisation-not-described",
+        format!("`{}` in `{}` stands for modules that moec cannot tell", p.text(), q.place()),
+    )
+    .note("it is a class of modules, or an expression that moec does not understand")
+    .help("name the modules by an expression over their names, or take a checkpoint with one format for all")
 }
 
 /// The format in a few words.

@@ -108,7 +108,9 @@ fn of_weight(w: &Keys<'_>) -> Result<Spec, Diagnostic> {
         ("mx", "per_group", Some(32), _) if element.as_deref() == Some("fp4") && is_last => coded("MXFP4", MXFP4),
         ("fp8_e4m3" | "fp8_e4m3fn", "per_group", Some(32), "e8m0") if is_last => coded("MXFP8", MXFP8),
         ("fp8_e4m3" | "fp8_e4m3fn", "per_tensor", _, _) => coded("FP8 with one scale a matrix", TENSOR),
-        ("fp8_e4m3" | "fp8_e4m3fn", "per_channel", _, _) => coded("FP8 with one scale a row", CHANNEL),
+        ("fp8_e4m3" | "fp8_e4m3fn", "per_channel", _, _) if matches!(axis, None | Some(0)) => {
+            coded("FP8 with one scale a row", CHANNEL)
+        }
         _ => Ok(Spec::Unread(format!("`{dtype}` `{scheme}` of Quark"))),
     }
 }

@@ -23,7 +23,7 @@ mod vectors;
 mod video;
 mod warp;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::Target;
 use super::counters::Class;
@@ -126,6 +126,8 @@ pub struct Lower<'m> {
     uses_stack: bool,
     waits_for_tmem_loads: bool,
     current: Option<(Pos, String)>,
+    /// The last `.loc`: the number of a file, and a line.
+    loc: Option<(u32, u32)>,
     class: Class,
     guard: PredSrc,
 }
@@ -178,6 +180,7 @@ impl Program {
             uses_stack: false,
             waits_for_tmem_loads: false,
             current: None,
+            loc: None,
             class: Class::Move,
             guard: PredSrc::TRUE,
         };
@@ -197,11 +200,13 @@ impl Program {
                 [at(0), at(1), at(2)]
             })
         };
+        let files = lower.files();
         let mut presets: Vec<(Slot, Preset)> = lower.presets.into_iter().map(|(p, s)| (s, p)).collect();
         presets.sort_by_key(|(s, _)| *s);
         Ok(Program {
             entry: entry.to_owned(),
             code: lower.code,
+            files,
             source: lower.source,
             functions: lower.functions,
             n_slots: lower.n_slots,
@@ -316,7 +321,7 @@ impl<'m> Lower<'m> {
 
     pub(crate) fn emit_guarded(&mut self, op: Op, guard: PredSrc) {
         let (pos, text) = self.current.clone().unwrap_or_default();
-        self.source.push(SourceInfo { line: pos.line, text, class: self.class });
+        self.source.push(SourceInfo { line: pos.line, text, place: self.loc, class: self.class });
         self.code.push(Instr { op, guard });
     }
 
@@ -332,6 +337,7 @@ impl<'m> Lower<'m> {
             return Err(self.unsupported(format!("function `{}` has no body", f.name)));
         };
         self.current_function = number;
+        self.loc = None;
         self.frame_bytes = 0;
         while self.functions.len() <= number as usize {
             self.functions.push(FunctionInfo::default());
@@ -433,7 +439,15 @@ impl<'m> Lower<'m> {
                 self.scopes.pop();
                 Ok(())
             }
-            Statement::Targets { .. } | Statement::Prototype { .. } | Statement::Directive(_) => Ok(()),
+            Statement::Directive(d) => {
+                if let ("loc", [file, line, ..]) = (d.name.as_str(), &d.integers()[..]) {
+                    // Line 0 is code that no line stands for.
+                    let place = u32::try_from(*file).ok().zip(u32::try_from(*line).ok());
+                    self.loc = place.filter(|(_, line)| *line > 0);
+                }
+                Ok(())
+            }
+            Statement::Targets { .. } | Statement::Prototype { .. } => Ok(()),
         }
     }
 
@@ -559,6 +573,18 @@ impl<'m> Lower<'m> {
                 None => Err(self.unsupported(format!("instruction `{}`", i.full_name()))),
             },
         }
+    }
+
+    /// The files that `.file` numbers.
+    fn files(&self) -> BTreeMap<u32, String> {
+        let file = |i: &Item| match i {
+            Item::Directive(d) if d.name == "file" => {
+                let name = d.args.get(1)?.trim_matches('"').to_string();
+                Some((d.args.first()?.parse().ok()?, name))
+            }
+            Item::Directive(_) | Item::Function(_) | Item::Variable(_) => None,
+        };
+        self.module.items.iter().filter_map(file).collect()
     }
 
     /// The function that `.alias name, function;` gives for a name.
