@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 /// Cases that have to be refused: the code, and words of the message.
 const REFUSED: &[(&str, &str, &[&str])] = &[
     ("rules/gptq-nogs-64-96", "quantisation-not-described", &["how many columns a group has"]),
+    ("rules/ci-order-silent", "quantised-checkpoint", &["config_groups"]),
     ("bitsandbytes/int8", "quantised-checkpoint", &["bitsandbytes"]),
     ("bitsandbytes/nf4", "quantised-checkpoint", &["bitsandbytes"]),
     ("bitsandbytes/nf4-double", "quantised-checkpoint", &["bitsandbytes"]),

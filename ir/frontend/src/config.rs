@@ -129,6 +129,10 @@ impl ModelConfig {
             config.quantization = Some(scheme);
             config.published_rows = rows;
         }
+        // AutoGPTQ and AutoRound write files of their own, which count for weights that come from elsewhere, too.
+        if let (None, None, Some(folder)) = (&config.quantization, own, folder) {
+            config.quantization = Published::beside(folder, config.dtype).map_err(|d| vec![d])?;
+        }
         Ok(config)
     }
 

@@ -227,7 +227,11 @@ fn published(checkpoint: &Checkpoint, model: Option<&Published>) -> Result<Optio
     if checkpoint.is_gguf() {
         return Ok(None);
     }
-    Ok(Published::beside(checkpoint.folder(), DType::BF16)?.or_else(|| model.cloned()))
+    let beside = Published::beside(checkpoint.folder(), DType::BF16)?;
+    if let Some((own, model)) = beside.as_ref().zip(model) {
+        own.check_agrees(model, "the config beside the weights", "the model's config")?;
+    }
+    Ok(beside.or_else(|| model.cloned()))
 }
 
 /// For each parameter that is marked as stored in codes, whether a checkpoint holds it so, and its codes can be copied. Also where

@@ -147,8 +147,26 @@ fn ways<'a>(from: From<'a, '_>, param: &Param) -> Result<Vec<Way<'a>>, Diagnosti
     match error {
         Some(d) if good.is_empty() => Err(d),
         _ if good.is_empty() => Err(missing(from.checkpoint, param)),
-        _ => Ok(good),
+        _ => {
+            let single = good.iter().find(|w| w.pieces.len() > 1);
+            let stack = good.iter().find(|w| w.pieces.len() == 1);
+            match single.zip(stack).and_then(|(a, b)| Some((a.pieces.first()?, b.pieces.first()?))) {
+                Some((single, stack)) => Err(there_twice(from.checkpoint, param, single, stack)),
+                None => Ok(good),
+            }
+        }
     }
+}
+
+/// The error of experts that are there one by one and as a stack.
+fn there_twice(checkpoint: &Checkpoint, param: &Param, single: &Piece<'_>, stack: &Piece<'_>) -> Diagnostic {
+    let at = checkpoint.path().display();
+    Diagnostic::input(
+        "quantised-form-ambiguous",
+        format!("`{at}` has `{}` twice: expert by expert (`{}`) and as `{}`", param.name, single.tensor, stack.tensor),
+    )
+    .note("nothing says which of them counts")
+    .help("give a checkpoint that holds one of them")
 }
 
 fn pieces<'a>(from: From<'a, '_>, param: &Param, source: &WeightSource) -> Result<Way<'a>, Diagnostic> {

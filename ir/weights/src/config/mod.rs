@@ -21,12 +21,15 @@ use std::path::Path;
 pub struct Published {
     /// The format in a few words: `gptq 4 bits`.
     pub words: String,
-    /// The first rule that names a module decides, then the first for all modules.
+    /// The first rule that names a module decides (but see `contested`), then the first for all modules.
     pub rules: Vec<Rule>,
     /// Modules that are left as floats.
     pub excluded: Vec<Pattern>,
     /// Only routed experts are quantised.
     pub experts_only: bool,
+    /// Whether tools differ in which of two rules that name a module counts: the first, or the first in order of names, names
+    /// before expressions (compressed-tensors against vLLM). Rules that are not decided so are refused.
+    pub contested: bool,
     /// Why no weights are read at all: a method or a key that is not known.
     pub refusal: Option<Diagnostic>,
     /// The config's own words, as a bundle keeps them.
@@ -165,6 +168,27 @@ impl Spec {
         }
     }
 
+    /// Whether two configs may mean the same by these: what one leaves open, the other may say.
+    fn agrees(&self, other: &Spec) -> bool {
+        match (self, other) {
+            (Spec::Integers(a), Spec::Integers(b)) => {
+                let group = a.group == b.group || a.group == Group::Unsaid || b.group == Group::Unsaid;
+                let zeros = a.zeros == b.zeros || a.zeros == ZeroPoints::Unsaid || b.zeros == ZeroPoints::Unsaid;
+                let symmetric = a.symmetric.zip(b.symmetric).is_none_or(|(a, b)| a == b);
+                group && zeros && symmetric && (a.packing, a.bits) == (b.packing, b.bits)
+            }
+            (Spec::Coded(a), Spec::Coded(b)) => {
+                let blocks = |f: &QuantFormat| (f.block_rows, f.block_cols);
+                let open = !a.blocks_said || !b.blocks_said;
+                a.format.code == b.format.code && (open || blocks(&a.format) == blocks(&b.format))
+            }
+            (Spec::Integers(_), Spec::Coded(_)) | (Spec::Coded(_), Spec::Integers(_)) => false,
+            (Spec::Floats | Spec::Unsaid | Spec::Unread(_), _) | (_, Spec::Floats | Spec::Unsaid | Spec::Unread(_)) => {
+                true
+            }
+        }
+    }
+
     /// In a few words.
     pub fn words(&self) -> &str {
         match self {
@@ -193,15 +217,34 @@ impl Published {
     /// # Errors
     /// `checkpoint-config-invalid` for a file that is no JSON, and those of [`Published::read`].
     pub fn beside(folder: &Path, dtype: DType) -> Result<Option<Published>, Diagnostic> {
+        let mut first: Option<(&str, Published)> = None;
         for (file, places) in FILES {
             let path = folder.join(file);
-            if let Some(root) = json(&path)?
-                && let Some(source) = Source::within(&root, places)
-            {
-                return Published::read(source, dtype).map(Some);
+            let Some(root) = json(&path)? else { continue };
+            let Some(source) = Source::within(&root, places) else { continue };
+            let published = Published::read(source, dtype)?;
+            match &first {
+                None => first = Some((file, published)),
+                Some((name, first)) => first.check_agrees(&published, name, file)?,
             }
         }
-        Ok(None)
+        Ok(first.map(|(_, published)| published))
+    }
+
+    /// Compares what two configs say of all weights; what is said of single modules is left to the first.
+    ///
+    /// # Errors
+    /// `quantisation-contradicts-config` with both, which are called `own_name` and `other_name`.
+    pub fn check_agrees(&self, other: &Published, own_name: &str, other_name: &str) -> Result<(), Diagnostic> {
+        let general = |p: &Published| p.rules.iter().find(|r| r.modules.is_none()).map(|r| r.spec.clone());
+        let (Some(own), Some(theirs)) = (general(self), general(other)) else { return Ok(()) };
+        if own.agrees(&theirs) {
+            return Ok(());
+        }
+        let message = format!("`{own_name}` says {}, but `{other_name}` says {}", own.words(), theirs.words());
+        Err(Diagnostic::input("quantisation-contradicts-config", message)
+            .note(format!("one says {own:?}, the other {theirs:?}"))
+            .help("keep the config that was published with the weights, and remove the other"))
     }
 
     /// What is said of a module that has these names, whether or not it is among those that stay floats: how its codes are to be
@@ -209,7 +252,25 @@ impl Published {
     pub(crate) fn described(&self, modules: &[String]) -> Declared<'_> {
         let named =
             |patterns: &Vec<Pattern>| modules.iter().any(|m| patterns.iter().any(|p| p.covers(m) == Some(true)));
-        let own = self.rules.iter().find(|r| r.modules.as_ref().is_some_and(named));
+        let mut named = self.rules.iter().filter(|r| r.modules.as_ref().is_some_and(named));
+        let own = named.next();
+        if let (true, Some(first)) = (self.contested, own) {
+            // In order of names: the least pattern that covers the module.
+            let key = |r: &&Rule| {
+                let covers = |p: &&Pattern| modules.iter().any(|m| p.covers(m) == Some(true));
+                let texts = r
+                    .modules
+                    .iter()
+                    .flatten()
+                    .filter(covers)
+                    .map(|p| (p.text().starts_with("re:"), p.text().to_string()));
+                texts.min()
+            };
+            let by_name = std::iter::once(first).chain(named).min_by_key(key);
+            if by_name.is_some_and(|r| r.spec != first.spec) {
+                return Declared::As(&CONTESTED);
+            }
+        }
         match own.or_else(|| self.rules.iter().find(|r| r.modules.is_none())) {
             Some(rule) => Declared::As(&rule.spec),
             None => Declared::Left,
@@ -225,6 +286,14 @@ impl Published {
         self.described(modules)
     }
 }
+
+/// What a module is of which two tools say different things.
+static CONTESTED: std::sync::LazyLock<Spec> = std::sync::LazyLock::new(|| {
+    Spec::Unread(
+        "two groups of `config_groups` say, whose order counts in vLLM and whose names count in compressed-tensors"
+            .to_string(),
+    )
+});
 
 /// The files that speak of weights, the first that does so counts, and the places of the object in them.
 const FILES: &[(&str, &[&str])] = &[

@@ -129,10 +129,14 @@ impl Settings {
             let words = format!("{words} of AutoRound");
             Spec::Coded(CodedSpec { words, format, blocks_said: true })
         };
+        let grouped = |f: QuantFormat| match self.group {
+            Group::Columns(block_cols) => QuantFormat { block_cols, ..f },
+            Group::Unsaid | Group::Row | Group::Matrix => f,
+        };
         match (self.data_type.as_str(), self.bits) {
             (_, 16..) => Spec::Floats,
-            ("mx_fp" | "mx_fp4" | "mx_fp_rceil", 4) => coded("MXFP4", MXFP4),
-            ("mx_fp" | "mx_fp8" | "mx_fp_rceil", 8) => coded("MXFP8", super::fp8::MXFP8),
+            ("mx_fp" | "mx_fp4" | "mx_fp_rceil", 4) => coded("MXFP4", grouped(MXFP4)),
+            ("mx_fp" | "mx_fp8" | "mx_fp_rceil", 8) => coded("MXFP8", grouped(super::fp8::MXFP8)),
             ("fp" | "fp8" | "fp8_e4m3" | "fp8_sym", 8) => {
                 let (block_rows, block_cols) = match (self.block, self.group) {
                     (Some(block), _) => block,
@@ -142,7 +146,7 @@ impl Settings {
                 };
                 coded("FP8", QuantFormat { block_rows, block_cols, ..TENSOR })
             }
-            (t, 4) if t.starts_with("nv_fp") || t.starts_with("fp4_v2") => coded("NVFP4", NVFP4),
+            (t, 4) if t.starts_with("nv_fp") || t.starts_with("fp4_v2") => coded("NVFP4", grouped(NVFP4)),
             // Values that were rounded, and stored as floats.
             _ if packing.is_some_and(|p| p.ends_with(":fake") || p == "fake") => Spec::Floats,
             ("int" | "int_sym" | "int_asym", 2 | 3 | 4 | 8) => self.integers(packing),

@@ -132,9 +132,9 @@ pub(crate) fn read_config(source: Source, dtype: DType) -> Result<Published, Dia
         Err(d) if d.code == "config-key-type" => return Err(d),
         Err(d) => (Vec::new(), Some(d)),
     };
-    let experts_only = method == "mxfp4";
+    let (experts_only, contested) = (method == "mxfp4", method == "compressed-tensors");
     drop(q);
-    Ok(Published { words, rules, excluded, experts_only, refusal, source })
+    Ok(Published { words, rules, excluded, experts_only, contested, refusal, source })
 }
 
 /// The error of a method that no scheme here has.

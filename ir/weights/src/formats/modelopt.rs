@@ -89,12 +89,14 @@ pub(super) fn by_algo(q: &Keys<'_>, algo: &str) -> Result<Spec, Diagnostic> {
         })
     };
     let size = q.whole("group_size")?.or(q.whole("awq_block_size")?).and_then(|n| u64::try_from(n).ok());
+    // The formats have sizes of their own; a config that gives another is believed, and the tensors have to have it.
+    let grouped = |f: QuantFormat| QuantFormat { block_cols: size.filter(|&n| n > 0).unwrap_or(f.block_cols), ..f };
     let columns = size.filter(|&n| n > 0).map_or(Group::Unsaid, Group::Columns);
     Ok(match algo {
-        "nvfp4" | "w4a16_nvfp4" | "nvfp4_awq" => coded(NVFP4),
-        "w4a8_nvfp4_fp8" => coded(QuantFormat { block_cols: 32, ..NVFP4 }),
-        "mxfp4" | "w4a16_mxfp4" | "w4a8_mxfp4_fp8" | "w4a8_mxfp4_mxfp8" => coded(MXFP4),
-        "mxfp8" => coded(MXFP8),
+        "nvfp4" | "w4a16_nvfp4" | "nvfp4_awq" => coded(grouped(NVFP4)),
+        "w4a8_nvfp4_fp8" => coded(grouped(QuantFormat { block_cols: 32, ..NVFP4 })),
+        "mxfp4" | "w4a16_mxfp4" | "w4a8_mxfp4_fp8" | "w4a8_mxfp4_mxfp8" => coded(grouped(MXFP4)),
+        "mxfp8" => coded(grouped(MXFP8)),
         "fp8" => coded(TENSOR),
         "fp8_per_channel_per_token" | "fp8_pc_pt" => coded(CHANNEL),
         "fp8_pb_wo" | "fp8_block_scales" | "fp8_pb_real" => {

@@ -60,6 +60,9 @@ pub(crate) fn find<'a>(
         let at = Found { checkpoint, name, codes_name, codes, declared };
         let Some(elements) = (scheme.read)(&at)? else { continue };
         checkpoint.check_listed(&at.codes_name, &format!("{}.", stem(name)))?;
+        if let Some(pair) = twice(checkpoint, name, &elements) {
+            return Err(scales_twice(&at.codes_name, &at.codes, &pair));
+        }
         if let Some((other, by, _)) = &found {
             return Err(ambiguous(checkpoint, name, (other, by), (&at.codes_name, scheme.name)));
         }
@@ -71,6 +74,34 @@ pub(crate) fn find<'a>(
         }
         found => Ok(found.map(|(codes, _, elements)| (codes, elements))),
     }
+}
+
+/// Two tensors for one thing: scales, global scales or zero points under the names of two publishers.
+fn twice(checkpoint: &Checkpoint, name: &str, elements: &Elements<'_>) -> Option<[String; 2]> {
+    let stem = stem(name);
+    let scales = match elements {
+        Elements::Blocks(b) => b.scales_name.clone(),
+        Elements::Integers(i) => i.scales_name.clone(),
+        Elements::Plain(..) | Elements::Ggml(_) => return None,
+    };
+    let below = |ends: &[&str]| ends.iter().map(|e| format!("{name}{e}")).collect::<Vec<_>>();
+    let mut same = below(&["_scale", "_scale_inv", "_weight_scale"]);
+    same.extend([".scale", ".scales"].map(|e| format!("{stem}{e}")));
+    let other = same.into_iter().find(|n| *n != scales && checkpoint.contains(n));
+    let both = |a: String, b: String| (checkpoint.contains(&a) && checkpoint.contains(&b)).then(|| [a, b]);
+    other
+        .map(|other| [scales, other])
+        .or_else(|| both(format!("{name}_scale_2"), format!("{name}_global_scale")))
+        .or_else(|| both(format!("{stem}.qzeros"), format!("{name}_zero_point")))
+}
+
+fn scales_twice(codes_name: &str, codes: &TensorView<'_>, [one, other]: &[String; 2]) -> Diagnostic {
+    Diagnostic::input(
+        "quantised-form-ambiguous",
+        format!("`{codes_name}` in `{}` has scales or zero points twice: `{one}` and `{other}`", codes.file.display()),
+    )
+    .note("nothing says which of them count")
+    .help("give a checkpoint that holds one of them")
 }
 
 fn ambiguous(checkpoint: &Checkpoint, name: &str, one: (&str, &str), other: (&str, &str)) -> Diagnostic {
@@ -100,16 +131,7 @@ impl<'a> Found<'a, '_> {
         let mut found = names.iter().filter(|n| self.checkpoint.contains(n));
         let (Some(name), other) = (found.next(), found.next()) else { return Ok(None) };
         if let Some(other) = other {
-            return Err(Diagnostic::input(
-                "quantised-form-ambiguous",
-                format!(
-                    "`{}` in `{}` has scales twice: `{name}` and `{other}`",
-                    self.codes_name,
-                    self.codes.file.display()
-                ),
-            )
-            .note("nothing says which of them count")
-            .help("give a checkpoint that holds one of them"));
+            return Err(scales_twice(&self.codes_name, &self.codes, &[name.clone(), other.clone()]));
         }
         Ok(self.checkpoint.tensor(name)?.map(|t| (name.clone(), t)))
     }

@@ -28,7 +28,7 @@ pub(super) enum Files {
 /// adapter, alone or beside a model: transformers would add it.
 pub(super) fn choose(folder: &Path, names: &[String]) -> Result<Files, Diagnostic> {
     let has = |name: &str| names.iter().any(|n| n == name);
-    if let Some(adapter) = names.iter().find(|n| *n == "adapter_config.json" || n.starts_with("adapter_model.")) {
+    if let Some(adapter) = names.iter().find(|n| is_adapter(n)) {
         return Err(adapter_found(folder, adapter));
     }
     if has(WHOLE) {
@@ -59,6 +59,12 @@ pub(super) fn choose(folder: &Path, names: &[String]) -> Result<Files, Diagnosti
     }
     let both = !first.is_empty() && !second.is_empty();
     Ok(Files::Whole(if both { first } else { all }))
+}
+
+/// Whether a file of this name is an adapter's: PEFT's, or MLX's.
+fn is_adapter(name: &str) -> bool {
+    let stem = name.split('.').next().unwrap_or_default();
+    name == "adapter_config.json" || matches!(stem, "adapter_model" | "adapters" | "adapter") && name != "adapters.json"
 }
 
 fn adapter_found(folder: &Path, adapter: &str) -> Diagnostic {
@@ -155,7 +161,8 @@ mod tests {
 
     #[test]
     fn an_adapter_is_never_passed_over() {
-        for adapter in ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json"] {
+        for adapter in ["adapter_model.safetensors", "adapter_model.bin", "adapter_config.json", "adapters.safetensors"]
+        {
             assert_eq!(chosen(&["model.safetensors", adapter]), Err("adapter-not-merged".to_string()));
         }
     }
