@@ -73,7 +73,12 @@ fn one_order(checkpoint: &Checkpoint, pieces: &[&Piece<'_>]) -> Result<(), Diagn
         q.group_of.is_some_and(moved)
     };
     let Some(first) = pieces.iter().find(|p| integers(p).is_some_and(reordered)) else { return Ok(()) };
-    let other = pieces.iter().find(|p| integers(p).is_some_and(|q| q.group_of.is_none()));
+    // Codes that kernels read as they are have groups in order.
+    let in_order = |p: &Piece<'_>| match &p.elements {
+        Elements::Blocks(b) => b.format.code == Code::Int4 && b.format.block_cols > 0,
+        Elements::Integers(_) | Elements::Plain(..) | Elements::Ggml(_) => false,
+    };
+    let other = pieces.iter().find(|p| integers(p).is_some_and(|q| q.group_of.is_none()) || in_order(p));
     let Some(other) = other else { return Ok(()) };
     let gptq = integers(other).is_some_and(|q| q.packing != Packing::Rows);
     let name = if gptq { format!("{}.g_idx", stem(&other.name)) } else { format!("{}_g_idx", other.name) };

@@ -344,6 +344,49 @@ fn zero_points_next_to_the_middle_are_those_of_symmetric_codes() {
 }
 
 #[test]
+fn what_nobody_adds_is_refused_by_name() {
+    let weight = |name: &'static str| (name, "F32", &[2usize, 2] as &[usize], floats(&[1.0, 2.0, 3.0, 4.0]));
+    let code = |tensors: &[Stored]| {
+        let (_dir, c) = checkpoint(tensors);
+        read_as(&c, &[2, 2], WeightSource::tensor("layers.0.mlp.up.weight")).map(|_| ()).map_err(|d| d.code.to_string())
+    };
+    let up = || weight("layers.0.mlp.up.weight");
+    let refused = |code: &str| Err(code.to_string());
+    assert_eq!(code(&[up(), weight("layers.0.mlp.up.lora_A.weight")]), refused("adapter-not-merged"));
+    assert_eq!(code(&[up(), weight("layers.1.mlp.up.lora_A.weight")]), Ok(()));
+    assert_eq!(code(&[up(), ("layers.0.mlp.up.bias", "F32", &[2], floats(&[0.0, 1.0]))]), refused("weight-not-used"));
+    assert_eq!(code(&[up(), ("layers.0.mlp.up.bias", "F32", &[2], floats(&[0.0, 0.0]))]), Ok(()));
+}
+
+#[test]
+fn an_order_of_columns_is_stored_for_all_matrices_or_none() {
+    let order: Vec<u8> = [1i32, 0, 1, 0, 1, 0, 1, 0].iter().flat_map(|g| g.to_le_bytes()).collect();
+    let matrix = |m: &'static [&'static str; 3]| {
+        let scales: Vec<u8> = half::f16::from_f32(1.0).to_le_bytes().repeat(16);
+        let (codes, zeros): (Stored, Stored) = (
+            (m[0], "I32", &[1, 8], bytes(32, 7)),
+            (m[1], "I32", &[2, 1], vec![0x12, 0x34, 0x12, 0x34, 0x12, 0x34, 0x12, 0x34]),
+        );
+        [codes, zeros, (m[2], "F16", &[2, 8], scales)]
+    };
+    let up = || matrix(&["up.qweight", "up.qzeros", "up.scales"]);
+    let down = || matrix(&["down.qweight", "down.qzeros", "down.scales"]);
+    let param = |name: &str| {
+        let ty = TensorType::new(DType::F32, [Dim::Fixed(8), Dim::Fixed(8)]);
+        Param { name: name.into(), ty, source: WeightSource::tensor(format!("{name}.weight")), stored: None }
+    };
+    let plan = |tensors: Vec<Stored>| {
+        let (_dir, c) = described(GPTQ, &tensors);
+        moec_weights::Plan::new(&c, None, &[param("up"), param("down")]).map(|_| ()).map_err(|d| d[0].message.clone())
+    };
+    let g_idx = |name: &'static str| (name, "I32", &[8usize] as &[usize], order.clone());
+    assert_eq!(plan([&up()[..], &down()].concat()), Ok(()));
+    assert_eq!(plan([&up()[..], &down(), &[g_idx("up.g_idx"), g_idx("down.g_idx")]].concat()), Ok(()));
+    let message = plan([&up()[..], &down(), &[g_idx("up.g_idx")]].concat()).unwrap_err();
+    assert!(message.contains("down.g_idx"), "{message}");
+}
+
+#[test]
 fn matrices_of_a_layer_have_scales_of_one_type() {
     let codes = |name: &'static str| (name, "F8_E4M3", &[2usize, 4] as &[usize], bytes(8, 2));
     let (_dir, c) = checkpoint(&[

@@ -107,9 +107,7 @@ fn class(target: &str) -> Option<Class> {
     let no_expert = |word: &&str| target.contains(*word);
     Some(match target {
         "Linear" => Class::Linear,
-        _ if ["Embedding", "Conv", "Attention", "Norm", "LMHead", "Rotary"].iter().any(|w| no_expert(w)) => {
-            Class::NoExpert
-        }
+        _ if ["Embedding", "Conv", "Attention", "Norm", "LMHead", "Rotary"].iter().any(no_expert) => Class::NoExpert,
         _ => Class::Other,
     })
 }

@@ -88,7 +88,7 @@ fn twice(checkpoint: &Checkpoint, name: &str, elements: &Elements<'_>) -> Option
     let mut same = below(&["_scale", "_scale_inv", "_weight_scale"]);
     same.extend([".scale", ".scales"].map(|e| format!("{stem}{e}")));
     let other = same.into_iter().find(|n| *n != scales && checkpoint.contains(n));
-    let both = |a: String, b: String| (checkpoint.contains(&a) && checkpoint.contains(&b)).then(|| [a, b]);
+    let both = |a: String, b: String| (checkpoint.contains(&a) && checkpoint.contains(&b)).then_some([a, b]);
     other
         .map(|other| [scales, other])
         .or_else(|| both(format!("{name}_scale_2"), format!("{name}_global_scale")))
