@@ -37,7 +37,7 @@ pub fn run(options: &Options) -> Result<bool> {
     let home = places::target_dir().join("conformance");
     let python = match &options.python {
         Some(python) => python.clone(),
-        None => tool_checkpoints::install(&home.join("python"), &packages()?)?,
+        None => install(&home.join("python"))?,
     };
     let cases = home.join(format!("cases-{}", options.seed));
     if cases.exists() {
@@ -56,6 +56,14 @@ pub fn run(options: &Options) -> Result<bool> {
         .status()
         .context("cannot start cargo")?;
     Ok(tests.success())
+}
+
+/// A virtual environment with what the scripts need, in `dir`; made once.
+///
+/// # Errors
+/// When Python is missing or pip cannot install the packages.
+pub fn install(dir: &std::path::Path) -> Result<PathBuf> {
+    tool_checkpoints::install(dir, &packages()?)
 }
 
 /// What the scripts need.

@@ -1,4 +1,5 @@
-//! `cargo xtask dist`: what is given to users who do not build moec themselves, as a folder and as an archive.
+//! `cargo xtask dist`: what is given to users who do not build moec themselves, as a folder, as an archive, and as a
+//! Python wheel.
 //!
 //! The programs are built without the path of this machine's LLVM in them (`MOEC_RELOCATABLE`), so what runs here afterwards
 //! runs elsewhere: it has nothing but its own folder and the system.
@@ -18,7 +19,7 @@ pub struct Options {
     /// Build without optimisation, for a look at what is in it.
     #[arg(long)]
     debug: bool,
-    /// Leave out the archive.
+    /// Leave out the archive and the wheel.
     #[arg(long)]
     no_archive: bool,
 }
@@ -63,6 +64,8 @@ pub fn run(options: &Options) -> Result<bool> {
     }
     println!("{:>8.1} MB  {}", total as f64 / 1e6, dir.display());
     if !options.no_archive {
+        let path = crate::wheel::write(&dir, &parent)?;
+        println!("{:>8.1} MB  {}", std::fs::metadata(&path)?.len() as f64 / 1e6, path.display());
         let path = parent.join(format!("{name}.tar.gz"));
         let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
         archive(&dir, &name, file)?;

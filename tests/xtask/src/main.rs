@@ -5,6 +5,7 @@
 //! * `gpu-pack` — a self-contained folder for a GPU machine.
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec; with
 //!   `--tools`, checkpoints that quantisation tools write.
+//! * `python-check` — the Python package against PyTorch and transformers.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--checkpoints`, against values
 //!   that change without a word.
 //! * `models` — measures every model family and writes `docs/models.md`.
@@ -20,9 +21,11 @@ mod fuzz;
 mod gpu_pack;
 mod models;
 mod places;
+mod python_check;
 mod report;
 mod test;
 mod tool_checkpoints;
+mod wheel;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -44,6 +47,8 @@ enum Command {
     GpuPack(gpu_pack::Options),
     /// Make many small checkpoints of every family with transformers, and check moec against them.
     Conformance(conformance::Options),
+    /// Check the Python package against PyTorch and transformers.
+    PythonCheck(python_check::Options),
     /// Try mutated configs, layer graphs and safetensors files.
     Fuzz(fuzz::Options),
     /// Run the benchmarks and print their figures.
@@ -60,6 +65,7 @@ fn main() -> ExitCode {
         Command::Dist(options) => dist::run(&options),
         Command::GpuPack(options) => gpu_pack::run(&options),
         Command::Conformance(options) => conformance::run(&options),
+        Command::PythonCheck(options) => python_check::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Models => models::run(),

@@ -1,0 +1,189 @@
+"""Layers that are ready to run."""
+
+import ctypes
+import dataclasses
+import os
+import threading
+import weakref
+
+from . import _library as c
+from . import _tensors
+from ._compile import Bundle
+from ._errors import MoecError
+
+
+@dataclasses.dataclass(frozen=True)
+class Param:
+    """A parameter of a layer."""
+
+    name: str
+    shape: tuple[int, ...]
+    #: Whether it has its weight.
+    is_set: bool
+    #: Whether kernels read it as published codes and scales, which only a checkpoint gives.
+    is_coded: bool
+
+
+class Layer:
+    """A layer on a device. Calls may come from any thread.
+
+    Made by :func:`load`. Without weights it is filled by :meth:`set` and closed by :meth:`finish`.
+    """
+
+    def __init__(self, bundle, *, device: str = "cpu", max_tokens: int = 4096, threads: int = 0):
+        bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        self.description, self.device, self.max_tokens = bundle.description, device, max_tokens
+        most = max((t["max_tokens"] for t in self.description["targets"]), default=max_tokens)
+        options = c.LayerOptions(ctypes.sizeof(c.LayerOptions), device.encode(), min(max_tokens, most), threads, 0)
+        self._handle = ctypes.c_void_p()
+        c.check(c.LIBRARY.moec_layer_create(bundle._handle, ctypes.byref(options), ctypes.byref(self._handle)))
+        weakref.finalize(self, c.LIBRARY.moec_layer_free, self._handle)
+        self._kept: dict[str, object] = {}
+        self._own = threading.local()
+
+    @property
+    def params(self) -> list[Param]:
+        """The parameters, in the layer's order."""
+        count = ctypes.c_size_t()
+        c.check(c.LIBRARY.moec_layer_param_count(self._handle, ctypes.byref(count)))
+        found = []
+        for i in range(count.value):
+            p = c.Param(struct_size=ctypes.sizeof(c.Param))
+            c.check(c.LIBRARY.moec_layer_param(self._handle, i, ctypes.byref(p)))
+            found.append(Param(p.name.decode(), tuple(p.shape[: p.ndim]), bool(p.is_set), bool(p.is_coded)))
+        return found
+
+    def set(self, name: str, tensor, *, borrow: bool = True) -> None:
+        """Gives a parameter its weight: any view of memory, of the parameter's shape.
+
+        With ``borrow`` the tensor's own memory is used where kernels can read it as it lies; the layer keeps the tensor, and
+        what is written to it later is seen. Otherwise the values are copied.
+        """
+        given, keep = _tensors.view(tensor.detach() if _tensors.is_torch(tensor) else tensor)
+        hold = c.BORROW_IF_POSSIBLE if borrow else c.COPY
+        c.check(c.LIBRARY.moec_layer_set_param(self._handle, name.encode(), ctypes.byref(given), hold))
+        self._kept[name] = keep if borrow else None
+
+    def load(self, checkpoint, *, cache=None, progress=None) -> None:
+        """Gives all parameters their weights, out of a checkpoint of the model. ``progress(name, done, total)`` is told of each
+        weight, in bytes; ``cache`` is a folder that keeps the packed form for the next time."""
+        wrong = []
+
+        def tell(_, name, done, total):
+            try:
+                progress(name.decode(), done, total)
+            except BaseException as e:  # It must not unwind through the library.
+                wrong.append(e)
+
+        callback = c.Progress(tell) if progress else c.Progress()
+        options = c.CheckpointOptions(
+            ctypes.sizeof(c.CheckpointOptions),
+            os.fsencode(checkpoint),
+            os.fsencode(cache) if cache is not None else None,
+            callback,
+            None,
+        )
+        c.check(c.LIBRARY.moec_layer_load_checkpoint(self._handle, ctypes.byref(options)))
+        if wrong:
+            raise wrong[0]
+
+    def finish(self) -> "Layer":
+        """Makes the layer ready: its weights are no longer replaced."""
+        c.check(c.LIBRARY.moec_layer_finish(self._handle))
+        return self
+
+    def workspace_bytes(self, n_tokens: int) -> int:
+        """Bytes that a call with so many tokens works in."""
+        needed = ctypes.c_uint64()
+        c.check(c.LIBRARY.moec_layer_workspace_bytes(self._handle, n_tokens, ctypes.byref(needed)))
+        return needed.value
+
+    def __call__(self, *inputs):
+        """The first output, for the inputs in the layer's order: ``x``, or ``x, topk_ids, topk_weights``."""
+        return self.run(*inputs)[self.description["outputs"][0]["name"]]
+
+    def run(self, *inputs, **named) -> dict:
+        """All outputs by name. Inputs stand in the layer's order, or are named; ids may have either width."""
+        wanted = self.description["inputs"]
+        by_name = {w["name"]: t for w, t in zip(wanted, inputs)} | named
+        if len(inputs) > len(wanted) or set(by_name) != {w["name"] for w in wanted}:
+            names = ", ".join(w["name"] for w in wanted)
+            raise MoecError("input-missing", f"the layer takes {names}; {len(inputs) + len(named)} tensors were given")
+        given = [_tensors.dense(_tensors.as_ids(by_name[w["name"]], w["dtype"])) for w in wanted]
+        x = given[0]
+        n_tokens = x.shape[0] if x.ndim else 0
+        outputs = {}
+        for out in self.description["outputs"]:
+            shape = tuple(_length(n, n_tokens) for n in out["shape"])
+            outputs[out["name"]] = _tensors.empty_like(x, shape, out["dtype"])
+        self._launch(given, list(outputs.values()), n_tokens)
+        return outputs
+
+    def _launch(self, inputs: list, outputs: list, n_tokens: int) -> None:
+        views = [_tensors.view(t) for t in [*inputs, *outputs]]
+        n = len(inputs)
+        list_in = (ctypes.POINTER(c.Tensor) * max(n, 1))(*(ctypes.pointer(v) for v, _ in views[:n]))
+        list_out = (ctypes.POINTER(c.Tensor) * max(len(outputs), 1))(*(ctypes.pointer(v) for v, _ in views[n:]))
+        needed = self.workspace_bytes(n_tokens)
+        workspace, memory = self._workspace(inputs[0], needed)
+        stream = None
+        if _tensors.is_torch(inputs[0]) and inputs[0].is_cuda:
+            import torch
+
+            stream = torch.cuda.current_stream(inputs[0].device).cuda_stream
+        launch = c.Launch(ctypes.sizeof(c.Launch), list_in, n, list_out, len(outputs), workspace, needed, stream)
+        c.check(c.LIBRARY.moec_layer_launch(self._handle, ctypes.byref(launch)))
+        del memory
+
+    def _workspace(self, model, needed: int):
+        """Address and owner of memory for one launch: on the CPU this thread's own, kept from call to call."""
+        if _tensors.is_torch(model) and model.is_cuda:
+            import torch
+
+            # PyTorch gives it to nobody else before the stream has come past the launch.
+            memory = torch.empty(needed, dtype=torch.uint8, device=model.device)
+            return memory.data_ptr(), memory
+        memory = getattr(self._own, "memory", None)
+        if memory is None or len(memory) < needed:
+            memory = self._own.memory = ctypes.create_string_buffer(needed)
+        return ctypes.addressof(memory), memory
+
+    def __repr__(self) -> str:
+        return f"moec.Layer({self.description['name']!r}, device={self.device!r})"
+
+
+def _length(axis, n_tokens: int) -> int:
+    """An axis of the description: a number, ``"T"``, or ``"T*k"``."""
+    if isinstance(axis, int):
+        return axis
+    return n_tokens * int(axis[2:] or 1) if axis.startswith("T") else int(axis)
+
+
+def load(
+    bundle,
+    weights=None,
+    *,
+    device: str = "cpu",
+    max_tokens: int = 4096,
+    threads: int = 0,
+    cache=None,
+    progress=None,
+) -> Layer:
+    """A layer that is ready to run.
+
+    Args:
+        bundle: what :func:`moec.compile` gave, or the path of a bundle.
+        weights: a checkpoint's path, or tensors by the layer's own names (:attr:`Layer.params`); tensors are borrowed where
+            kernels read them as they lie.
+        device: ``"cpu"`` or ``"cuda:0"``.
+        max_tokens: most tokens of one call.
+        threads: CPU: how many; 0 for one for each core, shared by all layers.
+        cache, progress: as for :meth:`Layer.load`.
+    """
+    layer = Layer(bundle, device=device, max_tokens=max_tokens, threads=threads)
+    if isinstance(weights, dict):
+        for name, tensor in weights.items():
+            layer.set(name, tensor)
+    elif weights is not None:
+        layer.load(weights, cache=cache, progress=progress)
+    return layer.finish()

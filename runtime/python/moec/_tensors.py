@@ -1,0 +1,87 @@
+"""Tensors of numpy and PyTorch as the library sees them, and new ones of the same kind."""
+
+import ctypes
+import sys
+
+from ._errors import MoecError
+from ._library import Device, DType, Tensor
+
+# Name in moec: DLPack's code and bits, and the names of numpy and PyTorch.
+_TYPES = {
+    "f64": (2, 64, "float64"),
+    "f32": (2, 32, "float32"),
+    "f16": (2, 16, "float16"),
+    "bf16": (4, 16, "bfloat16"),
+    "i32": (0, 32, "int32"),
+    "i64": (0, 64, "int64"),
+}
+_NAMES = {python: name for name, (_, _, python) in _TYPES.items()}
+
+
+def is_torch(tensor) -> bool:
+    """Whether it is PyTorch's; does not import it."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(tensor, torch.Tensor)
+
+
+def dtype_name(tensor) -> str:
+    """moec's name of the element type.
+
+    Raises:
+        MoecError: ``input-type-mismatch`` for one that moec does not have.
+    """
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name not in _NAMES:
+        raise MoecError("input-type-mismatch", f"moec does not have elements of type {name}")
+    return _NAMES[name]
+
+
+def view(tensor) -> tuple[Tensor, object]:
+    """The tensor where it lies, and what has to be kept until the view is no longer used."""
+    name = dtype_name(tensor)
+    code, bits, _ = _TYPES[name]
+    if is_torch(tensor):
+        if tensor.is_meta:
+            raise MoecError("tensor-invalid", "the tensor has no memory: it lies on `meta`", "load its values first")
+        data, strides = tensor.data_ptr(), tensor.stride()
+        device = Device(2, tensor.device.index or 0) if tensor.is_cuda else Device(1, 0)
+    else:
+        data, device = tensor.ctypes.data, Device(1, 0)
+        strides = tuple(step // tensor.itemsize for step in tensor.strides)
+    axes = ctypes.c_int64 * max(tensor.ndim, 1)
+    shape, strides = axes(*tensor.shape), axes(*strides)
+    given = Tensor(data, device, tensor.ndim, DType(code, bits, 1), shape, strides, 0)
+    return given, (shape, strides, tensor)
+
+
+def dense(tensor):
+    """The tensor itself when its rows are dense, else a copy."""
+    if is_torch(tensor):
+        return tensor.detach().contiguous()
+    import numpy
+
+    return numpy.ascontiguousarray(tensor)
+
+
+def as_ids(tensor, dtype: str):
+    """Integers in another width; everything else as it is."""
+    if dtype not in ("i32", "i64") or dtype_name(tensor) not in ("i32", "i64") or dtype_name(tensor) == dtype:
+        return tensor
+    if is_torch(tensor):
+        import torch
+
+        return tensor.to(getattr(torch, _TYPES[dtype][2]))
+    return tensor.astype(_TYPES[dtype][2])
+
+
+def empty_like(model, shape: tuple[int, ...], dtype: str):
+    """A new tensor of the library and on the device of ``model``."""
+    if is_torch(model):
+        import torch
+
+        return torch.empty(shape, dtype=getattr(torch, _TYPES[dtype][2]), device=model.device)
+    import numpy
+
+    if dtype == "bf16":
+        raise MoecError("input-type-mismatch", "numpy has no bf16", "hand in PyTorch's tensors")
+    return numpy.empty(shape, _TYPES[dtype][2])

@@ -1,0 +1,75 @@
+"""What needs nothing but Python: `runtime/cli/tests/python.rs` runs it. The argument is a model folder."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import threading
+
+import moec
+import moec._compile
+
+
+def refused(code, function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except moec.MoecError as e:
+        assert e.code == code, e
+        assert e.message and str(e).startswith(f"[{code}]")
+        return e
+    raise AssertionError(f"{code} was expected")
+
+
+model = pathlib.Path(sys.argv[1])
+
+# From a folder and from a dict; the same layer.
+bundle = moec.compile(model)
+config = json.loads((model / "config.json").read_text())
+assert moec.compile(config).description == bundle.description
+d = bundle.description
+assert d["inputs"] == [{"name": "input", "dtype": "f32", "shape": ["T", 64]}], d["inputs"]
+assert [o["name"] for o in d["outputs"]] == ["output", "topk_ids", "topk_weights"]
+
+# Experts alone have three inputs.
+experts = moec.compile(model, part="experts", topk_ids="i64", topk_weights="bf16").description
+assert [(i["name"], i["dtype"]) for i in experts["inputs"]] == [("input", "f32"), ("topk_ids", "i64"), ("topk_weights", "bf16")]
+
+# A life without weights, and with them.
+layer = moec.Layer(bundle, max_tokens=8, threads=1)
+assert [p.is_set for p in layer.params] == [False] * 4
+assert layer.params[1].shape == (8, 32, 64)
+assert "experts.gate" in refused("parameter-not-set", layer.finish).message
+seen = []
+layer.load(model, progress=lambda name, done, total: seen.append((name, done, total)))
+assert sorted(s[0] for s in seen) == sorted(p.name for p in layer.params)
+assert all(done < total for _, done, total in seen)
+assert all(p.is_set for p in layer.params)
+layer.finish()
+assert layer.workspace_bytes(1) == layer.workspace_bytes(1) > 0
+refused("too-many-tokens", layer.workspace_bytes, 9)
+refused("layer-finished", layer.load, model)
+refused("input-missing", layer.run)
+
+# What somebody's callback raises comes out.
+try:
+    moec.Layer(bundle, max_tokens=1).load(model, progress=lambda *_: 1 / 0)
+except ZeroDivisionError:
+    pass
+else:
+    raise AssertionError("an exception was lost")
+
+# Errors of the compiler and of the library have the same form.
+assert "mixtral" in refused("unknown-model-type", moec.compile, {**config, "model_type": "mixtrel"}).help
+refused("bundle-not-found", moec.load, "/nonexistent")
+refused("checkpoint-not-found", moec.load, bundle, "/nonexistent")
+refused("unknown-device", moec.Layer, bundle, device="tpu")
+
+# An error belongs to its thread.
+threads = [threading.Thread(target=refused, args=("bundle-not-found", moec.load, f"/nonexistent/{i}")) for i in range(4)]
+[t.start() for t in threads]
+[t.join() for t in threads]
+
+# The command line of the package.
+out = subprocess.run([sys.executable, "-c", "import moec.cli; moec.cli.main()", "--version"], capture_output=True, text=True)
+assert out.stdout.strip() == f"moec {moec.__version__}", out
+print("all good")
