@@ -90,23 +90,29 @@ pub struct moec_launch {
 pub(crate) unsafe trait HostStruct: Copy {
     /// Its name in C.
     const NAME: &str;
+    /// Its size in the first version of the interface, on 64-bit machines: hosts may know that much of it.
+    const OLDEST: usize;
 }
 
 // SAFETY: integers and pointers, size first.
 unsafe impl HostStruct for moec_layer_options {
     const NAME: &str = "moec_layer_options";
+    const OLDEST: usize = 32;
 }
 // SAFETY: pointers and an optional function, size first.
 unsafe impl HostStruct for moec_checkpoint_options {
     const NAME: &str = "moec_checkpoint_options";
+    const OLDEST: usize = 40;
 }
 // SAFETY: integers and pointers, size first.
 unsafe impl HostStruct for moec_param {
     const NAME: &str = "moec_param";
+    const OLDEST: usize = 40;
 }
 // SAFETY: integers and pointers, size first.
 unsafe impl HostStruct for moec_launch {
     const NAME: &str = "moec_launch";
+    const OLDEST: usize = 64;
 }
 
 /// Reads a structure of the host: what an older host does not know is zero, what a newer host added is left.
@@ -156,8 +162,8 @@ pub(crate) unsafe fn write<T: HostStruct>(to: *mut T, value: T) -> Result<(), Di
 unsafe fn size<T: HostStruct>(of: *const T) -> Result<usize, Diagnostic> {
     // SAFETY: the first field is the size.
     let size = unsafe { of.cast::<usize>().read_unaligned() };
-    // What comes later only grows; a number far beyond is a field that was not filled in.
-    if (size_of::<T>()..=4096).contains(&size) {
+    // Structures only grow; a number far beyond is a field that was not filled in.
+    if (T::OLDEST..=4096).contains(&size) {
         return Ok(size);
     }
     Err(Diagnostic::input(
@@ -165,4 +171,48 @@ unsafe fn size<T: HostStruct>(of: *const T) -> Result<usize, Diagnostic> {
         format!("`{0}.struct_size` is {size}; it should be sizeof({0}), {1} here", T::NAME, size_of::<T>()),
     )
     .help("set it before the call, and build host and library with the same header"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn structures_have_their_first_size_or_more() {
+        fn check<T: HostStruct>() {
+            assert!(size_of::<T>() >= T::OLDEST, "{}", T::NAME);
+        }
+        check::<moec_layer_options>();
+        check::<moec_checkpoint_options>();
+        check::<moec_param>();
+        check::<moec_launch>();
+    }
+
+    /// A host that knows less of a structure than the library.
+    #[test]
+    fn what_an_older_host_does_not_know_is_zero() {
+        #[repr(C)]
+        #[derive(Clone, Copy)]
+        struct Grown {
+            size: usize,
+            old: u64,
+            new: u64,
+        }
+        // SAFETY: integers, size first.
+        unsafe impl HostStruct for Grown {
+            const NAME: &str = "grown";
+            const OLDEST: usize = 16;
+        }
+        let mut host = Grown { size: 16, old: 7, new: 9 };
+        // SAFETY: the host has at least as much as it says.
+        let seen = unsafe { read(&host) }.unwrap();
+        assert_eq!((seen.old, seen.new), (7, 0));
+        // SAFETY: as above.
+        unsafe { write(&mut host, Grown { size: 24, old: 1, new: 2 }) }.unwrap();
+        assert_eq!((host.size, host.old, host.new), (16, 1, 9), "what the host does not know is not touched");
+        host.size = 8;
+        // SAFETY: as above.
+        assert_eq!(unsafe { read(&host) }.map(|_| ()).unwrap_err().code, "struct-size-invalid");
+    }
 }
