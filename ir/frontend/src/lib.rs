@@ -26,5 +26,5 @@ mod stored;
 
 pub use config::{Diagnostics, Layer, LayerOptions, ModelConfig, Part, known_model_types};
 pub use facts::LayerFacts;
-pub use open::{Opened, open};
+pub use open::{Opened, open, open_text};
 pub use published_rows::PublishedRows;

@@ -25,14 +25,27 @@ pub fn open(path: impl AsRef<Path>) -> Result<Opened, Diagnostics> {
     let path = path.as_ref();
     if !path.is_dir() {
         let (file, text) = read(path)?;
-        let is_graph = Json::parse(&file, text.clone(), GRAPH)
-            .and_then(|top| top.object())
-            .is_ok_and(|top| top.get_or_null("moec_graph").is_some());
-        if is_graph {
+        if is_graph(&file, &text) {
             return Ok(Opened::Graph(layer_graph::from_json(&file, text)?));
         }
     }
     Ok(Opened::Model(Box::new(ModelConfig::open(path)?)))
+}
+
+/// As [`open`], for the text of a config or of a layer graph; `name` stands for the file in messages.
+///
+/// # Errors
+/// Those of [`ModelConfig::from_text`] and [`layer_graph::from_json`].
+pub fn open_text(name: &str, text: String) -> Result<Opened, Diagnostics> {
+    if is_graph(name, &text) {
+        return Ok(Opened::Graph(layer_graph::from_json(name, text)?));
+    }
+    Ok(Opened::Model(Box::new(ModelConfig::from_text(name, text)?)))
+}
+
+fn is_graph(file: &str, text: &str) -> bool {
+    let top = Json::parse(file, text.to_string(), GRAPH).and_then(|top| top.object());
+    top.is_ok_and(|top| top.get_or_null("moec_graph").is_some())
 }
 
 /// The name in messages and the text of `path`, or of the `config.json` in it.

@@ -36,6 +36,11 @@ pub(crate) fn free(handle: usize) -> Result<(), Diagnostic> {
     BUNDLES.free(handle)
 }
 
+/// A handle for a bundle that was made in this process.
+pub fn adopt_bundle(bundle: Bundle) -> *mut moec_bundle {
+    add(bundle) as *mut moec_bundle
+}
+
 fn add(bundle: Bundle) -> usize {
     let description = c_string(&describe(bundle.manifest()).to_string());
     BUNDLES.add(Opened { bundle, description })

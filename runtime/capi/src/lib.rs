@@ -24,6 +24,15 @@ mod structs;
 mod tensor;
 pub mod tvm;
 
+/// What `libmoec_compiler` is built from as well.
+#[doc(hidden)]
+pub mod border {
+    pub use crate::bundle::adopt_bundle;
+    pub use crate::memory::{give, null, optional_text, text};
+    pub use crate::status::guard;
+    pub use crate::structs::{HostStruct, read};
+}
+
 pub use bundle::*;
 pub use layer::*;
 pub use status::*;

@@ -3,7 +3,8 @@
 use moec_ir::diag::Diagnostic;
 use std::ffi::{CStr, c_char};
 
-pub(crate) fn null(what: &str) -> Diagnostic {
+/// The error for a pointer that should not be null.
+pub fn null(what: &str) -> Diagnostic {
     Diagnostic::input("argument-null", format!("`{what}` is null"))
 }
 
@@ -14,7 +15,7 @@ pub(crate) fn null(what: &str) -> Diagnostic {
 ///
 /// # Safety
 /// Null, or a string that ends with a zero and stays as it is for `'a`.
-pub(crate) unsafe fn text<'a>(pointer: *const c_char, what: &str) -> Result<&'a str, Diagnostic> {
+pub unsafe fn text<'a>(pointer: *const c_char, what: &str) -> Result<&'a str, Diagnostic> {
     // SAFETY: the caller's contract.
     unsafe { optional_text(pointer, what) }?.ok_or_else(|| null(what))
 }
@@ -23,7 +24,7 @@ pub(crate) unsafe fn text<'a>(pointer: *const c_char, what: &str) -> Result<&'a 
 ///
 /// # Safety
 /// As [`text`].
-pub(crate) unsafe fn optional_text<'a>(pointer: *const c_char, what: &str) -> Result<Option<&'a str>, Diagnostic> {
+pub unsafe fn optional_text<'a>(pointer: *const c_char, what: &str) -> Result<Option<&'a str>, Diagnostic> {
     if pointer.is_null() {
         return Ok(None);
     }
@@ -40,7 +41,7 @@ pub(crate) unsafe fn optional_text<'a>(pointer: *const c_char, what: &str) -> Re
 ///
 /// # Safety
 /// Null, or valid for a write.
-pub(crate) unsafe fn give<T>(to: *mut T, value: T, what: &str) -> Result<(), Diagnostic> {
+pub unsafe fn give<T>(to: *mut T, value: T, what: &str) -> Result<(), Diagnostic> {
     if to.is_null() {
         return Err(null(what));
     }

@@ -37,7 +37,7 @@ pub(crate) fn c_string(text: &str) -> CString {
 }
 
 /// Runs the body of an exported function: nothing unwinds out of it, and its error is kept for this thread.
-pub(crate) fn guard(body: impl FnOnce() -> Result<(), Diagnostic>) -> moec_status {
+pub fn guard(body: impl FnOnce() -> Result<(), Diagnostic>) -> moec_status {
     let panicked = |_| Err(Diagnostic::internal("internal-error", "moec panicked: this is a bug of moec"));
     let Err(error) = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(panicked) else {
         return moec_status::MOEC_OK;

@@ -87,7 +87,7 @@ pub struct moec_launch {
 ///
 /// # Safety
 /// `#[repr(C)]`, valid for any bytes that the host may write, zeros among them; the first field is its size, a `usize`.
-pub(crate) unsafe trait HostStruct: Copy {
+pub unsafe trait HostStruct: Copy {
     /// Its name in C.
     const NAME: &str;
     /// Its size in the first version of the interface, on 64-bit machines: hosts may know that much of it.
@@ -122,7 +122,7 @@ unsafe impl HostStruct for moec_launch {
 ///
 /// # Safety
 /// Null, or `struct_size` bytes long.
-pub(crate) unsafe fn read<T: HostStruct>(from: *const T) -> Result<T, Diagnostic> {
+pub unsafe fn read<T: HostStruct>(from: *const T) -> Result<T, Diagnostic> {
     if from.is_null() {
         return Err(null(T::NAME));
     }

@@ -106,6 +106,14 @@ impl Model {
         Ok(Model { opened, checkpoint })
     }
 
+    /// As [`Model::open`], for the text of a config or of a layer graph; `name` stands for the file in messages.
+    ///
+    /// # Errors
+    /// Those of the front end, all that were found.
+    pub fn from_text(name: &str, text: String) -> Result<Model, Vec<Diagnostic>> {
+        Ok(Model { opened: moec_frontend::open_text(name, text)?, checkpoint: None })
+    }
+
     /// The model of a GGUF file, or of a folder with such files and no config; `None` for everything else.
     fn open_gguf(path: &Path) -> Result<Option<Model>, Vec<Diagnostic>> {
         let has_config = ["config.json", "params.json"].iter().any(|f| path.join(f).exists());

@@ -28,9 +28,9 @@ pub fn write(dist: &Path, to: &Path) -> Result<PathBuf> {
     for folder in ["bin", "lib"] {
         for entry in std::fs::read_dir(dist.join(folder))? {
             let from = entry?.path();
-            // Python links nothing statically.
-            if from.extension().is_none_or(|e| e != "a") {
-                let name = from.file_name().context("a file has a name")?.to_string_lossy().into_owned();
+            let name = from.file_name().context("a file has a name")?.to_string_lossy().into_owned();
+            // Python links nothing statically, and compiles with the command line.
+            if !name.ends_with(".a") && name != "libmoec_compiler.so" {
                 files.push((format!("moec/{folder}/{name}"), std::fs::read(&from)?));
             }
         }
