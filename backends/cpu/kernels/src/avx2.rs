@@ -1,6 +1,6 @@
 //! AVX2, FMA and F16C: Intel since 2013, AMD since 2015. One column in a vector.
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Task};
 use moec_ir::quant::ScaleCode;
 use std::arch::x86_64::*;
 
@@ -202,6 +202,18 @@ impl Machine for Avx2 {
             let even = Self::quarters([p[0], p[0].add(32), p[1], p[1]]);
             [even, Self::quarters([p[0].add(16), p[0].add(48), p[1], p[1]])]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn apart(task: &impl Task) {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn apart(task: &impl Task) {
+            // SAFETY: the caller's contract.
+            unsafe { task.run() }
+        }
+        // SAFETY: the caller's contract.
+        unsafe { apart(task) }
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! AVX-512 with byte permutations: Intel since 2019, AMD since 2022. Two columns in a vector.
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Task};
 use moec_ir::quant::ScaleCode;
 use std::arch::x86_64::*;
 
@@ -249,6 +249,18 @@ impl Machine for Avx512 {
             let odd = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
             [even, odd]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn apart(task: &impl Task) {
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+        unsafe fn apart(task: &impl Task) {
+            // SAFETY: the caller's contract.
+            unsafe { task.run() }
+        }
+        // SAFETY: the caller's contract.
+        unsafe { apart(task) }
     }
 
     #[inline(always)]

@@ -6,7 +6,7 @@ use crate::scratch::Scratch;
 use crate::values::Matrix;
 use moec_ir::abi::arranged_len;
 
-/// Products of `ROWS` rows from `row` on with all columns, `N` vectors of columns at a time.
+/// Products of `ROWS` rows, all of the job, with all columns, `N` vectors of columns at a time.
 ///
 /// # Safety
 /// The job's pointers are valid as [`moec_ir::abi::Products`] says, and the processor has the machine's features.
@@ -14,7 +14,6 @@ use moec_ir::abi::arranged_len;
 pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const N: usize>(
     m: &Matrix,
     source: &S,
-    row: usize,
     scratch: Scratch,
 ) {
     let job = m.job;
@@ -34,7 +33,7 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
         }
         // SAFETY: the caller's contract; the columns exist; groups end within `k`, and rows are as long as all groups.
         unsafe {
-            let rows = job.rows.add(row * width);
+            let rows = job.rows;
             let mut totals = [[M::zero(); N]; ROWS];
             let mut first = 0;
             while first < k {
@@ -52,8 +51,7 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
                         one::<M, S, ROWS, N, 2>(&readers, g, x, width, &mut sums);
                         one::<M, S, ROWS, N, 3>(&readers, g, x, width, &mut sums);
                     } else {
-                        // The count is hidden, or this loop is written out too where it is short.
-                        for n in 0..std::hint::black_box(N) {
+                        for n in 0..N {
                             let w = readers[n].group(g);
                             multiply::<M, ROWS, N>(&w, n, x, width, &mut sums);
                         }
@@ -82,7 +80,7 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
                     for c in 0..M::COLUMNS {
                         let at = first_column + n * M::COLUMNS + c;
                         if at < n_columns {
-                            *job.out.add((row + r) * job.out_pitch as usize + at) = products[c];
+                            *job.out.add(r * job.out_pitch as usize + at) = products[c];
                         }
                     }
                 }
@@ -122,10 +120,37 @@ unsafe fn multiply<M: Machine, const ROWS: usize, const N: usize>(
     width: usize,
     sums: &mut [[M::F; N]; ROWS],
 ) {
-    for j in 0..8 {
-        for r in 0..ROWS {
-            // SAFETY: the caller's contract.
-            unsafe { sums[r][n] = M::fma(w[j], M::spread(rows.add(r * width + j * 8)), sums[r][n]) };
+    // SAFETY: the caller's contract.
+    unsafe {
+        turn::<M, ROWS, N, 0>(w, n, rows, width, sums);
+        turn::<M, ROWS, N, 1>(w, n, rows, width, sums);
+        turn::<M, ROWS, N, 2>(w, n, rows, width, sums);
+        turn::<M, ROWS, N, 3>(w, n, rows, width, sums);
+        turn::<M, ROWS, N, 4>(w, n, rows, width, sums);
+        turn::<M, ROWS, N, 5>(w, n, rows, width, sums);
+        turn::<M, ROWS, N, 6>(w, n, rows, width, sums);
+        turn::<M, ROWS, N, 7>(w, n, rows, width, sums);
+    }
+}
+
+/// Turn `J` of [`multiply`] for up to three rows. All indices are constants, so that no sum is kept in memory.
+#[inline(always)]
+unsafe fn turn<M: Machine, const ROWS: usize, const N: usize, const J: usize>(
+    w: &[M::F; 8],
+    n: usize,
+    rows: *const f32,
+    width: usize,
+    sums: &mut [[M::F; N]; ROWS],
+) {
+    const { assert!(ROWS <= 3) };
+    // SAFETY: the caller's contract.
+    unsafe {
+        sums[0][n] = M::fma(w[J], M::spread(rows.add(J * 8)), sums[0][n]);
+        if ROWS > 1 {
+            sums[1][n] = M::fma(w[J], M::spread(rows.add(width + J * 8)), sums[1][n]);
+        }
+        if ROWS > 2 {
+            sums[2][n] = M::fma(w[J], M::spread(rows.add(2 * width + J * 8)), sums[2][n]);
         }
     }
 }

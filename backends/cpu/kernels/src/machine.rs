@@ -70,6 +70,17 @@ pub(crate) trait Machine: Copy {
     /// For 64 bytes of each column: its first and third 16 bytes, and its second and fourth.
     unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [Self::B; 2];
 
+    /// Does a task in a function of its own, compiled for the machine: within a larger one, registers would run out.
+    unsafe fn apart(task: &impl Task);
     /// Asks for the line of memory at `p`, which need not be there.
     unsafe fn prefetch(p: *const u8);
+}
+
+/// Work that [`Machine::apart`] does.
+pub(crate) trait Task {
+    /// Does it; inlined.
+    ///
+    /// # Safety
+    /// As said where the task is made.
+    unsafe fn run(&self);
 }

@@ -1,6 +1,6 @@
 //! Vectors as arrays: any processor, the same bits.
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Task};
 use crate::round::{narrow_bf16, widen_f16};
 use moec_ir::quant::ScaleCode;
 
@@ -191,6 +191,17 @@ impl Machine for Portable {
             let even = Self::quarters([p[0], p[0].add(32), p[1], p[1]]);
             [even, Self::quarters([p[0].add(16), p[0].add(48), p[1], p[1]])]
         }
+    }
+
+    #[inline(always)]
+    unsafe fn apart(task: &impl Task) {
+        #[inline(never)]
+        unsafe fn apart(task: &impl Task) {
+            // SAFETY: the caller's contract.
+            unsafe { task.run() }
+        }
+        // SAFETY: the caller's contract.
+        unsafe { apart(task) }
     }
 
     #[inline(always)]

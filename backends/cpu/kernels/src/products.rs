@@ -2,7 +2,7 @@
 
 use crate::entries::{Recipe, SAFE, is_safe_for_e4m3};
 use crate::few::few_rows;
-use crate::machine::Machine;
+use crate::machine::{Machine, Task};
 use crate::many::{Any, Fill, Read, many_rows};
 use crate::readers::{E4m3, Floats, FourBits, LEAST_BLOCK, Source, Words};
 use crate::scratch::{MOST_ROWS, Scratch};
@@ -10,9 +10,7 @@ use crate::values::{Matrix, byte_scales, factor};
 use moec_ir::DType;
 use moec_ir::abi::{Products, WeightCode};
 use moec_ir::quant::{Code, ScaleCode};
-
-/// Most rows that are multiplied as weights are decoded: above, decoding them again costs more than a panel.
-const FEW_ROWS: usize = 3;
+use std::marker::PhantomData;
 
 /// [`moec_ir::abi::CpuKernels::products`].
 ///
@@ -72,7 +70,7 @@ unsafe fn codes<M: Machine>(m: &Matrix, code: Code, scale: ScaleCode, round: DTy
                             run::<M, _>(m, source, scratch);
                         }
                     }
-                    Some(_) | None if !coarse => many_rows::<M>(m, &Any, scratch),
+                    Some(_) | None if !coarse => run_any::<M>(m, scratch),
                     Some(_) | None if half => {
                         let source = FourBits::<false, false, true> { recipe, scale, shift, table };
                         run::<M, _>(m, source, scratch);
@@ -86,7 +84,7 @@ unsafe fn codes<M: Machine>(m: &Matrix, code: Code, scale: ScaleCode, round: DTy
             (Code::E4M3, DType::BF16) if coarse && factors_are_safe(m, scale) => {
                 run::<M, _>(m, E4m3 { recipes: &Recipe::e4m3(), scale, shift }, scratch);
             }
-            (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, _) => many_rows::<M>(m, &Any, scratch),
+            (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, _) => run_any::<M>(m, scratch),
         }
     }
 }
@@ -117,19 +115,58 @@ unsafe fn factors_are_safe(m: &Matrix, scale: ScaleCode) -> bool {
 /// # Safety
 /// As [`products`].
 #[inline(always)]
-unsafe fn run<M: Machine, S: Source<M>>(m: &Matrix, source: S, scratch: Scratch)
-where
-    Read<S>: Fill<M>,
-{
+unsafe fn run<M: Machine, S: Source<M>>(m: &Matrix, source: S, scratch: Scratch) {
     // SAFETY: the caller's contract.
     unsafe {
         match m.job.n_rows as usize {
-            1 => few_rows::<M, S, 1, 4>(m, &source, 0, scratch),
-            2 if M::COLUMNS == 2 => few_rows::<M, S, 2, 4>(m, &source, 0, scratch),
-            2 => few_rows::<M, S, 2, 2>(m, &source, 0, scratch),
-            FEW_ROWS if M::COLUMNS == 2 => few_rows::<M, S, FEW_ROWS, 4>(m, &source, 0, scratch),
-            FEW_ROWS => few_rows::<M, S, FEW_ROWS, 2>(m, &source, 0, scratch),
-            _ => many_rows::<M>(m, &Read(source), scratch),
+            1 => M::apart(&FewRows::<M, S, 1, 4> { m, source, scratch, machine: PhantomData }),
+            // Sixteen registers hold the sums of so many products.
+            2 if M::COLUMNS == 1 => M::apart(&FewRows::<M, S, 2, 2> { m, source, scratch, machine: PhantomData }),
+            2 => M::apart(&FewRows::<M, S, 2, 4> { m, source, scratch, machine: PhantomData }),
+            3 if M::COLUMNS == 2 => M::apart(&FewRows::<M, S, 3, 4> { m, source, scratch, machine: PhantomData }),
+            _ => M::apart(&ManyRows::<M, _> { m, fill: Read(source), scratch, machine: PhantomData }),
         }
+    }
+}
+
+/// Any encoding, one value at a time.
+///
+/// # Safety
+/// As [`products`].
+#[inline(always)]
+unsafe fn run_any<M: Machine>(m: &Matrix, scratch: Scratch) {
+    // SAFETY: the caller's contract.
+    unsafe { M::apart(&ManyRows::<M, _> { m, fill: Any, scratch, machine: PhantomData }) }
+}
+
+/// [`few_rows`] of a job.
+struct FewRows<'j, M, S, const ROWS: usize, const N: usize> {
+    m: &'j Matrix<'j>,
+    source: S,
+    scratch: Scratch,
+    machine: PhantomData<M>,
+}
+
+impl<M: Machine, S: Source<M>, const ROWS: usize, const N: usize> Task for FewRows<'_, M, S, ROWS, N> {
+    #[inline(always)]
+    unsafe fn run(&self) {
+        // SAFETY: the contract of `run`.
+        unsafe { few_rows::<M, S, ROWS, N>(self.m, &self.source, self.scratch) }
+    }
+}
+
+/// [`many_rows`] of a job.
+struct ManyRows<'j, M, F> {
+    m: &'j Matrix<'j>,
+    fill: F,
+    scratch: Scratch,
+    machine: PhantomData<M>,
+}
+
+impl<M: Machine, F: Fill<M>> Task for ManyRows<'_, M, F> {
+    #[inline(always)]
+    unsafe fn run(&self) {
+        // SAFETY: the contract of `run`.
+        unsafe { many_rows::<M>(self.m, &self.fill, self.scratch) }
     }
 }
