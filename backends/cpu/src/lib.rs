@@ -14,7 +14,8 @@
 //!
 //! A relocatable ELF file whose only section with content is `.text`. The code is position independent, has no
 //! relocations, no undefined symbols and no data outside `.text` (constants lie behind the function that uses them).
-//! Functions of `libm` are called through [`moec_ir::abi::CpuMath`] in the context. So a loader links nothing:
+//! Matrix products are called through [`moec_ir::abi::CpuKernels`] in the context, functions of `libm` through
+//! [`moec_ir::abi::CpuMath`]. So a loader links nothing:
 //!
 //! 1. find the section `.text` and check that the file has no relocations and no undefined symbols;
 //! 2. copy its bytes to the start of a page of memory (any alignment of [`TEXT_ALIGN`] will do) and make it executable
@@ -26,8 +27,8 @@
 //!
 //! # Schedules
 //!
-//! Contractions: `tile_n` is the columns of a work item, rounded up to a multiple of 8 within 8 … 64; `tile_m` and `tile_k`
-//! are rounded to the register block, 3, 2 or 1 rows in steps of 16 elements. Row programs: `tile_m` rows to an item.
+//! Contractions: `tile_n` is the columns of a work item, rounded up to a multiple of 8 within 8 … 64. Row programs: `tile_m`
+//! rows to an item.
 //! Maps and combines: `tile_m` rows by `tile_n` columns, rounded up to a multiple of 8 and at least 64.
 //! `stages` and `warps` have no meaning here.
 #![warn(missing_docs)]

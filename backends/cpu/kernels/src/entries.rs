@@ -15,6 +15,10 @@ use moec_ir::quant::Code;
 #[repr(C, align(32))]
 pub(crate) struct Entries([u8; 32]);
 
+impl Entries {
+    pub const ZERO: Entries = Entries([0; 32]);
+}
+
 /// Bytes of [`Entries`].
 pub(crate) const ENTRIES: usize = size_of::<Entries>();
 

@@ -31,6 +31,8 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
             let first = first_column + n * M::COLUMNS;
             columns[n] = [first.min(n_columns - 1), (first + M::COLUMNS - 1).min(n_columns - 1)];
         }
+        // SAFETY: nothing is read.
+        unsafe { prefetch_scales::<M>(m, first_column + at_once, at_once) };
         // SAFETY: the caller's contract; the columns exist; groups end within `k`, and rows are as long as all groups.
         unsafe {
             let rows = job.rows;
@@ -87,6 +89,19 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
             }
         }
         first_column += at_once;
+    }
+}
+
+/// Asks for the scales of `n` columns from `first` on, where each column has its own.
+#[inline(always)]
+unsafe fn prefetch_scales<M: Machine>(m: &Matrix, first: usize, n: usize) {
+    if m.job.block_rows != 1 {
+        return;
+    }
+    let bytes = n * m.job.scales_pitch as usize;
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: the caller's contract.
+        unsafe { M::prefetch(m.scales(first).wrapping_add(line)) };
     }
 }
 

@@ -4,7 +4,7 @@ use crate::entries::{Recipe, SAFE, is_safe_for_e4m3};
 use crate::few::few_rows;
 use crate::machine::{Machine, Task};
 use crate::many::{Any, Fill, Read, many_rows};
-use crate::readers::{E4m3, Floats, FourBits, LEAST_BLOCK, Source, Words};
+use crate::readers::{E4m3, Floats, FourBits, GROUP, LEAST_BLOCK, Source, WideE4m3, Words};
 use crate::scratch::{MOST_ROWS, Scratch};
 use crate::values::{Matrix, byte_scales, factor};
 use moec_ir::DType;
@@ -82,7 +82,12 @@ unsafe fn codes<M: Machine>(m: &Matrix, code: Code, scale: ScaleCode, round: DTy
                 }
             }
             (Code::E4M3, DType::BF16) if coarse && factors_are_safe(m, scale) => {
-                run::<M, _>(m, E4m3 { recipes: &Recipe::e4m3(), scale, shift }, scratch);
+                let recipes = &Recipe::e4m3();
+                if shift >= GROUP.trailing_zeros() {
+                    run::<M, _>(m, WideE4m3 { recipes, scale, shift }, scratch);
+                } else {
+                    run::<M, _>(m, E4m3 { recipes, scale, shift }, scratch);
+                }
             }
             (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, _) => run_any::<M>(m, scratch),
         }
