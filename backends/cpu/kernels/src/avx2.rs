@@ -26,6 +26,23 @@ unsafe fn rounded(x: __m256) -> __m256i {
     }
 }
 
+/// The low bytes of sixteen words, then their high bytes: `values · factor` rounded to bf16 less `less`.
+#[inline(always)]
+unsafe fn entry(values: &[f32; 16], less: u16, factor: f32) -> __m256i {
+    // SAFETY: as below.
+    unsafe {
+        let v = values.as_ptr();
+        let factor = _mm256_set1_ps(factor);
+        // Packing takes turns between the lanes of two vectors: these bring the words in order.
+        let a = rounded(_mm256_mul_ps(two(v, v.add(8)), factor));
+        let b = rounded(_mm256_mul_ps(two(v.add(4), v.add(12)), factor));
+        let words = _mm256_sub_epi16(_mm256_packus_epi32(a, b), _mm256_set1_epi16(less as i16));
+        let low = _mm256_and_si256(words, _mm256_set1_epi16(0xff));
+        let bytes = _mm256_packus_epi16(low, _mm256_srli_epi16::<8>(words));
+        _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes)
+    }
+}
+
 // Every block below has the same reason.
 // SAFETY: the caller's contract: the processor has AVX2, FMA and F16C, and pointers are valid for what is read or written.
 impl Machine for Avx2 {
@@ -166,18 +183,17 @@ impl Machine for Avx2 {
     #[inline(always)]
     unsafe fn entries(values: &[f32; 16], less: u16, factors: *const f32, n: usize, to: *mut u8) {
         unsafe {
-            let v = values.as_ptr();
-            // Packing takes turns between the lanes of two vectors: these bring the words in order.
-            let (a, b) = (two(v, v.add(8)), two(v.add(4), v.add(12)));
             for i in 0..n {
-                let factor = _mm256_broadcast_ss(&*factors.add(i));
-                let words = _mm256_packus_epi32(rounded(_mm256_mul_ps(a, factor)), rounded(_mm256_mul_ps(b, factor)));
-                let words = _mm256_sub_epi16(words, _mm256_set1_epi16(less as i16));
-                let low = _mm256_and_si256(words, _mm256_set1_epi16(0xff));
-                let bytes = _mm256_packus_epi16(low, _mm256_srli_epi16::<8>(words));
-                let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
-                _mm256_storeu_si256(to.add(i * 32).cast(), bytes);
+                _mm256_storeu_si256(to.add(i * 32).cast(), entry(values, less, *factors.add(i)));
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn entries_of(values: &[f32; 16], p: [*const f32; 4]) -> [__m256i; 2] {
+        unsafe {
+            let (a, b) = (entry(values, 0, *p[0]), entry(values, 0, *p[1]));
+            [_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b)]
         }
     }
 

@@ -52,6 +52,24 @@ unsafe fn sixteen_scales(scale: ScaleCode, at: *const u8, mask: u16) -> __m512 {
     }
 }
 
+/// `values · factor` rounded to bf16, to nearest even, in the upper halves of 32 bits.
+#[inline(always)]
+unsafe fn rounded(values: __m512, factor: f32) -> __m512i {
+    // SAFETY: as below.
+    unsafe {
+        let bits = _mm512_castps_si512(_mm512_mul_ps(values, _mm512_set1_ps(factor)));
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd)
+    }
+}
+
+/// The indices of the third byte of each of sixteen words.
+#[inline(always)]
+unsafe fn third_bytes() -> __m128i {
+    // SAFETY: as below.
+    unsafe { _mm_setr_epi8(2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 54, 58, 62) }
+}
+
 // Every block below has the same reason.
 // SAFETY: the caller's contract: the processor has AVX-512 F, BW, DQ, VL and VBMI, and pointers are valid for what is read or
 // written.
@@ -197,19 +215,12 @@ impl Machine for Avx512 {
     unsafe fn entries(values: &[f32; 16], less: u16, factors: *const f32, n: usize, to: *mut u8) {
         unsafe {
             let values = _mm512_loadu_ps(values.as_ptr());
-            let less = _mm512_set1_epi32(0x7fff - (i32::from(less) << 16));
-            // The third byte of every word, then the fourth.
-            let third = _mm512_mullo_epi32(
-                _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3, 2, 1, 0),
-                _mm512_set1_epi32(0x1010_1010),
-            );
-            let third = _mm512_add_epi32(third, _mm512_set1_epi32(0x0e0a_0602));
-            let fourth = _mm512_add_epi32(third, _mm512_set1_epi32(0x0101_0101));
-            let order = _mm512_inserti64x2::<1>(third, _mm512_castsi512_si128(fourth));
+            let less = _mm512_set1_epi32(i32::from(less) << 16);
+            let third = third_bytes();
+            let fourth = _mm_add_epi8(third, _mm_set1_epi8(1));
+            let order = _mm512_inserti64x2::<1>(_mm512_castsi128_si512(third), fourth);
             for i in 0..n {
-                let bits = _mm512_castps_si512(_mm512_mul_ps(values, _mm512_set1_ps(*factors.add(i))));
-                let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-                let up = _mm512_add_epi32(_mm512_add_epi32(bits, less), odd);
+                let up = _mm512_sub_epi32(rounded(values, *factors.add(i)), less);
                 let bytes = _mm512_castsi512_si256(_mm512_permutexvar_epi8(order, up));
                 _mm256_storeu_si256(to.add(i * 32).cast(), bytes);
             }
@@ -226,6 +237,23 @@ impl Machine for Avx512 {
                 let nan = _mm512_cmpunord_ps_mask(x, x);
                 _mm512_mask_storeu_ps(to.add(i), mask, _mm512_mask_mov_ps(x, nan, _mm512_set1_ps(f32::NAN)));
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn entries_of(values: &[f32; 16], p: [*const f32; 4]) -> [__m512i; 2] {
+        unsafe {
+            let values = _mm512_loadu_ps(values.as_ptr());
+            // The third bytes of both vectors' words, then the fourth ones.
+            let third = third_bytes();
+            let fourth = _mm_add_epi8(third, _mm_set1_epi8(1));
+            let order = _mm512_castsi128_si512(third);
+            let order = _mm512_inserti64x2::<1>(order, _mm_add_epi8(third, _mm_set1_epi8(64)));
+            let order = _mm512_inserti64x2::<2>(order, fourth);
+            let order = _mm512_inserti64x2::<3>(order, _mm_add_epi8(fourth, _mm_set1_epi8(64)));
+            let a = _mm512_permutex2var_epi8(rounded(values, *p[0]), order, rounded(values, *p[1]));
+            let b = _mm512_permutex2var_epi8(rounded(values, *p[2]), order, rounded(values, *p[3]));
+            [_mm512_shuffle_i64x2::<0b01_00_01_00>(a, b), _mm512_shuffle_i64x2::<0b11_10_11_10>(a, b)]
         }
     }
 

@@ -30,7 +30,7 @@ pub(crate) const SAFE: std::ops::RangeInclusive<u32> = 32..=222;
 /// What entries are made of: numbers that are multiplied by a factor and rounded, and what is then taken off their bits.
 #[derive(Clone, Copy)]
 pub(crate) struct Recipe {
-    values: [f32; 16],
+    pub values: [f32; 16],
     less: u16,
     half: bool,
 }

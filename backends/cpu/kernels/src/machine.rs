@@ -65,6 +65,8 @@ pub(crate) trait Machine: Copy {
     /// Writes scales `first .. first + n` of those at `from`, times `global`; a NaN becomes a quiet one. No other scale is
     /// read.
     unsafe fn factors(scale: ScaleCode, from: *const u8, first: usize, n: usize, global: f32, to: *mut f32);
+    /// As [`Machine::entry_pairs`] of the entries of factors at `p`, which are made in registers, with nothing taken off.
+    unsafe fn entries_of(values: &[f32; 16], p: [*const f32; 4]) -> [Self::B; 2];
     /// Entries at `p`, two for each column: low bytes, and high bytes.
     unsafe fn entry_pairs(p: [*const u8; 4]) -> [Self::B; 2];
     /// For 64 bytes of each column: its first and third 16 bytes, and its second and fourth.

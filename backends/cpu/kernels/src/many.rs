@@ -184,7 +184,7 @@ unsafe fn multiply<M: Machine>(
         unsafe {
             let rows = rows.add(r * width);
             let totals = totals.add(r * TILE * 8 * M::COLUMNS);
-            // Three times four sums leave four of sixteen registers; six times four, eight of thirty-two.
+            // Six times four sums leave eight of 32 registers. Of 16, three times four would leave too few: they are spilled.
             r += if M::COLUMNS == 2 {
                 match left {
                     1 => tile::<M, 1>(rows, width, panel, turns, totals),
@@ -197,8 +197,7 @@ unsafe fn multiply<M: Machine>(
             } else {
                 match left {
                     1 => tile::<M, 1>(rows, width, panel, turns, totals),
-                    2 | 4 => tile::<M, 2>(rows, width, panel, turns, totals),
-                    _ => tile::<M, 3>(rows, width, panel, turns, totals),
+                    _ => tile::<M, 2>(rows, width, panel, turns, totals),
                 }
             };
         }

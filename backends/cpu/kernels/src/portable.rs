@@ -179,6 +179,18 @@ impl Machine for Portable {
     }
 
     #[inline(always)]
+    unsafe fn entries_of(values: &[f32; 16], p: [*const f32; 4]) -> [Bytes; 2] {
+        let mut entries = [[0u8; 32]; 2];
+        // SAFETY: the caller's contract.
+        unsafe {
+            Self::entries(values, 0, p[0], 1, entries[0].as_mut_ptr());
+            Self::entries(values, 0, p[1], 1, entries[1].as_mut_ptr());
+            let [a, b] = [entries[0].as_ptr(), entries[1].as_ptr()];
+            Self::entry_pairs([a, b, a, b])
+        }
+    }
+
+    #[inline(always)]
     unsafe fn entry_pairs(p: [*const u8; 4]) -> [Bytes; 2] {
         // SAFETY: the caller's contract.
         unsafe { [Self::quarters(p), Self::quarters([p[0].add(16), p[1].add(16), p[2], p[3]])] }

@@ -4,7 +4,7 @@ use crate::entries::{Recipe, SAFE, is_safe_for_e4m3};
 use crate::few::few_rows;
 use crate::machine::{Machine, Task};
 use crate::many::{Any, Fill, Read, many_rows};
-use crate::readers::{E4m3, Floats, FourBits, GROUP, LEAST_BLOCK, Source, WideE4m3, Words};
+use crate::readers::{E4m3, Floats, FourBits, GROUP, LEAST_BLOCK, MadeFourBits, Source, WideE4m3, Words};
 use crate::scratch::{MOST_ROWS, Scratch};
 use crate::values::{Matrix, byte_scales, factor};
 use moec_ir::DType;
@@ -75,10 +75,7 @@ unsafe fn codes<M: Machine>(m: &Matrix, code: Code, scale: ScaleCode, round: DTy
                         let source = FourBits::<false, false, true> { recipe, scale, shift, table };
                         run::<M, _>(m, source, scratch);
                     }
-                    Some(_) | None => {
-                        let source = FourBits::<false, false, false> { recipe, scale, shift, table };
-                        run::<M, _>(m, source, scratch);
-                    }
+                    Some(_) | None => run::<M, _>(m, MadeFourBits { recipe, scale, shift }, scratch),
                 }
             }
             (Code::E4M3, DType::BF16) if coarse && factors_are_safe(m, scale) => {
@@ -125,10 +122,13 @@ unsafe fn run<M: Machine, S: Source<M>>(m: &Matrix, source: S, scratch: Scratch)
     unsafe {
         match m.job.n_rows as usize {
             1 => M::apart(&FewRows::<M, S, 1, 4> { m, source, scratch, machine: PhantomData }),
-            // Sixteen registers hold the sums of so many products.
-            2 if M::COLUMNS == 1 => M::apart(&FewRows::<M, S, 2, 2> { m, source, scratch, machine: PhantomData }),
-            2 => M::apart(&FewRows::<M, S, 2, 4> { m, source, scratch, machine: PhantomData }),
-            3 if M::COLUMNS == 2 => M::apart(&FewRows::<M, S, 3, 4> { m, source, scratch, machine: PhantomData }),
+            // Of sixteen registers, decoding codes leaves too few for the sums of more rows.
+            2 if M::COLUMNS == 2 || S::FLOATS => {
+                M::apart(&FewRows::<M, S, 2, 4> { m, source, scratch, machine: PhantomData });
+            }
+            3 if M::COLUMNS == 2 || S::FLOATS => {
+                M::apart(&FewRows::<M, S, 3, 4> { m, source, scratch, machine: PhantomData });
+            }
             _ => M::apart(&ManyRows::<M, _> { m, fill: Read(source), scratch, machine: PhantomData }),
         }
     }

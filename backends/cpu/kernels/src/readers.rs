@@ -32,6 +32,8 @@ pub(crate) trait Reader<M: Machine>: Copy {
 /// A kind of weights of a job.
 pub(crate) trait Source<M: Machine>: Copy {
     type Reader: Reader<M>;
+    /// Whether elements are floats, which are decoded with few registers.
+    const FLOATS: bool = false;
 
     /// A reader of whole groups of elements `first .. end`, at most a block, of one or two columns.
     ///
@@ -79,6 +81,7 @@ pub(crate) struct WordsReader<const HALF: bool> {
 
 impl<M: Machine, const HALF: bool> Source<M> for Words<HALF> {
     type Reader = WordsReader<HALF>;
+    const FLOATS: bool = true;
 
     #[inline(always)]
     unsafe fn reader(
@@ -129,6 +132,7 @@ pub(crate) struct FloatsReader {
 
 impl<M: Machine> Source<M> for Floats {
     type Reader = FloatsReader;
+    const FLOATS: bool = true;
 
     #[inline(always)]
     unsafe fn reader(
@@ -288,12 +292,7 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Reader<M
             for c in 0..M::COLUMNS {
                 M::prefetch(p[c].wrapping_add(self.ahead));
             }
-            let pairs = M::bytes(p);
-            let nibble = M::splat(15);
-            let even = M::and(pairs, nibble);
-            let odd = M::and(M::down_four(pairs), nibble);
-            // Elements 0 … 15 and 32 … 47, then 16 … 31 and 48 … 63.
-            let indices = M::interleave(even, odd);
+            let indices = nibbles::<M>(p);
             let i = g * GROUP;
             let first = self.blocks.pair::<M>(i);
             let second = if FINE { self.blocks.pair::<M>(i + 16) } else { first };
@@ -301,6 +300,89 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Reader<M
             let [c, d] = words::<M, HALF>(second, indices[1]);
             eight([a, b, c, d])
         }
+    }
+}
+
+/// As [`FourBits`], with values of bf16 and blocks of 32 elements or more whose scales are too many for a table: entries are
+/// made in registers where they are used.
+#[derive(Clone, Copy)]
+pub(crate) struct MadeFourBits<'t> {
+    pub recipe: &'t Recipe,
+    pub scale: ScaleCode,
+    pub shift: u32,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct MadeFourBitsReader<'t> {
+    codes: [*const u8; 2],
+    /// The factors of each column's blocks, as if from block 0 on.
+    factors: [*const f32; 2],
+    shift: u32,
+    ahead: usize,
+    values: &'t [f32; 16],
+}
+
+impl<'t, M: Machine> Source<M> for MadeFourBits<'t> {
+    type Reader = MadeFourBitsReader<'t>;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        (first, end): (usize, usize),
+        ahead: usize,
+        room: *mut Entries,
+    ) -> Self::Reader {
+        let mut factors = [std::ptr::null(); 2];
+        if first < end {
+            let (from, to) = (first >> self.shift, (end - 1) >> self.shift);
+            for c in 0..M::COLUMNS {
+                let room = room.cast::<f32>().wrapping_add(c * BLOCK / LEAST_BLOCK);
+                // SAFETY: the caller's contract; a block of a sum has at most so many blocks of codes.
+                unsafe { M::factors(self.scale, m.scales(columns[c]), from, to + 1 - from, m.global, room) };
+                factors[c] = room.cast_const().wrapping_sub(from);
+            }
+        }
+        let codes = [m.column(columns[0]), m.column(columns[1])];
+        MadeFourBitsReader { codes, factors, shift: self.shift, ahead, values: &self.recipe.values }
+    }
+
+    fn bits(&self) -> usize {
+        4
+    }
+}
+
+impl<M: Machine> Reader<M> for MadeFourBitsReader<'_> {
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 32 bytes of each column are there, and factors of their blocks.
+        unsafe {
+            let p = [self.codes[0].add(g * 32), self.codes[1].add(g * 32)];
+            for c in 0..M::COLUMNS {
+                M::prefetch(p[c].wrapping_add(self.ahead));
+            }
+            let (a, b) = ((g * GROUP) >> self.shift, (g * GROUP + 32) >> self.shift);
+            let (first, second) = (self.factors[0], self.factors[M::COLUMNS - 1]);
+            let factors =
+                [first.wrapping_add(a), first.wrapping_add(b), second.wrapping_add(a), second.wrapping_add(b)];
+            let entries = M::entries_of(self.values, factors);
+            let [first, second] = nibbles::<M>(p);
+            let [a, b] = words::<M, false>(entries, first);
+            let [c, d] = words::<M, false>(entries, second);
+            eight([a, b, c, d])
+        }
+    }
+}
+
+/// 64 codes of four bits as indices: elements 0 … 15 and 32 … 47, then 16 … 31 and 48 … 63.
+#[inline(always)]
+unsafe fn nibbles<M: Machine>(p: [*const u8; 2]) -> [M::B; 2] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let pairs = M::bytes(p);
+        let nibble = M::splat(15);
+        M::interleave(M::and(pairs, nibble), M::and(M::down_four(pairs), nibble))
     }
 }
 
