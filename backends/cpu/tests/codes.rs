@@ -221,6 +221,44 @@ fn special_codes_become_special_values() {
 }
 
 #[test]
+fn bits_do_not_depend_on_threads_or_on_other_rows() {
+    let formats = [
+        QuantFormat { code: Code::E2M1, scale: ScaleCode::E4M3, block_rows: 1, block_cols: 16 },
+        QuantFormat { code: Code::Int4, scale: ScaleCode::BF16, block_rows: 1, block_cols: 32 },
+        QuantFormat { code: Code::E4M3, scale: ScaleCode::F32, block_rows: 128, block_cols: 128 },
+    ];
+    let s = Shape { experts: 2, n: 150, k: 576 };
+    for (i, f) in formats.into_iter().enumerate() {
+        let mut random = Random(31 + i as u64);
+        let panels = [panel(&mut random, &s, f, DType::BF16), panel(&mut random, &s, f, DType::BF16)];
+        let all = random.tensor(DType::BF16, &[200, s.k], 1.0);
+        let (program, _) = programs(&s, f, DType::BF16, DType::BF16);
+        let code = jit("native jit", Jit::native(), &program);
+        // Rows `first ..` of all of them, of expert 1.
+        let run = |first: usize, n: usize, threads: u64| {
+            let x = Tensor::float(DType::BF16, &[n, s.k], all.floats()[first * s.k..(first + n) * s.k].to_vec());
+            let content = |b: &Buffer| match b.role {
+                Role::Input(0) => Some(x.clone()),
+                Role::Input(_) => Some(Tensor::int(DType::I32, &[3], vec![0, 0, n as i64])),
+                Role::Weight(i) => Some(panels[i as usize].codes.clone()),
+                Role::WeightScale(i) => Some(panels[i as usize].scales.clone()),
+                Role::WeightGlobal(i) => Some(panels[i as usize].globals.clone()),
+                Role::Output(_) | Role::Workspace | Role::Counter => None,
+            };
+            let got = common::run_on(&program, &code, n as u64, threads, content);
+            got[0].floats().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        let want = run(0, 200, 1);
+        for threads in 2..=8 {
+            assert_eq!(run(0, 200, threads), want, "{f}, {threads} threads");
+        }
+        for (first, n) in [(0, 1), (17, 2), (40, 3), (77, 4), (100, 67)] {
+            assert_eq!(run(first, n, 2), want[first * s.n..(first + n) * s.n], "{f}, {n} rows from {first}");
+        }
+    }
+}
+
+#[test]
 fn codes_compile_for_either_architecture() {
     for code in Code::ALL {
         for arch in [CpuArch::X86_64, CpuArch::Aarch64] {

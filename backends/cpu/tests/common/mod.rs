@@ -181,6 +181,17 @@ pub fn run_given(
     n_tokens: u64,
     content: impl Fn(&Buffer) -> Option<Tensor>,
 ) -> Vec<Tensor> {
+    run_on(program, code, n_tokens, 3, content)
+}
+
+/// As [`run_given`], on a number of threads.
+pub fn run_on(
+    program: &Program,
+    code: &Compiled,
+    n_tokens: u64,
+    threads: u64,
+    content: impl Fn(&Buffer) -> Option<Tensor>,
+) -> Vec<Tensor> {
     let mut memory: Vec<Memory> = program.buffers.iter().map(|b| Memory::new(b.bytes(n_tokens) as usize)).collect();
     for (b, m) in program.buffers.iter().zip(&mut memory) {
         if let Some(tensor) = content(b) {
@@ -189,7 +200,7 @@ pub fn run_given(
     }
     for (kernel, compiled) in program.kernels.iter().zip(&code.kernels) {
         let pointers: Vec<*mut u8> = kernel.body.operands().iter().map(|(b, _)| memory[b.index()].pointer()).collect();
-        run_kernel(compiled, &pointers, n_tokens, 3);
+        run_kernel(compiled, &pointers, n_tokens, threads);
     }
     let mut outputs: Vec<(u32, Tensor)> = Vec::new();
     for (b, m) in program.buffers.iter().zip(&mut memory) {
