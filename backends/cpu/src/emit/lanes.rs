@@ -137,20 +137,12 @@ impl Emit<'_> {
         }
     }
 
-    /// Vector of the sums of four vectors: lane `i` is `(v[i]₀ + v[i]₂) + (v[i]₁ + v[i]₃)`.
-    pub fn sums(&mut self, v: [Value; 4]) -> Value {
-        let ab = self.sum_pairs(v[0], v[1]);
-        let cd = self.sum_pairs(v[2], v[3]);
-        let low = self.interleave(ab, cd, 8, false);
-        let high = self.interleave(ab, cd, 8, true);
-        self.b.ins().fadd(low, high)
-    }
-
-    /// `[a₀+a₂, b₀+b₂, a₁+a₃, b₁+b₃]`
-    fn sum_pairs(&mut self, a: Value, b: Value) -> Value {
-        let low = self.interleave(a, b, 4, false);
-        let high = self.interleave(a, b, 4, true);
-        self.b.ins().fadd(low, high)
+    /// The sum of a vector's lanes: `(0 + 2) + (1 + 3)`.
+    pub fn sum(&mut self, v: Value) -> Value {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|lane| self.b.ins().extractlane(v, lane));
+        let even = self.b.ins().fadd(a, c);
+        let odd = self.b.ins().fadd(b, d);
+        self.b.ins().fadd(even, odd)
     }
 
     /// Takes turns between units of `unit` bytes of `a` and `b`, from their lower or upper halves. Any two vectors; the

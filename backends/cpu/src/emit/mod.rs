@@ -8,7 +8,7 @@ mod expr;
 mod lanes;
 mod math;
 
-pub(crate) use dot::DotBlock;
+pub(crate) use dot::Dot;
 pub(crate) use lanes::Lanes;
 
 use cranelift_codegen::ir::condcodes::IntCC;

@@ -2,7 +2,7 @@
 
 use super::elementwise::{each_column, each_row_of, row_items};
 use super::{choice, special};
-use crate::emit::{DotBlock, Emit, Lanes, plain};
+use crate::emit::{Dot, Emit, Lanes, plain};
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{InstBuilder, Value, types};
 use moec_ir::DType;
@@ -271,11 +271,10 @@ fn linear(e: &mut Emit, x: BufferId, w: BufferId, bias: Option<BufferId>, to: Ro
     let weights = e.buffer(w);
     let w_pitch = weights.pitch * weights.dtype.bytes() as u64;
     let base = e.pointer(w);
-    let block = DotBlock { k: weights.cols, a: e.buffer(x).dtype, w: weights.dtype };
+    let dot = Dot { k: weights.cols, a: e.buffer(x).dtype, w: weights.dtype };
     e.each_of(to.width, |e, col| {
         let start = e.at(base, col, w_pitch);
-        let sums = e.dot_block(block, &[a], start);
-        let v = e.b.ins().extractlane(sums, 0);
+        let v = e.dot(dot, a, start);
         to.store(e, v, col);
     });
     if let Some(bias) = bias {
