@@ -10,18 +10,31 @@ pub(crate) struct Portable;
 
 type Bytes = [u8; 32];
 
-fn words(x: Bytes) -> [u16; 16] {
-    std::array::from_fn(|i| u16::from_le_bytes([x[2 * i], x[2 * i + 1]]))
+/// An array of what a function gives for each index; unlike the standard library's, always inlined.
+#[inline(always)]
+fn make<T: Copy + Default, const N: usize>(of: impl Fn(usize) -> T) -> [T; N] {
+    let mut all = [T::default(); N];
+    for (i, one) in all.iter_mut().enumerate() {
+        *one = of(i);
+    }
+    all
 }
 
+#[inline(always)]
+fn words(x: Bytes) -> [u16; 16] {
+    make(|i| u16::from_le_bytes([x[2 * i], x[2 * i + 1]]))
+}
+
+#[inline(always)]
 fn of_words(x: [u16; 16]) -> Bytes {
-    std::array::from_fn(|i| x[i / 2].to_le_bytes()[i % 2])
+    make(|i| x[i / 2].to_le_bytes()[i % 2])
 }
 
 /// The even and the odd words.
+#[inline(always)]
 fn widen(x: Bytes, one: impl Fn(u16) -> f32) -> [[f32; 8]; 2] {
     let w = words(x);
-    [0, 1].map(|odd| std::array::from_fn(|i| one(w[2 * i + odd])))
+    [make(|i| one(w[2 * i])), make(|i| one(w[2 * i + 1]))]
 }
 
 impl Machine for Portable {
@@ -36,12 +49,12 @@ impl Machine for Portable {
 
     #[inline(always)]
     unsafe fn fma(x: [f32; 8], y: [f32; 8], z: [f32; 8]) -> [f32; 8] {
-        std::array::from_fn(|i| x[i].mul_add(y[i], z[i]))
+        make(|i| x[i].mul_add(y[i], z[i]))
     }
 
     #[inline(always)]
     unsafe fn sum(x: [f32; 8], y: [f32; 8]) -> [f32; 8] {
-        std::array::from_fn(|i| x[i] + y[i])
+        make(|i| x[i] + y[i])
     }
 
     #[inline(always)]
@@ -64,7 +77,7 @@ impl Machine for Portable {
 
     #[inline(always)]
     unsafe fn sums(t: [f32; 8]) -> [f32; 2] {
-        let s: [f32; 4] = std::array::from_fn(|l| t[l] + t[l + 4]);
+        let s: [f32; 4] = make(|l| t[l] + t[l + 4]);
         [(s[0] + s[2]) + (s[1] + s[3]), 0.0]
     }
 
@@ -78,7 +91,7 @@ impl Machine for Portable {
     unsafe fn quarters(p: [*const u8; 4]) -> Bytes {
         // SAFETY: the caller's contract.
         let halves = unsafe { [p[0].cast::<[u8; 16]>().read(), p[1].cast::<[u8; 16]>().read()] };
-        std::array::from_fn(|i| halves[i / 16][i % 16])
+        make(|i| halves[i / 16][i % 16])
     }
 
     #[inline(always)]
@@ -88,52 +101,54 @@ impl Machine for Portable {
 
     #[inline(always)]
     unsafe fn and(x: Bytes, y: Bytes) -> Bytes {
-        std::array::from_fn(|i| x[i] & y[i])
+        make(|i| x[i] & y[i])
     }
 
     #[inline(always)]
     unsafe fn or(x: Bytes, y: Bytes) -> Bytes {
-        std::array::from_fn(|i| x[i] | y[i])
+        make(|i| x[i] | y[i])
     }
 
     #[inline(always)]
     unsafe fn xor(x: Bytes, y: Bytes) -> Bytes {
-        std::array::from_fn(|i| x[i] ^ y[i])
+        make(|i| x[i] ^ y[i])
     }
 
     #[inline(always)]
     unsafe fn equal(x: Bytes, y: Bytes) -> Bytes {
-        std::array::from_fn(|i| if x[i] == y[i] { 0xff } else { 0 })
+        make(|i| if x[i] == y[i] { 0xff } else { 0 })
     }
 
     #[inline(always)]
     unsafe fn add(x: Bytes, y: Bytes) -> Bytes {
-        std::array::from_fn(|i| x[i].wrapping_add(y[i]))
+        make(|i| x[i].wrapping_add(y[i]))
     }
 
     #[inline(always)]
     unsafe fn down_four(x: Bytes) -> Bytes {
-        of_words(words(x).map(|w| w >> 4))
+        {
+            let w = words(x);
+            of_words(make(|i| w[i] >> 4))
+        }
     }
 
     #[inline(always)]
     unsafe fn look_up(table: Bytes, index: Bytes) -> Bytes {
-        std::array::from_fn(|i| table[i / 16 * 16 + usize::from(index[i] & 15)])
+        make(|i| table[i / 16 * 16 + usize::from(index[i] & 15)])
     }
 
     #[inline(always)]
     unsafe fn interleave(x: Bytes, y: Bytes) -> [Bytes; 2] {
-        [0, 8].map(|first| {
-            std::array::from_fn(|i| {
-                let at = i / 16 * 16 + first + i % 16 / 2;
-                if i % 2 == 0 { x[at] } else { y[at] }
-            })
-        })
+        let byte = |first: usize, i: usize| {
+            let at = i / 16 * 16 + first + i % 16 / 2;
+            if i % 2 == 0 { x[at] } else { y[at] }
+        };
+        [make(|i| byte(0, i)), make(|i| byte(8, i))]
     }
 
     #[inline(always)]
     unsafe fn select(mask: Bytes, x: Bytes, y: Bytes) -> Bytes {
-        std::array::from_fn(|i| if mask[i] != 0 { x[i] } else { y[i] })
+        make(|i| if mask[i] != 0 { x[i] } else { y[i] })
     }
 
     #[inline(always)]
@@ -153,7 +168,7 @@ impl Machine for Portable {
             let at = i / 8 * 16 + i % 4 * 4;
             f32::from_le_bytes([from[at], from[at + 1], from[at + 2], from[at + 3]])
         };
-        [0, 1].map(|odd| std::array::from_fn(|i| float(2 * i + odd)))
+        [make(|i| float(2 * i)), make(|i| float(2 * i + 1))]
     }
 
     #[inline(always)]
