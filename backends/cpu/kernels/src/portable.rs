@@ -141,7 +141,7 @@ impl Machine for Portable {
     unsafe fn interleave(x: Bytes, y: Bytes) -> [Bytes; 2] {
         let byte = |first: usize, i: usize| {
             let at = i / 16 * 16 + first + i % 16 / 2;
-            if i % 2 == 0 { x[at] } else { y[at] }
+            if i.is_multiple_of(2) { x[at] } else { y[at] }
         };
         [make(|i| byte(0, i)), make(|i| byte(8, i))]
     }
