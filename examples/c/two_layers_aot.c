@@ -1,9 +1,10 @@
-/* Two layers in one program, from what `moec compile --emit header,c` writes, without any library of moec.
+/* Two layers in one program, from what `moec compile --emit header,c` writes, without the runtime of moec.
  *
  *   moec compile models/mixtral --layer 0 --target cpu --emit header,c --prefix first -o first
  *   moec compile models/mixtral --layer 1 --target cpu --emit header,c --prefix second -o second
  *   moec pack first --weights models/mixtral -o first.safetensors        (and the same for `second`)
- *   cc -std=c11 two_layers_aot.c first/layer.c first/cpu/layer.o second/layer.c second/cpu/layer.o -I . -pthread -lm
+ *   cc -std=c11 two_layers_aot.c first/layer.c first/cpu/layer.o second/layer.c second/cpu/layer.o libmoec_kernels.a -I . \
+ *      -pthread -ldl -lm
  *   ./a.out first.safetensors second.safetensors < input.f32 > output.f32
  *
  * Standard input has rows of FIRST_HIDDEN floats; standard output gets those of the first layer, then those of the second on

@@ -14,6 +14,7 @@ const MAY_REACH: &[(&str, &[&str])] = &[
     ("moec-nvptx", &["moec-ir", "moec-passes"]),
     ("moec-cpu", &["moec-ir", "moec-passes"]),
     ("moec-cpu-kernels", &["moec-ir"]),
+    ("moec-kernels-c", &["moec-ir", "moec-cpu-kernels"]),
     ("moec-runtime", &["moec-ir", "moec-bundle", "moec-weights", "moec-cpu-kernels", "moec-ptx"]),
     ("moec-capi", &["moec-ir", "moec-bundle", "moec-weights", "moec-runtime", "moec-cpu-kernels", "moec-ptx"]),
     ("moec-snapshot", &["moec-ir", "moec-bundle", "moec-ptx"]),

@@ -1,4 +1,4 @@
-//! `--emit header,c`: layers in C programs that link nothing of moec.
+//! `--emit header,c`: layers in C programs that link nothing of moec but its matrix products.
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says why it was skipped")]
 
@@ -31,6 +31,15 @@ fn cc(dir: &Path, compiler: &str, args: &[&str]) {
     assert!(out.status.success(), "{compiler} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
+/// `libmoec_kernels.a`, built now.
+fn kernels() -> std::path::PathBuf {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package", "moec-kernels-c"]).current_dir(root());
+    let built = build.status().unwrap();
+    assert!(built.success());
+    Path::new(env!("CARGO_BIN_EXE_moec")).with_file_name("libmoec_kernels.a")
+}
+
 fn floats(file: &Path, name: &str) -> Vec<f32> {
     let file = moec_weights::Checkpoint::open(file).unwrap();
     file.tensor(name).unwrap().unwrap().to_tensor().unwrap().floats().to_vec()
@@ -56,10 +65,11 @@ fn two_layers_are_linked_into_one_program() {
     let want = [floats(&golden, "output"), floats(&dir.path().join("want.safetensors"), "output")].concat();
 
     let source = root().join("examples/c/two_layers_aot.c");
-    let source = source.to_str().unwrap();
+    let (source, kernels) = (source.to_str().unwrap(), kernels());
+    let libraries = [kernels.to_str().unwrap(), "-pthread", "-ldl", "-lm"];
     for (c, _) in compilers() {
         let objects = ["first/layer.c", "first/cpu/layer.o", "second/layer.c", "second/cpu/layer.o"];
-        cc(dir.path(), c, &[&["-std=c11", "-I.", source, "-o", "both"], &objects[..], &["-pthread", "-lm"]].concat());
+        cc(dir.path(), c, &[&["-std=c11", "-I.", source, "-o", "both"], &objects[..], &libraries].concat());
         let mut child = Command::new(dir.path().join("both"))
             .args(["first.safetensors", "second.safetensors"])
             .current_dir(dir.path())

@@ -47,6 +47,8 @@ pub fn run(options: &Options) -> Result<bool> {
     build(options, &["--package", "moec-capi", "--lib", "--crate-type", "staticlib"])?;
     copy(&built.join("libmoec_c.a"), &dir.join("lib/libmoec_c.a"))?;
     copy(&places::root().join("runtime/capi/include/moec.h"), &dir.join("include/moec.h"))?;
+    build(options, &["--package", "moec-kernels-c"])?;
+    copy(&built.join("libmoec_kernels.a"), &dir.join("lib/libmoec_kernels.a"))?;
     build(options, &["--package", "moec-capi-compiler", "--lib", "--crate-type", "cdylib"])?;
     copy(&built.join("libmoec_compiler.so"), &dir.join("lib/libmoec_compiler.so"))?;
     let header = "runtime/capi-compiler/include/moec_compiler.h";
@@ -121,7 +123,8 @@ fn readme(llvm: &Path) -> String {
          lib/{llvm}\n                LLVM, for GPU targets: keep it in `lib` beside `bin`\n\
          lib/libmoec_c.so, lib/libmoec_c.a, include/moec.h\n                run compiled layers from C and C++; they need \
          neither the compiler nor LLVM\n\
-         lib/libmoec_compiler.so, include/moec_compiler.h\n                the same and the compiler: link one of the two\n\n\
+         lib/libmoec_compiler.so, include/moec_compiler.h\n                the same and the compiler: link one of the two\n\
+         lib/libmoec_kernels.a\n                the matrix products of CPU layers that `moec compile --emit header,c` writes\n\n\
          Needs a Linux with glibc 2.34 or newer, and zlib. Nothing is installed: copy the folder where you like.\n",
         env!("CARGO_PKG_VERSION")
     )

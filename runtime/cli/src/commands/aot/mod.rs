@@ -245,7 +245,9 @@ impl<'a> Aot<'a> {
         *out += "struct moec_math {\n  float (*exp)(float);\n  float (*softplus)(float);\n  float (*tanh)(float);\n  \
                  float (*erf)(float);\n  float (*pow)(float, float);\n};\n";
         *out += "struct moec_context {\n  void *const *buffers;\n  uint64_t n_tokens;\n  uint8_t *scratch;\n  \
-                 const struct moec_math *math;\n};\n\n";
+                 const struct moec_math *math;\n  const void *kernels;\n};\n\n\
+                 /* libmoec_kernels.a: the matrix products, for the processor that runs this. */\n\
+                 #ifdef __cplusplus\nextern \"C\"\n#endif\nconst void *moec_kernels(void);\n\n";
         line(out, format_args!("{ENGINE}\n#ifdef __cplusplus\nextern \"C\" {{\n#endif"));
         let kernels = || cpu.variants.iter().flat_map(|v| &v.kernels);
         for k in kernels() {
@@ -323,7 +325,7 @@ int {p}_launch(const struct {p}_tensors *tensors, uint64_t n_tokens, void *works
   for (const struct moec_aot_variant *before = target->variants; before != v; before++) function += before->n_kernels;
   for (uint32_t k = 0; k < v->n_kernels; k++) {{
     const struct moec_aot_kernel *kernel = &v->kernels[k];
-    struct moec_work work = {{function[k], {{operands, n_tokens, scratch, &moec_functions}}, moec_scratch(v)}};
+    struct moec_work work = {{function[k], {{operands, n_tokens, scratch, &moec_functions, moec_kernels()}}, moec_scratch(v)}};
     const uint64_t n_items = moec_extent_at(&kernel->grid[0], n_tokens);
     for (uint32_t i = 0; i < kernel->n_operands; i++) {{
       const struct moec_aot_buffer *b = &v->buffers[kernel->operands[i]];
