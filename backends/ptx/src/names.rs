@@ -12,9 +12,18 @@ pub fn readable(symbol: &str) -> Cow<'_, str> {
     // `void f<T>(int)`: without the arguments, and without the type that comes back.
     let name = outside_brackets(&name, '(', ')');
     let name = if name.chars().count() > LONGEST { outside_brackets(&name, '<', '>') } else { name };
-    let name =
-        name.rsplit_once(' ').filter(|(before, _)| !before.contains('<')).map_or(name.as_str(), |(_, last)| last);
-    Cow::Owned(shortened(name).into_owned())
+    // The type that comes back ends at the last blank outside of brackets.
+    let mut depth = 0usize;
+    let blank = name.char_indices().filter(|(_, c)| {
+        depth = match c {
+            '<' => depth + 1,
+            '>' => depth.saturating_sub(1),
+            _ => depth,
+        };
+        *c == ' ' && depth == 0
+    });
+    let start = blank.last().map_or(0, |(at, _)| at + 1);
+    Cow::Owned(shortened(&name[start..]).into_owned())
 }
 
 fn demangled(symbol: &str) -> Option<String> {
@@ -71,7 +80,7 @@ mod tests {
     fn long_names_are_cut() {
         let long = "kernel_".repeat(40);
         assert_eq!(readable(&long).chars().count(), 72);
-        let template = format!("_Z4gemmIN{}EEvPT_i", "7cutlass4gemm6device8Anything".repeat(1));
-        assert!(readable(&template).chars().count() <= 72);
+        let words = (0..30).map(|i| format!("10Argument{i:02}")).collect::<String>();
+        assert_eq!(readable(&format!("_Z4gemmIJ{words}EEvPf")), "gemm<…>");
     }
 }

@@ -174,20 +174,19 @@ unsafe fn call(
     args: *const TVMFFIAny,
     n: i32,
     result: *mut TVMFFIAny,
+    most: usize,
     body: impl FnOnce(&mut Args<'_>) -> Result<Option<i64>, Diagnostic>,
 ) -> c_int {
     let status = guard(|| {
         let n = usize::try_from(n).unwrap_or(0);
         // SAFETY: the caller's contract.
         let list = if args.is_null() { &[][..] } else { unsafe { std::slice::from_raw_parts(args, n) } };
-        let mut args = Args { list, next: 0 };
-        let value = body(&mut args)?;
-        if args.next < list.len() {
-            return Err(Diagnostic::input(
-                "argument-invalid",
-                format!("{} arguments were given, {} are taken", list.len(), args.next),
-            ));
+        // Before anything is done: a layer is not freed by a call that fails.
+        if list.len() > most {
+            let message = format!("{} arguments were given, {most} are taken", list.len());
+            return Err(Diagnostic::input("argument-invalid", message));
         }
+        let value = body(&mut Args { list, next: 0 })?;
         if !result.is_null() {
             let any = match value {
                 Some(n) => TVMFFIAny { type_index: INT, small_len: 0, value: n as u64 },
@@ -206,7 +205,7 @@ unsafe fn call(
 }
 
 macro_rules! export {
-    ($(#[$doc:meta])* $name:ident, $args:ident => $body:expr) => {
+    ($(#[$doc:meta])* $name:ident, $most:expr, $args:ident => $body:expr) => {
         $(#[$doc])*
         ///
         /// # Safety
@@ -221,14 +220,14 @@ macro_rules! export {
         ) -> c_int {
             let body = |$args: &mut Args<'_>| -> Result<Option<i64>, Diagnostic> { $body };
             // SAFETY: the caller's contract.
-            unsafe { call(args, n, result, body) }
+            unsafe { call(args, n, result, $most, body) }
         }
     };
 }
 
 export!(
     /// `(path, device, max_tokens, n_threads) -> layer`
-    __tvm_ffi_moec_open, args => {
+    __tvm_ffi_moec_open, 4, args => {
         // SAFETY: the caller's contract.
         let (path, device) = unsafe { (args.text("path")?, args.text("device")?) };
         let (max_tokens, n_threads) = (args.count("max_tokens")?, args.count("n_threads")?);
@@ -242,7 +241,7 @@ export!(
 
 export!(
     /// `(layer, name, tensor, hold)`; `hold` is a [`layer::moec_hold`].
-    __tvm_ffi_moec_set_param, args => {
+    __tvm_ffi_moec_set_param, 4, args => {
         let layer = layer::get(args.layer()?)?;
         // SAFETY: the caller's contract.
         let name = unsafe { args.text("name") }?;
@@ -256,7 +255,7 @@ export!(
 
 export!(
     /// `(layer, path, cache)`; an empty `cache` is none.
-    __tvm_ffi_moec_load_checkpoint, args => {
+    __tvm_ffi_moec_load_checkpoint, 3, args => {
         let layer = layer::get(args.layer()?)?;
         // SAFETY: the caller's contract.
         let (path, cache) = unsafe { (args.text("path")?, args.text("cache")?) };
@@ -267,12 +266,12 @@ export!(
 
 export!(
     /// `(layer)`
-    __tvm_ffi_moec_finish, args => layer::get(args.layer()?)?.finish().map(|()| None)
+    __tvm_ffi_moec_finish, 1, args => layer::get(args.layer()?)?.finish().map(|()| None)
 );
 
 export!(
     /// `(layer, n_tokens) -> bytes`
-    __tvm_ffi_moec_workspace_bytes, args => {
+    __tvm_ffi_moec_workspace_bytes, 2, args => {
         let layer = layer::get(args.layer()?)?;
         Ok(Some(layer.workspace_bytes(args.count("n_tokens")?)? as i64))
     }
@@ -280,11 +279,10 @@ export!(
 
 export!(
     /// `(layer, inputs…, outputs…, workspace)`; the workspace is a dense tensor of bytes.
-    __tvm_ffi_moec_launch, args => {
+    __tvm_ffi_moec_launch, usize::MAX, args => {
         let layer = layer::get(args.layer()?)?;
         let (n_inputs, n_outputs) = layer.n_tensors();
         let rest = &args.list[1..];
-        args.next = args.list.len();
         if rest.len() != n_inputs + n_outputs + 1 {
             return Err(Diagnostic::input(
                 "input-missing",
@@ -318,5 +316,5 @@ export!(
 
 export!(
     /// `(layer)`
-    __tvm_ffi_moec_free, args => layer::free(args.layer()?).map(|()| None)
+    __tvm_ffi_moec_free, 1, args => layer::free(args.layer()?).map(|()| None)
 );
