@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 /// Looks at the pieces of all parameters of a layer.
 ///
 /// # Errors
-/// `quantised-scale-mismatch`, `quantised-scale-missing`, `adapter-not-merged`, `weight-not-used`.
+/// `quantised-scale-mismatch`, `quantised-scale-missing`, `adapter-not-merged`.
 pub(crate) fn check(
     checkpoint: &Checkpoint,
     published: Option<&Published>,
@@ -21,7 +21,7 @@ pub(crate) fn check(
     one_scheme(checkpoint, pieces)?;
     one_order(checkpoint, pieces)?;
     inputs_scaled(checkpoint, published, pieces)?;
-    nothing_beside(checkpoint, pieces)
+    no_adapter(checkpoint, pieces)
 }
 
 /// Refuses matrices whose scales are of different types: no tool writes such, and one of them would be read wrong. Matrices may
@@ -118,10 +118,9 @@ fn inputs_scaled(
 /// Words in the names of what an adapter adds to a matrix.
 const ADAPTERS: &[&str] = &["lora_", ".base_layer.", ".modules_to_save.", "_svdquant_"];
 
-/// Refuses parts of an adapter that stand among the layer's weights, and biases that the layer does not add.
-fn nothing_beside(checkpoint: &Checkpoint, pieces: &[&Piece<'_>]) -> Result<(), Diagnostic> {
+/// Refuses parts of an adapter that stand among the layer's weights.
+fn no_adapter(checkpoint: &Checkpoint, pieces: &[&Piece<'_>]) -> Result<(), Diagnostic> {
     let stems: BTreeSet<&str> = pieces.iter().map(|p| stem(&p.name)).collect();
-    let used: BTreeSet<&str> = pieces.iter().flat_map(|p| [p.name.as_str(), p.tensor.as_str()]).collect();
     let at = checkpoint.path().display();
     let module = common_module(&stems);
     let within = |name: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
@@ -129,21 +128,6 @@ fn nothing_beside(checkpoint: &Checkpoint, pieces: &[&Piece<'_>]) -> Result<(), 
         return Err(Diagnostic::input("adapter-not-merged", format!("`{at}` holds a part of an adapter, `{name}`"))
             .note("its product is added to that of a weight of the layer, which moec does not do")
             .help("merge the adapter into the model (`merge_and_unload` of PEFT), and give the merged checkpoint"));
-    }
-    for stem in stems {
-        for name in [format!("{stem}.bias"), format!("{stem}_bias")] {
-            if used.contains(name.as_str()) || !checkpoint.contains(&name) {
-                continue;
-            }
-            let Some(bias) = checkpoint.tensor(&name)? else { continue };
-            // Some tools store a bias of zeros for every matrix.
-            if bias.data.iter().any(|&b| b != 0) {
-                let message = format!("`{name}` in `{at}`, {}, is not used by the layer", bias.describe());
-                return Err(Diagnostic::input("weight-not-used", message)
-                    .note("the model's family adds no bias there, so that the result would lack it")
-                    .help("check that config.json and weights belong together; a layer graph can add the bias"));
-            }
-        }
     }
     Ok(())
 }
