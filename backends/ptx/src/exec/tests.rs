@@ -637,3 +637,21 @@ fn what_a_kernel_prints_and_asserts_is_told() {
     let error = go("mov.u64 %rd1, f; { .param .b64 a; .param .b64 b; .param .b32 c; .param .b64 d; .param .b64 e; add.u64 %rd1, %rd1, 15; st.param.b64 [a], %rd1; st.param.b64 [b], %rd1; st.param.b32 [c], 12; st.param.b64 [d], %rd1; st.param.b64 [e], 1; call.uni __assertfail, (a, b, c, d, e); }").unwrap_err();
     assert!(error.to_string().contains("`hi` at hi:12 in `hi`"), "{error}");
 }
+
+#[test]
+fn a_finding_names_the_line_of_the_source() {
+    // A race between two warps, compiled from two lines of a file; the loop variable's line 0 stands for none.
+    let body = ".loc 1 12 5\nmov.u32 %r1, s;\n.loc 1 13 5, function_name $L__info_string0, inlined_at 1 40 3\n\
+                st.shared.u32 [%r1], %r0;\n.loc 1 0 0\nadd.u32 %r2, %r1, 4;";
+    let text = kernel(body) + ".file 1 \"/src/gemm.cu\"\n";
+    let program = Program::compile(&Module::parse(&text).unwrap(), "k").unwrap_or_else(|e| panic!("{e}"));
+    let mut device = Device::new(Target::parse("sm_90a").unwrap());
+    let x = device.alloc(4).unwrap();
+    let launch = Launch { params: vec![Param::U64(x)], ..block(64) };
+    let report = device.launch(&program, &launch, &Options::default()).unwrap();
+    let race = report.findings.iter().find(|f| f.check == Check::Race).unwrap();
+    let place = race.place.clone().unwrap();
+    assert_eq!((place.file.as_str(), place.line), ("/src/gemm.cu", 13));
+    let shown = race.to_string();
+    assert!(shown.contains(" gemm.cu:13,") && race.other.as_ref().unwrap().contains("(gemm.cu:13)"), "{shown}");
+}
