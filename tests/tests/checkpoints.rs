@@ -27,7 +27,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     ("inc/rtn-nf4", "quantised-scale-mismatch", &["gate.scales"]),
     ("inc/rtn-int8", "quantised-scale-mismatch", &["gate.scales"]),
     ("inc/fp8-qdq", "quantised-checkpoint", &["unnamed format"]),
-    ("inc/fp8-qdq-vllm", "quantised-scale-missing", &["gate.weight"]),
+    ("inc/fp8-qdq-compressed", "quantised-scale-missing", &["gate.weight"]),
     ("torchao/fp8-rows", "quantised-checkpoint", &["torchao"]),
     ("quark/int4-channel", "quantised-checkpoint", &["`int4` `per_channel` of Quark"]),
     ("quark/int4-group", "quantised-checkpoint", &["`int4` `per_group` of Quark"]),

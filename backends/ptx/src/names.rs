@@ -34,7 +34,7 @@ fn demangled(symbol: &str) -> Option<String> {
     symbol.demangle().ok()
 }
 
-/// `text` up to the first `open` at depth 0 that ends it, or with all that is between brackets replaced by one mark.
+/// `text` without what is in brackets; angle brackets leave a mark.
 fn outside_brackets(text: &str, open: char, close: char) -> String {
     let (mut out, mut depth) = (String::new(), 0usize);
     for c in text.chars() {

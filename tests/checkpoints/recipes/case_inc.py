@@ -12,7 +12,7 @@ BASE = "model.layers.0."
 ROOT = BASE + "mlp."
 NORM = {BASE + "post_attention_layernorm": [ROOT + "gate", *(f"{ROOT}experts.{i}.{m}_proj" for i in range(E) for m in ("gate", "up"))]}
 woq = lambda config, **more: lambda: getattr(Q, config + "Config")(**(dict(bits=4, group_size=32) | ({} if config in ("AWQ", "TEQ") else dict(use_layer_wise=False)) | more))
-SAVED = {"fp8-qdq-vllm": "vllm"}
+SAVED = {"fp8-qdq-compressed": "vllm"}
 CASES = {
     "rtn4": woq("RTN"), "rtn4-asym": woq("RTN", use_sym=False), "rtn4-asym-zero-points-of-0": woq("RTN", use_sym=False),
     "rtn8": woq("RTN", bits=8), "rtn8-asym": woq("RTN", bits=8, use_sym=False), "rtn2": woq("RTN", bits=2), "rtn2-asym-zero-points-of-0": woq("RTN", bits=2, use_sym=False),
@@ -27,7 +27,7 @@ CASES = {
     "teq4": woq("TEQ", absorb_to_layer=NORM, folding=False), "teq4-folded": woq("TEQ", absorb_to_layer=NORM),
     "hqq4": lambda: Q.HQQConfig(bits=4, group_size=64), "mx-fp4": lambda: Q.MXQuantConfig(w_dtype="fp4", weight_only=True),
     "fp8-qdq": lambda: Q.FP8Config(use_qdq=True, dump_stats_path=tempfile.mkdtemp() + "/m", scale_method="maxabs_pow2"),
-    "fp8-qdq-vllm": lambda: Q.FP8Config(use_qdq=True, dump_stats_path=tempfile.mkdtemp() + "/m", scale_method="maxabs_pow2", allowlist=dict(names=[], types=["Linear"])),
+    "fp8-qdq-compressed": lambda: Q.FP8Config(use_qdq=True, dump_stats_path=tempfile.mkdtemp() + "/m", scale_method="maxabs_pow2", allowlist=dict(names=[], types=["Linear"])),
     "qat-mxfp8": "MXFP8", "qat-mxfp4": "MXFP4",
     "autoround4": lambda: Q.AutoRoundConfig(bits=4, group_size=32, iters=2, nsamples=4, seqlen=16, export_format="auto_round", output_dir=tempfile.mkdtemp(), reloading=False, device_map="cpu"),
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a developer's program")]
 
 use moec_tests::changes::Case;
-use moec_tests::changes::random::{Change, Random, Words, change};
+use moec_tests::changes::random::{Change, Draw, Words, change};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
     let mut codes = BTreeMap::<String, u64>::new();
     std::panic::set_hook(Box::new(|_| {}));
     while start.elapsed().as_secs() < seconds {
-        let mut r = Random::new(seed, n);
+        let mut r = Draw::new(seed, n);
         let case = &cases[r.below(cases.len())];
         let (what, change) = change(&mut r, case, &words);
         match &change {

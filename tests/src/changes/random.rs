@@ -2,29 +2,22 @@
 
 use super::systematic::TYPES;
 use super::{Case, Stored, Tensors};
+use moec::Random;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Pseudo-random numbers (SplitMix64).
-pub struct Random(u64);
+/// The numbers that belong to the `n`-th change of `seed`.
+pub struct Draw(Random);
 
-impl Random {
-    /// The numbers that belong to `seed` and `n`.
-    pub fn new(seed: u64, n: u64) -> Random {
-        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ n.wrapping_mul(0xD1B5_4A32_D192_ED03))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+impl Draw {
+    /// The same for the same two.
+    pub fn new(seed: u64, n: u64) -> Draw {
+        Draw(Random::new(seed, &n.to_string()))
     }
 
     /// A number below `n`, which is not 0.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        (self.0.bits() % n as u64) as usize
     }
 
     fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
@@ -80,7 +73,7 @@ fn gather(v: &Value, keys: &mut BTreeSet<String>, values: &mut BTreeMap<String, 
 }
 
 /// A change of one thing in a case, and what it is in words.
-pub fn change(r: &mut Random, case: &Case, words: &Words) -> (String, Change) {
+pub fn change(r: &mut Draw, case: &Case, words: &Words) -> (String, Change) {
     let files: Vec<&String> = case.configs.iter().filter(|c| quantisation(*c).is_some()).map(|(f, _)| f).collect();
     if !files.is_empty() && r.below(3) == 0 {
         let file = (*r.pick(&files)).clone();
@@ -94,7 +87,7 @@ pub fn change(r: &mut Random, case: &Case, words: &Words) -> (String, Change) {
 }
 
 /// Changes one place in a document.
-fn document(r: &mut Random, value: &mut Value, words: &Words, path: String) -> String {
+fn document(r: &mut Draw, value: &mut Value, words: &Words, path: String) -> String {
     // Down, with a good chance to stop where there is something below.
     let deeper = r.below(3) > 0;
     match value {
@@ -157,7 +150,7 @@ fn document(r: &mut Random, value: &mut Value, words: &Words, path: String) -> S
 }
 
 /// Changes one tensor of the layer.
-fn tensor(r: &mut Random, tensors: &Tensors, layer: &str) -> (String, Tensors) {
+fn tensor(r: &mut Draw, tensors: &Tensors, layer: &str) -> (String, Tensors) {
     let names: Vec<&String> = tensors.keys().filter(|n| n.starts_with(layer)).collect();
     let name = (*r.pick(&names)).clone();
     let stored = &tensors[&name];
@@ -253,7 +246,7 @@ fn bad_values(dtype: &str) -> &'static [&'static [u8]] {
 }
 
 /// Another name: a part of the name of a sibling, a typing error, an expert that is not there.
-fn other_name(r: &mut Random, name: &str, names: &[&String]) -> String {
+fn other_name(r: &mut Draw, name: &str, names: &[&String]) -> String {
     let (stem, _) = name.rsplit_once('.').unwrap_or((name, ""));
     match r.below(5) {
         0 => format!("{name}_x"),
@@ -277,7 +270,7 @@ fn other_name(r: &mut Random, name: &str, names: &[&String]) -> String {
 }
 
 /// Another shape: axes exchanged, flattened, one more, a row more or less, a factor moved.
-fn other_shape(r: &mut Random, shape: &[u64]) -> Vec<u64> {
+fn other_shape(r: &mut Draw, shape: &[u64]) -> Vec<u64> {
     let mut new = shape.to_vec();
     let at = if new.is_empty() { 0 } else { r.below(new.len()) };
     match r.below(6) {

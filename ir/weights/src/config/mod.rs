@@ -27,8 +27,8 @@ pub struct Published {
     pub excluded: Vec<Pattern>,
     /// Only routed experts are quantised.
     pub experts_only: bool,
-    /// Whether tools differ in which of two rules that name a module counts: the first, or the first in order of names, names
-    /// before expressions (compressed-tensors against vLLM). Rules that are not decided so are refused.
+    /// Whether of two rules that name a module not the first counts for the publisher's own reader, but the first in order of
+    /// names, names before expressions (compressed-tensors). Modules for which that is another are refused.
     pub contested: bool,
     /// Why no weights are read at all: a method or a key that is not known.
     pub refusal: Option<Diagnostic>,
@@ -287,10 +287,10 @@ impl Published {
     }
 }
 
-/// What a module is of which two tools say different things.
+/// What a module is for which order and names give different rules.
 static CONTESTED: std::sync::LazyLock<Spec> = std::sync::LazyLock::new(|| {
     Spec::Unread(
-        "two groups of `config_groups` say, whose order counts in vLLM and whose names count in compressed-tensors"
+        "two groups of `config_groups` say, of which compressed-tensors takes the first by name, and not the first that stands"
             .to_string(),
     )
 });

@@ -13,6 +13,7 @@
 use super::fp8::{CHANNEL, MXFP4, MXFP8, TENSOR, words};
 use super::modelopt::{NVFP4, by_algo};
 use super::read::{Found, float_scales};
+use super::shapes::plausible;
 use super::{ConfigReader, Context, Scheme};
 use crate::config::{CodedSpec, Declared, Group, IntegerSpec, Keys, Packing, Pattern, Rule, Spec, ZeroPoints};
 use crate::decode::integers::{Zeros, word};
@@ -75,11 +76,13 @@ pub(super) fn groups(q: &Keys<'_>, context: &Context<'_>) -> Result<Vec<Rule>, D
         };
         let mut modules = Vec::new();
         for target in targets {
-            match class(&target) {
-                None => modules.push(Pattern::new(&target)),
-                Some(Class::Linear) => rules.push(Rule { modules: None, spec: spec.clone() }),
-                Some(Class::NoExpert) => {}
-                Some(Class::Other) => modules.push(Pattern::unknown(&target)),
+            // Classes are written in capitals, modules in lower case.
+            let is_class = target.starts_with(|c: char| c.is_ascii_uppercase());
+            match &*target {
+                "Linear" => rules.push(Rule { modules: None, spec: spec.clone() }),
+                class if is_class && NO_EXPERTS.iter().any(|w| class.contains(w)) => {}
+                class if is_class => modules.push(Pattern::unknown(class)),
+                name => modules.push(Pattern::new(name)),
             }
         }
         if !modules.is_empty() {
@@ -89,28 +92,8 @@ pub(super) fn groups(q: &Keys<'_>, context: &Context<'_>) -> Result<Vec<Rule>, D
     Ok(rules)
 }
 
-/// A class of modules.
-enum Class {
-    /// All matrices.
-    Linear,
-    /// Modules that are no part of a MoE layer.
-    NoExpert,
-    /// What may have experts in it.
-    Other,
-}
-
-/// The class that a target names: classes are written in capitals, modules in lower case.
-fn class(target: &str) -> Option<Class> {
-    if !target.starts_with(|c: char| c.is_ascii_uppercase()) {
-        return None;
-    }
-    let no_expert = |word: &&str| target.contains(*word);
-    Some(match target {
-        "Linear" => Class::Linear,
-        _ if ["Embedding", "Conv", "Attention", "Norm", "LMHead", "Rotary"].iter().any(no_expert) => Class::NoExpert,
-        _ => Class::Other,
-    })
-}
+/// Words in the names of classes whose modules are no part of a MoE layer.
+const NO_EXPERTS: &[&str] = &["Embedding", "Conv", "Attention", "Norm", "LMHead", "Rotary"];
 
 /// `weights` of a group.
 fn of_group(w: &Keys<'_>, named: &str, dtype: DType) -> Result<Spec, Diagnostic> {
@@ -389,12 +372,6 @@ pub(super) fn group_size(
         Group::Unsaid if n_groups == 1 => Ok(k.max(1)),
         Group::Unsaid => Err(at.needs_config(&format!("which of {k} columns are in one of {n_groups} groups"))),
     }
-}
-
-/// Whether a tool may have cut rows of `k` columns into groups of `size`. A last group that is cut short fits many sizes; one that
-/// is no multiple of eight comes from the config of another checkpoint.
-pub(super) fn plausible(size: u64, k: u64) -> bool {
-    size >= k || k.is_multiple_of(size) || size.is_multiple_of(8)
 }
 
 fn zero_points<'a>(

@@ -10,9 +10,8 @@
 //!
 //! A scale multiplies, whatever its name says. Sources: DeepSeek-V3 (`inference/kernel.py`, `weight_dequant`), OCP MX 1.0.
 
-use super::compressed_tensors::plausible;
 use super::read::{Found, float_scales};
-use super::shapes::{Grid, covers, grid};
+use super::shapes::{Grid, covers, grid, plausible};
 use super::{ConfigReader, Context, Scheme, everywhere};
 use crate::config::{CodedSpec, Keys, Pattern, Rule, Spec};
 use crate::decode::{Blocks, Elements};

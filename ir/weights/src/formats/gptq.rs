@@ -10,8 +10,9 @@
 //! at all: what is stored has to be one of these, and is the middle then.
 //! Sources: AutoGPTQ and GPTQModel (`qlinear_torch`, `quantization/config.py`), AutoAWQ (`packing_utils`).
 
-use super::compressed_tensors::{group_indices, plausible};
+use super::compressed_tensors::group_indices;
 use super::read::{Found, float_scales};
+use super::shapes::plausible;
 use super::{ConfigReader, Scheme, everywhere};
 use crate::config::{Declared, Group, IntegerSpec, Keys, Packing, Pattern, Rule, Spec, ZeroPoints};
 use crate::decode::integers::Zeros;

@@ -30,18 +30,23 @@ pub(crate) fn contains(checkpoint: &Checkpoint, name: &str) -> bool {
     checkpoint.contains(name) || SCHEMES.iter().any(|s| (s.codes)(name).is_some_and(|n| checkpoint.contains(&n)))
 }
 
-/// The name of a tensor of scales for `name` itself, where there is one. `stem.scale` may be a parameter of its own where the
-/// config does not say that there are codes.
-pub(crate) fn scales_beside(checkpoint: &Checkpoint, name: &str, declared: Declared<'_>) -> Option<String> {
+/// The tensors of scales that the checkpoint has for `name`, whoever named them.
+fn scales_of(checkpoint: &Checkpoint, name: &str) -> impl Iterator<Item = String> {
     let own = ["_scale", "_scale_inv", "_weight_scale"].map(|end| format!("{name}{end}"));
     let stem = name.strip_suffix(".weight");
-    let of_words = stem.map(|stem| format!("{stem}.scales"));
-    let coded = matches!(declared, Declared::As(Spec::Coded(_) | Spec::Integers(_)));
-    let deepseeks = stem.filter(|_| coded).map(|stem| format!("{stem}.scale"));
-    own.into_iter().chain(of_words).chain(deepseeks).find(|n| checkpoint.contains(n))
+    let below = [".scale", ".scales"].into_iter().filter_map(move |end| Some(format!("{}{end}", stem?)));
+    own.into_iter().chain(below).filter(|n| checkpoint.contains(n))
 }
 
-/// The quantised tensor that stands for the float tensor `name`, and what it is called; `None` when `name` is stored as it is, or not at all.
+/// The name of a tensor of scales for floats, where there is one. `stem.scale` may be a parameter of its own where the config
+/// does not say that there are codes.
+pub(crate) fn scales_beside(checkpoint: &Checkpoint, name: &str, declared: Declared<'_>) -> Option<String> {
+    let coded = matches!(declared, Declared::As(Spec::Coded(_) | Spec::Integers(_)));
+    scales_of(checkpoint, name).find(|n| coded || !n.ends_with(".scale"))
+}
+
+/// The quantised tensor that stands for the float tensor `name`, and what it is called; `None` when `name` is stored as it is, or
+/// not at all.
 ///
 /// # Errors
 /// `quantised-form-ambiguous` when there are two, those of the schemes, and those of [`Checkpoint::tensor`].
@@ -84,10 +89,7 @@ fn twice(checkpoint: &Checkpoint, name: &str, elements: &Elements<'_>) -> Option
         Elements::Integers(i) => i.scales_name.clone(),
         Elements::Plain(..) | Elements::Ggml(_) => return None,
     };
-    let below = |ends: &[&str]| ends.iter().map(|e| format!("{name}{e}")).collect::<Vec<_>>();
-    let mut same = below(&["_scale", "_scale_inv", "_weight_scale"]);
-    same.extend([".scale", ".scales"].map(|e| format!("{stem}{e}")));
-    let other = same.into_iter().find(|n| *n != scales && checkpoint.contains(n));
+    let other = scales_of(checkpoint, name).find(|n| *n != scales);
     let both = |a: String, b: String| (checkpoint.contains(&a) && checkpoint.contains(&b)).then_some([a, b]);
     other
         .map(|other| [scales, other])

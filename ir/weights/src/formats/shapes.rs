@@ -1,4 +1,4 @@
-//! Which blocks scales are for, by their shape.
+//! Which blocks and groups scales are for, by their shape.
 
 use moec_ir::quant::QuantFormat;
 
@@ -46,6 +46,12 @@ pub(crate) fn covers(format: &QuantFormat, matrices: u64, (n, k): (u64, u64), st
         .iter()
         .try_fold(0u64, |sum, &(count, step)| sum.checked_add(count.checked_mul(step)?));
     last.and_then(|l| (l + 1).checked_mul(format.scale.bytes())).is_some_and(|need| need <= bytes as u64)
+}
+
+/// Whether a tool may have cut rows of `k` columns into groups of `size`. A last group that is cut short fits many sizes; one that
+/// is no multiple of eight comes from the config of another checkpoint.
+pub(crate) fn plausible(size: u64, k: u64) -> bool {
+    size >= k || k.is_multiple_of(size) || size.is_multiple_of(8)
 }
 
 #[cfg(test)]

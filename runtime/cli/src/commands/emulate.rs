@@ -1,5 +1,6 @@
 //! `moec emulate`: one PTX kernel on the emulator, from a launch recipe.
 
+use super::subject::unreadable;
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use moec::Diagnostic;
@@ -115,10 +116,6 @@ fn emulate(options: &Options) -> Result<Ended, Diagnostic> {
 
 fn text(path: &Path) -> Result<String, Diagnostic> {
     std::fs::read_to_string(path).map_err(|e| unreadable(path, &e))
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> Diagnostic {
-    Diagnostic::input("file-unreadable", format!("`{}` cannot be read: {error}", path.display()))
 }
 
 fn invalid(code: &'static str, path: &Path, why: &str) -> Diagnostic {

@@ -1,0 +1,181 @@
+//! Codes of e4m3.
+
+use super::blocks::{Blocks, make};
+use super::{BLOCK, GROUP, ROOM, Reader, Source, eight};
+use crate::entries::{ENTRIES, Entries, Recipe};
+use crate::machine::Machine;
+use crate::values::Matrix;
+use moec_ir::quant::ScaleCode;
+
+/// Codes of e4m3 whose values are bf16, with factors that are safe.
+#[derive(Clone, Copy)]
+pub(crate) struct E4m3<'t> {
+    /// For codes whose upper bits are 0, and for the others.
+    pub recipes: &'t [Recipe; 2],
+    pub scale: ScaleCode,
+    pub shift: u32,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct E4m3Reader {
+    codes: [*const u8; 2],
+    /// For codes whose upper bits are 0, and for the others.
+    blocks: [Blocks<false>; 2],
+    ahead: usize,
+}
+
+impl<M: Machine> Source<M> for E4m3<'_> {
+    type Reader = E4m3Reader;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        range: (usize, usize),
+        ahead: usize,
+        room: *mut Entries,
+    ) -> Self::Reader {
+        let mut entries = [[std::ptr::null(); 2]; 2];
+        if range.0 < range.1 {
+            for c in 0..M::COLUMNS {
+                for kind in 0..2 {
+                    // SAFETY: the caller's contract; a quarter of the room is for each column and kind.
+                    unsafe {
+                        let room = room.add((c * 2 + kind) * ROOM / 4);
+                        let recipe = &self.recipes[kind];
+                        entries[kind][c] = make::<M>(m, recipe, self.scale, self.shift, columns[c], range, room);
+                    }
+                }
+            }
+        }
+        let scales = [m.scales(columns[0]), m.scales(columns[1])];
+        let blocks = [
+            Blocks { entries: entries[0], scales, shift: self.shift },
+            Blocks { entries: entries[1], scales, shift: self.shift },
+        ];
+        E4m3Reader { codes: [m.column(columns[0]), m.column(columns[1])], blocks, ahead }
+    }
+
+    fn bits(&self) -> usize {
+        8
+    }
+}
+
+impl<M: Machine> Reader<M> for E4m3Reader {
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 64 bytes of each column are there.
+        unsafe {
+            let p = [self.codes[0].add(g * 64), self.codes[1].add(g * 64)];
+            for c in 0..M::COLUMNS {
+                M::prefetch(p[c].wrapping_add(self.ahead));
+            }
+            let least = self.blocks[0].pair::<M>(g * GROUP);
+            let others = self.blocks[1].pair::<M>(g * GROUP);
+            let [first, second] = M::sixty_four_bytes(p);
+            let [a, b] = e4m3_values::<M>(least, others, first);
+            let [c, d] = e4m3_values::<M>(least, others, second);
+            eight([a, b, c, d])
+        }
+    }
+}
+
+/// As [`E4m3`] with blocks of 64 elements or more: a group has one block, whose entries are brought in their places once.
+#[derive(Clone, Copy)]
+pub(crate) struct WideE4m3<'t> {
+    /// For codes whose upper bits are 0, and for the others.
+    pub recipes: &'t [Recipe; 2],
+    pub scale: ScaleCode,
+    pub shift: u32,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct WideE4m3Reader<B> {
+    codes: [*const u8; 2],
+    /// Four vectors for each block, as if from block 0 on.
+    entries: *const [[B; 2]; 2],
+    shift: u32,
+    ahead: usize,
+}
+
+impl<M: Machine> Source<M> for WideE4m3<'_> {
+    type Reader = WideE4m3Reader<M::B>;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        (first, end): (usize, usize),
+        ahead: usize,
+        room: *mut Entries,
+    ) -> Self::Reader {
+        const { assert!(size_of::<[[M::B; 2]; 2]>() * (BLOCK / GROUP) <= ROOM * ENTRIES) };
+        let room = room.cast::<[[M::B; 2]; 2]>();
+        let from = first >> self.shift;
+        if first < end {
+            let n = ((end - 1) >> self.shift) + 1 - from;
+            let mut factors = [[0.0; BLOCK / GROUP]; 2];
+            // SAFETY: the caller's contract; blocks are as long as groups or longer.
+            unsafe {
+                for c in 0..M::COLUMNS {
+                    M::factors(self.scale, m.scales(columns[c]), from, n, m.global, factors[c].as_mut_ptr());
+                }
+                for block in 0..n {
+                    for kind in 0..2 {
+                        let mut entries = [Entries::ZERO; 2];
+                        for c in 0..M::COLUMNS {
+                            self.recipes[kind].entries::<M>(&factors[c][block], 1, &mut entries[c]);
+                        }
+                        let [a, b] = [&raw const entries[0], &raw const entries[1]].map(|p| p.cast::<u8>());
+                        (*room.add(block))[kind] = M::entry_pairs([a, a, b, b]);
+                    }
+                }
+            }
+        }
+        let entries = room.cast_const().wrapping_sub(from);
+        WideE4m3Reader { codes: [m.column(columns[0]), m.column(columns[1])], entries, shift: self.shift, ahead }
+    }
+
+    fn bits(&self) -> usize {
+        8
+    }
+}
+
+impl<M: Machine> Reader<M> for WideE4m3Reader<M::B> {
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 64 bytes of each column are there.
+        unsafe {
+            let p = [self.codes[0].add(g * 64), self.codes[1].add(g * 64)];
+            for c in 0..M::COLUMNS {
+                M::prefetch(p[c].wrapping_add(self.ahead));
+            }
+            let [least, others] = *self.entries.wrapping_add((g * GROUP) >> self.shift);
+            let [first, second] = M::sixty_four_bytes(p);
+            let [a, b] = e4m3_values::<M>(least, others, first);
+            let [c, d] = e4m3_values::<M>(least, others, second);
+            eight([a, b, c, d])
+        }
+    }
+}
+
+/// The values of sixteen codes (twice), in two pairs of vectors.
+#[inline(always)]
+unsafe fn e4m3_values<M: Machine>(least: [M::B; 2], others: [M::B; 2], codes: M::B) -> [[M::F; 2]; 2] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let sign = M::splat(0x80);
+        let index = M::and(codes, M::splat(15));
+        let upper = M::and(M::down_four(codes), M::splat(7));
+        let is_least = M::equal(upper, M::splat(0));
+        let low = M::select(is_least, M::look_up(least[0], index), M::look_up(others[0], index));
+        let high = M::select(is_least, M::look_up(least[1], index), M::add(M::look_up(others[1], index), upper));
+        // NaN is the largest magnitude: its value is made all ones.
+        let nan = M::equal(M::or(codes, sign), M::splat(0xff));
+        let high = M::xor(high, M::and(codes, sign));
+        let [a, b] = M::interleave(M::or(low, nan), M::or(high, nan));
+        [M::widen_bf16(a), M::widen_bf16(b)]
+    }
+}

@@ -1,0 +1,108 @@
+//! Floats of 16 and of 32 bits.
+
+use super::{Reader, Source, eight, halves};
+use crate::entries::Entries;
+use crate::machine::Machine;
+use crate::values::Matrix;
+
+/// Floats of 16 bits; f16 when `HALF`.
+#[derive(Clone, Copy)]
+pub(crate) struct Words<const HALF: bool>;
+
+#[derive(Clone, Copy)]
+pub(crate) struct WordsReader<const HALF: bool> {
+    at: [*const u8; 2],
+    ahead: usize,
+}
+
+impl<M: Machine, const HALF: bool> Source<M> for Words<HALF> {
+    type Reader = WordsReader<HALF>;
+    const FLOATS: bool = true;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        _: (usize, usize),
+        ahead: usize,
+        _: *mut Entries,
+    ) -> Self::Reader {
+        WordsReader { at: [m.column(columns[0]), m.column(columns[1])], ahead }
+    }
+
+    fn bits(&self) -> usize {
+        16
+    }
+}
+
+impl<M: Machine, const HALF: bool> Reader<M> for WordsReader<HALF> {
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 128 bytes of each column are there.
+        unsafe {
+            let p = [self.at[0].add(g * 128), self.at[1].add(g * 128)];
+            for c in 0..M::COLUMNS {
+                M::prefetch(p[c].wrapping_add(self.ahead));
+                M::prefetch(p[c].wrapping_add(self.ahead + 64));
+            }
+            let mut pairs = [[M::zero(); 2]; 4];
+            for j in 0..4 {
+                let words = halves::<M>(p, 16 * j, 64);
+                pairs[j] = if HALF { M::widen_f16(words) } else { M::widen_bf16(words) };
+            }
+            eight(pairs)
+        }
+    }
+}
+
+/// Floats of 32 bits.
+#[derive(Clone, Copy)]
+pub(crate) struct Floats;
+
+#[derive(Clone, Copy)]
+pub(crate) struct FloatsReader {
+    at: [*const u8; 2],
+    ahead: usize,
+}
+
+impl<M: Machine> Source<M> for Floats {
+    type Reader = FloatsReader;
+    const FLOATS: bool = true;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        _: (usize, usize),
+        ahead: usize,
+        _: *mut Entries,
+    ) -> Self::Reader {
+        FloatsReader { at: [m.column(columns[0]), m.column(columns[1])], ahead }
+    }
+
+    fn bits(&self) -> usize {
+        32
+    }
+}
+
+impl<M: Machine> Reader<M> for FloatsReader {
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 256 bytes of each column are there.
+        unsafe {
+            let p = [self.at[0].add(g * 256), self.at[1].add(g * 256)];
+            for c in 0..M::COLUMNS {
+                for line in 0..4 {
+                    M::prefetch(p[c].wrapping_add(self.ahead + line * 64));
+                }
+            }
+            let mut pairs = [[M::zero(); 2]; 4];
+            for j in 0..4 {
+                pairs[j] = M::deal([halves::<M>(p, 32 * j, 128), halves::<M>(p, 32 * j + 16, 128)]);
+            }
+            eight(pairs)
+        }
+    }
+}

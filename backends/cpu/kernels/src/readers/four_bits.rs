@@ -1,0 +1,173 @@
+//! Codes of four bits.
+
+use super::blocks::{Blocks, make};
+use super::{BLOCK, GROUP, LEAST_BLOCK, ROOM, Reader, Source, eight};
+use crate::entries::{Entries, Recipe};
+use crate::machine::Machine;
+use crate::values::Matrix;
+use moec_ir::quant::ScaleCode;
+
+/// Codes of four bits whose values are of 16 bits: f16 when `HALF`, else bf16. Scales are looked up by their bytes
+/// (`BYTES`) or entries are made for every block; blocks are of 16 elements (`FINE`) or of 32 or more.
+#[derive(Clone, Copy)]
+pub(crate) struct FourBits<'t, const BYTES: bool, const FINE: bool, const HALF: bool> {
+    pub recipe: &'t Recipe,
+    pub scale: ScaleCode,
+    pub shift: u32,
+    /// The entries for every byte of a scale, when `BYTES`.
+    pub table: *const Entries,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct FourBitsReader<const BYTES: bool, const FINE: bool, const HALF: bool> {
+    codes: [*const u8; 2],
+    blocks: Blocks<BYTES>,
+    ahead: usize,
+}
+
+impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Source<M> for FourBits<'_, BYTES, FINE, HALF> {
+    type Reader = FourBitsReader<BYTES, FINE, HALF>;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        range: (usize, usize),
+        ahead: usize,
+        room: *mut Entries,
+    ) -> Self::Reader {
+        let mut entries = [self.table.cast::<u8>(); 2];
+        if !BYTES && range.0 < range.1 {
+            for c in 0..M::COLUMNS {
+                // SAFETY: the caller's contract; half of the room is for each column.
+                unsafe {
+                    let room = room.add(c * ROOM / 2);
+                    entries[c] = make::<M>(m, self.recipe, self.scale, self.shift, columns[c], range, room);
+                }
+            }
+        }
+        let scales = [m.scales(columns[0]), m.scales(columns[1])];
+        let blocks = Blocks { entries, scales, shift: self.shift };
+        FourBitsReader { codes: [m.column(columns[0]), m.column(columns[1])], blocks, ahead }
+    }
+
+    fn bits(&self) -> usize {
+        4
+    }
+}
+
+impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Reader<M>
+    for FourBitsReader<BYTES, FINE, HALF>
+{
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 32 bytes of each column are there.
+        unsafe {
+            let p = [self.codes[0].add(g * 32), self.codes[1].add(g * 32)];
+            for c in 0..M::COLUMNS {
+                M::prefetch(p[c].wrapping_add(self.ahead));
+            }
+            let indices = nibbles::<M>(p);
+            let i = g * GROUP;
+            let first = self.blocks.pair::<M>(i);
+            let second = if FINE { self.blocks.pair::<M>(i + 16) } else { first };
+            let [a, b] = words::<M, HALF>(first, indices[0]);
+            let [c, d] = words::<M, HALF>(second, indices[1]);
+            eight([a, b, c, d])
+        }
+    }
+}
+
+/// As [`FourBits`], with values of bf16 and blocks of 32 elements or more whose scales are too many for a table: entries are
+/// made in registers where they are used.
+#[derive(Clone, Copy)]
+pub(crate) struct MadeFourBits<'t> {
+    pub recipe: &'t Recipe,
+    pub scale: ScaleCode,
+    pub shift: u32,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct MadeFourBitsReader<'t> {
+    codes: [*const u8; 2],
+    /// The factors of each column's blocks, as if from block 0 on.
+    factors: [*const f32; 2],
+    shift: u32,
+    ahead: usize,
+    values: &'t [f32; 16],
+}
+
+impl<'t, M: Machine> Source<M> for MadeFourBits<'t> {
+    type Reader = MadeFourBitsReader<'t>;
+
+    #[inline(always)]
+    unsafe fn reader(
+        &self,
+        m: &Matrix,
+        columns: [usize; 2],
+        (first, end): (usize, usize),
+        ahead: usize,
+        room: *mut Entries,
+    ) -> Self::Reader {
+        let mut factors = [std::ptr::null(); 2];
+        if first < end {
+            let (from, to) = (first >> self.shift, (end - 1) >> self.shift);
+            for c in 0..M::COLUMNS {
+                let room = room.cast::<f32>().wrapping_add(c * BLOCK / LEAST_BLOCK);
+                // SAFETY: the caller's contract; a block of a sum has at most so many blocks of codes.
+                unsafe { M::factors(self.scale, m.scales(columns[c]), from, to + 1 - from, m.global, room) };
+                factors[c] = room.cast_const().wrapping_sub(from);
+            }
+        }
+        let codes = [m.column(columns[0]), m.column(columns[1])];
+        MadeFourBitsReader { codes, factors, shift: self.shift, ahead, values: &self.recipe.values }
+    }
+
+    fn bits(&self) -> usize {
+        4
+    }
+}
+
+impl<M: Machine> Reader<M> for MadeFourBitsReader<'_> {
+    #[inline(always)]
+    unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract: 32 bytes of each column are there, and factors of their blocks.
+        unsafe {
+            let p = [self.codes[0].add(g * 32), self.codes[1].add(g * 32)];
+            for c in 0..M::COLUMNS {
+                M::prefetch(p[c].wrapping_add(self.ahead));
+            }
+            let (a, b) = ((g * GROUP) >> self.shift, (g * GROUP + 32) >> self.shift);
+            let (first, second) = (self.factors[0], self.factors[M::COLUMNS - 1]);
+            let factors =
+                [first.wrapping_add(a), first.wrapping_add(b), second.wrapping_add(a), second.wrapping_add(b)];
+            let entries = M::entries_of(self.values, factors);
+            let [first, second] = nibbles::<M>(p);
+            let [a, b] = words::<M, false>(entries, first);
+            let [c, d] = words::<M, false>(entries, second);
+            eight([a, b, c, d])
+        }
+    }
+}
+
+/// 64 codes of four bits as indices: elements 0 … 15 and 32 … 47, then 16 … 31 and 48 … 63.
+#[inline(always)]
+unsafe fn nibbles<M: Machine>(p: [*const u8; 2]) -> [M::B; 2] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let pairs = M::bytes(p);
+        let nibble = M::splat(15);
+        M::interleave(M::and(pairs, nibble), M::and(M::down_four(pairs), nibble))
+    }
+}
+
+/// The values at sixteen indices (twice), in two pairs of vectors.
+#[inline(always)]
+unsafe fn words<M: Machine, const HALF: bool>([low, high]: [M::B; 2], indices: M::B) -> [[M::F; 2]; 2] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let [a, b] = M::interleave(M::look_up(low, indices), M::look_up(high, indices));
+        if HALF { [M::widen_f16(a), M::widen_f16(b)] } else { [M::widen_bf16(a), M::widen_bf16(b)] }
+    }
+}
