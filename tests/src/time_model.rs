@@ -104,7 +104,7 @@ struct Cut {
     row_neighbours: f64,
 }
 
-/// As the backend rounds a schedule (`backends/nvptx/src/{sm100,sm120,sm80}`).
+/// As the backend rounds a schedule (`backends/nvptx/src/engines`).
 fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool) -> Cut {
     let panels = c.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1);
     let asked = kernel.schedule.tile_m;

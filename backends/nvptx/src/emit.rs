@@ -1,8 +1,9 @@
 //! From a program to PTX, one module and one LLVM context for each kernel.
 
-use crate::code::Code;
-use crate::kernel::{self, Design, Kernel};
-use crate::{machine, sm80, sm100, sm120};
+use crate::builder::Builder;
+use crate::engines::{blackwell, geforce, portable};
+use crate::kernels::{self, Design, Kernel};
+use crate::machine;
 use inkwell::context::Context;
 use moec_ir::Diagnostic;
 use moec_ir::target::{Target, TargetKind};
@@ -84,7 +85,7 @@ fn emit_kernel(
         return Err(Diagnostic::input("not-a-gpu-target", format!("`{}` is not a GPU target", target.name)));
     };
     let kernel = &program.kernels[n];
-    kernel::check_types(program, &kernel.body)?;
+    kernels::check_types(program, &kernel.body)?;
     let Design { mut launch, registers, body } = design(program, kernel, smem_bytes, capability)?;
     launch.programmatic = capability >= 90;
     let context = Context::create();
@@ -94,8 +95,8 @@ fn emit_kernel(
     };
     let machine = machine::machine(target.name, ptx_version).map_err(|e| broken(e, String::new()))?;
     machine::prepare(&module, &machine);
-    let params = kernel::params(program, &kernel.body, launch.programmatic);
-    let code = Code::new(&context, &module, &kernel.name, &params, &launch, registers);
+    let params = kernels::params(program, &kernel.body, launch.programmatic);
+    let code = Builder::new(&context, &module, &kernel.name, &params, &launch, registers);
     if launch.programmatic {
         code.let_successor_start();
         // A persistent kernel waits after it has set up its barriers.
@@ -122,25 +123,25 @@ fn design<'p>(
     let schedule = &kernel.schedule;
     Ok(match &kernel.body {
         Body::Contract(c) if capability / 10 == 10 && c.is_tma_addressable(program) => {
-            sm100::contract(program, c, &kernel.body.operands(), schedule, smem_limit, capability)
+            blackwell::contract(program, c, &kernel.body.operands(), schedule, smem_limit, capability)
         }
-        Body::Contract(c) if c.has_coded_rows() && capability / 10 == 10 => match sm100::unfit(c) {
-            None => sm100::scaled(program, c, &kernel.body.operands(), schedule, smem_limit),
+        Body::Contract(c) if c.has_coded_rows() && capability / 10 == 10 => match blackwell::unfit(c) {
+            None => blackwell::scaled(program, c, &kernel.body.operands(), schedule, smem_limit),
             Some(why) => return Err(coded_rows(program, kernel, capability).note(why)),
         },
         Body::Contract(c) if c.has_coded_rows() && capability >= 120 => {
-            match c.segments.iter().find_map(sm120::unfit) {
-                None => sm80::contract(program, c, schedule, smem_limit, capability),
+            match c.segments.iter().find_map(geforce::unfit) {
+                None => portable::contract(program, c, schedule, smem_limit, capability),
                 Some(why) => return Err(coded_rows(program, kernel, capability).note(why)),
             }
         }
         Body::Contract(c) if c.has_coded_rows() => return Err(coded_rows(program, kernel, capability)),
-        Body::Contract(c) => sm80::contract(program, c, schedule, smem_limit, capability),
-        Body::Rows(p) => return kernel::rows::rows(program, p, schedule, smem_limit, capability),
-        Body::Plan(p) => kernel::plan::plan(program, p, schedule, smem_limit),
-        Body::Quantise(q) => kernel::quantise::quantise(program, q, schedule),
-        Body::Map(m) => kernel::map(program, m, schedule),
-        Body::Combine(c) => kernel::combine(program, c, schedule),
+        Body::Contract(c) => portable::contract(program, c, schedule, smem_limit, capability),
+        Body::Rows(p) => return kernels::rows::rows(program, p, schedule, smem_limit, capability),
+        Body::Plan(p) => kernels::plan::plan(program, p, schedule, smem_limit),
+        Body::Quantise(q) => kernels::quantise::quantise(program, q, schedule),
+        Body::Map(m) => kernels::map(program, m, schedule),
+        Body::Combine(c) => kernels::combine(program, c, schedule),
     })
 }
 

@@ -1,22 +1,17 @@
 //! Tile IR to LLVM to PTX.
 //!
-//! [`emit`] turns a verified tile program into one PTX module for each kernel. Contractions run on the pipeline of the
-//! target's machine generation: `sm100` on `tcgen05` where TMA can address the operands, `sm120` for codes by codes on
-//! block-scaled `mma.sync`, the portable one of `sm80` everywhere else. What machines with TMA share is in `pipeline`. All
-//! other kernels are the same everywhere (`kernel`).
+//! [`emit`] turns a verified tile program into one PTX module for each kernel. Matrix products run on an engine (`engines`),
+//! which is chosen by what the target's tensor cores and the product's operands are (`moec_ir::Engine`); what engines are made
+//! of lies in `parts`: the order of tiles, rings of stages, copies, decoding, epilogues. All other kernels are the same
+//! everywhere (`kernels`). Everything is written in the words of `builder`, a thin layer over LLVM's.
 
-mod code;
-mod decode;
+mod builder;
 mod emit;
-mod encode;
-mod kernel;
+mod engines;
+mod kernels;
 mod llvm;
 mod machine;
-mod math;
-mod pipeline;
-mod sm100;
-mod sm120;
-mod sm80;
+mod parts;
 
 pub use emit::{EmitOptions, GpuKernelImage, emit, emit_with};
 pub use llvm::{Llvm, llvm};

@@ -1,0 +1,173 @@
+//! Control flow and variables.
+
+use super::value::{Bool, Global, I32, Shared, ToI32, Value};
+use super::{Builder, Intrinsic};
+use inkwell::values::PointerValue;
+use inkwell::{AtomicOrdering, AtomicRMWBinOp, IntPredicate};
+use std::marker::PhantomData;
+
+/// A variable: set in one place, read in another, across branches and loops. Becomes a register.
+#[derive(Clone, Copy)]
+pub struct Var<'c, T> {
+    code: &'c Builder<'c>,
+    slot: PointerValue<'c>,
+    ty: inkwell::types::BasicTypeEnum<'c>,
+    holds: PhantomData<T>,
+}
+
+impl<'c, T: Value<'c>> Var<'c, T> {
+    pub fn get(self) -> T {
+        let zero = self.ty.const_zero();
+        T::from_raw(self.code, self.code.take(self.code.builder.build_load(self.ty, self.slot, ""), zero))
+    }
+
+    pub fn set(self, value: T) {
+        self.code.check(self.code.builder.build_store(self.slot, value.raw()));
+    }
+}
+
+impl<'c> Builder<'c> {
+    /// A new variable.
+    pub fn var<T: Value<'c>>(&'c self, init: T) -> Var<'c, T> {
+        let ty = init.raw().get_type();
+        let null = self.context.ptr_type(inkwell::AddressSpace::default()).const_null();
+        let slot = self.take(self.entry.build_alloca(ty, ""), null);
+        let var = Var { code: self, slot, ty, holds: PhantomData };
+        var.set(init);
+        var
+    }
+
+    /// `yes` where `condition` holds, else `no`; both are computed.
+    pub fn select<T: Value<'c>>(&'c self, condition: Bool<'c>, yes: T, no: T) -> T {
+        T::from_raw(self, self.take(self.builder.build_select(condition.v, yes.raw(), no.raw(), ""), yes.raw()))
+    }
+
+    /// Runs `then` where `condition` holds.
+    pub fn when(&'c self, condition: Bool<'c>, then: impl FnOnce()) {
+        self.either(condition, then, || ());
+    }
+
+    /// Runs one of two branches.
+    pub fn either(&'c self, condition: Bool<'c>, then: impl FnOnce(), otherwise: impl FnOnce()) {
+        let [yes, no, join] = ["then", "else", "join"].map(|n| self.context.append_basic_block(self.function, n));
+        self.check(self.builder.build_conditional_branch(condition.v, yes, no));
+        for (block, body) in [(yes, Box::new(then) as Box<dyn FnOnce() + '_>), (no, Box::new(otherwise))] {
+            self.builder.position_at_end(block);
+            body();
+            self.check(self.builder.build_unconditional_branch(join));
+        }
+        self.builder.position_at_end(join);
+    }
+
+    /// Ends the thread where `condition` holds. Before a barrier, it must hold for all threads of the block or for none.
+    pub fn exit_if(&'c self, condition: Bool<'c>) {
+        let [leave, stay] = ["exit", "stay"].map(|n| self.context.append_basic_block(self.function, n));
+        self.check(self.builder.build_conditional_branch(condition.v, leave, stay));
+        self.builder.position_at_end(leave);
+        self.check(self.builder.build_return(None));
+        self.builder.position_at_end(stay);
+    }
+
+    /// Runs `body` for `from`, `from + step`, … below `to` (signed).
+    pub fn range(&'c self, from: impl ToI32<'c>, to: impl ToI32<'c>, step: impl ToI32<'c>, body: impl FnOnce(I32<'c>)) {
+        let (from, to, step) = (from.to(self), to.to(self), step.to(self));
+        let [head, done] = ["loop", "done"].map(|n| self.context.append_basic_block(self.function, n));
+        let before = self.builder.get_insert_block();
+        self.check(self.builder.build_conditional_branch(from.signed_lt(to).v, head, done));
+        self.builder.position_at_end(head);
+        let Some((phi, before)) = self.builder.build_phi(self.context.i32_type(), "").ok().zip(before) else {
+            return self.fail("a loop was built outside of any block");
+        };
+        let i = I32 { code: self, v: phi.as_basic_value().into_int_value() };
+        body(i);
+        let next = i + step;
+        let again = self.builder.build_int_compare(IntPredicate::SLT, next.v, to.v, "");
+        let again = self.take(again, self.context.bool_type().const_zero());
+        let latch = self.builder.get_insert_block().unwrap_or(head);
+        self.check(self.builder.build_conditional_branch(again, head, done));
+        phi.add_incoming(&[(&from.v, before), (&next.v, latch)]);
+        self.builder.position_at_end(done);
+    }
+
+    /// Runs `body` again and again, until it gives false.
+    pub fn repeat(&'c self, body: impl FnOnce() -> super::Bool<'c>) {
+        let [head, done] = ["again", "done"].map(|n| self.context.append_basic_block(self.function, n));
+        self.check(self.builder.build_unconditional_branch(head));
+        self.builder.position_at_end(head);
+        let again = body();
+        self.check(self.builder.build_conditional_branch(again.v, head, done));
+        self.builder.position_at_end(done);
+    }
+
+    /// Lets the next kernel of the stream start as soon as every block of this one has come here.
+    pub fn let_successor_start(&'c self) {
+        self.call(Intrinsic::LaunchDependents, &[]);
+    }
+
+    /// Waits until the kernels before this one are done and what they wrote can be seen. Nothing that they write may be
+    /// read before, and nothing that they use written.
+    pub fn wait_for_predecessor(&'c self) {
+        self.call(Intrinsic::WaitForPrimary, &[]);
+        // For LLVM the wait touches no memory, and loads could be moved before it.
+        self.call(Intrinsic::FenceBlock, &[]);
+    }
+
+    /// Waits for all threads of the block; makes their shared-memory writes visible.
+    pub fn barrier(&'c self) {
+        self.call(Intrinsic::Barrier, &[self.i32(0).v.into()]);
+    }
+
+    /// Waits until `threads` threads of the block, whole warps, have come to barrier `id` (1 to 15); makes their
+    /// shared-memory writes visible to each other.
+    pub fn barrier_of(&'c self, id: u32, threads: u32) {
+        self.call(Intrinsic::NamedBarrier, &[self.i32(id).v.into(), self.i32(threads).v.into()]);
+    }
+
+    /// Runs `then` in the block that comes here last of `n_blocks`, when all that the others wrote before can be read.
+    ///
+    /// Blocks take numbers from `counter`, an i32 that is 0 before and after the launch. `scratch` is 4 bytes of the block's
+    /// own. All threads of a block come here together, and each block once.
+    pub fn when_last(&'c self, counter: Global<'c>, n_blocks: I32<'c>, scratch: Shared<'c>, then: impl FnOnce()) {
+        let is_first_thread = self.thread().eq(0);
+        // The barrier gathers the block's writes, the fence hands them on with the number.
+        self.barrier();
+        self.when(is_first_thread, || {
+            self.call(Intrinsic::FenceGpu, &[]);
+            self.store_i32(scratch, self.take_number(counter));
+        });
+        self.barrier();
+        let number = self.load_i32(scratch);
+        self.when(number.eq(n_blocks - 1), || {
+            self.call(Intrinsic::FenceGpu, &[]);
+            self.when(is_first_thread, || self.store_i32(counter, self.i32(0)));
+            self.barrier();
+            then();
+        });
+    }
+
+    /// Adds 1 to an i32 in global memory, indivisibly; gives what it was.
+    fn take_number(&'c self, counter: Global<'c>) -> I32<'c> {
+        let (one, add, order) = (self.i32(1), AtomicRMWBinOp::Add, AtomicOrdering::Monotonic);
+        I32 { code: self, v: self.take(self.builder.build_atomicrmw(add, counter.v, one.v, order), one.v) }
+    }
+
+    /// Waits for all threads of the cluster; makes their writes to each other's shared memory visible.
+    pub fn cluster_barrier(&'c self) {
+        self.call(Intrinsic::ClusterArrive, &[]);
+        self.call(Intrinsic::ClusterWait, &[]);
+    }
+
+    /// The number of the block in its cluster.
+    pub fn cluster_rank(&'c self) -> I32<'c> {
+        self.call_i32(Intrinsic::ClusterRank, &[])
+    }
+
+    /// Waits for all lanes of the warp; makes their shared-memory writes visible.
+    pub fn warp_barrier(&'c self) {
+        self.call(Intrinsic::WarpBarrier, &[self.full_warp().v.into()]);
+    }
+
+    pub(super) fn full_warp(&'c self) -> I32<'c> {
+        self.i32(u32::MAX)
+    }
+}

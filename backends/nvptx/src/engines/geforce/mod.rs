@@ -1,0 +1,13 @@
+//! Contractions of codes with codes on sm_120: `mma.sync` with block scaling.
+//!
+//! Tiles and their order are those of [`crate::engines::portable`]; a segment whose activations are codes is cut and computed here.
+
+mod copy;
+mod epilogue;
+mod fragments;
+mod geometry;
+mod scales;
+mod tile;
+
+pub use geometry::{ScaledGeometry, cut, unfit};
+pub use tile::tile;

@@ -1,0 +1,185 @@
+//! Scales of a tile: how they come to shared memory, and where a lane finds those of its fragments.
+//!
+//! Beside its codes, a stage holds for each row the bytes of the scales of its step: the aligned window of 4, 8 or 16 bytes
+//! that they lie in. Scales past the end of a row are zero bytes: 0, or a power of two that zero codes are multiplied with.
+
+use super::geometry::{GROUP, ScaledGeometry};
+use crate::builder::{Bool, Builder, F32, Global, I32, Shared};
+use crate::parts::decode::{block_of, scale_value};
+use moec_ir::quant::ScaleCode;
+use moec_ir::tile::{PanelQuant, Program, RowQuant, Segment};
+
+/// How the scales of one operand are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScaleCut {
+    pub code: ScaleCode,
+    /// Elements along K that have one scale; 0 for all.
+    block: u32,
+    /// Scales of a row.
+    cols: u32,
+    /// Bytes of a row's window.
+    width: u32,
+    /// Rows that have scales of their own in a stage: those of the tile, or 1.
+    rows: u32,
+    tile_k: u32,
+}
+
+impl ScaleCut {
+    pub fn of_weights(program: &Program, segment: &Segment, q: &PanelQuant, g: &ScaledGeometry) -> ScaleCut {
+        let (block_rows, n) = (q.format.block_rows, segment.n(program));
+        let one_row = block_rows == 0 || block_rows.is_multiple_of(g.tile_n.into()) || n == 1;
+        let cols = q.format.scale_grid(n, segment.k(program)).1;
+        let rows = if one_row { 1 } else { g.tile_n };
+        ScaleCut::new(q.format.scale, q.format.block_cols as u32, cols, rows, g.tile_k)
+    }
+
+    pub fn of_tokens(q: &RowQuant, g: &ScaledGeometry) -> ScaleCut {
+        ScaleCut::new(q.format().scale, q.q.block, q.n_blocks(), g.tile_m, g.tile_k)
+    }
+
+    fn new(code: ScaleCode, block: u32, cols: u64, rows: u32, tile_k: u32) -> ScaleCut {
+        let of_step = tile_k.checked_div(block).unwrap_or(1).max(1);
+        ScaleCut { code, block, cols: cols as u32, width: (of_step * code.bytes() as u32).max(4), rows, tile_k }
+    }
+
+    /// Bytes in a stage.
+    pub fn bytes(&self) -> u32 {
+        (self.rows * self.width).next_multiple_of(16)
+    }
+
+    fn scale_bytes(&self) -> u32 {
+        self.code.bytes() as u32
+    }
+
+    /// The bytes of a row at which the scales of a step begin.
+    fn first_byte<'c>(&self, c: &'c Builder<'c>, step: I32<'c>) -> I32<'c> {
+        if self.block != 0 && self.block <= self.tile_k {
+            return step * (self.tile_k / self.block * self.scale_bytes());
+        }
+        block_of(c, step * self.tile_k, self.block.into()) * self.scale_bytes()
+    }
+
+    /// The offset of a step's scales within their window.
+    fn within<'c>(&self, c: &'c Builder<'c>, step: I32<'c>) -> I32<'c> {
+        let fills = self.block != 0 && self.tile_k / self.block.min(self.tile_k) * self.scale_bytes() == self.width;
+        if fills || self.block == 0 { c.i32(0) } else { self.first_byte(c, step) & (self.width - 1) }
+    }
+
+    /// The offset of a row in a stage's scales.
+    fn row<'c>(&self, c: &'c Builder<'c>, row: I32<'c>) -> I32<'c> {
+        if self.rows == 1 { c.i32(0) } else { row * self.width }
+    }
+
+    /// The value of the scale of `row` for a step that has one.
+    pub fn value<'c>(&self, c: &'c Builder<'c>, scales: Shared<'c>, row: I32<'c>, step: I32<'c>) -> F32<'c> {
+        let at = scales.plus(self.row(c, row) + self.within(c, step));
+        scale_value(c, self.code, c.load_bits(at, self.code.bytes()), 120)
+    }
+
+    /// The bytes of the scales of `row` that a group of 128 elements has: one for each 32, or for each 16.
+    pub fn words<'c>(
+        &self,
+        c: &'c Builder<'c>,
+        scales: Shared<'c>,
+        row: I32<'c>,
+        step: I32<'c>,
+        group: u32,
+    ) -> Vec<I32<'c>> {
+        let at = scales.plus(self.row(c, row));
+        match self.block {
+            16 => c.load_two_words(at.at(group * 8)).to_vec(),
+            32 => vec![c.load_i32(at.at(group * 4))],
+            // Blocks that cover whole groups.
+            block if block.is_multiple_of(GROUP) => {
+                let byte = if block == 0 || block > self.tile_k { 0 } else { group * GROUP / block };
+                let bits = c.load_bits(at.plus(self.within(c, step)).at(byte), 1);
+                vec![bits * 0x0101_0101]
+            }
+            block => {
+                let at = at.plus(self.within(c, step));
+                let of = |quarter: u32| c.load_bits(at.at((group * GROUP + quarter * 32) / block), 1) << (8 * quarter);
+                vec![(1..4).fold(of(0), |word, i| word | of(i))]
+            }
+        }
+    }
+}
+
+/// Where scales lie in global memory.
+pub struct Source<'c> {
+    /// The address of scale 0 of a row of the tile, also of one that does not exist.
+    pub row: Box<dyn Fn(I32<'c>) -> Global<'c> + 'c>,
+    /// Bytes from one row of scales to the next.
+    pub pitch_bytes: u64,
+    /// Rows from here on have none; `None` when all have.
+    pub valid_rows: Option<I32<'c>>,
+}
+
+/// The part of a thread in copying the scales of one operand.
+pub struct ScaleCopier<'c> {
+    cut: ScaleCut,
+    threads: u32,
+    source: Source<'c>,
+    copies: Vec<OneCopy<'c>>,
+}
+
+struct OneCopy<'c> {
+    from: Global<'c>,
+    to: I32<'c>,
+    exists: Option<Bool<'c>>,
+    takes_part: Option<Bool<'c>>,
+}
+
+impl<'c> ScaleCopier<'c> {
+    pub fn new(c: &'c Builder<'c>, threads: u32, cut: ScaleCut, source: Source<'c>) -> ScaleCopier<'c> {
+        // Rows that are not aligned are copied byte by byte.
+        let n = if source.pitch_bytes.is_multiple_of(cut.width.into()) { cut.rows.div_ceil(threads) } else { 0 };
+        let copies = (0..n).map(|i| {
+            let row = c.thread() + i * threads;
+            OneCopy {
+                from: (source.row)(row),
+                to: row * cut.width,
+                exists: source.valid_rows.map(|n| row.lt(n)),
+                takes_part: ((i + 1) * threads > cut.rows).then(|| row.lt(cut.rows)),
+            }
+        });
+        let copies = copies.collect();
+        ScaleCopier { cut, threads, source, copies }
+    }
+
+    /// Starts the copy of a step's scales to `to`.
+    pub fn start(&self, c: &'c Builder<'c>, to: Shared<'c>, step: I32<'c>) {
+        let cut = &self.cut;
+        let at = cut.first_byte(c, step) - cut.within(c, step);
+        let total = cut.cols * cut.scale_bytes();
+        if self.copies.is_empty() {
+            return self.by_bytes(c, to, at, total);
+        }
+        let bytes = if total.is_multiple_of(cut.width) {
+            c.i32(cut.width)
+        } else {
+            (c.i32(total) - at).signed_max(0).signed_min(cut.width)
+        };
+        for copy in &self.copies {
+            let start = || {
+                let bytes = copy.exists.map_or(bytes, |exists| c.select(exists, bytes, c.i32(0)));
+                c.copy_async(to.plus(copy.to), copy.from.plus(at.wide()), cut.width, bytes);
+            };
+            match copy.takes_part {
+                Some(condition) => c.when(condition, start),
+                None => start(),
+            }
+        }
+    }
+
+    fn by_bytes(&self, c: &'c Builder<'c>, to: Shared<'c>, first: I32<'c>, total: u32) {
+        let width = self.cut.width;
+        c.range(c.thread(), self.cut.rows * width, self.threads, |i| {
+            let (row, at) = (i / width, first + i % width);
+            let in_row = at.lt(total);
+            let exists = self.source.valid_rows.map_or(in_row, |n| in_row.and(row.lt(n)));
+            let byte = c.var(c.i32(0));
+            c.when(exists, || byte.set(c.load_bits((self.source.row)(row).plus(at.wide()), 1)));
+            c.store_bits(to.plus(i), byte.get(), 1);
+        });
+    }
+}

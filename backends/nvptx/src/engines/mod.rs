@@ -1,0 +1,12 @@
+//! Engines: ways to run a contraction on tensor cores, one for each generation of them and one for all.
+//!
+//! | engine | products by | operands by |
+//! |---|---|---|
+//! | [`portable`] | `mma.sync`, exact f32 multiply-adds | `cp.async` |
+//! | [`hopper`] | `wgmma` | TMA, `cp.async` for gathered rows |
+//! | [`blackwell`] | `tcgen05` | TMA |
+//! | [`geforce`] | block-scaled `mma.sync` | `cp.async` |
+
+pub mod blackwell;
+pub mod geforce;
+pub mod portable;

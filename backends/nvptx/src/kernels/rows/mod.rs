@@ -1,0 +1,293 @@
+//! Row programs: router, scores, choice of experts, weights.
+//!
+//! A block takes some rows. All its warps compute the logits together; then each warp takes whole rows and runs the
+//! other steps, whose values lie in shared memory: 32 lanes beside each other along the row. Where the machine has
+//! clusters, several blocks share the columns of the router, and then the rows.
+
+mod choice;
+mod layout;
+mod linear;
+mod steps;
+
+use super::{Design, Grid, Kernel, Registers, plan};
+use crate::builder::{Bool, Builder, F32, I32, Shared};
+use layout::Layout;
+use moec_ir::tile::{Extent, GpuLaunch, Program, RowId, RowOp, RowOpKind, RowProgram, Schedule};
+use moec_ir::{DType, Diagnostic};
+
+/// Widest row from which experts are chosen: its scores are held in registers, this many for each lane.
+const MOST_SCORES_PER_LANE: u32 = 64;
+
+/// Passes over a row up to which the loop over its columns is written out.
+const MOST_UNROLLED: u32 = 8;
+
+/// Most blocks of a cluster.
+const MOST_BLOCKS: u32 = 8;
+
+/// Runs the program for every row; the block that is done last makes the plan, when there is one.
+///
+/// # Errors
+/// `row-too-wide` when a row's values do not fit in shared memory, or there are more scores to choose from than registers.
+pub fn rows<'p>(
+    program: &'p Program,
+    rows: &'p RowProgram,
+    schedule: &Schedule,
+    smem_limit: u32,
+    capability: u32,
+) -> Result<Design<'p>, Diagnostic> {
+    for op in &rows.ops {
+        let too_many = |id: RowId| rows.ops[id.0 as usize].width > u64::from(32 * MOST_SCORES_PER_LANE);
+        if matches!(op.kind, RowOpKind::TopK(x) if too_many(x)) {
+            let most = 32 * MOST_SCORES_PER_LANE;
+            return Err(Diagnostic::input("row-too-wide", format!("top-k chooses from more than {most} scores")));
+        }
+    }
+    let layout = Layout::new(rows);
+    let cut = Cut::new(program, rows, schedule, &layout, smem_limit, capability).ok_or_else(|| {
+        let (need, have) = (layout.row_bytes.div_ceil(1024), smem_limit / 1024);
+        let what = format!("one row of scores needs {need} KiB of shared memory; the target has {have} KiB");
+        Diagnostic::input("row-too-wide", what)
+    })?;
+    let mut grid = Grid::tiles(rows.rows, cut.tile_m, cut.blocks.into());
+    let mut smem_bytes = cut.smem_bytes(&layout);
+    let planner = rows.plan.as_ref().map(|p| plan::Planner::new(program, &p.plan, cut.warps, smem_limit));
+    if let Some(p) = &planner {
+        // Without tokens there is a plan all the same.
+        grid.min = grid.min.max(cut.blocks.into());
+        smem_bytes = smem_bytes.max(p.smem_bytes());
+    }
+    let launch = GpuLaunch {
+        grid: [grid, Extent::fixed(1), Extent::fixed(1)],
+        block_threads: cut.warps * 32,
+        cluster: cut.blocks,
+        dynamic_smem_bytes: smem_bytes,
+        persistent: false,
+        programmatic: false,
+        tensor_maps: Vec::new(),
+    };
+    let body = move |k: &Kernel| {
+        let c = k.builder;
+        let n_rows = k.rows_until(rows.rows, rows.until);
+        let first = (c.block_x() / cut.blocks) * cut.tile_m;
+        let (Some(planner), Some(then)) = (&planner, &rows.plan) else {
+            c.exit_if(first.ge(n_rows));
+            build(k, program, rows, &layout, &cut, (n_rows, first));
+            return;
+        };
+        // The first cluster stays without rows, too: somebody has to plan.
+        c.exit_if(first.ge(n_rows.signed_max(1)));
+        c.when(n_rows.gt(0), || build(k, program, rows, &layout, &cut, (n_rows, first)));
+        let n_blocks = n_rows.signed_max(1).div_ceil(cut.tile_m) * cut.blocks;
+        c.when_last(k.view(then.counter).base, n_blocks, c.shared(), || planner.build(k, cut.warps * 32));
+    };
+    Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
+}
+
+/// How a row program is cut: the one place where its schedule is rounded. The values of `tile_m` rows must fit in shared
+/// memory; `warps` is a power of two, 1…32.
+struct Cut {
+    /// Rows of a cluster.
+    tile_m: u32,
+    warps: u32,
+    /// Blocks of a cluster. They share the columns of the router and, after it, the rows.
+    blocks: u32,
+    /// Bytes for the warps' partial sums of the router.
+    partial_bytes: u32,
+}
+
+impl Cut {
+    fn new(
+        program: &Program,
+        rows: &RowProgram,
+        schedule: &Schedule,
+        layout: &Layout,
+        smem_limit: u32,
+        capability: u32,
+    ) -> Option<Cut> {
+        let linear = rows.ops.iter().filter_map(|op| match &op.kind {
+            RowOpKind::Linear { x, w, .. } => Some((op.width as u32, linear::Way::of(program, *x, *w))),
+            _ => None,
+        });
+        let mut cut =
+            Cut { tile_m: schedule.tile_m, warps: super::round_warps(schedule.warps, 32), blocks: 1, partial_bytes: 0 };
+        for (width, way) in linear {
+            // Clusters came with sm_90; on sm_120 they are of one block.
+            if (90..120).contains(&capability) {
+                let groups = (width / 8).clamp(1, MOST_BLOCKS);
+                cut.blocks = cut.blocks.max(1 << groups.ilog2());
+            }
+            if way != linear::Way::Fma {
+                cut.partial_bytes = linear::partial_bytes(cut.warps);
+            }
+        }
+        let room = smem_limit.checked_sub(cut.partial_bytes)? / layout.row_bytes;
+        cut.tile_m = cut.tile_m.clamp(1, room.saturating_mul(cut.blocks).max(1));
+        (room > 0).then_some(cut)
+    }
+
+    /// Rows whose values one block holds.
+    fn rows_of_a_block(&self) -> u32 {
+        self.tile_m.div_ceil(self.blocks)
+    }
+
+    fn smem_bytes(&self, layout: &Layout) -> u32 {
+        self.partial_bytes + layout.row_bytes * self.rows_of_a_block()
+    }
+}
+
+fn build<'c>(
+    k: &Kernel<'c, '_>,
+    program: &Program,
+    rows: &RowProgram,
+    layout: &Layout,
+    cut: &Cut,
+    (n_rows, first): (I32<'c>, I32<'c>),
+) {
+    let c = k.builder;
+    let n_here = (n_rows - first).min(cut.tile_m);
+    let rank = if cut.blocks > 1 { c.cluster_rank() } else { c.i32(0) };
+    let values = c.shared().at(cut.partial_bytes);
+    if cut.blocks > 1 {
+        // A block may write to its peers' memory only when they have started.
+        c.cluster_barrier();
+    }
+    let mut any_linear = false;
+    for (i, op) in rows.ops.iter().enumerate() {
+        let RowOpKind::Linear { x, w, bias } = &op.kind else { continue };
+        let job = linear::Linear {
+            x: k.view(*x),
+            w: k.view(*w),
+            bias: bias.map(|b| k.view(b)),
+            op,
+            depth: program.buffer(*x).cols as u32,
+            share: linear::Share { warps: cut.warps, rank, blocks: cut.blocks },
+            rows: linear::Rows { first, n: n_here, most: cut.tile_m },
+        };
+        // Row `r` of the cluster belongs to its block `r % blocks`.
+        let keep = |row: I32<'c>, col: I32<'c>, value: F32<'c>| {
+            let place = values.plus((row / cut.blocks) * layout.row_bytes + (col << 2)).at(layout.offsets[i]);
+            if cut.blocks > 1 {
+                c.store_f32_to_peer(place, row % cut.blocks, value);
+            } else {
+                c.store_f32(place, value);
+            }
+        };
+        match linear::Way::of(program, *x, *w) {
+            linear::Way::Mma(ty) => job.with_tensor_cores(c, ty, &keep),
+            linear::Way::Fma => job.with_multiply_adds(c, &keep),
+        }
+        any_linear = true;
+    }
+    if cut.blocks > 1 {
+        c.cluster_barrier();
+    } else if any_linear {
+        c.barrier();
+    }
+    c.range(c.warp() * cut.blocks + rank, n_here, cut.warps * cut.blocks, |row| {
+        let base = values.plus((row / cut.blocks) * layout.row_bytes);
+        let warp = Warp { c, ops: &rows.ops, layout, base, lane: c.lane() };
+        for i in 0..rows.ops.len() {
+            steps::step(k, &warp, i, first + row);
+            c.warp_barrier();
+            for store in rows.stores.iter().filter(|s| s.value.0 as usize == i) {
+                let out = k.view(store.buffer);
+                let value = warp.row(store.value);
+                warp.for_columns(value.width, |col| {
+                    let to = out.at(first + row, col);
+                    if value.is_int {
+                        c.store_i32(to, value.int(col));
+                    } else {
+                        c.store_elements(to, out.dtype, &[value.float(col)]);
+                    }
+                });
+            }
+        }
+        // The next row of this warp has its own memory; nothing to wait for.
+    });
+    for q in &rows.quantise {
+        c.range(c.warp() * cut.blocks + rank, n_here, cut.warps * cut.blocks, |row| {
+            super::quantise::quantise_row(k, q, first + row);
+        });
+    }
+}
+
+/// The steps of one row, run by one warp.
+struct Warp<'a, 'c> {
+    c: &'c Builder<'c>,
+    ops: &'a [RowOp],
+    layout: &'a Layout,
+    /// Start of the row's values.
+    base: Shared<'c>,
+    lane: I32<'c>,
+}
+
+/// A row of values in shared memory.
+#[derive(Clone, Copy)]
+struct Values<'c> {
+    c: &'c Builder<'c>,
+    at: Shared<'c>,
+    width: u32,
+    is_int: bool,
+}
+
+impl<'c> Values<'c> {
+    fn float(&self, col: I32<'c>) -> F32<'c> {
+        self.c.load_f32(self.at.plus(col << 2))
+    }
+
+    fn int(&self, col: I32<'c>) -> I32<'c> {
+        self.c.load_i32(self.at.plus(col << 2))
+    }
+
+    fn set_float(&self, col: I32<'c>, value: F32<'c>) {
+        self.c.store_f32(self.at.plus(col << 2), value);
+    }
+
+    fn set_int(&self, col: I32<'c>, value: I32<'c>) {
+        self.c.store_i32(self.at.plus(col << 2), value);
+    }
+}
+
+impl<'c> Warp<'_, 'c> {
+    fn row(&self, id: RowId) -> Values<'c> {
+        let op = &self.ops[id.0 as usize];
+        let at = self.base.at(self.layout.offsets[id.0 as usize]);
+        Values { c: self.c, at, width: op.width as u32, is_int: op.dtype == DType::I32 }
+    }
+
+    /// Scratch memory of step `i`.
+    fn scratch(&self, i: usize) -> Values<'c> {
+        let at = self.base.at(self.layout.scratch[i]);
+        Values { c: self.c, at, width: 0, is_int: true }
+    }
+
+    /// Runs `body` for the columns of this lane: `lane`, `lane + 32`, … below `width`.
+    fn for_columns(&self, width: u32, body: impl Fn(I32<'c>)) {
+        let passes = width.div_ceil(32);
+        if passes > MOST_UNROLLED {
+            self.c.range(self.lane, width, 32, body);
+            return;
+        }
+        for i in 0..passes {
+            let col = self.lane + i * 32;
+            if (i + 1) * 32 <= width {
+                body(col);
+            } else {
+                self.c.when(col.lt(width), || body(col));
+            }
+        }
+    }
+
+    /// The columns of this lane, all written out, each with whether it exists; absent ones stand at column 0.
+    fn columns(&self, width: u32) -> Vec<(I32<'c>, Bool<'c>)> {
+        let column = |i: u32| {
+            let col = self.lane + i * 32;
+            if (i + 1) * 32 <= width {
+                return (col, self.c.bool(true));
+            }
+            let exists = col.lt(width);
+            (self.c.select(exists, col, self.c.i32(0)), exists)
+        };
+        (0..width.div_ceil(32)).map(column).collect()
+    }
+}

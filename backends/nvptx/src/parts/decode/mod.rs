@@ -1,0 +1,197 @@
+//! Codes of quantised weights become floats, in registers.
+//!
+//! The value of an element is `round(code · (scale · global))`: two products in f32, each rounded once, then one rounding
+//! to the type of the parameter. Where code times scale is exact in f32 whatever they are, the last rounding is the only
+//! one, and a product of 16-bit floats makes the same bits: [`Decoder::packed`].
+
+mod panel;
+
+pub use panel::CodedPanel;
+
+use crate::builder::{Builder, F32, I32, MmaType};
+use moec_ir::DType;
+use moec_ir::quant::{Code, ScaleCode};
+use moec_ir::tile::PanelQuant;
+
+/// How the codes of one panel are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decoder {
+    code: Code,
+    scale: ScaleCode,
+    has_global: bool,
+    round: DType,
+    /// Compute capability of the target, 80 for sm_80: which conversions it has.
+    capability: u32,
+}
+
+impl Decoder {
+    pub fn new(q: &PanelQuant, capability: u32) -> Decoder {
+        let (code, scale) = (q.format.code, q.format.scale);
+        Decoder { code, scale, has_global: q.global.is_some(), round: q.round, capability }
+    }
+
+    /// The pairs of values of a word of codes, all of which have the factor `scale`: two values for each byte of 4-bit
+    /// codes, one for each byte of 8-bit ones, in the order of the codes.
+    pub fn pairs<'c>(&self, c: &'c Builder<'c>, word: I32<'c>, scale: F32<'c>) -> Vec<I32<'c>> {
+        let ty = MmaType::of(self.round).unwrap_or(MmaType::Bf16);
+        if self.packed() {
+            let scale = c.pack_pair(ty, scale, scale);
+            // Adding -0 changes nothing, not even the sign of a zero.
+            let nothing = c.i32(0x8000_8000);
+            return self.narrow(c, ty, word).into_iter().map(|x| c.fma_pairs(ty, x, scale, nothing)).collect();
+        }
+        let values = self.values(c, word);
+        let scaled = values.chunks_exact(2).map(|v| c.scale_pair([v[0], v[1]], scale));
+        scaled.map(|[low, high]| c.pack_pair(ty, low, high)).collect()
+    }
+
+    /// As [`Decoder::pairs`], with a factor for each element.
+    pub fn mixed_pairs<'c>(&self, c: &'c Builder<'c>, word: I32<'c>, scales: &[F32<'c>]) -> Vec<I32<'c>> {
+        let ty = MmaType::of(self.round).unwrap_or(MmaType::Bf16);
+        let values: Vec<F32> = self.values(c, word).into_iter().zip(scales).map(|(v, &s)| v * s).collect();
+        values.chunks(2).map(|v| c.pack_pair(ty, v[0], v[1])).collect()
+    }
+
+    /// The codes of a word as f32, exactly, in order.
+    pub fn values<'c>(&self, c: &'c Builder<'c>, word: I32<'c>) -> Vec<F32<'c>> {
+        match self.code {
+            Code::E4M3 => [0, 1].iter().flat_map(|&half| e4m3_pair(c, word, half, self.capability)).collect(),
+            Code::E5M2 => e5m2_pairs(c, word).iter().flat_map(|&p| c.widen_pair(MmaType::F16, p)).collect(),
+            Code::E2M1 if self.capability >= 100 => {
+                (0..4).flat_map(|byte| c.widen_pair(MmaType::F16, c.e2m1_pair(word >> (8 * byte)))).collect()
+            }
+            Code::E2M1 => {
+                self.narrow(c, MmaType::Bf16, word).iter().flat_map(|&p| c.widen_pair(MmaType::Bf16, p)).collect()
+            }
+            Code::Int4 => nibble_pairs(c, word)
+                .iter()
+                // 128 + u as bf16, in each half.
+                .flat_map(|&u| c.widen_pair(MmaType::Bf16, u | 0x4300_4300))
+                .map(|x| x - 136.0)
+                .collect(),
+        }
+    }
+
+    /// The element of a byte at an address: `odd` tells which of two 4-bit codes it is.
+    pub fn value<'c>(&self, c: &'c Builder<'c>, byte: I32<'c>, odd: I32<'c>, scale: F32<'c>) -> F32<'c> {
+        let word = if self.code.bits() == 4 { byte >> (odd << 2) } else { byte };
+        c.round(self.round, self.values(c, word)[0] * scale)
+    }
+
+    /// The factor of a block from its scale's own bits: `scale · global`.
+    pub fn scale<'c>(&self, c: &'c Builder<'c>, bits: I32<'c>, global: Option<F32<'c>>) -> F32<'c> {
+        let scale = scale_value(c, self.scale, bits, self.capability);
+        global.map_or(scale, |g| scale * g)
+    }
+
+    /// Whether 16-bit products make the same bits as f32 ones: when every scale is a value of the type and no product
+    /// has more than 24 significant bits, so that the only rounding is the one to the type.
+    fn packed(&self) -> bool {
+        let fits = match (self.round, self.scale) {
+            (DType::BF16, ScaleCode::BF16 | ScaleCode::E8M0 | ScaleCode::E4M3) => true,
+            (DType::F16, ScaleCode::F16 | ScaleCode::E4M3) => true,
+            (
+                DType::BF16 | DType::F16 | DType::F32 | DType::F64 | DType::I32 | DType::I64 | DType::U8,
+                ScaleCode::F32 | ScaleCode::BF16 | ScaleCode::F16 | ScaleCode::E8M0 | ScaleCode::E4M3,
+            ) => false,
+        };
+        // Where the target converts e2m1 to f16, two conversions on to bf16 and f32 products in pairs take fewer
+        // instructions than tables.
+        let tables = self.code == Code::E2M1 && self.round == DType::BF16;
+        fits && !self.has_global && self.code.bits() == 4 && !(tables && self.capability >= 100)
+    }
+
+    /// The codes of a word of 4-bit codes as pairs of 16-bit floats, exactly, in order.
+    fn narrow<'c>(&self, c: &'c Builder<'c>, ty: MmaType, word: I32<'c>) -> Vec<I32<'c>> {
+        match (self.code, ty) {
+            (Code::Int4, _) => {
+                // u + 128 (bf16) or u + 1024 (f16), of which the units are the lowest bits; then less by that and 8.
+                let (base, one, less) = match ty {
+                    MmaType::Bf16 => (0x4300_4300, 0x3f80_3f80, 0xc308_c308),
+                    MmaType::F16 => (0x6400_6400, 0x3c00_3c00, 0xe408_e408),
+                };
+                let exact = |u: I32<'c>| c.fma_pairs(ty, u | base, c.i32(one), c.i32(less));
+                nibble_pairs(c, word).into_iter().map(exact).collect()
+            }
+            (Code::E2M1, MmaType::F16) if self.capability >= 100 => {
+                (0..4).map(|byte| c.e2m1_pair(word >> (8 * byte))).collect()
+            }
+            (Code::E4M3 | Code::E5M2 | Code::E2M1, _) => {
+                [word, word >> 16].into_iter().flat_map(|w| e2m1_pairs(c, ty, w)).collect()
+            }
+        }
+    }
+}
+
+/// The value of a scale from its own bits.
+pub fn scale_value<'c>(c: &'c Builder<'c>, code: ScaleCode, bits: I32<'c>, capability: u32) -> F32<'c> {
+    match code {
+        ScaleCode::F32 => bits.as_f32(),
+        ScaleCode::BF16 => (bits << 16).as_f32(),
+        ScaleCode::F16 => c.widen_pair(MmaType::F16, bits)[0],
+        ScaleCode::E8M0 => {
+            // 2^-127 is subnormal; 255 is NaN.
+            let power = c.select(bits.eq(0), c.i32(1 << 22), bits << 23);
+            c.select(bits.eq(255), c.i32(0x7fc0_0000), power).as_f32()
+        }
+        ScaleCode::E4M3 => e4m3_pair(c, bits, 0, capability)[0],
+    }
+}
+
+/// Two FP8 e4m3 codes, in the low or the high half of a word.
+fn e4m3_pair<'c>(c: &'c Builder<'c>, word: I32<'c>, half: u32, capability: u32) -> [F32<'c>; 2] {
+    if capability >= 89 {
+        return c.widen_pair(MmaType::F16, c.e4m3_pair(word >> (16 * half)));
+    }
+    // As f16 with the exponent as it stands, 2^8 too small; the largest magnitude is the code of NaN.
+    let bytes = c.permute_bytes(word, c.i32(0), c.i32(if half == 0 { 0x1404 } else { 0x3424 }));
+    let pair = (bytes & 0x8000_8000) | ((bytes & 0x7f00_7f00) >> 1);
+    c.widen_pair(MmaType::F16, pair).map(|x| {
+        let x = x * 256.0;
+        c.select(x.abs().gt(448.0), c.f32(f32::NAN), x)
+    })
+}
+
+/// The number of the block that row or column `at` lies in; blocks of 0 are the whole axis.
+pub fn block_of<'c>(c: &'c Builder<'c>, at: I32<'c>, block: u64) -> I32<'c> {
+    match u32::try_from(block) {
+        Ok(0) | Err(_) => c.i32(0),
+        Ok(block) => at / block,
+    }
+}
+
+/// FP8 e5m2 is the upper byte of f16.
+fn e5m2_pairs<'c>(c: &'c Builder<'c>, word: I32<'c>) -> [I32<'c>; 2] {
+    [0x1404, 0x3424].map(|selector| c.permute_bytes(word, c.i32(0), c.i32(selector)))
+}
+
+/// The eight nibbles of a word, two to a word: in bits 0..4 and 16..20.
+fn nibble_pairs<'c>(c: &'c Builder<'c>, word: I32<'c>) -> Vec<I32<'c>> {
+    let high = word >> 4;
+    // Byte i of the word gives nibble 2i, of `high` nibble 2i + 1.
+    [0x0400, 0x1501, 0x2602, 0x3703]
+        .iter()
+        .map(|&selector| c.permute_bytes(word, high, c.i32(selector)) & 0x000f_000f)
+        .collect()
+}
+
+/// The four FP4 e2m1 codes in bits 0..16 as two pairs, by tables of bytes.
+fn e2m1_pairs<'c>(c: &'c Builder<'c>, ty: MmaType, word: I32<'c>) -> [I32<'c>; 2] {
+    // Upper bytes of 0, 0.5, 1, 1.5, 2, 3, 4, 6; of f16 the lower ones are zero.
+    let (upper, lower) = match ty {
+        MmaType::Bf16 => ([0x3f3f_3f00, 0x4040_4040], Some([0xc080_0000, 0xc080_4000])),
+        MmaType::F16 => ([0x3e3c_3800, 0x4644_4240], None),
+    };
+    let magnitude = word & 0x7777;
+    let look_up = |table: [u32; 2]| c.permute_bytes(c.i32(table[0]), c.i32(table[1]), magnitude);
+    // A digit with its highest bit set copies the sign of the byte that it names: 0xff instead of 0x80.
+    let signs = c.permute_bytes(c.i32(0x8080_8080), c.i32(0x8080_8080), word);
+    let upper = look_up(upper) | ((signs << 1) & 0x8080_8080);
+    match lower {
+        None => [0x1404, 0x3424].map(|selector| c.permute_bytes(upper, c.i32(0), c.i32(selector))),
+        Some(table) => {
+            let lower = look_up(table);
+            [0x5140, 0x7362].map(|selector| c.permute_bytes(lower, upper, c.i32(selector)))
+        }
+    }
+}

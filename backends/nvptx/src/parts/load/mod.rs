@@ -1,0 +1,5 @@
+//! How operands come to shared memory.
+
+mod maps;
+
+pub use maps::{SWIZZLE_BYTES, SegmentMaps, code_bytes, coded_maps, maps};
