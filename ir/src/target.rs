@@ -1,6 +1,7 @@
 //! The machines that moec compiles for.
 
 use crate::act_quant::ActQuant;
+use crate::engine::Engine;
 use crate::quant::QuantFormat;
 use crate::tile::ScaledProduct;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ pub enum TargetKind {
         capability: u32,
         /// Largest dynamic shared memory of a block, in bytes.
         smem_bytes: u32,
+        /// How it runs the contractions that its own engine takes.
+        engine: Engine,
     },
 }
 
@@ -120,20 +123,26 @@ const HOST: Machine = Machine {
     n_units: 2,
 };
 
-const fn gpu(name: &'static str, ptx_version: u32, capability: u32, smem_kib: u32, machine: Machine) -> Target {
-    Target { name, kind: TargetKind::Gpu { ptx_version, capability, smem_bytes: smem_kib * 1024 }, machine }
+const fn gpu(
+    name: &'static str,
+    (ptx_version, capability): (u32, u32),
+    smem_kib: u32,
+    engine: Engine,
+    machine: Machine,
+) -> Target {
+    Target { name, kind: TargetKind::Gpu { ptx_version, capability, smem_bytes: smem_kib * 1024, engine }, machine }
 }
 
 /// Every target, oldest first. Shared memory: CUDA C programming guide, table of technical specifications.
 pub const TARGETS: &[Target] = &[
     Target { name: "cpu", kind: TargetKind::Cpu, machine: HOST },
-    gpu("sm_80", 70, 80, 163, A100),
-    gpu("sm_90a", 80, 90, 227, H200),
-    gpu("sm_100a", 88, 100, 227, B200),
-    gpu("sm_100f", 88, 100, 227, B200),
-    gpu("sm_103a", 88, 103, 227, B300),
-    gpu("sm_120a", 88, 120, 99, RTX5090),
-    gpu("sm_120f", 88, 120, 99, RTX5090),
+    gpu("sm_80", (70, 80), 163, Engine::Portable, A100),
+    gpu("sm_90a", (80, 90), 227, Engine::Hopper, H200),
+    gpu("sm_100a", (88, 100), 227, Engine::Blackwell, B200),
+    gpu("sm_100f", (88, 100), 227, Engine::Blackwell, B200),
+    gpu("sm_103a", (88, 103), 227, Engine::Blackwell, B300),
+    gpu("sm_120a", (88, 120), 99, Engine::GeForce, RTX5090),
+    gpu("sm_120f", (88, 120), 99, Engine::GeForce, RTX5090),
 ];
 
 /// Chip names that stand for a target: `(alias, target)`.

@@ -1,11 +1,11 @@
 //! From a program to PTX, one module and one LLVM context for each kernel.
 
 use crate::builder::Builder;
-use crate::engines::{blackwell, geforce, portable};
+use crate::engines::{blackwell, geforce, hopper, portable};
 use crate::kernels::{self, Design, Kernel};
 use crate::machine;
 use inkwell::context::Context;
-use moec_ir::Diagnostic;
+use moec_ir::{Diagnostic, Engine};
 use moec_ir::target::{Target, TargetKind};
 use moec_ir::tile::{self, Body, GpuLaunch, Program};
 use std::sync::Mutex;
@@ -81,12 +81,12 @@ fn emit_kernel(
     target: &Target,
     options: &EmitOptions,
 ) -> Result<GpuKernelImage, Diagnostic> {
-    let TargetKind::Gpu { ptx_version, smem_bytes, capability } = target.kind else {
+    let TargetKind::Gpu { ptx_version, smem_bytes, capability, .. } = target.kind else {
         return Err(Diagnostic::input("not-a-gpu-target", format!("`{}` is not a GPU target", target.name)));
     };
     let kernel = &program.kernels[n];
     kernels::check_types(program, &kernel.body)?;
-    let Design { mut launch, registers, body } = design(program, kernel, smem_bytes, capability)?;
+    let Design { mut launch, registers, body } = design(program, kernel, target, smem_bytes, capability)?;
     launch.programmatic = capability >= 90;
     let context = Context::create();
     let module = context.create_module(&kernel.name);
@@ -117,26 +117,29 @@ fn emit_kernel(
 fn design<'p>(
     program: &'p Program,
     kernel: &'p tile::Kernel,
+    target: &Target,
     smem_limit: u32,
     capability: u32,
 ) -> Result<Design<'p>, Diagnostic> {
     let schedule = &kernel.schedule;
     Ok(match &kernel.body {
-        Body::Contract(c) if capability / 10 == 10 && c.is_tma_addressable(program) => {
-            blackwell::contract(program, c, &kernel.body.operands(), schedule, smem_limit, capability)
-        }
-        Body::Contract(c) if c.has_coded_rows() && capability / 10 == 10 => match blackwell::unfit(c) {
-            None => blackwell::scaled(program, c, &kernel.body.operands(), schedule, smem_limit),
-            Some(why) => return Err(coded_rows(program, kernel, capability).note(why)),
-        },
-        Body::Contract(c) if c.has_coded_rows() && capability >= 120 => {
-            match c.segments.iter().find_map(geforce::unfit) {
-                None => portable::contract(program, c, schedule, smem_limit, capability),
-                Some(why) => return Err(coded_rows(program, kernel, capability).note(why)),
+        Body::Contract(c) => {
+            let engine = Engine::of(target, program, c).map_err(|why| no_engine(program, kernel, target, &why))?;
+            let operands = kernel.body.operands();
+            match engine {
+                Engine::Hopper => hopper::contract(program, c, &operands, schedule, smem_limit)
+                    .map_err(|why| no_engine(program, kernel, target, &why))?,
+                Engine::Blackwell if c.has_coded_rows() => {
+                    blackwell::scaled(program, c, &operands, schedule, smem_limit)
+                }
+                Engine::Blackwell => blackwell::contract(program, c, &operands, schedule, smem_limit, capability),
+                Engine::GeForce => match c.segments.iter().find_map(geforce::unfit) {
+                    None => portable::contract(program, c, schedule, smem_limit, capability),
+                    Some(why) => return Err(no_engine(program, kernel, target, &why)),
+                },
+                Engine::Portable => portable::contract(program, c, schedule, smem_limit, capability),
             }
         }
-        Body::Contract(c) if c.has_coded_rows() => return Err(coded_rows(program, kernel, capability)),
-        Body::Contract(c) => portable::contract(program, c, schedule, smem_limit, capability),
         Body::Rows(p) => return kernels::rows::rows(program, p, schedule, smem_limit, capability),
         Body::Plan(p) => kernels::plan::plan(program, p, schedule, smem_limit),
         Body::Quantise(q) => kernels::quantise::quantise(program, q, schedule),
@@ -145,13 +148,11 @@ fn design<'p>(
     })
 }
 
-/// A product of codes with codes that this machine does not have.
-fn coded_rows(program: &Program, kernel: &tile::Kernel, capability: u32) -> Diagnostic {
+/// A product that no engine of this machine computes.
+fn no_engine(program: &Program, kernel: &tile::Kernel, target: &Target, why: &str) -> Diagnostic {
     Diagnostic::internal(
         "internal-error",
-        format!(
-            "kernel `{}` of `{}` multiplies rows of codes, for which sm_{capability} has no kernel",
-            kernel.name, program.name
-        ),
+        format!("kernel `{}` of `{}` is a product that {} has no kernel for", kernel.name, program.name, target.name),
     )
+    .note(why)
 }

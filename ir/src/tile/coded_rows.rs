@@ -130,6 +130,30 @@ impl Contract {
         self.segments.iter().all(|s| s.scaled_product() == Some(first)).then_some(first)
     }
 
+    /// Whether instructions with one type of code on each side multiply all segments.
+    ///
+    /// # Errors
+    /// Why they do not.
+    pub fn one_scaled_product(&self) -> Result<(), String> {
+        let codes = |s: &Segment| -> Vec<Option<Code>> {
+            let of_panels = s.panels.iter().map(|p| p.quant.as_ref().map(|q| q.format.code));
+            of_panels.chain([s.a_quant.as_ref().map(|q| q.q.code)]).collect()
+        };
+        let fits = |s: &Segment| {
+            let all = codes(s);
+            all[..all.len() - 1].iter().all(|c| c == &all[0])
+        };
+        let first = self.segments.first().map(codes).unwrap_or_default();
+        let alike = |s: &Segment| fits(s) && codes(s).last() == first.last() && codes(s)[0] == first[0];
+        if self.scaled_product().is_none() {
+            Err("its segments are multiplied in different ways".into())
+        } else if !self.segments.iter().all(alike) {
+            Err("its panels or segments have different codes".into())
+        } else {
+            Ok(())
+        }
+    }
+
     /// Whether rows of some segment are codes.
     pub fn has_coded_rows(&self) -> bool {
         self.segments.iter().any(|s| s.a_quant.is_some())

@@ -108,12 +108,16 @@ pub enum Intrinsic {
     TmemRelinquishPair,
     Tcgen05CommitPair,
     TmemCopyScalesPair,
+    WgmmaCommit,
+    WgmmaWait,
+    RegistersInc,
+    RegistersDec,
 }
 
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `q` i128, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 97] = [
+const TABLE: [(Intrinsic, &str, &str); 101] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -239,6 +243,10 @@ const TABLE: [(Intrinsic, &str, &str); 97] = [
     (Intrinsic::TmemRelinquishPair, "llvm.nvvm.tcgen05.relinq.alloc.permit.cg2", "v()"),
     (Intrinsic::Tcgen05CommitPair, "llvm.nvvm.tcgen05.commit.mc.shared.cg2", "v(sw)"),
     (Intrinsic::TmemCopyScalesPair, "llvm.nvvm.tcgen05.cp.32x128b_warpx4.cg2", "v(tl)"),
+    (Intrinsic::WgmmaCommit, "llvm.nvvm.wgmma.commit_group.sync.aligned", "v()"),
+    (Intrinsic::WgmmaWait, "llvm.nvvm.wgmma.wait_group.sync.aligned", "v(l)"),
+    (Intrinsic::RegistersInc, "llvm.nvvm.setmaxnreg.inc.sync.aligned.u32", "v(i)"),
+    (Intrinsic::RegistersDec, "llvm.nvvm.setmaxnreg.dec.sync.aligned.u32", "v(i)"),
 ];
 
 impl Intrinsic {

@@ -16,6 +16,7 @@ mod tensor;
 mod tma;
 mod value;
 mod warp;
+mod wgmma;
 
 pub use barrier::BARRIER_BYTES;
 pub use claim::CLAIM_BYTES;
@@ -25,6 +26,7 @@ pub use scaled::{CodedMma, ScaleWord};
 pub use tcgen05::{CtaGroup, LOAD_COLUMNS, ScaledKind};
 pub use tensor::MmaType;
 pub use tma::MapId;
+pub use wgmma::{WgmmaRows, WgmmaType};
 pub use value::{Bool, F32, Global, I32, I64, Shared};
 
 use crate::kernels::Registers;

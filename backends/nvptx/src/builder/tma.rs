@@ -40,6 +40,22 @@ impl<'c> Builder<'c> {
         self.copy(ctas, intrinsic, (to, barrier), map, at, None);
     }
 
+    /// As [`Builder::copy_box`] of one CTA, in the form that PTX 8.0 has: to the cluster's shared memory, of which a CTA's own is
+    /// part at the same address.
+    pub fn copy_box_in_cluster(&'c self, to: Shared<'c>, barrier: Shared<'c>, map: MapId, at: &[I32<'c>]) {
+        let intrinsic = match at.len() {
+            2 => Intrinsic::TmaPairLoad2,
+            3 => Intrinsic::TmaPairLoad3,
+            n => return self.fail(&format!("no box has {n} coordinates here")),
+        };
+        let no = BasicMetadataValueEnum::from(self.bool(false).v);
+        let mut args = vec![self.in_space(to.v, CLUSTER).into(), barrier.v.into(), self.map(map)];
+        args.extend(at.iter().map(|x| BasicMetadataValueEnum::from(x.v)));
+        let mask = self.block_mask(self.i32(0)).into();
+        args.extend([mask, self.i64(0).v.into(), no, no, self.i32(0).v.into()]);
+        self.call(intrinsic, &args);
+    }
+
     /// As [`Builder::copy_box`], of three coordinates, to the blocks of both pairs that have these rows of A.
     pub fn copy_shared_box(&'c self, to: Shared<'c>, barrier: Shared<'c>, map: MapId, at: &[I32<'c>; 3]) {
         let blocks = self.i32(0b101) << (self.cluster_rank() & 1);

@@ -9,4 +9,5 @@
 
 pub mod blackwell;
 pub mod geforce;
+pub mod hopper;
 pub mod portable;

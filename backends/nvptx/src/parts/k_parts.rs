@@ -105,14 +105,49 @@ impl<'c> Parts<'c> {
         [at, at + BARRIER_BYTES].map(|at| Barriers::new(c.shared().at(at), 1))
     }
 
-    /// Makes the barriers at this offset, where blocks share a tile. One thread calls.
-    pub fn init(c: &'c Builder<'c>, k: KParts, at: u32) {
+    /// Makes the barriers at this offset, where blocks share a tile, for `warps` warps with sums. One thread calls.
+    pub fn init(c: &'c Builder<'c>, k: KParts, at: u32, warps: u32) {
         if k.split {
             let [full, empty] = Self::barriers(c, at);
             // The first block hears of each warp that sends sums, the others of each warp of it that has read them.
-            full.init(c, 4 * (k.n - 1));
-            empty.init(c, 4);
+            full.init(c, warps * (k.n - 1));
+            empty.init(c, warps);
         }
+    }
+
+    /// The sums of the column `n` columns further on.
+    pub fn further(&self, n: u32) -> Parts<'c> {
+        Parts { column: self.column.at(n * 4), ..*self }
+    }
+
+    /// Does `take` with the sums of part `part` of a tile, which this thread has, and what becomes of them. `elected` is one
+    /// lane of the warp.
+    pub fn end(&self, elected: Bool<'c>, part: I32<'c>, take: impl Fn(End<'c>)) {
+        let (c, k) = (self.c, self.k);
+        match (k.split, k.n) {
+            (true, _) => self.end_of_split(elected, take),
+            (false, 1) => take(End::Stored),
+            (false, n) => c.either(part.ne(n - 1), || take(End::Kept(part)), || take(End::Stored)),
+        }
+    }
+
+    fn end_of_split(&self, elected: Bool<'c>, take: impl Fn(End<'c>)) {
+        let (c, k) = (self.c, self.k);
+        let (full, empty) = (self.full.at(c.i32(0)), self.empty.at(c.i32(0)));
+        let first = || {
+            c.wait_for_peers(full, self.round.parity());
+            take(End::Stored);
+            c.warp_barrier();
+            c.when(elected, || (1..k.n).for_each(|rank| c.arrive_at_peer(empty, rank)));
+        };
+        let others = || {
+            c.wait_for_peers(empty, self.round.parity_before());
+            take(End::Sent);
+            c.warp_barrier();
+            c.when(elected, || c.arrive_at_peer(full, 0));
+        };
+        c.either(c.cluster_rank().eq(0), first, others);
+        self.round.advance();
     }
 
     /// Does `take` for every part of a tile that this block makes: the part, and what becomes of its sums. `elected` is one
@@ -125,21 +160,8 @@ impl<'c> Parts<'c> {
             }
             return take(c.i32(k.n - 1), End::Stored);
         }
-        let (full, empty, rank) = (self.full.at(c.i32(0)), self.empty.at(c.i32(0)), c.cluster_rank());
-        let is_first = rank.eq(0);
-        c.when(is_first, || {
-            c.wait_for_peers(full, self.round.parity());
-            take(rank, End::Stored);
-            c.warp_barrier();
-            c.when(elected, || (1..k.n).for_each(|rank| c.arrive_at_peer(empty, rank)));
-        });
-        c.when(is_first.not(), || {
-            c.wait_for_peers(empty, self.round.parity_before());
-            take(rank, End::Sent);
-            c.warp_barrier();
-            c.when(elected, || c.arrive_at_peer(full, 0));
-        });
-        self.round.advance();
+        let rank = c.cluster_rank();
+        self.end_of_split(elected, |end| take(rank, end));
     }
 
     /// Byte offset of 16 rows of a panel from `row` on in the column.

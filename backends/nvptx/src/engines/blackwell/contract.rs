@@ -75,7 +75,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
         codes_empty.init(c, decoders);
         sums_full.init(c, 1);
         sums_empty.init(c, 4 * g.ctas.count());
-        Parts::init(c, g.k, Geometry::PART_BARRIERS);
+        Parts::init(c, g.k, Geometry::PART_BARRIERS, 4);
         board.init(READERS + decoders);
         c.publish_barriers();
     });

@@ -9,4 +9,4 @@ mod geometry;
 mod scaled;
 
 pub use contract::contract;
-pub use scaled::{scaled, unfit};
+pub use scaled::scaled;

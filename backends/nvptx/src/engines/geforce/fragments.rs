@@ -2,7 +2,7 @@
 
 use super::copy::phase;
 use super::geometry::{GROUP, Operand, Order, ScaledGeometry};
-use super::scales::ScaleCut;
+use crate::parts::load::scales::ScaleCut;
 use crate::builder::{Builder, CodedMma, F32, I32, ScaleWord, Shared, Var};
 
 /// The tiles of a stage.

@@ -8,7 +8,7 @@
 //! | `tile_k` | 128 or 256; 128 for FP8, and where scales are not cut or aligned at 256 |
 //! | `stages` | 2…8, less (and then a smaller `tile_k`) when shared memory is too small |
 
-use super::scales::ScaleCut;
+use crate::parts::load::scales::ScaleCut;
 use crate::builder::CodedMma;
 use crate::kernels::round_warps;
 use moec_ir::quant::Code;
@@ -193,9 +193,9 @@ pub fn cut(program: &Program, segment: &Segment, s: &Schedule, smem_limit: u32) 
     }
     loop {
         let panels = segment.panels.iter().filter_map(|p| p.quant.as_ref());
-        let of_panels = panels.map(|q| ScaleCut::of_weights(program, segment, q, &g).bytes());
+        let of_panels = panels.map(|q| ScaleCut::of_weights(program, segment, q, (g.tile_n, g.tile_k)).bytes());
         g.weight_scale_bytes = of_panels.max().unwrap_or(0);
-        g.token_scale_bytes = ScaleCut::of_tokens(rows, &g).bytes();
+        g.token_scale_bytes = ScaleCut::of_tokens(rows, (g.tile_m, g.tile_k)).bytes();
         if g.smem_bytes() <= smem_limit {
             return Some(g);
         }

@@ -6,7 +6,6 @@ mod copy;
 mod epilogue;
 mod fragments;
 mod geometry;
-mod scales;
 mod tile;
 
 pub use geometry::{ScaledGeometry, cut, unfit};

@@ -7,7 +7,7 @@ use super::copy::{self, Copier};
 use super::epilogue;
 use super::fragments::{Fragments, Stage};
 use super::geometry::ScaledGeometry;
-use super::scales::{self, ScaleCopier, ScaleCut};
+use crate::parts::load::scales::{self, ScaleCopier, ScaleCut};
 use crate::builder::{I32, Shared};
 use crate::engines::portable::Tile;
 use crate::kernels::Kernel;
@@ -25,9 +25,9 @@ struct Copiers<'c> {
 pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &ScaledGeometry, tile: &Tile<'c>) {
     let c = k.builder;
     let Some(rows) = &segment.a_quant else { return };
-    let of_tokens = ScaleCut::of_tokens(rows, g);
+    let of_tokens = ScaleCut::of_tokens(rows, (g.tile_m, g.tile_k));
     let quants = segment.panels.iter().filter_map(|p| p.quant.as_ref());
-    let of_panels: Vec<ScaleCut> = quants.map(|q| ScaleCut::of_weights(program, segment, q, g)).collect();
+    let of_panels: Vec<ScaleCut> = quants.map(|q| ScaleCut::of_weights(program, segment, q, (g.tile_n, g.tile_k))).collect();
     let copiers = copiers(k, program, segment, g, tile, rows);
     let n_steps = (segment.k(program) as u32).div_ceil(g.tile_k);
     let stage_at = |slot: I32<'c>| c.shared().plus(slot * g.stage_bytes());
@@ -125,8 +125,8 @@ fn copiers<'c>(
             base.plus((expert.wide() * grid_rows + block.wide()) * pitch_bytes)
         };
         let source = scales::Source { row: Box::new(row), pitch_bytes, valid_rows: columns };
-        let cut = ScaleCut::of_weights(program, segment, q, g);
-        scales.push((ScaleCopier::new(c, g.threads, cut, source), g.scales_at(p)));
+        let cut = ScaleCut::of_weights(program, segment, q, (g.tile_n, g.tile_k));
+        scales.push((ScaleCopier::new(c, (0, g.threads), cut, source), g.scales_at(p)));
     }
     let a = k.view(segment.a);
     let source_row = source_rows(k, segment, tile);
@@ -145,6 +145,6 @@ fn copiers<'c>(
         pitch_bytes: view.pitch * view.dtype.bytes() as u64,
         valid_rows: Some(tile.rows),
     };
-    scales.push((ScaleCopier::new(c, g.threads, ScaleCut::of_tokens(rows, g), source), g.scales_at(g.panels)));
+    scales.push((ScaleCopier::new(c, (0, g.threads), ScaleCut::of_tokens(rows, (g.tile_m, g.tile_k)), source), g.scales_at(g.panels)));
     Copiers { codes, scales }
 }

@@ -1,5 +1,6 @@
 //! How operands come to shared memory.
 
 mod maps;
+pub mod scales;
 
 pub use maps::{SWIZZLE_BYTES, SegmentMaps, code_bytes, coded_maps, maps};

@@ -45,27 +45,6 @@ const TEAM: u32 = 4;
 /// Roles that read the board beside the epilogue and the scales.
 const READERS: u32 = 3;
 
-/// Why codes cannot be multiplied in one launch, if they cannot: its instructions have one type of code on each side.
-pub fn unfit(contract: &Contract) -> Option<&'static str> {
-    let codes = |s: &Segment| -> Vec<Option<Code>> {
-        let of_panels = s.panels.iter().map(|p| p.quant.as_ref().map(|q| q.format.code));
-        of_panels.chain([s.a_quant.as_ref().map(|q| q.q.code)]).collect()
-    };
-    let fits = |s: &Segment| {
-        let all = codes(s);
-        all[..all.len() - 1].iter().all(|c| c == &all[0])
-    };
-    let first = contract.segments.first().map(codes).unwrap_or_default();
-    let alike = contract.segments.iter().all(|s| fits(s) && codes(s).last() == first.last() && codes(s)[0] == first[0]);
-    if contract.scaled_product().is_none() {
-        Some("its segments are multiplied in different ways")
-    } else if !alike {
-        Some("its panels or segments have different codes")
-    } else {
-        None
-    }
-}
-
 /// A contraction of codes with codes for the tensor cores of sm_100.
 pub fn scaled<'p>(
     program: &'p Program,
@@ -98,7 +77,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry,
         empty.init(c, g.ctas.groups());
         sums_full.init(c, 1);
         sums_empty.init(c, TEAM * g.ctas.count());
-        Parts::init(c, g.k, ScaledGeometry::PART_BARRIERS);
+        Parts::init(c, g.k, ScaledGeometry::PART_BARRIERS, TEAM);
         board.init(READERS + TEAM + scales);
         c.publish_barriers();
     });

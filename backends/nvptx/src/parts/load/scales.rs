@@ -3,11 +3,16 @@
 //! Beside its codes, a stage holds for each row the bytes of the scales of its step: the aligned window of 4, 8 or 16 bytes
 //! that they lie in. Scales past the end of a row are zero bytes: 0, or a power of two that zero codes are multiplied with.
 
-use super::geometry::{GROUP, ScaledGeometry};
 use crate::builder::{Bool, Builder, F32, Global, I32, Shared};
 use crate::parts::decode::{block_of, scale_value};
 use moec_ir::quant::ScaleCode;
 use moec_ir::tile::{PanelQuant, Program, RowQuant, Segment};
+
+/// Elements along k that [`ScaleCut::words`] gives the scales of.
+const GROUP: u32 = 128;
+
+/// Machines with these copies convert e4m3.
+const HAS_E4M3: u32 = 90;
 
 /// How the scales of one operand are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +30,23 @@ pub struct ScaleCut {
 }
 
 impl ScaleCut {
-    pub fn of_weights(program: &Program, segment: &Segment, q: &PanelQuant, g: &ScaledGeometry) -> ScaleCut {
+    /// Of `tile_n` rows of weights, in steps of `tile_k` elements.
+    pub fn of_weights(
+        program: &Program,
+        segment: &Segment,
+        q: &PanelQuant,
+        (tile_n, tile_k): (u32, u32),
+    ) -> ScaleCut {
         let (block_rows, n) = (q.format.block_rows, segment.n(program));
-        let one_row = block_rows == 0 || block_rows.is_multiple_of(g.tile_n.into()) || n == 1;
+        let one_row = block_rows == 0 || block_rows.is_multiple_of(tile_n.into()) || n == 1;
         let cols = q.format.scale_grid(n, segment.k(program)).1;
-        let rows = if one_row { 1 } else { g.tile_n };
-        ScaleCut::new(q.format.scale, q.format.block_cols as u32, cols, rows, g.tile_k)
+        let rows = if one_row { 1 } else { tile_n };
+        ScaleCut::new(q.format.scale, q.format.block_cols as u32, cols, rows, tile_k)
     }
 
-    pub fn of_tokens(q: &RowQuant, g: &ScaledGeometry) -> ScaleCut {
-        ScaleCut::new(q.format().scale, q.q.block, q.n_blocks(), g.tile_m, g.tile_k)
+    /// Of `tile_m` rows of activations, in steps of `tile_k` elements.
+    pub fn of_tokens(q: &RowQuant, (tile_m, tile_k): (u32, u32)) -> ScaleCut {
+        ScaleCut::new(q.format().scale, q.q.block, q.n_blocks(), tile_m, tile_k)
     }
 
     fn new(code: ScaleCode, block: u32, cols: u64, rows: u32, tile_k: u32) -> ScaleCut {
@@ -73,7 +85,21 @@ impl ScaleCut {
     /// The value of the scale of `row` for a step that has one.
     pub fn value<'c>(&self, c: &'c Builder<'c>, scales: Shared<'c>, row: I32<'c>, step: I32<'c>) -> F32<'c> {
         let at = scales.plus(self.row(c, row) + self.within(c, step));
-        scale_value(c, self.code, c.load_bits(at, self.code.bytes()), 120)
+        scale_value(c, self.code, c.load_bits(at, self.code.bytes()), HAS_E4M3)
+    }
+
+    /// The bits of the scale of `row` for element `k` of a step, where blocks divide steps or are whole steps.
+    pub fn bits<'c>(
+        &self,
+        c: &'c Builder<'c>,
+        scales: Shared<'c>,
+        row: I32<'c>,
+        step: I32<'c>,
+        k: u32,
+    ) -> I32<'c> {
+        let block = if self.block == 0 || self.block >= self.tile_k { 0 } else { k / self.block };
+        let at = scales.plus(self.row(c, row) + self.within(c, step)).at(block * self.scale_bytes());
+        c.load_bits(at, self.code.bytes())
     }
 
     /// The bytes of the scales of `row` that a group of 128 elements has: one for each 32, or for each 16.
@@ -117,6 +143,8 @@ pub struct Source<'c> {
 /// The part of a thread in copying the scales of one operand.
 pub struct ScaleCopier<'c> {
     cut: ScaleCut,
+    /// The number of this thread among those that copy, and how many they are.
+    thread: I32<'c>,
     threads: u32,
     source: Source<'c>,
     copies: Vec<OneCopy<'c>>,
@@ -130,11 +158,18 @@ struct OneCopy<'c> {
 }
 
 impl<'c> ScaleCopier<'c> {
-    pub fn new(c: &'c Builder<'c>, threads: u32, cut: ScaleCut, source: Source<'c>) -> ScaleCopier<'c> {
+    /// For `threads` threads from thread `first` of the CTA on.
+    pub fn new(
+        c: &'c Builder<'c>,
+        (first, threads): (u32, u32),
+        cut: ScaleCut,
+        source: Source<'c>,
+    ) -> ScaleCopier<'c> {
+        let thread = if first == 0 { c.thread() } else { c.thread() - first };
         // Rows that are not aligned are copied byte by byte.
         let n = if source.pitch_bytes.is_multiple_of(cut.width.into()) { cut.rows.div_ceil(threads) } else { 0 };
         let copies = (0..n).map(|i| {
-            let row = c.thread() + i * threads;
+            let row = thread + i * threads;
             OneCopy {
                 from: (source.row)(row),
                 to: row * cut.width,
@@ -143,7 +178,7 @@ impl<'c> ScaleCopier<'c> {
             }
         });
         let copies = copies.collect();
-        ScaleCopier { cut, threads, source, copies }
+        ScaleCopier { cut, thread, threads, source, copies }
     }
 
     /// Starts the copy of a step's scales to `to`.
@@ -173,7 +208,7 @@ impl<'c> ScaleCopier<'c> {
 
     fn by_bytes(&self, c: &'c Builder<'c>, to: Shared<'c>, first: I32<'c>, total: u32) {
         let width = self.cut.width;
-        c.range(c.thread(), self.cut.rows * width, self.threads, |i| {
+        c.range(self.thread, self.cut.rows * width, self.threads, |i| {
             let (row, at) = (i / width, first + i % width);
             let in_row = at.lt(total);
             let exists = self.source.valid_rows.map_or(in_row, |n| in_row.and(row.lt(n)));

@@ -1,0 +1,176 @@
+//! The kernel: twelve warps, each with one role.
+//!
+//! | warp | role | waits for | arrives at |
+//! |---|---|---|---|
+//! | 0 | starts copies of weights, and of rows that are adjacent | empty stages | full stages |
+//! | 1 | finds tiles | free places on the board | the board |
+//! | 2-3 | bring rows that are gathered, and scales | empty stages | full stages |
+//! | 4-7, 8-11 | multiply, then store: 64 columns each | full stages | empty stages |
+//!
+//! The two warpgroups run at their own pace within the ring: while one stores a tile, the other multiplies, and copies of the
+//! next tile arrive.
+//!
+//! Where a result is the sum of several parts along k, one CTA makes them one after another, or the CTAs of a cluster make
+//! one each and the first adds what the others send it (`parts::k_parts`).
+
+use crate::builder::{BARRIER_BYTES, Bool, I32, Shared, WgmmaType};
+use crate::kernels::{Design, Kernel, Registers};
+use crate::parts::k_parts::{KParts, Parts};
+use crate::parts::{Barriers, Board, Order, SegmentMaps, Tile, extent, maps, publish_tiles};
+use moec_ir::DType;
+use moec_ir::engine::hopper::{self, CONTROL_BYTES, Geometry, MOST_STAGES, TILE_K, TILE_N, WARPS};
+use moec_ir::tile::{BufferId, Contract, Program, Schedule, Segment};
+
+const WEIGHTS: u32 = 0;
+const TILES: u32 = 1;
+/// The first of those that bring rows.
+pub const ROWS: u32 = 2;
+/// Warps that bring rows.
+pub const ROW_WARPS: u32 = 2;
+/// The first of those that multiply; each four are a warpgroup.
+pub const PRODUCTS: u32 = 4;
+/// Warps that multiply.
+const PRODUCT_WARPS: u32 = WARPS - PRODUCTS;
+/// Roles that read the board: the thread that starts copies, and each warp that brings rows or multiplies.
+const READERS: u32 = 1 + ROW_WARPS + PRODUCT_WARPS;
+/// Registers of a thread that brings operands, and of one that multiplies: of 65,536, of which a CTA starts with 168 for each
+/// of its 384 threads.
+const FEW_REGISTERS: u32 = 40;
+const MANY_REGISTERS: u32 = 232;
+const _: () = assert!((PRODUCTS * FEW_REGISTERS + PRODUCT_WARPS * MANY_REGISTERS) * 32 <= 65_536);
+
+/// Byte offset of the barriers of stages: full ones, then empty ones.
+const STAGE_BARRIERS: u32 = Board::BYTES;
+/// Byte offset of the barriers of sums of other CTAs.
+const PART_BARRIERS: u32 = STAGE_BARRIERS + 2 * MOST_STAGES * BARRIER_BYTES;
+/// Byte offset of the numbers of gathered rows: 256 of them at most.
+pub const ROW_IDS: u32 = (PART_BARRIERS + Parts::BARRIERS).next_multiple_of(16);
+const _: () = assert!(ROW_IDS + 256 * 4 <= CONTROL_BYTES);
+
+/// A contraction for the tensor cores of sm_90.
+///
+/// # Errors
+/// What the schedule asks and this engine does not build.
+pub fn contract<'p>(
+    program: &'p Program,
+    contract: &'p Contract,
+    operands: &[(BufferId, bool)],
+    schedule: &Schedule,
+    smem_bytes: u32,
+) -> Result<Design<'p>, String> {
+    let fitted = hopper::fit(program, contract, *schedule, smem_bytes);
+    if fitted != *schedule {
+        return Err(format!("its schedule is {schedule:?}, and the nearest that is built is {fitted:?}"));
+    }
+    let ty = match hopper::element(program, contract) {
+        Some(DType::BF16) => WgmmaType::Bf16,
+        Some(DType::F16) => WgmmaType::F16,
+        other => return Err(format!("its rows are {other:?}")),
+    };
+    let g = Geometry::of(program, contract, schedule);
+    let (tensor_maps, segment_maps) = maps(program, contract, operands, TILE_N, g.box_rows());
+    let tiles = extent(program, contract, g.tile_m, TILE_N);
+    let order = Order { team: schedule.blocks(), dynamic: false };
+    let launch = order.launch(tiles, WARPS * 32, g.smem_bytes(), tensor_maps);
+    let body = move |k: &Kernel| build(k, program, contract, (&g, ty, order), &segment_maps);
+    Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
+}
+
+fn build(
+    k: &Kernel,
+    program: &Program,
+    contract: &Contract,
+    (g, ty, order): (&Geometry, WgmmaType, Order),
+    maps: &[SegmentMaps],
+) {
+    let c = k.builder;
+    let barriers = |first: u32| Barriers::new(c.shared().at(first), g.stages);
+    let (full, empty) = (barriers(STAGE_BARRIERS), barriers(STAGE_BARRIERS + g.stages * BARRIER_BYTES));
+    let board = Board::new(c, c.shared(), order);
+    let parts = KParts { n: g.k_parts, split: g.split };
+    let sync = || if g.split { c.cluster_barrier() } else { c.barrier() };
+    let (warp, elected) = (c.warp(), c.elect());
+    c.when(warp.eq(WEIGHTS).and(elected), || {
+        full.init(c, 1 + ROW_WARPS);
+        empty.init(c, PRODUCT_WARPS);
+        Parts::init(c, parts, PART_BARRIERS, PRODUCT_WARPS);
+        board.init(READERS);
+        c.publish_barriers();
+    });
+    c.when(warp.eq(ROWS).and(elected), || {
+        maps.iter().flat_map(|m| m.weights.iter().chain([&m.activations])).for_each(|&map| c.prefetch_map(map));
+    });
+    c.warp_barrier();
+    sync();
+    // Up to here nothing depends on the kernels before.
+    c.wait_for_predecessor();
+    let cta = Cta { k, program, contract, g, ty, maps, parts, elected, warp, full, empty, board };
+    let bring = || {
+        c.give_registers(FEW_REGISTERS);
+        c.when(warp.eq(WEIGHTS), || cta.copy_boxes());
+        c.when(warp.eq(TILES), || publish_tiles(k, program, contract, &cta.board, elected, (g.tile_m, TILE_N)));
+        c.when(warp.ge(ROWS), || cta.copy_rows());
+    };
+    let multiply = || {
+        c.take_registers(MANY_REGISTERS);
+        cta.multiply(PART_BARRIERS);
+    };
+    c.either(warp.lt(PRODUCTS), bring, multiply);
+    if g.split {
+        // What is sent to a CTA arrives before it goes.
+        c.warp_barrier();
+        sync();
+    }
+}
+
+/// A CTA and what its roles share.
+pub struct Cta<'k, 'c, 'p> {
+    pub k: &'k Kernel<'c, 'p>,
+    pub program: &'k Program,
+    pub contract: &'k Contract,
+    pub g: &'k Geometry,
+    pub ty: WgmmaType,
+    pub maps: &'k [SegmentMaps],
+    pub parts: KParts,
+    pub elected: Bool<'c>,
+    pub warp: I32<'c>,
+    pub full: Barriers<'c>,
+    pub empty: Barriers<'c>,
+    pub board: Board<'c>,
+}
+
+impl<'c> Cta<'_, 'c, '_> {
+    /// Builds `body` for each segment and runs it for the tile's.
+    pub fn each_segment<'s>(&'s self, tile: &Tile<'c>, mut body: impl FnMut(usize, &'s Segment)) {
+        let c = self.k.builder;
+        let segments = &self.contract.segments;
+        for (i, segment) in segments.iter().enumerate() {
+            if segments.len() == 1 {
+                body(i, segment);
+            } else {
+                c.when(tile.segment.eq(i as u32), || body(i, segment));
+            }
+        }
+    }
+
+    pub fn n_steps(&self, segment: &Segment) -> u32 {
+        (segment.k(self.program) as u32).div_ceil(TILE_K)
+    }
+
+    /// The steps of this CTA: first, and behind the last.
+    pub fn steps(&self, segment: &Segment) -> (I32<'c>, I32<'c>) {
+        self.parts.all_steps(self.k.builder, self.n_steps(segment))
+    }
+
+    pub fn stage(&self, slot: I32<'c>) -> Shared<'c> {
+        self.k.builder.shared().at(CONTROL_BYTES).plus(slot * self.g.stage_bytes())
+    }
+
+    /// Rows of activations that the products of a tile read: those of the smallest loop that holds the tile's.
+    pub fn rows_read(&self, tile: &Tile<'c>) -> I32<'c> {
+        let c = self.k.builder;
+        let mut steps = self.g.row_steps().into_iter().rev();
+        let most = c.i32(steps.next().unwrap_or(self.g.tile_m));
+        steps.fold(most, |n, step| c.select(tile.rows.gt(step), n, c.i32(step)))
+    }
+}

@@ -1,0 +1,194 @@
+//! How operands come to a stage.
+//!
+//! One thread starts copies of boxes: weights or their codes, and activations whose rows are adjacent. Two warps start copies
+//! of 16 bytes of gathered rows, and of the windows of scales. Those complete in the order in which they were started; the
+//! warps tell of a stage when copies of [`Cta::ahead`] later ones are under way.
+
+use super::contract::{Cta, ROW_IDS, ROW_WARPS, ROWS};
+use crate::builder::{I32, Shared, Var};
+use crate::parts::decode::block_of;
+use crate::parts::load::scales::{ScaleCopier, ScaleCut, Source};
+use crate::parts::{Reader, Ring, Tile};
+use moec_ir::engine::hopper::{ROW_BYTES, TILE_K, TILE_N, scale_window, weight_row_bytes};
+use moec_ir::tile::{RowMap, Segment};
+
+/// Most stages whose copies are under way before the first is told of.
+const MOST_AHEAD: u32 = 7;
+
+/// Where the warps that bring rows stand.
+struct Progress<'c> {
+    /// The stage to fill, and the one to tell of.
+    ring: Ring<'c>,
+    behind: Ring<'c>,
+    /// Stages that nobody was told of.
+    pending: Var<'c, I32<'c>>,
+}
+
+impl<'c> Cta<'_, 'c, '_> {
+    /// Stages whose copies are under way when the one before them is told of. A product gives its stage back when the next
+    /// has been started, so that two stages are always beyond them.
+    fn ahead(&self) -> u32 {
+        (self.g.stages - 2).min(MOST_AHEAD)
+    }
+
+    /// Byte offset in a stage of the weights of panel `panel`.
+    pub fn panel(&self, segment: &Segment, panel: usize) -> u32 {
+        segment.panels[..panel].iter().map(|p| TILE_N * weight_row_bytes(p.quant.as_ref())).sum()
+    }
+
+    /// Starts copies of boxes. One warp calls.
+    pub fn copy_boxes(&self) {
+        let c = self.k.builder;
+        c.when(self.elected, || {
+            let ring = Ring::new(c, self.g.stages);
+            self.board.each_tile(&Reader::Thread, |tile| {
+                self.each_segment(tile, |i, segment| {
+                    let (first, end) = self.steps(segment);
+                    let weights = self.panel(segment, segment.panels.len());
+                    let box_rows = self.g.box_rows();
+                    let rows = if segment.a_rows == RowMap::Same { self.rows_read(tile) } else { c.i32(0) };
+                    c.range(first, end, 1, |step| {
+                        let (full, stage) = (self.full.at(ring.slot()), self.stage(ring.slot()));
+                        c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
+                        c.arrive_expecting(full, rows * ROW_BYTES + weights);
+                        for (p, (&map, panel)) in self.maps[i].weights.iter().zip(&segment.panels).enumerate() {
+                            // Maps of codes count bytes.
+                            let wide = panel.quant.as_ref().map_or(TILE_K, |q| weight_row_bytes(Some(q)));
+                            let to = stage.at(self.panel(segment, p));
+                            c.copy_box_in_cluster(to, full, map, &[step * wide, tile.col, tile.expert]);
+                        }
+                        if segment.a_rows == RowMap::Same {
+                            let activations = stage.at(self.g.activations());
+                            c.range(0, rows, box_rows, |row| {
+                                let to = activations.plus(row * ROW_BYTES);
+                                let at = [step * TILE_K, tile.row + row];
+                                c.copy_box_in_cluster(to, full, self.maps[i].activations, &at);
+                            });
+                        }
+                        ring.advance();
+                    });
+                });
+            });
+        });
+    }
+
+    /// Starts copies of gathered rows and of scales. [`ROW_WARPS`] warps call.
+    pub fn copy_rows(&self) {
+        let c = self.k.builder;
+        let ring = || Ring::new(c, self.g.stages);
+        let progress = Progress { ring: ring(), behind: ring(), pending: c.var(c.i32(0)) };
+        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+            self.each_segment(tile, |_, segment| {
+                let rows = self.rows_read(tile);
+                if let RowMap::Gather(map) = segment.a_rows {
+                    self.find_rows(tile, rows, map);
+                }
+                let scales = self.scale_copiers(segment, tile);
+                let (first, end) = self.steps(segment);
+                c.range(first, end, 1, |step| {
+                    let slot = progress.ring.slot();
+                    c.wait_for(self.empty.at(slot), progress.ring.parity_before());
+                    let stage = self.stage(slot);
+                    if let RowMap::Gather(_) = segment.a_rows {
+                        self.start_rows(segment, rows, stage.at(self.g.activations()), step);
+                    }
+                    for (copier, at) in &scales {
+                        copier.start(c, stage.at(self.g.scales() + at), step);
+                    }
+                    c.commit_copies();
+                    progress.ring.advance();
+                    progress.pending.set(progress.pending.get() + 1);
+                    c.when(progress.pending.get().gt(self.ahead()), || {
+                        c.wait_copies(self.ahead());
+                        self.tell(&progress);
+                    });
+                });
+            });
+            // Numbers of rows are read before those of the next tile take their place.
+            c.warp_barrier();
+        });
+        c.wait_copies(0);
+        c.range(0, progress.pending.get(), 1, |_| self.tell(&progress));
+    }
+
+    /// Tells of the oldest stage that nobody was told of, whose copies have come.
+    fn tell(&self, progress: &Progress<'c>) {
+        let c = self.k.builder;
+        c.publish_shared();
+        c.warp_barrier();
+        c.when(self.elected, || c.arrive(self.full.at(progress.behind.slot())));
+        progress.behind.advance();
+        progress.pending.set(progress.pending.get() - 1);
+    }
+
+    /// The rows that this warp copies, four of every eight, and the number of this thread among those that do.
+    fn place(&self) -> (I32<'c>, I32<'c>) {
+        let thread = self.k.builder.thread() - ROWS * 32;
+        (thread >> 3, thread & 7)
+    }
+
+    /// Writes down which row of the activations belongs to each row of a tile that this warp copies; -1 where there is none.
+    fn find_rows(&self, tile: &Tile<'c>, rows: I32<'c>, map: moec_ir::tile::BufferId) {
+        let c = self.k.builder;
+        let (map, ids) = (self.k.view(map), c.shared().at(ROW_IDS));
+        let half = (self.warp - ROWS) << 2;
+        c.range(c.lane(), rows >> 1, 32, |i| {
+            let row = ((i >> 2) << 3) + half + (i & 3);
+            let id = c.var(c.i32(u32::MAX));
+            c.when(row.lt(tile.rows), || id.set(c.load_i32(map.nth(tile.row + row))));
+            c.store_i32(ids.plus(row << 2), id.get());
+        });
+        c.warp_barrier();
+    }
+
+    /// Starts this thread's copies of a step: 16 bytes of every eighth row.
+    fn start_rows(&self, segment: &Segment, rows: I32<'c>, to: Shared<'c>, step: I32<'c>) {
+        let c = self.k.builder;
+        let (a, k_total) = (self.k.view(segment.a), segment.k(self.program) as u32);
+        let (row, piece) = self.place();
+        let to = to.plus(row * ROW_BYTES + ((piece ^ row) << 4));
+        let k = step * TILE_K + (piece << 3);
+        let bytes = if k_total.is_multiple_of(TILE_K) {
+            c.i32(16)
+        } else {
+            ((c.i32(k_total) - k) << 1).signed_max(0).signed_min(16)
+        };
+        let ids = c.shared().at(ROW_IDS).plus(row << 2);
+        // All row steps are multiples of the first.
+        let at_once = (self.g.box_rows() / 8).min(4);
+        c.range(0, rows, 8 * at_once, |first| {
+            for i in 0..at_once {
+                let id = c.load_i32(ids.plus(first << 2).at(i * 32));
+                let exists = id.is_negative().not();
+                let from = a.row(c.select(exists, id, c.i32(0))).plus((k << 1).wide());
+                let bytes = c.select(exists, bytes, c.i32(0));
+                c.copy_async(to.plus(first * ROW_BYTES).at(i * 8 * ROW_BYTES), from, 16, bytes);
+            }
+        });
+    }
+
+    /// What copies the scales of each panel of codes, and where in a stage's scales to.
+    fn scale_copiers(&self, segment: &Segment, tile: &Tile<'c>) -> Vec<(ScaleCopier<'c>, u32)> {
+        let c = self.k.builder;
+        let (n, k_total) = (segment.n(self.program) as u32, segment.k(self.program));
+        let columns = (!n.is_multiple_of(TILE_N)).then(|| (c.i32(n) - tile.col).min(TILE_N));
+        let mut at = 0;
+        let mut all = Vec::new();
+        for q in segment.panels.iter().filter_map(|p| p.quant.as_ref()) {
+            let f = q.format;
+            let view = self.k.view(q.scales);
+            let pitch_bytes = view.pitch * f.scale.bytes();
+            let (grid_rows, block_rows) = (f.scale_grid(n.into(), k_total).0, f.block_rows);
+            let (base, expert, col) = (view.base, tile.expert, tile.col);
+            let row = move |row: I32<'c>| {
+                let block = block_of(c, (col + row).min(n - 1), block_rows);
+                base.plus((expert.wide() * grid_rows + block.wide()) * pitch_bytes)
+            };
+            let source = Source { row: Box::new(row), pitch_bytes, valid_rows: columns };
+            let cut = ScaleCut::of_weights(self.program, segment, q, (TILE_N, TILE_K));
+            all.push((ScaleCopier::new(c, (ROWS * 32, ROW_WARPS * 32), cut, source), at));
+            at += scale_window(n.into(), q).bytes();
+        }
+        all
+    }
+}

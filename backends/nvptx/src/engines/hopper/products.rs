@@ -1,0 +1,151 @@
+//! Products and what becomes of their sums: the warpgroups that multiply.
+
+use super::contract::{Cta, PRODUCTS};
+use super::decode::CodedPanel;
+use crate::builder::{F32, I32, Var, WgmmaRows};
+use crate::parts::k_parts::{End, Parts};
+use crate::parts::{Epilogue, Reader, Ring, Tile};
+use moec_ir::engine::hopper::{ROW_BYTES, TILE_K};
+use moec_ir::tile::Segment;
+
+/// Columns of a warpgroup.
+const GROUP_COLS: u32 = 64;
+/// Instructions along k in a step: 16 elements each.
+const PIECES: u32 = TILE_K / 16;
+
+/// The sums of a thread: `[panel][sum]`.
+type Sums<'c> = Vec<Vec<Var<'c, F32<'c>>>>;
+
+/// Where a thread's sums lie in a tile.
+#[derive(Clone, Copy)]
+struct Place<'c> {
+    /// The warpgroup, 0 or 1.
+    group: I32<'c>,
+    /// Column of the tile of the first of its two; the other is eight columns on.
+    column: I32<'c>,
+    /// Row of the first of its two of every eight rows.
+    row: I32<'c>,
+}
+
+impl<'c> Cta<'_, 'c, '_> {
+    /// Multiplies and stores every tile. Sums of other parts of k have barriers at `barriers`.
+    pub fn multiply(&self, barriers: u32) {
+        let (c, g) = (self.k.builder, self.g);
+        let (warp, lane) = (self.warp - PRODUCTS, c.lane());
+        let place = Place {
+            group: warp >> 2,
+            column: (warp << 4) + (lane >> 2),
+            row: (lane & 3) << 1,
+        };
+        let ring = Ring::new(c, g.stages);
+        let parts = Parts::new(c, self.parts, place.column, (g.panels, g.tile_m), (barriers, g.first_sums()));
+        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+            self.each_segment(tile, |_, segment| {
+                let zero = || (0..g.tile_m / 2).map(|_| c.var(c.f32(0.0))).collect();
+                let sums: Sums = segment.panels.iter().map(|_| zero()).collect();
+                self.parts.each(c, |part| {
+                    self.products(segment, tile, part, place, ring, &sums);
+                    parts.end(self.elected, part, |end| self.store(segment, tile, place, &sums, &parts, end));
+                });
+            });
+        });
+    }
+
+    /// The sums over a part of k, by the loop that is built for as many rows as the tile has, or a few more.
+    fn products(
+        &self,
+        segment: &Segment,
+        tile: &Tile<'c>,
+        part: I32<'c>,
+        place: Place<'c>,
+        ring: Ring<'c>,
+        sums: &Sums<'c>,
+    ) {
+        let c = self.k.builder;
+        let mut less = 0;
+        for n in self.g.row_steps() {
+            let holds = tile.rows.gt(less).and(tile.rows.gt(n).not());
+            c.when(holds, || self.products_of(segment, tile, (part, n), place, ring, sums));
+            less = n;
+        }
+    }
+
+    fn products_of(
+        &self,
+        segment: &Segment,
+        tile: &Tile<'c>,
+        (part, n): (I32<'c>, u32),
+        place: Place<'c>,
+        ring: Ring<'c>,
+        sums: &Sums<'c>,
+    ) {
+        let (c, g) = (self.k.builder, self.g);
+        let first_stage = c.wgmma_tile(self.stage(c.i32(0)));
+        let coded: Vec<Option<CodedPanel>> = self.coded_panels(segment, tile, (place.column, place.row >> 1));
+        let (first, end) = self.parts.steps(self.n_steps(segment), part);
+        let before = c.var(c.i32(0));
+        c.range(first, end, 1, |step| {
+            let slot = ring.slot();
+            c.wait_for(self.full.at(slot), ring.parity());
+            let stage = self.stage(slot);
+            let mut rows: Vec<[I32; 4]> =
+                coded.iter().flatten().flat_map(|panel| panel.floats(stage, step)).collect();
+            c.fence_products(&mut rows);
+            let tile = first_stage + slot * (g.stage_bytes() / 16);
+            let activations = tile + g.activations() / 16;
+            for piece in 0..PIECES {
+                let adds = if piece == 0 { step.ne(first).as_i32() } else { c.i32(1) };
+                let mut in_registers = 0;
+                for (p, sums) in sums.iter().enumerate() {
+                    let a = if coded[p].is_some() {
+                        in_registers += 1;
+                        WgmmaRows::Registers(rows[((in_registers - 1) * PIECES + piece) as usize])
+                    } else {
+                        let panel = tile + (self.panel(segment, p) / 16 + 2 * piece);
+                        WgmmaRows::Shared(panel + place.group * (GROUP_COLS * ROW_BYTES / 16))
+                    };
+                    c.start_wgmma((self.ty, n), sums, a, activations + 2 * piece, adds);
+                }
+            }
+            c.commit_products();
+            // The products of the step before are done: its stage is free.
+            c.wait_products(1);
+            c.when(step.ne(first).and(self.elected), || c.arrive(self.empty.at(before.get())));
+            before.set(slot);
+            ring.advance();
+        });
+        let all: Vec<Var<F32>> = sums.iter().flat_map(|panel| &panel[..n as usize / 2]).copied().collect();
+        c.finish_products(&all);
+        c.when(self.elected, || c.arrive(self.empty.at(before.get())));
+    }
+
+    /// Stores the sums, or does with those of a part what has to be done.
+    fn store(
+        &self,
+        segment: &Segment,
+        tile: &Tile<'c>,
+        place: Place<'c>,
+        sums: &Sums<'c>,
+        parts: &Parts<'c>,
+        end: End<'c>,
+    ) {
+        let c = self.k.builder;
+        for half in 0..2 {
+            let column = place.column + 8 * half;
+            let (parts, col) = (parts.further(8 * half), tile.col + column);
+            let epilogue = Epilogue::new(self.k, self.program, segment, tile.expert, col);
+            for eight in 0..self.g.tile_m / 8 {
+                let row = place.row + 8 * eight;
+                c.when(tile.rows.gt(8 * eight), || {
+                    let rows = (tile.rows - row).signed_max(0);
+                    let at = (4 * eight + 2 * half) as usize;
+                    let mut two: Vec<Vec<F32>> =
+                        sums.iter().map(|panel| panel[at..at + 2].iter().map(|x| x.get()).collect()).collect();
+                    if parts.add(end, row, rows, &mut two) {
+                        epilogue.store(tile.row + row, rows, &two);
+                    }
+                });
+            }
+        }
+    }
+}
