@@ -1,5 +1,6 @@
 //! Tile sizes for a machine and a range of token counts: a table, no search.
 
+use moec_ir::engine::{self, Engine};
 use moec_ir::target::{Target, TargetKind};
 use moec_ir::tile::{Body, Contract, Groups, Kernel, Program, Schedule, Segment, Team};
 use moec_ir::{DType, Dim};
@@ -23,6 +24,7 @@ pub fn set_schedules(program: &mut Program, target: &Target, n_tokens: u64) {
     for (kernel, schedule) in program.kernels.iter_mut().zip(schedules) {
         kernel.schedule = schedule;
     }
+    engine::fit(program, target);
 }
 
 fn schedule(program: &Program, kernel: &Kernel, target: &Target, n_tokens: u64) -> Schedule {
@@ -46,22 +48,24 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
     let is_half = segment.panels[0].dtype(program) != DType::F32 && program.buffer(segment.a).dtype != DType::F32;
     let gated = segment.panels.len() == 2;
     let small_smem = matches!(target.kind, TargetKind::Gpu { smem_bytes, .. } if smem_bytes < 128 * 1024);
-    if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.is_tma_addressable(program) {
-        let parts = k_parts(program, c, 64, target.machine.n_units.into());
-        return in_parts(tcgen05(rows, gated, team(program, c, rows)), parts, n_tokens, gated);
-    }
-    if matches!(target.kind, TargetKind::Gpu { capability: 100..110, .. }) && c.has_coded_rows() {
-        // Twice as many codes as 16-bit floats to a step, or four times as many.
-        let parts = k_parts(program, c, 256, target.machine.n_units.into());
-        return in_parts(
-            Schedule { tile_k: 128, ..tcgen05(rows, gated, team(program, c, rows)) },
-            parts,
-            n_tokens,
-            gated,
-        );
-    }
-    if matches!(target.kind, TargetKind::Gpu { capability: 120.., .. }) && c.has_coded_rows() {
-        return mma_of_codes(rows, c);
+    let n_units = target.machine.n_units.into();
+    match Engine::of(target, program, c) {
+        Ok(Engine::Hopper) => {
+            let parts = k_parts(program, c, 64, n_units);
+            return in_parts(wgmma(rows, gated), parts, n_tokens, gated);
+        }
+        Ok(Engine::Blackwell) if c.has_coded_rows() => {
+            // Twice as many codes as 16-bit floats to a step, or four times as many.
+            let parts = k_parts(program, c, 256, n_units);
+            let s = Schedule { tile_k: 128, ..tcgen05(rows, gated, team(program, c, rows)) };
+            return in_parts(s, parts, n_tokens, gated);
+        }
+        Ok(Engine::Blackwell) => {
+            let parts = k_parts(program, c, 64, n_units);
+            return in_parts(tcgen05(rows, gated, team(program, c, rows)), parts, n_tokens, gated);
+        }
+        Ok(Engine::GeForce) => return mma_of_codes(rows, c),
+        Ok(Engine::Portable) | Err(_) => {}
     }
     let tile_m = match rows {
         0..=16 => 16,
@@ -80,6 +84,21 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
         (_, false) => 4,
     };
     Schedule::new(tile_m, tile_n, 64, stages, if tile_m == 128 { 8 } else { 4 })
+}
+
+/// For the tensor cores of sm_90. A loop is built for an eighth, a quarter, … of a tile's rows, so tiles are made for experts
+/// that get more than the average: a second tile would read the weights again.
+fn wgmma(rows: u64, gated: bool) -> Schedule {
+    let tile_m = match rows {
+        0..=4 => 16,
+        5..=16 => 32,
+        17..=48 => 64,
+        49..=192 => 128,
+        _ if gated => 128,
+        _ => 256,
+    };
+    // As many stages as shared memory holds.
+    Schedule::new(tile_m, 128, 64, engine::hopper::MOST_STAGES, engine::hopper::WARPS)
 }
 
 /// For the tensor cores of sm_100. An instruction takes the rows that a tile really has, so tiles are made for experts

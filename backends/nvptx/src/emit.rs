@@ -5,9 +5,9 @@ use crate::engines::{blackwell, geforce, hopper, portable};
 use crate::kernels::{self, Design, Kernel};
 use crate::machine;
 use inkwell::context::Context;
-use moec_ir::{Diagnostic, Engine};
 use moec_ir::target::{Target, TargetKind};
 use moec_ir::tile::{self, Body, GpuLaunch, Program};
+use moec_ir::{Diagnostic, Engine};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -2,10 +2,10 @@
 //!
 //! `ptxas` is looked for in `MOEC_PTXAS`, in `target/tools` and on `PATH`. Without one the test says so and passes, unless
 //! `MOEC_REQUIRE` names `ptxas`.
-#![allow(clippy::print_stderr)]
 
 mod common;
 
+use common::assembler::{find_nvdisasm, find_ptxas, opcodes};
 use common::programs::{Layer, Schedules, layer, schedule};
 use moec_ir::expr::Real;
 use moec_ir::target::{TARGETS, Target};
@@ -13,29 +13,8 @@ use moec_ir::tile::{Program, Schedule, Team};
 use moec_ir::{Activation, DType};
 use moec_ptx::ptxas;
 use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
-
-fn places() -> Vec<PathBuf> {
-    let mut places: Vec<PathBuf> = std::env::var_os("MOEC_PTXAS").map(PathBuf::from).into_iter().collect();
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-    places.extend(std::env::var_os("CARGO_TARGET_DIR").map(|t| PathBuf::from(t).join("tools")));
-    places.push(workspace.join("tools"));
-    places.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
-    places
-}
-
-fn find_ptxas() -> Option<PathBuf> {
-    match ptxas::find(None, &places()) {
-        Ok(path) => Some(path),
-        Err(error) => {
-            let required = std::env::var("MOEC_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|r| r == "ptxas"), "{error}");
-            eprintln!("skipped: no ptxas; `cargo xtask tools` installs it");
-            None
-        }
-    }
-}
 
 /// The machines that PTX for a target is assembled for.
 fn machines(target: &str) -> &[&str] {
@@ -53,7 +32,9 @@ fn machines(target: &str) -> &[&str] {
 
 /// Assembles every kernel; returns a line for each with what it takes.
 fn assemble(ptxas: &Path, name: &str, program: &Program, target: &Target, machines: &[&str]) -> String {
-    let images = moec_nvptx::emit(program, target).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let mut program = program.clone();
+    moec_ir::engine::fit(&mut program, target);
+    let images = moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}"));
     let next = std::sync::atomic::AtomicUsize::new(0);
     let jobs: Vec<_> = images.iter().flat_map(|i| machines.iter().map(move |m| (i, *m))).collect();
     let lines = Mutex::new(vec![String::new(); jobs.len()]);
@@ -134,24 +115,6 @@ fn products_that_read_codes_assemble_without_spills() {
     }
 }
 
-/// The opcodes of a disassembly, in straight pieces that end at labels.
-fn opcodes(sass: &str) -> Vec<Vec<String>> {
-    let opcode = |line: &str| {
-        let code = line.trim_start().strip_prefix("/*")?.split_once("*/")?.1.trim_start();
-        let words: Vec<&str> = code.split_whitespace().collect();
-        let word = if words.first()?.starts_with('@') { words.get(1)? } else { words.first()? };
-        word.starts_with(|c: char| c.is_ascii_uppercase()).then(|| word.trim_end_matches(';').to_string())
-    };
-    let mut blocks: Vec<Vec<String>> = vec![Vec::new()];
-    for line in sass.lines() {
-        if line.trim_end().ends_with(':') {
-            blocks.push(Vec::new());
-        }
-        blocks.last_mut().expect("one at least").extend(opcode(line));
-    }
-    blocks
-}
-
 fn spill_nowhere(ptxas: &Path, name: &str, image: &moec_nvptx::GpuKernelImage, machines: &[&str]) {
     for machine in machines {
         let done = ptxas::assemble(ptxas, &image.ptx, machine).unwrap_or_else(|e| panic!("{name} for {machine}: {e}"));
@@ -200,12 +163,7 @@ fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &moec_nvptx::G
 #[test]
 fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
     let Some(ptxas) = find_ptxas() else { return };
-    let mut beside = places();
-    beside.extend(ptxas.parent().map(Path::to_path_buf));
-    let Ok(nvdisasm) = ptxas::find_tool("nvdisasm", None, &beside) else {
-        eprintln!("skipped: no nvdisasm; `cargo xtask tools` installs it");
-        return;
-    };
+    let Some(nvdisasm) = find_nvdisasm(&ptxas) else { return };
     use moec_ir::quant::{Code, QuantFormat, ScaleCode};
     let format = |code, scale, block_rows, block_cols| Some(QuantFormat { code, scale, block_rows, block_cols });
     let formats = [
@@ -257,12 +215,7 @@ fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
 #[test]
 fn products_of_codes_on_sm_120_are_instructions_of_its_tensor_cores() {
     let Some(ptxas) = find_ptxas() else { return };
-    let mut beside = places();
-    beside.extend(ptxas.parent().map(Path::to_path_buf));
-    let Ok(nvdisasm) = ptxas::find_tool("nvdisasm", None, &beside) else {
-        eprintln!("skipped: no nvdisasm; `cargo xtask tools` installs it");
-        return;
-    };
+    let Some(nvdisasm) = find_nvdisasm(&ptxas) else { return };
     use moec_ir::act_quant::ActQuant;
     use moec_ir::quant::{Code, QuantFormat, ScaleCode};
     let format = |code, scale, block_rows, block_cols| QuantFormat { code, scale, block_rows, block_cols };
@@ -327,12 +280,7 @@ fn products_of_codes_on_sm_120_are_instructions_of_its_tensor_cores() {
 #[test]
 fn products_of_codes_on_sm_100_are_instructions_of_its_tensor_cores() {
     let Some(ptxas) = find_ptxas() else { return };
-    let mut beside = places();
-    beside.extend(ptxas.parent().map(Path::to_path_buf));
-    let Ok(nvdisasm) = ptxas::find_tool("nvdisasm", None, &beside) else {
-        eprintln!("skipped: no nvdisasm; `cargo xtask tools` installs it");
-        return;
-    };
+    let Some(nvdisasm) = find_nvdisasm(&ptxas) else { return };
     use moec_ir::act_quant::ActQuant;
     use moec_ir::quant::{Code, QuantFormat, ScaleCode};
     let format = |code, scale, block_rows, block_cols| QuantFormat { code, scale, block_rows, block_cols };

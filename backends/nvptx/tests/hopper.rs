@@ -203,7 +203,9 @@ fn codes_give_the_bits_of_their_floats() {
     let mut seed = 0;
     for (code, scale, block_rows, block_cols, global) in FORMATS {
         let format = QuantFormat { code, scale, block_rows, block_cols };
-        for (n, k, e, panels, t, tile_m) in [(136, 200, 3, 2, 40, 32), (72, 128, 0, 1, 20, 16), (130, 264, 2, 1, 70, 128)] {
+        for (n, k, e, panels, t, tile_m) in
+            [(136, 200, 3, 2, 40, 32), (72, 128, 0, 1, 20, 16), (130, 264, 2, 1, 70, 128)]
+        {
             let g = Gemm { n_experts: e, panels, gather: e > 0, biases: true, ..dense(DType::BF16, n, k) };
             seed += 1;
             let mut random = Random(seed);
@@ -213,8 +215,10 @@ fn codes_give_the_bits_of_their_floats() {
             images(&program);
             let (inputs, _) = inputs(&g, &c.dense, t, seed);
             let others = others(&c.dense, t, seed);
-            let want = run_with(&c.dense, h200(), t, 0, &content(&c.dense_weights, &others, &inputs), Order::RoundRobin);
-            let got = run_with(&program, h200(), t, 1, &content(&c.coded_weights, &others, &inputs), Order::Random(seed));
+            let want =
+                run_with(&c.dense, h200(), t, 0, &content(&c.dense_weights, &others, &inputs), Order::RoundRobin);
+            let got =
+                run_with(&program, h200(), t, 1, &content(&c.coded_weights, &others, &inputs), Order::Random(seed));
             let bits = |ts: &[Tensor]| -> Vec<Vec<u8>> { ts.iter().map(Tensor::to_bytes).collect() };
             assert_eq!(bits(&got), bits(&want), "{format:?} {g:?} T = {t}");
         }

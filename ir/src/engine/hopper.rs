@@ -118,7 +118,8 @@ impl Geometry {
     /// Rows that a loop over k is built for, smallest first: a tile takes the first that holds its rows.
     pub fn row_steps(&self) -> Vec<u32> {
         let m = self.tile_m;
-        let mut all: Vec<u32> = [m / 8, m / 4, m / 2, m / 4 * 3, m].into_iter().filter(|n| n.is_multiple_of(8) && *n > 0).collect();
+        let mut all: Vec<u32> =
+            [m / 8, m / 4, m / 2, m / 4 * 3, m].into_iter().filter(|n| n.is_multiple_of(8) && *n > 0).collect();
         all.dedup();
         all
     }

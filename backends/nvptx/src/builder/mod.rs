@@ -26,8 +26,8 @@ pub use scaled::{CodedMma, ScaleWord};
 pub use tcgen05::{CtaGroup, LOAD_COLUMNS, ScaledKind};
 pub use tensor::MmaType;
 pub use tma::MapId;
-pub use wgmma::{WgmmaRows, WgmmaType};
 pub use value::{Bool, F32, Global, I32, I64, Shared};
+pub use wgmma::{WgmmaRows, WgmmaType};
 
 use crate::kernels::Registers;
 use inkwell::AddressSpace;

@@ -166,7 +166,8 @@ impl<'c> Builder<'c> {
         let types: Vec<BasicTypeEnum> = values.iter().map(|v| v.get_type()).collect();
         let args: Vec<BasicMetadataValueEnum> =
             values.iter().copied().chain(more.iter().map(|(v, _)| *v)).map(Into::into).collect();
-        let params: Vec<_> = types.iter().copied().chain(more.iter().map(|(v, _)| v.get_type())).map(Into::into).collect();
+        let params: Vec<_> =
+            types.iter().copied().chain(more.iter().map(|(v, _)| v.get_type())).map(Into::into).collect();
         let ty = match types.as_slice() {
             [] => self.context.void_type().fn_type(&params, false),
             [one] => {
@@ -175,8 +176,7 @@ impl<'c> Builder<'c> {
             }
             several => self.context.struct_type(several, false).fn_type(&params, false),
         };
-        let asm =
-            self.context.create_inline_asm(ty, text.to_string(), constraints.join(","), true, false, None, false);
+        let asm = self.context.create_inline_asm(ty, text.to_string(), constraints.join(","), true, false, None, false);
         let call = match self.builder.build_indirect_call(ty, asm, &args, "") {
             Ok(call) => call,
             Err(e) => {

@@ -1,5 +1,6 @@
 //! Shared by the tests: programs, random tensors, and running PTX in the emulator.
 
+pub mod assembler;
 pub mod coded;
 pub mod emulate;
 pub mod programs;

@@ -2,8 +2,8 @@
 
 use super::copy::phase;
 use super::geometry::{GROUP, Operand, Order, ScaledGeometry};
-use crate::parts::load::scales::ScaleCut;
 use crate::builder::{Builder, CodedMma, F32, I32, ScaleWord, Shared, Var};
+use crate::parts::load::scales::ScaleCut;
 
 /// The tiles of a stage.
 pub struct Stage<'c> {

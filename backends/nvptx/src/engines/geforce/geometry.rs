@@ -8,9 +8,9 @@
 //! | `tile_k` | 128 or 256; 128 for FP8, and where scales are not cut or aligned at 256 |
 //! | `stages` | 2…8, less (and then a smaller `tile_k`) when shared memory is too small |
 
-use crate::parts::load::scales::ScaleCut;
 use crate::builder::CodedMma;
 use crate::kernels::round_warps;
+use crate::parts::load::scales::ScaleCut;
 use moec_ir::quant::Code;
 use moec_ir::tile::{PanelQuant, Program, ScaledProduct, Schedule, Segment};
 

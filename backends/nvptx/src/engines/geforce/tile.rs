@@ -7,11 +7,11 @@ use super::copy::{self, Copier};
 use super::epilogue;
 use super::fragments::{Fragments, Stage};
 use super::geometry::ScaledGeometry;
-use crate::parts::load::scales::{self, ScaleCopier, ScaleCut};
 use crate::builder::{I32, Shared};
 use crate::engines::portable::Tile;
 use crate::kernels::Kernel;
 use crate::parts::decode::block_of;
+use crate::parts::load::scales::{self, ScaleCopier, ScaleCut};
 use moec_ir::tile::{Program, RowMap, RowQuant, Segment};
 
 /// What copies into a stage.
@@ -27,7 +27,8 @@ pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &Sc
     let Some(rows) = &segment.a_quant else { return };
     let of_tokens = ScaleCut::of_tokens(rows, (g.tile_m, g.tile_k));
     let quants = segment.panels.iter().filter_map(|p| p.quant.as_ref());
-    let of_panels: Vec<ScaleCut> = quants.map(|q| ScaleCut::of_weights(program, segment, q, (g.tile_n, g.tile_k))).collect();
+    let of_panels: Vec<ScaleCut> =
+        quants.map(|q| ScaleCut::of_weights(program, segment, q, (g.tile_n, g.tile_k))).collect();
     let copiers = copiers(k, program, segment, g, tile, rows);
     let n_steps = (segment.k(program) as u32).div_ceil(g.tile_k);
     let stage_at = |slot: I32<'c>| c.shared().plus(slot * g.stage_bytes());
@@ -145,6 +146,9 @@ fn copiers<'c>(
         pitch_bytes: view.pitch * view.dtype.bytes() as u64,
         valid_rows: Some(tile.rows),
     };
-    scales.push((ScaleCopier::new(c, (0, g.threads), ScaleCut::of_tokens(rows, (g.tile_m, g.tile_k)), source), g.scales_at(g.panels)));
+    scales.push((
+        ScaleCopier::new(c, (0, g.threads), ScaleCut::of_tokens(rows, (g.tile_m, g.tile_k)), source),
+        g.scales_at(g.panels),
+    ));
     Copiers { codes, scales }
 }

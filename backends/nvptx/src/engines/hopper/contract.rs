@@ -35,8 +35,8 @@ const PRODUCT_WARPS: u32 = WARPS - PRODUCTS;
 const READERS: u32 = 1 + ROW_WARPS + PRODUCT_WARPS;
 /// Registers of a thread that brings operands, and of one that multiplies: of 65,536, of which a CTA starts with 168 for each
 /// of its 384 threads.
-const FEW_REGISTERS: u32 = 40;
-const MANY_REGISTERS: u32 = 232;
+const FEW_REGISTERS: u32 = 56;
+const MANY_REGISTERS: u32 = 224;
 const _: () = assert!((PRODUCTS * FEW_REGISTERS + PRODUCT_WARPS * MANY_REGISTERS) * 32 <= 65_536);
 
 /// Byte offset of the barriers of stages: full ones, then empty ones.

@@ -32,11 +32,7 @@ impl<'c> Cta<'_, 'c, '_> {
     pub fn multiply(&self, barriers: u32) {
         let (c, g) = (self.k.builder, self.g);
         let (warp, lane) = (self.warp - PRODUCTS, c.lane());
-        let place = Place {
-            group: warp >> 2,
-            column: (warp << 4) + (lane >> 2),
-            row: (lane & 3) << 1,
-        };
+        let place = Place { group: warp >> 2, column: (warp << 4) + (lane >> 2), row: (lane & 3) << 1 };
         let ring = Ring::new(c, g.stages);
         let parts = Parts::new(c, self.parts, place.column, (g.panels, g.tile_m), (barriers, g.first_sums()));
         self.board.each_tile(&Reader::Warp(self.elected), |tile| {
@@ -88,8 +84,7 @@ impl<'c> Cta<'_, 'c, '_> {
             let slot = ring.slot();
             c.wait_for(self.full.at(slot), ring.parity());
             let stage = self.stage(slot);
-            let mut rows: Vec<[I32; 4]> =
-                coded.iter().flatten().flat_map(|panel| panel.floats(stage, step)).collect();
+            let mut rows: Vec<[I32; 4]> = coded.iter().flatten().flat_map(|panel| panel.floats(stage, step)).collect();
             c.fence_products(&mut rows);
             let tile = first_stage + slot * (g.stage_bytes() / 16);
             let activations = tile + g.activations() / 16;

@@ -31,12 +31,7 @@ pub struct ScaleCut {
 
 impl ScaleCut {
     /// Of `tile_n` rows of weights, in steps of `tile_k` elements.
-    pub fn of_weights(
-        program: &Program,
-        segment: &Segment,
-        q: &PanelQuant,
-        (tile_n, tile_k): (u32, u32),
-    ) -> ScaleCut {
+    pub fn of_weights(program: &Program, segment: &Segment, q: &PanelQuant, (tile_n, tile_k): (u32, u32)) -> ScaleCut {
         let (block_rows, n) = (q.format.block_rows, segment.n(program));
         let one_row = block_rows == 0 || block_rows.is_multiple_of(tile_n.into()) || n == 1;
         let cols = q.format.scale_grid(n, segment.k(program)).1;
@@ -89,14 +84,7 @@ impl ScaleCut {
     }
 
     /// The bits of the scale of `row` for element `k` of a step, where blocks divide steps or are whole steps.
-    pub fn bits<'c>(
-        &self,
-        c: &'c Builder<'c>,
-        scales: Shared<'c>,
-        row: I32<'c>,
-        step: I32<'c>,
-        k: u32,
-    ) -> I32<'c> {
+    pub fn bits<'c>(&self, c: &'c Builder<'c>, scales: Shared<'c>, row: I32<'c>, step: I32<'c>, k: u32) -> I32<'c> {
         let block = if self.block == 0 || self.block >= self.tile_k { 0 } else { k / self.block };
         let at = scales.plus(self.row(c, row) + self.within(c, step)).at(block * self.scale_bytes());
         c.load_bits(at, self.code.bytes())
@@ -159,12 +147,7 @@ struct OneCopy<'c> {
 
 impl<'c> ScaleCopier<'c> {
     /// For `threads` threads from thread `first` of the CTA on.
-    pub fn new(
-        c: &'c Builder<'c>,
-        (first, threads): (u32, u32),
-        cut: ScaleCut,
-        source: Source<'c>,
-    ) -> ScaleCopier<'c> {
+    pub fn new(c: &'c Builder<'c>, (first, threads): (u32, u32), cut: ScaleCut, source: Source<'c>) -> ScaleCopier<'c> {
         let thread = if first == 0 { c.thread() } else { c.thread() - first };
         // Rows that are not aligned are copied byte by byte.
         let n = if source.pitch_bytes.is_multiple_of(cut.width.into()) { cut.rows.div_ceil(threads) } else { 0 };

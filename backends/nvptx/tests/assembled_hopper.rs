@@ -1,0 +1,77 @@
+//! What NVIDIA's assembler makes of products on sm_90a: instructions of its tensor cores, in flight together, without spills.
+
+mod common;
+
+use common::assembler::{find_nvdisasm, find_ptxas, opcodes};
+use common::programs::{Layer, Schedules, layer, schedule};
+use moec_ir::engine;
+use moec_ir::quant::{Code, QuantFormat, ScaleCode};
+use moec_ir::target::Target;
+use moec_ir::tile::{Schedule, Team};
+use moec_nvptx::GpuKernelImage;
+use moec_ptx::ptxas;
+use std::path::Path;
+
+/// A row of the table.
+fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &GpuKernelImage, wrong: &mut Vec<String>) -> String {
+    let done = ptxas::assemble(ptxas, &image.ptx, "sm_90a").unwrap_or_else(|e| panic!("{name}: {e}"));
+    let entry = done.report.entry(&image.entry).expect("the entry should be reported");
+    let spills = (entry.spill_store_bytes, entry.spill_load_bytes);
+    // Products that run one after another, or registers that are not given, come with a message.
+    let messages = done.report.messages.iter().map(|m| format!(" {m}")).collect::<String>();
+    if spills != (0, 0) || !messages.is_empty() {
+        wrong.push(format!("{name}, {}: spills {spills:?}{messages}", image.entry));
+    }
+    let sass = ptxas::disassemble(nvdisasm, &done.cubin).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let blocks = opcodes(&sass);
+    let count = |what: &str| blocks.iter().flatten().filter(|o| o.starts_with(what)).count();
+    let [products, copies, fallback] = ["HGMMA", "UTMALDG", "HMMA"].map(count);
+    assert!(products > 0 && copies > 0 && fallback == 0, "{name}: {products}, {copies}, {fallback}");
+    let loops = blocks.iter().filter(|b| b.iter().any(|o| o.starts_with("HGMMA")));
+    let in_loops: usize = loops.map(Vec::len).sum();
+    format!(
+        "{name:<12} {:<6} {:>3} registers, {:>6} bytes of shared memory, {:>5.1} instructions for a product\n",
+        image.entry,
+        entry.registers,
+        image.launch.dynamic_smem_bytes,
+        in_loops as f64 / products as f64,
+    )
+}
+
+#[test]
+fn products_on_sm_90_are_instructions_of_its_tensor_cores() {
+    let Some(ptxas) = find_ptxas() else { return };
+    let Some(nvdisasm) = find_nvdisasm(&ptxas) else { return };
+    let format = |code, scale, block_rows, block_cols| Some(QuantFormat { code, scale, block_rows, block_cols });
+    let formats = [
+        ("bf16", None),
+        ("fp8", format(Code::E4M3, ScaleCode::F32, 128, 128)),
+        ("mxfp4", format(Code::E2M1, ScaleCode::E8M0, 1, 32)),
+        ("nvfp4", format(Code::E2M1, ScaleCode::E4M3, 1, 16)),
+        ("int4", format(Code::Int4, ScaleCode::BF16, 1, 32)),
+    ];
+    let target = Target::by_name("sm_90a").expect("a target");
+    let (mut table, mut wrong) = (String::new(), Vec::new());
+    for (name, format) in formats {
+        for (tile_m, team) in [(16, Team::SplitK), (64, Team::One), (256, Team::One)] {
+            let k_parts = if team == Team::SplitK { 8 } else { 1 };
+            let s = Schedule { team, k_parts, ..schedule(tile_m, 128, 64, 32, 12) };
+            let s = Schedules { gemm1: s, gemm2: s, ..Schedules::for_rows(32) };
+            let mut program = layer(&Layer::deepseek_r1(), &s);
+            if let Some(format) = format {
+                program = common::coded::in_format(program, format, format.has_global());
+            }
+            program.kernels.retain(|k| k.name.starts_with("gemm"));
+            engine::fit(&mut program, target);
+            for image in moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
+                let s = program.kernels[image.kernel].schedule;
+                let name = format!("{name}/{}{}", s.tile_m, if team == Team::SplitK { " split" } else { "" });
+                table += &disassembled(&ptxas, &nvdisasm, &name, &image, &mut wrong);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{table}\n{}", wrong.join("\n"));
+    if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
+        insta::assert_snapshot!("wgmma", table);
+    }
+}
