@@ -166,10 +166,13 @@ impl Target {
 
     /// How kernels of this target multiply codes of rows with codes of weights; `None` where they make floats of them first.
     pub fn scaled_product(&self, rows: ActQuant, weights: QuantFormat) -> Option<ScaledProduct> {
-        let TargetKind::Gpu { capability, .. } = self.kind else { return None };
-        match capability {
-            100..110 | 120..130 => ScaledProduct::of(rows, weights),
-            _ => None,
+        let TargetKind::Gpu { engine, .. } = self.kind else { return None };
+        let product = ScaledProduct::of(rows, weights)?;
+        match engine {
+            Engine::Blackwell | Engine::GeForce => Some(product),
+            // Without block scales in the instruction; rows' own global scales are no part of FP8 formats.
+            Engine::Hopper => (product == ScaledProduct::Fp8).then_some(product),
+            Engine::Portable => None,
         }
     }
 

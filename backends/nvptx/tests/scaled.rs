@@ -1,4 +1,4 @@
-//! Products of codes with codes on Blackwell: the reference's results for every instruction, format and odd size.
+//! Products of codes with codes on Blackwell and Hopper: the reference's results for every instruction, format and odd size.
 
 mod common;
 
@@ -247,9 +247,13 @@ fn check(case: &Case, target: &str) {
     }
 }
 
-/// On both generations; on sm_100 where it multiplies the pair.
+/// On all generations that multiply the pair; sm_90 makes blocks of results that are as wide as a tile.
 #[track_caller]
 fn check_all(case: &Case, i: usize) {
+    let hopper = Target::by_name("sm_90a").expect("a target");
+    if hopper.scaled_product(case.rows, case.weights).is_some() && case.out.is_none_or(|q| q.block == 128) {
+        check(case, hopper.name);
+    }
     for family in [["sm_120f", "sm_120a"], ["sm_100f", "sm_100a"]] {
         let name = family[i % 2];
         if Target::by_name(name).expect("a target").scaled_product(case.rows, case.weights).is_some() {
@@ -352,6 +356,45 @@ fn neither_tiles_nor_the_order_of_warps_change_a_bit() {
                 let other = bits(target, s, moec_ptx::exec::Schedule::Random(seed));
                 assert!(first == other, "{case:?} on {target} in {s:?}");
             }
+        }
+    }
+}
+
+/// On sm_90: tiles of any height, parts of k by one CTA or a cluster, rows that are adjacent or gathered, columns that end in
+/// either warpgroup, results as floats or codes, in any order of warps.
+#[test]
+fn hopper_gives_the_same_bits_in_every_tile_and_order() {
+    let target = Target::by_name("sm_90a").expect("a target");
+    for (i, (pair, n, k)) in [(10, 300, 160), (11, 40, 600), (12, 136, 416), (13, 256, 1030)].into_iter().enumerate() {
+        let (rows, weights) = PAIRS[pair];
+        let out = (i % 2 == 1).then_some(if i == 1 { ActQuant::FP8_BLOCK_POW2 } else { ActQuant::FP8_BLOCK });
+        let (shared, gather, panels) = (i % 2 == 0, i != 2, 1 + i % 2);
+        let k_parts = 2 + i as u32 % 3;
+        let case = Case {
+            rows,
+            weights,
+            n,
+            k,
+            out,
+            shared,
+            gather,
+            panels,
+            n_tokens: [70, 9, 33, 21][i],
+            seed: 500 + i as u64,
+            ..PLAIN
+        };
+        let results = |schedule: Schedule, order| {
+            let mut random = Random(case.seed);
+            let (program, mut held) = program(&Case { schedule, ..case }, &mut random);
+            held.extend(inputs(&case, &mut random));
+            let out = run_with(&program, target, case.n_tokens, 1, &find(&held), order);
+            out.iter().map(Tensor::to_bytes).collect::<Vec<_>>()
+        };
+        let at = |tile_m, stages, team| Schedule { k_parts, team, ..schedule(tile_m, 128, 128, stages, 12) };
+        let first = results(at(16, 4, Team::One), moec_ptx::exec::Schedule::RoundRobin);
+        for (seed, s) in [(1, at(8, 2, Team::One)), (2, at(128, 3, Team::One)), (3, at(16, 5, Team::SplitK))] {
+            let other = results(s, moec_ptx::exec::Schedule::Random(seed));
+            assert!(first == other, "{case:?} in {s:?}");
         }
     }
 }

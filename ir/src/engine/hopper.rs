@@ -5,16 +5,20 @@
 //! kernel has a loop for each of [`Geometry::row_steps`] and a tile runs the smallest that holds its rows.
 
 use crate::DType;
-use crate::tile::{Contract, PanelQuant, Program, Schedule, Segment, Team};
+use crate::tile::{BufferId, Contract, PanelQuant, Program, RowQuant, ScaledProduct, Schedule, Segment, Team};
 
 /// Output columns of a tile.
 pub const TILE_N: u32 = 128;
-/// Elements along k of a step: rows of 128 bytes, the width of the swizzle.
-pub const TILE_K: u32 = 64;
-/// Bytes of a row of a tile of floats.
+/// Bytes of a row of a tile in a step along k, the width of the swizzle: 64 floats, or 128 FP8 codes.
 pub const ROW_BYTES: u32 = 128;
+/// Elements of a step of 16-bit floats.
+const HALF_K: u32 = ROW_BYTES / 2;
+/// Elements of a step of FP8 codes, whose sums are scaled in f32.
+const FP8_K: u32 = ROW_BYTES;
 /// Warps: four that bring operands and find tiles, and two warpgroups that multiply and store.
 pub const WARPS: u32 = 12;
+/// Those that multiply.
+pub const PRODUCT_WARPS: u32 = 8;
 /// Bytes before the first stage: the board of tiles, barriers, numbers of gathered rows.
 pub const CONTROL_BYTES: u32 = 3072;
 /// Most stages of the ring.
@@ -22,13 +26,26 @@ pub const MOST_STAGES: u32 = 32;
 /// Sums of a tile that a thread has registers for: two for each row and panel.
 const MOST_SUMS: u32 = 128;
 
+/// What tensor cores multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operands {
+    /// 16-bit floats; codes of weights become such in registers.
+    Halves,
+    /// FP8 codes with FP8 codes: the sum over each 128 is scaled and added in f32.
+    Fp8,
+}
+
 /// A contraction, cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Geometry {
+    /// What is multiplied.
+    pub operands: Operands,
     /// Panels, of the segment with most.
     pub panels: u32,
     /// Most rows of a tile.
     pub tile_m: u32,
+    /// Elements along k of a step.
+    pub tile_k: u32,
     /// Stages of the ring.
     pub stages: u32,
     /// Bytes of the weights in a stage, floats or codes, of the segment with most.
@@ -39,6 +56,8 @@ pub struct Geometry {
     pub k_parts: u32,
     /// Whether each part of k is made by a CTA of its own.
     pub split: bool,
+    /// Bytes of the largest magnitudes of rows by warp, where results become codes.
+    pub maxima_bytes: u32,
 }
 
 /// Whether the engine runs a contraction: TMA addresses its operands, and scales of codes change at the ends of steps or at
@@ -47,35 +66,67 @@ pub struct Geometry {
 /// # Errors
 /// Why it does not.
 pub fn takes(program: &Program, contract: &Contract) -> Result<(), String> {
+    if contract.has_coded_rows() {
+        return takes_codes(program, contract);
+    }
     if !contract.is_tma_addressable(program) {
         return Err("its operands are not 16-bit floats, or codes of them, that TMA addresses".into());
     }
-    let step = u64::from(TILE_K);
+    if contract.segments.iter().any(|s| s.out_quant.is_some()) {
+        return Err("its results are codes, and its rows are not".into());
+    }
+    let step = u64::from(HALF_K);
     let panels = || contract.segments.iter().flat_map(|s| &s.panels).filter_map(|p| p.quant.as_ref());
-    match panels().find(|q| !q.format.block_cols.is_multiple_of(step) && !step.is_multiple_of(q.format.block_cols)) {
-        Some(q) => Err(format!("scales of {} elements neither divide {TILE_K} nor are multiples", q.format.block_cols)),
+    let cut = |q: &PanelQuant| match q.format.block_cols {
+        0 => true,
+        block => block.is_multiple_of(step) || step.is_multiple_of(block),
+    };
+    match panels().find(|q| !cut(q)) {
+        Some(q) => Err(format!("scales of {} elements neither divide {HALF_K} nor are multiples", q.format.block_cols)),
         None => Ok(()),
     }
+}
+
+fn takes_codes(program: &Program, contract: &Contract) -> Result<(), String> {
+    contract.one_scaled_product()?;
+    if contract.scaled_product() != Some(ScaledProduct::Fp8) {
+        return Err("tensor cores multiply FP8 codes whose scales cover 128 elements or more".into());
+    }
+    let aligned = |id: BufferId| program.buffer(id).pitch.is_multiple_of(16);
+    for s in &contract.segments {
+        if !aligned(s.a) || !s.panels.iter().all(|p| aligned(p.weights)) {
+            return Err("its rows do not begin at multiples of 16 bytes".into());
+        }
+        if s.a_quant.as_ref().is_some_and(|q| q.q.has_row()) {
+            return Err("its rows have global scales of their own".into());
+        }
+        if s.out_quant.as_ref().is_some_and(|q| u64::from(q.q.block) != u64::from(TILE_N) || q.q.code.bits() != 8) {
+            return Err(format!("its results are not FP8 codes in blocks of {TILE_N}"));
+        }
+    }
+    Ok(())
 }
 
 /// The schedule nearest to `asked` that is built as it stands.
 ///
 /// | asked | given |
 /// |---|---|
-/// | `tile_m` | a power of two, 8 … 256 of one panel, 128 of two |
-/// | `tile_n`, `tile_k`, `warps` | 128, 64, 12 |
+/// | `tile_m` | a power of two, 8 … 256 of one panel, 128 of two; of FP8 codes 128, 64 |
+/// | `tile_n`, `tile_k`, `warps` | 128, 64 (128 of FP8 codes), 12 |
 /// | `stages` | as many as asked and as shared memory holds, at least 2 |
 /// | `k_parts` | as many as asked, and no more than the shortest segment has steps |
 /// | `team` | `SplitK` where there are parts of k, else one CTA |
 /// | `dynamic` | no: there is no cluster launch control |
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
-    let most = MOST_SUMS * 2 / panels(contract);
-    let steps = contract.segments.iter().map(|s| s.k(program).div_ceil(TILE_K.into())).min().unwrap_or(1);
+    let operands = operands(contract);
+    let most = operands.most_rows() / panels(contract);
+    let tile_k = operands.tile_k();
+    let steps = contract.segments.iter().map(|s| s.k(program).div_ceil(tile_k.into())).min().unwrap_or(1);
     let k_parts = u64::from(asked.k_parts).min(steps).max(1) as u32;
     let mut s = Schedule {
         tile_m: asked.tile_m.clamp(8, most).next_power_of_two().min(most),
         tile_n: TILE_N,
-        tile_k: TILE_K,
+        tile_k,
         stages: 2,
         warps: WARPS,
         team: if asked.team == Team::SplitK && k_parts > 1 { Team::SplitK } else { Team::One },
@@ -93,6 +144,27 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
     }
 }
 
+fn operands(contract: &Contract) -> Operands {
+    if contract.has_coded_rows() { Operands::Fp8 } else { Operands::Halves }
+}
+
+impl Operands {
+    fn tile_k(self) -> u32 {
+        match self {
+            Operands::Halves => HALF_K,
+            Operands::Fp8 => FP8_K,
+        }
+    }
+
+    /// Most rows of a tile of one panel. The sums of a step of FP8 codes are beside those of all steps.
+    fn most_rows(self) -> u32 {
+        match self {
+            Operands::Halves => MOST_SUMS * 2,
+            Operands::Fp8 => MOST_SUMS,
+        }
+    }
+}
+
 fn panels(contract: &Contract) -> u32 {
     contract.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1).max(1)
 }
@@ -101,17 +173,27 @@ impl Geometry {
     /// As `schedule` says, which [`fit`] has made.
     pub fn of(program: &Program, contract: &Contract, schedule: &Schedule) -> Geometry {
         let over = |f: &dyn Fn(&Segment) -> u32| contract.segments.iter().map(f).max().unwrap_or(0);
+        let operands = operands(contract);
+        let (tile_m, tile_k) = (schedule.tile_m, operands.tile_k());
+        let scales = |s: &Segment| -> u32 {
+            let quants = s.panels.iter().filter_map(|p| p.quant.as_ref());
+            let of_panels: u32 = quants.map(|q| scale_window(s.n(program), q, tile_k).bytes()).sum();
+            of_panels + s.a_quant.as_ref().map_or(0, |q| row_scale_window(q, tile_m, tile_k).bytes())
+        };
+        let has_codes = contract.segments.iter().any(|s| s.out_quant.is_some());
         Geometry {
+            operands,
             panels: panels(contract),
-            tile_m: schedule.tile_m,
+            tile_m,
+            tile_k,
             stages: schedule.stages,
-            weight_bytes: over(&|s| s.panels.iter().map(|p| TILE_N * weight_row_bytes(p.quant.as_ref())).sum()),
-            scale_bytes: over(&|s| {
-                let quants = s.panels.iter().filter_map(|p| p.quant.as_ref());
-                quants.map(|q| scale_window(s.n(program), q).bytes()).sum()
+            weight_bytes: over(&|s| {
+                s.panels.iter().map(|p| TILE_N * weight_row_bytes(operands, p.quant.as_ref())).sum()
             }),
+            scale_bytes: over(&scales),
             k_parts: schedule.k_parts,
             split: schedule.team == Team::SplitK && schedule.k_parts > 1,
+            maxima_bytes: if has_codes { tile_m * PRODUCT_WARPS * 4 } else { 0 },
         }
     }
 
@@ -149,9 +231,14 @@ impl Geometry {
         if self.split { self.k_parts - 1 } else { self.k_parts.min(2) - 1 }
     }
 
+    /// Byte offset of the largest magnitudes: `[row][warp]`, f32.
+    pub fn maxima(&self) -> u32 {
+        CONTROL_BYTES + self.stages * self.stage_bytes()
+    }
+
     /// Byte offset of the sums of other parts of k.
     pub fn first_sums(&self) -> u32 {
-        CONTROL_BYTES + self.stages * self.stage_bytes()
+        self.maxima() + self.maxima_bytes
     }
 
     /// Bytes of shared memory.
@@ -160,9 +247,12 @@ impl Geometry {
     }
 }
 
-/// Bytes of a row of a panel in a stage: of floats, or of codes.
-pub fn weight_row_bytes(quant: Option<&PanelQuant>) -> u32 {
-    quant.map_or(ROW_BYTES, |q| TILE_K * q.format.code.bits() as u32 / 8)
+/// Bytes of a row of a panel in a stage: of floats, of codes that become floats, or of codes that are multiplied.
+pub fn weight_row_bytes(operands: Operands, quant: Option<&PanelQuant>) -> u32 {
+    match (operands, quant) {
+        (Operands::Halves, Some(q)) => HALF_K * q.format.code.bits() as u32 / 8,
+        (Operands::Halves, None) | (Operands::Fp8, _) => ROW_BYTES,
+    }
 }
 
 /// What a stage holds of the scales of a panel.
@@ -181,15 +271,21 @@ impl ScaleWindow {
     }
 }
 
-/// The scales of a panel of `n` rows.
-pub fn scale_window(n: u64, q: &PanelQuant) -> ScaleWindow {
+/// The scales of a panel of `n` rows, in steps of `tile_k` elements.
+pub fn scale_window(n: u64, q: &PanelQuant, tile_k: u32) -> ScaleWindow {
     let f = q.format;
     let one_row = f.block_rows == 0 || f.block_rows.is_multiple_of(TILE_N.into()) || n == 1;
-    let of_step = u64::from(TILE_K).checked_div(f.block_cols).unwrap_or(1).max(1);
+    let of_step = u64::from(tile_k).checked_div(f.block_cols).unwrap_or(1).max(1);
     ScaleWindow { rows: if one_row { 1 } else { TILE_N }, width: (of_step * f.scale.bytes()).max(4) as u32 }
 }
 
-/// The type of a contraction's operands.
+/// The scales of `tile_m` rows of activations, in steps of `tile_k` elements.
+pub fn row_scale_window(q: &RowQuant, tile_m: u32, tile_k: u32) -> ScaleWindow {
+    let of_step = tile_k.checked_div(q.q.block).unwrap_or(1).max(1);
+    ScaleWindow { rows: tile_m, width: (of_step * q.format().scale.bytes() as u32).max(4) }
+}
+
+/// The type of a contraction's rows.
 pub fn element(program: &Program, contract: &Contract) -> Option<DType> {
     contract.segments.first().map(|s| program.buffer(s.a).dtype)
 }

@@ -18,6 +18,6 @@ mod tiles;
 pub use decode::CodedPanel;
 pub use load::{SWIZZLE_BYTES, SegmentMaps, code_bytes, coded_maps, maps};
 pub use ring::{Barriers, Ring};
-pub use store::Epilogue;
+pub use store::{Epilogue, ScaledColumn};
 pub use team::Member;
 pub use tiles::{Board, Order, Reader, Tile, extent, publish_tiles};

@@ -16,9 +16,9 @@
 use crate::builder::{BARRIER_BYTES, Bool, I32, Shared, WgmmaType};
 use crate::kernels::{Design, Kernel, Registers};
 use crate::parts::k_parts::{KParts, Parts};
-use crate::parts::{Barriers, Board, Order, SegmentMaps, Tile, extent, maps, publish_tiles};
+use crate::parts::{Barriers, Board, Order, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles};
 use moec_ir::DType;
-use moec_ir::engine::hopper::{self, CONTROL_BYTES, Geometry, MOST_STAGES, TILE_K, TILE_N, WARPS};
+use moec_ir::engine::hopper::{self, CONTROL_BYTES, Geometry, MOST_STAGES, Operands, PRODUCT_WARPS, TILE_N, WARPS};
 use moec_ir::tile::{BufferId, Contract, Program, Schedule, Segment};
 
 const WEIGHTS: u32 = 0;
@@ -29,8 +29,7 @@ pub const ROWS: u32 = 2;
 pub const ROW_WARPS: u32 = 2;
 /// The first of those that multiply; each four are a warpgroup.
 pub const PRODUCTS: u32 = 4;
-/// Warps that multiply.
-const PRODUCT_WARPS: u32 = WARPS - PRODUCTS;
+const _: () = assert!(PRODUCT_WARPS == WARPS - PRODUCTS);
 /// Roles that read the board: the thread that starts copies, and each warp that brings rows or multiplies.
 const READERS: u32 = 1 + ROW_WARPS + PRODUCT_WARPS;
 /// Registers of a thread that brings operands, and of one that multiplies: of 65,536, of which a CTA starts with 168 for each
@@ -62,13 +61,18 @@ pub fn contract<'p>(
     if fitted != *schedule {
         return Err(format!("its schedule is {schedule:?}, and the nearest that is built is {fitted:?}"));
     }
-    let ty = match hopper::element(program, contract) {
-        Some(DType::BF16) => WgmmaType::Bf16,
-        Some(DType::F16) => WgmmaType::F16,
-        other => return Err(format!("its rows are {other:?}")),
-    };
     let g = Geometry::of(program, contract, schedule);
-    let (tensor_maps, segment_maps) = maps(program, contract, operands, TILE_N, g.box_rows());
+    let ty = match (g.operands, hopper::element(program, contract)) {
+        (Operands::Fp8, _) => WgmmaType::E4M3,
+        (Operands::Halves, Some(DType::BF16)) => WgmmaType::Bf16,
+        (Operands::Halves, Some(DType::F16)) => WgmmaType::F16,
+        (Operands::Halves, other) => return Err(format!("its rows are {other:?}")),
+    };
+    let sizes = (TILE_N, g.box_rows());
+    let (tensor_maps, segment_maps) = match g.operands {
+        Operands::Halves => maps(program, contract, operands, sizes.0, sizes.1),
+        Operands::Fp8 => coded_maps(program, contract, operands, sizes, |_| false),
+    };
     let tiles = extent(program, contract, g.tile_m, TILE_N);
     let order = Order { team: schedule.blocks(), dynamic: false };
     let launch = order.launch(tiles, WARPS * 32, g.smem_bytes(), tensor_maps);
@@ -154,7 +158,7 @@ impl<'c> Cta<'_, 'c, '_> {
     }
 
     pub fn n_steps(&self, segment: &Segment) -> u32 {
-        (segment.k(self.program) as u32).div_ceil(TILE_K)
+        (segment.k(self.program) as u32).div_ceil(self.g.tile_k)
     }
 
     /// The steps of this CTA: first, and behind the last.

@@ -9,8 +9,8 @@ use crate::builder::{I32, Shared, Var};
 use crate::parts::decode::block_of;
 use crate::parts::load::scales::{ScaleCopier, ScaleCut, Source};
 use crate::parts::{Reader, Ring, Tile};
-use moec_ir::engine::hopper::{ROW_BYTES, TILE_K, TILE_N, scale_window, weight_row_bytes};
-use moec_ir::tile::{RowMap, Segment};
+use moec_ir::engine::hopper::{Operands, ROW_BYTES, TILE_N, row_scale_window, scale_window, weight_row_bytes};
+use moec_ir::tile::{PanelQuant, RowMap, Segment};
 
 /// Most stages whose copies are under way before the first is told of.
 const MOST_AHEAD: u32 = 7;
@@ -33,7 +33,16 @@ impl<'c> Cta<'_, 'c, '_> {
 
     /// Byte offset in a stage of the weights of panel `panel`.
     pub fn panel(&self, segment: &Segment, panel: usize) -> u32 {
-        segment.panels[..panel].iter().map(|p| TILE_N * weight_row_bytes(p.quant.as_ref())).sum()
+        segment.panels[..panel].iter().map(|p| TILE_N * self.weight_row_bytes(p.quant.as_ref())).sum()
+    }
+
+    pub fn weight_row_bytes(&self, quant: Option<&PanelQuant>) -> u32 {
+        weight_row_bytes(self.g.operands, quant)
+    }
+
+    /// Elements of a step in the units of tensor maps: of codes bytes.
+    fn map_step(&self, quant: Option<&PanelQuant>) -> u32 {
+        if quant.is_some() { self.weight_row_bytes(quant) } else { self.g.tile_k }
     }
 
     /// Starts copies of boxes. One warp calls.
@@ -52,8 +61,7 @@ impl<'c> Cta<'_, 'c, '_> {
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
                         c.arrive_expecting(full, rows * ROW_BYTES + weights);
                         for (p, (&map, panel)) in self.maps[i].weights.iter().zip(&segment.panels).enumerate() {
-                            // Maps of codes count bytes.
-                            let wide = panel.quant.as_ref().map_or(TILE_K, |q| weight_row_bytes(Some(q)));
+                            let wide = self.map_step(panel.quant.as_ref());
                             let to = stage.at(self.panel(segment, p));
                             c.copy_box_in_cluster(to, full, map, &[step * wide, tile.col, tile.expert]);
                         }
@@ -61,7 +69,7 @@ impl<'c> Cta<'_, 'c, '_> {
                             let activations = stage.at(self.g.activations());
                             c.range(0, rows, box_rows, |row| {
                                 let to = activations.plus(row * ROW_BYTES);
-                                let at = [step * TILE_K, tile.row + row];
+                                let at = [step * self.g.tile_k, tile.row + row];
                                 c.copy_box_in_cluster(to, full, self.maps[i].activations, &at);
                             });
                         }
@@ -144,14 +152,16 @@ impl<'c> Cta<'_, 'c, '_> {
     /// Starts this thread's copies of a step: 16 bytes of every eighth row.
     fn start_rows(&self, segment: &Segment, rows: I32<'c>, to: Shared<'c>, step: I32<'c>) {
         let c = self.k.builder;
-        let (a, k_total) = (self.k.view(segment.a), segment.k(self.program) as u32);
+        let a = self.k.view(segment.a);
+        let element = if self.g.operands == Operands::Fp8 { 1 } else { 2 };
+        let row_bytes = segment.k(self.program) as u32 * element;
         let (row, piece) = self.place();
         let to = to.plus(row * ROW_BYTES + ((piece ^ row) << 4));
-        let k = step * TILE_K + (piece << 3);
-        let bytes = if k_total.is_multiple_of(TILE_K) {
+        let at = step * ROW_BYTES + (piece << 4);
+        let bytes = if row_bytes.is_multiple_of(ROW_BYTES) {
             c.i32(16)
         } else {
-            ((c.i32(k_total) - k) << 1).signed_max(0).signed_min(16)
+            (c.i32(row_bytes) - at).signed_max(0).signed_min(16)
         };
         let ids = c.shared().at(ROW_IDS).plus(row << 2);
         // All row steps are multiples of the first.
@@ -160,14 +170,14 @@ impl<'c> Cta<'_, 'c, '_> {
             for i in 0..at_once {
                 let id = c.load_i32(ids.plus(first << 2).at(i * 32));
                 let exists = id.is_negative().not();
-                let from = a.row(c.select(exists, id, c.i32(0))).plus((k << 1).wide());
+                let from = a.row(c.select(exists, id, c.i32(0))).plus(at.wide());
                 let bytes = c.select(exists, bytes, c.i32(0));
                 c.copy_async(to.plus(first * ROW_BYTES).at(i * 8 * ROW_BYTES), from, 16, bytes);
             }
         });
     }
 
-    /// What copies the scales of each panel of codes, and where in a stage's scales to.
+    /// What copies the scales of each panel of codes, then those of rows of codes, and where in a stage's scales to.
     fn scale_copiers(&self, segment: &Segment, tile: &Tile<'c>) -> Vec<(ScaleCopier<'c>, u32)> {
         let c = self.k.builder;
         let (n, k_total) = (segment.n(self.program) as u32, segment.k(self.program));
@@ -185,9 +195,26 @@ impl<'c> Cta<'_, 'c, '_> {
                 base.plus((expert.wide() * grid_rows + block.wide()) * pitch_bytes)
             };
             let source = Source { row: Box::new(row), pitch_bytes, valid_rows: columns };
-            let cut = ScaleCut::of_weights(self.program, segment, q, (TILE_N, TILE_K));
+            let cut = ScaleCut::of_weights(self.program, segment, q, (TILE_N, self.g.tile_k));
             all.push((ScaleCopier::new(c, (ROWS * 32, ROW_WARPS * 32), cut, source), at));
-            at += scale_window(n.into(), q).bytes();
+            at += scale_window(n.into(), q, self.g.tile_k).bytes();
+        }
+        if let Some(q) = &segment.a_quant {
+            let (view, first, n_rows) = (self.k.view(q.scales), tile.row, tile.rows);
+            let map = if let RowMap::Gather(map) = segment.a_rows { Some(self.k.view(map)) } else { None };
+            let row = move |row: I32<'c>| {
+                // A row past the end stands for the first: its scales are not read, but its number in the map is.
+                let row = first + c.select(row.lt(n_rows), row, c.i32(0));
+                view.row(map.map_or(row, |map| c.load_i32(map.nth(row))))
+            };
+            let source = Source {
+                row: Box::new(row),
+                pitch_bytes: view.pitch * view.dtype.bytes() as u64,
+                valid_rows: Some(n_rows),
+            };
+            let cut = ScaleCut::of_tokens(q, (self.g.tile_m, self.g.tile_k));
+            debug_assert_eq!(cut.bytes(), row_scale_window(q, self.g.tile_m, self.g.tile_k).bytes());
+            all.push((ScaleCopier::new(c, (ROWS * 32, ROW_WARPS * 32), cut, source), at));
         }
         all
     }

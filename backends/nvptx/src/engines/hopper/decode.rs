@@ -9,8 +9,11 @@ use crate::kernels::Kernel;
 use crate::parts::Tile;
 use crate::parts::decode::Decoder;
 use crate::parts::load::scales::ScaleCut;
-use moec_ir::engine::hopper::{ROW_BYTES, TILE_K, TILE_N, scale_window, weight_row_bytes};
+use moec_ir::engine::hopper::{ROW_BYTES, TILE_N, scale_window};
 use moec_ir::tile::{PanelQuant, Segment};
+
+/// Elements along k of a step.
+const TILE_K: u32 = ROW_BYTES / 2;
 
 /// Compute capability: which conversions there are.
 const CAPABILITY: u32 = 90;
@@ -46,17 +49,17 @@ impl<'c, 'p> Cta<'_, 'c, 'p> {
         let one = |(i, q): (usize, Option<&PanelQuant>)| {
             let q = q?;
             let at = scales_at;
-            scales_at += scale_window(n, q).bytes();
+            scales_at += scale_window(n, q, self.g.tile_k).bytes();
             let c = self.k.builder;
             Some(CodedPanel {
                 k: self.k,
                 decoder: Decoder::new(q, CAPABILITY),
                 global: q.global.map(|id| c.load_f32(self.k.view(id).at(c.i32(0), tile.expert))),
-                scales: ScaleCut::of_weights(self.program, segment, q, (TILE_N, TILE_K)),
+                scales: ScaleCut::of_weights(self.program, segment, q, (TILE_N, self.g.tile_k)),
                 block_cols: q.format.block_cols,
                 codes_at: self.panel(segment, i),
                 scales_at: at,
-                row_bytes: weight_row_bytes(Some(q)),
+                row_bytes: self.weight_row_bytes(Some(q)),
                 k_total: segment.k(self.program) as u32,
                 row,
                 quarter,

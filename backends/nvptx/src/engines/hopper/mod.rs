@@ -1,4 +1,5 @@
-//! Contractions on the tensor cores of sm_90 (`wgmma`), for 16-bit elements and for codes that become them in registers.
+//! Contractions on the tensor cores of sm_90 (`wgmma`), for 16-bit elements, for codes that become them in
+//! registers, and for FP8 codes with FP8 codes.
 //!
 //! The weights are always the first operand: 128 output columns of each panel are 64 rows of each of two warpgroups, and the
 //! rows of the domain (tokens) are the instruction's columns, whose number follows the rows that a tile has. So decode and
@@ -9,6 +10,8 @@
 mod contract;
 mod copies;
 mod decode;
+mod fp8;
 mod products;
+mod results;
 
 pub use contract::contract;

@@ -5,26 +5,26 @@ use super::decode::CodedPanel;
 use crate::builder::{F32, I32, Var, WgmmaRows};
 use crate::parts::k_parts::{End, Parts};
 use crate::parts::{Epilogue, Reader, Ring, Tile};
-use moec_ir::engine::hopper::{ROW_BYTES, TILE_K};
+use moec_ir::engine::hopper::{Operands, ROW_BYTES};
 use moec_ir::tile::Segment;
 
 /// Columns of a warpgroup.
-const GROUP_COLS: u32 = 64;
-/// Instructions along k in a step: 16 elements each.
-const PIECES: u32 = TILE_K / 16;
+pub const GROUP_COLS: u32 = 64;
+/// Instructions along k in a step: 32 bytes each.
+pub const PIECES: u32 = ROW_BYTES / 32;
 
 /// The sums of a thread: `[panel][sum]`.
-type Sums<'c> = Vec<Vec<Var<'c, F32<'c>>>>;
+pub type Sums<'c> = Vec<Vec<Var<'c, F32<'c>>>>;
 
 /// Where a thread's sums lie in a tile.
 #[derive(Clone, Copy)]
-struct Place<'c> {
+pub struct Place<'c> {
     /// The warpgroup, 0 or 1.
-    group: I32<'c>,
+    pub group: I32<'c>,
     /// Column of the tile of the first of its two; the other is eight columns on.
-    column: I32<'c>,
+    pub column: I32<'c>,
     /// Row of the first of its two of every eight rows.
-    row: I32<'c>,
+    pub row: I32<'c>,
 }
 
 impl<'c> Cta<'_, 'c, '_> {
@@ -41,7 +41,10 @@ impl<'c> Cta<'_, 'c, '_> {
                 let sums: Sums = segment.panels.iter().map(|_| zero()).collect();
                 self.parts.each(c, |part| {
                     self.products(segment, tile, part, place, ring, &sums);
-                    parts.end(self.elected, part, |end| self.store(segment, tile, place, &sums, &parts, end));
+                    parts.end(self.elected, part, |end| match self.g.operands {
+                        Operands::Halves => self.store(segment, tile, place, &sums, &parts, end),
+                        Operands::Fp8 => self.store_scaled(segment, tile, place, &sums, &parts, end),
+                    });
                 });
             });
         });
@@ -61,7 +64,10 @@ impl<'c> Cta<'_, 'c, '_> {
         let mut less = 0;
         for n in self.g.row_steps() {
             let holds = tile.rows.gt(less).and(tile.rows.gt(n).not());
-            c.when(holds, || self.products_of(segment, tile, (part, n), place, ring, sums));
+            c.when(holds, || match self.g.operands {
+                Operands::Halves => self.products_of(segment, tile, (part, n), place, ring, sums),
+                Operands::Fp8 => self.fp8_products_of(segment, (part, n), place, ring, sums),
+            });
             less = n;
         }
     }

@@ -83,6 +83,14 @@ impl ScaleCut {
         scale_value(c, self.code, c.load_bits(at, self.code.bytes()), HAS_E4M3)
     }
 
+    /// The values of the scales of `row`, an even number, and of the row behind it for a step that has one.
+    pub fn two_values<'c>(&self, c: &'c Builder<'c>, scales: Shared<'c>, row: I32<'c>, step: I32<'c>) -> [F32<'c>; 2] {
+        if self.code == ScaleCode::F32 && self.width == 4 && self.rows > 1 {
+            return c.load_two_words(scales.plus(row << 2)).map(I32::as_f32);
+        }
+        [0, 1].map(|further| self.value(c, scales, row + further, step))
+    }
+
     /// The bits of the scale of `row` for element `k` of a step, where blocks divide steps or are whole steps.
     pub fn bits<'c>(&self, c: &'c Builder<'c>, scales: Shared<'c>, row: I32<'c>, step: I32<'c>, k: u32) -> I32<'c> {
         let block = if self.block == 0 || self.block >= self.tile_k { 0 } else { k / self.block };

@@ -6,9 +6,8 @@
 use super::geometry::ScaledGeometry;
 use crate::builder::{Bool, F32, I32, LOAD_COLUMNS, Shared};
 use crate::kernels::{Kernel, View};
-use crate::parts::Tile;
 use crate::parts::encode;
-use crate::parts::math::evaluate;
+use crate::parts::{ScaledColumn, Tile};
 use moec_ir::quant::Code;
 use moec_ir::tile::{Program, RowQuant, Segment};
 
@@ -20,13 +19,11 @@ pub struct Results<'k, 'c, 'p> {
     k: &'k Kernel<'c, 'p>,
     segment: &'k Segment,
     out: View<'c>,
+    column: ScaledColumn<'k, 'c, 'p>,
     /// Column of the result, and of the tile.
     col: I32<'c>,
     lane_col: I32<'c>,
     has_col: Bool<'c>,
-    biases: Vec<Option<F32<'c>>>,
-    /// Global scales of the panels, times that of all rows where there is one.
-    factors: Vec<Option<F32<'c>>>,
 }
 
 impl<'k, 'c, 'p> Results<'k, 'c, 'p> {
@@ -38,30 +35,10 @@ impl<'k, 'c, 'p> Results<'k, 'c, 'p> {
         tile: &Tile<'c>,
         lane_col: I32<'c>,
     ) -> Results<'k, 'c, 'p> {
-        let c = k.builder;
-        let n = segment.n(program) as u32;
         let col = tile.col + lane_col;
-        let bias = |view: View<'c>| c.load_elements(view.at(tile.expert, col.min(n - 1)), view.dtype, 1)[0];
-        let of_rows = segment.a_quant.as_ref().filter(|q| !q.q.has_row()).and_then(|q| q.global);
-        let of_rows = of_rows.map(|id| c.load_f32(k.view(id).base));
-        let of_panel = |id| c.load_f32(k.view(id).at(c.i32(0), tile.expert));
-        let factor = |p: &moec_ir::tile::Panel| {
-            let of_panel = p.quant.as_ref().and_then(|q| q.global).map(of_panel);
-            match (of_rows, of_panel) {
-                (Some(a), Some(b)) => Some(a * b),
-                (a, b) => a.or(b),
-            }
-        };
-        Results {
-            k,
-            segment,
-            out: k.view(segment.out),
-            col,
-            lane_col,
-            has_col: col.lt(n),
-            biases: segment.biases.iter().map(|b| b.map(|b| bias(k.view(b)))).collect(),
-            factors: segment.panels.iter().map(factor).collect(),
-        }
+        let column = ScaledColumn::new(k, program, segment, tile.expert, col);
+        let has_col = column.has_col;
+        Results { k, segment, out: k.view(segment.out), column, col, lane_col, has_col }
     }
 
     /// Stores rows from `row` on, of which `rows` exist, from the sums `sums[panel][row]`. `source_row` gives the row of the
@@ -71,14 +48,8 @@ impl<'k, 'c, 'p> Results<'k, 'c, 'p> {
         let of_each_row = self.segment.a_quant.as_ref().filter(|q| q.q.has_row()).and_then(|q| q.global);
         let value = |i: u32| {
             let of_row = of_each_row.map(|id| c.load_f32(self.k.view(id).row(source_row(i))));
-            let arg = |((sums, bias), factor): ((&Vec<F32<'c>>, &Option<F32<'c>>), &Option<F32<'c>>)| {
-                let sum = sums[i as usize];
-                let sum = factor.map_or(sum, |f| sum * f);
-                let sum = of_row.map_or(sum, |f| sum * f);
-                bias.map_or(sum, |b| sum + b)
-            };
-            let args: Vec<F32> = sums.iter().zip(&self.biases).zip(&self.factors).map(arg).collect();
-            evaluate(c, &self.segment.epilogue, &args)
+            let sums: Vec<F32> = sums.iter().map(|panel| panel[i as usize]).collect();
+            self.column.value(&sums, of_row)
         };
         let values: Vec<F32> = (0..LOAD_COLUMNS).map(value).collect();
         match &self.segment.out_quant {
