@@ -24,7 +24,7 @@ use_expert_bias zero_expert_num""".split()
 RENAMED = re.compile(r"expert|moe_|intermediate_size|ffn|^hidden_size|_layers$|layers_block_type|routed_scaling|norm_topk_prob|top_?k")
 
 # What config classes work out when they are made.
-FIRST_DENSE = {"axk1": 1, "axk2": 1, "kimi_linear": 1, "beam": 3, "glm4_moe_lite": 1, "glm5_next": 3, "hy_v3": 1, "hy_v4": 1}
+FIRST_DENSE = {"axk1": 1, "axk2": 1, "kimi_linear": 1, "beam": 3, "glm4_moe_lite": 1, "glm5_next": 3, "hy_v3": 1, "hy_v4": 1, "hy_v4_vl": 1}
 
 
 def literal(v):

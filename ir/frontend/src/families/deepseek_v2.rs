@@ -17,6 +17,15 @@ pub(super) const FAMILY: Family = Family {
     spec,
 };
 
+/// Models that read pages with a decoder like DeepSeek-V2's.
+pub(super) const OCR: Family = Family {
+    model_types: &["deepseek_ocr2", "deepseek_ocr2_text", "unlimited_ocr", "unlimited_ocr_text"],
+    prefixes: &["model.", "model.language_model."],
+    moe_layers: |c| layers::after_first_dense(c, 1),
+    extra_layers: &[],
+    spec,
+};
+
 fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let names = Names::layer(c, layer);
     let n_experts = c.size(&["n_routed_experts", "num_local_experts", "num_experts"], MAX_EXPERTS);

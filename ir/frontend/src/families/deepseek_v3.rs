@@ -21,6 +21,7 @@ pub(super) const FAMILY: Family = Family {
         "glm4v_moe",
         "glm4v_moe_text",
         "glm_moe_dsa",
+        "sarvam_mla",
         "solar_open",
     ],
     prefixes: &[],

@@ -1,4 +1,4 @@
-//! What the config classes of transformers 5.23.0 assume where a config leaves a key out.
+//! What the config classes of transformers 5.24.0 assume where a config leaves a key out.
 //!
 //! Written by `tests/conformance/class_defaults.py`. Keys without a value of their own (null) are not listed.
 
@@ -105,6 +105,26 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
     ),
     ("dbrx", &[]),
     (
+        "deepseek_ocr2",
+        &[
+            ("hidden_act", Word("silu")),
+            ("n_shared_experts", Whole(2)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_method", Word("greedy")),
+        ],
+    ),
+    (
+        "deepseek_ocr2_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("n_shared_experts", Whole(2)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_method", Word("greedy")),
+        ],
+    ),
+    (
         "deepseek_v2",
         &[
             ("first_k_dense_replace", Whole(0)),
@@ -155,6 +175,8 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
             ("swiglu_limit", Real(10.0)),
         ],
     ),
+    ("diffusion_gemma", &[("hidden_activation", Word("gelu_pytorch_tanh")), ("rms_norm_eps", Real(1e-06))]),
+    ("diffusion_gemma_text", &[("hidden_activation", Word("gelu_pytorch_tanh")), ("rms_norm_eps", Real(1e-06))]),
     ("doge", &[("hidden_act", Word("silu")), ("norm_topk_prob", Flag(false)), ("rms_norm_eps", Real(1e-06))]),
     (
         "dots1",
@@ -181,6 +203,7 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
             ("topk_group", Whole(1)),
         ],
     ),
+    ("dots3_note_vision_encoder", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-05))]),
     (
         "ernie4_5_moe",
         &[
@@ -377,6 +400,45 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
         ],
     ),
     (
+        "hy_v4_vl",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(2.827)),
+            ("swiglu_limit", Real(10.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "hy_v4_vl_text",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-05)),
+            ("routed_scaling_factor", Real(2.827)),
+            ("swiglu_limit", Real(10.0)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "inkling2_loop_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("mlp_gate_softcap", Real(4.0)),
+            ("mlp_up_softcap", Real(25.0)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("route_scale", Real(8.0)),
+            ("scoring_func", Word("sigmoid")),
+        ],
+    ),
+    (
         "inkling2_text",
         &[
             ("hidden_act", Word("silu")),
@@ -461,6 +523,15 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
             ("moe_apply_router_weight_on_input", Flag(false)),
             ("moe_routed_scaling_factor", Real(1.0)),
             ("moe_router_logit_softcapping", Real(0.0)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("shared_expert_intermediate_size", Whole(512)),
+        ],
+    ),
+    (
+        "lara_mini",
+        &[
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(true)),
             ("rms_norm_eps", Real(1e-06)),
             ("shared_expert_intermediate_size", Whole(512)),
         ],
@@ -596,6 +667,10 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
         ],
     ),
     ("olmoe", &[("hidden_act", Word("silu")), ("norm_topk_prob", Flag(false)), ("rms_norm_eps", Real(1e-05))]),
+    (
+        "openai_privacy_filter",
+        &[("rms_norm_eps", Real(1e-05)), ("swiglu_alpha", Real(1.702)), ("swiglu_limit", Real(7.0))],
+    ),
     ("phimoe", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-05)), ("router_jitter_noise", Real(0.01))]),
     (
         "qwen2_moe",
@@ -635,6 +710,15 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
         ],
     ),
     (
+        "qwen3_omni_moe_talker_text",
+        &[
+            ("decoder_sparse_step", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("norm_topk_prob", Flag(false)),
+            ("rms_norm_eps", Real(1e-06)),
+        ],
+    ),
+    (
         "qwen3_omni_moe_text",
         &[
             ("decoder_sparse_step", Whole(1)),
@@ -667,6 +751,32 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
         ],
     ),
     (
+        "sarvam_mla",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
+        "sarvam_moe",
+        &[
+            ("first_k_dense_replace", Whole(1)),
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(1)),
+            ("norm_topk_prob", Flag(true)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(2.5)),
+            ("topk_group", Whole(1)),
+        ],
+    ),
+    (
         "solar_open",
         &[
             ("hidden_act", Word("silu")),
@@ -696,6 +806,31 @@ const DEFAULTS: &[(&str, &[(&str, Value)])] = &[
             ("share_expert_dim", Whole(1280)),
         ],
     ),
+    ("switch_transformers", &[("router_jitter_noise", Real(0.01))]),
+    (
+        "unlimited_ocr",
+        &[
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(2)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+            ("topk_method", Word("greedy")),
+        ],
+    ),
+    (
+        "unlimited_ocr_text",
+        &[
+            ("hidden_act", Word("silu")),
+            ("n_group", Whole(1)),
+            ("n_shared_experts", Whole(2)),
+            ("rms_norm_eps", Real(1e-06)),
+            ("routed_scaling_factor", Real(1.0)),
+            ("topk_group", Whole(1)),
+            ("topk_method", Word("greedy")),
+        ],
+    ),
     ("zaya", &[("hidden_act", Word("silu")), ("rms_norm_eps", Real(1e-05)), ("router_hidden_size", Whole(256))]),
 ];
 
@@ -714,6 +849,8 @@ const OTHER_NAMES: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     ("dbrx", &[("hidden_size", "d_model"), ("num_hidden_layers", "n_layers")]),
+    ("deepseek_ocr2", &[("num_experts", "n_routed_experts")]),
+    ("deepseek_ocr2_text", &[("num_experts", "n_routed_experts")]),
     ("deepseek_v2", &[("num_experts", "n_routed_experts")]),
     ("deepseek_v3", &[("num_local_experts", "n_routed_experts"), ("num_mtp_layers", "num_nextn_predict_layers")]),
     ("deepseek_v32", &[("num_local_experts", "n_routed_experts")]),
@@ -736,6 +873,16 @@ const OTHER_NAMES: &[(&str, &[(&str, &str)])] = &[
     ("hunyuan_v1_moe", &[("num_experts_per_tok", "moe_topk"), ("num_local_experts", "num_experts")]),
     ("hy_v3", &[("num_local_experts", "num_experts")]),
     ("hy_v4", &[("num_local_experts", "n_routed_experts")]),
+    ("hy_v4_vl", &[("num_local_experts", "n_routed_experts")]),
+    ("hy_v4_vl_text", &[("num_local_experts", "n_routed_experts")]),
+    (
+        "inkling2_loop_text",
+        &[
+            ("intermediate_size", "moe_intermediate_size"),
+            ("num_local_experts", "n_routed_experts"),
+            ("routed_scaling_factor", "route_scale"),
+        ],
+    ),
     (
         "inkling2_text",
         &[
@@ -778,9 +925,29 @@ const OTHER_NAMES: &[(&str, &[(&str, &str)])] = &[
     ("mixtral", &[("num_experts", "num_local_experts")]),
     ("nemotron_h", &[("num_local_experts", "n_routed_experts")]),
     ("olmoe", &[("num_local_experts", "num_experts")]),
+    ("openai_privacy_filter", &[("num_experts", "num_local_experts")]),
     ("qwen3_moe", &[("num_experts", "num_local_experts")]),
+    ("qwen3_omni_moe_talker_text", &[("num_experts", "num_local_experts")]),
     ("qwen3_vl_moe", &[("num_experts", "num_local_experts")]),
     ("qwen3_vl_moe_text", &[("num_experts", "num_local_experts")]),
+    (
+        "sarvam_mla",
+        &[
+            ("num_experts", "n_routed_experts"),
+            ("num_local_experts", "n_routed_experts"),
+            ("num_mtp_layers", "num_nextn_predict_layers"),
+            ("num_shared_experts", "n_shared_experts"),
+        ],
+    ),
+    (
+        "sarvam_moe",
+        &[
+            ("num_experts", "n_routed_experts"),
+            ("num_local_experts", "n_routed_experts"),
+            ("num_mtp_layers", "num_nextn_predict_layers"),
+            ("num_shared_experts", "n_shared_experts"),
+        ],
+    ),
     ("solar_open", &[("num_local_experts", "n_routed_experts")]),
     (
         "step3p5",
@@ -802,4 +969,7 @@ const OTHER_NAMES: &[(&str, &[(&str, &str)])] = &[
             ("share_expert_dims", "share_expert_dim"),
         ],
     ),
+    ("switch_transformers", &[("hidden_size", "d_model"), ("num_hidden_layers", "num_layers")]),
+    ("unlimited_ocr", &[("num_experts", "n_routed_experts")]),
+    ("unlimited_ocr_text", &[("num_experts", "n_routed_experts")]),
 ];

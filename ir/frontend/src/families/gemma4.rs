@@ -16,6 +16,15 @@ pub(super) const FAMILY: Family = Family {
     spec,
 };
 
+/// DiffusionGemma: encoder and decoder share the weights of their layers, all of which have experts.
+pub(super) const DIFFUSION: Family = Family {
+    model_types: &["diffusion_gemma", "diffusion_gemma_text"],
+    prefixes: &["model.decoder.", "model.encoder.language_model.", "model."],
+    moe_layers: layers::all,
+    extra_layers: &[],
+    spec,
+};
+
 fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let names = Names::layer(c, layer);
     let hidden = c.hidden();

@@ -14,6 +14,36 @@ use moec_ir::weights::WeightStep;
 pub(super) const FAMILY: Family =
     Family { model_types: &["gpt_oss"], prefixes: &[], moe_layers: layers::all, extra_layers: &[], spec };
 
+/// OpenAI's privacy filter: f32 logits, gate before up in halves, weights divided by K before the experts and the sum
+/// multiplied by it again.
+pub(super) const PRIVACY_FILTER: Family = Family {
+    model_types: &["openai_privacy_filter"],
+    prefixes: &[],
+    moe_layers: layers::all,
+    extra_layers: &[],
+    spec: |c, layer| {
+        let names = Names::layer(c, layer);
+        let mut spec = spec(c, layer);
+        let router = &mut spec.router;
+        router.logits = Precision::F32;
+        router.score_round = Precision::F32;
+        router.weights_round = Precision::F32;
+        router.scale = 1.0 / spec.top_k as f32;
+        spec.routed_scale = spec.top_k as f32;
+        let (ffn, activation) = (spec.experts.ffn, spec.experts.activation.clone());
+        let (gate_up, down) = (["mlp.experts.gate_up_proj"], ["mlp.experts.down_proj"]);
+        let bias = |start| {
+            let half = WeightStep::Slice { axis: 1, start, step: 1, len: ffn, of: Some(2 * ffn) };
+            names.steps(&["mlp.experts.gate_up_proj_bias"], vec![half])
+        };
+        spec.experts = Experts {
+            biases: spec.experts.biases.map(|b| ExpertBiases { gate: bias(0), up: bias(ffn), ..b }),
+            ..names.transposed_experts(&gate_up, &down, ffn, activation)
+        };
+        spec
+    },
+};
+
 fn spec(c: &Keys, layer: u32) -> MoeSpec {
     let names = Names::layer(c, layer);
     let n_experts = c.size(&["num_local_experts", "num_experts"], MAX_EXPERTS);

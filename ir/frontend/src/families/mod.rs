@@ -4,6 +4,8 @@ mod deepseek_v2;
 mod deepseek_v3;
 mod deepseek_v4;
 pub mod defaults;
+mod dots3_vision;
+mod encoder_decoder;
 mod ernie;
 mod gemma4;
 mod gpt_oss;
@@ -48,14 +50,20 @@ pub struct Family {
 /// Every family.
 pub const FAMILIES: &[Family] = &[
     deepseek_v2::FAMILY,
+    deepseek_v2::OCR,
     deepseek_v3::DOTS1,
     deepseek_v3::FAMILY,
     deepseek_v3::MIMO_V2,
     deepseek_v4::FAMILY,
+    dots3_vision::FAMILY,
+    encoder_decoder::NLLB,
+    encoder_decoder::SWITCH,
     ernie::FAMILY,
     ernie::VL,
+    gemma4::DIFFUSION,
     gemma4::FAMILY,
     gpt_oss::FAMILY,
+    gpt_oss::PRIVACY_FILTER,
     granite::ARIA,
     granite::GRANITE,
     granite::JETMOE,
@@ -72,6 +80,7 @@ pub const FAMILIES: &[Family] = &[
     qwen::QWEN2_MOE,
     qwen::QWEN3_MOE,
     refused::DOGE,
+    refused::VITPOSE,
     inkling::FAMILY,
     longcat::FAMILY,
     phimoe::FAMILY,
@@ -82,12 +91,14 @@ pub const FAMILIES: &[Family] = &[
     softmax_relatives::INKLING2,
     softmax_relatives::JAMBA,
     softmax_relatives::KOLIBRI,
+    softmax_relatives::LARA_MINI,
     softmax_relatives::LFM2,
     softmax_relatives::MELLUM,
     softmax_relatives::MINIMAX,
     softmax_relatives::QWEN3_5,
     softmax_relatives::QWEN3_NEXT,
     softmax_relatives::QWEN3_OMNI,
+    softmax_relatives::QWEN3_OMNI_TALKER,
     softmax_relatives::QWEN3_VL,
     step3::FAMILY,
     v3_relatives::AFMOE,
@@ -104,6 +115,7 @@ pub const FAMILIES: &[Family] = &[
     v3_relatives::LAGUNA,
     v3_relatives::MINIMAX_M3,
     v3_relatives::MUSE_SPARK,
+    v3_relatives::SARVAM_MOE,
     v3_relatives::STEP3P5,
     zaya::FAMILY,
 ];

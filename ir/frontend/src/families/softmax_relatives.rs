@@ -73,6 +73,36 @@ pub(super) const QWEN3_OMNI: Family = Family {
     spec: |c, layer| qwen(c, layer, c.flag_or("norm_topk_prob", true)),
 };
 
+/// Qwen3-Omni, the talker's decoder, every layer of which has experts: Qwen2's layer.
+pub(super) const QWEN3_OMNI_TALKER: Family = Family {
+    model_types: &["qwen3_omni_moe_talker", "qwen3_omni_moe_talker_text"],
+    prefixes: &["talker.model.", "model.", ""],
+    moe_layers: layers::all,
+    extra_layers: &[],
+    spec: |c, layer| {
+        let mut spec = qwen(c, layer, c.flag_or("norm_topk_prob", false));
+        spec.shared = gated_shared(c, layer);
+        spec
+    },
+};
+
+/// Lara-4-Mini: Qwen3-Next with f32 logits, and a shared expert without a gate.
+pub(super) const LARA_MINI: Family = Family {
+    model_types: &["lara_mini"],
+    prefixes: &[],
+    moe_layers: layers::all,
+    extra_layers: &[],
+    spec: |c, layer| {
+        let mut spec = qwen(c, layer, c.flag_or("norm_topk_prob", true));
+        spec.router.logits = Precision::F32;
+        spec.shared = gated_shared(c, layer);
+        if let Some(shared) = &mut spec.shared {
+            shared.out_gate = None;
+        }
+        spec
+    },
+};
+
 /// Mellum: Qwen3 that renormalises unless the config says otherwise.
 pub(super) const MELLUM: Family = Family {
     model_types: &["mellum"],
@@ -313,10 +343,11 @@ pub(super) const KOLIBRI: Family = Family {
     },
 };
 
-/// Inkling-2: sigmoid scores, soft-capped SwiGLU, gate and up in interleaved rows.
+/// Inkling-2: sigmoid scores, soft-capped SwiGLU, gate and up in interleaved rows. The looped model runs some of its layers
+/// several times, with the same weights.
 pub(super) const INKLING2: Family = Family {
-    model_types: &["inkling2", "inkling2_text"],
-    prefixes: &["model.llm.", "model."],
+    model_types: &["inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text"],
+    prefixes: &["model.llm.", "model.language_model.", "model."],
     moe_layers: |c| layers::from_types(c, "mlp_layer_types", c.n_layers()).unwrap_or_else(|| layers::all(c)),
     extra_layers: &[],
     spec: |c, layer| {

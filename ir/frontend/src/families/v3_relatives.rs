@@ -48,6 +48,15 @@ pub(super) const BAILING_HYBRID: Family = Family {
     spec: |c, layer| or_in_memory(c, layer, v3(c, layer, &Parts { bias: "mlp.gate.expert_bias", ..PARTS })),
 };
 
+/// Sarvam 30B: GLM-4.5 under Ling's name for the bias.
+pub(super) const SARVAM_MOE: Family = Family {
+    model_types: &["sarvam_moe"],
+    prefixes: &[],
+    moe_layers: |c| layers::after_first_dense(c, 1),
+    extra_layers: &["num_nextn_predict_layers"],
+    spec: |c, layer| or_in_memory(c, layer, v3(c, layer, &Parts { bias: "mlp.gate.expert_bias", ..PARTS })),
+};
+
 /// K-EXAONE.
 pub(super) const EXAONE: Family = Family {
     model_types: &["exaone_moe"],
@@ -82,7 +91,7 @@ pub(super) const HY_V3: Family = Family {
 
 /// Hunyuan Hy4: experts that clamp before their activation, stacked on disk.
 pub(super) const HY_V4: Family = Family {
-    model_types: &["hy_v4"],
+    model_types: &["hy_v4", "hy_v4_vl", "hy_v4_vl_text"],
     prefixes: &[],
     moe_layers: |c| layers::after_first_dense(c, 0),
     extra_layers: &["num_nextn_predict_layers"],
