@@ -9,6 +9,7 @@
 //!    and the token count that the launch is made for ([`TensorMap`](crate::tile::TensorMap)).
 //!
 //! A [`Counter`](crate::tile::Role::Counter) holds 0 before the first launch; kernels leave it so.
+//! A weight that a kernel has a tensor map of is read through it alone: its rows and matrices lie where the map's strides say.
 //! Buffers are aligned to at least [`BUFFER_ALIGN`] bytes. The launch gives at least as many blocks as the kernel's grid
 //! asks for at the token count in device memory; a kernel tolerates more. A persistent kernel does all its work with any
 //! number of blocks, at least one. A programmatic kernel may be launched so that it starts before the one in front of it
@@ -25,11 +26,12 @@ mod products;
 pub use products::{Encoding, PRODUCTS_SCRATCH_BYTES, Products, WeightCode, arranged_len};
 
 use crate::DType;
+use crate::tile::Buffer;
 
 /// Least alignment of every buffer, in bytes.
 pub const BUFFER_ALIGN: u64 = 256;
 
-/// What a CPU kernel is called with. `#[repr(C)]`, read by generated code at these offsets: 0, 8, 16, 24, 32.
+/// What a CPU kernel is called with. `#[repr(C)]`, read by generated code at these offsets: 0, 8, 16, 24, 32, 40.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CpuContext {
@@ -43,6 +45,26 @@ pub struct CpuContext {
     pub math: *const CpuMath,
     /// Matrix products that generated code calls.
     pub kernels: *const CpuKernels,
+    /// How far apart matrices and rows of each operand lie; read for [`Body::strided`](crate::tile::Body::strided) only.
+    pub strides: *const Strides,
+}
+
+/// Where the matrices and rows of a weight lie: [`Strides::of`] for those that were packed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Strides {
+    /// Bytes from a matrix to the next.
+    pub matrix: u64,
+    /// Bytes from a row to the next.
+    pub row: u64,
+}
+
+impl Strides {
+    /// Those of a buffer that lies as it was compiled.
+    pub fn of(buffer: &Buffer) -> Strides {
+        let row = buffer.pitch * buffer.dtype.bytes() as u64;
+        Strides { matrix: buffer.rows.fixed().unwrap_or(0) * row, row }
+    }
 }
 
 /// Vector code that generated code calls through this table, so that an object file needs no linking and runs as fast as

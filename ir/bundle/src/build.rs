@@ -7,7 +7,7 @@ use crate::manifest::{
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Graph;
 use moec_ir::numerics::{NumericClass, Numerics};
-use moec_ir::tile::{CpuLaunch, GpuLaunch, Program};
+use moec_ir::tile::{BufferId, CpuLaunch, GpuLaunch, Program};
 use std::collections::BTreeMap;
 
 /// A compiled GPU kernel, for the kernel at the same place in its program.
@@ -172,7 +172,17 @@ impl BundleBuilder {
 }
 
 fn entry(kernel: &moec_ir::tile::Kernel, symbol: String, class: NumericClass, launch: Launch) -> KernelEntry {
-    let operands = kernel.body.operands().into_iter().map(|(buffer, written)| Operand { buffer, written }).collect();
+    let on_cpu = kernel.body.strided();
+    let strided = |i: usize, id: BufferId| match &launch {
+        Launch::Cpu { .. } => on_cpu.contains(&id),
+        // A map of matrices in rows of columns; the kernel reads the operand through nothing else.
+        Launch::Gpu { launch, .. } => {
+            on_cpu.contains(&id) && launch.tensor_maps.iter().any(|m| m.operand as usize == i && m.dims.len() == 3)
+        }
+    };
+    let operands = kernel.body.operands().into_iter().enumerate();
+    let operands =
+        operands.map(|(i, (buffer, written))| Operand { buffer, written, strided: strided(i, buffer) }).collect();
     KernelEntry { name: kernel.name.clone(), entry: symbol, operands, class, launch }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// The format that this version reads and writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Name of the manifest within a bundle.
 pub const MANIFEST_FILE: &str = "manifest.json";
@@ -168,6 +168,10 @@ pub struct Operand {
     pub buffer: BufferId,
     /// Whether the kernel writes it.
     pub written: bool,
+    /// A weight that the kernel reads at strides that it is given: by the context on the CPU
+    /// ([`CpuContext::strides`](moec_ir::abi::CpuContext)), by its tensor maps on a GPU. Others lie as the buffer says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub strided: bool,
 }
 
 /// How a kernel is started.

@@ -165,6 +165,7 @@ fn check_kernel(
         let buffer = buffer.ok_or_else(|| format!("it names buffer {}, which does not exist", o.buffer.0))?;
         let constant = matches!(buffer.role, Role::Input(_)) || buffer.role.param().is_some();
         ensure(!(o.written && constant), || format!("it writes `{}`, which is not its to write", buffer.name))?;
+        ensure(!o.strided || buffer.role.param().is_some(), || format!("`{}` is no weight with strides", buffer.name))?;
     }
     match &k.launch {
         Launch::Gpu { file, launch } => {

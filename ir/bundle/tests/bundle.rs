@@ -345,7 +345,7 @@ fn impossible_manifests_are_refused() {
             }
         }),
         ("many operands", |m| {
-            let o = Operand { buffer: BufferId(0), written: false };
+            let o = Operand { buffer: BufferId(0), written: false, strided: false };
             m.targets[0].variants[0].kernels[0].operands = vec![o; 64];
         }),
         ("huge scratch", |m| {
@@ -412,7 +412,7 @@ fn workspace_is_shared_only_by_buffers_that_are_not_alive_together() {
     let add = |v: &mut moec_bundle::manifest::Variant, name: &str, kernels: &[usize]| {
         let id = BufferId(v.buffers.len() as u32);
         v.buffers.push(Buffer { name: name.into(), ..v.buffers[2].clone() });
-        kernels.iter().for_each(|&k| v.kernels[k].operands.push(Operand { buffer: id, written: true }));
+        kernels.iter().for_each(|&k| v.kernels[k].operands.push(Operand { buffer: id, written: true, strided: false }));
     };
     let third = v.kernels[1].clone();
     v.kernels.push(third);

@@ -1,5 +1,6 @@
 //! Launch sizes as expressions of the token count.
 
+use crate::abi::Strides;
 use crate::shape::Dim;
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +132,21 @@ impl MapElem {
 impl TensorMap {
     /// Most dimensions of a map.
     pub const MAX_RANK: usize = 5;
+
+    /// Shows matrices in rows where they lie, in place of where the buffer has them; maps of other ranks stay as they are.
+    pub fn lay(&mut self, strides: Strides) {
+        if let [row, matrix] = &mut self.strides[..] {
+            (*row, *matrix) = (strides.row, strides.matrix);
+        }
+    }
+
+    /// Whether the driver takes such distances, and an address: multiples of 16 bytes, or of 32 for 4-bit codes that are
+    /// spread, and less than 2^40 apart.
+    pub fn takes(&self, address: u64, strides: Strides) -> bool {
+        let align = if self.elem == MapElem::U4Padded { 32 } else { 16 };
+        let fits = |stride: u64| stride.is_multiple_of(align) && stride < 1 << 40;
+        address.is_multiple_of(align) && fits(strides.row) && fits(strides.matrix)
+    }
 
     /// Bytes of a copied box in shared memory.
     pub fn box_bytes(&self) -> u64 {

@@ -250,6 +250,13 @@ pub struct Combine {
 }
 
 impl Body {
+    /// The weights that a CPU kernel reads at the strides that it is given: panels of products, and their scales.
+    pub fn strided(&self) -> Vec<BufferId> {
+        let Body::Contract(c) = self else { return Vec::new() };
+        let panels = c.segments.iter().flat_map(|s| &s.panels);
+        panels.flat_map(|p| [Some(p.weights), p.quant.as_ref().map(|q| q.scales)]).flatten().collect()
+    }
+
     /// The buffers of the kernel in the order of its parameters, each once; outputs are marked `true`.
     ///
     /// This order is the calling convention: [`crate::abi`].

@@ -8,6 +8,7 @@
 //! Nothing here allocates or computes more than a file's true size justifies, and nothing panics on what a file says.
 #![warn(missing_docs)]
 
+mod coded_view;
 pub mod config;
 pub mod decode;
 mod formats;
@@ -20,6 +21,7 @@ mod strided;
 mod view;
 mod whole;
 
+pub use coded_view::{CodedView, GivenCodes, Part};
 pub use config::{Published, Source};
 pub use pack::parts::{is_part, unpack_part};
 pub use pack::{pack_tensor, unpack_weight};

@@ -160,7 +160,8 @@ impl<'a> Plan<'a> {
                 pack::pack_tensor(&Tensor::float(DType::F32, &[1], vec![*number]), param, buffer, dst)
             }
             Content::Pieces(pieces) if parts::is_part(buffer) => {
-                parts::pack(self.checkpoint, param, pieces, buffer, dst, &|p| self.release(p))
+                let from = format!("`{}`", self.checkpoint.path().display());
+                parts::pack(&from, param, pieces, buffer, dst, &|p| self.release(p))
             }
             Content::Pieces(pieces) => pack::pack_pieces(param, pieces, buffer, dst, &|p| self.release(p)),
         }
@@ -241,7 +242,7 @@ pub fn holds_codes(checkpoint: &Checkpoint, model: Option<&Published>, params: &
     let from = From { checkpoint, published: published.as_ref() };
     let resolved = resolve(from, params);
     let one = |(param, pieces): (&Param, Result<Vec<Piece<'_>>, Diagnostic>)| match pieces {
-        Ok(pieces) => parts::holds_codes(checkpoint, param, &pieces),
+        Ok(pieces) => parts::holds_codes(param, &pieces),
         Err(_) => true,
     };
     params.iter().zip(resolved).map(one).collect()

@@ -6,6 +6,7 @@ use crate::pack::{Rows, copy_rows};
 use crate::resolve::{fixed_shape, unsupported};
 use crate::strided::Strided;
 use moec_ir::DType;
+use moec_ir::abi::Strides;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
 use moec_ir::tile::Buffer;
@@ -36,23 +37,42 @@ impl MemoryView<'_> {
         self.axes.iter().map(|a| a.0).collect()
     }
 
-    /// Whether the memory can stand for the parameter's buffer as it is; else why not.
+    /// How the memory stands for the parameter's buffer where it lies, for kernels that read the buffer at any strides
+    /// (`strided`) or as it was compiled; else why it does not.
     ///
     /// # Errors
     /// In words.
-    pub fn is_the_buffer(&self, param: &Param, buffer: &Buffer) -> Result<(), String> {
+    pub fn in_place(&self, param: &Param, buffer: &Buffer, strided: bool) -> Result<Strides, String> {
         if parts::is_part(buffer) {
             return Err("kernels read it as codes and scales".into());
         }
-        if self.dtype != buffer.dtype || param.ty.dtype != buffer.dtype {
+        if param.ty.dtype != buffer.dtype {
+            return Err(format!("kernels read {}, it is {}", buffer.dtype, param.ty.dtype));
+        }
+        self.lies_as(buffer, strided)
+    }
+
+    /// As [`MemoryView::in_place`], whatever the elements mean.
+    pub(crate) fn lies_as(&self, buffer: &Buffer, strided: bool) -> Result<Strides, String> {
+        if self.dtype != buffer.dtype {
             return Err(format!("kernels read {}, it is {}", buffer.dtype, self.dtype));
         }
         if buffer.pitch != buffer.cols {
             return Err(format!("kernels read rows of {} elements that lie {} apart", buffer.cols, buffer.pitch));
         }
-        match Strided::of_axes(self.axes.clone()).contiguous() {
-            Some(_) => Ok(()),
-            None => Err("its elements do not lie one behind the other".into()),
+        if self.axes.iter().any(|a| a.0 == 0) || Strided::of_axes(self.axes.clone()).contiguous().is_some() {
+            return Ok(Strides::of(buffer));
+        }
+        if !strided {
+            return Err("its elements do not lie one behind the other".into());
+        }
+        let bytes = self.dtype.bytes() as u64;
+        let row_of = |&(n, stride): &(u64, u64)| if n == 1 { 0 } else { stride * bytes };
+        match &self.axes[..] {
+            [.., (n, step)] if *n > 1 && *step != 1 => Err(format!("the elements of a row lie {step} apart")),
+            [row, _] => Ok(Strides { matrix: 0, row: row_of(row) }),
+            [matrix, row, _] => Ok(Strides { matrix: row_of(matrix), row: row_of(row) }),
+            _ => Err("it is no stack of matrices".into()),
         }
     }
 
@@ -115,7 +135,13 @@ mod tests {
         up.pack(&param(&[2, 2, 3]), &buffer(2, 2, 3, 4), &mut dst).expect("packed");
         let want = [6., 7., 8., 0., 9., 10., 11., 0., 18., 19., 20., 0., 21., 22., 23., 0.];
         assert_eq!(dst, bytes(&want));
-        assert!(up.is_the_buffer(&param(&[2, 2, 3]), &buffer(2, 2, 3, 3)).is_err());
+        let (param, buffer) = (param(&[2, 2, 3]), buffer(2, 2, 3, 3));
+        assert!(up.in_place(&param, &buffer, false).is_err());
+        assert_eq!(up.in_place(&param, &buffer, true), Ok(Strides { matrix: 48, row: 12 }));
+        let whole = MemoryView { axes: vec![(2, 6), (2, 3), (3, 1)], ..up.clone() };
+        assert_eq!(whole.in_place(&param, &buffer, false), Ok(Strides::of(&buffer)));
+        let transposed = MemoryView { axes: vec![(2, 6), (2, 1), (3, 2)], ..up.clone() };
+        assert!(transposed.in_place(&param, &buffer, true).unwrap_err().contains("2 apart"));
     }
 
     #[test]

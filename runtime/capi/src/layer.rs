@@ -1,23 +1,19 @@
-//! Layers: created, given their weights, finished, launched.
+//! Layers: created, finished, launched.
 
 use crate::bundle::{self, moec_bundle};
 use crate::handles::Handles;
-use crate::memory::{element, give, null, optional_text, text};
+use crate::memory::{element, give, null, optional_text};
 use crate::status::{c_string, guard, moec_status};
-use crate::structs::{self, moec_checkpoint_options, moec_launch, moec_layer_options, moec_param};
+use crate::structs::{self, moec_launch, moec_layer_options, moec_param};
 use crate::tensor::{self, Given, moec_tensor};
 use ::moec_bundle::manifest::{ParamInfo, TensorInfo};
 use ::moec_bundle::{Bundle, Manifest};
 use moec_ir::diag::Diagnostic;
 use moec_ir::shape::Dim;
-use moec_ir::tile::Buffer;
 use moec_runtime::cpu::Pool;
 use moec_runtime::cuda::{DEVICE_ALIGN, RawStream};
-use moec_runtime::{CachedWeights, Device, Hold, Layer, LayerBuilder, LoadOptions, Weights};
-use moec_weights::Checkpoint;
-use std::cell::Cell;
-use std::ffi::{CString, c_char, c_void};
-use std::path::Path;
+use moec_runtime::{Device, Layer, LayerBuilder, LoadOptions};
+use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A layer on a device.
@@ -26,25 +22,13 @@ pub struct moec_layer {
     _private: [u8; 0],
 }
 
-/// Whose memory a weight stays in.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum moec_hold {
-    /// The layer's: the elements are copied before the call returns.
-    MOEC_COPY = 0,
-    /// The caller's, who keeps it unchanged until the layer is freed; an error where kernels need another layout.
-    MOEC_BORROW = 1,
-    /// The caller's where kernels read it as it lies, else the layer's. The caller keeps it either way.
-    MOEC_BORROW_IF_POSSIBLE = 2,
-}
-
 /// Most inputs, and most outputs, of a layer: a launch makes its lists without allocating.
 const MAX_TENSORS: usize = 16;
 
 /// What a handle stands for.
 pub(crate) struct Created {
     manifest: Manifest,
-    device: Device,
+    pub(crate) device: Device,
     params: Vec<ParamText>,
     /// Until the layer is finished.
     building: Mutex<Option<LayerBuilder>>,
@@ -119,7 +103,10 @@ impl Created {
         })
     }
 
-    fn change<T>(&self, what: impl FnOnce(&mut LayerBuilder) -> Result<T, Diagnostic>) -> Result<T, Diagnostic> {
+    pub(crate) fn change<T>(
+        &self,
+        what: impl FnOnce(&mut LayerBuilder) -> Result<T, Diagnostic>,
+    ) -> Result<T, Diagnostic> {
         match &mut *self.builder() {
             Some(builder) => what(builder),
             None => Err(Diagnostic::input(
@@ -128,58 +115,6 @@ impl Created {
             )
             .help("create another layer of the same bundle")),
         }
-    }
-
-    /// # Safety
-    /// As [`moec_layer_set_param`].
-    pub unsafe fn set_param(&self, name: &str, given: *const moec_tensor, hold: Hold) -> Result<(), Diagnostic> {
-        // SAFETY: the caller's contract.
-        let given = unsafe { Given::read(given, name) }?;
-        self.change(|builder| {
-            let param = builder.param(name)?;
-            // SAFETY: the caller's contract; memory of a GPU is not read.
-            let view = || unsafe { given.view() };
-            match self.device {
-                Device::Cuda { ordinal } if given.on_cuda(ordinal) => {
-                    if hold == Hold::Copy {
-                        return Err(Diagnostic::input(
-                            "parameter-not-borrowable",
-                            format!("`{name}` lies on the GPU, where it can be borrowed and not copied"),
-                        )
-                        .help("borrow it, or give it in the host's memory"));
-                    }
-                    let on_gpu = moec_weights::MemoryView { bytes: &[], ..describe_only(&given) };
-                    // SAFETY: the caller's contract.
-                    unsafe { builder.lend_device_memory(param, given.address, &on_gpu) }
-                }
-                _ if given.on_cpu() => {
-                    // SAFETY: the caller's contract: the memory lives as long as `hold` asks for.
-                    unsafe { builder.set(param, &view(), hold) }
-                }
-                _ => Err(elsewhere(name, &self.device)),
-            }
-        })
-    }
-
-    pub fn load(
-        &self,
-        path: &str,
-        cache: Option<&str>,
-        progress: &dyn Fn(&ParamInfo, u64, u64),
-    ) -> Result<(), Diagnostic> {
-        self.change(|builder| {
-            let checkpoint = Checkpoint::open(path)?;
-            let weights = match cache {
-                Some(dir) => Weights::Cached(CachedWeights::new(checkpoint.into(), Path::new(dir))?),
-                None => Weights::from_checkpoint(checkpoint),
-            };
-            let (done, total) = (Cell::new(0), builder.weight_bytes());
-            let watch = |param: &ParamInfo, buffer: &Buffer| {
-                progress(param, done.get(), total);
-                done.set(done.get() + buffer.bytes(0));
-            };
-            builder.load(&Weights::Watched(&weights, &watch))
-        })
     }
 
     pub fn finish(&self) -> Result<(), Diagnostic> {
@@ -325,27 +260,13 @@ fn bytes_of(layer: &Layer, n_tokens: u64) -> Result<u64, Diagnostic> {
     }
 }
 
-/// Type and shape of a tensor whose memory is not the host's to read.
-fn describe_only(given: &Given) -> moec_weights::MemoryView<'static> {
-    moec_weights::MemoryView { dtype: given.dtype, axes: given.axes().to_vec(), bytes: &[] }
-}
-
-fn elsewhere(name: &str, device: &Device) -> Diagnostic {
+pub(crate) fn elsewhere(name: &str, device: &Device) -> Diagnostic {
     Diagnostic::input("tensor-device-mismatch", format!("the tensor given for `{name}` does not lie on {device}"))
         .help("move it to the layer's device, or create the layer on the tensor's")
 }
 
 fn names(list: &[TensorInfo]) -> String {
     list.iter().map(|t| format!("`{}` {}", t.name, t.ty)).collect::<Vec<_>>().join(", ")
-}
-
-pub(crate) fn hold(number: i32) -> Result<Hold, Diagnostic> {
-    match number {
-        0 => Ok(Hold::Copy),
-        1 => Ok(Hold::Borrow),
-        2 => Ok(Hold::Either),
-        n => Err(Diagnostic::input("argument-invalid", format!("`hold` is {n}, which is no moec_hold"))),
-    }
 }
 
 /// Creates a layer of a bundle on a device: kernels are ready, weights are missing. `options` may be null: the CPU, one
@@ -426,61 +347,15 @@ pub unsafe extern "C" fn moec_layer_param(
             shape: text.shape.as_ptr(),
             is_set: i32::from(is_set),
             is_coded: i32::from(info.stored.is_some()),
+            code_dtype: info.stored.map_or(tensor::NO_DTYPE, |f| tensor::code_dtype(f.code)),
+            scale_dtype: info.stored.map_or(tensor::NO_DTYPE, |f| tensor::scale_dtype(f.scale)),
+            block_rows: info.stored.map_or(0, |f| f.block_rows as i64),
+            block_cols: info.stored.map_or(0, |f| f.block_cols as i64),
+            has_global: i32::from(info.stored.is_some_and(|f| f.has_global())),
+            reserved: 0,
         };
         // SAFETY: the caller's contract.
         unsafe { structs::write(param, value) }
-    })
-}
-
-/// Gives the parameter called `name` its weight: a tensor of the parameter's shape, with any strides that are not negative,
-/// in the host's memory or (borrowed) the layer's GPU. Elements are rounded to the parameter's type. `hold` is one of
-/// `moec_hold`.
-///
-/// Errors: `unknown-parameter`, `tensor-shape-mismatch`, `weight-type-unsupported`, `parameter-not-borrowable`,
-/// `stored-format-mismatch` for a coded parameter, `tensor-device-mismatch`, `tensor-invalid`, `layer-finished`.
-///
-/// # Safety
-/// `name` is null or ends with a zero; `tensor` is null or a tensor whose memory can be read, and stays as it is until the
-/// layer is freed unless `hold` is `MOEC_COPY`.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moec_layer_set_param(
-    layer: *mut moec_layer,
-    name: *const c_char,
-    tensor: *const moec_tensor,
-    hold: i32,
-) -> moec_status {
-    guard(|| {
-        let layer = get(layer as usize)?;
-        // SAFETY: the caller's contract.
-        unsafe { layer.set_param(text(name, "name")?, tensor, self::hold(hold)?) }
-    })
-}
-
-/// Gives all parameters their weights out of a checkpoint of the model, in the names and formats that it is published in.
-///
-/// Errors: `checkpoint-not-found` and others about the checkpoint, `layer-finished`, `out-of-memory`,
-/// `weight-cache-unusable`.
-///
-/// # Safety
-/// `options` is null or has `struct_size` bytes, and texts that end with a zero; `progress` does not unwind.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn moec_layer_load_checkpoint(
-    layer: *mut moec_layer,
-    options: *const moec_checkpoint_options,
-) -> moec_status {
-    guard(|| {
-        let layer = get(layer as usize)?;
-        // SAFETY: the caller's contract.
-        let options = unsafe { structs::read(options) }?;
-        // SAFETY: as above.
-        let (path, cache) = unsafe { (text(options.path, "path")?, optional_text(options.cache, "cache")?) };
-        layer.load(path, cache, &|param, done, total| {
-            if let Some(progress) = options.progress {
-                let name = c_string(&param.name);
-                // SAFETY: the caller's contract.
-                unsafe { progress(options.user, name.as_ptr(), done, total) };
-            }
-        })
     })
 }
 

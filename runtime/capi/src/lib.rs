@@ -23,6 +23,7 @@ mod status;
 mod structs;
 mod tensor;
 pub mod tvm;
+mod weights;
 
 /// What `libmoec_compiler` is built from as well.
 #[doc(hidden)]
@@ -38,3 +39,4 @@ pub use layer::*;
 pub use status::*;
 pub use structs::*;
 pub use tensor::{moec_device, moec_dtype, moec_tensor};
+pub use weights::*;

@@ -57,8 +57,37 @@ pub struct moec_param {
     pub shape: *const i64,
     /// 1 when it has its weight.
     pub is_set: i32,
-    /// 1 when kernels read it as published codes and scales: only a checkpoint gives it.
+    /// 1 when it is published as codes and scales, which `moec_layer_set_codes` gives.
     pub is_coded: i32,
+    /// Of a coded parameter: the type of its codes; bytes of two for INT4 (`u - 8`, the low half first), which DLPack has no
+    /// type for. Else all zero, as are the fields below.
+    pub code_dtype: moec_dtype,
+    /// The type of its scales.
+    pub scale_dtype: moec_dtype,
+    /// Rows of the block that a scale is for; 0 for all rows.
+    pub block_rows: i64,
+    /// Columns of the block that a scale is for; 0 for all columns.
+    pub block_cols: i64,
+    /// 1 when each matrix may have a scale of its own over those of its blocks.
+    pub has_global: i32,
+    /// Not used; 0.
+    pub reserved: i32,
+}
+
+/// A parameter as codes and scales: the value of an element is `code · (scale · global)`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct moec_codes {
+    /// `sizeof(moec_codes)`.
+    pub struct_size: usize,
+    /// The codes: `[.., N, K]` of FP8, or `[.., N, K / 2]` of bytes that hold two codes, the low half first. The last axis of
+    /// bytes may be cut into blocks, as in `[.., N, K / 32, 16]`. Bytes (`u8`) are codes of the parameter's type.
+    pub codes: *const moec_tensor,
+    /// The scales, one for each block: `[.., blocks along N, blocks along K]`. Bytes (`u8`) are scales of the parameter's type,
+    /// or e8m0 where that is a float. Scales of another type are converted where that is exact.
+    pub scales: *const moec_tensor,
+    /// Scales of whole matrices: `f32`, one or one for each, in the host's memory; null for 1.
+    pub globals: *const moec_tensor,
 }
 
 /// One launch of a layer.
@@ -108,6 +137,11 @@ unsafe impl HostStruct for moec_checkpoint_options {
 unsafe impl HostStruct for moec_param {
     const NAME: &str = "moec_param";
     const OLDEST: usize = 40;
+}
+// SAFETY: pointers, size first.
+unsafe impl HostStruct for moec_codes {
+    const NAME: &str = "moec_codes";
+    const OLDEST: usize = 32;
 }
 // SAFETY: integers and pointers, size first.
 unsafe impl HostStruct for moec_launch {
@@ -186,6 +220,7 @@ mod tests {
         check::<moec_layer_options>();
         check::<moec_checkpoint_options>();
         check::<moec_param>();
+        check::<moec_codes>();
         check::<moec_launch>();
     }
 

@@ -3,6 +3,7 @@
 use crate::memory::{element, null};
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
+use moec_ir::quant::{Code, ScaleCode};
 use moec_weights::MemoryView;
 use std::ffi::c_void;
 
@@ -20,7 +21,8 @@ pub struct moec_device {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct moec_dtype {
-    /// 0: signed integer; 2: IEEE float; 4: bfloat16.
+    /// 0: signed integer; 1: unsigned integer; 2: IEEE float; 4: bfloat16. Of codes and scales: 10: FP8 e4m3fn; 12: FP8 e5m2;
+    /// 14: e8m0fnu; 17: FP4 e2m1fn, whose elements are bytes of two: 4 bits, 2 lanes.
     pub code: u8,
     /// Bits of an element.
     pub bits: u8,
@@ -48,6 +50,82 @@ pub struct moec_tensor {
     pub byte_offset: u64,
 }
 
+/// No type at all.
+pub(crate) const NO_DTYPE: moec_dtype = moec_dtype { code: 0, bits: 0, lanes: 0 };
+
+/// DLPack's name of a type of codes; bytes for INT4, which it does not have in pairs.
+pub(crate) fn code_dtype(of: Code) -> moec_dtype {
+    let (code, bits, lanes) = match of {
+        Code::E4M3 => (10, 8, 1),
+        Code::E5M2 => (12, 8, 1),
+        Code::E2M1 => (17, 4, 2),
+        Code::Int4 => (1, 8, 1),
+    };
+    moec_dtype { code, bits, lanes }
+}
+
+/// DLPack's name of a type of scales.
+pub(crate) fn scale_dtype(of: ScaleCode) -> moec_dtype {
+    match of {
+        ScaleCode::F32 => dtype(DType::F32),
+        ScaleCode::BF16 => dtype(DType::BF16),
+        ScaleCode::F16 => dtype(DType::F16),
+        ScaleCode::E8M0 => moec_dtype { code: 14, bits: 8, lanes: 1 },
+        ScaleCode::E4M3 => moec_dtype { code: 10, bits: 8, lanes: 1 },
+    }
+}
+
+/// Types that are bytes with a meaning.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Coded {
+    E4M3,
+    E5M2,
+    E8M0,
+    E2M1,
+}
+
+impl Coded {
+    /// What DLPack calls so. Its types without infinities and with one zero (`fnuz`), and other FP8, have other values and are
+    /// none of these.
+    fn of(t: moec_dtype) -> Option<Coded> {
+        match (t.code, t.bits, t.lanes) {
+            (10, 8, 1) => Some(Coded::E4M3),
+            (12, 8, 1) => Some(Coded::E5M2),
+            (14, 8, 1) => Some(Coded::E8M0),
+            (17, 4, 2) => Some(Coded::E2M1),
+            _ => None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Coded::E4M3 => "e4m3",
+            Coded::E5M2 => "e5m2",
+            Coded::E8M0 => "e8m0",
+            Coded::E2M1 => "e2m1 pairs ",
+        }
+    }
+
+    /// As codes of elements; `None` for scales.
+    pub fn code(self) -> Option<Code> {
+        match self {
+            Coded::E4M3 => Some(Code::E4M3),
+            Coded::E5M2 => Some(Code::E5M2),
+            Coded::E2M1 => Some(Code::E2M1),
+            Coded::E8M0 => None,
+        }
+    }
+
+    /// As scales; `None` for what is none.
+    pub fn scale(self) -> Option<ScaleCode> {
+        match self {
+            Coded::E4M3 => Some(ScaleCode::E4M3),
+            Coded::E8M0 => Some(ScaleCode::E8M0),
+            Coded::E5M2 | Coded::E2M1 => None,
+        }
+    }
+}
+
 /// Page-locked memory is host memory, managed memory is a GPU's, as far as kernels are concerned.
 const CPU: [i32; 2] = [1, 3];
 const CUDA: [i32; 2] = [2, 13];
@@ -57,7 +135,10 @@ const MAX_AXES: usize = 8;
 /// A tensor that was looked at: nothing in it is impossible.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Given {
+    /// That of its elements; bytes for those of codes.
     pub dtype: DType,
+    /// What the bytes are, where their type says so.
+    pub coded: Option<Coded>,
     device: moec_device,
     ndim: usize,
     /// `(length, stride)`, as far as `ndim`.
@@ -99,7 +180,9 @@ impl Given {
         // SAFETY: the caller's contract.
         let t = unsafe { from.read_unaligned() };
         let known = [DType::F64, DType::F32, DType::F16, DType::BF16, DType::I32, DType::I64, DType::U8];
-        let Some(dtype) = known.into_iter().find(|d| dtype(*d) == t.dtype) else {
+        let coded = Coded::of(t.dtype);
+        let found = known.into_iter().find(|d| dtype(*d) == t.dtype).or(coded.map(|_| DType::U8));
+        let Some(dtype) = found else {
             let moec_dtype { code, bits, lanes } = t.dtype;
             return Err(Diagnostic::input(
                 "input-type-mismatch",
@@ -139,7 +222,7 @@ impl Given {
         if t.data.is_null() && extent > 0 {
             return Err(invalid(what, "has no memory: `data` is null".into()));
         }
-        Ok(Given { dtype, device: t.device, ndim, axes, address })
+        Ok(Given { dtype, coded, device: t.device, ndim, axes, address })
     }
 
     pub fn axes(&self) -> &[(u64, u64)] {
@@ -192,6 +275,11 @@ impl Given {
         Ok(())
     }
 
+    /// Type and shape alone, of memory that is not the host's to read.
+    pub fn description(&self) -> MemoryView<'static> {
+        MemoryView { dtype: self.dtype, axes: self.axes().to_vec(), bytes: &[] }
+    }
+
     /// The elements as a weight.
     ///
     /// # Safety
@@ -211,6 +299,9 @@ impl Given {
 impl std::fmt::Display for Given {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let lengths: Vec<u64> = self.axes().iter().map(|a| a.0).collect();
-        write!(f, "{}{lengths:?}", self.dtype)
+        match self.coded {
+            None => write!(f, "{}{lengths:?}", self.dtype),
+            Some(coded) => write!(f, "{}{lengths:?}", coded.name()),
+        }
     }
 }

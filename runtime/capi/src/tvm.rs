@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | `moec_open` | path, device, max_tokens, n_threads | a layer |
 //! | `moec_set_param` | layer, name, tensor, hold | |
+//! | `moec_set_codes` | layer, name, codes, scales, global scales or `None`, hold | |
 //! | `moec_load_checkpoint` | layer, path, cache or `""` | |
 //! | `moec_finish` | layer | |
 //! | `moec_workspace_bytes` | layer, n_tokens | bytes |
@@ -18,9 +19,10 @@
 //! Source: `tvm/ffi/c_api.h` of apache-tvm-ffi 0.1: `TVMFFISafeCallType`, `TVMFFIAny`, `TVMFFITypeIndex`.
 
 use crate::bundle;
-use crate::layer::{self, hold};
+use crate::layer;
 use crate::status::{guard, last_error_text, moec_status};
 use crate::tensor::moec_tensor;
+use crate::weights::hold;
 use moec_ir::diag::Diagnostic;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::OnceLock;
@@ -240,7 +242,7 @@ export!(
 );
 
 export!(
-    /// `(layer, name, tensor, hold)`; `hold` is a [`layer::moec_hold`].
+    /// `(layer, name, tensor, hold)`; `hold` is a [`crate::moec_hold`].
     __tvm_ffi_moec_set_param, 4, args => {
         let layer = layer::get(args.layer()?)?;
         // SAFETY: the caller's contract.
@@ -249,6 +251,25 @@ export!(
         let hold = hold(i32::try_from(args.int("hold")?).unwrap_or(-1))?;
         // SAFETY: the caller's contract.
         unsafe { layer.set_param(name, tensor, hold) }?;
+        Ok(None)
+    }
+);
+
+export!(
+    /// `(layer, name, codes, scales, globals, hold)`; `globals` may be `None`.
+    __tvm_ffi_moec_set_codes, 6, args => {
+        let layer = layer::get(args.layer()?)?;
+        // SAFETY: the caller's contract.
+        let name = unsafe { args.text("name") }?;
+        let codes = tensor(args.any("codes")?, "codes")?;
+        let scales = tensor(args.any("scales")?, "scales")?;
+        let globals = match args.any("globals")? {
+            any if any.type_index == NONE => std::ptr::null(),
+            any => tensor(any, "globals")?,
+        };
+        let hold = hold(i32::try_from(args.int("hold")?).unwrap_or(-1))?;
+        // SAFETY: the caller's contract.
+        unsafe { layer.set_codes(name, [codes, scales, globals], hold) }?;
         Ok(None)
     }
 );

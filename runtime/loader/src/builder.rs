@@ -4,13 +4,16 @@ use crate::cpu::{self, CpuLayer, Pool};
 #[cfg(feature = "cuda")]
 use crate::cuda::CudaLayer;
 use crate::device::Device;
+#[cfg(feature = "cuda")]
+use crate::given::Brought;
+use crate::given::Given;
 use crate::layer::{Engine, Layer, LoadOptions};
 use crate::plan::{Plan, WeightSlot};
 use crate::weights::Weights;
 use moec_bundle::manifest::{ParamInfo, WorkspaceRule};
 use moec_bundle::{Bundle, Manifest};
 use moec_ir::diag::Diagnostic;
-use moec_weights::MemoryView;
+use moec_weights::{CodedView, MemoryView};
 use std::sync::Arc;
 
 /// Whose memory a weight stays in.
@@ -131,77 +134,154 @@ impl LayerBuilder {
     ///
     /// # Errors
     /// `parameter-not-borrowable` for [`Hold::Borrow`]; `tensor-shape-mismatch`, `weight-type-unsupported`,
-    /// `weight-out-of-range`; `stored-format-mismatch` for a parameter that kernels read as codes and scales, which only a
-    /// checkpoint gives; `out-of-memory`, `cuda-call-failed`.
+    /// `weight-out-of-range`; `stored-format-mismatch` for a parameter that kernels read as codes and scales
+    /// ([`LayerBuilder::set_codes`]); `out-of-memory`, `cuda-call-failed`.
     ///
     /// # Safety
     /// Unless `hold` is [`Hold::Copy`], the memory stays valid and unchanged until the layer is dropped.
     pub unsafe fn set(&mut self, param: usize, view: &MemoryView<'_>, hold: Hold) -> Result<(), Diagnostic> {
-        let Some(info) = self.manifest.params.get(param) else {
+        let info = self.info(param)?;
+        check_shape(&info, view)?;
+        let given = Given::Floats(view);
+        // SAFETY: the caller's contract.
+        unsafe { self.fill(&info, param, &given, hold, None) }
+    }
+
+    /// Gives parameter number `param`, which is published as codes and scales, both out of host memory, with any strides.
+    /// Kernels that read it as floats get its values. With [`Hold::Borrow`] the codes stay where they lie; scales do where
+    /// kernels read them so, and are copied where not.
+    ///
+    /// # Errors
+    /// `parameter-not-borrowable` for [`Hold::Borrow`]; `quantised-scale-invalid`, `scale-not-exact`, `stored-format-mismatch`;
+    /// `out-of-memory`, `cuda-call-failed`.
+    ///
+    /// # Safety
+    /// As [`LayerBuilder::set`].
+    pub unsafe fn set_codes(&mut self, param: usize, view: &CodedView<'_>, hold: Hold) -> Result<(), Diagnostic> {
+        let info = self.info(param)?;
+        view.check_scales(&info.param())?;
+        // SAFETY: the caller's contract.
+        unsafe { self.fill(&info, param, &Given::Codes(view), hold, None) }
+    }
+
+    /// As [`LayerBuilder::set`], out of the GPU's own memory: `pointer` is that of the first element, and the view has no
+    /// bytes. What kernels cannot read where it lies goes through the host's memory, once.
+    ///
+    /// # Errors
+    /// As [`LayerBuilder::set`]; `parameter-not-borrowable` on the CPU.
+    ///
+    /// # Safety
+    /// `pointer` is memory of the layer's GPU that holds the elements and that no stream still writes; unless `hold` is
+    /// [`Hold::Copy`], until the layer is dropped.
+    #[cfg(feature = "cuda")]
+    pub unsafe fn set_from_device(
+        &mut self,
+        param: usize,
+        pointer: crate::cuda::DevicePtr,
+        view: &MemoryView<'_>,
+        hold: Hold,
+    ) -> Result<(), Diagnostic> {
+        let info = self.info(param)?;
+        check_shape(&info, view)?;
+        // SAFETY: the caller's contract.
+        unsafe { self.fill(&info, param, &Given::Floats(view), hold, Some([pointer, 0])) }
+    }
+
+    /// As [`LayerBuilder::set_codes`], out of the GPU's own memory: addresses of the first code and of the first scale.
+    ///
+    /// # Errors
+    /// As [`LayerBuilder::set_codes`], and [`LayerBuilder::set_from_device`].
+    ///
+    /// # Safety
+    /// As [`LayerBuilder::set_from_device`], of both.
+    #[cfg(feature = "cuda")]
+    pub unsafe fn set_codes_from_device(
+        &mut self,
+        param: usize,
+        (codes, scales): (crate::cuda::DevicePtr, crate::cuda::DevicePtr),
+        view: &CodedView<'_>,
+        hold: Hold,
+    ) -> Result<(), Diagnostic> {
+        let info = self.info(param)?;
+        // SAFETY: the caller's contract.
+        unsafe { self.fill(&info, param, &Given::Codes(view), hold, Some([codes, scales])) }
+    }
+
+    fn info(&self, param: usize) -> Result<ParamInfo, Diagnostic> {
+        self.manifest.params.get(param).cloned().ok_or_else(|| {
             let all = self.manifest.params.len();
-            return Err(Diagnostic::input(
-                "unknown-parameter",
-                format!("there are {all} parameters, none is number {param}"),
-            ));
-        };
-        check_shape(info, view)?;
+            Diagnostic::input("unknown-parameter", format!("there are {all} parameters, none is number {param}"))
+        })
+    }
+
+    /// Fills every slot of a parameter, or none. `on_gpu` has the addresses of what is given when it lies there.
+    ///
+    /// # Safety
+    /// As [`LayerBuilder::set`] and [`LayerBuilder::set_from_device`].
+    unsafe fn fill(
+        &mut self,
+        info: &ParamInfo,
+        param: usize,
+        given: &Given<'_>,
+        hold: Hold,
+        on_gpu: Option<[u64; 2]>,
+    ) -> Result<(), Diagnostic> {
         match &mut self.engine {
             Building::Cpu(layer, slots) => {
+                if on_gpu.is_some() {
+                    return Err(not_borrowable(info, "a GPU's memory is not the CPU's"));
+                }
                 let mut filled = Vec::new();
                 for (i, slot) in of_param(layer.plan(), param) {
+                    let lent = given.lent(info, slot, hold)?;
                     let lent =
-                        borrow(info, slot, view, hold)?.then(|| cpu::WeightMemory::Borrowed(view.bytes.as_ptr()));
-                    let pack = |dst: &mut [u8]| view.pack(&info.param(), &slot.buffer, dst);
+                        lent.map(|(part, strides)| cpu::WeightMemory::Borrowed(given.bytes(part).as_ptr(), strides));
+                    let pack = |dst: &mut [u8]| given.pack(info, &slot.buffer, dst);
                     filled.push((i, lent.map_or_else(|| cpu::WeightMemory::packed(info, &slot.buffer, pack), Ok)?));
                 }
                 filled.into_iter().for_each(|(i, memory)| slots[i] = Some(memory));
             }
             #[cfg(feature = "cuda")]
             Building::Cuda(layer, slots) => {
-                if hold == Hold::Borrow {
+                use crate::cuda::WeightMemory;
+                if hold == Hold::Borrow && on_gpu.is_none() {
                     return Err(not_borrowable(info, "host memory is not the GPU's"));
                 }
+                // What lies on the GPU is brought to the host when it has to be packed, and then only.
+                let mut brought: Option<Brought> = None;
                 let mut filled = Vec::new();
                 for (i, slot) in of_param(layer.plan(), param) {
-                    let pack = |dst: &mut [u8]| view.pack(&info.param(), &slot.buffer, dst);
-                    filled.push((i, crate::cuda::WeightMemory::packed(layer.device(), info, &slot.buffer, pack)?));
+                    if let Some(addresses) = on_gpu
+                        && let Some((part, strides)) = given.lent(info, slot, hold)?
+                    {
+                        let pointer = addresses[part];
+                        match layer.takes(i, pointer, strides) {
+                            true => {
+                                filled.push((i, WeightMemory::Borrowed(pointer, strides)));
+                                continue;
+                            }
+                            false if hold == Hold::Borrow && !slot.is_scale() => {
+                                return Err(not_borrowable(
+                                    info,
+                                    "kernels take addresses and distances in multiples of 16",
+                                ));
+                            }
+                            false => {}
+                        }
+                    }
+                    if let (Some(addresses), None) = (on_gpu, &brought) {
+                        // SAFETY: the caller's contract.
+                        brought = Some(unsafe { given.bring(layer.device(), addresses)? });
+                    }
+                    let pack = |dst: &mut [u8]| match &brought {
+                        Some(brought) => given.with(info, brought, |given| given.pack(info, &slot.buffer, dst)),
+                        None => given.pack(info, &slot.buffer, dst),
+                    };
+                    filled.push((i, WeightMemory::packed(layer.device(), info, &slot.buffer, pack)?));
                 }
                 filled.into_iter().for_each(|(i, memory)| slots[i] = Some(memory));
             }
         }
-        Ok(())
-    }
-
-    /// Gives parameter number `param` its weight, in the GPU's own memory: dense, in the graph's shape and type.
-    ///
-    /// # Errors
-    /// `parameter-not-borrowable` where kernels need another layout, and on the CPU; `tensor-shape-mismatch`.
-    ///
-    /// # Safety
-    /// `pointer` is memory of the layer's GPU that holds the parameter until the layer is dropped.
-    #[cfg(feature = "cuda")]
-    pub unsafe fn lend_device_memory(
-        &mut self,
-        param: usize,
-        pointer: crate::cuda::DevicePtr,
-        view: &MemoryView<'_>,
-    ) -> Result<(), Diagnostic> {
-        let Some(info) = self.manifest.params.get(param) else {
-            return Err(Diagnostic::input("unknown-parameter", format!("no parameter is number {param}")));
-        };
-        check_shape(info, view)?;
-        let Building::Cuda(layer, slots) = &mut self.engine else {
-            return Err(not_borrowable(info, "a GPU's memory is not the CPU's"));
-        };
-        let mine: Vec<(usize, WeightSlot)> = of_param(layer.plan(), param).map(|(i, s)| (i, s.clone())).collect();
-        for (_, slot) in &mine {
-            borrow(info, slot, view, Hold::Borrow)?;
-            // What the vector loads and tensor maps of kernels ask for.
-            if !pointer.is_multiple_of(crate::cuda::DEVICE_ALIGN) {
-                return Err(not_borrowable(info, "it does not begin at a multiple of 16"));
-            }
-        }
-        mine.iter().for_each(|(i, _)| slots[*i] = Some(crate::cuda::WeightMemory::Borrowed(pointer)));
         Ok(())
     }
 
@@ -304,16 +384,7 @@ fn check_shape(param: &ParamInfo, view: &MemoryView<'_>) -> Result<(), Diagnosti
     ))
 }
 
-/// Whether the memory stands for the slot's buffer as it is.
-fn borrow(param: &ParamInfo, slot: &WeightSlot, view: &MemoryView<'_>, hold: Hold) -> Result<bool, Diagnostic> {
-    match (hold, view.is_the_buffer(&param.param(), &slot.buffer)) {
-        (Hold::Copy, _) | (Hold::Either, Err(_)) => Ok(false),
-        (Hold::Borrow | Hold::Either, Ok(())) => Ok(true),
-        (Hold::Borrow, Err(why)) => Err(not_borrowable(param, &why)),
-    }
-}
-
-fn not_borrowable(param: &ParamInfo, why: &str) -> Diagnostic {
+pub(crate) fn not_borrowable(param: &ParamInfo, why: &str) -> Diagnostic {
     Diagnostic::input(
         "parameter-not-borrowable",
         format!("the memory given for `{}`, {}, cannot be used as it lies: {why}", param.name, param.ty),

@@ -192,8 +192,10 @@ impl Layer {
     pub fn cpu(&self) -> Option<&CpuLayer> {
         match &self.engine {
             Engine::Cpu(l) => Some(l),
-            #[cfg(any(feature = "cuda", feature = "emulator"))]
-            _ => None,
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(_) => None,
+            #[cfg(feature = "emulator")]
+            Engine::Emulator(_) => None,
         }
     }
 
@@ -202,7 +204,9 @@ impl Layer {
     pub fn cuda(&self) -> Option<&crate::cuda::CudaLayer> {
         match &self.engine {
             Engine::Cuda(l) => Some(l),
-            _ => None,
+            Engine::Cpu(_) => None,
+            #[cfg(feature = "emulator")]
+            Engine::Emulator(_) => None,
         }
     }
 
@@ -210,8 +214,10 @@ impl Layer {
     pub fn as_cpu(&mut self) -> Option<&mut CpuLayer> {
         match &mut self.engine {
             Engine::Cpu(l) => Some(l),
-            #[cfg(any(feature = "cuda", feature = "emulator"))]
-            _ => None,
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(_) => None,
+            #[cfg(feature = "emulator")]
+            Engine::Emulator(_) => None,
         }
     }
 
@@ -220,7 +226,9 @@ impl Layer {
     pub fn as_emulator(&mut self) -> Option<&mut crate::emulator::EmulatorLayer> {
         match &mut self.engine {
             Engine::Emulator(l) => Some(l),
-            _ => None,
+            Engine::Cpu(_) => None,
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(_) => None,
         }
     }
 
@@ -229,7 +237,9 @@ impl Layer {
     pub fn as_cuda(&mut self) -> Option<&mut crate::cuda::CudaLayer> {
         match &mut self.engine {
             Engine::Cuda(l) => Some(l),
-            _ => None,
+            Engine::Cpu(_) => None,
+            #[cfg(feature = "emulator")]
+            Engine::Emulator(_) => None,
         }
     }
 }

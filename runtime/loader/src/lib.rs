@@ -36,6 +36,7 @@ pub mod cuda;
 mod device;
 #[cfg(feature = "emulator")]
 pub mod emulator;
+mod given;
 pub mod gpu_pack;
 mod host;
 mod layer;

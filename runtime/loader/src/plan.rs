@@ -26,6 +26,8 @@ pub(crate) struct WeightSlot {
     pub param: usize,
     /// The layout.
     pub buffer: Buffer,
+    /// Whether all kernels read it at strides that they are given.
+    pub strided: bool,
 }
 
 /// A target of a bundle, laid out for up to `max_tokens` tokens.
@@ -78,12 +80,18 @@ impl Plan {
                         layout(&w.buffer) == layout(buffer)
                     };
                     Place::Weight(weights.iter().position(same).unwrap_or_else(|| {
-                        weights.push(WeightSlot { param: param as usize, buffer: buffer.clone() });
+                        weights.push(WeightSlot { param: param as usize, buffer: buffer.clone(), strided: true });
                         weights.len() - 1
                     }))
                 }
             };
-            places.push(v.buffers.iter().zip(&layout.offsets).map(&mut place).collect());
+            let places_of: Vec<Place> = v.buffers.iter().zip(&layout.offsets).map(&mut place).collect();
+            for operand in v.kernels.iter().flat_map(|k| &k.operands).filter(|o| !o.strided) {
+                if let Place::Weight(w) = places_of[operand.buffer.index()] {
+                    weights[w].strided = false;
+                }
+            }
+            places.push(places_of);
         }
         let target = target.name.clone();
         let workspace_bytes = variant_bytes.iter().copied().max().unwrap_or(0);

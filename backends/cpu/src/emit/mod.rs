@@ -17,7 +17,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::FunctionBuilder;
-use moec_ir::abi::CpuKernels;
+use moec_ir::abi::{CpuKernels, Strides};
 use moec_ir::shape::Dim;
 use moec_ir::tile::{Buffer, BufferId, Program};
 
@@ -27,6 +27,7 @@ const CONTEXT_TOKENS: i32 = 8;
 const CONTEXT_SCRATCH: i32 = 16;
 const CONTEXT_MATH: i32 = 24;
 const CONTEXT_KERNELS: i32 = 32;
+const CONTEXT_STRIDES: i32 = 40;
 
 /// An entry of [`moec_ir::abi::CpuKernels`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +130,15 @@ impl<'a> Emit<'a> {
     pub fn pointer(&self, id: BufferId) -> Value {
         let found = self.operands.iter().find(|(b, _)| *b == id);
         found.expect("a kernel's operands should list every buffer that it names").1
+    }
+
+    /// Bytes from a matrix to the next and from a row to the next, of a weight that may lie anywhere.
+    pub fn strides(&mut self, id: BufferId) -> (Value, Value) {
+        let found = self.operands.iter().position(|(b, _)| *b == id);
+        let at = found.expect("a kernel's operands should list every buffer that it names") * size_of::<Strides>();
+        let all = self.b.ins().load(types::I64, plain(), self.context, CONTEXT_STRIDES);
+        let mut load = |field: usize| self.b.ins().load(types::I64, plain(), all, (at + field) as i32);
+        (load(std::mem::offset_of!(Strides, matrix)), load(std::mem::offset_of!(Strides, row)))
     }
 
     /// Where row `row` (i64) of a buffer starts.

@@ -256,10 +256,12 @@ fn products_at(layout: Layout, p: usize) -> u64 {
 fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns, expert: Value, n_rows: Value) {
     let layout = layout(e.program(), s);
     let weights = e.buffer(panel.weights);
-    let pitch = weights.pitch * weights.dtype.bytes() as u64;
+    let (matrix, pitch) = e.strides(panel.weights);
     let base = e.pointer(panel.weights);
-    let matrix = e.at(base, expert, weights.rows.fixed().unwrap_or(0) * pitch);
-    let first = e.at(matrix, columns.first, pitch);
+    let matrix = e.b.ins().imul(expert, matrix);
+    let column = e.b.ins().imul(columns.first, pitch);
+    let matrix = e.b.ins().iadd(base, matrix);
+    let first = e.b.ins().iadd(matrix, column);
     let scratch = |e: &mut Emit, bytes: u64| e.plus(e.scratch, bytes as i64);
     let encoding = match &panel.quant {
         None => Encoding::floats(weights.dtype),
@@ -272,7 +274,7 @@ fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns
         (offset_of!(Products, n_rows), n_rows),
         (offset_of!(Products, k), e.int(k)),
         (offset_of!(Products, weights), first),
-        (offset_of!(Products, pitch), e.int(pitch)),
+        (offset_of!(Products, pitch), pitch),
         (offset_of!(Products, n_columns), columns.count),
         (offset_of!(Products, out), scratch(e, products_at(layout, p))),
         (offset_of!(Products, out_pitch), e.int(JOB_COLUMNS)),
@@ -280,10 +282,10 @@ fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns
         (offset_of!(Products, encoding), e.int(encoding)),
     ];
     if let Some(q) = &panel.quant {
-        let grid = e.buffer(q.scales);
-        let grid_pitch = grid.pitch * grid.dtype.bytes() as u64;
+        let (grid, grid_pitch) = e.strides(q.scales);
         let base = e.pointer(q.scales);
-        let scales = e.at(base, expert, grid.rows.fixed().unwrap_or(0) * grid_pitch);
+        let grid = e.b.ins().imul(expert, grid);
+        let scales = e.b.ins().iadd(base, grid);
         let global = match q.global {
             None => e.int(0),
             Some(b) => {
@@ -293,7 +295,7 @@ fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns
         };
         fields.extend([
             (offset_of!(Products, scales), scales),
-            (offset_of!(Products, scales_pitch), e.int(grid_pitch)),
+            (offset_of!(Products, scales_pitch), grid_pitch),
             (offset_of!(Products, global), global),
             (offset_of!(Products, first_column), columns.first),
             (offset_of!(Products, block_rows), e.int(q.format.block_rows)),

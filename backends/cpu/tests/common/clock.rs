@@ -1,7 +1,7 @@
 //! Times of work on several threads.
 
 use super::{Compiled, Memory};
-use moec_ir::abi::{CpuContext, CpuMath};
+use moec_ir::abi::{CpuContext, CpuMath, Strides};
 use moec_ir::tile::Program;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
@@ -72,13 +72,14 @@ pub fn run_layer(program: &Program, code: &Compiled, buffers: &[*mut u8], n_toke
     let next: Vec<AtomicU64> = program.kernels.iter().map(|_| AtomicU64::new(0)).collect();
     let done: Vec<AtomicUsize> = program.kernels.iter().map(|_| AtomicUsize::new(0)).collect();
     let (math, kernels) = (CpuMath::standard(), moec_cpu_kernels::table());
-    let operands = &operands;
+    let strides: Vec<Vec<Strides>> = program.kernels.iter().map(|k| super::strides(program, &k.body)).collect();
+    let (operands, strides) = (&operands, &strides);
     time(threads, |_| {
         let mut cpu = 0.0;
         for (k, (function, launch)) in code.kernels.iter().enumerate() {
             let mut scratch = Memory::new(launch.scratch_bytes as usize);
-            let buffers = operands[k].0.as_ptr();
-            let context = CpuContext { buffers, n_tokens, scratch: scratch.pointer(), math: &math, kernels: &kernels };
+            let (buffers, strides, scratch) = (operands[k].0.as_ptr(), strides[k].as_ptr(), scratch.pointer());
+            let context = CpuContext { buffers, n_tokens, scratch, math: &math, kernels: &kernels, strides };
             let items = launch.items.at(n_tokens);
             let piece = (items / (threads as u64 * 4)).max(1);
             let start = cpu_seconds();

@@ -7,7 +7,7 @@ pub mod layer;
 
 use memmap2::{Mmap, MmapMut};
 use moec_cpu::{CpuFeatures, Jit, JitProgram, ObjectOptions, compile_object};
-use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuMath};
+use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuMath, Strides};
 use moec_ir::tensor::Data;
 use moec_ir::tile::{Buffer, CpuLaunch, Program, Role};
 use moec_ir::{DType, Tensor};
@@ -104,8 +104,19 @@ unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
 
-/// Runs one kernel, its items dealt out to `threads` threads in pieces.
-pub fn run_kernel(kernel: &(CpuKernel, CpuLaunch), buffers: &[*mut u8], n_tokens: u64, threads: u64) {
+/// How the operands of a kernel lie that were packed for it.
+pub fn strides(program: &Program, body: &moec_ir::tile::Body) -> Vec<Strides> {
+    body.operands().iter().map(|&(id, _)| Strides::of(program.buffer(id))).collect()
+}
+
+/// Runs one kernel on buffers that lie as they were compiled, its items dealt out to `threads` threads in pieces.
+pub fn run_kernel(
+    kernel: &(CpuKernel, CpuLaunch),
+    buffers: &[*mut u8],
+    strides: &[Strides],
+    n_tokens: u64,
+    threads: u64,
+) {
     let (math, kernels) = (CpuMath::standard(), moec_cpu_kernels::table());
     let items = kernel.1.items.at(n_tokens);
     let next = std::sync::atomic::AtomicU64::new(0);
@@ -114,10 +125,8 @@ pub fn run_kernel(kernel: &(CpuKernel, CpuLaunch), buffers: &[*mut u8], n_tokens
         .map(|_| {
             let mut scratch = Memory::new(kernel.1.scratch_bytes as usize);
             let pointer = scratch.pointer();
-            (
-                CpuContext { buffers: buffers.as_ptr(), n_tokens, scratch: pointer, math: &math, kernels: &kernels },
-                scratch,
-            )
+            let (buffers, strides) = (buffers.as_ptr(), strides.as_ptr());
+            (CpuContext { buffers, n_tokens, scratch: pointer, math: &math, kernels: &kernels, strides }, scratch)
         })
         .collect();
     std::thread::scope(|scope| {
@@ -200,7 +209,7 @@ pub fn run_on(
     }
     for (kernel, compiled) in program.kernels.iter().zip(&code.kernels) {
         let pointers: Vec<*mut u8> = kernel.body.operands().iter().map(|(b, _)| memory[b.index()].pointer()).collect();
-        run_kernel(compiled, &pointers, n_tokens, threads);
+        run_kernel(compiled, &pointers, &strides(program, &kernel.body), n_tokens, threads);
     }
     let mut outputs: Vec<(u32, Tensor)> = Vec::new();
     for (b, m) in program.buffers.iter().zip(&mut memory) {

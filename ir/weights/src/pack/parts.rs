@@ -5,7 +5,6 @@
 //! copied bit for bit; scales too, or, where the checkpoint has them in another type, converted when that is exact.
 
 use crate::decode::{Blocks, Elements};
-use crate::read::checkpoint::Checkpoint;
 use crate::resolve::{Piece, fixed_shape};
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
@@ -23,13 +22,14 @@ pub fn is_part(buffer: &Buffer) -> bool {
     }
 }
 
-/// Fills `dst` with the codes, scales or global scales of a parameter, in the layout of `buffer`; padding is zero.
+/// Fills `dst` with the codes, scales or global scales of a parameter, in the layout of `buffer`; padding is zero. `from` names
+/// in messages where the pieces come from.
 ///
 /// # Errors
 /// `stored-format-mismatch` when the checkpoint has other blocks or codes, or floats; `scale-not-exact` when a scale does
 /// not fit the type that kernels read; `buffer-shape-mismatch`.
 pub(crate) fn pack(
-    checkpoint: &Checkpoint,
+    from: &str,
     param: &Param,
     pieces: &[Piece<'_>],
     buffer: &Buffer,
@@ -37,7 +37,7 @@ pub(crate) fn pack(
     done: &dyn Fn(&Piece<'_>),
 ) -> Result<(), Diagnostic> {
     let layout = PartLayout::new(param, buffer, dst.len())?;
-    let stored = Stored::new(checkpoint, param, &layout, pieces)?;
+    let stored = Stored::new(from, param, &layout, pieces)?;
     let pitch = buffer.pitch as usize * buffer.dtype.bytes();
     if pitch == 0 || layout.matrices * layout.n * layout.k == 0 {
         dst.fill(0);
@@ -71,11 +71,11 @@ pub(crate) fn pack(
 }
 
 /// Whether `pieces` hold a parameter in the format that it is marked as stored in, so that its codes can be copied.
-pub(crate) fn holds_codes(checkpoint: &Checkpoint, param: &Param, pieces: &[Piece<'_>]) -> bool {
+pub(crate) fn holds_codes(param: &Param, pieces: &[Piece<'_>]) -> bool {
     let (Some(format), Some(shape)) = (param.stored, fixed_shape(param)) else { return false };
     let [stack @ .., n, k] = &shape[..] else { return false };
     let layout = PartLayout { format, matrices: stack.iter().product(), n: *n, k: *k };
-    Stored::new(checkpoint, param, &layout, pieces).is_ok_and(|stored| {
+    Stored::new("", param, &layout, pieces).is_ok_and(|stored| {
         // Rows of a piece are alike, so that the first tells of all whether they run along the codes.
         let (grid_rows, grid_cols) = format.scale_grid(*n, *k);
         let codes = vec![0; format.code.bytes(*k) as usize];
@@ -95,7 +95,7 @@ pub(crate) fn given_as_floats(param: &Param) -> Diagnostic {
     mismatch(param, "floats were given for it", &want)
 }
 
-fn mismatch(param: &Param, found: &str, want: &str) -> Diagnostic {
+pub(crate) fn mismatch(param: &Param, found: &str, want: &str) -> Diagnostic {
     Diagnostic::input(
         "stored-format-mismatch",
         format!("the layer was compiled for `{}` stored as {want}, but {found}", param.name),
@@ -143,8 +143,10 @@ impl PartLayout {
     }
 }
 
-/// A parameter as a checkpoint stores it.
+/// A parameter as a checkpoint stores it, or somebody gives it.
 struct Stored<'a> {
+    /// Where from, for messages.
+    from: &'a str,
     param: &'a Param,
     layout: &'a PartLayout,
     pieces: Vec<(&'a Piece<'a>, &'a Blocks<'a>)>,
@@ -159,25 +161,24 @@ struct Place {
 
 impl<'a> Stored<'a> {
     fn new(
-        checkpoint: &Checkpoint,
+        from: &'a str,
         param: &'a Param,
         layout: &'a PartLayout,
         pieces: &'a [Piece<'a>],
     ) -> Result<Stored<'a>, Diagnostic> {
         let want = layout.format;
-        let at = checkpoint.path().display();
         let coded = pieces.iter().map(|p| match &p.elements {
             Elements::Blocks(q) if q.format.code == want.code && q.column_scales.is_empty() => Ok((p, &**q)),
-            Elements::Blocks(q) => Err(mismatch(param, &format!("`{at}` has it as {}", q.format), &want.to_string())),
+            Elements::Blocks(q) => Err(mismatch(param, &format!("{from} has it as {}", q.format), &want.to_string())),
             Elements::Integers(_) => {
-                Err(mismatch(param, &format!("`{at}` has it as integers with zero points"), &want.to_string()))
+                Err(mismatch(param, &format!("{from} has it as integers with zero points"), &want.to_string()))
             }
             Elements::Ggml(q) => {
-                Err(mismatch(param, &format!("`{at}` has it as {}", q.blocks.name()), &want.to_string()))
+                Err(mismatch(param, &format!("{from} has it as {}", q.blocks.name()), &want.to_string()))
             }
-            Elements::Plain(dtype, _) => Err(mismatch(param, &format!("`{at}` has it as {dtype}"), &want.to_string())),
+            Elements::Plain(dtype, _) => Err(mismatch(param, &format!("{from} has it as {dtype}"), &want.to_string())),
         });
-        let stored = Stored { param, layout, pieces: coded.collect::<Result<_, _>>()? };
+        let stored = Stored { from, param, layout, pieces: coded.collect::<Result<_, _>>()? };
         if !(layout.matrices * layout.n).is_multiple_of(stored.pieces.len().max(1) as u64) {
             return Err(stored.other_blocks("its pieces have unequal sizes"));
         }
@@ -186,7 +187,7 @@ impl<'a> Stored<'a> {
 
     fn other_blocks(&self, why: &str) -> Diagnostic {
         let found = self.pieces.first().map_or_else(String::new, |(_, q)| q.format.to_string());
-        mismatch(self.param, &format!("the checkpoint has it as {found}"), &self.layout.format.to_string()).note(why)
+        mismatch(self.param, &format!("{} has it as {found}", self.from), &self.layout.format.to_string()).note(why)
     }
 
     /// Where row `row` of the parameter is, counted through its matrices.
@@ -198,7 +199,7 @@ impl<'a> Stored<'a> {
             Some((start, stride)) if (stride == 1 || k <= 1) && start % q.k + k <= q.k => {
                 Ok((q, Place { row: start / q.k, first: start % q.k }))
             }
-            _ => Err(self.other_blocks("its rows do not run along the codes of the checkpoint")),
+            _ => Err(self.other_blocks("its rows do not run along the codes there")),
         }
     }
 

@@ -14,7 +14,7 @@ use memmap2::MmapMut;
 use moec_bundle::Bundle;
 use moec_bundle::manifest::{Launch, Manifest, ParamInfo, TargetEntry, WorkspaceRule};
 use moec_ir::Tensor;
-use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuKernels, CpuMath};
+use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuKernels, CpuMath, Strides};
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::{Buffer, CpuLaunch};
 use pool::Stage;
@@ -70,6 +70,8 @@ struct CpuStep {
     kernel: CpuKernel,
     launch: CpuLaunch,
     operands: Vec<Place>,
+    /// Of each operand; those of weights are set with them.
+    strides: Vec<Strides>,
 }
 
 /// Where a weight lies.
@@ -77,8 +79,8 @@ pub(crate) enum WeightMemory {
     Packed(MmapMut),
     /// A part of a mapped checkpoint, kept mapped beside it.
     Mapped(*const u8, #[allow(dead_code, reason = "held for what it keeps mapped")] Keep),
-    /// Memory of the caller, who keeps it as long as the layer lives.
-    Borrowed(*const u8),
+    /// Memory of the caller, who keeps it as long as the layer lives, and how it lies there.
+    Borrowed(*const u8, Strides),
 }
 
 // SAFETY: the raw pointers are into memory that the layer owns, keeps mapped, or was promised. Nothing is tied to a thread.
@@ -145,6 +147,15 @@ impl CpuLayer {
 
     /// Gives the layer its weights, one for each slot of the plan.
     pub(crate) fn set_weights(&mut self, weights: Vec<WeightMemory>) {
+        for step in self.variants.iter_mut().flat_map(|v| &mut v.kernels) {
+            for (place, strides) in step.operands.iter().zip(&mut step.strides) {
+                if let Place::Weight(w) = *place
+                    && let Some(WeightMemory::Borrowed(_, given)) = weights.get(w)
+                {
+                    *strides = *given;
+                }
+            }
+        }
         self.weights = weights;
     }
 
@@ -239,6 +250,7 @@ impl CpuLayer {
                 scratch: memory.wrapping_add(cut.scratch),
                 math: &raw const *self.math,
                 kernels: &raw const *self.kernels,
+                strides: step.strides.as_ptr(),
             };
             for place in &step.operands {
                 let pointer = match *place {
@@ -317,7 +329,7 @@ impl WeightMemory {
     fn pointer(&self) -> *mut u8 {
         match self {
             WeightMemory::Packed(m) => m.as_ptr().cast_mut(),
-            WeightMemory::Mapped(p, _) | WeightMemory::Borrowed(p) => p.cast_mut(),
+            WeightMemory::Mapped(p, _) | WeightMemory::Borrowed(p, _) => p.cast_mut(),
         }
     }
 }
@@ -386,6 +398,7 @@ fn bind_kernels(
                 kernel: function(v, k, &entry.entry)?,
                 launch: launch.clone(),
                 operands: entry.operands.iter().map(|o| places[o.buffer.index()]).collect(),
+                strides: entry.operands.iter().map(|o| Strides::of(&variant.buffers[o.buffer.index()])).collect(),
             });
         }
         variants.push(CpuVariant { kernels });

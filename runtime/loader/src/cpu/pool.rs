@@ -281,6 +281,7 @@ mod tests {
                     math,
                     // The kernel of these tests calls nothing.
                     kernels: std::ptr::null(),
+                    strides: std::ptr::null(),
                 },
                 scratch_stride: 256,
                 items,

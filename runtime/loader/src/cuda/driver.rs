@@ -125,6 +125,22 @@ pub fn driver_version() -> Result<u32, Diagnostic> {
 }
 
 impl CudaDevice {
+    /// Copies device memory to the host and waits for that. Work in streams that writes it must have been waited for.
+    ///
+    /// # Errors
+    /// `cuda-call-failed`.
+    ///
+    /// # Safety
+    /// `from` has `to.len()` bytes of this device's memory.
+    pub(crate) unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<(), Diagnostic> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        let _entered = self.enter()?;
+        // SAFETY: the caller's contract.
+        check(unsafe { sys::cuMemcpyDtoH_v2(to.as_mut_ptr().cast::<c_void>(), from, to.len()) }, "copy from the GPU")
+    }
+
     /// Opens a GPU and its primary context.
     ///
     /// # Errors

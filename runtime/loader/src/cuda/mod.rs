@@ -24,7 +24,7 @@ use module::{Function, Module};
 use moec_bundle::manifest::{Launch, Manifest, ParamInfo, WorkspaceRule};
 use moec_bundle::{Bundle, MAX_KERNEL_PARAMS};
 use moec_ir::Tensor;
-use moec_ir::abi::BUFFER_ALIGN;
+use moec_ir::abi::{BUFFER_ALIGN, Strides};
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::{Buffer, GpuLaunch};
 use std::collections::BTreeMap;
@@ -48,8 +48,8 @@ pub struct CudaLayer {
 /// Where a weight lies.
 pub(crate) enum WeightMemory {
     Packed(DeviceMemory),
-    /// Memory of the caller, who keeps it as long as the layer lives.
-    Borrowed(DevicePtr),
+    /// Memory of the caller, who keeps it as long as the layer lives, and how it lies there.
+    Borrowed(DevicePtr, Strides),
 }
 
 /// The layer's own memory; empty for hosts that hand theirs in.
@@ -136,11 +136,29 @@ impl CudaLayer {
 
     /// Gives the layer its weights, one for each slot of the plan.
     pub(crate) fn set_weights(&mut self, weights: Vec<WeightMemory>) {
+        for step in self.variants.iter_mut().flatten() {
+            for map in &mut step.launch.tensor_maps {
+                if let Some(Place::Weight(w)) = step.operands.get(map.operand as usize)
+                    && let Some(WeightMemory::Borrowed(_, given)) = weights.get(*w)
+                {
+                    map.lay(*given);
+                }
+            }
+        }
         self.weights = weights;
     }
 
     pub(crate) fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Whether kernels take weight number `slot` at this address, with matrices and rows that lie so.
+    pub(crate) fn takes(&self, slot: usize, pointer: DevicePtr, strides: Strides) -> bool {
+        let of_slot = |step: &CudaStep, operand: u32| step.operands.get(operand as usize) == Some(&Place::Weight(slot));
+        let mut steps = self.variants.iter().flatten();
+        let maps =
+            |s: &CudaStep| s.launch.tensor_maps.iter().all(|m| !of_slot(s, m.operand) || m.takes(pointer, strides));
+        pointer.is_multiple_of(DEVICE_ALIGN) && steps.all(maps)
     }
 
     /// The GPU.
@@ -394,7 +412,7 @@ impl WeightMemory {
     fn pointer(&self) -> DevicePtr {
         match self {
             WeightMemory::Packed(memory) => memory.pointer(),
-            WeightMemory::Borrowed(pointer) => *pointer,
+            WeightMemory::Borrowed(pointer, _) => *pointer,
         }
     }
 
