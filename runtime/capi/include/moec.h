@@ -92,7 +92,8 @@ typedef struct moec_layer_options {
  */
 typedef struct moec_dtype {
   /**
-   * 0: signed integer; 2: IEEE float; 4: bfloat16.
+   * 0: signed integer; 1: unsigned integer; 2: IEEE float; 4: bfloat16. Of codes and scales: 10: FP8 e4m3fn; 12: FP8 e5m2;
+   * 14: e8m0fnu; 17: FP4 e2m1fn, whose elements are bytes of two: 4 bits, 2 lanes.
    */
   uint8_t code;
   /**
@@ -134,9 +135,34 @@ typedef struct moec_param {
    */
   int32_t is_set;
   /**
-   * 1 when kernels read it as published codes and scales: only a checkpoint gives it.
+   * 1 when it is published as codes and scales, which `moec_layer_set_codes` gives.
    */
   int32_t is_coded;
+  /**
+   * Of a coded parameter: the type of its codes; bytes of two for INT4 (`u - 8`, the low half first), which DLPack has no
+   * type for. Else all zero, as are the fields below.
+   */
+  struct moec_dtype code_dtype;
+  /**
+   * The type of its scales.
+   */
+  struct moec_dtype scale_dtype;
+  /**
+   * Rows of the block that a scale is for; 0 for all rows.
+   */
+  int64_t block_rows;
+  /**
+   * Columns of the block that a scale is for; 0 for all columns.
+   */
+  int64_t block_cols;
+  /**
+   * 1 when each matrix may have a scale of its own over those of its blocks.
+   */
+  int32_t has_global;
+  /**
+   * Not used; 0.
+   */
+  int32_t reserved;
 } moec_param;
 
 /**
@@ -188,37 +214,6 @@ typedef struct moec_tensor {
 } moec_tensor;
 
 /**
- * Called before each weight is loaded: bytes done and bytes in all, as kernels read them.
- */
-typedef void (*moec_progress)(void *user, const char *param, uint64_t done_bytes, uint64_t total_bytes);
-
-/**
- * Where a layer's weights are.
- */
-typedef struct moec_checkpoint_options {
-  /**
-   * `sizeof(moec_checkpoint_options)`.
-   */
-  size_t struct_size;
-  /**
-   * A folder of `*.safetensors`, one such file, or a GGUF file.
-   */
-  const char *path;
-  /**
-   * A folder that keeps the packed form for the next time; null for none.
-   */
-  const char *cache;
-  /**
-   * Told of each weight; null for nobody. Called on the thread that loads.
-   */
-  moec_progress progress;
-  /**
-   * Given to `progress`.
-   */
-  void *user;
-} moec_checkpoint_options;
-
-/**
  * One launch of a layer.
  */
 typedef struct moec_launch {
@@ -255,6 +250,61 @@ typedef struct moec_launch {
    */
   void *stream;
 } moec_launch;
+
+/**
+ * A parameter as codes and scales: the value of an element is `code · (scale · global)`.
+ */
+typedef struct moec_codes {
+  /**
+   * `sizeof(moec_codes)`.
+   */
+  size_t struct_size;
+  /**
+   * The codes: `[.., N, K]` of FP8, or `[.., N, K / 2]` of bytes that hold two codes, the low half first. The last axis of
+   * bytes may be cut into blocks, as in `[.., N, K / 32, 16]`. Bytes (`u8`) are codes of the parameter's type.
+   */
+  const struct moec_tensor *codes;
+  /**
+   * The scales, one for each block: `[.., blocks along N, blocks along K]`. Bytes (`u8`) are scales of the parameter's type,
+   * or e8m0 where that is a float. Scales of another type are converted where that is exact.
+   */
+  const struct moec_tensor *scales;
+  /**
+   * Scales of whole matrices: `f32`, one or one for each, in the host's memory; null for 1.
+   */
+  const struct moec_tensor *globals;
+} moec_codes;
+
+/**
+ * Called before each weight is loaded: bytes done and bytes in all, as kernels read them.
+ */
+typedef void (*moec_progress)(void *user, const char *param, uint64_t done_bytes, uint64_t total_bytes);
+
+/**
+ * Where a layer's weights are.
+ */
+typedef struct moec_checkpoint_options {
+  /**
+   * `sizeof(moec_checkpoint_options)`.
+   */
+  size_t struct_size;
+  /**
+   * A folder of `*.safetensors`, one such file, or a GGUF file.
+   */
+  const char *path;
+  /**
+   * A folder that keeps the packed form for the next time; null for none.
+   */
+  const char *cache;
+  /**
+   * Told of each weight; null for nobody. Called on the thread that loads.
+   */
+  moec_progress progress;
+  /**
+   * Given to `progress`.
+   */
+  void *user;
+} moec_checkpoint_options;
 
 #ifdef __cplusplus
 extern "C" {
@@ -335,35 +385,6 @@ enum moec_status moec_layer_param_count(const struct moec_layer *layer, size_t *
 enum moec_status moec_layer_param(const struct moec_layer *layer, size_t index, struct moec_param *param);
 
 /**
- * Gives the parameter called `name` its weight: a tensor of the parameter's shape, with any strides that are not negative,
- * in the host's memory or (borrowed) the layer's GPU. Elements are rounded to the parameter's type. `hold` is one of
- * `moec_hold`.
- *
- * Errors: `unknown-parameter`, `tensor-shape-mismatch`, `weight-type-unsupported`, `parameter-not-borrowable`,
- * `stored-format-mismatch` for a coded parameter, `tensor-device-mismatch`, `tensor-invalid`, `layer-finished`.
- *
- * The caller sees to this:
- * `name` is null or ends with a zero; `tensor` is null or a tensor whose memory can be read, and stays as it is until the
- * layer is freed unless `hold` is `MOEC_COPY`.
- */
-enum moec_status moec_layer_set_param(struct moec_layer *layer,
-                                      const char *name,
-                                      const struct moec_tensor *tensor,
-                                      int32_t hold);
-
-/**
- * Gives all parameters their weights out of a checkpoint of the model, in the names and formats that it is published in.
- *
- * Errors: `checkpoint-not-found` and others about the checkpoint, `layer-finished`, `out-of-memory`,
- * `weight-cache-unusable`.
- *
- * The caller sees to this:
- * `options` is null or has `struct_size` bytes, and texts that end with a zero; `progress` does not unwind.
- */
-enum moec_status moec_layer_load_checkpoint(struct moec_layer *layer,
-                                            const struct moec_checkpoint_options *options);
-
-/**
  * Makes the layer ready to be launched; its weights no longer change.
  *
  * Errors: `parameter-not-set`, naming those without a weight, after which they can still be given; `layer-finished`.
@@ -434,6 +455,53 @@ uint32_t moec_abi_version(void);
  * The version of moec, such as `0.1.0`.
  */
 const char *moec_version(void);
+
+/**
+ * Gives the parameter called `name` its weight: a tensor of the parameter's shape, with any strides that are not negative,
+ * in the host's memory or the layer's GPU. Elements are rounded to the parameter's type. `hold` is one of `moec_hold`: on the
+ * CPU, and on GPUs where kernels read a weight through tensor maps, a matrix whose rows are whole is borrowed wherever its rows
+ * and matrices lie, such as half of `[E, 2I, H]`. What lies on a GPU and has to be copied goes through the host's memory, once;
+ * no stream still writes it.
+ *
+ * Errors: `unknown-parameter`, `tensor-shape-mismatch`, `weight-type-unsupported`, `parameter-not-borrowable`,
+ * `stored-format-mismatch` for a coded parameter, `tensor-device-mismatch`, `tensor-invalid`, `layer-finished`.
+ *
+ * The caller sees to this:
+ * `name` is null or ends with a zero; `tensor` is null or a tensor whose memory can be read, and stays as it is until the
+ * layer is freed unless `hold` is `MOEC_COPY`.
+ */
+enum moec_status moec_layer_set_param(struct moec_layer *layer,
+                                      const char *name,
+                                      const struct moec_tensor *tensor,
+                                      int32_t hold);
+
+/**
+ * Gives the parameter called `name`, which is published as codes and scales, both: as `moec_layer_set_param`. With `MOEC_BORROW`
+ * the codes stay where they lie; scales do where kernels read them so, and are copied where not.
+ *
+ * Errors: `unknown-parameter`, `stored-format-mismatch` for a parameter without codes or with others, `tensor-shape-mismatch`,
+ * `weight-type-unsupported`, `quantised-scale-invalid`, `scale-not-exact`, `parameter-not-borrowable`,
+ * `tensor-device-mismatch`, `tensor-invalid`, `layer-finished`.
+ *
+ * The caller sees to this:
+ * As `moec_layer_set_param`, of each tensor; `codes` is null or has `struct_size` bytes.
+ */
+enum moec_status moec_layer_set_codes(struct moec_layer *layer,
+                                      const char *name,
+                                      const struct moec_codes *codes,
+                                      int32_t hold);
+
+/**
+ * Gives all parameters their weights out of a checkpoint of the model, in the names and formats that it is published in.
+ *
+ * Errors: `checkpoint-not-found` and others about the checkpoint, `layer-finished`, `out-of-memory`,
+ * `weight-cache-unusable`.
+ *
+ * The caller sees to this:
+ * `options` is null or has `struct_size` bytes, and texts that end with a zero; `progress` does not unwind.
+ */
+enum moec_status moec_layer_load_checkpoint(struct moec_layer *layer,
+                                            const struct moec_checkpoint_options *options);
 
 #ifdef __cplusplus
 }  // extern "C"

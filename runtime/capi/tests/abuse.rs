@@ -53,15 +53,8 @@ fn a_whole_life_in_order() {
 }
 
 fn empty_param() -> moec_param {
-    moec_param {
-        struct_size: 0,
-        name: null(),
-        dtype: moec_dtype { code: 0, bits: 0, lanes: 0 },
-        ndim: 0,
-        shape: null(),
-        is_set: 0,
-        is_coded: 0,
-    }
+    // SAFETY: zeros are a valid value of each field.
+    unsafe { std::mem::zeroed() }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! The C interface as a host in Rust would call it.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod host;
+
 use moec::{CompileRequest, Model, Target};
 use moec_c::*;
 use std::ffi::{CStr, CString, c_void};
