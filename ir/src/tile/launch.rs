@@ -129,7 +129,30 @@ impl MapElem {
     }
 }
 
+impl MapElem {
+    /// The driver's `CUtensorMapDataType`.
+    pub fn driver_type(self) -> u32 {
+        match self {
+            MapElem::U8 => 0,
+            MapElem::F16 => 6,
+            MapElem::F32 => 7,
+            MapElem::Bf16 => 9,
+            MapElem::U4Padded => 14,
+        }
+    }
+}
+
 impl TensorMap {
+    /// The driver's `CUtensorMapSwizzle`.
+    pub fn driver_swizzle(&self) -> u32 {
+        match self.swizzle_bytes {
+            32 => 1,
+            64 => 2,
+            128 => 3,
+            _ => 0,
+        }
+    }
+
     /// Most dimensions of a map.
     pub const MAX_RANK: usize = 5;
 

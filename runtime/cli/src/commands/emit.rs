@@ -104,10 +104,16 @@ pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &
                 extra.insert(format!("{target}/egraph-{tokens}.json"), format!("{text}\n").into_bytes());
             }),
             Emit::Header | Emit::C => {
-                let aot = Aot::new(compiled.bundle.manifest(), prefix)?;
+                let mut cubins = BTreeMap::new();
+                if *kind == Emit::C && emit.contains(&Emit::Cubin) {
+                    assembled(&compiled.bundle, Emit::Cubin, &mut cubins)?;
+                }
+                let as_ptx = |(path, cubin): (String, Vec<u8>)| (path.replace(".cubin", ".ptx"), cubin);
+                let cubins = cubins.into_iter().map(as_ptx).collect();
+                let aot = Aot::new(&compiled.bundle, prefix, &cubins)?;
                 extra.insert("layer.h".into(), aot.header().into_bytes());
                 if *kind == Emit::C {
-                    extra.insert("layer.c".into(), aot.source().into_bytes());
+                    extra.insert("layer.c".into(), aot.source()?.into_bytes());
                 }
             }
             Emit::Rust => {

@@ -55,3 +55,41 @@ pub(crate) unsafe fn encode(map: &TensorMap, address: DevicePtr, n_tokens: u64) 
     };
     if result == CUresult::CUDA_SUCCESS { Ok(out) } else { Err(result) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Hosts without this crate take the numbers from there.
+    #[test]
+    fn the_drivers_numbers_are_those_of_the_tile_ir() {
+        use sys::CUtensorMapDataType_enum as T;
+        for (elem, driver) in [
+            (MapElem::U8, T::CU_TENSOR_MAP_DATA_TYPE_UINT8),
+            (MapElem::F16, T::CU_TENSOR_MAP_DATA_TYPE_FLOAT16),
+            (MapElem::Bf16, T::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16),
+            (MapElem::F32, T::CU_TENSOR_MAP_DATA_TYPE_FLOAT32),
+            (MapElem::U4Padded, T::CU_TENSOR_MAP_DATA_TYPE_16U4_ALIGN16B),
+        ] {
+            assert_eq!(elem.driver_type(), driver as u32);
+        }
+        use sys::CUtensorMapSwizzle_enum as S;
+        for (swizzle_bytes, driver) in [
+            (0, S::CU_TENSOR_MAP_SWIZZLE_NONE),
+            (32, S::CU_TENSOR_MAP_SWIZZLE_32B),
+            (64, S::CU_TENSOR_MAP_SWIZZLE_64B),
+            (128, S::CU_TENSOR_MAP_SWIZZLE_128B),
+        ] {
+            let map = TensorMap {
+                operand: 0,
+                elem: MapElem::U8,
+                dims: Vec::new(),
+                strides: Vec::new(),
+                box_dims: Vec::new(),
+                swizzle_bytes,
+            };
+            assert_eq!(map.driver_swizzle(), driver as u32);
+        }
+        assert_eq!(sys::CUtensorMapL2promotion_enum::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as u32, 3);
+    }
+}

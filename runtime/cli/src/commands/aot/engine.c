@@ -1,14 +1,5 @@
 /* From here on the text is the same for every layer. */
 
-typedef void (*moec_function)(const struct moec_context *context, uint64_t begin, uint64_t end);
-
-/* One kernel's work, as threads get it. */
-struct moec_work {
-  moec_function function;
-  struct moec_context context;
-  uint64_t scratch_stride;
-};
-
 static uint64_t moec_aligned(uint64_t n) { return (n + 255u) / 256u * 256u; }
 
 /* mul * (ceil(per_token * T / div) + min(add, per_token * T)), at least min */
@@ -56,30 +47,3 @@ static const struct moec_aot_variant *moec_variant(const struct moec_aot_target 
   }
   return 0;
 }
-
-static uint64_t moec_scratch(const struct moec_aot_variant *v) {
-  uint64_t most = 256;
-  for (uint32_t k = 0; k < v->n_kernels; k++) {
-    if (v->kernels[k].scratch_bytes > most) most = v->kernels[k].scratch_bytes;
-  }
-  return moec_aligned(most);
-}
-
-static void moec_run_items(void *work, uint64_t begin, uint64_t end, uint32_t thread) {
-  const struct moec_work *w = (const struct moec_work *)work;
-  struct moec_context context = w->context;
-  context.scratch += thread * w->scratch_stride;
-  w->function(&context, begin, end);
-}
-
-/* What generated code calls; computed in double and rounded once, as moec's own runtime does. */
-static float moec_exp(float x) { return (float)exp((double)x); }
-static float moec_softplus(float x) {
-  const double d = (double)x;
-  return x != x ? x : (float)((d > 0 ? d : 0) + log1p(exp(-fabs(d))));
-}
-static float moec_tanh(float x) { return (float)tanh((double)x); }
-static float moec_erf(float x) { return (float)erf((double)x); }
-static float moec_pow(float x, float y) { return (float)pow((double)x, (double)y); }
-
-static const struct moec_math moec_functions = {moec_exp, moec_softplus, moec_tanh, moec_erf, moec_pow};
