@@ -45,6 +45,26 @@ fn floats(file: &Path, name: &str) -> Vec<f32> {
     file.tensor(name).unwrap().unwrap().to_tensor().unwrap().floats().to_vec()
 }
 
+/// What a program writes when it reads `bytes`.
+fn piped(program: &mut Command, bytes: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}", out.status);
+    out.stdout
+}
+
+fn bf16(bytes: [u8; 2]) -> f32 {
+    f32::from_bits(u32::from(u16::from_le_bytes(bytes)) << 16)
+}
+
+fn error(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
+    norm(&mut got.iter().zip(want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied())
+}
+
 #[test]
 fn two_layers_are_linked_into_one_program() {
     let dir = tempfile::tempdir().unwrap();
@@ -70,23 +90,70 @@ fn two_layers_are_linked_into_one_program() {
     for (c, _) in compilers() {
         let objects = ["first/layer.c", "first/cpu/layer.o", "second/layer.c", "second/cpu/layer.o"];
         cc(dir.path(), c, &[&["-std=c11", "-I.", source, "-o", "both"], &objects[..], &libraries].concat());
-        let mut child = Command::new(dir.path().join("both"))
-            .args(["first.safetensors", "second.safetensors"])
-            .current_dir(dir.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        use std::io::Write;
         let bytes: Vec<u8> = input.iter().flat_map(|x| x.to_le_bytes()).collect();
-        child.stdin.take().unwrap().write_all(&bytes).unwrap();
-        let out = child.wait_with_output().unwrap();
-        assert!(out.status.success(), "{}", out.status);
-        let got: Vec<f32> = out.stdout.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        assert_eq!(got.len(), want.len());
-        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| x * x).sum::<f32>().sqrt();
-        let error = norm(&mut got.iter().zip(&want).map(|(a, b)| a - b)) / norm(&mut want.iter().copied());
+        let got = piped(
+            Command::new(dir.path().join("both"))
+                .args(["first.safetensors", "second.safetensors"])
+                .current_dir(dir.path()),
+            &bytes,
+        );
+        let got: Vec<f32> = got.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let error = error(&got, &want);
         assert!(error < 1e-5, "{error}");
+    }
+}
+
+/// The driver that runs kernels in the emulator, in a folder of its own under the names that programs look for.
+fn driver(dir: &Path) -> std::path::PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "-p", "moec-emulated-driver"])
+        .current_dir(root())
+        .status();
+    assert!(built.unwrap().success());
+    let folder = dir.join("driver");
+    std::fs::create_dir(&folder).unwrap();
+    let made = Path::new(env!("CARGO_BIN_EXE_moec")).with_file_name("libmoec_emulated_driver.so");
+    for name in ["libcuda.so.1", "libcuda.so"] {
+        std::fs::copy(&made, folder.join(name)).unwrap();
+    }
+    folder
+}
+
+/// A GPU's kernels, launched by generated C: bf16 weights, f32 rows; with and without tensor maps, clusters and counters.
+#[test]
+fn a_gpu_layer_is_launched_through_the_driver() {
+    let dir = tempfile::tempdir().unwrap();
+    let driver = driver(dir.path());
+    let model = conformance("mixtral.bf16");
+    let golden = model.join("golden.layer0.safetensors");
+    let model = model.to_str().unwrap();
+    let file = moec_weights::Checkpoint::open(&golden).unwrap();
+    let input = file.tensor("input").unwrap().unwrap().data;
+    let source = root().join("examples/c/cuda_layer_aot.c");
+    for target in ["sm_90a", "sm_100a"] {
+        let emit = ["--target", target, "--tokens", "0..64", "--emit", "header,c", "--prefix", "layer", "-o", "layer"];
+        moec(dir.path(), &[&["compile", model, "--layer", "0"][..], &emit].concat());
+        moec(dir.path(), &["pack", "layer", "--target", target, "--weights", model, "-o", "layer.safetensors"]);
+        for (c, cpp) in compilers() {
+            let target_name = format!("-DTARGET={target}");
+            let files = [source.to_str().unwrap(), "layer/layer.c", "-I.", "-ldl"];
+            let c11 = [&["-std=c11", &target_name, "-o", "one"][..], &files].concat();
+            let cpp17 = [&["-std=c++17", "-x", "c++", &target_name, "-o", "two"][..], &files].concat();
+            for (compiler, args, program) in [(c, c11, "one"), (cpp, cpp17, "two")] {
+                cc(dir.path(), compiler, &args);
+                let got = piped(
+                    Command::new(dir.path().join(program))
+                        .arg("layer.safetensors")
+                        .env("LD_LIBRARY_PATH", &driver)
+                        .env("MOEC_EMULATED_CUDA", target)
+                        .current_dir(dir.path()),
+                    input,
+                );
+                let got: Vec<f32> = got.chunks_exact(2).map(|b| bf16([b[0], b[1]])).collect();
+                let error = error(&got, &floats(&golden, "output"));
+                assert!(error < 2e-2, "{target}, {compiler}: {error}");
+            }
+        }
     }
 }
 
