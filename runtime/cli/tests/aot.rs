@@ -157,6 +157,43 @@ fn a_gpu_layer_is_launched_through_the_driver() {
     }
 }
 
+/// `--emit rust`: a program of the generated module and nothing else, on the CPU and on a GPU.
+#[test]
+fn a_rust_module_runs_on_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let (driver, kernels) = (driver(dir.path()), kernels());
+    let model = conformance("mixtral.bf16");
+    let golden = model.join("golden.layer0.safetensors");
+    let model = model.to_str().unwrap();
+    let emit = ["--target", "cpu,sm_100a", "--tokens", "0..64", "--emit", "rust", "-o", "layer"];
+    moec(dir.path(), &[&["compile", model, "--layer", "0"][..], &emit].concat());
+    let file = moec_weights::Checkpoint::open(&golden).unwrap();
+    let input = file.tensor("input").unwrap().unwrap().data;
+    std::fs::copy(root().join("examples/rust-aot/main.rs"), dir.path().join("main.rs")).unwrap();
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let out = Command::new(rustc)
+        .args(["--edition", "2024", "-D", "warnings", "-O", "main.rs", "-C", "link-arg=layer/cpu/layer.o"])
+        .args(["-L", kernels.parent().unwrap().to_str().unwrap(), "-l", "static=moec_kernels", "-l", "m", "-l", "dl"])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    for target in ["cpu", "sm_100a"] {
+        moec(dir.path(), &["pack", "layer", "--target", target, "--weights", model, "-o", "layer.safetensors"]);
+        let got = piped(
+            Command::new(dir.path().join("main"))
+                .args([target, "layer.safetensors"])
+                .env("LD_LIBRARY_PATH", &driver)
+                .env("MOEC_EMULATED_CUDA", "sm_100a")
+                .current_dir(dir.path()),
+            input,
+        );
+        let got: Vec<f32> = got.chunks_exact(2).map(|b| bf16([b[0], b[1]])).collect();
+        let error = error(&got, &floats(&golden, "output"));
+        assert!(error < 2e-2, "{target}: {error}");
+    }
+}
+
 /// Quantised weights, shared experts, variants by token count, tensor maps of Blackwell: whatever a layer has is C.
 #[test]
 fn every_kind_of_layer_is_clean_c_and_cpp() {

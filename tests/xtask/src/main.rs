@@ -6,6 +6,7 @@
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec; with
 //!   `--tools`, checkpoints that quantisation tools write.
 //! * `python-check` — the Python package against PyTorch and transformers.
+//! * `sanitize` — the examples in C and C++ under the compiler's sanitizers.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--checkpoints`, against values
 //!   that change without a word.
 //! * `models` — measures every model family and writes `docs/models.md`.
@@ -23,6 +24,7 @@ mod models;
 mod places;
 mod python_check;
 mod report;
+mod sanitize;
 mod test;
 mod tool_checkpoints;
 mod wheel;
@@ -49,6 +51,8 @@ enum Command {
     Conformance(conformance::Options),
     /// Check the Python package against PyTorch and transformers.
     PythonCheck(python_check::Options),
+    /// Run the examples in C and C++ under the address, undefined-behaviour and thread sanitizers.
+    Sanitize(sanitize::Options),
     /// Try mutated configs, layer graphs and safetensors files.
     Fuzz(fuzz::Options),
     /// Run the benchmarks and print their figures.
@@ -66,6 +70,7 @@ fn main() -> ExitCode {
         Command::GpuPack(options) => gpu_pack::run(&options),
         Command::Conformance(options) => conformance::run(&options),
         Command::PythonCheck(options) => python_check::run(&options),
+        Command::Sanitize(options) => sanitize::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Models => models::run(),

@@ -3,7 +3,6 @@
 use super::aot::Aot;
 use super::cuda_tools;
 use moec::{Bundle, Compiled, Diagnostic, WeightStorage};
-use moec_bundle::Manifest;
 use moec_ir::graph::Graph;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -29,9 +28,10 @@ pub enum Emit {
     Manifest,
     /// `layer.h`: the layer for C and C++, and tables of its kernels.
     Header,
-    /// `layer.c`: what `layer.h` declares, to be linked with `cpu/layer.o`; comes with the header.
+    /// `layer.c`: what `layer.h` declares, with a GPU's kernels in it (cubins where `cubin` is asked for, too), to be linked with
+    /// `cpu/layer.o`; comes with the header.
     C,
-    /// `layer.rs`: the same for Rust.
+    /// `layer.rs`: the same as a Rust module.
     Rust,
 }
 
@@ -103,21 +103,22 @@ pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &
                 let text = serde_json::to_string_pretty(&v.saturation).unwrap_or_default();
                 extra.insert(format!("{target}/egraph-{tokens}.json"), format!("{text}\n").into_bytes());
             }),
-            Emit::Header | Emit::C => {
+            Emit::Header | Emit::C | Emit::Rust => {
                 let mut cubins = BTreeMap::new();
-                if *kind == Emit::C && emit.contains(&Emit::Cubin) {
+                if *kind != Emit::Header && emit.contains(&Emit::Cubin) {
                     assembled(&compiled.bundle, Emit::Cubin, &mut cubins)?;
                 }
                 let as_ptx = |(path, cubin): (String, Vec<u8>)| (path.replace(".cubin", ".ptx"), cubin);
                 let cubins = cubins.into_iter().map(as_ptx).collect();
                 let aot = Aot::new(&compiled.bundle, prefix, &cubins)?;
+                if *kind == Emit::Rust {
+                    extra.insert("layer.rs".into(), aot.rust()?.into_bytes());
+                    continue;
+                }
                 extra.insert("layer.h".into(), aot.header().into_bytes());
                 if *kind == Emit::C {
                     extra.insert("layer.c".into(), aot.source()?.into_bytes());
                 }
-            }
-            Emit::Rust => {
-                extra.insert("layer.rs".into(), rust(compiled.bundle.manifest()).into_bytes());
             }
             Emit::Cubin | Emit::Sass => assembled(&compiled.bundle, *kind, &mut extra)?,
             // Kept by the compile itself, or part of every bundle.
@@ -165,42 +166,4 @@ fn assembled(bundle: &Bundle, kind: Emit, extra: &mut BTreeMap<String, Vec<u8>>)
         }
     }
     Ok(())
-}
-
-/// One line for each kernel: how it is called.
-fn kernel_lines(manifest: &Manifest, mut line: impl FnMut(&str, &str, &str, &[String])) {
-    for target in &manifest.targets {
-        for v in &target.variants {
-            for k in &v.kernels {
-                let operands: Vec<String> = k
-                    .operands
-                    .iter()
-                    .map(|o| format!("{}{}", if o.written { "out " } else { "" }, v.buffers[o.buffer.index()].name))
-                    .collect();
-                let range = format!("{}..{}", v.tokens.min, v.tokens.max);
-                line(&target.name, &range, &k.entry, &operands);
-            }
-        }
-    }
-}
-
-fn constants(manifest: &Manifest) -> impl Iterator<Item = (String, u64)> + '_ {
-    manifest.layer.facts.iter().map(|(k, v)| (k.to_uppercase(), *v))
-}
-
-fn rust(manifest: &Manifest) -> String {
-    let mut out = format!(
-        "//! {}: kernels of this bundle. Parameters are 64-bit pointers, then a pointer to the token count.\n",
-        manifest.layer.name
-    );
-    constants(manifest).for_each(|(k, v)| {
-        let _ = writeln!(out, "pub const {k}: u64 = {v};");
-    });
-    out += "/// `(target, smallest T, largest T, entry, operands; written ones begin with \"out \")`\n";
-    out += "pub const KERNELS: &[(&str, u64, u64, &str, &[&str])] = &[\n";
-    kernel_lines(manifest, |target, range, entry, operands| {
-        let (min, max) = range.split_once("..").unwrap_or(("0", "0"));
-        let _ = writeln!(out, "    ({target:?}, {min}, {max}, {entry:?}, &{operands:?}),");
-    });
-    out + "];\n"
 }

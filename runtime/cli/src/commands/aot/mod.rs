@@ -7,6 +7,7 @@
 
 mod cpu;
 mod cuda;
+mod rust;
 
 use moec::{Bundle, Diagnostic};
 use moec_bundle::Manifest;
@@ -263,10 +264,7 @@ impl<'a> Target<'a> {
             Role::Workspace => (3, 0),
             Role::Counter => (4, 0),
         };
-        let users: Vec<usize> = (0..variant.kernels.len())
-            .filter(|&k| variant.kernels[k].operands.iter().any(|o| o.buffer.index() == i))
-            .collect();
-        let (first, last) = (users.first().copied().unwrap_or(0), users.last().copied().unwrap_or(0));
+        let (first, last) = alive(variant, i);
         let (rows, per_token) = match b.rows {
             Dim::Fixed(n) => (n, 0),
             Dim::PerToken(k) => (0, k),
@@ -289,6 +287,14 @@ impl<'a> Target<'a> {
         };
         self.weights.iter().position(|(_, w)| same(w)).map(|i| i as u32)
     }
+}
+
+/// The first and the last kernel that name a buffer.
+fn alive(variant: &Variant, buffer: usize) -> (usize, usize) {
+    let names = |k: &usize| variant.kernels[*k].operands.iter().any(|o| o.buffer.index() == buffer);
+    let mut users = (0..variant.kernels.len()).filter(names);
+    let first = users.next().unwrap_or(0);
+    (first, users.next_back().unwrap_or(first))
 }
 
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
