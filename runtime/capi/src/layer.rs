@@ -147,6 +147,11 @@ impl Created {
         (self.manifest.inputs.len(), self.manifest.outputs.len())
     }
 
+    /// Inputs and outputs, in the order of a launch.
+    pub fn tensors(&self) -> (&[TensorInfo], &[TensorInfo]) {
+        (&self.manifest.inputs, &self.manifest.outputs)
+    }
+
     /// Launches; does not allocate unless it fails. `tensor` gives input or output number `i` of those that were handed in.
     ///
     /// # Safety

@@ -10,7 +10,8 @@
 //! * Structures begin with their size as the host knows them, so that they can grow.
 //! * Nothing unwinds out of these functions, and nothing is printed.
 //!
-//! The same library has `__tvm_ffi_*` functions ([`tvm`]) for hosts with Apache TVM's FFI, such as PyTorch and vLLM.
+//! The same library has `__tvm_ffi_*` functions ([`tvm`]) for hosts with Apache TVM's FFI, such as vLLM, and kernels of PyTorch's
+//! operators for the Python package.
 #![warn(missing_docs)]
 #![allow(non_camel_case_types, reason = "the names are C's")]
 
@@ -22,6 +23,7 @@ mod memory;
 mod status;
 mod structs;
 mod tensor;
+mod torch;
 pub mod tvm;
 mod weights;
 

@@ -130,7 +130,7 @@ impl Coded {
 const CPU: [i32; 2] = [1, 3];
 const CUDA: [i32; 2] = [2, 13];
 /// Most axes that are looked at: a layer's tensors have one to three.
-const MAX_AXES: usize = 8;
+pub(crate) const MAX_AXES: usize = 8;
 
 /// A tensor that was looked at: nothing in it is impossible.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,7 @@ import threading
 import weakref
 
 from . import _library as c
-from . import _tensors
+from . import _progress, _tensors
 from ._compile import Bundle
 from ._errors import MoecError
 
@@ -24,6 +24,10 @@ class Param:
     is_coded: bool
 
 
+#: All layers, by their numbers.
+LIVING: "weakref.WeakValueDictionary[int, Layer]" = weakref.WeakValueDictionary()
+
+
 class Layer:
     """A layer on a device. Calls may come from any thread.
 
@@ -38,6 +42,9 @@ class Layer:
         self._handle = ctypes.c_void_p()
         c.check(c.LIBRARY.moec_layer_create(bundle._handle, ctypes.byref(options), ctypes.byref(self._handle)))
         weakref.finalize(self, c.LIBRARY.moec_layer_free, self._handle)
+        #: What operators of PyTorch call it by; never given twice.
+        self.number: int = self._handle.value or 0
+        LIVING[self.number] = self
         self._kept: dict[str, object] = {}
         self._own = threading.local()
 
@@ -64,9 +71,33 @@ class Layer:
         c.check(c.LIBRARY.moec_layer_set_param(self._handle, name.encode(), ctypes.byref(given), hold))
         self._kept[name] = keep if borrow else None
 
+    def borrow(self, name: str, tensor) -> bool:
+        """As :meth:`set`, but never copies: whether the kernels can read the tensor as it lies."""
+        given, keep = _tensors.view(tensor.detach() if _tensors.is_torch(tensor) else tensor)
+        try:
+            c.check(c.LIBRARY.moec_layer_set_param(self._handle, name.encode(), ctypes.byref(given), c.BORROW))
+        except MoecError as e:
+            if e.code == "parameter-not-borrowable":
+                return False
+            raise
+        self._kept[name] = keep
+        return True
+
     def load(self, checkpoint, *, cache=None, progress=None) -> None:
-        """Gives all parameters their weights, out of a checkpoint of the model. ``progress(name, done, total)`` is told of each
-        weight, in bytes; ``cache`` is a folder that keeps the packed form for the next time."""
+        """Gives all parameters their weights, out of a checkpoint of the model.
+
+        Args:
+            checkpoint: a folder of ``*.safetensors``, one such file, or a GGUF file.
+            cache: a folder that keeps the packed form for the next time.
+            progress: ``progress(name, done, total)`` is told of each weight, in bytes. ``True``: a bar on standard error, by
+                tqdm where that is installed.
+
+        Raises:
+            MoecError: ``checkpoint-not-found`` and others about the checkpoint, ``layer-finished``, ``out-of-memory``.
+        """
+        if progress is True:
+            with _progress.bar(str(self.description["name"])) as progress:
+                return self.load(checkpoint, cache=cache, progress=progress)
         wrong = []
 
         def tell(_, name, done, total):
@@ -100,38 +131,60 @@ class Layer:
 
     def __call__(self, *inputs):
         """The first output, for the inputs in the layer's order: ``x``, or ``x, topk_ids, topk_weights``."""
-        return self.run(*inputs)[self.description["outputs"][0]["name"]]
+        if self.device == "cpu" and inputs and _tensors.is_torch(inputs[0]):
+            return _operators().run_layer(self.number, inputs)[0]
+        return next(iter(self.run_python(*inputs).values()))
 
     def run(self, *inputs, **named) -> dict:
-        """All outputs by name. Inputs stand in the layer's order, or are named; ids may have either width."""
+        """All outputs by name. Inputs stand in the layer's order, or are named; ids may have either width.
+
+        Raises:
+            MoecError: ``input-missing``, ``input-shape-mismatch``, ``input-type-mismatch``, ``too-many-tokens``,
+                ``layer-not-finished``, ``tensor-device-mismatch``.
+        """
         wanted = self.description["inputs"]
         by_name = {w["name"]: t for w, t in zip(wanted, inputs)} | named
         if len(inputs) > len(wanted) or set(by_name) != {w["name"] for w in wanted}:
-            names = ", ".join(w["name"] for w in wanted)
-            raise MoecError("input-missing", f"the layer takes {names}; {len(inputs) + len(named)} tensors were given")
-        given = [_tensors.dense(_tensors.as_ids(by_name[w["name"]], w["dtype"])) for w in wanted]
+            raise self._missing(len(inputs) + len(named))
+        return self.run_python(*(by_name[w["name"]] for w in wanted))
+
+    def run_python(self, *inputs) -> dict:
+        """As :meth:`run`, through ctypes, with inputs in the layer's order."""
+        wanted = self.description["inputs"]
+        if len(inputs) != len(wanted):
+            raise self._missing(len(inputs))
+        given = [_tensors.dense(_tensors.as_ids(t, w["dtype"])) for t, w in zip(inputs, wanted)]
         x = given[0]
         n_tokens = x.shape[0] if x.ndim else 0
-        outputs = {}
-        for out in self.description["outputs"]:
-            shape = tuple(_length(n, n_tokens) for n in out["shape"])
-            outputs[out["name"]] = _tensors.empty_like(x, shape, out["dtype"])
+        outputs = {name: _tensors.empty_like(x, shape, dtype) for name, shape, dtype in self.outputs(n_tokens)}
         self._launch(given, list(outputs.values()), n_tokens)
         return outputs
 
+    def outputs(self, n_tokens: int) -> list[tuple[str, tuple[int, ...], str]]:
+        """Name, shape and type of each output."""
+        return [(o["name"], tuple(_length(n, n_tokens) for n in o["shape"]), o["dtype"]) for o in self.description["outputs"]]
+
+    def _missing(self, n_given: int) -> MoecError:
+        names = ", ".join(w["name"] for w in self.description["inputs"])
+        return MoecError("input-missing", f"the layer takes {names}; {n_given} tensors were given")
+
     def _launch(self, inputs: list, outputs: list, n_tokens: int) -> None:
-        views = [_tensors.view(t) for t in [*inputs, *outputs]]
-        n = len(inputs)
-        list_in = (ctypes.POINTER(c.Tensor) * max(n, 1))(*(ctypes.pointer(v) for v, _ in views[:n]))
-        list_out = (ctypes.POINTER(c.Tensor) * max(len(outputs), 1))(*(ctypes.pointer(v) for v, _ in views[n:]))
-        needed = self.workspace_bytes(n_tokens)
-        workspace, memory = self._workspace(inputs[0], needed)
-        stream = None
-        if _tensors.is_torch(inputs[0]) and inputs[0].is_cuda:
+        # Only what a call differs in is filled in anew: its addresses.
+        key = tuple((t.shape, t.dtype, getattr(t, "device", None)) for t in inputs)
+        plans = self._own.__dict__.setdefault("plans", {})
+        plan = plans.get(key)
+        if plan is None:
+            if len(plans) >= 64:
+                plans.clear()
+            plan = plans[key] = _Plan(inputs, outputs, self.workspace_bytes(n_tokens))
+        launch = plan.launch
+        for view, tensor in zip(plan.views, [*inputs, *outputs]):
+            view.data = _tensors.address(tensor)
+        launch.workspace, memory = self._workspace(inputs[0], launch.workspace_bytes)
+        if plan.on_gpu:
             import torch
 
-            stream = torch.cuda.current_stream(inputs[0].device).cuda_stream
-        launch = c.Launch(ctypes.sizeof(c.Launch), list_in, n, list_out, len(outputs), workspace, needed, stream)
+            launch.stream = torch.cuda.current_stream(inputs[0].device).cuda_stream
         c.check(c.LIBRARY.moec_layer_launch(self._handle, ctypes.byref(launch)))
         del memory
 
@@ -150,6 +203,33 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"moec.Layer({self.description['name']!r}, device={self.device!r})"
+
+
+class _Plan:
+    """The structures of launches on dense tensors of the same shapes."""
+
+    def __init__(self, inputs: list, outputs: list, workspace_bytes: int):
+        described = [_tensors.view(t) for t in [*inputs, *outputs]]
+        self.views = [view for view, _ in described]
+        self._axes = [keep[:2] for _, keep in described]
+        self.on_gpu = _tensors.is_torch(inputs[0]) and inputs[0].is_cuda
+        pointers = [ctypes.pointer(view) for view in self.views]
+        n = len(inputs)
+        list_in = (ctypes.POINTER(c.Tensor) * max(n, 1))(*pointers[:n])
+        list_out = (ctypes.POINTER(c.Tensor) * max(len(outputs), 1))(*pointers[n:])
+        size = ctypes.sizeof(c.Launch)
+        self.launch = c.Launch(size, list_in, n, list_out, len(outputs), None, workspace_bytes, None)
+
+
+def _operators():
+    """:mod:`moec.torch`, imported when a tensor of PyTorch is met for the first time."""
+    global _OPERATORS
+    if _OPERATORS is None:
+        from . import torch as _OPERATORS  # noqa: F811
+    return _OPERATORS
+
+
+_OPERATORS = None
 
 
 def _length(axis, n_tokens: int) -> int:

@@ -110,6 +110,8 @@ def _open() -> ctypes.CDLL:
     for name, arguments in _FUNCTIONS.items():
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, ctypes.c_int
+    library.moec_torch_register.restype = ctypes.c_int
+    library.moec_torch_forget.argtypes, library.moec_torch_forget.restype = [_HANDLE], None
     for name in ("moec_last_error_code", "moec_last_error_message", "moec_last_error_help", "moec_version"):
         getattr(library, name).argtypes, getattr(library, name).restype = [], ctypes.c_char_p
     return library

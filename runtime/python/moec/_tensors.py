@@ -15,6 +15,8 @@ _TYPES = {
     "i32": (0, 32, "int32"),
     "i64": (0, 64, "int64"),
 }
+#: Name in moec: name in numpy and PyTorch.
+PYTHON_NAMES = {name: python for name, (_, _, python) in _TYPES.items()}
 _NAMES = {python: name for name, (_, _, python) in _TYPES.items()}
 
 
@@ -52,6 +54,11 @@ def view(tensor) -> tuple[Tensor, object]:
     shape, strides = axes(*tensor.shape), axes(*strides)
     given = Tensor(data, device, tensor.ndim, DType(code, bits, 1), shape, strides, 0)
     return given, (shape, strides, tensor)
+
+
+def address(tensor) -> int:
+    """Where the first element lies."""
+    return tensor.data_ptr() if is_torch(tensor) else tensor.__array_interface__["data"][0]
 
 
 def dense(tensor):

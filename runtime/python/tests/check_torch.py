@@ -60,9 +60,9 @@ def families() -> None:
             with torch.no_grad():
                 eager = model(tokens).logits
                 model.set_experts_implementation("moec")
-                moec.torch._PREPARED.clear()
+                moec.torch.forget()
                 got = model(tokens).logits
-                assert moec.torch._PREPARED, f"{family}: moec was not called"
+                assert moec._experts.PREPARED, f"{family}: moec was not called"
                 if dtype == torch.float32:
                     e = error(got, eager)
                     print(f"{family:14} float32   logits against eager: {e:.1e}")

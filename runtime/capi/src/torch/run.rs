@@ -1,0 +1,73 @@
+//! A launch on PyTorch's tensors: results and workspace are made here.
+
+use super::shim::{Shim, Tensor};
+use crate::layer::Created;
+use crate::moec_tensor;
+use moec_ir::DType;
+use moec_ir::diag::Diagnostic;
+use moec_ir::shape::Dim;
+use std::cell::Cell;
+
+thread_local! {
+    /// Workspace of this thread's launches; it stays, because new memory costs more than most launches.
+    static WORKSPACE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Runs a layer; all its outputs.
+///
+/// Inputs with other than dense rows are copied, ids of another width as well.
+///
+/// # Errors
+/// Those of [`crate::moec_layer_launch`].
+pub fn run(shim: &'static Shim, layer: &Created, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Diagnostic> {
+    let (wanted, outputs) = layer.tensors();
+    let mut given = Vec::with_capacity(inputs.len());
+    for (i, tensor) in inputs.into_iter().enumerate() {
+        given.push(fitting(tensor, wanted.get(i).map(|w| w.ty.dtype))?);
+    }
+    let views = given.iter().map(Tensor::view).collect::<Result<Vec<_>, _>>()?;
+    let n_tokens = match views.first() {
+        // SAFETY: PyTorch's tensors have as many lengths as axes.
+        Some(x) if x.ndim > 0 => unsafe { x.shape.read() },
+        _ => 0,
+    };
+    let mut made = Vec::with_capacity(outputs.len());
+    for output in outputs {
+        let mut shape = [0; crate::tensor::MAX_AXES];
+        for (length, dim) in shape.iter_mut().zip(&output.ty.shape) {
+            *length = match *dim {
+                Dim::Fixed(n) => n as i64,
+                Dim::PerToken(k) => n_tokens * k as i64,
+            };
+        }
+        made.push(shim.empty(&shape[..output.ty.shape.len()], output.ty.dtype)?);
+    }
+    let results = made.iter().map(Tensor::view).collect::<Result<Vec<_>, _>>()?;
+    let bytes = layer.workspace_bytes(n_tokens as u64)?;
+    let mut workspace = WORKSPACE.take();
+    // It holds nothing, so that it grows without a copy.
+    workspace.reserve_exact(bytes as usize);
+    let at = |is_output: bool, i: usize| -> *const moec_tensor {
+        let list = if is_output { &results } else { &views };
+        list.get(i).map_or(std::ptr::null(), std::ptr::from_ref)
+    };
+    let room = (workspace.as_mut_ptr().cast(), bytes);
+    // SAFETY: PyTorch's tensors are valid, its results are new, and the workspace has room for `bytes`.
+    let done = unsafe { layer.launch((views.len(), results.len()), at, room, std::ptr::null_mut()) };
+    WORKSPACE.set(workspace);
+    done.map(|()| made)
+}
+
+/// The tensor as kernels read it: rows dense, and ids in the layer's width. Everything else is the launch's to refuse.
+fn fitting(tensor: Tensor, wanted: Option<DType>) -> Result<Tensor, Diagnostic> {
+    let tensor = if tensor.is_contiguous() { tensor } else { tensor.contiguous()? };
+    let ids = [DType::I32, DType::I64];
+    match wanted {
+        Some(to) if ids.contains(&to) => {
+            let found = tensor.view()?.dtype;
+            let other = ids.into_iter().find(|d| *d != to && crate::tensor::dtype(*d) == found);
+            if other.is_some() { tensor.to(to) } else { Ok(tensor) }
+        }
+        _ => Ok(tensor),
+    }
+}
