@@ -12,6 +12,7 @@ A *form* says how a module's experts are built; as an operand of an operator it 
 import json
 import threading
 import weakref
+from typing import Any, TypedDict
 
 import torch
 
@@ -20,6 +21,15 @@ from ._compile import Bundle, compile
 from ._errors import MoecError
 from ._layer import Layer
 from ._library import LIBRARY
+
+class Form(TypedDict):
+    """How a module's experts are built."""
+
+    activation: Any
+    gated: bool
+    transposed: bool
+    interleaved: bool
+
 
 # Reentrant: weights may be freed, and forgotten, while others are prepared.
 _LOCK = threading.RLock()

@@ -154,10 +154,16 @@ class Layer:
         if len(inputs) != len(wanted):
             raise self._missing(len(inputs))
         given = [_tensors.dense(_tensors.as_ids(t, w["dtype"])) for t, w in zip(inputs, wanted)]
-        x = given[0]
-        n_tokens = x.shape[0] if x.ndim else 0
-        outputs = {name: _tensors.empty_like(x, shape, dtype) for name, shape, dtype in self.outputs(n_tokens)}
-        self._launch(given, list(outputs.values()), n_tokens)
+        # Only what calls of the same shapes differ in is worked out anew: addresses, and memory for the outputs.
+        key = tuple((t.shape, t.dtype, getattr(t, "device", None)) for t in given)
+        plans = self._own.__dict__.setdefault("plans", {})
+        plan = plans.get(key)
+        if plan is None:
+            if len(plans) >= 64:
+                plans.clear()
+            plan = plans[key] = _Plan(self, given)
+        outputs = {name: _tensors.empty_like(given[0], shape, dtype) for name, shape, dtype in plan.outputs}
+        self._launch(plan, [*given, *outputs.values()])
         return outputs
 
     def outputs(self, n_tokens: int) -> list[tuple[str, tuple[int, ...], str]]:
@@ -168,23 +174,15 @@ class Layer:
         names = ", ".join(w["name"] for w in self.description["inputs"])
         return MoecError("input-missing", f"the layer takes {names}; {n_given} tensors were given")
 
-    def _launch(self, inputs: list, outputs: list, n_tokens: int) -> None:
-        # Only what a call differs in is filled in anew: its addresses.
-        key = tuple((t.shape, t.dtype, getattr(t, "device", None)) for t in inputs)
-        plans = self._own.__dict__.setdefault("plans", {})
-        plan = plans.get(key)
-        if plan is None:
-            if len(plans) >= 64:
-                plans.clear()
-            plan = plans[key] = _Plan(inputs, outputs, self.workspace_bytes(n_tokens))
+    def _launch(self, plan: "_Plan", tensors: list) -> None:
         launch = plan.launch
-        for view, tensor in zip(plan.views, [*inputs, *outputs]):
+        for view, tensor in zip(plan.views, tensors):
             view.data = _tensors.address(tensor)
-        launch.workspace, memory = self._workspace(inputs[0], launch.workspace_bytes)
+        launch.workspace, memory = self._workspace(tensors[0], launch.workspace_bytes)
         if plan.on_gpu:
             import torch
 
-            launch.stream = torch.cuda.current_stream(inputs[0].device).cuda_stream
+            launch.stream = torch.cuda.current_stream(tensors[0].device).cuda_stream
         c.check(c.LIBRARY.moec_layer_launch(self._handle, ctypes.byref(launch)))
         del memory
 
@@ -208,17 +206,21 @@ class Layer:
 class _Plan:
     """The structures of launches on dense tensors of the same shapes."""
 
-    def __init__(self, inputs: list, outputs: list, workspace_bytes: int):
-        described = [_tensors.view(t) for t in [*inputs, *outputs]]
+    def __init__(self, layer: Layer, inputs: list):
+        x = inputs[0]
+        n_tokens = x.shape[0] if x.ndim else 0
+        self.outputs = layer.outputs(n_tokens)
+        examples = [_tensors.empty_like(x, shape, dtype) for _, shape, dtype in self.outputs]
+        described = [_tensors.view(t) for t in [*inputs, *examples]]
         self.views = [view for view, _ in described]
         self._axes = [keep[:2] for _, keep in described]
-        self.on_gpu = _tensors.is_torch(inputs[0]) and inputs[0].is_cuda
+        self.on_gpu = _tensors.is_torch(x) and x.is_cuda
         pointers = [ctypes.pointer(view) for view in self.views]
-        n = len(inputs)
+        n, m = len(inputs), len(examples)
         list_in = (ctypes.POINTER(c.Tensor) * max(n, 1))(*pointers[:n])
-        list_out = (ctypes.POINTER(c.Tensor) * max(len(outputs), 1))(*pointers[n:])
+        list_out = (ctypes.POINTER(c.Tensor) * max(m, 1))(*pointers[n:])
         size = ctypes.sizeof(c.Launch)
-        self.launch = c.Launch(size, list_in, n, list_out, len(outputs), None, workspace_bytes, None)
+        self.launch = c.Launch(size, list_in, n, list_out, m, None, layer.workspace_bytes(n_tokens), None)
 
 
 def _operators():

@@ -1,0 +1,123 @@
+"""Whole MoE blocks of transformers' models in moec: router, experts and shared experts in one layer."""
+
+import json
+import pathlib
+import tempfile
+import warnings
+
+import torch
+
+from . import _tensors
+from ._compile import compile
+from ._errors import MoecError
+from ._experts import target_of
+from ._layer import Layer
+
+#: Classes of blocks that take hidden states alone and give their like, by name.
+BLOCKS: frozenset[str] = frozenset(
+    """
+    AXK1MoE AXK2MoE AfmoeSparseMoeBlock BailingHybridMoE BeamMoE
+    Cohere2MoeSparseMoeBlock DbrxFFN DeepseekV2Moe DeepseekV32MoE DeepseekV3MoE
+    Dots1MoE Dots3NoteTextMoE Ernie4_5_MoeSparseMoeBlock ExaoneMoeSparseMoEBlock FlexOlmoSparseMoeBlock
+    FlintSparseMoeBlock Glm4MoeLiteMoE Glm4MoeMoE Glm4vMoeTextMoE Glm5NextTextMoE
+    GlmMoeDsaMoE GraniteMoeMoE HYV3MoE HYV4MoE HunYuanMoEV1Moe
+    Inkling2SparseMoeBlock InklingMoE JambaSparseMoeBlock JetMoeMoE KimiLinearMoE
+    Kolibri1SparseMoeBlock LagunaSparseMoeBlock Lfm2MoeSparseMoeBlock LongcatFlashMoE MellumSparseMoeBlock
+    MiMoV2FlashMoE MiniMaxM2SparseMoeBlock MiniMaxM3VLSparseMoeBlock MiniMaxSparseMoeBlock Mistral4MoE
+    MistralLarge4TextMoE MixtralSparseMoeBlock MuseSparkMoE NemotronHMoE OlmoeSparseMoeBlock
+    PhimoeSparseMoeBlock Qwen2MoeSparseMoeBlock Qwen3MoeSparseMoeBlock Qwen3NextSparseMoeBlock Qwen3OmniMoeThinkerTextSparseMoeBlock
+    Qwen3VLMoeTextSparseMoeBlock Qwen3_5MoeSparseMoeBlock Qwen4ExpSparseMoeBlock Qwen4ExpTextSparseMoeBlock SolarOpenMoE
+    Step3p7SparseMoeBlock
+    """.split()
+)
+
+#: Classes whose blocks give a pair: rows, and what the router said, which a fused router keeps to itself.
+PAIRS = frozenset({"GptOssMLP", "Llama4TextMoe"})
+
+
+class MoecBlock(torch.nn.Module):
+    """Stands where a model's MoE block stood; has no parameters: the layer owns its weights."""
+
+    def __init__(self, layer: Layer, gives_pair: bool):
+        super().__init__()
+        self.layer, self.gives_pair = layer, gives_pair
+
+    def forward(self, hidden_states: torch.Tensor, *_, **__):
+        shape = hidden_states.shape
+        rows = self.layer(hidden_states.reshape(-1, shape[-1]))
+        rows = rows.view(shape)
+        return (rows, None) if self.gives_pair else rows
+
+    def extra_repr(self) -> str:
+        return repr(self.layer)
+
+
+def patch(model, *, max_tokens: int = 4096, progress: bool = False) -> int:
+    """Replaces a model's MoE blocks by layers of moec, with the router in them.
+
+    The layers are compiled from the model's own config; their weights are copied, by way of a temporary file for each block, and the
+    blocks let go. The model can be run then, but neither trained nor saved, and its router's logits are not given out. Blocks that
+    moec does not know stay as they are; when it knows none, a warning names their classes.
+
+    Args:
+        model: a model of transformers whose weights are loaded.
+        max_tokens: most tokens of one call.
+        progress: show a bar while weights are copied.
+
+    Returns:
+        How many blocks were replaced.
+
+    Raises:
+        MoecError: ``weights-missing`` when weights lie on ``meta``; ``unsupported-layer`` and others of the compiler.
+    """
+    found = [(name, m) for name, m in model.named_modules() if _is_known(type(m))]
+    for name, block in found:
+        if any(p.is_meta for p in block.parameters()):
+            raise MoecError(
+                "weights-missing",
+                f"weights of `{name}` lie on `meta`: they are offloaded, or were not loaded",
+                "load the model without offloading",
+            )
+    for name, block in found:
+        replace(model, name, block, max_tokens, progress)
+    if not found:
+        kinds = sorted({type(m).__name__ for _, m in model.named_modules() if hasattr(m, "experts")})
+        warnings.warn(f"moec.transformers.patch knows no MoE block of this model: {', '.join(kinds) or 'it has none'}", stacklevel=2)
+    return len(found)
+
+
+def _is_known(cls: type) -> bool:
+    return cls.__module__.startswith("transformers.models.") and cls.__name__ in BLOCKS | PAIRS
+
+
+def replace(model, name: str, block, max_tokens: int, progress: bool) -> None:
+    """Replaces one block, which is called ``name`` in the model."""
+    weight = next(p for p in block.parameters() if p.ndim > 1)
+    config = _typed(json.loads(model.config.to_json_string(use_diff=False)), str(weight.dtype).removeprefix("torch."))
+    numbers = [int(part) for part in name.split(".") if part.isdigit()]
+    device = f"cuda:{weight.device.index or 0}" if weight.is_cuda else "cpu"
+    bundle = compile(config, target_of(device), layer=numbers[-1] if numbers else None)
+    layer = Layer(bundle, device=device, max_tokens=max_tokens)
+    with tempfile.TemporaryDirectory(prefix="moec-") as folder:
+        path = pathlib.Path(folder) / "model.safetensors"
+        _save(model, name, block, path)
+        layer.load(path, progress=progress or None)
+    layer.finish()
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, MoecBlock(layer, type(block).__name__ in PAIRS))
+
+
+def _typed(config: dict, dtype: str) -> dict:
+    """The config with the weights' own type, also of the models within."""
+    inner = {key: _typed(value, dtype) for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
+    return {**config, **inner, "dtype": dtype}
+
+
+def _save(model, name: str, block, path: pathlib.Path) -> None:
+    """Writes a block's weights as the model's checkpoints have them."""
+    from safetensors.torch import save_file
+    from transformers.core_model_loading import revert_weight_conversion
+
+    weights = {f"{name}.{key}": value.detach() for key, value in block.state_dict().items()}
+    published = revert_weight_conversion(model, weights)
+    save_file({key: value.contiguous() for key, value in published.items()}, path)
