@@ -7,7 +7,6 @@ import warnings
 
 import torch
 
-from . import _tensors
 from ._compile import compile
 from ._errors import MoecError
 from ._experts import target_of
@@ -52,15 +51,19 @@ class MoecBlock(torch.nn.Module):
         return repr(self.layer)
 
 
-def patch(model, *, max_tokens: int = 4096, progress: bool = False) -> int:
+def patch(model, *, checkpoint=None, max_tokens: int = 4096, progress: bool = False) -> int:
     """Replaces a model's MoE blocks by layers of moec, with the router in them.
 
-    The layers are compiled from the model's own config; their weights are copied, by way of a temporary file for each block, and the
-    blocks let go. The model can be run then, but neither trained nor saved, and its router's logits are not given out. Blocks that
-    moec does not know stay as they are; when it knows none, a warning names their classes.
+    The blocks are let go: the model can be run then, but neither trained nor saved, and its router's logits are not given out.
+    Blocks that moec does not know stay as they are; when it knows none, a warning names their classes.
+
+    Without a checkpoint, layers are compiled from the model's own config, and its weights are copied, by way of a temporary file for
+    each block. With one, both are the checkpoint's: quantised weights stay as they are stored, whatever the model has made of them,
+    and its own may lie on ``meta``.
 
     Args:
-        model: a model of transformers whose weights are loaded.
+        model: a model of transformers.
+        checkpoint: the folder that the model was loaded from.
         max_tokens: most tokens of one call.
         progress: show a bar while weights are copied.
 
@@ -72,14 +75,14 @@ def patch(model, *, max_tokens: int = 4096, progress: bool = False) -> int:
     """
     found = [(name, m) for name, m in model.named_modules() if _is_known(type(m))]
     for name, block in found:
-        if any(p.is_meta for p in block.parameters()):
+        if checkpoint is None and any(p.is_meta for p in block.parameters()):
             raise MoecError(
                 "weights-missing",
                 f"weights of `{name}` lie on `meta`: they are offloaded, or were not loaded",
-                "load the model without offloading",
+                "load the model without offloading, or hand in its checkpoint",
             )
     for name, block in found:
-        replace(model, name, block, max_tokens, progress)
+        _replace(model, name, block, _layer(model, name, block, checkpoint, max_tokens, progress or None))
     if not found:
         kinds = sorted({type(m).__name__ for _, m in model.named_modules() if hasattr(m, "experts")})
         warnings.warn(f"moec.transformers.patch knows no MoE block of this model: {', '.join(kinds) or 'it has none'}", stacklevel=2)
@@ -90,21 +93,28 @@ def _is_known(cls: type) -> bool:
     return cls.__module__.startswith("transformers.models.") and cls.__name__ in BLOCKS | PAIRS
 
 
-def replace(model, name: str, block, max_tokens: int, progress: bool) -> None:
-    """Replaces one block, which is called ``name`` in the model."""
+def _replace(model, name: str, block, layer: Layer) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, MoecBlock(layer, type(block).__name__ in PAIRS))
+
+
+def _layer(model, name: str, block, checkpoint, max_tokens: int, progress) -> Layer:
+    """The layer of one block, which is called ``name`` in the model."""
     weight = next(p for p in block.parameters() if p.ndim > 1)
-    config = _typed(json.loads(model.config.to_json_string(use_diff=False)), str(weight.dtype).removeprefix("torch."))
-    numbers = [int(part) for part in name.split(".") if part.isdigit()]
     device = f"cuda:{weight.device.index or 0}" if weight.is_cuda else "cpu"
-    bundle = compile(config, target_of(device), layer=numbers[-1] if numbers else None)
-    layer = Layer(bundle, device=device, max_tokens=max_tokens)
+    # The last number in the name: those before it, if any, count other things.
+    number = next((int(part) for part in reversed(name.split(".")) if part.isdigit()), None)
+    if checkpoint is not None:
+        layer = Layer(compile(checkpoint, target_of(device), layer=number), device=device, max_tokens=max_tokens)
+        layer.load(checkpoint, progress=progress)
+        return layer.finish()
+    config = _typed(json.loads(model.config.to_json_string(use_diff=False)), str(weight.dtype).removeprefix("torch."))
+    layer = Layer(compile(config, target_of(device), layer=number), device=device, max_tokens=max_tokens)
     with tempfile.TemporaryDirectory(prefix="moec-") as folder:
         path = pathlib.Path(folder) / "model.safetensors"
         _save(model, name, block, path)
-        layer.load(path, progress=progress or None)
-    layer.finish()
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, MoecBlock(layer, type(block).__name__ in PAIRS))
+        layer.load(path, progress=progress)
+    return layer.finish()
 
 
 def _typed(config: dict, dtype: str) -> dict:

@@ -82,6 +82,8 @@ def activation_name(function) -> str | None:
     """transformers' name of an activation function."""
     from transformers.activations import ACT2CLS
 
+    if function is torch.nn.functional.silu:
+        return "silu"
     for name, entry in ACT2CLS.items():
         cls = entry[0] if isinstance(entry, tuple) else entry
         if type(function) is cls:

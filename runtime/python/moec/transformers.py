@@ -33,6 +33,7 @@ IGNORING = {
     "llama4_text": True,
     "longcat_flash": True,
     "nllb-moe": False,
+    "step3p5": True,
     "step3p7": True,
     "switch_transformers": False,
     "vitpose_backbone": False,
