@@ -85,6 +85,15 @@ def forget(key: tuple | None = None) -> None:
         prepared.drop()
 
 
+def forget_weights(params) -> None:
+    """Forgets the layers that were made of any of these weights: they were written to in a way that PyTorch does not count."""
+    places = {p.data_ptr() for p in params}
+    with _LOCK:
+        keys = [key for key in PREPARED if any(place[0] in places for place in key[2:])]
+    for key in keys:
+        forget(key)
+
+
 def prepared(params, form: str, top_k: int, n_tokens: int) -> Prepared:
     """The layer for these weights; made when it is not there, has grown too small, or its weights were written to."""
     params = [p.detach() for p in params]

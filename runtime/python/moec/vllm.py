@@ -1,0 +1,161 @@
+"""moec in vLLM: experts of unquantised models.
+
+vLLM finds :func:`register` by itself (entry point ``vllm.general_plugins``); ``VLLM_PLUGINS`` names the plug-ins to load, for those who
+want it not. What moec does not support — an activation, quantisation, LoRA, all-to-all kernels — is left to vLLM's own choice.
+"""
+
+import json
+
+import torch
+import vllm.model_executor.layers.fused_moe.modular_kernel as mk
+from vllm.model_executor.layers.fused_moe.activation import ApplyMoEActivationConfig, MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CONFIG
+from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+from . import _experts
+from .torch import experts
+
+__all__ = ["MoecExperts", "form_of", "register"]
+
+_PLAIN = {
+    MoEActivation.GELU: "geglu_erf",
+    MoEActivation.GELU_TANH: "geglu_tanh",
+    MoEActivation.SILU_NO_MUL: "silu",
+    MoEActivation.GELU_NO_MUL: "gelu",
+    MoEActivation.GELU_TANH_NO_MUL: "gelu_tanh",
+    MoEActivation.RELU2_NO_MUL: "relu2",
+}
+_WITH_NUMBERS = {MoEActivation.SILU, MoEActivation.SWIGLUOAI, MoEActivation.SWIGLUOAI_UNINTERLEAVE, MoEActivation.SITU}
+
+
+def form_of(activation: MoEActivation, config: ApplyMoEActivationConfig) -> "_experts.Form | None":
+    """How vLLM's experts are built; ``None`` for an activation that moec does not have."""
+    limit, interleaved = config.clamp_limit, False
+    if activation in _PLAIN:
+        what = _PLAIN[activation]
+    elif activation == MoEActivation.SILU:
+        what = "swiglu" if limit is None else {"kind": "swiglu_clamp_before", "limit": limit}
+    elif activation == MoEActivation.SWIGLUOAI:
+        # The kernel's own numbers, whatever the config says.
+        what, interleaved = {"kind": "swiglu_oai", "alpha": 1.702, "limit": 7.0}, True
+    elif activation == MoEActivation.SWIGLUOAI_UNINTERLEAVE and limit is not None and config.beta == 1:
+        what = {"kind": "swiglu_oai", "alpha": config.alpha, "limit": limit}
+    elif activation == MoEActivation.SITU and config.activation_situ_beta and config.activation_situ_linear_beta:
+        what = {"kind": "situ", "beta": config.activation_situ_beta, "linear_beta": config.activation_situ_linear_beta}
+    else:
+        return None
+    return {"activation": what, "gated": activation.is_gated, "transposed": False, "interleaved": interleaved}
+
+
+class MoecExperts(mk.FusedMoEExpertsModular):
+    """Experts for vLLM's modular kernel."""
+
+    def __init__(self, moe_config, quant_config):
+        super().__init__(moe_config=moe_config, quant_config=quant_config)
+        form = form_of(moe_config.activation, ApplyMoEActivationConfig.from_configs(moe_config, quant_config))
+        if form is None:
+            raise NotImplementedError(f"moec does not have {moe_config.activation} with these numbers")
+        self._form = json.dumps(form)
+
+    @staticmethod
+    def activation_format() -> mk.FusedMoEActivationFormat:
+        return mk.FusedMoEActivationFormat.Standard
+
+    @staticmethod
+    def _supports_current_device() -> bool:
+        from vllm.platforms import current_platform
+
+        return current_platform.is_cuda() or current_platform.is_cpu()
+
+    @staticmethod
+    def _supports_no_act_and_mul() -> bool:
+        return True
+
+    @staticmethod
+    def _supports_quant_scheme(weight_key, activation_key) -> bool:
+        return weight_key is None and activation_key is None
+
+    @staticmethod
+    def _supports_activation(activation) -> bool:
+        return activation in _PLAIN or activation in _WITH_NUMBERS
+
+    @staticmethod
+    def _supports_parallel_config(moe_parallel_config) -> bool:
+        # Balanced experts change places while the model runs, in memory that moec has copied.
+        return not moe_parallel_config.use_all2all_kernels and not moe_parallel_config.enable_eplb
+
+    def finalize_weight_and_reduce_impl(self):
+        return TopKWeightAndReduceNoOP()
+
+    def workspace_shapes(self, M, N, K, topk, global_num_experts, local_num_experts, expert_tokens_meta, activation):
+        # moec's own memory is asked of PyTorch at the call: its size is no function of these numbers alone.
+        return (1,), (1,), (M, K)
+
+    def _params(self, w1, w2) -> list[torch.Tensor]:
+        biases = [b for b in (self.w1_bias, self.w2_bias) if b is not None]
+        return [w1, w2, *biases]
+
+    def process_weights_after_loading(self, layer) -> None:
+        """Compiles and copies before the first call."""
+        params = self._params(layer.w13_weight, layer.w2_weight)
+        _experts.prepared(params, self._form, self.moe_config.experts_per_token, 1)
+
+    def apply(
+        self,
+        output,
+        hidden_states,
+        w1,
+        w2,
+        topk_weights,
+        topk_ids,
+        activation,
+        global_num_experts,
+        expert_map,
+        a1q_scale,
+        a2_scale,
+        workspace13,
+        workspace2,
+        expert_tokens_meta,
+        apply_router_weight_on_input,
+    ) -> None:
+        ids = topk_ids.long()
+        if expert_map is not None:
+            # An id below 0 is no index: nobody's expert stays nobody's.
+            ids = torch.where(ids < 0, ids, expert_map[ids.clamp(min=0)].long())
+        if apply_router_weight_on_input:
+            # The input has been multiplied already.
+            topk_weights = torch.ones_like(topk_weights)
+        output.copy_(experts(hidden_states, ids, topk_weights, self._params(w1, w2), self._form))
+
+
+def is_supported(moe) -> bool:
+    """Whether moec serves the layer with this config."""
+    fits, _ = MoecExperts.is_supported_config(MoecExperts, moe, None, None, mk.FusedMoEActivationFormat.Standard)
+    return fits and form_of(moe.activation, ApplyMoEActivationConfig.from_configs(moe, FUSED_MOE_UNQUANTIZED_CONFIG)) is not None
+
+
+def register() -> None:
+    """Has vLLM use moec for the experts of unquantised models."""
+
+    @UnquantizedFusedMoEMethod.register_oot
+    class MoecUnquantizedFusedMoEMethod(UnquantizedFusedMoEMethod):
+        def __init__(self, moe):
+            if not is_supported(moe):
+                super().__init__(moe)
+                return
+            FusedMoEMethodBase.__init__(self, moe)
+            # The backend whose weights stay as they were loaded.
+            self.unquantized_backend, self.experts_cls = UnquantizedMoeBackend.TRITON, MoecExperts
+            self.supports_pre_processed_weights = True
+
+        def forward_cpu(self, *args, **kwargs):
+            return self.forward_native(*args, **kwargs)
+
+        def process_weights_after_loading(self, layer) -> None:
+            # vLLM writes weights through `.data`, which PyTorch does not count: what was prepared before is stale.
+            if self.experts_cls is MoecExperts:
+                _experts.forget_weights([layer.w13_weight, layer.w2_weight])
+            super().process_weights_after_loading(layer)
