@@ -160,7 +160,7 @@ def _graph(views: dict[str, tuple[int, torch.Tensor]], form: dict, top_k: int) -
     down = views["experts.down"][1]
     n_experts, hidden, _ = down.shape
     dtype = _tensors.dtype_name(down)
-    params = [{"name": n, "dtype": dtype, "shape": list(v.shape)} for n, (_, v) in views.items()]
+    params = [{"name": n, "dtype": _tensors.dtype_name(v), "shape": list(v.shape)} for n, (_, v) in views.items()]
 
     def product(name, rows, weight):
         bias = [weight + "_bias"] if weight + "_bias" in views else []

@@ -1,0 +1,130 @@
+"""SGLang's own classes with moec's experts, on a machine without a GPU: `cargo xtask python-check --engines` runs it.
+
+The argument is a folder with SGLang's wheel unpacked; see `stubs.py` for what is not there.
+"""
+
+import sys
+import warnings
+
+import torch
+import transformers.image_utils  # noqa: F401  (before anything is stubbed)
+
+import stubs
+
+sys.path.insert(0, sys.argv[1])
+warnings.filterwarnings("ignore")
+stubs.install("sglang", "torch_npu", "pynvml", "amdsmi", "habana_frameworks", "mlx", "torch_musa", "flashinfer", "deep_gemm", "aiter")
+
+from sglang.srt.arg_groups.choices import MOE_RUNNER_BACKEND_CHOICES  # noqa: E402
+from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig  # noqa: E402
+from sglang.srt.layers.moe.token_dispatcher.standard import StandardDispatchOutput  # noqa: E402
+from sglang.srt.layers.moe.topk import StandardTopKOutput  # noqa: E402
+from sglang.srt.layers.moe.utils import get_flags, resolve_moe_runner_backend  # noqa: E402
+from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
+from sglang.srt.plugins.hook_registry import HookRegistry  # noqa: E402
+
+import moec  # noqa: E402
+import moec.sglang  # noqa: E402
+
+E, H, I, K, T = 8, 64, 48, 2, 7
+
+
+def config(dtype=torch.float32, **more) -> MoeRunnerConfig:
+    common = dict(num_experts=E, num_local_experts=E, hidden_size=H, intermediate_size_per_partition=I, top_k=K, params_dtype=dtype)
+    return MoeRunnerConfig(**common, **more)
+
+
+def method_of(cfg, with_bias=False):
+    """SGLang's method with its weights, as its FusedMoE layer makes them."""
+    method, layer = UnquantizedFusedMoEMethod(), torch.nn.Module()
+    layer.moe_runner_config = cfg
+    method.create_weights(layer, E, H, I, cfg.params_dtype, with_bias=with_bias)
+    torch.manual_seed(0)
+    for p in layer.parameters():
+        p.data.normal_(std=0.3)
+    method.create_moe_runner(layer, cfg)
+    return method, layer
+
+
+def halves(f):
+    return lambda h: f(h[:I]) * h[I:]
+
+
+def oai(interleaved):
+    def act(h):
+        gate, up = (h[::2], h[1::2]) if interleaved else (h[:I], h[I:])
+        gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+        return gate * torch.sigmoid(1.702 * gate) * (up + 1)
+
+    return act
+
+
+def reference(x, w, ids, layer, cfg, act):
+    out = torch.zeros(T, H)
+    b13, b2 = getattr(layer, "w13_weight_bias", None), getattr(layer, "w2_weight_bias", None)
+    for t in range(T):
+        for k in range(ids.shape[1]):
+            e, by = int(ids[t, k]), w[t, k].float()
+            if e < 0:
+                continue
+            row = x[t].float() * (by if cfg.apply_router_weight_on_input else 1)
+            h = layer.w13_weight[e].float() @ row + (0 if b13 is None else b13[e].float())
+            y = layer.w2_weight[e].float() @ act(h) + (0 if b2 is None else b2[e].float())
+            out[t] += y * (1 if cfg.apply_router_weight_on_input else by)
+    return out * (cfg.routed_scaling_factor or 1.0)
+
+
+def run(name, cfg, act, with_bias=False, skipped=False) -> None:
+    method, layer = method_of(cfg, with_bias)
+    assert type(method.runner.runner_core) is moec.sglang.MoecCore, method.runner.runner_core
+    x = torch.randn(T, H).to(cfg.params_dtype)
+    w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
+    ids = ids.int()
+    if cfg.apply_router_weight_on_input:
+        # One expert a token, as SGLang asks for: the other's share is nothing.
+        w, ids = w[:, :1], ids[:, :1]
+    if skipped:
+        ids[::2, 0] = -1
+    output = method.forward_cuda(layer, StandardDispatchOutput(x, None, StandardTopKOutput(w, ids, None))).hidden_states
+    want = reference(x, w, ids, layer, cfg, act)
+    e = ((output.float() - want).norm() / want.norm()).item()
+    assert output.dtype == x.dtype and e < (2e-2 if x.dtype == torch.bfloat16 else 1e-5), (name, e)
+    print(f"{name:40} {e:.1e}")
+
+
+def falls_back(name, cfg) -> None:
+    method, _ = method_of(cfg)
+    assert type(method.runner.runner_core) is not moec.sglang.MoecCore
+    print(f"{name:40} left to SGLang: {method.runner.runner_backend.value}")
+
+
+def main() -> None:
+    moec.sglang.register()
+    HookRegistry.apply_hooks()
+    assert "moec" in MOE_RUNNER_BACKEND_CHOICES
+    method, _ = method_of(config())
+    assert type(method.runner.runner_core) is not moec.sglang.MoecCore, "moec runs without being chosen"
+    get_flags().moe.runner_backend = resolve_moe_runner_backend("moec")
+    silu = torch.nn.functional.silu
+    run("silu", config(), halves(silu))
+    run("silu, bf16", config(torch.bfloat16), halves(silu))
+    run("silu, weights scaled", config(routed_scaling_factor=2.5), halves(silu))
+    run("silu, weights on the input", config(apply_router_weight_on_input=True), halves(silu))
+    run("silu, ids of other ranks", config(), halves(silu), skipped=True)
+    numbers = dict(gemm1_alpha=1.702, gemm1_clamp_limit=7.0)
+    run("gpt-oss, with biases", config(**numbers), oai(True), with_bias=True)
+    run("gpt-oss, bf16, biases in float32", config(torch.bfloat16, **numbers), oai(True), with_bias=True)
+    run("gpt-oss's, concatenated", config(**numbers, gate_up_interleaved=False), oai(False))
+    run("relu2, ungated", config(activation="relu2", is_gated=False), lambda h: torch.relu(h) ** 2)
+    falls_back("gelu", config(activation="gelu"))
+    falls_back("swiglu_limit", config(swiglu_limit=1.0))
+    falls_back("no_combine", config(no_combine=True))
+
+
+if __name__ == "__main__":
+    from importlib.metadata import version
+
+    print(f"moec {moec.__version__}, sglang {version('sglang')}, torch {torch.__version__}, no GPU")
+    main()
+    print(f"stubbed: {', '.join(sorted(stubs.STUBBED))}")
+    print("all good")
