@@ -94,6 +94,16 @@ def forget_weights(params) -> None:
         forget(key)
 
 
+def refuse_missing(params) -> None:
+    """Raises ``weights-missing`` for weights without memory."""
+    if any(p.is_meta for p in params):
+        raise MoecError(
+            "weights-missing",
+            "the weights of experts lie on `meta`: they are offloaded, or were not loaded",
+            "load the model without offloading, so that its experts stay in memory",
+        )
+
+
 def prepared(params, form: str, top_k: int, n_tokens: int) -> Prepared:
     """The layer for these weights; made when it is not there, has grown too small, or its weights were written to."""
     params = [p.detach() for p in params]
@@ -102,12 +112,6 @@ def prepared(params, form: str, top_k: int, n_tokens: int) -> Prepared:
         found = PREPARED.get(key)
         if found is not None and found.is_current(params) and found.max_tokens >= n_tokens:
             return found
-        if any(p.is_meta for p in params):
-            raise MoecError(
-                "weights-missing",
-                "the weights of experts lie on `meta`: they are offloaded, or were not loaded",
-                "load the model without offloading, so that its experts stay in memory",
-            )
         forget(key)
         # Twice what is needed, so that a growing prompt does not prepare again and again.
         PREPARED[key] = Prepared(key, params, json.loads(form), top_k, max(4096, 2 * n_tokens))

@@ -20,7 +20,7 @@ import torch
 
 from . import _tensors
 from ._errors import MoecError
-from ._experts import forget, prepared
+from ._experts import forget, prepared, refuse_missing
 from ._layer import LIVING, Layer
 from ._library import LIBRARY
 
@@ -84,6 +84,9 @@ def _experts_python(x, ids, weights, params, form):
 
 
 def _experts_fake(x, ids, weights, params, form):
+    # One tensor on `meta` is enough for PyTorch to come here, with the others real.
+    if not x.is_meta:
+        refuse_missing(params)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

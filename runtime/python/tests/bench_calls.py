@@ -1,4 +1,4 @@
-"""What a call costs beside the kernels: `cargo xtask python-check --calls` runs it. The argument is a model folder.
+"""What a call costs beside the kernels: `cargo xtask python-check calls` runs it. The argument is a model folder.
 
 Each row is a call with no tokens, so that kernels have nothing to do: dispatch, checks, memory for the results, and the library's
 own part. It runs on one core, so that no time goes into waking threads. Rounds of all rows take turns, so that a busy machine hits

@@ -1,6 +1,6 @@
 """All families that the conformance tests know, tiny and with random weights, through transformers and moec.
 
-`cargo xtask python-check --census` runs it and writes docs/transformers.md. The argument is the folder of golden.py.
+`cargo xtask python-check census` runs it and writes docs/transformers.md. The argument is the folder of golden.py.
 Logits are held against the model's own experts, in float32.
 """
 
@@ -26,7 +26,7 @@ TEXT = """# transformers: what runs in moec
 Every family of the conformance tests, with tiny random weights in float32: the relative error of the logits (norm of the difference
 to the model's own experts by the norm of those). *experts* is `experts_implementation="moec"`, *block* is
 `moec.transformers.patch(model)`, with the router in the layer. A dash: it runs in the model's own code, for the reason that is named.
-Written by `cargo xtask python-check --census`.
+Written by `cargo xtask python-check census`.
 
 """
 

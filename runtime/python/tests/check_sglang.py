@@ -1,4 +1,4 @@
-"""SGLang's own classes with moec's experts, on a machine without a GPU: `cargo xtask python-check --engines` runs it.
+"""SGLang's own classes with moec's experts, on a machine without a GPU: `cargo xtask python-check engines` runs it.
 
 The argument is a folder with SGLang's wheel unpacked; see `stubs.py` for what is not there.
 """

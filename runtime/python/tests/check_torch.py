@@ -4,7 +4,10 @@ Every family makes a tiny model with random weights; its logits with moec's expe
 """
 
 import copy
+import pathlib
 import sys
+import tempfile
+import threading
 import warnings
 
 import torch
@@ -15,31 +18,22 @@ import moec
 import moec.torch
 import moec.transformers
 
-SMALL = dict(
-    vocab_size=128, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-    max_position_embeddings=128,
-)
-FAMILIES = {
-    "mixtral": dict(intermediate_size=48, num_local_experts=8, num_experts_per_tok=2),
-    "qwen3_moe": dict(moe_intermediate_size=48, num_experts=8, num_experts_per_tok=2, decoder_sparse_step=1),
-    "qwen2_moe": dict(moe_intermediate_size=48, shared_expert_intermediate_size=48, num_experts=8, num_experts_per_tok=2),
-    "olmoe": dict(intermediate_size=48, num_experts=8, num_experts_per_tok=2),
-    "granitemoe": dict(intermediate_size=48, num_local_experts=8, num_experts_per_tok=2),
-    "phimoe": dict(intermediate_size=48, num_local_experts=8, num_experts_per_tok=2),
-    "minimax_m2": dict(intermediate_size=48, num_local_experts=8, num_experts_per_tok=2),
-    "gpt_oss": dict(intermediate_size=48, num_local_experts=8, num_experts_per_tok=2),
-    "glm4_moe": dict(moe_intermediate_size=48, n_routed_experts=8, num_experts_per_tok=2, first_k_dense_replace=1, n_group=1, topk_group=1),
-    "deepseek_v3": dict(
-        moe_intermediate_size=48, intermediate_size=64, n_routed_experts=8, num_experts_per_tok=2, first_k_dense_replace=1,
-        n_group=2, topk_group=1, q_lora_rank=32, kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16,
-        num_key_value_heads=4,
-    ),
-    "dots1": dict(moe_intermediate_size=48, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2, first_k_dense_replace=1, n_group=1, topk_group=1),
-    "ernie4_5_moe": dict(moe_intermediate_size=48, moe_num_experts=8, moe_k=2, moe_layer_start_index=0),
-}
+from newcomer import FAMILIES, SMALL
+
+sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parent))
+import golden  # noqa: E402
+
+#: Families that take no notice of the setting.
+MORE = ("dbrx", "jetmoe", "llama4_text", "longcat_flash", "step3p7")
 
 
 def model_of(family: str, dtype) -> torch.nn.Module:
+    if family in MORE:
+        sizes = golden.Sizes()
+        torch.manual_seed(0)
+        model = golden.model_class(family)._from_config(golden.config_for(family, sizes, ()), dtype=dtype).eval()
+        golden.randomise(model, family, sizes.E)
+        return model
     config = AutoConfig.for_model(family, **{**SMALL, **FAMILIES[family]})
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), experts_implementation="eager", dtype=dtype).eval()
@@ -141,6 +135,140 @@ def operator() -> None:
     print("torch.ops.moec.layer: the same bits as the layer")
 
 
+def patched() -> None:
+    """Whole blocks, with their routers, also of models that take no notice of the setting."""
+    tokens = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(4))
+    for family in (*MORE, "gpt_oss", "deepseek_v3", "qwen3_moe"):
+        model = model_of(family, torch.float32)
+        if family in MORE:
+            moec.transformers._NAMED.clear()
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                model.set_experts_implementation("moec")
+            assert any("takes no notice" in str(w.message) for w in said), (family, said)
+        with torch.no_grad():
+            want = model(tokens).logits
+            n = moec.transformers.patch(model, max_tokens=64)
+            e = error(model(tokens).logits, want)
+        assert n >= 1 and e < 1e-5, (family, n, e)
+        print(f"{family:14} {n} blocks patched: {e:.1e}")
+    with torch.no_grad():
+        whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert error(whole(tokens).logits, want) < 1e-5
+    assert not any("experts" in name for name, _ in model.named_parameters())
+
+
+def from_checkpoint() -> None:
+    """Blocks of an FP8 checkpoint, which transformers makes bf16 of on a machine without a GPU."""
+    path = pathlib.Path(sys.argv[1]).with_name("deepseek_v3.fp8-block.h256")
+    model = AutoModelForCausalLM.from_pretrained(path).eval()
+    tokens = torch.randint(3, 64, (1, 9), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        want = model(tokens).logits
+        assert moec.transformers.patch(model, checkpoint=path, max_tokens=64) == 1
+        got = model(tokens).logits
+    layer = next(m for m in model.modules() if isinstance(m, moec.transformers.MoecBlock)).layer
+    assert all(p.is_coded for p in layer.params if p.name.startswith("experts")), layer.params
+    e = error(got, want)
+    # Eight bits of weights, and inputs that are rounded to eight bits as well.
+    assert e < 3e-2, e
+    print(f"FP8 checkpoint, as it is stored: {e:.1e}")
+
+
+def refusals() -> None:
+    """What is not there is said before anything runs."""
+    model = model_of("mixtral", torch.float32)
+    block = next(m for m in model.modules() if hasattr(m, "experts"))
+    block.experts.to("meta")
+    model.set_experts_implementation("moec")
+    x, ids, w = torch.randn(3, 64), torch.zeros(3, 2, dtype=torch.int64), torch.rand(3, 2)
+    for what in (lambda: block.experts(x, ids, w), lambda: moec.transformers.patch(model)):
+        try:
+            with torch.no_grad():
+                what()
+        except (moec.MoecError, RuntimeError) as e:
+            assert "meta" in str(e), e
+        else:
+            raise AssertionError("weights without memory should be refused")
+
+    class Other(torch.nn.Module):
+        has_gate = has_bias = is_transposed = False
+
+    assert moec.transformers.form_of(Other()) is None
+    print("weights on meta and unknown experts are refused")
+
+
+FORM = '{"activation": "swiglu", "gated": true, "transposed": false, "interleaved": false}'
+
+
+def weights() -> None:
+    """Weights as operands: addresses that are used again, writes that nobody counts, threads, types."""
+    torch.manual_seed(0)
+    x, ids, w = torch.randn(5, 64), torch.randint(0, 8, (5, 2)), torch.rand(5, 2)
+
+    def made():
+        return [torch.randn(8, 96, 64) * 0.1, torch.randn(8, 64, 48) * 0.1]
+
+    def plain(params):
+        h = torch.einsum("tkni,ti->tkn", params[0][ids], x)
+        act = torch.nn.functional.silu(h[..., :48]) * h[..., 48:]
+        return torch.einsum("tkhn,tkn,tk->th", params[1][ids], act, w)
+
+    with torch.inference_mode():
+        for _ in range(20):
+            # The last round's memory is given out again, with the same count of writes.
+            params = made()
+            assert error(moec.torch.experts(x, ids, w, params, FORM), plain(params)) < 1e-5
+            del params
+    assert not moec._experts.PREPARED, "layers outlive their weights"
+    params = made()
+    call = torch.ops.moec.experts
+    assert error(call(x, ids, w, params, FORM), plain(params)) < 1e-5
+    params[0].data.mul_(2)
+    moec.torch.forget()
+    assert error(call(x, ids, w, params, FORM), plain(params)) < 1e-5
+    params[0].add_(0.1)
+    assert error(call(x, ids, w, params, FORM), plain(params)) < 1e-5
+    want = call(x, ids, w, params, FORM)
+    assert torch.equal(call(x, ids.int(), w, params, FORM), want)
+    assert torch.equal(call(x.t().contiguous().t(), ids, w, params, FORM), want)
+    python = moec.torch._experts_python(x, ids, w, params, FORM)
+    assert torch.equal(python, want), "both ways are the same kernels"
+    none = torch.full((5, 2), -1)
+    assert not call(x, none, w, params, FORM).any()
+    try:
+        call(x.double(), ids, w, params, FORM)
+    except RuntimeError as e:
+        assert "[input-type-mismatch]" in str(e), e
+    else:
+        raise AssertionError("f64 should be refused")
+    threads = [threading.Thread(target=lambda: results.append(torch.equal(call(x, ids, w, params, FORM), want))) for _ in range(8)]
+    results: list[bool] = []
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert results == [True] * 8
+    print("weights as operands: memory that is used again, changes, threads")
+
+
+def exported() -> None:
+    """A block of a model with moec's operator, exported with any number of tokens, written and read again."""
+    model = model_of("qwen3_moe", torch.float32)
+    model.set_experts_implementation("moec")
+    block, x = model.model.layers[0].mlp, torch.randn(1, 7, 64)
+    with torch.no_grad():
+        want = block(x)
+        program = torch.export.export(block, (x,), dynamic_shapes=({1: torch.export.Dim("T", min=2, max=512)},), strict=False)
+        nodes = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+        assert nodes.count("moec.experts.default") == 1, nodes
+        with tempfile.TemporaryDirectory() as folder:
+            torch.export.save(program, f"{folder}/block.pt2")
+            again = torch.export.load(f"{folder}/block.pt2").module()
+        assert error(again(x), want) < 1e-5
+        other = torch.randn(1, 11, 64)
+        assert error(again(other), block(other)) < 1e-5
+    print("torch.export: one node, moec.experts; the program runs after it was saved and loaded")
+
+
 if __name__ == "__main__":
     warnings.filterwarnings("error", message="moec does not know")
     moec.transformers.register()
@@ -148,6 +276,11 @@ if __name__ == "__main__":
     operator()
     families()
     generate()
+    patched()
+    from_checkpoint()
+    refusals()
+    weights()
+    exported()
     compiled()
     changes()
     print("all good")

@@ -1,4 +1,4 @@
-"""vLLM's own classes with moec's experts, on a machine without a GPU: `cargo xtask python-check --engines` runs it.
+"""vLLM's own classes with moec's experts, on a machine without a GPU: `cargo xtask python-check engines` runs it.
 
 The argument is a folder with vLLM's wheel unpacked; see `stubs.py` for what is not there.
 """

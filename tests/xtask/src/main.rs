@@ -5,7 +5,7 @@
 //! * `gpu-pack` — a self-contained folder for a GPU machine.
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec; with
 //!   `--tools`, checkpoints that quantisation tools write.
-//! * `python-check` — the Python package against PyTorch and transformers.
+//! * `python-check` — the Python package against PyTorch, transformers, vLLM and SGLang.
 //! * `sanitize` — the examples in C and C++ under the compiler's sanitizers.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--checkpoints`, against values
 //!   that change without a word.
@@ -18,6 +18,7 @@ mod bench;
 mod conformance;
 mod dist;
 mod elf;
+mod engines;
 mod fuzz;
 mod gpu_pack;
 mod models;
@@ -49,7 +50,7 @@ enum Command {
     GpuPack(gpu_pack::Options),
     /// Make many small checkpoints of every family with transformers, and check moec against them.
     Conformance(conformance::Options),
-    /// Check the Python package against PyTorch and transformers.
+    /// Check the Python package against PyTorch, transformers, vLLM and SGLang.
     PythonCheck(python_check::Options),
     /// Run the examples in C and C++ under the address, undefined-behaviour and thread sanitizers.
     Sanitize(sanitize::Options),

@@ -15,6 +15,10 @@ use zip::write::SimpleFileOptions;
 /// What the libraries ask of the system: glibc 2.34 or newer.
 const PLATFORM: &str = "manylinux_2_34";
 
+/// The command line, and what vLLM and SGLang look for.
+const ENTRY_POINTS: &str = "[console_scripts]\nmoec = moec.cli:main\n\n[vllm.general_plugins]\nmoec = moec.vllm:register\n\n\
+     [sglang.srt.plugins]\nmoec = moec.sglang:register\n";
+
 /// Writes the wheel of a folder that `dist` made into `to`; returns its path.
 ///
 /// # Errors
@@ -42,7 +46,7 @@ pub fn write(dist: &Path, to: &Path) -> Result<PathBuf> {
     let wheel = format!("Wheel-Version: 1.0\nGenerator: moec xtask\nRoot-Is-Purelib: false\nTag: {tag}\n");
     files.push((format!("{info}/METADATA"), metadata.into_bytes()));
     files.push((format!("{info}/WHEEL"), wheel.into_bytes()));
-    files.push((format!("{info}/entry_points.txt"), b"[console_scripts]\nmoec = moec.cli:main\n".to_vec()));
+    files.push((format!("{info}/entry_points.txt"), ENTRY_POINTS.into()));
     let file = std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     pack(&mut files, &info, file)?;
     Ok(path)
@@ -112,7 +116,7 @@ mod tests {
     #[test]
     fn the_package_has_its_modules() {
         let names: Vec<String> = package().unwrap().into_iter().map(|(name, _)| name).collect();
-        for name in ["moec/__init__.py", "moec/torch.py", "moec/transformers.py", "moec/py.typed"] {
+        for name in ["moec/__init__.py", "moec/torch.py", "moec/transformers.py", "moec/vllm.py", "moec/sglang.py", "moec/py.typed"] {
             assert!(names.iter().any(|n| n == name), "{names:?}");
         }
     }
