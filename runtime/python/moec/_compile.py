@@ -32,7 +32,7 @@ class Bundle:
         """Name, inputs, outputs, params and targets. ``"T"`` in a shape is the number of tokens."""
         text = ctypes.c_char_p()
         check(LIBRARY.moec_bundle_describe(self._handle, ctypes.byref(text)))
-        return json.loads(text.value)
+        return json.loads(text.value or b"{}")
 
     def __repr__(self) -> str:
         return f"moec.Bundle({str(self.path)!r})"

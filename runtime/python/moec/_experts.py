@@ -22,6 +22,7 @@ from ._errors import MoecError
 from ._layer import Layer
 from ._library import LIBRARY
 
+
 class Form(TypedDict):
     """How a module's experts are built."""
 

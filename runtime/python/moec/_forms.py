@@ -70,7 +70,7 @@ def form_of(module: torch.nn.Module) -> Form | None:
         return None
     if activation is None:
         return None
-    return {"activation": activation, "gated": gated, "transposed": module.is_transposed, "interleaved": interleaved}
+    return Form(activation=activation, gated=bool(gated), transposed=bool(module.is_transposed), interleaved=interleaved)
 
 
 def _own_gate(cls: type):

@@ -192,8 +192,8 @@ class Layer:
             import torch
 
             # PyTorch gives it to nobody else before the stream has come past the launch.
-            memory = torch.empty(needed, dtype=torch.uint8, device=model.device)
-            return memory.data_ptr(), memory
+            on_gpu = torch.empty(needed, dtype=torch.uint8, device=model.device)
+            return on_gpu.data_ptr(), on_gpu
         memory = getattr(self._own, "memory", None)
         if memory is None or len(memory) < needed:
             memory = self._own.memory = ctypes.create_string_buffer(needed)
@@ -213,7 +213,6 @@ class _Plan:
         examples = [_tensors.empty_like(x, shape, dtype) for _, shape, dtype in self.outputs]
         described = [_tensors.view(t) for t in [*inputs, *examples]]
         self.views = [view for view, _ in described]
-        self._axes = [keep[:2] for _, keep in described]
         self.on_gpu = _tensors.is_torch(x) and x.is_cuda
         pointers = [ctypes.pointer(view) for view in self.views]
         n, m = len(inputs), len(examples)
@@ -260,7 +259,10 @@ def load(
         device: ``"cpu"`` or ``"cuda:0"``.
         max_tokens: most tokens of one call.
         threads: CPU: how many; 0 for one for each core, shared by all layers.
-        cache, progress: as for :meth:`Layer.load`.
+        cache, progress: as for :meth:`Layer.load`; ``progress=True`` shows a bar.
+
+    Raises:
+        MoecError: ``bundle-not-found``, ``target-not-in-bundle``, ``parameter-not-set`` and others, as the library tells them.
     """
     layer = Layer(bundle, device=device, max_tokens=max_tokens, threads=threads)
     if isinstance(weights, dict):

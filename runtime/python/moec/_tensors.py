@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from typing import Any
 
 from ._errors import MoecError
 from ._library import Device, DType, Tensor
@@ -38,7 +39,7 @@ def dtype_name(tensor) -> str:
     return _NAMES[name]
 
 
-def view(tensor) -> tuple[Tensor, object]:
+def view(tensor) -> tuple[Tensor, Any]:
     """The tensor where it lies, and what has to be kept until the view is no longer used."""
     name = dtype_name(tensor)
     code, bits, _ = _TYPES[name]

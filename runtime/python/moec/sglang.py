@@ -1,7 +1,7 @@
 """moec in SGLang: experts of unquantised models.
 
-SGLang finds :func:`register` by itself (entry point ``sglang.srt.plugins``); ``--moe-runner-backend moec`` chooses it. Layers that moec
-does not support are left to SGLang's own choice.
+SGLang finds :func:`register` by itself (entry point ``sglang.srt.plugins``); ``--moe-runner-backend moec`` chooses it. Layers that
+moec does not support are left to SGLang's own choice.
 """
 
 import json

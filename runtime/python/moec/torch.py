@@ -16,6 +16,8 @@ On the CPU, and with PyTorch 2.10 or newer, no Python runs between PyTorch's dis
 ``RuntimeError`` with moec's text then.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from . import _tensors
@@ -46,9 +48,7 @@ def remove(number: int) -> None:
     del _KEPT[number]
 
 
-def experts(
-    x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, params: list[torch.Tensor], form: str
-) -> torch.Tensor:
+def experts(x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, params: list[torch.Tensor], form: str) -> torch.Tensor:
     """``torch.ops.moec.experts``, by the shortest way.
 
     Args:
@@ -110,7 +110,7 @@ def _define() -> bool:
     """Defines the operators; whether their CPU kernels are the library's own."""
     _LIBRARY.define("experts_prepare(Tensor ids, Tensor[] params, str form, int n_tokens) -> str")
     _LIBRARY.impl("experts_prepare", _prepare, "CPU")
-    bodies = {"layer": (_layer_python, _layer_fake), "experts": (_experts_python, _experts_fake)}
+    bodies: dict[str, tuple[Callable, Callable]] = {"layer": (_layer_python, _layer_fake), "experts": (_experts_python, _experts_fake)}
     # Three of each: the one to call, and the two that its kernel for autograd chooses from.
     for name, schema in _SCHEMAS.items():
         for end in ("", "_forward", "_tracked"):

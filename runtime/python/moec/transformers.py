@@ -62,10 +62,10 @@ def register() -> None:
 def _watch(cls) -> None:
     """Has transformers' check of the setting name the models that it will not reach."""
     own = cls.get_correct_experts_implementation
-    if getattr(own, "_moec", False):
+    if own.__name__ == "check_with_moec":
         return
 
-    def check(self, requested_experts, *args, **kwargs):
+    def check_with_moec(self, requested_experts, *args, **kwargs):
         kind = getattr(self.config, "model_type", "")
         if requested_experts == "moec" and kind in IGNORING and kind not in _NAMED:
             _NAMED.add(kind)
@@ -73,8 +73,7 @@ def _watch(cls) -> None:
             warnings.warn(f"{kind} takes no notice of experts_implementation in transformers; {instead}", stacklevel=2)
         return own(self, requested_experts, *args, **kwargs)
 
-    check._moec = True
-    cls.get_correct_experts_implementation = check
+    cls.get_correct_experts_implementation = check_with_moec
 
 
 def _params(module) -> list[torch.Tensor]:
@@ -105,13 +104,13 @@ def _forward(self, hidden_states, top_k_index, top_k_weights):
 
 
 def _forward_fp8(self, *args, **kwargs):
-    return _own(self, *args, **kwargs)
+    return _own(self, *args, instead="; moec.transformers.patch(model, checkpoint=path) reads what they are stored as", **kwargs)
 
 
-def _own(module, *args, **kwargs):
+def _own(module, *args, instead: str = "", **kwargs):
     """The model's own way, with its class named once."""
     name = type(module).__name__
     if not torch.compiler.is_compiling() and name not in _NAMED:
         _NAMED.add(name)
-        warnings.warn(f"moec does not know the experts of {name}; they run in the model's own code", stacklevel=3)
+        warnings.warn(f"moec does not know the experts of {name}; they run in the model's own code{instead}", stacklevel=3)
     return type(module).forward.__wrapped__(module, *args, **kwargs)

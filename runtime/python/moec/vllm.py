@@ -1,10 +1,11 @@
 """moec in vLLM: experts of unquantised models.
 
-vLLM finds :func:`register` by itself (entry point ``vllm.general_plugins``); ``VLLM_PLUGINS`` names the plug-ins to load, for those who
-want it not. What moec does not support — an activation, quantisation, LoRA, all-to-all kernels — is left to vLLM's own choice.
+vLLM finds :func:`register` by itself (entry point ``vllm.general_plugins``); ``VLLM_PLUGINS`` names the plug-ins to load, for those
+who want it not. What moec does not support — an activation, quantisation, LoRA, all-to-all kernels — is left to vLLM's own choice.
 """
 
 import json
+from typing import Any
 
 import torch
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk
@@ -34,6 +35,7 @@ _WITH_NUMBERS = {MoEActivation.SILU, MoEActivation.SWIGLUOAI, MoEActivation.SWIG
 def form_of(activation: MoEActivation, config: ApplyMoEActivationConfig) -> "_experts.Form | None":
     """How vLLM's experts are built; ``None`` for an activation that moec does not have."""
     limit, interleaved = config.clamp_limit, False
+    what: Any
     if activation in _PLAIN:
         what = _PLAIN[activation]
     elif activation == MoEActivation.SILU:

@@ -91,7 +91,8 @@ def main() -> bool:
         for i, (cell, fine) in enumerate(cells):
             good &= fine
             counts[i] += not cell.startswith("—")
-        print(f"{family:26} {cells[0][0]:28} {cells[1][0]:22} {'' if cells[0][1] and cells[1][1] else 'WRONG'}", file=sys.stderr, flush=True)
+        wrong = "" if cells[0][1] and cells[1][1] else "WRONG"
+        print(f"{family:26} {cells[0][0]:28} {cells[1][0]:22} {wrong}", file=sys.stderr, flush=True)
         rows.append(f"| {family} | {cells[0][0]} | {cells[1][0]} |")
     print(TEXT, end="")
     date = datetime.date.today().isoformat()

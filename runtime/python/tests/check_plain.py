@@ -58,6 +58,9 @@ except ZeroDivisionError:
 else:
     raise AssertionError("an exception was lost")
 
+# A bar, which is nothing where nobody looks.
+moec.load(bundle, model, max_tokens=1, progress=True)
+
 # Errors of the compiler and of the library have the same form.
 assert "mixtral" in refused("unknown-model-type", moec.compile, {**config, "model_type": "mixtrel"}).help
 refused("bundle-not-found", moec.load, "/nonexistent")

@@ -11,7 +11,8 @@ import transformers  # noqa: F401  (before anything is stubbed)
 import stubs
 
 sys.path.insert(0, sys.argv[1])
-stubs.install("vllm", "amdsmi", "torch_xla", "libtpu", "tpu_info", "tpu_inference", "pynvml", "triton_kernels", "flashinfer", "deep_gemm", "aiter")
+ABSENT = "amdsmi torch_xla libtpu tpu_info tpu_inference pynvml triton_kernels flashinfer deep_gemm aiter"
+stubs.install("vllm", *ABSENT.split())
 
 import vllm.platforms  # noqa: E402
 from vllm.platforms.cpu import CpuPlatform  # noqa: E402
@@ -98,9 +99,10 @@ def run(name, activation, act, *, dtype=torch.float32, expert_map=None, on_input
 
 
 def falls_back(name, cfg) -> None:
-    supported, why = moec.vllm.MoecExperts.is_supported_config(moec.vllm.MoecExperts, cfg, None, None, mk.FusedMoEActivationFormat.Standard)
+    experts, plain = moec.vllm.MoecExperts, mk.FusedMoEActivationFormat.Standard
+    _, why = experts.is_supported_config(experts, cfg, None, None, plain)
     assert not moec.vllm.is_supported(cfg)
-    print(f"{name:36} left to vLLM: {why or 'these numbers'}")
+    print(f"{name:36} left to vLLM: {(why or 'these numbers').partition('(')[0]}")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""What someone who has just installed moec does: `cargo xtask python-check newcomer` runs it in a clean folder, with the wheel installed.
+"""What someone does who has just installed moec: `cargo xtask python-check newcomer` runs it in a clean folder, with the wheel.
 
-For each of twelve families: a tiny random checkpoint on disk, loaded twice by ten lines of Python, once with the model's own experts and once
-with moec's; the same text, and the same logits.
+For each of twelve families: a tiny random checkpoint on disk, loaded by ten lines of Python with moec's experts, and once more
+with the model's own; the same text, and the same logits.
 """
 
 import pathlib
@@ -70,7 +70,8 @@ def try_family(path: pathlib.Path, dtype: torch.dtype) -> tuple[float, bool]:
 def main() -> bool:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    print(f"moec {moec.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python {sys.version.split()[0]}")
+    python = sys.version.split()[0]
+    print(f"moec {moec.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python {python}")
     print("error: norm of the logits' difference to the model's own experts, by the norm of those\n")
     print(f"{'family':14} {'float32':>8}  text   {'bfloat16':>8}  text")
     good = True

@@ -116,7 +116,14 @@ mod tests {
     #[test]
     fn the_package_has_its_modules() {
         let names: Vec<String> = package().unwrap().into_iter().map(|(name, _)| name).collect();
-        for name in ["moec/__init__.py", "moec/torch.py", "moec/transformers.py", "moec/vllm.py", "moec/sglang.py", "moec/py.typed"] {
+        for name in [
+            "moec/__init__.py",
+            "moec/torch.py",
+            "moec/transformers.py",
+            "moec/vllm.py",
+            "moec/sglang.py",
+            "moec/py.typed",
+        ] {
             assert!(names.iter().any(|n| n == name), "{names:?}");
         }
     }

@@ -48,7 +48,9 @@ pub fn run(shim: &'static Shim, stack: &[Value]) -> Result<Value, Diagnostic> {
     // Weights of tokens in bf16 or f16 lose nothing in f32, which is what the layer takes.
     let weights = if weights.view()?.dtype.bits == 16 { weights.to(DType::F32)? } else { weights };
     let output = run::run(shim, &layer, vec![x, ids, weights])?.into_iter().next();
-    output.map(Tensor::into_value).ok_or_else(|| Diagnostic::internal("internal-error", "experts should have an output"))
+    output
+        .map(Tensor::into_value)
+        .ok_or_else(|| Diagnostic::internal("internal-error", "experts should have an output"))
 }
 
 fn length(tensor: &Tensor, axis: usize) -> Result<i64, Diagnostic> {

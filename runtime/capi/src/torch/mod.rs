@@ -112,3 +112,22 @@ unsafe extern "C-unwind" fn choose_layer(stack: *mut Value, _: u64, _: u64) {
 unsafe extern "C-unwind" fn choose_experts(stack: *mut Value, _: u64, _: u64) {
     choose(stack, 5, c"moec::experts_tracked", c"moec::experts_forward");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_without_pytorch_gets_no_kernels() {
+        assert_eq!(moec_torch_register(), 0);
+        // Nothing was prepared, so nothing is forgotten.
+        moec_torch_forget(7);
+    }
+
+    #[test]
+    fn an_error_of_an_operator_keeps_its_code_and_help() {
+        let error = shim::coded("tensor-invalid", "a tensor is odd\nmake it even\nor not");
+        assert_eq!((&*error.code, &*error.message), ("tensor-invalid", "a tensor is odd"));
+        assert_eq!(error.help.as_deref(), Some("make it even\nor not"));
+    }
+}

@@ -165,7 +165,15 @@ impl Tensor {
         })?;
         // These kernels are registered for the CPU, so that is where their tensors lie.
         let device = crate::moec_device { device_type: 1, device_id: 0 };
-        Ok(crate::moec_tensor { data: data.cast_mut(), device, ndim: ndim as i32, dtype, shape, strides, byte_offset: 0 })
+        Ok(crate::moec_tensor {
+            data: data.cast_mut(),
+            device,
+            ndim: ndim as i32,
+            dtype,
+            shape,
+            strides,
+            byte_offset: 0,
+        })
     }
 
     /// Whether rows are dense.
