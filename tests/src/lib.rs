@@ -9,6 +9,7 @@ pub mod engines;
 pub mod instructions;
 pub mod quantised;
 pub mod recorded;
+pub mod runs;
 pub mod time_model;
 pub mod traffic;
 pub mod wide;
