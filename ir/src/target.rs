@@ -35,6 +35,28 @@ pub enum TargetKind {
     },
 }
 
+/// What chips of a target have beside tensor cores, by compute capability.
+///
+/// Source: PTX ISA, the `Target ISA Notes` of the instructions that are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// A kernel starts while the one before runs (`griddepcontrol`).
+    pub programmatic: bool,
+    /// Clusters of more than one CTA share their memory (`mapa`); on sm_120 they are of one.
+    pub clusters: bool,
+    /// Converts e4m3 (`cvt.rn.f16x2.e4m3x2`).
+    pub e4m3: bool,
+    /// Converts e2m1 (`cvt.rn.f16x2.e2m1x2`).
+    pub e2m1: bool,
+}
+
+impl Features {
+    /// Those of compute capability `n`, times ten.
+    const fn of(n: u32) -> Features {
+        Features { programmatic: n >= 90, clusters: n >= 90 && n < 120, e4m3: n >= 89, e2m1: n >= 100 }
+    }
+}
+
 /// Figures of a machine for the cost model. Dense rates, without sparsity.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Machine {
@@ -65,6 +87,17 @@ const A100: Machine = Machine {
     f32_flops: 19.5e12,
     launch_s: 2.5e-6,
     n_units: 108,
+};
+/// Source of this and the next two: NVIDIA's data sheets; 16-bit products with sums in f32.
+const A10: Machine =
+    Machine { chip: "A10", memory_bytes_per_s: 0.6e12, bf16_flops: 125e12, f32_flops: 31.2e12, n_units: 72, ..A100 };
+const L40S: Machine = Machine {
+    chip: "L40S",
+    memory_bytes_per_s: 0.864e12,
+    bf16_flops: 362e12,
+    f32_flops: 91.6e12,
+    n_units: 142,
+    ..A100
 };
 const H200: Machine = Machine {
     chip: "H200 SXM",
@@ -137,6 +170,8 @@ const fn gpu(
 pub const TARGETS: &[Target] = &[
     Target { name: "cpu", kind: TargetKind::Cpu, machine: HOST },
     gpu("sm_80", (70, 80), 163, Engine::Portable, A100),
+    gpu("sm_86", (71, 86), 99, Engine::Portable, A10),
+    gpu("sm_89", (78, 89), 99, Engine::Portable, L40S),
     gpu("sm_90a", (80, 90), 227, Engine::Hopper, H200),
     gpu("sm_100a", (88, 100), 227, Engine::Blackwell, B200),
     gpu("sm_100f", (88, 100), 227, Engine::Blackwell, B200),
@@ -145,16 +180,40 @@ pub const TARGETS: &[Target] = &[
     gpu("sm_120f", (88, 120), 99, Engine::GeForce, RTX5090),
 ];
 
-/// Chip names that stand for a target: `(alias, target)`.
+/// Names that stand for a target: `(alias, target)`. Chips, and architectures that a target serves.
+///
+/// Source: CUDA GPU compute capability table; CUDA programming guide, "Feature set compiler targets", for families.
 pub const ALIASES: &[(&str, &str)] = &[
     ("a100", "sm_80"),
+    ("a10", "sm_86"),
+    ("a40", "sm_86"),
+    ("rtx3090", "sm_86"),
+    ("l4", "sm_89"),
+    ("l40s", "sm_89"),
+    ("rtx4090", "sm_89"),
+    ("sm_90", "sm_90a"),
+    ("h20", "sm_90a"),
     ("h100", "sm_90a"),
     ("h200", "sm_90a"),
+    ("gh200", "sm_90a"),
+    ("sm_100", "sm_100f"),
+    ("sm_103", "sm_100f"),
     ("b200", "sm_100f"),
     ("gb200", "sm_100f"),
     ("b300", "sm_103a"),
     ("gb300", "sm_103a"),
+    ("sm_120", "sm_120f"),
+    ("sm_121", "sm_120f"),
     ("rtx5090", "sm_120f"),
+    ("gb10", "sm_120f"),
+];
+
+/// Chips that no target serves, and why.
+pub const UNSERVED: &[(&str, &str)] = &[
+    ("thor", "Jetson Thor is sm_110, a family of its own"),
+    ("sm_110", "sm_110 is a family of its own"),
+    ("v100", "before sm_80 there is no `cp.async`"),
+    ("t4", "before sm_80 there is no `cp.async`"),
 ];
 
 impl Target {
@@ -173,6 +232,14 @@ impl Target {
             // Without block scales in the instruction; rows' own global scales are no part of FP8 formats.
             Engine::Hopper => (product == ScaledProduct::Fp8).then_some(product),
             Engine::Portable => None,
+        }
+    }
+
+    /// What its chips have; nothing on the CPU.
+    pub fn features(&self) -> Features {
+        match self.kind {
+            TargetKind::Gpu { capability, .. } => Features::of(capability),
+            TargetKind::Cpu => Features::of(0),
         }
     }
 

@@ -8,12 +8,15 @@ use moec_ir::tile::{Body, Buffer, BufferId, Program, Role, RowPlan};
 
 /// Joins a plan to the row program right before it that stores its ids. Numeric class: exact.
 pub fn plan_after_route(program: &mut Program) {
-    let found = program.kernels.windows(2).position(|pair| match (&pair[0].body, &pair[1].body) {
-        (Body::Rows(rows), Body::Plan(plan)) => rows.plan.is_none() && rows.stores.iter().any(|s| s.buffer == plan.ids),
-        _ => false,
+    let found = program.kernels.windows(2).enumerate().find_map(|(at, pair)| match (&pair[0].body, &pair[1].body) {
+        (Body::Rows(rows), Body::Plan(plan)) => {
+            let joins = rows.plan.is_none() && rows.stores.iter().any(|s| s.buffer == plan.ids);
+            joins.then(|| (at, plan.clone()))
+        }
+        _ => None,
     });
-    let Some(at) = found else { return };
-    let Body::Plan(plan) = program.kernels.remove(at + 1).body else { return };
+    let Some((at, plan)) = found else { return };
+    program.kernels.remove(at + 1);
     let name = (0u32..)
         .map(|i| if i == 0 { "finished".to_string() } else { format!("finished_{i}") })
         .find(|name| program.buffers.iter().all(|b| b.name != *name))

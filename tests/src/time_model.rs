@@ -4,9 +4,10 @@
 //! Everything else is an assumption with a name, a value and a source, below.
 
 use moec_frontend::{LayerOptions, ModelConfig};
+use moec_ir::engine::{Engine, hopper};
 use moec_ir::graph::{Graph, quantise_activations};
 use moec_ir::quant::Code;
-use moec_ir::target::{GB200, Machine, RUBIN, Target};
+use moec_ir::target::{GB200, Machine, RUBIN, Target, TargetKind};
 use moec_ir::tile::{Body, BufferId, Contract, Groups, Kernel, Program, RowMap, ScaledProduct, Segment, Team};
 use moec_ir::{ActQuant, Dim};
 use moec_passes::{CompileOptions, Variant};
@@ -23,6 +24,9 @@ const SHARED_BYTES_PER_CYCLE: f64 = 128.0;
 const LANES_PER_CYCLE: f64 = 128.0;
 /// Cycles per second. B200 boosts to 1.85 GHz or so; the RTX 5090's 2.4 GHz would flatter it under tensor load.
 const CLOCK: f64 = 1.85e9;
+/// Part of the tensor-core rate of sm_90 that `mma.sync` reaches; `wgmma` reaches all of it. Source: Luo et al., Benchmarking and
+/// Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking (2024), 62 to 65 % for dense 16-bit products.
+const MMA_SYNC_SHARE: f64 = 0.63;
 /// Bytes per second that the L2 gives, over the memory's. Not published; a guess from measurements of Hopper.
 const L2_OVER_MEMORY: f64 = 1.5;
 /// Instructions of a lane for a code that warps turn into a float: those of the loop over the steps of k, as `nvdisasm` shows
@@ -94,23 +98,51 @@ fn expect(n: u64, p: f64, f: impl Fn(f64) -> f64) -> f64 {
 struct Cut {
     tile_rows: f64,
     tile_cols: f64,
-    /// Rows of an instruction come in these.
+    /// Rows of an instruction come in these; where there are `row_steps`, those count.
     rows_in: f64,
-    /// Whether products read both operands from shared memory for each instruction of 128 columns.
-    reads_shared: bool,
+    /// The rows that a tile's products may have.
+    row_steps: Vec<f64>,
+    /// Columns of an instruction that reads its rows from shared memory; 0 where products read registers.
+    cols_at_once: f64,
     /// Blocks that make a tile.
     blocks: f64,
     /// Pairs of neighbouring rows that get their weights by one copy (multicast).
     row_neighbours: f64,
 }
 
-/// As the backend rounds a schedule (`backends/nvptx/src/engines`).
-fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool) -> Cut {
+impl Cut {
+    /// Rows of instructions for `rows` rows of an expert.
+    fn issued(&self, rows: f64) -> f64 {
+        let whole = (rows / self.tile_rows).floor() * self.tile_rows;
+        let rest = rows - whole;
+        match self.row_steps.iter().find(|&&n| n >= rest) {
+            _ if rest == 0.0 => whole,
+            Some(n) => whole + n,
+            None => ceil_to(rows, self.rows_in),
+        }
+    }
+}
+
+/// As the engines cut a schedule.
+fn cut(kernel: &Kernel, c: &Contract, engine: Engine) -> Cut {
     let panels = c.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1);
     let asked = kernel.schedule.tile_m;
-    if !is_sm100 {
-        let (tile_rows, tile_cols) = (f64::from(asked), f64::from(kernel.schedule.tile_n));
-        return Cut { tile_rows, tile_cols, rows_in: 8.0, reads_shared: false, blocks: 1.0, row_neighbours: 1.0 };
+    let plain = Cut {
+        tile_rows: f64::from(asked),
+        tile_cols: f64::from(kernel.schedule.tile_n),
+        rows_in: 8.0,
+        row_steps: Vec::new(),
+        cols_at_once: 0.0,
+        blocks: 1.0,
+        row_neighbours: 1.0,
+    };
+    match engine {
+        Engine::Portable | Engine::GeForce => return plain,
+        Engine::Hopper => {
+            let steps = hopper::row_steps(asked).into_iter().map(f64::from).collect();
+            return Cut { row_steps: steps, cols_at_once: 64.0, ..plain };
+        }
+        Engine::Blackwell => {}
     }
     let most = match (c.scaled_product(), panels) {
         (None, 1) => 256,
@@ -128,7 +160,7 @@ fn cut(kernel: &Kernel, c: &Contract, is_sm100: bool) -> Cut {
     };
     let rows = if asked <= 16 && blocks == 1.0 { 16 } else { asked.next_multiple_of(32).min(most) };
     let (tile_cols, rows_in) = (128.0 * blocks, 16.0 * blocks * row_neighbours);
-    Cut { tile_rows: rows.into(), tile_cols, rows_in, reads_shared: true, blocks, row_neighbours }
+    Cut { tile_rows: rows.into(), tile_cols, rows_in, cols_at_once: tile_cols, blocks, row_neighbours, ..plain }
 }
 
 fn ceil_to(x: f64, step: f64) -> f64 {
@@ -143,7 +175,8 @@ fn bytes(program: &Program, id: BufferId, n_tokens: u64) -> f64 {
 
 fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_tokens: u64) -> KernelTime {
     let m = on.machine;
-    let cut = cut(kernel, c, on.is_sm100);
+    let engine = on.engine_of(program, c);
+    let cut = cut(kernel, c, engine);
     // A cluster lies in one group of multiprocessors.
     let cluster = cut.blocks * cut.row_neighbours;
     let units = f64::from(m.n_units) * (GROUP / cluster).floor() * cluster / GROUP;
@@ -162,7 +195,7 @@ fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_
         let touched = experts * expect(tokens, p, |x| f64::from(x > 0.0));
         let row_clusters = experts * expect(tokens, p, |x| (x / (cut.tile_rows * cut.row_neighbours)).ceil());
         let row_tiles = row_clusters * cut.row_neighbours;
-        let issued_rows = experts * expect(tokens, p, |x| ceil_to(x, cut.rows_in));
+        let issued_rows = experts * expect(tokens, p, |x| cut.issued(x));
         let rows = experts * tokens as f64 * p;
         let (cols, k) = (out.cols as f64, values(program, s));
         let col_tiles = (cols / cut.tile_cols).ceil();
@@ -183,11 +216,18 @@ fn contraction(program: &Program, kernel: &Kernel, c: &Contract, on: &On<'_>, n_
         let element = element(s);
         let products = 2.0 * issued_rows * ceil_to(cols, cut.tile_cols) * k * panels;
         flops += products;
-        tensor += products / (element.rate(m) * TENSOR_SHARE);
-        if cut.reads_shared {
+        let in_series =
+            if on.target.machine.chip.starts_with("H200") && engine == Engine::Portable { MMA_SYNC_SHARE } else { 1.0 };
+        tensor += products / (element.rate(m) * TENSOR_SHARE * in_series);
+        if cut.cols_at_once > 0.0 {
             // 32 bytes along k of the columns and of the rows, for each instruction: a pair reads rows once for both blocks.
             let instructions = col_tiles * panels * k * element.bytes() / 32.0;
-            let read = instructions * 32.0 * (cut.tile_cols * row_tiles + issued_rows);
+            let times = cut.tile_cols / cut.cols_at_once;
+            // What becomes floats in registers is read once, as codes.
+            let in_registers =
+                engine == Engine::Hopper && s.a_quant.is_none() && s.panels.iter().any(|p| p.quant.is_some());
+            let columns = if in_registers { 0.0 } else { cut.tile_cols * row_tiles };
+            let read = instructions * 32.0 * (columns + issued_rows * times);
             shared += read / (SHARED_BYTES_PER_CYCLE * CLOCK * units);
             // And once written.
             shared += (row_tiles * weights + rows * col_tiles * row_bytes) / (SHARED_BYTES_PER_CYCLE * CLOCK * units);
@@ -267,11 +307,22 @@ fn element(s: &Segment) -> Element {
 #[derive(Clone, Copy)]
 struct On<'m> {
     machine: &'m Machine,
-    is_sm100: bool,
+    /// What programs are compiled for.
+    target: &'m Target,
     /// Bytes per second of the L2 over those of memory.
     l2: f64,
     /// Whether dense segments beside the experts count.
     with_shared: bool,
+}
+
+impl<'m> On<'m> {
+    fn new(machine: &'m Machine, target: &'m Target) -> On<'m> {
+        On { machine, target, l2: L2_OVER_MEMORY, with_shared: true }
+    }
+
+    fn engine_of(&self, program: &Program, c: &Contract) -> Engine {
+        Engine::of(self.target, program, c).unwrap_or(Engine::Portable)
+    }
 }
 
 /// The launches of a program.
@@ -455,7 +506,7 @@ pub fn page() -> String {
             | tokens | published µs, measured | ours µs, modelled | published ÷ ours | with twice the L2 | bound of gate and up | of down |\n\
             |--:|--:|--:|--:|--:|---|---|\n";
     let v3 = compile(&cases[0], b200);
-    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false };
+    let on = On { with_shared: false, ..On::new(&b200.machine, b200) };
     for (n_tokens, ms) in FLASHINFER {
         let l = launches(variant(&v3, n_tokens), &on, n_tokens);
         let ours = total(&l, on.machine) * 1e6;
@@ -492,6 +543,7 @@ pub fn page() -> String {
          rows to a tile, weights are what the L2 gives most of. A cluster of four leaves multiprocessors over: of a group of \
          {GROUP:.0} (**a guess**) two, which the model counts.\n"
     );
+    out += &hopper_section(&cases);
     out += "\n## Launches of that layer, µs at full rate by resource\n\n\
             | tokens | kernel | MB | useful flops | tiles | waves | memory | L2 | tensor | shared | decoding | epilogue | all |\n\
             |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
@@ -525,7 +577,7 @@ pub fn page() -> String {
             (`Schedule::k_parts`); with half of the multiprocessors busy memory counts as saturated (a guess).\n\n\
             | layer | ranks | parts, gate and up | parts, down | blocks | one sum | in parts |\n|---|--:|--:|--:|--:|--:|--:|\n";
     for (n, case) in ranks() {
-        let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true };
+        let on = On::new(&b200.machine, b200);
         let parts = variant(&compile(&case, b200), 1).clone();
         let mut whole = parts.clone();
         whole.kernels.iter_mut().for_each(|k| (k.schedule.team, k.schedule.k_parts) = (Team::One, 1));
@@ -562,7 +614,7 @@ pub fn page() -> String {
         let heads: Vec<String> = TOKENS.iter().map(|t| format!("T = {t}")).collect();
         writeln!(out, "| {} | {} |\n|---|{}", machine.chip, heads.join(" | "), "--:|".repeat(TOKENS.len()))
             .expect("memory");
-        let on = On { machine, is_sm100: target.name.starts_with("sm_10"), l2: L2_OVER_MEMORY, with_shared: true };
+        let on = On::new(machine, target);
         for case in &cases {
             let variants = compile(case, target);
             let cells: Vec<String> = TOKENS
@@ -582,6 +634,80 @@ pub fn page() -> String {
     out
 }
 
+/// vLLM's Triton kernels on H100, Mixtral 8x7B of two tensor-parallel ranks in bf16, tuned: tokens and µs. Source: vllm PR #24700.
+const VLLM_MIXTRAL: [(u64, f64); 5] = [(1, 144.0), (8, 435.0), (64, 483.0), (256, 537.0), (1024, 834.0)];
+
+/// Hopper: its own engine against the portable one, and against published times.
+fn hopper_section(cases: &[Case]) -> String {
+    let h200 = Target::by_name("h200").expect("a target");
+    let TargetKind::Gpu { ptx_version, capability, smem_bytes, .. } = h200.kind else { return String::new() };
+    let kind = TargetKind::Gpu { ptx_version, capability, smem_bytes, engine: Engine::Portable };
+    let portable = Target { kind, ..*h200 };
+    let h100 = Machine { chip: "H100 SXM", memory_bytes_per_s: 3.35e12, ..h200.machine };
+    let compile = |case: &Case, target: &Target| -> Vec<Variant> {
+        moec_passes::compile(&graph(case), target, &CompileOptions::default())
+            .unwrap_or_else(|d| panic!("{}: {d:?}", case.name))
+    };
+    let mut out = format!(
+        "\n## Hopper\n\nH200, layers in µs, shared experts included: the portable engine (`mma.sync`, {:.0} % of the tensor \
+         cores' rate) and Hopper's own (`wgmma`); in brackets what takes longest in gate and up.\n\n\
+         | layer | tokens | portable | hopper | portable ÷ hopper | Tflop/s | of the memory's bandwidth |\n|---|--:|--:|--:|--:|--:|--:|\n",
+        MMA_SYNC_SHARE * 100.0
+    );
+    let fits = |c: &&Case| !c.name.contains("NVFP4 ×") && !c.name.contains("MXFP8");
+    for case in cases.iter().filter(fits) {
+        let all = [&portable, h200].map(|target| (target, compile(case, target)));
+        for n_tokens in [1, 64, 1024, 4096, 8192] {
+            let times = all.each_ref().map(|(target, variants)| {
+                let l = launches(variant(variants, n_tokens), &On::new(&target.machine, target), n_tokens);
+                let bound = l.iter().find(|l| l.issued_flops > 0.0).map_or("", |l| l.bound().0);
+                let useful = useful_flops(variant(variants, n_tokens), n_tokens);
+                (total(&l, &target.machine), bound, useful, l.iter().map(|l| l.bytes).sum::<f64>())
+            });
+            let [(before, before_bound, ..), (now, bound, flops, bytes)] = times;
+            writeln!(
+                out,
+                "| {} | {n_tokens} | {:.0} ({before_bound}) | {:.0} ({bound}) | {:.2} | {:.0} | {:.0} % |",
+                case.name,
+                before * 1e6,
+                now * 1e6,
+                before / now,
+                flops / now / 1e12,
+                bytes / now / h200.machine.memory_bytes_per_s * 100.0
+            )
+            .expect("memory");
+        }
+    }
+    out += "\nAgainst published times, measured, of vLLM's tuned Triton kernels on H100 (one of two tensor-parallel ranks of Mixtral 8x7B, \
+            bf16): how far off the model is where memory bounds both shows what it forgets.\n\n\
+            | tokens | published µs | ours µs, modelled | published ÷ ours |\n|--:|--:|--:|--:|\n";
+    let mixtral = cases.iter().find(|c| c.name.starts_with("Mixtral")).expect("a case");
+    let half = Case {
+        name: mixtral.name,
+        config: with(mixtral.config.clone(), &json!({ "intermediate_size": 14336 / 2 })),
+        activations: None,
+    };
+    let variants = compile(&half, h200);
+    for (n_tokens, us) in VLLM_MIXTRAL {
+        let ours = total(&launches(variant(&variants, n_tokens), &On::new(&h100, h200), n_tokens), &h100) * 1e6;
+        writeln!(out, "| {n_tokens} | {us:.0} | {ours:.0} | {:.2} |", us / ours).expect("memory");
+    }
+    out
+}
+
+/// Flops of the matrix products of a layer, without padding.
+fn useful_flops(program: &Program, n_tokens: u64) -> f64 {
+    let one = |s: &Segment| {
+        let rows = program.buffer(s.out).rows.at(n_tokens) as f64;
+        2.0 * rows * s.n(program) as f64 * values(program, s) * s.panels.len() as f64
+    };
+    products(program)
+        .filter_map(|k| if let Body::Contract(c) = &k.body { Some(c) } else { None })
+        .flat_map(|c| &c.segments)
+        .map(one)
+        .sum()
+}
+
 /// A program whose contractions are made by so many blocks a tile.
 fn by(mut program: Program, team: Team) -> Program {
     for kernel in program.kernels.iter_mut().filter(|k| matches!(k.body, Body::Contract(_))) {
@@ -593,7 +719,7 @@ fn by(mut program: Program, team: Team) -> Program {
 /// Times of a layer on B200, in seconds: tiles by one block, by pairs, and by two pairs that share weights.
 fn teams(program: &Program, n_tokens: u64) -> [f64; 3] {
     let b200 = Target::by_name("b200").expect("a target");
-    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true };
+    let on = On::new(&b200.machine, b200);
     [Team::One, Team::Pair, Team::TwoPairs]
         .map(|team| total(&launches(&by(program.clone(), team), &on, n_tokens), on.machine))
 }
@@ -602,7 +728,7 @@ fn teams(program: &Program, n_tokens: u64) -> [f64; 3] {
 /// token counts: with the fewest of them it may lose up to a tenth, if it gains more than that with more.
 pub fn pairs_that_do_not_pay() -> Vec<String> {
     let b200 = Target::by_name("b200").expect("a target");
-    let on = On { machine: &b200.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: true };
+    let on = On::new(&b200.machine, b200);
     let mut out = Vec::new();
     for case in &cases() {
         let variants =
@@ -632,7 +758,7 @@ pub fn floor_check() -> (f64, f64) {
     let case = &cases()[0];
     let variants =
         moec_passes::compile(&graph(case), target, &CompileOptions::default()).unwrap_or_else(|d| panic!("{d:?}"));
-    let on = On { machine: &target.machine, is_sm100: true, l2: L2_OVER_MEMORY, with_shared: false };
+    let on = On { with_shared: false, ..On::new(&target.machine, target) };
     let l = launches(variant(&variants, 1), &on, 1);
     // 8 experts, three matrices, 4 bits and a scale of 8 for each 16.
     let weights = 8.0 * 3.0 * 7168.0 * 2048.0 * 0.5625;

@@ -81,13 +81,13 @@ fn emit_kernel(
     target: &Target,
     options: &EmitOptions,
 ) -> Result<GpuKernelImage, Diagnostic> {
-    let TargetKind::Gpu { ptx_version, smem_bytes, capability, .. } = target.kind else {
+    let TargetKind::Gpu { ptx_version, smem_bytes, .. } = target.kind else {
         return Err(Diagnostic::input("not-a-gpu-target", format!("`{}` is not a GPU target", target.name)));
     };
     let kernel = &program.kernels[n];
     kernels::check_types(program, &kernel.body)?;
-    let Design { mut launch, registers, body } = design(program, kernel, target, smem_bytes, capability)?;
-    launch.programmatic = capability >= 90;
+    let Design { mut launch, registers, body } = design(program, kernel, target, smem_bytes)?;
+    launch.programmatic = target.features().programmatic;
     let context = Context::create();
     let module = context.create_module(&kernel.name);
     let broken = |what: String, ir: String| {
@@ -119,28 +119,29 @@ fn design<'p>(
     kernel: &'p tile::Kernel,
     target: &Target,
     smem_limit: u32,
-    capability: u32,
 ) -> Result<Design<'p>, Diagnostic> {
-    let schedule = &kernel.schedule;
+    let (schedule, features) = (&kernel.schedule, target.features());
     Ok(match &kernel.body {
         Body::Contract(c) => {
             let engine = Engine::of(target, program, c).map_err(|why| no_engine(program, kernel, target, &why))?;
             let operands = kernel.body.operands();
             match engine {
-                Engine::Hopper => hopper::contract(program, c, &operands, schedule, smem_limit)
+                Engine::Hopper => hopper::contract(program, c, &operands, schedule, smem_limit, features)
                     .map_err(|why| no_engine(program, kernel, target, &why))?,
                 Engine::Blackwell if c.has_coded_rows() => {
                     blackwell::scaled(program, c, &operands, schedule, smem_limit)
+                        .map_err(|why| no_engine(program, kernel, target, &why))?
                 }
-                Engine::Blackwell => blackwell::contract(program, c, &operands, schedule, smem_limit, capability),
+                Engine::Blackwell => blackwell::contract(program, c, &operands, schedule, smem_limit, features)
+                    .map_err(|why| no_engine(program, kernel, target, &why))?,
                 Engine::GeForce => match c.segments.iter().find_map(geforce::unfit) {
-                    None => portable::contract(program, c, schedule, smem_limit, capability),
+                    None => portable::contract(program, c, schedule, smem_limit, features),
                     Some(why) => return Err(no_engine(program, kernel, target, &why)),
                 },
-                Engine::Portable => portable::contract(program, c, schedule, smem_limit, capability),
+                Engine::Portable => portable::contract(program, c, schedule, smem_limit, features),
             }
         }
-        Body::Rows(p) => return kernels::rows::rows(program, p, schedule, smem_limit, capability),
+        Body::Rows(p) => return kernels::rows::rows(program, p, schedule, smem_limit, features),
         Body::Plan(p) => kernels::plan::plan(program, p, schedule, smem_limit),
         Body::Quantise(q) => kernels::quantise::quantise(program, q, schedule),
         Body::Map(m) => kernels::map(program, m, schedule),

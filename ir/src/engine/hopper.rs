@@ -199,11 +199,7 @@ impl Geometry {
 
     /// Rows that a loop over k is built for, smallest first: a tile takes the first that holds its rows.
     pub fn row_steps(&self) -> Vec<u32> {
-        let m = self.tile_m;
-        let mut all: Vec<u32> =
-            [m / 8, m / 4, m / 2, m / 4 * 3, m].into_iter().filter(|n| n.is_multiple_of(8) && *n > 0).collect();
-        all.dedup();
-        all
+        row_steps(self.tile_m)
     }
 
     /// Rows of activations that one copy brings where they are not gathered: all row steps are multiples.
@@ -245,6 +241,14 @@ impl Geometry {
     pub fn smem_bytes(&self) -> u32 {
         self.first_sums() + self.kept() * self.panels * self.tile_m * TILE_N * 4
     }
+}
+
+/// Rows that loops over k of tiles of `tile_m` rows are built for, smallest first.
+pub fn row_steps(tile_m: u32) -> Vec<u32> {
+    let parts = [tile_m / 8, tile_m / 4, tile_m / 2, tile_m / 4 * 3, tile_m];
+    let mut all: Vec<u32> = parts.into_iter().filter(|n| n.is_multiple_of(8) && *n > 0).collect();
+    all.dedup();
+    all
 }
 
 /// Bytes of a row of a panel in a stage: of floats, of codes that become floats, or of codes that are multiplied.

@@ -7,13 +7,16 @@ use crate::builder::{Builder, F32};
 use moec_ir::Expr;
 use moec_ir::expr::{Binary, ExprOp, Unary};
 
-/// The value of an expression. Arguments that are missing are NaN, as in the reference.
+/// The value of an expression, which has an argument for each that it names: a kernel of another cannot be built.
 pub fn evaluate<'c>(c: &'c Builder<'c>, expr: &Expr, args: &[F32<'c>]) -> F32<'c> {
     let mut steps: Vec<F32<'c>> = Vec::with_capacity(expr.ops.len());
     for op in &expr.ops {
         let step = |i: &u32| steps[*i as usize];
         let value = match op {
-            ExprOp::Arg(n) => args.get(*n as usize).copied().unwrap_or_else(|| c.f32(f32::NAN)),
+            ExprOp::Arg(n) => args
+                .get(*n as usize)
+                .copied()
+                .unwrap_or_else(|| missing(c, "an expression names an argument that it does not have")),
             ExprOp::Const(x) => c.f32(x.0),
             ExprOp::Unary(f, x) => unary(c, *f, step(x)),
             ExprOp::Binary(f, x, y) => binary(*f, step(x), step(y)),
@@ -22,7 +25,13 @@ pub fn evaluate<'c>(c: &'c Builder<'c>, expr: &Expr, args: &[F32<'c>]) -> F32<'c
         };
         steps.push(value);
     }
-    steps.last().copied().unwrap_or_else(|| c.f32(f32::NAN))
+    steps.last().copied().unwrap_or_else(|| missing(c, "an expression has no steps"))
+}
+
+/// Refuses the kernel; the value is never seen.
+fn missing<'c>(c: &'c Builder<'c>, what: &str) -> F32<'c> {
+    c.refuse(what);
+    c.f32(f32::NAN)
 }
 
 fn unary<'c>(c: &'c Builder<'c>, f: Unary, x: F32<'c>) -> F32<'c> {

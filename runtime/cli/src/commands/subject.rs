@@ -2,12 +2,15 @@
 
 use moec::{Bundle, DType, Diagnostic, LayerOptions, Model, ModelLayer, Part, Shard, ShardKind, Target};
 use moec_ir::ActQuant;
-use moec_ir::target::{ALIASES, TARGETS};
+use moec_ir::target::{ALIASES, TARGETS, UNSERVED};
 use std::path::{Path, PathBuf};
 
 /// Reads a target or chip name.
 pub fn parse_target(name: &str) -> Result<&'static Target, String> {
     Target::by_name(name).ok_or_else(|| {
+        if let Some((_, why)) = UNSERVED.iter().find(|(chip, _)| *chip == name) {
+            return format!("no target serves it: {why}");
+        }
         let targets: Vec<&str> = TARGETS.iter().map(|t| t.name).collect();
         let chips: Vec<&str> = ALIASES.iter().map(|(a, _)| *a).collect();
         format!("moec knows the targets {} and the chips {}", targets.join(", "), chips.join(", "))
@@ -212,6 +215,9 @@ mod tests {
     #[test]
     fn a_chip_stands_for_its_target() {
         assert_eq!(parse_target("gb200").map(|t| t.name), Ok("sm_100f"));
+        assert_eq!(parse_target("rtx4090").map(|t| t.name), Ok("sm_89"));
+        assert_eq!(parse_target("sm_121").map(|t| t.name), Ok("sm_120f"));
+        assert!(parse_target("thor").is_err_and(|e| e.contains("sm_110")));
         assert!(parse_target("sm_42").is_err_and(|e| e.contains("sm_90a") && e.contains("rtx5090")));
     }
 }

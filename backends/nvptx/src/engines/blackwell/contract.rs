@@ -25,6 +25,7 @@ use crate::parts::{
     Barriers, Board, CodedPanel, Epilogue, Member, Reader, Ring, SWIZZLE_BYTES, SegmentMaps, Tile, code_bytes, extent,
     maps, publish_tiles,
 };
+use moec_ir::target::Features;
 use moec_ir::tile::{BufferId, Contract, Program, RowMap, Schedule, Segment};
 
 const WEIGHTS: u32 = 0;
@@ -38,24 +39,28 @@ const DECODE: u32 = 8;
 const READERS: u32 = 7;
 
 /// A contraction for the tensor cores of sm_100. Every operand is one that TMA addresses.
+///
+/// # Errors
+/// What is wrong with the program.
 pub fn contract<'p>(
     program: &'p Program,
     contract: &'p Contract,
     operands: &[(BufferId, bool)],
     schedule: &Schedule,
     smem_limit: u32,
-    capability: u32,
-) -> Design<'p> {
-    let g = Geometry::cut(program, contract, schedule, smem_limit);
-    let (tensor_maps, segment_maps) = maps(program, contract, operands, Geometry::TILE_N / g.ctas.groups(), g.box_rows);
+    features: Features,
+) -> Result<Design<'p>, String> {
+    let g = Geometry::cut(program, contract, schedule, smem_limit)?;
+    let (tensor_maps, segment_maps) =
+        maps(program, contract, operands, Geometry::TILE_N / g.ctas.groups(), g.box_rows)?;
     let tiles = extent(program, contract, g.cluster_rows(), g.tile_n());
     let launch = g.order.launch(tiles, g.warps() * 32, g.smem_bytes(), tensor_maps);
-    let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps, capability);
+    let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps, features);
     // A block has a multiprocessor for itself: it takes nearly all of its shared memory.
-    Design { launch, registers: Registers::Plenty, body: Box::new(body) }
+    Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
 
-fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps: &[SegmentMaps], capability: u32) {
+fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps: &[SegmentMaps], features: Features) {
     let c = k.builder;
     let at = |offset: u32| c.shared().at(offset);
     let pair = |offset: u32, n: u32| [offset, offset + n * BARRIER_BYTES].map(|o| Barriers::new(at(o), n));
@@ -109,7 +114,7 @@ fn build(k: &Kernel, program: &Program, contract: &Contract, g: &Geometry, maps:
         codes_empty,
         board,
         tensor,
-        capability,
+        features,
     };
     c.when(warp.eq(WEIGHTS), || block.copy_weights());
     c.when(warp.eq(ACTIVATIONS), || block.copy_activations());
@@ -153,7 +158,7 @@ struct Block<'k, 'c, 'p> {
     codes_full: Barriers<'c>,
     codes_empty: Barriers<'c>,
     board: Board<'c>,
-    capability: u32,
+    features: Features,
     /// Address of the block's tensor memory.
     tensor: I32<'c>,
 }
@@ -263,7 +268,7 @@ impl<'c> Block<'_, 'c, '_> {
                 }
                 let quants = segment.panels.iter().filter_map(|p| p.quant.as_ref());
                 let panels: Vec<CodedPanel> = quants
-                    .map(|q| CodedPanel::new(self.k, self.program, segment, q, tile, place, self.capability))
+                    .map(|q| CodedPanel::new(self.k, self.program, segment, q, tile, place, self.features))
                     .collect();
                 panels.iter().for_each(|p| p.fetch(first));
                 c.range(first, end, 1, |step| {

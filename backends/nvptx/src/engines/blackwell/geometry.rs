@@ -77,7 +77,15 @@ impl Geometry {
     pub const PART_BARRIERS: u32 = Self::CODE_BARRIERS + Self::MOST_CODE_STAGES * 2 * BARRIER_BYTES;
 
     /// Cuts a contraction as `schedule` asks, as nearly as the pipeline allows; all its segments have one 16-bit type.
-    pub fn cut(program: &Program, contract: &Contract, schedule: &Schedule, smem_limit: u32) -> Geometry {
+    ///
+    /// # Errors
+    /// Another type.
+    pub fn cut(
+        program: &Program,
+        contract: &Contract,
+        schedule: &Schedule,
+        smem_limit: u32,
+    ) -> Result<Geometry, String> {
         let panels = contract.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1).max(1);
         let dtype = contract.segments.first().map_or(DType::BF16, |s| program.buffer(s.a).dtype);
         let most = MOST_ROWS.min(TENSOR_COLUMNS / Self::SETS / panels);
@@ -93,7 +101,7 @@ impl Geometry {
         } else {
             schedule.tile_m.next_multiple_of(32).min(most)
         };
-        let ty = MmaType::of(dtype).unwrap_or(MmaType::Bf16);
+        let ty = MmaType::of(dtype).ok_or_else(|| format!("its rows are {dtype}"))?;
         let codes = |s: &Segment| -> u32 {
             s.panels.iter().filter_map(|p| p.quant.as_ref()).map(|q| Self::TILE_N * code_bytes(q)).sum()
         };
@@ -114,7 +122,7 @@ impl Geometry {
             let fit = room.saturating_sub(g.stages * g.stage_bytes()) / code_bytes;
             g.code_stages = schedule.stages.clamp(2, fit.clamp(2, Self::MOST_CODE_STAGES));
         }
-        g
+        Ok(g)
     }
 
     pub fn has_codes(&self) -> bool {

@@ -24,7 +24,7 @@ struct Copiers<'c> {
 /// Computes one tile and stores it.
 pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &ScaledGeometry, tile: &Tile<'c>) {
     let c = k.builder;
-    let Some(rows) = &segment.a_quant else { return };
+    let Some(rows) = &segment.a_quant else { return c.refuse("a product of codes has rows that are none") };
     let of_tokens = ScaleCut::of_tokens(rows, (g.tile_m, g.tile_k));
     let quants = segment.panels.iter().filter_map(|p| p.quant.as_ref());
     let of_panels: Vec<ScaleCut> =

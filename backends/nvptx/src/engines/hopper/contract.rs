@@ -19,6 +19,7 @@ use crate::parts::k_parts::{KParts, Parts};
 use crate::parts::{Barriers, Board, Order, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles};
 use moec_ir::DType;
 use moec_ir::engine::hopper::{self, CONTROL_BYTES, Geometry, MOST_STAGES, Operands, PRODUCT_WARPS, TILE_N, WARPS};
+use moec_ir::target::Features;
 use moec_ir::tile::{BufferId, Contract, Program, Schedule, Segment};
 
 const WEIGHTS: u32 = 0;
@@ -56,6 +57,7 @@ pub fn contract<'p>(
     operands: &[(BufferId, bool)],
     schedule: &Schedule,
     smem_bytes: u32,
+    features: Features,
 ) -> Result<Design<'p>, String> {
     let fitted = hopper::fit(program, contract, *schedule, smem_bytes);
     if fitted != *schedule {
@@ -70,13 +72,13 @@ pub fn contract<'p>(
     };
     let sizes = (TILE_N, g.box_rows());
     let (tensor_maps, segment_maps) = match g.operands {
-        Operands::Halves => maps(program, contract, operands, sizes.0, sizes.1),
-        Operands::Fp8 => coded_maps(program, contract, operands, sizes, |_| false),
+        Operands::Halves => maps(program, contract, operands, sizes.0, sizes.1)?,
+        Operands::Fp8 => coded_maps(program, contract, operands, sizes, |_| false)?,
     };
     let tiles = extent(program, contract, g.tile_m, TILE_N);
     let order = Order { team: schedule.blocks(), dynamic: false };
     let launch = order.launch(tiles, WARPS * 32, g.smem_bytes(), tensor_maps);
-    let body = move |k: &Kernel| build(k, program, contract, (&g, ty, order), &segment_maps);
+    let body = move |k: &Kernel| build(k, program, contract, (&g, ty, order, features), &segment_maps);
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
 
@@ -84,7 +86,7 @@ fn build(
     k: &Kernel,
     program: &Program,
     contract: &Contract,
-    (g, ty, order): (&Geometry, WgmmaType, Order),
+    (g, ty, order, features): (&Geometry, WgmmaType, Order, Features),
     maps: &[SegmentMaps],
 ) {
     let c = k.builder;
@@ -108,7 +110,7 @@ fn build(
     sync();
     // Up to here nothing depends on the kernels before.
     c.wait_for_predecessor();
-    let cta = Cta { k, program, contract, g, ty, maps, parts, elected, warp, full, empty, board };
+    let cta = Cta { k, program, contract, g, ty, features, maps, parts, elected, warp, full, empty, board };
     let bring = || {
         c.give_registers(FEW_REGISTERS);
         c.when(warp.eq(WEIGHTS), || cta.copy_boxes());
@@ -134,6 +136,7 @@ pub struct Cta<'k, 'c, 'p> {
     pub contract: &'k Contract,
     pub g: &'k Geometry,
     pub ty: WgmmaType,
+    pub features: Features,
     pub maps: &'k [SegmentMaps],
     pub parts: KParts,
     pub elected: Bool<'c>,

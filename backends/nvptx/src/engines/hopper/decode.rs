@@ -15,9 +15,6 @@ use moec_ir::tile::{PanelQuant, Segment};
 /// Elements along k of a step.
 const TILE_K: u32 = ROW_BYTES / 2;
 
-/// Compute capability: which conversions there are.
-const CAPABILITY: u32 = 90;
-
 /// The part of a thread in one panel of codes.
 pub struct CodedPanel<'k, 'c, 'p> {
     k: &'k Kernel<'c, 'p>,
@@ -53,7 +50,7 @@ impl<'c, 'p> Cta<'_, 'c, 'p> {
             let c = self.k.builder;
             Some(CodedPanel {
                 k: self.k,
-                decoder: Decoder::new(q, CAPABILITY),
+                decoder: Decoder::new(q, self.features),
                 global: q.global.map(|id| c.load_f32(self.k.view(id).at(c.i32(0), tile.expert))),
                 scales: ScaleCut::of_weights(self.program, segment, q, (TILE_N, self.g.tile_k)),
                 block_cols: q.format.block_cols,

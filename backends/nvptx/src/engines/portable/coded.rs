@@ -16,6 +16,7 @@ use super::mma::{Fragments, copiers, store};
 use crate::builder::{Bool, Builder, F32, Global, I32, Shared, Var};
 use crate::kernels::Kernel;
 use crate::parts::decode::{Decoder, block_of};
+use moec_ir::target::Features;
 use moec_ir::tile::{PanelQuant, Program, Segment};
 
 /// Bytes of codes that a thread decodes at a time: one copy.
@@ -28,12 +29,12 @@ pub fn tile<'c>(
     segment: &Segment,
     g: &MmaGeometry,
     tile: &Tile<'c>,
-    capability: u32,
+    features: Features,
 ) {
     let c = k.builder;
     let k_total = program.buffer(segment.a).cols as u32;
     let floats = copiers(k, program, segment, g, tile);
-    let panels = coded_panels(k, program, segment, g, tile, capability);
+    let panels = coded_panels(k, program, segment, g, tile, features);
     let n_steps = k_total.div_ceil(g.tile_k);
     let stage = |slot: I32<'c>| c.shared().plus(slot * g.stage_bytes());
     let start = |slot: I32<'c>, step: I32<'c>| {
@@ -137,14 +138,14 @@ fn coded_panels<'c>(
     segment: &Segment,
     g: &MmaGeometry,
     tile: &Tile<'c>,
-    capability: u32,
+    features: Features,
 ) -> Vec<CodedPanel<'c>> {
     let mut all = Vec::new();
     let mut codes_at = (g.tile_m + g.dense_panels * g.tile_n) * g.row_bytes();
     for panel in &segment.panels {
         let Some(q) = &panel.quant else { continue };
         let place = (codes_at, all.len() as u32 * g.panel_bytes());
-        all.push(CodedPanel::new(k, program, segment, (panel.weights, q), g, tile, place, capability));
+        all.push(CodedPanel::new(k, program, segment, (panel.weights, q), g, tile, place, features));
         codes_at += g.tile_n * g.tile_k * q.format.code.bits() as u32 / 8;
     }
     all
@@ -160,7 +161,7 @@ impl<'c> CodedPanel<'c> {
         g: &MmaGeometry,
         tile: &Tile<'c>,
         (codes_at, tile_at): (u32, u32),
-        capability: u32,
+        features: Features,
     ) -> CodedPanel<'c> {
         let c = k.builder;
         let f = q.format;
@@ -212,7 +213,7 @@ impl<'c> CodedPanel<'c> {
         }
         let global = q.global.map(|id| c.load_f32(k.view(id).at(c.i32(0), tile.expert)));
         CodedPanel {
-            decoder: Decoder::new(q, capability),
+            decoder: Decoder::new(q, features),
             global,
             elements,
             codes_at,

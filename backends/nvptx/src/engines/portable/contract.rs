@@ -10,6 +10,7 @@ use crate::engines::geforce;
 use crate::kernels::{Design, Grid, Kernel, Registers};
 use moec_ir::DType;
 use moec_ir::shape::Dim;
+use moec_ir::target::Features;
 use moec_ir::tile::{Contract, Extent, GpuLaunch, Groups, Program, Schedule, Segment};
 
 /// The tile of a block. Valid only where `exists`.
@@ -31,7 +32,7 @@ pub fn contract<'p>(
     contract: &'p Contract,
     schedule: &Schedule,
     smem_limit: u32,
-    capability: u32,
+    features: Features,
 ) -> Design<'p> {
     let cuts: Vec<Geometry> = contract.segments.iter().map(|s| cut(program, s, schedule, smem_limit)).collect();
     let grid = contract.segments.iter().zip(&cuts).map(|(s, g)| extent(program, s, g)).reduce(Grid::cover);
@@ -55,9 +56,9 @@ pub fn contract<'p>(
             let mine = k.builder.block_z().eq(i as u32);
             if cuts.len() == 1 {
                 k.builder.exit_if(mine.not());
-                segment_body(k, program, segment, geometry, capability);
+                segment_body(k, program, segment, geometry, features);
             } else {
-                k.builder.when(mine, || segment_body(k, program, segment, geometry, capability));
+                k.builder.when(mine, || segment_body(k, program, segment, geometry, features));
             }
         }
     };
@@ -84,12 +85,12 @@ fn n_experts(program: &Program, segment: &Segment) -> u64 {
     segment.panels.first().map_or(1, |p| program.buffer(p.weights).batch)
 }
 
-fn segment_body(k: &Kernel, program: &Program, segment: &Segment, geometry: &Geometry, capability: u32) {
+fn segment_body(k: &Kernel, program: &Program, segment: &Segment, geometry: &Geometry, features: Features) {
     let tile = find_tile(k, program, segment, geometry);
     k.builder.when(tile.exists, || match geometry {
-        Geometry::Mma(g) if g.is_coded() => coded::tile(k, program, segment, g, &tile, capability),
+        Geometry::Mma(g) if g.is_coded() => coded::tile(k, program, segment, g, &tile, features),
         Geometry::Mma(g) => mma::tile(k, program, segment, g, &tile),
-        Geometry::Fma(g) => fma::tile(k, program, segment, g, &tile, capability),
+        Geometry::Fma(g) => fma::tile(k, program, segment, g, &tile, features),
         Geometry::Scaled(g) => geforce::tile(k, program, segment, g, &tile),
     });
 }

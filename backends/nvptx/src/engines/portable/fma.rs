@@ -10,6 +10,7 @@ use crate::builder::{Bool, Builder, F32, Global, I32, Shared, Var};
 use crate::kernels::Kernel;
 use crate::parts::decode::{Decoder, block_of};
 use moec_ir::DType;
+use moec_ir::target::Features;
 use moec_ir::tile::{Program, RowMap, Segment};
 
 /// Computes one tile and stores it.
@@ -19,11 +20,11 @@ pub fn tile<'c>(
     segment: &Segment,
     g: &FmaGeometry,
     tile: &Tile<'c>,
-    capability: u32,
+    features: Features,
 ) {
     let c = k.builder;
     let k_total = program.buffer(segment.a).cols as u32;
-    let operands = operands(k, program, segment, g, tile, capability);
+    let operands = operands(k, program, segment, g, tile, features);
     let (thread_m, thread_n) = (c.thread() / g.threads_n, c.thread() % g.threads_n);
     let (rows, cols) = (g.rows_per_thread(), g.cols_per_thread());
     let sum = || (0..cols).map(|_| c.var(c.f32(0.0))).collect::<Vec<_>>();
@@ -212,7 +213,7 @@ fn operands<'c>(
     segment: &Segment,
     g: &FmaGeometry,
     tile: &Tile<'c>,
-    capability: u32,
+    features: Features,
 ) -> Vec<Operand<'c>> {
     let c = k.builder;
     let a = k.view(segment.a);
@@ -244,7 +245,7 @@ fn operands<'c>(
             scales.base.plus((tile.expert.wide() * grid_rows + block.wide()) * (scales.pitch * scale_bytes))
         };
         let codes = Code {
-            decoder: Decoder::new(q, capability),
+            decoder: Decoder::new(q, features),
             bits: f.code.bits(),
             global: q.global.map(|id| c.load_f32(k.view(id).at(c.i32(0), tile.expert))),
             block_cols: f.block_cols,

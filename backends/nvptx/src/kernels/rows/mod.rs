@@ -12,6 +12,7 @@ mod steps;
 use super::{Design, Grid, Kernel, Registers, plan};
 use crate::builder::{Bool, Builder, F32, I32, Shared};
 use layout::Layout;
+use moec_ir::target::Features;
 use moec_ir::tile::{Extent, GpuLaunch, Program, RowId, RowOp, RowOpKind, RowProgram, Schedule};
 use moec_ir::{DType, Diagnostic};
 
@@ -33,7 +34,7 @@ pub fn rows<'p>(
     rows: &'p RowProgram,
     schedule: &Schedule,
     smem_limit: u32,
-    capability: u32,
+    features: Features,
 ) -> Result<Design<'p>, Diagnostic> {
     for op in &rows.ops {
         let too_many = |id: RowId| rows.ops[id.0 as usize].width > u64::from(32 * MOST_SCORES_PER_LANE);
@@ -43,7 +44,7 @@ pub fn rows<'p>(
         }
     }
     let layout = Layout::new(rows);
-    let cut = Cut::new(program, rows, schedule, &layout, smem_limit, capability).ok_or_else(|| {
+    let cut = Cut::new(program, rows, schedule, &layout, smem_limit, features).ok_or_else(|| {
         let (need, have) = (layout.row_bytes.div_ceil(1024), smem_limit / 1024);
         let what = format!("one row of scores needs {need} KiB of shared memory; the target has {have} KiB");
         Diagnostic::input("row-too-wide", what)
@@ -102,7 +103,7 @@ impl Cut {
         schedule: &Schedule,
         layout: &Layout,
         smem_limit: u32,
-        capability: u32,
+        features: Features,
     ) -> Option<Cut> {
         let linear = rows.ops.iter().filter_map(|op| match &op.kind {
             RowOpKind::Linear { x, w, .. } => Some((op.width as u32, linear::Way::of(program, *x, *w))),
@@ -111,8 +112,7 @@ impl Cut {
         let mut cut =
             Cut { tile_m: schedule.tile_m, warps: super::round_warps(schedule.warps, 32), blocks: 1, partial_bytes: 0 };
         for (width, way) in linear {
-            // Clusters came with sm_90; on sm_120 they are of one block.
-            if (90..120).contains(&capability) {
+            if features.clusters {
                 let groups = (width / 8).clamp(1, MOST_BLOCKS);
                 cut.blocks = cut.blocks.max(1 << groups.ilog2());
             }

@@ -11,6 +11,7 @@ pub use panel::CodedPanel;
 use crate::builder::{Builder, F32, I32, MmaType};
 use moec_ir::DType;
 use moec_ir::quant::{Code, ScaleCode};
+use moec_ir::target::Features;
 use moec_ir::tile::PanelQuant;
 
 /// How the codes of one panel are read.
@@ -20,20 +21,20 @@ pub struct Decoder {
     scale: ScaleCode,
     has_global: bool,
     round: DType,
-    /// Compute capability of the target, 80 for sm_80: which conversions it has.
-    capability: u32,
+    /// Which conversions the target has.
+    features: Features,
 }
 
 impl Decoder {
-    pub fn new(q: &PanelQuant, capability: u32) -> Decoder {
+    pub fn new(q: &PanelQuant, features: Features) -> Decoder {
         let (code, scale) = (q.format.code, q.format.scale);
-        Decoder { code, scale, has_global: q.global.is_some(), round: q.round, capability }
+        Decoder { code, scale, has_global: q.global.is_some(), round: q.round, features }
     }
 
     /// The pairs of values of a word of codes, all of which have the factor `scale`: two values for each byte of 4-bit
     /// codes, one for each byte of 8-bit ones, in the order of the codes.
     pub fn pairs<'c>(&self, c: &'c Builder<'c>, word: I32<'c>, scale: F32<'c>) -> Vec<I32<'c>> {
-        let ty = MmaType::of(self.round).unwrap_or(MmaType::Bf16);
+        let ty = self.half(c);
         if self.packed() {
             let scale = c.pack_pair(ty, scale, scale);
             // Adding -0 changes nothing, not even the sign of a zero.
@@ -45,9 +46,17 @@ impl Decoder {
         scaled.map(|[low, high]| c.pack_pair(ty, low, high)).collect()
     }
 
+    /// The 16-bit type of the values; a kernel that makes pairs of others cannot be built.
+    fn half<'c>(&self, c: &'c Builder<'c>) -> MmaType {
+        MmaType::of(self.round).unwrap_or_else(|| {
+            c.refuse("codes whose values have more than 16 bits cannot be made pairs");
+            MmaType::Bf16
+        })
+    }
+
     /// As [`Decoder::pairs`], with a factor for each element.
     pub fn mixed_pairs<'c>(&self, c: &'c Builder<'c>, word: I32<'c>, scales: &[F32<'c>]) -> Vec<I32<'c>> {
-        let ty = MmaType::of(self.round).unwrap_or(MmaType::Bf16);
+        let ty = self.half(c);
         let values: Vec<F32> = self.values(c, word).into_iter().zip(scales).map(|(v, &s)| v * s).collect();
         values.chunks(2).map(|v| c.pack_pair(ty, v[0], v[1])).collect()
     }
@@ -55,9 +64,9 @@ impl Decoder {
     /// The codes of a word as f32, exactly, in order.
     pub fn values<'c>(&self, c: &'c Builder<'c>, word: I32<'c>) -> Vec<F32<'c>> {
         match self.code {
-            Code::E4M3 => [0, 1].iter().flat_map(|&half| e4m3_pair(c, word, half, self.capability)).collect(),
+            Code::E4M3 => [0, 1].iter().flat_map(|&half| e4m3_pair(c, word, half, self.features.e4m3)).collect(),
             Code::E5M2 => e5m2_pairs(c, word).iter().flat_map(|&p| c.widen_pair(MmaType::F16, p)).collect(),
-            Code::E2M1 if self.capability >= 100 => {
+            Code::E2M1 if self.features.e2m1 => {
                 (0..4).flat_map(|byte| c.widen_pair(MmaType::F16, c.e2m1_pair(word >> (8 * byte)))).collect()
             }
             Code::E2M1 => {
@@ -80,7 +89,7 @@ impl Decoder {
 
     /// The factor of a block from its scale's own bits: `scale · global`.
     pub fn scale<'c>(&self, c: &'c Builder<'c>, bits: I32<'c>, global: Option<F32<'c>>) -> F32<'c> {
-        let scale = scale_value(c, self.scale, bits, self.capability);
+        let scale = scale_value(c, self.scale, bits, self.features.e4m3);
         global.map_or(scale, |g| scale * g)
     }
 
@@ -98,7 +107,7 @@ impl Decoder {
         // Where the target converts e2m1 to f16, two conversions on to bf16 and f32 products in pairs take fewer
         // instructions than tables.
         let tables = self.code == Code::E2M1 && self.round == DType::BF16;
-        fits && !self.has_global && self.code.bits() == 4 && !(tables && self.capability >= 100)
+        fits && !self.has_global && self.code.bits() == 4 && !(tables && self.features.e2m1)
     }
 
     /// The codes of a word of 4-bit codes as pairs of 16-bit floats, exactly, in order.
@@ -113,7 +122,7 @@ impl Decoder {
                 let exact = |u: I32<'c>| c.fma_pairs(ty, u | base, c.i32(one), c.i32(less));
                 nibble_pairs(c, word).into_iter().map(exact).collect()
             }
-            (Code::E2M1, MmaType::F16) if self.capability >= 100 => {
+            (Code::E2M1, MmaType::F16) if self.features.e2m1 => {
                 (0..4).map(|byte| c.e2m1_pair(word >> (8 * byte))).collect()
             }
             (Code::E4M3 | Code::E5M2 | Code::E2M1, _) => {
@@ -123,8 +132,8 @@ impl Decoder {
     }
 }
 
-/// The value of a scale from its own bits.
-pub fn scale_value<'c>(c: &'c Builder<'c>, code: ScaleCode, bits: I32<'c>, capability: u32) -> F32<'c> {
+/// The value of a scale from its own bits; whether the machine converts e4m3.
+pub fn scale_value<'c>(c: &'c Builder<'c>, code: ScaleCode, bits: I32<'c>, has_e4m3: bool) -> F32<'c> {
     match code {
         ScaleCode::F32 => bits.as_f32(),
         ScaleCode::BF16 => (bits << 16).as_f32(),
@@ -134,13 +143,13 @@ pub fn scale_value<'c>(c: &'c Builder<'c>, code: ScaleCode, bits: I32<'c>, capab
             let power = c.select(bits.eq(0), c.i32(1 << 22), bits << 23);
             c.select(bits.eq(255), c.i32(0x7fc0_0000), power).as_f32()
         }
-        ScaleCode::E4M3 => e4m3_pair(c, bits, 0, capability)[0],
+        ScaleCode::E4M3 => e4m3_pair(c, bits, 0, has_e4m3)[0],
     }
 }
 
 /// Two FP8 e4m3 codes, in the low or the high half of a word.
-fn e4m3_pair<'c>(c: &'c Builder<'c>, word: I32<'c>, half: u32, capability: u32) -> [F32<'c>; 2] {
-    if capability >= 89 {
+fn e4m3_pair<'c>(c: &'c Builder<'c>, word: I32<'c>, half: u32, is_converted: bool) -> [F32<'c>; 2] {
+    if is_converted {
         return c.widen_pair(MmaType::F16, c.e4m3_pair(word >> (16 * half)));
     }
     // As f16 with the exponent as it stands, 2^8 too small; the largest magnitude is the code of NaN.

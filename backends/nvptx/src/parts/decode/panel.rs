@@ -9,6 +9,7 @@ use crate::builder::{F32, Global, I32, Shared, Var};
 use crate::kernels::Kernel;
 use crate::parts::Tile;
 use crate::parts::load::{SWIZZLE_BYTES, code_bytes};
+use moec_ir::target::Features;
 use moec_ir::tile::{BufferId, PanelQuant, Program, Segment};
 
 /// Elements of a step that a thread decodes, of one row.
@@ -43,7 +44,7 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
         q: &PanelQuant,
         tile: &Tile<'c>,
         (row, half): (I32<'c>, I32<'c>),
-        capability: u32,
+        features: Features,
     ) -> CodedPanel<'k, 'c, 'p> {
         let c = k.builder;
         let f = q.format;
@@ -57,7 +58,7 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
         let runs = if f.block_cols == 16 { 2 } else { 1 };
         CodedPanel {
             k,
-            decoder: Decoder::new(q, capability),
+            decoder: Decoder::new(q, features),
             global: q.global.map(global),
             code_bytes: code_bytes(q),
             row,

@@ -26,37 +26,53 @@ pub struct SegmentMaps {
     pub activations: MapId,
 }
 
+/// The maps of a launch; segments that read the same rows the same way share one.
+struct Table<'o> {
+    maps: Vec<TensorMap>,
+    operands: &'o [(BufferId, bool)],
+}
+
+impl Table<'_> {
+    /// The number of the map of `buffer` with these dimensions, strides and boxes.
+    fn add(
+        &mut self,
+        buffer: BufferId,
+        elem: MapElem,
+        (dims, strides): (Vec<Dim>, Vec<u64>),
+        (box_dims, swizzle_bytes): (Vec<u32>, u32),
+    ) -> Result<MapId, String> {
+        let operand = self.operands.iter().position(|&(b, _)| b == buffer);
+        let operand = operand.ok_or("a kernel copies a buffer that is none of its operands")? as u32;
+        let map = TensorMap { operand, elem, dims, strides, box_dims, swizzle_bytes };
+        let at = self.maps.iter().position(|m| *m == map).unwrap_or_else(|| {
+            self.maps.push(map);
+            self.maps.len() - 1
+        });
+        Ok(MapId(at as u32))
+    }
+}
+
 /// The maps of every segment, for tiles of `panel_rows` weight rows; rows of activations that are not gathered come
 /// `box_rows` at a time. `operands` are those of the kernel.
+///
+/// # Errors
+/// A buffer that is no operand.
 pub fn maps(
     program: &Program,
     contract: &Contract,
     operands: &[(BufferId, bool)],
     panel_rows: u32,
     box_rows: u32,
-) -> (Vec<TensorMap>, Vec<SegmentMaps>) {
-    let mut all: Vec<TensorMap> = Vec::new();
-    let mut add = |map: TensorMap| {
-        // Segments that read the same rows the same way share a map.
-        let at = all.iter().position(|m| *m == map).unwrap_or_else(|| {
-            all.push(map);
-            all.len() - 1
-        });
-        MapId(at as u32)
-    };
-    let operand = |id: BufferId| operands.iter().position(|&(b, _)| b == id).unwrap_or(operands.len()) as u32;
-    let segment = |s: &Segment| {
+) -> Result<(Vec<TensorMap>, Vec<SegmentMaps>), String> {
+    let mut table = Table { maps: Vec::new(), operands };
+    let mut segment = |s: &Segment| -> Result<SegmentMaps, String> {
         let a = program.buffer(s.a);
         let rows = if matches!(s.a_rows, RowMap::Gather(_)) { 1 } else { box_rows };
-        let activations = add(TensorMap {
-            operand: operand(s.a),
-            elem: elem(a.dtype),
-            dims: vec![Dim::Fixed(a.cols), a.rows],
-            strides: vec![a.pitch * 2],
-            box_dims: vec![SWIZZLE_BYTES / 2, rows],
-            swizzle_bytes: SWIZZLE_BYTES,
-        });
-        let weights = s.panels.iter().map(|panel| {
+        let dims = (vec![Dim::Fixed(a.cols), a.rows], vec![a.pitch * 2]);
+        let boxes = (vec![SWIZZLE_BYTES / 2, rows], SWIZZLE_BYTES);
+        let activations = table.add(s.a, elem(a.dtype), dims, boxes)?;
+        let mut weights = Vec::new();
+        for panel in &s.panels {
             let w = program.buffer(panel.weights);
             let rows = program.buffer(s.out).cols;
             // Codes come as bytes, in the swizzle that is as wide as their part of a step.
@@ -65,73 +81,54 @@ pub fn maps(
                 Some(q) => (MapElem::U8, q.format.code.bytes(a.cols), code_bytes(q)),
             };
             let pitch = w.pitch * elem.bytes();
-            add(TensorMap {
-                operand: operand(panel.weights),
-                elem,
-                dims: vec![Dim::Fixed(cols), Dim::Fixed(rows), Dim::Fixed(w.batch)],
-                strides: vec![pitch, rows * pitch],
-                box_dims: vec![wide, panel_rows, 1],
-                swizzle_bytes: wide * elem.bytes() as u32,
-            })
-        });
-        SegmentMaps { weights: weights.collect(), activations }
+            let dims = vec![Dim::Fixed(cols), Dim::Fixed(rows), Dim::Fixed(w.batch)];
+            let boxes = (vec![wide, panel_rows, 1], wide * elem.bytes() as u32);
+            weights.push(table.add(panel.weights, elem, (dims, vec![pitch, rows * pitch]), boxes)?);
+        }
+        Ok(SegmentMaps { weights, activations })
     };
-    let segments = contract.segments.iter().map(segment).collect();
-    (all, segments)
+    let segments = contract.segments.iter().map(&mut segment).collect::<Result<_, _>>()?;
+    Ok((table.maps, segments))
 }
 
 /// The maps of every segment whose rows and weights are codes, for steps of [`SWIZZLE_BYTES`] bytes in shared memory. FP4
 /// codes that are multiplied with FP8 are `spread` to a byte each.
+///
+/// # Errors
+/// Rows or weights that are no codes; a buffer that is no operand.
 pub fn coded_maps(
     program: &Program,
     contract: &Contract,
     operands: &[(BufferId, bool)],
     (panel_rows, box_rows): (u32, u32),
     spread: impl Fn(Code) -> bool,
-) -> (Vec<TensorMap>, Vec<SegmentMaps>) {
-    let mut all: Vec<TensorMap> = Vec::new();
-    let mut add = |map: TensorMap| {
-        let at = all.iter().position(|m| *m == map).unwrap_or_else(|| {
-            all.push(map);
-            all.len() - 1
-        });
-        MapId(at as u32)
-    };
-    let operand = |id: BufferId| operands.iter().position(|&(b, _)| b == id).unwrap_or(operands.len()) as u32;
+) -> Result<(Vec<TensorMap>, Vec<SegmentMaps>), String> {
+    let mut table = Table { maps: Vec::new(), operands };
     // The columns of a row of k codes, and what they are.
     let row = |code: Code, k: u64| match spread(code) {
         true => (MapElem::U4Padded, k.next_multiple_of(u64::from(SWIZZLE_BYTES))),
         false => (MapElem::U8, code.bytes(k)),
     };
-    let segment = |s: &Segment| {
-        let (a, k) = (program.buffer(s.a), s.k(program));
-        let (elem, cols) = row(s.a_quant.as_ref().map_or(Code::E4M3, |q| q.q.code), k);
+    let mut segment = |s: &Segment| -> Result<SegmentMaps, String> {
+        let (a, k, n) = (program.buffer(s.a), s.k(program), s.n(program));
+        let quant = s.a_quant.as_ref().ok_or("a product of codes has rows that are none")?;
+        let (elem, cols) = row(quant.q.code, k);
         let rows = if matches!(s.a_rows, RowMap::Gather(_)) { 1 } else { box_rows };
-        let activations = add(TensorMap {
-            operand: operand(s.a),
-            elem,
-            dims: vec![Dim::Fixed(cols), a.rows],
-            strides: vec![a.pitch],
-            box_dims: vec![SWIZZLE_BYTES, rows],
-            swizzle_bytes: SWIZZLE_BYTES,
-        });
-        let n = s.n(program);
-        let weights = s.panels.iter().map(|panel| {
+        let dims = (vec![Dim::Fixed(cols), a.rows], vec![a.pitch]);
+        let activations = table.add(s.a, elem, dims, (vec![SWIZZLE_BYTES, rows], SWIZZLE_BYTES))?;
+        let mut weights = Vec::new();
+        for panel in &s.panels {
             let w = program.buffer(panel.weights);
-            let (elem, cols) = row(panel.quant.as_ref().map_or(Code::E4M3, |q| q.format.code), k);
-            add(TensorMap {
-                operand: operand(panel.weights),
-                elem,
-                dims: vec![Dim::Fixed(cols), Dim::Fixed(n), Dim::Fixed(w.batch)],
-                strides: vec![w.pitch, n * w.pitch],
-                box_dims: vec![SWIZZLE_BYTES, panel_rows, 1],
-                swizzle_bytes: SWIZZLE_BYTES,
-            })
-        });
-        SegmentMaps { weights: weights.collect(), activations }
+            let quant = panel.quant.as_ref().ok_or("a product of codes has weights that are none")?;
+            let (elem, cols) = row(quant.format.code, k);
+            let dims = vec![Dim::Fixed(cols), Dim::Fixed(n), Dim::Fixed(w.batch)];
+            let boxes = (vec![SWIZZLE_BYTES, panel_rows, 1], SWIZZLE_BYTES);
+            weights.push(table.add(panel.weights, elem, (dims, vec![w.pitch, n * w.pitch]), boxes)?);
+        }
+        Ok(SegmentMaps { weights, activations })
     };
-    let segments = contract.segments.iter().map(segment).collect();
-    (all, segments)
+    let segments = contract.segments.iter().map(&mut segment).collect::<Result<_, _>>()?;
+    Ok((table.maps, segments))
 }
 
 fn elem(dtype: DType) -> MapElem {

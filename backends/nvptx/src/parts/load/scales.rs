@@ -11,9 +11,6 @@ use moec_ir::tile::{PanelQuant, Program, RowQuant, Segment};
 /// Elements along k that [`ScaleCut::words`] gives the scales of.
 const GROUP: u32 = 128;
 
-/// Machines with these copies convert e4m3.
-const HAS_E4M3: u32 = 90;
-
 /// How the scales of one operand are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScaleCut {
@@ -80,7 +77,7 @@ impl ScaleCut {
     /// The value of the scale of `row` for a step that has one.
     pub fn value<'c>(&self, c: &'c Builder<'c>, scales: Shared<'c>, row: I32<'c>, step: I32<'c>) -> F32<'c> {
         let at = scales.plus(self.row(c, row) + self.within(c, step));
-        scale_value(c, self.code, c.load_bits(at, self.code.bytes()), HAS_E4M3)
+        scale_value(c, self.code, c.load_bits(at, self.code.bytes()), true)
     }
 
     /// The values of the scales of `row`, an even number, and of the row behind it for a step that has one.

@@ -40,26 +40,32 @@ const TILES: u32 = 3;
 /// The first of four; its number is a multiple of four, because a warp reaches the tensor-memory lanes of its rank.
 const EPILOGUE: u32 = 4;
 const SCALES: u32 = 8;
+/// Why a kernel cannot be built.
+const NO_CODES: &str = "a product of codes has rows or weights that are none";
+
 /// Warps that bring scales, and that make the epilogue.
 const TEAM: u32 = 4;
 /// Roles that read the board beside the epilogue and the scales.
 const READERS: u32 = 3;
 
 /// A contraction of codes with codes for the tensor cores of sm_100.
+///
+/// # Errors
+/// What is wrong with the program.
 pub fn scaled<'p>(
     program: &'p Program,
     contract: &'p Contract,
     operands: &[(BufferId, bool)],
     schedule: &Schedule,
     smem_limit: u32,
-) -> Design<'p> {
+) -> Result<Design<'p>, String> {
     let g = ScaledGeometry::cut(program, contract, schedule, smem_limit);
     let sizes = (ScaledGeometry::TILE_N / g.ctas.groups(), g.box_rows);
-    let (tensor_maps, segment_maps) = coded_maps(program, contract, operands, sizes, |code| g.spreads(code));
+    let (tensor_maps, segment_maps) = coded_maps(program, contract, operands, sizes, |code| g.spreads(code))?;
     let tiles = extent(program, contract, g.cluster_rows(), g.tile_n());
     let launch = g.order.launch(tiles, g.warps() * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, &g, &segment_maps);
-    Design { launch, registers: Registers::Plenty, body: Box::new(body) }
+    Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
 
 fn build(k: &Kernel, program: &Program, contract: &Contract, g: &ScaledGeometry, maps: &[SegmentMaps]) {
@@ -228,7 +234,7 @@ impl<'c> Block<'_, 'c, '_> {
             let (first, rows) = self.member.part(tile);
             self.each_segment(tile, |i, segment| {
                 let map = self.maps[i].activations;
-                let code = segment.a_quant.as_ref().map_or(Code::E4M3, |q| q.q.code);
+                let Some(code) = segment.a_quant.as_ref().map(|q| q.q.code) else { return c.refuse(NO_CODES) };
                 let (wide, row_bytes) = (self.map_columns(code), self.counted_bytes(code));
                 let gathered = match segment.a_rows {
                     RowMap::Gather(row_map) => {
@@ -298,8 +304,14 @@ impl<'c> Block<'_, 'c, '_> {
             Code::E5M2 => 1,
             Code::E4M3 | Code::Int4 => 0,
         };
-        let weights = segment.panels.first().and_then(|p| p.quant.as_ref()).map_or(Code::E4M3, |q| q.format.code);
-        (ty(weights), segment.a_quant.as_ref().map_or(0, |q| ty(q.q.code)))
+        let weights = segment.panels.first().and_then(|p| p.quant.as_ref());
+        match (weights, &segment.a_quant) {
+            (Some(weights), Some(rows)) => (ty(weights.format.code), ty(rows.q.code)),
+            _ => {
+                self.k.builder.refuse(NO_CODES);
+                (0, 0)
+            }
+        }
     }
 
     /// Products of a pair's other block are started by block 0. This one reads the board, so that its places become free.

@@ -82,7 +82,7 @@ impl<'c> ScaleRow<'c> {
         c.when(self.exists.and(at.lt(self.count)), || {
             let bytes = self.code.bytes();
             let bits = c.load_bits(self.first.plus(at.wide() * bytes), bytes);
-            value.set(scale_value(c, self.code, bits, 100));
+            value.set(scale_value(c, self.code, bits, true));
         });
         value.get()
     }
