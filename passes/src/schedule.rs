@@ -98,8 +98,13 @@ fn wgmma(rows: u64, gated: bool) -> Schedule {
         _ => 256,
     };
     // As many stages as shared memory holds.
-    Schedule::new(tile_m, 128, 64, engine::hopper::MOST_STAGES, engine::hopper::WARPS)
+    let s = Schedule::new(tile_m, 128, 64, engine::hopper::MOST_STAGES, engine::hopper::WARPS);
+    Schedule { team: if rows >= ROWS_FOR_NEIGHBOURS { Team::Neighbours } else { Team::One }, ..s }
 }
+
+/// Rows of an expert from which on two CTAs of neighbouring rows bring weights for each other: experts then have two tiles of
+/// the greatest height or more, and the L2 gives weights once for both.
+const ROWS_FOR_NEIGHBOURS: u64 = 256;
 
 /// For the tensor cores of sm_100. An instruction takes the rows that a tile really has, so tiles are made for experts
 /// that get more than the average: a second tile would read the weights again.

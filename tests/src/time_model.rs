@@ -113,11 +113,14 @@ struct Cut {
 impl Cut {
     /// Rows of instructions for `rows` rows of an expert.
     fn issued(&self, rows: f64) -> f64 {
-        let whole = (rows / self.tile_rows).floor() * self.tile_rows;
-        let rest = rows - whole;
+        // Neighbours have half of a tile's rows each.
+        let tile = self.tile_rows * self.row_neighbours;
+        let whole = (rows / tile).floor() * tile;
+        let rest = (rows - whole) / self.row_neighbours;
         match self.row_steps.iter().find(|&&n| n >= rest) {
+            _ if self.row_steps.is_empty() => ceil_to(rows, self.rows_in),
             _ if rest == 0.0 => whole,
-            Some(n) => whole + n,
+            Some(n) => whole + n * self.row_neighbours,
             None => ceil_to(rows, self.rows_in),
         }
     }
@@ -140,7 +143,8 @@ fn cut(kernel: &Kernel, c: &Contract, engine: Engine) -> Cut {
         Engine::Portable | Engine::GeForce => return plain,
         Engine::Hopper => {
             let steps = hopper::row_steps(asked).into_iter().map(f64::from).collect();
-            return Cut { row_steps: steps, cols_at_once: 64.0, ..plain };
+            let row_neighbours = if kernel.schedule.team == Team::Neighbours { 2.0 } else { 1.0 };
+            return Cut { row_steps: steps, cols_at_once: 64.0, row_neighbours, ..plain };
         }
         Engine::Blackwell => {}
     }
@@ -154,7 +158,7 @@ fn cut(kernel: &Kernel, c: &Contract, engine: Engine) -> Cut {
     };
     let decodes = |s: &Segment| s.a_quant.is_none() && s.panels.iter().any(|p| p.quant.is_some());
     let (blocks, row_neighbours) = match kernel.schedule.team {
-        Team::One | Team::SplitK => (1.0, 1.0),
+        Team::One | Team::Neighbours | Team::SplitK => (1.0, 1.0),
         Team::TwoPairs if !c.segments.iter().any(decodes) => (2.0, 2.0),
         Team::Pair | Team::TwoPairs => (2.0, 1.0),
     };

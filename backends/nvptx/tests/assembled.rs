@@ -197,7 +197,7 @@ fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
             let target = Target::by_name("sm_100f").expect("a target");
             for image in moec_nvptx::emit(&program, target).expect("kernels") {
                 let made = match team {
-                    Team::One => "",
+                    Team::One | Team::Neighbours => "",
                     Team::Pair => " pair",
                     Team::TwoPairs => " two pairs",
                     Team::SplitK => " split",

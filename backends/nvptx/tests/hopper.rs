@@ -187,6 +187,36 @@ fn parts_of_k_make_the_same_sums_in_one_cta_and_in_a_cluster() {
     }
 }
 
+/// Two CTAs that bring weights for each other give the bits of one: odd columns and depths, gathered and adjacent rows, experts
+/// with none to many, in any order of warps and copies.
+#[test]
+fn neighbours_give_the_bits_of_one() {
+    for (i, (dtype, n, k, e, t, tile_m)) in [
+        (DType::BF16, 256, 64, 0, 40, 16),
+        (DType::F16, 136, 72, 3, 70, 32),
+        (DType::BF16, 40, 200, 5, 20, 8),
+        (DType::BF16, 200, 136, 2, 300, 128),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (panels, gather) in [(1, false), (2, true)] {
+            let g = Gemm { n_experts: e, panels, biases: true, gather: gather && e > 0, ..dense(dtype, n, k) };
+            let s = Schedule { k_parts: panels as u32, ..schedule(tile_m, 128, 64, 3, 12) };
+            let program = fitted(&g, s);
+            let (inputs, params) = inputs(&g, &program, t, i as u64);
+            let want = run(&program, h200(), &inputs, &params, t, 0);
+            let pair = fitted(&g, Schedule { team: Team::Neighbours, ..s });
+            let made = images(&pair);
+            assert!(made[0].launch.cluster == 2 && made[0].ptx.contains(".multicast::cluster"));
+            for order in [Order::RoundRobin, Order::Random(i as u64), Order::Random(100 + i as u64)] {
+                let got = run_in_order(&pair, h200(), &inputs, &params, t, 1, order);
+                assert_eq!(got, want, "{g:?}, T = {t}, {order:?}");
+            }
+        }
+    }
+}
+
 const FORMATS: [(Code, ScaleCode, u64, u64, bool); 7] = [
     (Code::E4M3, ScaleCode::F32, 128, 128, false),
     (Code::E4M3, ScaleCode::F32, 1, 0, false),

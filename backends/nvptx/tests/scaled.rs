@@ -392,7 +392,12 @@ fn hopper_gives_the_same_bits_in_every_tile_and_order() {
         };
         let at = |tile_m, stages, team| Schedule { k_parts, team, ..schedule(tile_m, 128, 128, stages, 12) };
         let first = results(at(16, 4, Team::One), moec_ptx::exec::Schedule::RoundRobin);
-        for (seed, s) in [(1, at(8, 2, Team::One)), (2, at(128, 3, Team::One)), (3, at(16, 5, Team::SplitK))] {
+        for (seed, s) in [
+            (1, at(8, 2, Team::One)),
+            (2, at(128, 3, Team::One)),
+            (3, at(16, 5, Team::SplitK)),
+            (4, at(8, 4, Team::Neighbours)),
+        ] {
             let other = results(s, moec_ptx::exec::Schedule::Random(seed));
             assert!(first == other, "{case:?} in {s:?}");
         }

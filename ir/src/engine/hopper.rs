@@ -56,6 +56,8 @@ pub struct Geometry {
     pub k_parts: u32,
     /// Whether each part of k is made by a CTA of its own.
     pub split: bool,
+    /// CTAs of neighbouring rows that bring their weights for each other: 1 or 2.
+    pub neighbours: u32,
     /// Bytes of the largest magnitudes of rows by warp, where results become codes.
     pub maxima_bytes: u32,
 }
@@ -115,7 +117,7 @@ fn takes_codes(program: &Program, contract: &Contract) -> Result<(), String> {
 /// | `tile_n`, `tile_k`, `warps` | 128, 64 (128 of FP8 codes), 12 |
 /// | `stages` | as many as asked and as shared memory holds, at least 2 |
 /// | `k_parts` | as many as asked, and no more than the shortest segment has steps |
-/// | `team` | `SplitK` where there are parts of k, else one CTA |
+/// | `team` | `SplitK` where there are parts of k, `Neighbours`, else one CTA |
 /// | `dynamic` | no: there is no cluster launch control |
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
     let operands = operands(contract);
@@ -129,7 +131,11 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
         tile_k,
         stages: 2,
         warps: WARPS,
-        team: if asked.team == Team::SplitK && k_parts > 1 { Team::SplitK } else { Team::One },
+        team: match asked.team {
+            Team::SplitK if k_parts > 1 => Team::SplitK,
+            Team::Neighbours => Team::Neighbours,
+            Team::One | Team::Pair | Team::TwoPairs | Team::SplitK => Team::One,
+        },
         k_parts,
         dynamic: false,
     };
@@ -193,6 +199,7 @@ impl Geometry {
             scale_bytes: over(&scales),
             k_parts: schedule.k_parts,
             split: schedule.team == Team::SplitK && schedule.k_parts > 1,
+            neighbours: if schedule.team == Team::Neighbours { 2 } else { 1 },
             maxima_bytes: if has_codes { tile_m * PRODUCT_WARPS * 4 } else { 0 },
         }
     }

@@ -107,6 +107,7 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
         match c.word()? {
             "pair" => schedule.team = Team::Pair,
             "two_pairs" => schedule.team = Team::TwoPairs,
+            "neighbours" => schedule.team = Team::Neighbours,
             "split" => schedule.team = Team::SplitK,
             "k_parts" => schedule.k_parts = c.small()?,
             "dynamic" => schedule.dynamic = true,

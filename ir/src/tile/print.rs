@@ -57,6 +57,7 @@ impl Display for Kernel {
             Team::One => {}
             Team::Pair => write!(f, ", pair")?,
             Team::TwoPairs => write!(f, ", two_pairs")?,
+            Team::Neighbours => write!(f, ", neighbours")?,
             Team::SplitK => write!(f, ", split")?,
         }
         if s.k_parts != 1 {

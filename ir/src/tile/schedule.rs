@@ -42,6 +42,8 @@ pub enum Team {
     Pair,
     /// Two pairs of a cluster, of neighbouring rows, which have the same columns and bring their weights for both.
     TwoPairs,
+    /// Two of a cluster, of neighbouring rows and the same columns, each of which brings half of their weights for both.
+    Neighbours,
     /// A block of a cluster for each of `k_parts`.
     SplitK,
 }
@@ -56,7 +58,7 @@ impl Schedule {
     pub fn blocks(&self) -> u32 {
         match self.team {
             Team::One => 1,
-            Team::Pair => 2,
+            Team::Pair | Team::Neighbours => 2,
             Team::TwoPairs => 4,
             Team::SplitK => self.k_parts,
         }

@@ -48,11 +48,35 @@ impl<'c> Builder<'c> {
             3 => Intrinsic::TmaPairLoad3,
             n => return self.fail(&format!("no box has {n} coordinates here")),
         };
+        self.copy_to_cluster(intrinsic, (to, barrier), map, at, None);
+    }
+
+    /// As [`Builder::copy_box_in_cluster`], of three coordinates, to this place of the CTAs of the cluster that `ctas` has a bit
+    /// for; bytes count at the barrier at this place of each.
+    pub fn copy_box_for_all(
+        &'c self,
+        (to, barrier): (Shared<'c>, Shared<'c>),
+        map: MapId,
+        at: &[I32<'c>; 3],
+        ctas: u32,
+    ) {
+        self.copy_to_cluster(Intrinsic::TmaPairLoad3, (to, barrier), map, at, Some(ctas));
+    }
+
+    fn copy_to_cluster(
+        &'c self,
+        intrinsic: Intrinsic,
+        (to, barrier): (Shared<'c>, Shared<'c>),
+        map: MapId,
+        at: &[I32<'c>],
+        ctas: Option<u32>,
+    ) {
         let no = BasicMetadataValueEnum::from(self.bool(false).v);
         let mut args = vec![self.in_space(to.v, CLUSTER).into(), barrier.v.into(), self.map(map)];
         args.extend(at.iter().map(|x| BasicMetadataValueEnum::from(x.v)));
-        let mask = self.block_mask(self.i32(0)).into();
-        args.extend([mask, self.i64(0).v.into(), no, no, self.i32(0).v.into()]);
+        let mask = self.block_mask(self.i32(ctas.unwrap_or(0))).into();
+        let multicast = self.bool(ctas.is_some()).v.into();
+        args.extend([mask, self.i64(0).v.into(), multicast, no, self.i32(0).v.into()]);
         self.call(intrinsic, &args);
     }
 

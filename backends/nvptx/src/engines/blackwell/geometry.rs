@@ -91,7 +91,7 @@ impl Geometry {
         let most = MOST_ROWS.min(TENSOR_COLUMNS / Self::SETS / panels);
         let has_codes = contract.segments.iter().flat_map(|s| &s.panels).any(|p| p.quant.is_some());
         let ctas = match schedule.team {
-            Team::One | Team::SplitK => CtaGroup::One,
+            Team::One | Team::Neighbours | Team::SplitK => CtaGroup::One,
             // What is decoded in a block is not shared.
             Team::TwoPairs if !has_codes => CtaGroup::TwoPairs,
             Team::Pair | Team::TwoPairs => CtaGroup::Pair,

@@ -10,13 +10,16 @@
 //! The two warpgroups run at their own pace within the ring: while one stores a tile, the other multiplies, and copies of the
 //! next tile arrive.
 //!
+//! Where an expert has many rows, two CTAs of a cluster make neighbouring halves of a tile: each brings half of the weights of
+//! a stage for both, into stages that both have emptied.
+//!
 //! Where a result is the sum of several parts along k, one CTA makes them one after another, or the CTAs of a cluster make
 //! one each and the first adds what the others send it (`parts::k_parts`).
 
 use crate::builder::{BARRIER_BYTES, Bool, I32, Shared, WgmmaType};
 use crate::kernels::{Design, Kernel, Registers};
 use crate::parts::k_parts::{KParts, Parts};
-use crate::parts::{Barriers, Board, Order, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles};
+use crate::parts::{Barriers, Board, Order, Reader, Ring, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles};
 use moec_ir::DType;
 use moec_ir::engine::hopper::{self, CONTROL_BYTES, Geometry, MOST_STAGES, Operands, PRODUCT_WARPS, TILE_N, WARPS};
 use moec_ir::target::Features;
@@ -70,12 +73,12 @@ pub fn contract<'p>(
         (Operands::Halves, Some(DType::F16)) => WgmmaType::F16,
         (Operands::Halves, other) => return Err(format!("its rows are {other:?}")),
     };
-    let sizes = (TILE_N, g.box_rows());
+    let sizes = (TILE_N / g.neighbours, g.box_rows());
     let (tensor_maps, segment_maps) = match g.operands {
         Operands::Halves => maps(program, contract, operands, sizes.0, sizes.1)?,
         Operands::Fp8 => coded_maps(program, contract, operands, sizes, |_| false)?,
     };
-    let tiles = extent(program, contract, g.tile_m, TILE_N);
+    let tiles = extent(program, contract, g.tile_m * g.neighbours, TILE_N);
     let order = Order { team: schedule.blocks(), dynamic: false };
     let launch = order.launch(tiles, WARPS * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, (&g, ty, order, features), &segment_maps);
@@ -94,11 +97,12 @@ fn build(
     let (full, empty) = (barriers(STAGE_BARRIERS), barriers(STAGE_BARRIERS + g.stages * BARRIER_BYTES));
     let board = Board::new(c, c.shared(), order);
     let parts = KParts { n: g.k_parts, split: g.split };
-    let sync = || if g.split { c.cluster_barrier() } else { c.barrier() };
+    let in_cluster = g.split || g.neighbours > 1;
+    let sync = || if in_cluster { c.cluster_barrier() } else { c.barrier() };
     let (warp, elected) = (c.warp(), c.elect());
     c.when(warp.eq(WEIGHTS).and(elected), || {
         full.init(c, 1 + ROW_WARPS);
-        empty.init(c, PRODUCT_WARPS);
+        empty.init(c, PRODUCT_WARPS * g.neighbours);
         Parts::init(c, parts, PART_BARRIERS, PRODUCT_WARPS);
         board.init(READERS);
         c.publish_barriers();
@@ -114,7 +118,9 @@ fn build(
     let bring = || {
         c.give_registers(FEW_REGISTERS);
         c.when(warp.eq(WEIGHTS), || cta.copy_boxes());
-        c.when(warp.eq(TILES), || publish_tiles(k, program, contract, &cta.board, elected, (g.tile_m, TILE_N)));
+        c.when(warp.eq(TILES), || {
+            publish_tiles(k, program, contract, &cta.board, elected, (g.tile_m * g.neighbours, TILE_N))
+        });
         c.when(warp.ge(ROWS), || cta.copy_rows());
     };
     let multiply = || {
@@ -122,7 +128,7 @@ fn build(
         cta.multiply(PART_BARRIERS);
     };
     c.either(warp.lt(PRODUCTS), bring, multiply);
-    if g.split {
+    if in_cluster {
         // What is sent to a CTA arrives before it goes.
         c.warp_barrier();
         sync();
@@ -147,6 +153,43 @@ pub struct Cta<'k, 'c, 'p> {
 }
 
 impl<'c> Cta<'_, 'c, '_> {
+    /// Does `body` for this CTA's part of every tile: all of it, or of two neighbours half of the rows, which may be none.
+    pub fn each_tile(&self, reader: &Reader<'c>, body: impl FnOnce(&Tile<'c>)) {
+        let c = self.k.builder;
+        self.board.each_tile(reader, |tile| {
+            if self.g.neighbours == 1 {
+                return body(tile);
+            }
+            // Even rows to both; of the second as many as are left.
+            let half = (tile.rows + 1) >> 1;
+            let (row, rows) = (c.cluster_rank() * half, c.select(c.cluster_rank().eq(0), half, tile.rows - half));
+            // A row that exists, even where none is this CTA's.
+            let row = tile.row + c.select(rows.eq(0), c.i32(0), row);
+            body(&Tile { row, rows, ..*tile });
+        });
+    }
+
+    /// Waits until a stage is empty, here and where its weights are brought for a neighbour.
+    pub fn wait_for_empty(&self, ring: Ring<'c>) {
+        let c = self.k.builder;
+        let empty = self.empty.at(ring.slot());
+        if self.g.neighbours == 1 {
+            c.wait_for(empty, ring.parity_before());
+        } else {
+            c.wait_for_peers(empty, ring.parity_before());
+        }
+    }
+
+    /// Tells everyone who fills this stage that this warp has read it.
+    pub fn release(&self, slot: I32<'c>) {
+        let c = self.k.builder;
+        let empty = self.empty.at(slot);
+        c.when(self.elected, || match self.g.neighbours {
+            1 => c.arrive(empty),
+            n => (0..n).for_each(|rank| c.arrive_at_peer(empty, rank)),
+        });
+    }
+
     /// Builds `body` for each segment and runs it for the tile's.
     pub fn each_segment<'s>(&'s self, tile: &Tile<'c>, mut body: impl FnMut(usize, &'s Segment)) {
         let c = self.k.builder;

@@ -50,7 +50,7 @@ impl<'c> Cta<'_, 'c, '_> {
         let c = self.k.builder;
         c.when(self.elected, || {
             let ring = Ring::new(c, self.g.stages);
-            self.board.each_tile(&Reader::Thread, |tile| {
+            self.each_tile(&Reader::Thread, |tile| {
                 self.each_segment(tile, |i, segment| {
                     let (first, end) = self.steps(segment);
                     let weights = self.panel(segment, segment.panels.len());
@@ -58,12 +58,19 @@ impl<'c> Cta<'_, 'c, '_> {
                     let rows = if segment.a_rows == RowMap::Same { self.rows_read(tile) } else { c.i32(0) };
                     c.range(first, end, 1, |step| {
                         let (full, stage) = (self.full.at(ring.slot()), self.stage(ring.slot()));
-                        c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
+                        self.wait_for_empty(ring);
                         c.arrive_expecting(full, rows * ROW_BYTES + weights);
                         for (p, (&map, panel)) in self.maps[i].weights.iter().zip(&segment.panels).enumerate() {
                             let wide = self.map_step(panel.quant.as_ref());
                             let to = stage.at(self.panel(segment, p));
-                            c.copy_box_in_cluster(to, full, map, &[step * wide, tile.col, tile.expert]);
+                            let at = [step * wide, tile.col, tile.expert];
+                            if self.g.neighbours == 1 {
+                                c.copy_box_in_cluster(to, full, map, &at);
+                                continue;
+                            }
+                            let half = c.cluster_rank() * (TILE_N / 2);
+                            let to = to.plus(half * self.weight_row_bytes(panel.quant.as_ref()));
+                            c.copy_box_for_all((to, full), map, &[at[0], at[1] + half, at[2]], 0b11);
                         }
                         if segment.a_rows == RowMap::Same {
                             let activations = stage.at(self.g.activations());
@@ -85,7 +92,7 @@ impl<'c> Cta<'_, 'c, '_> {
         let c = self.k.builder;
         let ring = || Ring::new(c, self.g.stages);
         let progress = Progress { ring: ring(), behind: ring(), pending: c.var(c.i32(0)) };
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
                 let rows = self.rows_read(tile);
                 if let RowMap::Gather(map) = segment.a_rows {
@@ -95,7 +102,7 @@ impl<'c> Cta<'_, 'c, '_> {
                 let (first, end) = self.steps(segment);
                 c.range(first, end, 1, |step| {
                     let slot = progress.ring.slot();
-                    c.wait_for(self.empty.at(slot), progress.ring.parity_before());
+                    self.wait_for_empty(progress.ring);
                     let stage = self.stage(slot);
                     if let RowMap::Gather(_) = segment.a_rows {
                         self.start_rows(segment, rows, stage.at(self.g.activations()), step);

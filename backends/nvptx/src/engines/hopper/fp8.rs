@@ -72,7 +72,7 @@ impl<'c> Cta<'_, 'c, '_> {
             }
             // All lanes have read the scales.
             c.warp_barrier();
-            c.when(self.elected, || c.arrive(self.empty.at(slot)));
+            self.release(slot);
             ring.advance();
         });
     }

@@ -35,7 +35,7 @@ impl<'c> Cta<'_, 'c, '_> {
         let place = Place { group: warp >> 2, column: (warp << 4) + (lane >> 2), row: (lane & 3) << 1 };
         let ring = Ring::new(c, g.stages);
         let parts = Parts::new(c, self.parts, place.column, (g.panels, g.tile_m), (barriers, g.first_sums()));
-        self.board.each_tile(&Reader::Warp(self.elected), |tile| {
+        self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
                 let zero = || (0..g.tile_m / 2).map(|_| c.var(c.f32(0.0))).collect();
                 let sums: Sums = segment.panels.iter().map(|_| zero()).collect();
@@ -61,14 +61,16 @@ impl<'c> Cta<'_, 'c, '_> {
         sums: &Sums<'c>,
     ) {
         let c = self.k.builder;
-        let mut less = 0;
+        let mut less = None;
         for n in self.g.row_steps() {
-            let holds = tile.rows.gt(less).and(tile.rows.gt(n).not());
+            // A neighbour without rows multiplies zeros in step.
+            let fits = tile.rows.gt(n).not();
+            let holds = less.map_or(fits, |less: u32| tile.rows.gt(less).and(fits));
             c.when(holds, || match self.g.operands {
                 Operands::Halves => self.products_of(segment, tile, (part, n), place, ring, sums),
                 Operands::Fp8 => self.fp8_products_of(segment, (part, n), place, ring, sums),
             });
-            less = n;
+            less = Some(n);
         }
     }
 
@@ -111,13 +113,13 @@ impl<'c> Cta<'_, 'c, '_> {
             c.commit_products();
             // The products of the step before are done: its stage is free.
             c.wait_products(1);
-            c.when(step.ne(first).and(self.elected), || c.arrive(self.empty.at(before.get())));
+            c.when(step.ne(first), || self.release(before.get()));
             before.set(slot);
             ring.advance();
         });
         let all: Vec<Var<F32>> = sums.iter().flat_map(|panel| &panel[..n as usize / 2]).copied().collect();
         c.finish_products(&all);
-        c.when(self.elected, || c.arrive(self.empty.at(before.get())));
+        self.release(before.get());
     }
 
     /// Stores the sums, or does with those of a part what has to be done.

@@ -94,7 +94,7 @@ impl ScaledGeometry {
             (Way::Steps, _) => 64,
         };
         let ctas = match schedule.team {
-            Team::One | Team::SplitK => CtaGroup::One,
+            Team::One | Team::Neighbours | Team::SplitK => CtaGroup::One,
             Team::Pair => CtaGroup::Pair,
             Team::TwoPairs => CtaGroup::TwoPairs,
         };
