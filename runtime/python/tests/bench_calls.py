@@ -5,6 +5,8 @@ own part. It runs on one core, so that no time goes into waking threads. Rounds 
 them alike; the median of the rounds' means is shown, and the least.
 """
 
+import ctypes
+import datetime
 import os
 import statistics
 import sys
@@ -13,17 +15,18 @@ import time
 # Before anything starts threads.
 os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
-import numpy
-import torch
-
 import moec
 import moec.torch
-import moec.transformers
+import numpy
+import torch
+from moec._library import LIBRARY
+from moec._tensors import PYTHON_NAMES
 
-ROUNDS, CALLS = 41, 1000
+# Rounds shorter than a time slice, so that most are not interrupted.
+ROUNDS, CALLS = 301, 100
 
 
-def rows(path: str) -> dict:
+def rows(path: str) -> "Calls":
     bundle = moec.compile(path)
     layer = moec.load(bundle, path, max_tokens=64)
     number = moec.torch.add(layer)
@@ -35,19 +38,47 @@ def rows(path: str) -> dict:
     ids, weights = torch.empty(0, top_k, dtype=torch.int64), torch.empty(0, top_k)
     x_numpy = x.numpy()
     out = torch.empty_like(x)
-    calls = {
-        "torch.add(x, x, out=out)": lambda: torch.add(x, x, out=out),
-        "torch.add(x, x)": lambda: torch.add(x, x),
-        "torch.ops.aten.add.Tensor(x, x)": lambda: torch.ops.aten.add.Tensor(x, x),
-        "layer(x), PyTorch": lambda: layer(x),
-        "torch.ops.moec.layer([x], number)": lambda: torch.ops.moec.layer([x], number),
-        "moec.torch.experts(x, ids, w, [up, down], form)": lambda: moec.torch.experts(x, ids, weights, params, form),
-        "torch.ops.moec.experts(x, ids, w, [up, down], form)": lambda: torch.ops.moec.experts(x, ids, weights, params, form),
-        "layer(x), numpy": lambda: layer(x_numpy),
-    }
+    calls = Calls(
+        {
+            "torch.add(x, x, out=out)": lambda: torch.add(x, x, out=out),
+            "torch.add(x, x)": lambda: torch.add(x, x),
+            "torch.ops.aten.add.Tensor(x, x)": lambda: torch.ops.aten.add.Tensor(x, x),
+            "layer(x), PyTorch": lambda: layer(x),
+            "torch.ops.moec.layer([x], number)": lambda: torch.ops.moec.layer([x], number),
+            "moec.torch.experts(x, ids, w, [up, down], form)": lambda: moec.torch.experts(x, ids, weights, params, form),
+            "torch.ops.moec.experts(x, ids, w, [up, down], form)": lambda: torch.ops.moec.experts(x, ids, weights, params, form),
+            "layer(x), numpy": lambda: layer(x_numpy),
+        }
+    )
+    # The least of what a host can do: all structures are there, and only the library is called.
+    layer.run_python(x_numpy)
+    plan = next(iter(layer._own.plans.values()))
+    launch = ctypes.byref(plan.launch)
+    calls["moec_layer_launch, through ctypes"] = lambda: LIBRARY.moec_layer_launch(layer._handle, launch)
+    kept = [calls["moec_layer_launch, through ctypes"], plan, through_tvm(layer, x, calls)]
     for call in calls.values():
         call()
+    calls.kept = kept
     return calls
+
+
+class Calls(dict):
+    """Calls by name, with what has to live as long as they do."""
+
+    kept: list
+
+
+def through_tvm(layer, x, calls: dict):
+    """The same through Apache TVM's FFI, where that is installed."""
+    try:
+        import tvm_ffi
+    except ImportError:
+        return None
+    module = tvm_ffi.load_module(LIBRARY._name)
+    outputs = [torch.empty(shape, dtype=getattr(torch, PYTHON_NAMES[dtype])) for _, shape, dtype in layer.outputs(0)]
+    workspace = torch.empty(layer.workspace_bytes(0), dtype=torch.uint8)
+    calls["moec_launch, through tvm_ffi"] = lambda: module.moec_launch(layer.number, x, *outputs, workspace)
+    return module
 
 
 def measure(calls: dict) -> dict:
@@ -64,7 +95,9 @@ def measure(calls: dict) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     calls = rows(sys.argv[1])
-    print(f"moec {moec.__version__}, torch {torch.__version__}, numpy {numpy.__version__}, Python {sys.version.split()[0]}")
+    print(
+        f"{datetime.date.today()}, moec {moec.__version__}, torch {torch.__version__}, numpy {numpy.__version__}, Python {sys.version.split()[0]}"
+    )
     print(f"µs a call, median of {ROUNDS} rounds of {CALLS} calls (least)\n")
     modes = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
     found = {}

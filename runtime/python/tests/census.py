@@ -13,11 +13,10 @@ sys.path.insert(0, sys.argv[1])
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import golden
-import torch
-import transformers
-
 import moec
 import moec.transformers
+import torch
+import transformers
 from moec import _experts
 
 LIMIT = 1e-5

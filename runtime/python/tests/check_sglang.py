@@ -3,6 +3,7 @@
 The argument is a folder with SGLang's wheel unpacked; see `stubs.py` for what is not there.
 """
 
+import datetime
 import sys
 import warnings
 
@@ -15,6 +16,8 @@ sys.path.insert(0, sys.argv[1])
 warnings.filterwarnings("ignore")
 stubs.install("sglang", "torch_npu", "pynvml", "amdsmi", "habana_frameworks", "mlx", "torch_musa", "flashinfer", "deep_gemm", "aiter")
 
+import moec  # noqa: E402
+import moec.sglang  # noqa: E402
 from sglang.srt.arg_groups.choices import MOE_RUNNER_BACKEND_CHOICES  # noqa: E402
 from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig  # noqa: E402
 from sglang.srt.layers.moe.token_dispatcher.standard import StandardDispatchOutput  # noqa: E402
@@ -22,9 +25,6 @@ from sglang.srt.layers.moe.topk import StandardTopKOutput  # noqa: E402
 from sglang.srt.layers.moe.utils import get_flags, resolve_moe_runner_backend  # noqa: E402
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
 from sglang.srt.plugins.hook_registry import HookRegistry  # noqa: E402
-
-import moec  # noqa: E402
-import moec.sglang  # noqa: E402
 
 E, H, I, K, T = 8, 64, 48, 2, 7
 
@@ -124,7 +124,7 @@ def main() -> None:
 if __name__ == "__main__":
     from importlib.metadata import version
 
-    print(f"moec {moec.__version__}, sglang {version('sglang')}, torch {torch.__version__}, no GPU")
+    print(f"{datetime.date.today()}, moec {moec.__version__}, sglang {version('sglang')}, torch {torch.__version__}, no GPU")
     main()
     print(f"stubbed: {', '.join(sorted(stubs.STUBBED))}")
     print("all good")

@@ -4,19 +4,19 @@ Every family makes a tiny model with random weights; its logits with moec's expe
 """
 
 import copy
+import datetime
 import pathlib
 import sys
 import tempfile
 import threading
 import warnings
 
-import torch
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM
-
 import moec
 import moec.torch
 import moec.transformers
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from newcomer import FAMILIES, SMALL
 
@@ -272,7 +272,7 @@ def exported() -> None:
 if __name__ == "__main__":
     warnings.filterwarnings("error", message="moec does not know")
     moec.transformers.register()
-    print(f"moec {moec.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
+    print(f"{datetime.date.today()}, moec {moec.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
     operator()
     families()
     generate()

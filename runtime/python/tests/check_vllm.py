@@ -3,6 +3,7 @@
 The argument is a folder with vLLM's wheel unpacked; see `stubs.py` for what is not there.
 """
 
+import datetime
 import sys
 
 import torch
@@ -19,16 +20,24 @@ from vllm.platforms.cpu import CpuPlatform  # noqa: E402
 
 vllm.platforms._current_platform = CpuPlatform()
 
+import moec  # noqa: E402
+import moec.vllm  # noqa: E402
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk  # noqa: E402
 import vllm.v1.worker.workspace as workspace  # noqa: E402
 from vllm.config import VllmConfig, set_current_vllm_config  # noqa: E402
 from vllm.config.device import DeviceConfig  # noqa: E402
-from vllm.model_executor.layers.fused_moe.activation import ApplyMoEActivationConfig, MoEActivation  # noqa: E402
-from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig, RoutingMethodType  # noqa: E402
-from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod  # noqa: E402
-
-import moec  # noqa: E402
-import moec.vllm  # noqa: E402
+from vllm.model_executor.layers.fused_moe.activation import (  # noqa: E402
+    ApplyMoEActivationConfig,
+    MoEActivation,
+)
+from vllm.model_executor.layers.fused_moe.config import (  # noqa: E402
+    FusedMoEConfig,
+    FusedMoEParallelConfig,
+    RoutingMethodType,
+)
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
+    UnquantizedFusedMoEMethod,  # noqa: E402
+)
 
 E, H, I, K, T = 8, 64, 48, 2, 7
 
@@ -130,7 +139,7 @@ def main() -> None:
 if __name__ == "__main__":
     from importlib.metadata import version
 
-    print(f"moec {moec.__version__}, vllm {version('vllm')}, torch {torch.__version__}, no GPU")
+    print(f"{datetime.date.today()}, moec {moec.__version__}, vllm {version('vllm')}, torch {torch.__version__}, no GPU")
     with set_current_vllm_config(VllmConfig(device_config=DeviceConfig(device="cpu"))):
         main()
     print(f"stubbed: {', '.join(sorted(stubs.STUBBED))}")

@@ -4,14 +4,14 @@ For each of twelve families: a tiny random checkpoint on disk, loaded by ten lin
 with the model's own; the same text, and the same logits.
 """
 
+import datetime
 import pathlib
 import sys
 import tempfile
 
+import moec
 import torch
 import transformers
-
-import moec
 
 SMALL = dict(
     vocab_size=128, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
@@ -71,7 +71,7 @@ def main() -> bool:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     python = sys.version.split()[0]
-    print(f"moec {moec.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python {python}")
+    print(f"{datetime.date.today()}, moec {moec.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, Python {python}")
     print("error: norm of the logits' difference to the model's own experts, by the norm of those\n")
     print(f"{'family':14} {'float32':>8}  text   {'bfloat16':>8}  text")
     good = True
