@@ -1,8 +1,8 @@
 """What goes wrong, as moec tells it."""
 
 
-class MoecError(Exception):
-    """An error of moec.
+class MoecError(RuntimeError):
+    """An error of moec. From operators of PyTorch it may come as a plain ``RuntimeError`` with the same text.
 
     ``code`` is a stable name such as ``tensor-shape-mismatch`` (``moec explain CODE`` prints a page on it), ``message`` one
     sentence with found and expected, ``help`` why and what to do; it may be empty.

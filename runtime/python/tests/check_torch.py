@@ -6,19 +6,26 @@ Every family makes a tiny model with random weights; its logits with moec's expe
 import copy
 import datetime
 import pathlib
+import subprocess
 import sys
 import tempfile
 import threading
 import warnings
 
 import moec
-import moec.torch
-import moec.transformers
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from newcomer import FAMILIES, SMALL
+
+#: As with a PyTorch that has no stable C ABI: all calls go through Python.
+PLAIN = "--plain" in sys.argv
+if PLAIN:
+    moec._library.LIBRARY.moec_torch_register = lambda: 0
+
+import moec.torch  # noqa: E402
+import moec.transformers  # noqa: E402
 
 sys.path.insert(0, str(pathlib.Path(sys.argv[1]).parent))
 import golden  # noqa: E402
@@ -269,18 +276,20 @@ def exported() -> None:
     print("torch.export: one node, moec.experts; the program runs after it was saved and loaded")
 
 
-if __name__ == "__main__":
+def main() -> None:
     warnings.filterwarnings("error", message="moec does not know")
     moec.transformers.register()
-    print(f"{datetime.date.today()}, moec {moec.__version__}, torch {torch.__version__}, transformers {transformers.__version__}")
-    operator()
-    families()
-    generate()
-    patched()
-    from_checkpoint()
-    refusals()
-    weights()
-    exported()
-    compiled()
-    changes()
-    print("all good")
+    way = "through Python" if PLAIN else "through PyTorch's C ABI"
+    versions = f"moec {moec.__version__}, torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{datetime.date.today()}, {versions}, calls {way}")
+    assert moec.torch.IS_NATIVE is not PLAIN
+    checks = [operator, weights, exported, compiled, changes]
+    for check in checks if PLAIN else [*checks, families, generate, patched, from_checkpoint, refusals]:
+        check()
+
+
+if __name__ == "__main__":
+    main()
+    if not PLAIN:
+        subprocess.run([sys.executable, __file__, sys.argv[1], "--plain"], check=True)
+        print("all good")
