@@ -308,3 +308,92 @@ proptest! {
         }
     }
 }
+
+/// A number that is no handle, one that was, or a living one of the other kind.
+fn any_handle() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(0), 1usize..4000, any::<usize>()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any number as a handle, in every function that takes one: an error with a page, or what the living handle gives.
+    #[test]
+    fn any_number_is_a_handle_or_refused(handle in any_handle(), n in any::<u64>(), hold in any::<i32>()) {
+        let layer = handle as *mut moec_layer;
+        let (mut count, mut bytes, mut json) = (0, 0, null());
+        let mut param = moec_param { struct_size: size_of::<moec_param>(), ..empty_param() };
+        let shape = [8, HIDDEN];
+        let mut data = vec![0.5f32; 8 * HIDDEN as usize];
+        let t = tensor(&mut data, &shape, 2);
+        let name = c"router.weight".as_ptr();
+        let codes = moec_codes { struct_size: size_of::<moec_codes>(), codes: &t, scales: &t, globals: &t };
+        // SAFETY: places and tensors that live as long as the calls; handles are looked up, not followed. Nothing is freed or
+        // borrowed that other tests use: a copy is made, or the call is refused.
+        let all = unsafe {
+            [
+                moec_layer_param_count(layer, &mut count),
+                moec_layer_param(layer, n as usize, &mut param),
+                moec_layer_workspace_bytes(layer, n, &mut bytes),
+                moec_bundle_describe(handle as *const moec_bundle, &mut json),
+                moec_layer_set_codes(layer, name, &codes, hold),
+                moec_layer_set_param(layer, c"no such parameter".as_ptr(), &t, hold),
+            ]
+        };
+        // The thread keeps the last error only; each that failed had one.
+        if all.iter().any(|s| *s != moec_status::MOEC_OK) {
+            prop_assert!(moec_ir::diag::code_page(&last().0).is_some(), "{:?}", last());
+        }
+        prop_assert!(all[5] != moec_status::MOEC_OK);
+    }
+
+    /// Any content of a tensor that is given for a parameter, copied: refused, or the parameter is set.
+    #[test]
+    fn parameters_of_any_content_are_refused_or_set(
+        ndim in prop_oneof![Just(2), any::<i32>(), 0..9],
+        dtype in prop_oneof![Just((2u8, 32u8, 1u16)), Just((4, 16, 1)), Just((10, 8, 1)), any::<(u8, u8, u16)>()],
+        device in prop_oneof![Just((1, 0)), any::<(i32, i32)>()],
+        lengths in proptest::array::uniform8(prop_oneof![Just(8i64), Just(64), any::<i64>()]),
+        strides in proptest::option::of(proptest::array::uniform8(prop_oneof![Just(1i64), Just(64), Just(0), any::<i64>()])),
+        far in any::<bool>(),
+        hold in prop_oneof![Just(0), Just(2), any::<i32>()],
+        as_codes in any::<bool>(),
+    ) {
+        static ARCHIVE: OnceLock<Vec<u8>> = OnceLock::new();
+        let layer = create(ARCHIVE.get_or_init(archive), 1);
+        // As large as any tensor of these lengths that would be read: strides beyond 64 are refused for their extent below.
+        let data = vec![0.5f32; 64 * 64 * 2];
+        let given = moec_tensor {
+            data: data.as_ptr().cast_mut().cast(),
+            device: moec_device { device_type: device.0, device_id: device.1 },
+            ndim,
+            dtype: moec_dtype { code: dtype.0, bits: dtype.1, lanes: dtype.2 },
+            shape: lengths.as_ptr(),
+            strides: strides.as_ref().map_or(null(), |s| s.as_ptr()),
+            byte_offset: if far { u64::MAX - 3 } else { 0 },
+        };
+        // C cannot tell that memory ends: what would be read beyond it is not given.
+        let extent = (0..usize::try_from(ndim).unwrap_or(0).min(8)).try_fold(1i64, |sum, i| {
+            let dense: Option<i64> = lengths[i + 1..usize::try_from(ndim).ok()?.min(8)].iter().try_fold(1i64, |a, &b| a.checked_mul(b));
+            let stride = strides.as_ref().map_or(dense, |s| Some(s[i]));
+            sum.checked_add(lengths[i].checked_sub(1)?.checked_mul(stride?)?)
+        });
+        prop_assume!(far || extent.is_none_or(|n| n < 0 || n <= 64 * 64));
+        let codes = moec_codes { struct_size: size_of::<moec_codes>(), codes: &given, scales: &given, globals: null() };
+        // SAFETY: memory of that extent, which outlives the layer.
+        let status = unsafe {
+            match as_codes {
+                true => moec_layer_set_codes(layer, c"router.weight".as_ptr(), &codes, hold),
+                false => moec_layer_set_param(layer, c"router.weight".as_ptr(), &given, hold),
+            }
+        };
+        let mut param = moec_param { struct_size: size_of::<moec_param>(), ..empty_param() };
+        // SAFETY: a place.
+        must(unsafe { moec_layer_param(layer, 0, &mut param) });
+        prop_assert_eq!(param.is_set == 1, status == moec_status::MOEC_OK);
+        if status != moec_status::MOEC_OK {
+            prop_assert!(moec_ir::diag::code_page(&last().0).is_some(), "{:?}", last());
+        }
+        must(moec_layer_free(layer));
+    }
+}
