@@ -23,9 +23,8 @@ fn root() -> std::path::PathBuf {
 
 /// Runs the test called `name` again, in a process that finds the emulated driver.
 fn with_driver(name: &str, gpu: &str) {
-    let built =
-        Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "moec-emulated-driver"]).current_dir(root());
-    let built = { built }.status().unwrap();
+    let mut build = Command::new(env!("CARGO"));
+    let built = build.args(["build", "--quiet", "-p", "moec-emulated-driver"]).current_dir(root()).status().unwrap();
     assert!(built.success());
     let dir = tempfile::tempdir().unwrap();
     let me = std::env::current_exe().unwrap();
