@@ -1,4 +1,5 @@
 //! Quantised parameters that are given one by one.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Weights in a GPU's own memory, through the C interface: kernels run in the emulator.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

@@ -1,5 +1,6 @@
 //! Weights that stay where their host has them.
 #![cfg(target_os = "linux")]
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 

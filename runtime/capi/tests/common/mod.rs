@@ -1,6 +1,7 @@
 //! The C interface as a host in Rust would call it.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
 pub mod host;
 
 use moec::{CompileRequest, Model, Target};
