@@ -82,8 +82,8 @@ OPTIONAL = set(VARY) | {"n_group", "topk_group", "mlp_only_layers", "decoder_spa
 SKIP = {"router_jitter_noise": lambda f: f != "phimoe",
         "zero_expert_num": lambda f: f != "longcat_flash",
         "norm_topk_prob": lambda f: f == "deepseek_v2",  # transformers ignores it, the published code does not
-        "scoring_func": lambda f: f not in ("deepseek_v4", "inkling2_text"),
-        "hidden_act": lambda f: f in ("gpt_oss", "minimax_m3_vl_text", "inkling2_text", "deepseek_v4", "glm5_next", "hy_v4", "qwen4_exp_text")}
+        "scoring_func": lambda f: f not in ("deepseek_v4", "inkling2_text", "inkling2_loop_text"),
+        "hidden_act": lambda f: f in ("gpt_oss", "minimax_m3_vl_text", "inkling2_text", "deepseek_v4", "glm5_next", "hy_v4", "hy_v4_vl", "inkling2_loop_text", "qwen4_exp_text")}
 
 
 def text_class(family):
@@ -97,7 +97,7 @@ def text_class(family):
 def sizes(rng, family):
     experts = rng.randint(4, 20) if rng.random() < 0.8 else rng.choice([1, 2, 3, 32, 50, 65])
     s = golden.Sizes(H=rng.choice([24, 40, 48, 64, 72]), I=rng.randint(1, 40), E=experts, S=rng.randint(1, 50),
-                     layers=2 if family in ("nemotron_h", "deepseek_v4", "zaya") else rng.choice([1, 1, 3]))
+                     layers=2 if family in ("nemotron_h", "deepseek_v4", "switch_transformers", "zaya") else rng.choice([1, 1, 3]))
     if "vl" in family or family in ("glm4v_moe", "qwen3_omni_moe_thinker"):
         s.H = rng.choice([48, 72])
     if family == "ernie4_5_vl_moe":

@@ -3,20 +3,24 @@
 use crate::spec::{After, MoeSpec, Norm, NormForm, Precision, Router, Shared};
 use moec_ir::diag::Diagnostic;
 use moec_ir::expr::{Binary, Expr, ExprBuilder, Real, Unary};
-use moec_ir::graph::{Graph, GraphBuilder, Op, Score, ValueId};
+use moec_ir::graph::{Graph, GraphBuilder, Op, RenormRule, Score, ValueId};
 use moec_ir::weights::WeightSource;
 use moec_ir::{DType, Dim, TensorType};
 
 /// The graph of `spec`, called `name`, for a layer of element type `dtype`.
 ///
-/// Input `input` `[T, H]`; outputs `output` `[T, H]` in `dtype`, `topk_ids` i32 `[T, K]`, `topk_weights` f32 `[T, K]`: the
+/// With `ids_in`, the chosen experts are an input `topk_ids` `[T, K]` of that integer type instead of an output; the weights
+/// are the router's scores of these experts, normalised and scaled as ever.
+///
+/// Input `input` `[T, H]` (and `router_logits` `[T, E]` where the router's product is not part of the layer); outputs `output` `[T, H]` in `dtype`, `topk_ids` i32 `[T, K]`, `topk_weights` f32 `[T, K]`: the
 /// weights that the experts are given, without a factor on their sum. The sum of experts stays f32 until the last step
 /// of the layer has been applied.
 ///
 /// # Errors
-/// Those of [`moec_ir::graph::infer_type`], for a specification that contradicts itself.
-pub fn assemble(name: &str, spec: &MoeSpec, dtype: DType) -> Result<Graph, Diagnostic> {
-    let mut a = Assembler { b: GraphBuilder::new(name), spec, dtype };
+/// Those of [`moec_ir::graph::infer_type`], for a specification that contradicts itself; `unsupported-layer` for ids that
+/// come into a layer whose router does not choose by one top-k.
+pub fn assemble(name: &str, spec: &MoeSpec, dtype: DType, ids_in: Option<DType>) -> Result<Graph, Diagnostic> {
+    let mut a = Assembler { b: GraphBuilder::new(name), spec, dtype, ids_in };
     let x = a.b.input("input", TensorType::new(dtype, [Dim::TOKENS, Dim::Fixed(spec.hidden)]));
     let routing = a.route(x)?;
     let (ids, weights) = (routing.dispatched, routing.weights);
@@ -27,7 +31,9 @@ pub fn assemble(name: &str, spec: &MoeSpec, dtype: DType) -> Result<Graph, Diagn
     let routed = a.experts(routed_input, ids, weights)?;
     let output = a.finish_sum(x, routed, &routing)?;
     a.b.output("output", output);
-    a.b.output("topk_ids", routing.ids);
+    if ids_in.is_none() {
+        a.b.output("topk_ids", routing.ids);
+    }
     a.b.output("topk_weights", weights);
     if let Some(state) = routing.state {
         a.b.output("next_router_states", state);
@@ -67,7 +73,7 @@ pub(crate) fn assemble_experts(
     ids: DType,
     weights: DType,
 ) -> Result<Graph, Diagnostic> {
-    let mut a = Assembler { b: GraphBuilder::new(name), spec, dtype };
+    let mut a = Assembler { b: GraphBuilder::new(name), spec, dtype, ids_in: None };
     let x = a.b.input("input", TensorType::new(dtype, [Dim::TOKENS, Dim::Fixed(spec.hidden)]));
     let slots = [Dim::TOKENS, Dim::Fixed(spec.top_k)];
     let mut chosen = a.b.input("topk_ids", TensorType::new(ids, slots));
@@ -87,6 +93,8 @@ pub(crate) struct Assembler<'a> {
     pub(crate) b: GraphBuilder,
     pub(crate) spec: &'a MoeSpec,
     pub(crate) dtype: DType,
+    /// The type of ids that come in.
+    pub(crate) ids_in: Option<DType>,
 }
 
 /// What the router decides.
@@ -175,6 +183,10 @@ impl Assembler<'_> {
             (routed_input, state) = (out, Some(s));
         }
         let logits = self.logits(r, routed_input)?;
+        if let Some(why) = self.ids_in.and_then(|_| not_replayed(spec)) {
+            return Err(Diagnostic::input("unsupported-layer", format!("{why} cannot take its experts as an input"))
+                .help("compile the experts alone (`--part experts`), and route outside"));
+        }
         if let Some(jitter) = r.sparse_mixer {
             return self.sparse_mixer(logits, jitter);
         }
@@ -190,13 +202,15 @@ impl Assembler<'_> {
             }
             self.op("router.scores", Op::Score(r.score), &[l], score_type)?
         };
+        // Experts that come in are not chosen again, unless the choice bears on the weights.
+        let chooses = self.ids_in.is_none() || r.groups.as_ref().is_some_and(|g| g.gather_filled);
         let mut choice = scores;
-        if let Some(bias) = &r.selection_bias {
+        if let Some(bias) = r.selection_bias.as_ref().filter(|_| chooses) {
             let bias = self.param("router.selection_bias", DType::F32, &[spec.n_scored()], bias);
             choice = self.op("router.biased", Op::Add, &[scores, bias], DType::F32)?;
         }
         let mut gathered_from = scores;
-        if let Some(g) = &r.groups {
+        if let Some(g) = r.groups.as_ref().filter(|_| chooses) {
             let op = Op::GroupLimit {
                 n_groups: u32::try_from(g.n).unwrap_or(u32::MAX),
                 keep: u32::try_from(g.keep).unwrap_or(u32::MAX),
@@ -209,6 +223,7 @@ impl Assembler<'_> {
             }
         }
         let ids = match &r.table {
+            _ if self.ids_in.is_some() => self.given_ids()?,
             Some((n_tokens, source)) => {
                 let table = self.param("router.table", DType::I32, &[*n_tokens, spec.top_k], source);
                 let tokens = self.b.input("input_ids", TensorType::new(DType::I64, [Dim::TOKENS]));
@@ -228,6 +243,11 @@ impl Assembler<'_> {
             w = self.op("router.chosen_scores", Op::Score(r.score), &[w], score_type)?;
         }
         if let Some(rule) = r.renorm {
+            // A token without any expert of its own must not divide by 0; sums of scores are far above this.
+            let rule = match rule {
+                RenormRule::Sum { eps: Real(0.0) } if self.ids_in.is_some() => RenormRule::Sum { eps: Real(1e-20) },
+                rule => rule,
+            };
             w = self.b.node("router.normalised", Op::Renormalise(rule), &[w])?;
         }
         if r.scale != 1.0 {
@@ -244,8 +264,21 @@ impl Assembler<'_> {
         Ok(Routing { dispatched: ids, ids, weights, sinks: Vec::new(), state })
     }
 
+    /// The experts of each token, from outside.
+    fn given_ids(&mut self) -> Result<ValueId, Diagnostic> {
+        let dtype = self.ids_in.unwrap_or(DType::I32);
+        let ids = self.b.input("topk_ids", TensorType::new(dtype, [Dim::TOKENS, Dim::Fixed(self.spec.top_k)]));
+        // Numbers that no expert has become -1: neither are they dispatched, nor is a score read for them.
+        let count = u32::try_from(self.spec.n_scored()).unwrap_or(u32::MAX);
+        self.b.node("router.ids", Op::LocalIds { first: 0, count }, &[ids])
+    }
+
     fn logits(&mut self, r: &Router, x: ValueId) -> Result<ValueId, Diagnostic> {
         let spec = self.spec;
+        if r.logits_given {
+            let ty = TensorType::new(self.dtype, [Dim::TOKENS, Dim::Fixed(spec.n_scored())]);
+            return Ok(self.b.input("router_logits", ty));
+        }
         let mut x = x;
         if let Some(n) = &r.input_norm {
             x = self.op("router.input_norm", Op::RmsNorm { eps: Real(n.eps) }, &[x], self.dtype)?;
@@ -426,6 +459,16 @@ impl Assembler<'_> {
             y = self.norm("shared.out_norm", norm, h, y, d)?;
         }
         Ok(y)
+    }
+}
+
+/// Which router cannot weigh experts that somebody else chose.
+fn not_replayed(spec: &MoeSpec) -> Option<&'static str> {
+    match &spec.router {
+        // The second weight depends on which expert was the first.
+        r if r.sparse_mixer.is_some() => Some("a router of two dependent choices"),
+        _ if spec.skip_class => Some("a router with a class for no expert"),
+        _ => None,
     }
 }
 

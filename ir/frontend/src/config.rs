@@ -40,6 +40,9 @@ pub struct LayerOptions {
     pub shard: Option<Shard>,
     /// How much of the layer.
     pub part: Part,
+    /// The experts of each token come in as `topk_ids` in this integer type, instead of being chosen by the router (replayed
+    /// routing); their weights are still the router's own scores of them. Only with [`Part::Layer`].
+    pub ids_in: Option<DType>,
 }
 
 /// How much of an MoE layer is compiled.
@@ -209,36 +212,9 @@ impl ModelConfig {
         let spec = keys.finish(spec)?;
         check(&keys, &spec);
         let spec = or_single_experts(keys.finish(spec)?);
-        let name = format!("{} layer {layer}", self.model_type);
-        let origin = self.text.node().origin();
-        let (name, spec) = match options.part {
-            Part::Layer => (name, spec),
-            Part::Experts { .. } => (format!("{name} experts"), experts_alone(spec)),
-        };
-        let graph = match options.part {
-            Part::Layer => assemble(&name, &spec, dtype),
-            Part::Experts { ids, weights } => assemble_experts(&name, &spec, dtype, ids, weights),
-        };
-        let mut graph = graph.map_err(|d| vec![d.at(Some(origin))])?;
-        if let Some(scheme) = &self.quantization {
-            stored::mark(scheme, &mut graph);
-        }
-        let graph = match options.shard {
-            Some(part) => shard(&graph, part).map_err(|d| vec![d])?,
-            None => graph,
-        };
-        let quantization = self.quantization.as_ref().map(|q| q.words.clone());
-        let mut description = LayerFacts::new(&spec, &graph, &self.model_type, layer, dtype, quantization.clone());
-        description.shard = options.shard;
-        Ok(Layer {
-            model_type: self.model_type.clone(),
-            layer,
-            quantization,
-            unread: self.quantization.as_ref().and_then(|q| unread(q, &graph)),
-            published: self.quantization.clone(),
-            graph,
-            description,
-        })
+        let published = self.quantization.as_ref();
+        build(&self.model_type, layer, spec, dtype, published, options)
+            .map_err(|d| vec![if d.origin.is_some() { d } else { d.at(Some(self.text.node().origin())) }])
     }
 
     fn keys(&self, dtype: DType) -> Keys {
@@ -269,6 +245,48 @@ impl ModelConfig {
         Err(Diagnostic::input("layer-is-dense", format!("{file}: layer {number} is not an MoE layer; {listed}"))
             .help(format!("choose one of these, for example {first}")))
     }
+}
+
+/// The layer that a specification describes, as `options` ask for it.
+///
+/// # Errors
+/// Those of [`moec_ir::graph::infer_type`], for a specification that contradicts itself, and of [`moec_ir::graph::shard`].
+pub(crate) fn build(
+    model_type: &str,
+    layer: u32,
+    spec: MoeSpec,
+    dtype: DType,
+    published: Option<&Published>,
+    options: &LayerOptions,
+) -> Result<Layer, Diagnostic> {
+    let name = format!("{model_type} layer {layer}");
+    let (name, spec) = match options.part {
+        Part::Layer => (name, spec),
+        Part::Experts { .. } => (format!("{name} experts"), experts_alone(spec)),
+    };
+    let mut graph = match options.part {
+        Part::Layer => assemble(&name, &spec, dtype, options.ids_in),
+        Part::Experts { ids, weights } => assemble_experts(&name, &spec, dtype, ids, weights),
+    }?;
+    if let Some(scheme) = published {
+        stored::mark(scheme, &mut graph);
+    }
+    let graph = match options.shard {
+        Some(part) => shard(&graph, part)?,
+        None => graph,
+    };
+    let quantization = published.map(|q| q.words.clone());
+    let mut description = LayerFacts::new(&spec, &graph, model_type, layer, dtype, quantization.clone());
+    description.shard = options.shard;
+    Ok(Layer {
+        model_type: model_type.to_string(),
+        layer,
+        quantization,
+        unread: published.and_then(|q| unread(q, &graph)),
+        published: published.cloned(),
+        graph,
+        description,
+    })
 }
 
 /// Every `model_type` that is understood, sorted.

@@ -17,7 +17,9 @@ pub mod keys;
 pub mod layer_graph;
 pub mod layers;
 pub mod layout;
+pub mod onnx;
 mod open;
+pub mod pt2;
 mod published_rows;
 mod quantisation;
 mod routers;
@@ -26,5 +28,7 @@ mod stored;
 
 pub use config::{Diagnostics, Layer, LayerOptions, ModelConfig, Part, known_model_types};
 pub use facts::LayerFacts;
+pub use onnx::OnnxModel;
 pub use open::{Opened, open, open_text};
+pub use pt2::Pt2Model;
 pub use published_rows::PublishedRows;

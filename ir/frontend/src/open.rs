@@ -1,8 +1,10 @@
-//! What the user calls a model: a directory, a config, or a layer graph.
+//! What the user calls a model: a directory, a config, an ONNX or `.pt2` file, or a layer graph.
 
 use crate::config::{Diagnostics, ModelConfig};
 use crate::json::{GRAPH, Json, MAX_TEXT};
 use crate::layer_graph;
+use crate::onnx::OnnxModel;
+use crate::pt2::Pt2Model;
 use moec_ir::Origin;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Graph;
@@ -15,14 +17,24 @@ pub enum Opened {
     Model(Box<ModelConfig>),
     /// One layer, as a graph.
     Graph(Graph),
+    /// An ONNX file with MoE nodes: choose one of them.
+    Onnx(Box<OnnxModel>),
+    /// A program of PyTorch with nodes of moec's operator: choose one of them.
+    Pt2(Box<Pt2Model>),
 }
 
-/// Opens a model directory, a `config.json`, or a layer graph (`"moec_graph": 1`).
+/// Opens a model directory, a `config.json`, an ONNX or `.pt2` file, or a layer graph (`"moec_graph": 1`).
 ///
 /// # Errors
-/// Those of [`ModelConfig::open`] and [`layer_graph::from_json`].
+/// Those of [`ModelConfig::open`], [`OnnxModel::open`], [`Pt2Model::open`] and [`layer_graph::from_json`].
 pub fn open(path: impl AsRef<Path>) -> Result<Opened, Diagnostics> {
     let path = path.as_ref();
+    if moec_weights::onnx::is_onnx(path) {
+        return Ok(Opened::Onnx(Box::new(OnnxModel::open(path)?)));
+    }
+    if moec_weights::pt2::is_pt2(path) {
+        return Ok(Opened::Pt2(Box::new(Pt2Model::open(path)?)));
+    }
     if !path.is_dir() {
         let (file, text) = read(path)?;
         if is_graph(&file, &text) {
@@ -50,12 +62,12 @@ fn is_graph(file: &str, text: &str) -> bool {
 
 /// The name in messages and the text of `path`, or of the `config.json` in it.
 pub(crate) fn read(path: &Path) -> Result<(String, String), Diagnostics> {
-    let not_a_model = |reason: String| {
-        vec![
-            Diagnostic::input("not-a-model", reason)
-                .help("give a model directory with a config.json, a config.json, or a layer graph"),
-        ]
-    };
+    let not_a_model =
+        |reason: String| {
+            vec![Diagnostic::input("not-a-model", reason).help(
+                "give a model directory with a config.json, a config.json, an ONNX or .pt2 file, or a layer graph",
+            )]
+        };
     let dir = path.is_dir();
     let mut file = if dir { path.join("config.json") } else { path.to_path_buf() };
     if dir && !file.exists() && path.join("params.json").exists() {

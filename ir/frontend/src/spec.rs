@@ -102,6 +102,8 @@ pub struct Router {
     pub weight_dtype: Option<DType>,
     /// `[E]`, part of the logit.
     pub bias: Option<WeightSource>,
+    /// The logits are an input of the layer, `router_logits`; `weight` is not used.
+    pub logits_given: bool,
     /// Rounding of the logits.
     pub logits: Precision,
     /// Factor on the logits.
@@ -270,6 +272,7 @@ impl Router {
             weight,
             weight_dtype: None,
             bias: None,
+            logits_given: false,
             logits: Precision::F32,
             logit_scale: 1.0,
             soft_cap: None,

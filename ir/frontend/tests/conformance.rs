@@ -1,7 +1,7 @@
 //! The graphs give the numbers of Hugging Face transformers.
 //!
 //! Every folder of `tests/conformance` (published families, float checkpoints) and of `golden` beside this file (one tiny
-//! layer of each family of transformers 5.24) holds a checkpoint as transformers saves it, and inputs and outputs of its
+//! layer of each family of transformers 5.23 or 5.24) holds a checkpoint as transformers saves it, and inputs and outputs of its
 //! MoE layers, computed by transformers itself. The reference evaluator runs the layer's graph on them.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -95,6 +95,64 @@ fn same_routing(got: (&Tensor, &Tensor), want: (&Tensor, &Tensor), tolerance: f3
         }
     }
     Ok(())
+}
+
+/// Whether a layer that is given the experts that it chose makes the same bits as when it chooses them; `None` for a layer
+/// that cannot be given experts.
+fn replays(dir: &Path, ids_in: DType) -> Option<bool> {
+    let config = ModelConfig::open(dir).unwrap();
+    let number = (0..8).find(|n| dir.join(format!("golden.layer{n}.safetensors")).exists());
+    let layer = config.layer(number, &LayerOptions::default()).unwrap();
+    let given = match config.layer(number, &LayerOptions { ids_in: Some(ids_in), ..LayerOptions::default() }) {
+        Ok(given) => given,
+        Err(d) => {
+            assert_eq!(d[0].code, "unsupported-layer");
+            return None;
+        }
+    };
+    let golden = Tensors::open(&dir.join(format!("golden.layer{}.safetensors", layer.layer)));
+    let checkpoint = Tensors::open(&dir.join("model.safetensors"));
+    let run = |graph: &moec_ir::graph::Graph, ids: Option<&Tensor>| {
+        let params: Vec<Tensor> = graph
+            .params
+            .iter()
+            .map(|p| {
+                let shape: Vec<usize> = p.ty.shape.iter().map(|d| d.at(0) as usize).collect();
+                checkpoint.resolve(&p.source, &shape).unwrap()
+            })
+            .collect();
+        let input = |name: &str| match ids {
+            Some(ids) if name == "topk_ids" => Tensor::int(ids_in, &ids.shape, ids.ints().to_vec()),
+            _ => golden.get(name).unwrap(),
+        };
+        let inputs: Vec<Tensor> = graph.inputs.iter().map(|i| input(&i.name)).collect();
+        let outputs = evaluate(graph, &inputs, &params).unwrap();
+        graph.outputs.iter().map(|(n, _)| n.clone()).zip(outputs).collect::<Vec<_>>()
+    };
+    let named = |outputs: &[(String, Tensor)], name: &str| outputs.iter().find(|o| o.0 == name).map(|o| o.1.clone());
+    let chosen = run(&layer.graph, None);
+    let again = run(&given.graph, named(&chosen, "topk_ids").as_ref());
+    assert!(named(&again, "topk_ids").is_none(), "ids that come in do not go out");
+    Some(["output", "topk_weights"].iter().all(|n| named(&chosen, n) == named(&again, n)))
+}
+
+#[test]
+fn layers_that_are_given_their_experts_make_the_same_bits() {
+    let (mut same, mut refused) = (0, Vec::new());
+    for case in cases("tests/golden").iter().filter(|c| !REFUSED.contains(&name(c))) {
+        for ids in [DType::I32, DType::I64] {
+            match replays(case, ids) {
+                Some(equal) => {
+                    assert!(equal, "{}", name(case));
+                    same += 1;
+                }
+                None => refused.push(name(case).to_string()),
+            }
+        }
+    }
+    refused.dedup();
+    assert_eq!(refused, ["phimoe", "zaya"]);
+    assert!(same >= 160, "{same}");
 }
 
 fn check_all(cases: &[PathBuf]) -> usize {

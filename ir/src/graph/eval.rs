@@ -141,7 +141,11 @@ pub fn evaluate_node(node: &Node, x: &[&Tensor], n_tokens: usize) -> Tensor {
         Op::GatherScores => {
             let (e, k) = (x[0].cols(), x[1].cols());
             let ids = x[1].ints().iter().enumerate();
-            float(ids.map(|(slot, &id)| x[0].floats()[slot / k * e + id as usize]).collect())
+            let chosen = |slot: usize, id: i64| match usize::try_from(id) {
+                Ok(id) if id < e => x[0].floats()[slot / k * e + id],
+                _ => 0.0,
+            };
+            float(ids.map(|(slot, &id)| chosen(slot, id)).collect())
         }
         Op::Renormalise(rule) => float(by_row(x[0], |row| r::renormalise(row, *rule))),
         Op::Permute { n_experts } => {

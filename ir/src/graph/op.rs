@@ -63,7 +63,7 @@ pub enum Op {
         /// Experts per token.
         k: u32,
     },
-    /// `scores[T, E], ids[T, K] -> [T, K]`
+    /// `scores[T, E], ids[T, K] -> [T, K]`; 0 where there is no such expert.
     GatherScores,
     /// `w[T, K] -> [T, K]`: normalises each row.
     Renormalise(RenormRule),

@@ -395,7 +395,8 @@ fn rows(m: &mut Memory, p: &RowProgram) {
                 }
                 RowOpKind::Gather { x, ids } => {
                     let x = get(*x).floats();
-                    Row::Float(get(*ids).ids().iter().map(|&i| x[i as usize]).collect())
+                    let chosen = |&i: &i64| usize::try_from(i).ok().and_then(|i| x.get(i).copied()).unwrap_or(0.0);
+                    Row::Float(get(*ids).ids().iter().map(chosen).collect())
                 }
                 RowOpKind::Reduce { x, kind } => Row::Float(vec![r::reduce(*kind, get(*x).floats())]),
                 RowOpKind::MaskChosen { x, ids } => {

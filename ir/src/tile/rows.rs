@@ -102,7 +102,7 @@ pub enum RowOpKind {
     },
     /// The indices of the `width` largest, by (value descending, index ascending), NaN first.
     TopK(RowId),
-    /// `x[ids[c]]`
+    /// `x[ids[c]]`, 0 where `x` has no such column.
     Gather {
         /// Scores.
         x: RowId,

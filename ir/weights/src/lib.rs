@@ -1,6 +1,7 @@
 //! Published weights: the user's checkpoint on one side, the buffers that kernels read on the other.
 //!
-//! * [`Checkpoint`] opens safetensors files (one, several, or an index of shards) and GGUF files without trusting them.
+//! * [`Checkpoint`] opens safetensors files (one, several, or an index of shards), GGUF files, and the
+//!   weights of ONNX and `.pt2` files without trusting them.
 //! * [`Published`] is what a config says about the format of its weights, module by module.
 //! * `formats` has one file for each scheme in which weights are published: how a config names it, how its tensors look.
 //! * [`Plan`] finds the tensors of a layer's parameters and checks them whole; then it copies. [`unpack_weight`] is its inverse.
@@ -29,4 +30,5 @@ pub use plan::{Plan, PlannedWeight, StoredForm, first, holds_codes, pack_weight}
 pub use read::checkpoint::Checkpoint;
 pub use read::gguf;
 pub use read::safetensors::{self, StoredType, TensorView};
+pub use read::{onnx, pt2};
 pub use view::MemoryView;

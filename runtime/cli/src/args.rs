@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 const AFTER: &str = "MODEL is a model directory (config.json, and *.safetensors where weights are needed), a config.json, \
-or a layer graph (a JSON file with \"moec_graph\": 1).\n\
+a GGUF, ONNX or .pt2 file, or a layer graph (a JSON file with \"moec_graph\": 1).\n\
 Exit codes: 0 done; 1 the input is wrong; 2 wrong usage, or this machine lacks something; 70 a bug of moec.";
 
 #[derive(Subcommand, Debug)]

@@ -121,7 +121,8 @@ pub type CompiledVariant = Variant;
 /// Compiles a layer.
 ///
 /// # Errors
-/// `unsupported-op`, with the reason, when the layer has something that no kernel computes; internal errors for bugs.
+/// `no-targets`; `unsupported-op`, with the reason, when the layer has something that no kernel computes; internal errors
+/// for bugs.
 pub fn compile(request: &CompileRequest<'_>) -> Result<Compiled, Diagnostic> {
     compile_reporting(request, &mut |_| {})
 }
@@ -131,6 +132,11 @@ pub fn compile(request: &CompileRequest<'_>) -> Result<Compiled, Diagnostic> {
 /// # Errors
 /// As [`compile`].
 pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(&str)) -> Result<Compiled, Diagnostic> {
+    if request.targets.is_empty() {
+        return Err(Diagnostic::input("no-targets", format!("{} is to be compiled for no target", request.graph.name))
+            .note("a name that `Target::by_name` does not know gives none")
+            .help("name a target, such as `cpu` or `sm_90a`"));
+    }
     let mut timings = Vec::new();
     let mut builder = BundleBuilder::new(request.graph, request.info.clone(), request.numerics);
     let options = CompileOptions {

@@ -1,4 +1,4 @@
-//! What a user calls a model: a directory, a config, or a layer graph.
+//! What a user calls a model: a directory, a config, an ONNX or `.pt2` file, or a layer graph.
 
 use moec_bundle::manifest::LayerInfo;
 use moec_frontend::{LayerFacts, LayerOptions, ModelConfig, Opened, Part, PublishedRows};
@@ -91,7 +91,7 @@ impl Model {
         Model { checkpoint: Some(path.into()), ..self }
     }
 
-    /// Reads `path`: a model directory, a `config.json`, a GGUF file, or a layer graph (`"moec_graph": 1`).
+    /// Reads `path`: a model directory, a `config.json`, a GGUF, ONNX or `.pt2` file, or a layer graph (`"moec_graph": 1`).
     ///
     /// # Errors
     /// Those of the front end, all that were found, and those of [`gguf::config`].
@@ -101,6 +101,10 @@ impl Model {
             return Ok(model);
         }
         let opened = moec_frontend::open(path)?;
+        if let Opened::Onnx(_) | Opened::Pt2(_) = &opened {
+            // The weights are the file's own.
+            return Ok(Model { opened, checkpoint: Some(path.to_path_buf()) });
+        }
         let folder = if path.is_dir() { Some(path) } else { path.parent() };
         let checkpoint = folder.filter(|f| has_weights(f)).map(Path::to_path_buf);
         Ok(Model { opened, checkpoint })
@@ -147,11 +151,12 @@ impl Model {
     /// # Errors
     /// As [`Model::layer`], and those of [`moec_ir::graph::shard`].
     pub fn layer_with(&self, number: Option<u32>, options: &LayerOptions) -> Result<ModelLayer, Vec<Diagnostic>> {
-        let config = match &self.opened {
-            Opened::Model(config) => config,
+        let (mut layer, published_rows) = match &self.opened {
+            Opened::Model(config) => (config.layer(number, options)?, config.published_rows().clone()),
+            Opened::Onnx(model) => (model.layer(number, options)?, PublishedRows::Floats),
+            Opened::Pt2(model) => (model.layer(number, options)?, PublishedRows::Floats),
             Opened::Graph(graph) => return self.graph_layer(graph, number, options),
         };
-        let mut layer = config.layer(number, options)?;
         if let Some(dir) = &self.checkpoint {
             keep_what_is_stored(&mut layer.graph, dir, layer.published.as_ref());
         }
@@ -168,7 +173,7 @@ impl Model {
         Ok(ModelLayer {
             published: layer.published.clone(),
             not_loadable: layer.loadable().err(),
-            published_rows: config.published_rows().clone(),
+            published_rows,
             info,
             facts: Some(layer.description),
             graph: layer.graph,
@@ -186,10 +191,10 @@ impl Model {
             let what = format!("`{}` is a layer graph; it has no layer {n}", graph.name);
             return Err(vec![Diagnostic::input("layer-out-of-range", what).help("leave out the layer number")]);
         }
-        if options.part != Part::Layer {
+        if options.part != Part::Layer || options.ids_in.is_some() {
             let what = format!("`{}` is a layer graph: it says by itself what is computed", graph.name);
             let d = Diagnostic::input("unsupported-layer", what);
-            return Err(vec![d.help("write the experts alone as a graph of its own, or give the model's config")]);
+            return Err(vec![d.help("write the experts alone, or a layer whose ids come in, as a graph of its own, or give the model's config")]);
         }
         let graph = match options.shard {
             Some(part) => shard(graph, part).map_err(|d| vec![d])?,

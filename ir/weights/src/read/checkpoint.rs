@@ -3,6 +3,7 @@
 use super::gguf;
 use super::index::{self, Files, INDEX};
 use super::safetensors::{Entry, TensorView, duplicate, parse_header};
+use super::{onnx, pt2};
 use memmap2::Mmap;
 use moec_ir::diag::Diagnostic;
 use std::collections::BTreeMap;
@@ -38,7 +39,7 @@ struct Mapped {
 }
 
 impl Checkpoint {
-    /// Opens a model directory, a `.safetensors` file or a `.gguf` file.
+    /// Opens a model directory, a `.safetensors` file, a `.gguf` file, or the weights in an `.onnx` or `.pt2` file.
     ///
     /// The tensors of GGUF files have the names that Hugging Face checkpoints of the model have.
     ///
@@ -47,12 +48,27 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `checkpoint-not-found`, `checkpoint-ambiguous`, `checkpoint-unreadable`, `checkpoint-index-invalid`, `safetensors-truncated`,
-    /// `safetensors-header-invalid`, `safetensors-tensor-invalid`, `safetensors-duplicate-tensor`.
+    /// `safetensors-header-invalid`, `safetensors-tensor-invalid`, `safetensors-duplicate-tensor`, `onnx-invalid`, `pt2-invalid`.
     pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint, Diagnostic> {
         let path = path.as_ref();
         let kind = std::fs::metadata(path).map_err(|e| not_found(path, e.to_string()))?;
         if let Some(files) = gguf::find(path)? {
             return Checkpoint::from_gguf(path, files);
+        }
+        if onnx::is_onnx(path) {
+            return Checkpoint::from_onnx(path);
+        }
+        if pt2::is_pt2(path) {
+            let (map, entries) = pt2::open(path)?;
+            let index = entries.keys().map(|name| (name.clone(), 0)).collect();
+            let shard = Shard { path: path.to_path_buf(), opened: OnceLock::from(Ok(Mapped { map, entries })) };
+            return Ok(Checkpoint {
+                path: path.to_path_buf(),
+                shards: vec![shard],
+                index,
+                by_index: None,
+                is_gguf: false,
+            });
         }
         if kind.is_file() {
             if path.to_string_lossy().ends_with(INDEX) {
@@ -94,6 +110,15 @@ impl Checkpoint {
             shards.push(Shard { path, opened: OnceLock::from(Ok(Mapped { map, entries })) });
         }
         Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf: true })
+    }
+
+    fn from_onnx(path: &Path) -> Result<Checkpoint, Diagnostic> {
+        let (mut index, mut shards) = (BTreeMap::new(), Vec::new());
+        for onnx::Part { path, map, entries } in onnx::open(path)? {
+            index.extend(entries.keys().map(|name| (name.clone(), shards.len())));
+            shards.push(Shard { path, opened: OnceLock::from(Ok(Mapped { map, entries })) });
+        }
+        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf: false })
     }
 
     /// Whether the tensors lie in GGUF files.

@@ -3,4 +3,6 @@
 pub mod checkpoint;
 pub mod gguf;
 mod index;
+pub mod onnx;
+pub mod pt2;
 pub mod safetensors;

@@ -157,7 +157,9 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
                 Some(path) => model.with_weights(path),
                 None => *model,
             };
-            let layer = model.layer_with(options.layer, &LayerOptions { dtype, shard, part: options.part.part() })?;
+            let ids_in = options.part.ids_in().map_err(one)?;
+            let wanted = LayerOptions { dtype, shard, part: options.part.part(), ids_in };
+            let layer = model.layer_with(options.layer, &wanted)?;
             let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
             crate::bug::working_on(format!("layer: {}", layer.info.name));
             if options.weights.is_none()

@@ -67,7 +67,7 @@ pub fn open_layer(path: &Path, number: Option<u32>, options: &LayerOptions) -> R
 /// The model argument and the layer of it.
 #[derive(clap::Args, Debug)]
 pub struct ModelArgs {
-    /// Model directory, config.json, GGUF file or layer graph.
+    /// Model directory, config.json, GGUF, ONNX or .pt2 file, or layer graph.
     pub model: PathBuf,
     /// The layer, by the model's own number [default: its first MoE layer].
     #[arg(long, value_name = "N")]
@@ -90,6 +90,10 @@ pub struct PartArgs {
     /// With --part experts: type of the weights.
     #[arg(long, value_name = "f32|bf16|f16", value_parser = parse_dtype(&["f32", "bf16", "f16"]), default_value = "f32")]
     pub topk_weights: DType,
+    /// For a whole layer: take the experts of each token as the input `topk_ids` of this type instead of choosing them
+    /// (replayed routing). Their weights are still the router's scores of them.
+    #[arg(long, value_name = "i32|i64", value_parser = parse_dtype(&["i32", "i64"]))]
+    pub ids_in: Option<DType>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -99,6 +103,18 @@ pub enum PartArg {
 }
 
 impl PartArgs {
+    /// The type of ids that come into a whole layer.
+    ///
+    /// # Errors
+    /// `wrong-usage` for experts alone, whose ids come in anyway.
+    pub fn ids_in(&self) -> Result<Option<DType>, Diagnostic> {
+        if self.ids_in.is_some() && self.part == PartArg::Experts {
+            let d = Diagnostic::machine("wrong-usage", "--ids-in is for whole layers; experts alone always take ids");
+            return Err(d.help("give the type of the ids as --topk-ids"));
+        }
+        Ok(self.ids_in)
+    }
+
     /// The part that was asked for.
     pub fn part(&self) -> Part {
         match self.part {
@@ -153,7 +169,8 @@ impl ModelArgs {
     /// The layer.
     pub fn open(&self) -> Result<ModelLayer, Vec<Diagnostic>> {
         let shard = self.shard.part().map_err(|d| vec![d])?;
-        let options = LayerOptions { shard, part: self.part.part(), ..LayerOptions::default() };
+        let ids_in = self.part.ids_in().map_err(|d| vec![d])?;
+        let options = LayerOptions { shard, part: self.part.part(), ids_in, ..LayerOptions::default() };
         open_layer(&self.model, self.layer, &options)
     }
 }
