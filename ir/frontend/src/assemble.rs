@@ -231,10 +231,17 @@ impl Assembler<'_> {
             }
             None => self.b.node("topk_ids", Op::TopK { k }, &[choice])?,
         };
+        let given = match self.ids_in {
+            Some(_) => Some(self.given_slots(logits, ids)?),
+            None => None,
+        };
         if !spec.sinks.is_empty() {
-            return self.sink_weights(x, logits, ids);
+            return self.sink_weights(x, logits, ids, given);
         }
         let mut w = self.b.node("router.chosen", Op::GatherScores, &[gathered_from, ids])?;
+        // A score of nothing counts 0, a logit of nothing -inf.
+        let nothing = if r.choose_first { f32::NEG_INFINITY } else { 0.0 };
+        w = self.where_given("router.chosen_given", w, given, nothing)?;
         if r.choose_first {
             // Without rounding between, the score reads the logits in their own type.
             if r.score_round == Precision::F32 {
@@ -256,6 +263,10 @@ impl Assembler<'_> {
         if let Some(source) = &r.expert_scale {
             w = self.expert_scale(source, logits, ids, w)?;
         }
+        if r.choose_first {
+            // A softmax over nothing is NaN.
+            w = self.where_given("router.given_weights", w, given, 0.0)?;
+        }
         w = self.cast("router.rounded", w, self.round(r.weights_round))?;
         if spec.skip_class {
             return self.skip(choice, ids, w, state);
@@ -271,6 +282,25 @@ impl Assembler<'_> {
         // Numbers that no expert has become -1: neither are they dispatched, nor is a score read for them.
         let count = u32::try_from(self.spec.n_scored()).unwrap_or(u32::MAX);
         self.b.node("router.ids", Op::LocalIds { first: 0, count }, &[ids])
+    }
+
+    /// 1 for each slot of a token whose id an expert has, 0 for others.
+    fn given_slots(&mut self, logits: ValueId, ids: ValueId) -> Result<ValueId, Diagnostic> {
+        let ones = self.op("router.ones", Op::Map(one()), &[logits], DType::F32)?;
+        self.b.node("router.given", Op::GatherScores, &[ones, ids])
+    }
+
+    /// `v`, or `nothing` in the slots that [`Assembler::given_slots`] gave 0.
+    pub(crate) fn where_given(
+        &mut self,
+        name: &str,
+        v: ValueId,
+        given: Option<ValueId>,
+        nothing: f32,
+    ) -> Result<ValueId, Diagnostic> {
+        let Some(given) = given else { return Ok(v) };
+        let dtype = self.b.ty(v).dtype;
+        self.op(name, Op::Map(first_where_second(nothing)), &[v, given], dtype)
     }
 
     fn logits(&mut self, r: &Router, x: ValueId) -> Result<ValueId, Diagnostic> {
@@ -498,6 +528,22 @@ fn steps(spec: &MoeSpec) -> Vec<Step<'_>> {
         After::Norm(norm) => steps.push(Step::Norm(norm)),
     }
     steps
+}
+
+/// 1, whatever `a0` is.
+fn one() -> Expr {
+    let mut b = ExprBuilder::new();
+    let (x, one) = (b.arg(0), b.constant(1.0));
+    let result = b.select(x, one, one);
+    b.finish(result)
+}
+
+/// `a0` where `a1` is positive, `otherwise` elsewhere.
+fn first_where_second(otherwise: f32) -> Expr {
+    let mut b = ExprBuilder::new();
+    let (x, mark, other) = (b.arg(0), b.arg(1), b.constant(otherwise));
+    let result = b.select(mark, x, other);
+    b.finish(result)
 }
 
 /// `cap · tanh(a0 / cap)`

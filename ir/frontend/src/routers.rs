@@ -44,10 +44,17 @@ impl Assembler<'_> {
 
     /// Weights of chosen experts and of sinks: `sigmoid(l) / Σ sigmoid(l)` over both, computed from logarithms so that no
     /// sum is 0, times the router's factors.
-    pub(crate) fn sink_weights(&mut self, x: ValueId, logits: ValueId, ids: ValueId) -> Result<Routing, Diagnostic> {
+    pub(crate) fn sink_weights(
+        &mut self,
+        x: ValueId,
+        logits: ValueId,
+        ids: ValueId,
+        given: Option<ValueId>,
+    ) -> Result<Routing, Diagnostic> {
         let spec = self.spec;
         let f32_ = DType::F32;
         let chosen = self.b.node("router.chosen", Op::GatherScores, &[logits, ids])?;
+        let chosen = self.where_given("router.chosen_given", chosen, given, f32::NEG_INFINITY)?;
         let mut all = chosen;
         let mut sinks = Vec::new();
         for (i, sink) in spec.sinks.iter().enumerate() {

@@ -118,7 +118,8 @@ fn replays(dir: &Path, ids_in: DType) -> Option<bool> {
             .iter()
             .map(|p| {
                 let shape: Vec<usize> = p.ty.shape.iter().map(|d| d.at(0) as usize).collect();
-                checkpoint.resolve(&p.source, &shape).unwrap()
+                let t = checkpoint.resolve(&p.source, &shape).unwrap();
+                if p.ty.dtype.is_float() { t } else { Tensor::int(p.ty.dtype, &shape, t.ints().to_vec()) }
             })
             .collect();
         let input = |name: &str| match ids {

@@ -74,7 +74,8 @@ fn what_is_wrong_with_a_file_is_said() {
     assert_eq!(code(&write("cut.onnx", &good[..good.len() / 2]), None), "onnx-invalid");
     assert_eq!(code(&write("good.onnx", &good), Some(1)), "layer-out-of-range");
     let other = |after: &str, from: &str, to: &str| {
-        let find = |text: &str, at: usize| at + good[at..].windows(text.len()).position(|w| w == text.as_bytes()).unwrap();
+        let find =
+            |text: &str, at: usize| at + good[at..].windows(text.len()).position(|w| w == text.as_bytes()).unwrap();
         let at = find(from, if after.is_empty() { 0 } else { find(after, 0) });
         let mut bytes = good.clone();
         bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
