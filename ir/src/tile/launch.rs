@@ -164,11 +164,14 @@ impl TensorMap {
     }
 
     /// Whether the driver takes such distances, and an address: multiples of 16 bytes, or of 32 for 4-bit codes that are
-    /// spread, and less than 2^40 apart.
+    /// spread, less than 2^40 apart, and matrices a multiple of rows.
+    ///
+    /// Source: CUDA driver API, `cuTensorMapEncodeTiled`, `globalStrides`.
     pub fn takes(&self, address: u64, strides: Strides) -> bool {
         let align = if self.elem == MapElem::U4Padded { 32 } else { 16 };
         let fits = |stride: u64| stride.is_multiple_of(align) && stride < 1 << 40;
-        address.is_multiple_of(align) && fits(strides.row) && fits(strides.matrix)
+        let nested = strides.row > 0 && strides.matrix >= strides.row && strides.matrix.is_multiple_of(strides.row);
+        address.is_multiple_of(align) && fits(strides.row) && fits(strides.matrix) && nested
     }
 
     /// Bytes of a copied box in shared memory.
@@ -202,4 +205,30 @@ pub struct CpuLaunch {
     pub items: Extent,
     /// Scratch memory of one call, in bytes.
     pub scratch_bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_take_rows_and_matrices_that_the_driver_takes() {
+        let map = |elem| TensorMap {
+            operand: 0,
+            elem,
+            dims: vec![Dim::Fixed(64), Dim::Fixed(32), Dim::Fixed(8)],
+            strides: vec![128, 4096],
+            box_dims: vec![64, 32, 1],
+            swizzle_bytes: 128,
+        };
+        let takes = |address, matrix, row| map(MapElem::Bf16).takes(address, Strides { matrix, row });
+        // Half of a stack, every second row of it.
+        assert!(takes(4096, 8192, 128) && takes(128, 8192, 256));
+        assert!(!takes(8, 8192, 128) && !takes(0, 8192, 24) && !takes(0, 8200, 128), "multiples of 16");
+        assert!(!takes(0, 8192, 0) && !takes(0, 0, 128) && !takes(0, 8192 + 16, 128) && !takes(0, 1 << 40, 128));
+        assert!(!map(MapElem::U4Padded).takes(16, Strides { matrix: 8192, row: 128 }), "multiples of 32");
+        let mut laid = map(MapElem::Bf16);
+        laid.lay(Strides { matrix: 8192, row: 256 });
+        assert_eq!(laid.strides, [256, 8192]);
+    }
 }

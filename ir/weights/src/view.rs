@@ -66,12 +66,13 @@ impl MemoryView<'_> {
         if !strided {
             return Err("its elements do not lie one behind the other".into());
         }
-        let bytes = self.dtype.bytes() as u64;
-        let row_of = |&(n, stride): &(u64, u64)| if n == 1 { 0 } else { stride * bytes };
+        let (bytes, dense) = (self.dtype.bytes() as u64, Strides::of(buffer));
+        // Of an axis of one entry any distance is right.
+        let of = |&(n, stride): &(u64, u64), dense: u64| if n == 1 { dense } else { stride * bytes };
         match &self.axes[..] {
             [.., (n, step)] if *n > 1 && *step != 1 => Err(format!("the elements of a row lie {step} apart")),
-            [row, _] => Ok(Strides { matrix: 0, row: row_of(row) }),
-            [matrix, row, _] => Ok(Strides { matrix: row_of(matrix), row: row_of(row) }),
+            [row, _] => Ok(Strides { matrix: dense.matrix, row: of(row, dense.row) }),
+            [matrix, row, _] => Ok(Strides { matrix: of(matrix, dense.matrix), row: of(row, dense.row) }),
             _ => Err("it is no stack of matrices".into()),
         }
     }
