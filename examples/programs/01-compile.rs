@@ -1,12 +1,12 @@
 //! Compiles the first MoE layer of a published model for Blackwell, and says what came out.
 #![allow(clippy::print_stdout, reason = "an example talks to its reader")]
 
-use moec::{CompileRequest, Diagnostic, Model, Target};
+use moec::{CompileRequest, Model, Target};
 
-fn main() -> Result<(), Vec<Diagnostic>> {
+fn main() -> moec::Result<()> {
     let layer = Model::open("examples/models/deepseek-r1")?.layer(None)?;
     let targets = Target::by_name("gb200").into_iter().collect();
-    let compiled = moec::compile(&CompileRequest::new(&layer.graph, targets)).map_err(|d| vec![d])?;
+    let compiled = moec::compile(&CompileRequest::new(&layer.graph, targets))?;
     for target in &compiled.targets {
         for variant in &target.variants {
             let kernels: Vec<&str> = variant.program.kernels.iter().map(|k| k.name.as_str()).collect();
@@ -19,5 +19,6 @@ fn main() -> Result<(), Vec<Diagnostic>> {
             );
         }
     }
-    compiled.bundle.write("target/example-bundle").map_err(|d| vec![d])
+    compiled.bundle.write("target/example-bundle")?;
+    Ok(())
 }
