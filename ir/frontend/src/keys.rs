@@ -235,7 +235,7 @@ impl Keys {
 
     /// The number of decoder layers.
     pub fn n_layers(&self) -> u32 {
-        let keys = ["num_hidden_layers", "num_layers", "n_layers"];
+        let keys = ["num_hidden_layers", "num_layers", "n_layers", "encoder_layers"];
         // Hybrid models may give the kind of every layer and no number.
         let kinds = self.text.get("layers_block_type").filter(|v| v.is_list() && self.get(&keys).is_none());
         match kinds.and_then(|v| v.list().ok()).map(|l| l.len() as u64) {
