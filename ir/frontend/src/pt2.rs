@@ -60,7 +60,7 @@ impl Pt2Model {
         let (spec, dtype, weights) = self.spec(node).map_err(|d| vec![d])?;
         let part = match options.part {
             Part::Layer => Part::Experts { ids: DType::I64, weights },
-            part => part,
+            part @ Part::Experts { .. } => part,
         };
         let options = LayerOptions { part, ..options.clone() };
         build("pt2", layer, spec, options.dtype.unwrap_or(dtype), None, &options).map_err(|d| vec![d])
