@@ -11,6 +11,9 @@ use crate::parts::{ScaledColumn, Tile, encode};
 use moec_ir::engine::hopper::{PRODUCT_WARPS, TILE_N};
 use moec_ir::tile::{RowQuant, Segment};
 
+/// A thread's results of eight rows, of which it has two in either column: `[column][row]`.
+type Values<'c> = [[Var<'c, F32<'c>>; 2]; 2];
+
 /// Barrier of the warps that multiply.
 const RESULTS_BARRIER: u32 = 1;
 const _: () = assert!(PRODUCT_WARPS == 8);
@@ -37,7 +40,7 @@ impl<'c> Cta<'_, 'c, '_> {
         // `[eight rows][half][row]`, for codes.
         let kept = || [(); 2].map(|()| [(); 2].map(|()| c.var(c.f32(0.0))));
         let coded = segment.out_quant.as_ref().filter(|_| matches!(end, End::Stored));
-        let values: Vec<[[Var<F32>; 2]; 2]> =
+        let values: Vec<Values> =
             if coded.is_some() { (0..self.g.tile_m / 8).map(|_| kept()).collect() } else { Vec::new() };
         for (half, column) in columns.iter().enumerate() {
             let parts = parts.further(8 * half as u32);
@@ -77,12 +80,12 @@ impl<'c> Cta<'_, 'c, '_> {
         tile: &Tile<'c>,
         place: Place<'c>,
         columns: &[ScaledColumn<'_, 'c, '_>],
-        values: &[[[Var<'c, F32<'c>>; 2]; 2]],
+        values: &[Values<'c>],
     ) {
         let c = self.k.builder;
         let (warp, first_of_row) = (self.warp - PRODUCTS, (c.lane() >> 2).eq(0));
         let maxima = |row: I32<'c>| c.shared().at(self.g.maxima()).plus(row * (PRODUCT_WARPS * 4));
-        let each = |body: &dyn Fn(&[[Var<'c, F32<'c>>; 2]; 2], I32<'c>, usize)| {
+        let each = |body: &dyn Fn(&Values<'c>, I32<'c>, usize)| {
             for (eight, values) in (0u32..).zip(values) {
                 c.when(tile.rows.gt(8 * eight), || {
                     (0..2).for_each(|i| body(values, place.row + (8 * eight + i), i as usize))
