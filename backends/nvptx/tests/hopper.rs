@@ -4,114 +4,58 @@
 mod common;
 
 use common::coded::{coded, content};
-use common::emulate::{error, run, run_in_order, run_with};
-use common::programs::{Gemm, Layer, Schedules, gemm, layer, schedule};
-use common::random::{Random, set_rows, tensors};
+use common::contractions::{On, dense, inputs};
+use common::emulate::{run, run_in_order, run_with};
+use common::programs::{Gemm, gemm, schedule};
+use common::random::{Random, tensors};
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
 use moec_ir::tile::{Program, Schedule, Team};
-use moec_ir::{Activation, DType, Tensor, engine};
-use moec_nvptx::GpuKernelImage;
+use moec_ir::{DType, Tensor, engine};
 use moec_ptx::exec::Schedule as Order;
 
+const HOPPER: On = On { name: "sm_90a", product: "wgmma.mma_async" };
+
 fn h200() -> &'static Target {
-    Target::by_name("sm_90a").expect("a target")
-}
-
-/// A program whose schedules are those that are built.
-fn fitted(g: &Gemm, s: Schedule) -> Program {
-    let mut program = gemm(g, s);
-    engine::fit(&mut program, h200());
-    program
-}
-
-/// The kernels, which multiply by `wgmma`.
-fn images(program: &Program) -> Vec<GpuKernelImage> {
-    let images = moec_nvptx::emit(program, h200()).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
-    assert!(images[0].ptx.contains("wgmma.mma_async"), "{} should run on the tensor cores", program.name);
-    images
-}
-
-/// Inputs of a contraction: random cuts between experts, some of them empty, and random rows to gather.
-fn inputs(g: &Gemm, program: &Program, n_tokens: u64, seed: u64) -> (Vec<Tensor>, Vec<Tensor>) {
-    let (mut inputs, params) = tensors(program, n_tokens, seed);
-    set_rows(g, &mut inputs, n_tokens, &mut Random(seed + 1));
-    (inputs, params)
-}
-
-#[track_caller]
-fn check(g: &Gemm, s: Schedule, n_tokens: u64) {
-    let program = fitted(g, s);
-    images(&program);
-    let (inputs, params) = inputs(g, &program, n_tokens, 7);
-    let e = error(&program, h200(), &inputs, &params, n_tokens);
-    let most = if g.out == DType::F32 { 2e-6 } else { 4e-3 };
-    assert!(e <= most, "{g:?} {s:?} T = {n_tokens}: relative error {e}");
-}
-
-fn dense(dtype: DType, n: u64, k: u64) -> Gemm {
-    Gemm {
-        n_experts: 0,
-        n,
-        k,
-        panels: 1,
-        a: dtype,
-        w: dtype,
-        out: DType::F32,
-        biases: false,
-        gather: false,
-        padding: 0,
-    }
+    HOPPER.target()
 }
 
 #[test]
 fn dense_products_are_right() {
     for (t, tile_m) in [(1, 8), (1, 16), (16, 16), (33, 32), (100, 64)] {
-        check(&dense(DType::BF16, 128, 64), schedule(tile_m, 128, 64, 4, 8), t);
-        check(&dense(DType::F16, 200, 200), schedule(tile_m, 128, 64, 3, 8), t);
+        HOPPER.check(&dense(DType::BF16, 128, 64), schedule(tile_m, 128, 64, 4, 8), t);
+        HOPPER.check(&dense(DType::F16, 200, 200), schedule(tile_m, 128, 64, 3, 8), t);
     }
-    check(&dense(DType::BF16, 72, 136), schedule(256, 128, 64, 2, 8), 300);
+    HOPPER.check(&dense(DType::BF16, 72, 136), schedule(256, 128, 64, 2, 8), 300);
 }
 
 #[test]
 fn odd_sizes_are_zero_filled() {
     for (n, k) in [(40, 40), (37, 8), (704, 24), (1, 1408), (130, 72)] {
-        check(&dense(DType::BF16, n, k), schedule(32, 128, 64, 4, 8), 19);
+        HOPPER.check(&dense(DType::BF16, n, k), schedule(32, 128, 64, 4, 8), 19);
         let gathered = Gemm { n_experts: 2, gather: true, ..dense(DType::BF16, n, k) };
-        check(&gathered, schedule(32, 128, 64, 4, 8), 19);
+        HOPPER.check(&gathered, schedule(32, 128, 64, 4, 8), 19);
     }
 }
 
 #[test]
 fn grouped_products_gather_rows_and_apply_two_panels() {
-    for dtype in [DType::BF16, DType::F16] {
-        for (t, e, tile_m) in [(1, 4, 8), (20, 5, 32), (70, 3, 128), (40, 40, 16)] {
-            let g = Gemm { n_experts: e, panels: 2, out: dtype, biases: true, gather: true, ..dense(dtype, 136, 72) };
-            check(&g, schedule(tile_m, 128, 64, 8, 8), t);
-            check(&Gemm { gather: false, ..g }, schedule(tile_m, 128, 64, 8, 8), t);
-        }
-    }
+    HOPPER.gathers_rows_and_applies_two_panels(8);
 }
 
 #[test]
 fn a_thousand_experts_find_their_tiles() {
-    let g = Gemm { n_experts: 1000, gather: true, ..dense(DType::BF16, 8, 16) };
-    check(&g, schedule(16, 128, 64, 4, 8), 30);
+    HOPPER.finds_the_tiles_of_a_thousand_experts();
 }
 
 #[test]
 fn rows_with_padding_are_read_at_their_pitch() {
-    let g = Gemm { n_experts: 3, gather: true, padding: 8, ..dense(DType::BF16, 24, 40) };
-    check(&g, schedule(16, 128, 64, 2, 8), 21);
+    HOPPER.reads_padded_rows_at_their_pitch();
 }
 
 #[test]
 fn rows_that_tma_cannot_address_take_the_portable_engine() {
-    let program = fitted(&dense(DType::BF16, 24, 41), schedule(16, 128, 64, 2, 8));
-    let images = moec_nvptx::emit(&program, h200()).expect("a kernel");
-    assert!(!images[0].ptx.contains("wgmma") && images[0].launch.tensor_maps.is_empty());
-    let (inputs, params) = tensors(&program, 5, 3);
-    assert!(error(&program, h200(), &inputs, &params, 5) <= 2e-6);
+    HOPPER.leaves_odd_rows_to_the_portable_engine();
 }
 
 /// What is asked and not built is refused, not rounded.
@@ -126,45 +70,17 @@ fn a_schedule_that_is_not_built_is_refused() {
 
 #[test]
 fn no_order_of_warps_and_copies_changes_a_bit() {
-    let g =
-        Gemm { n_experts: 4, panels: 2, out: DType::BF16, biases: true, gather: true, ..dense(DType::BF16, 136, 200) };
-    let program = fitted(&g, schedule(32, 128, 64, 3, 8));
-    let (inputs, params) = inputs(&g, &program, 40, 3);
-    let first = run(&program, h200(), &inputs, &params, 40, 0);
-    for seed in [1, 2] {
-        let again = run_in_order(&program, h200(), &inputs, &params, 40, 1, Order::Random(seed));
-        assert_eq!(again, first, "seed {seed}");
-    }
+    HOPPER.gives_the_same_bits_in_any_order();
 }
 
 #[test]
 fn tile_sizes_and_other_rows_do_not_change_a_row() {
-    let l = Layer { hidden: 136, ffn: 72, shared: 40, ..Layer::small(DType::BF16) };
-    let small = layer(&l, &Schedules::for_rows(16));
-    let (inputs, params) = tensors(&small, 40, 5);
-    let all = run(&small, h200(), &inputs, &params, 40, 0);
-    let large = layer(&l, &Schedules::for_rows(128));
-    assert_eq!(run(&large, h200(), &inputs, &params, 40, 2), all);
-    let some = Tensor::float(DType::BF16, &[3, 136], inputs[0].floats()[5 * 136..8 * 136].to_vec());
-    let alone = run(&small, h200(), &[some], &params, 3, 0);
-    assert_eq!(alone[0].floats(), &all[0].floats()[5 * 136..8 * 136]);
+    HOPPER.gives_a_row_the_same_bits_in_any_tile();
 }
 
 #[test]
 fn whole_layers_are_right_at_any_token_count() {
-    let swiglu_oai = Activation::SwiGluOai { alpha: moec_ir::expr::Real(1.702), limit: moec_ir::expr::Real(7.0) };
-    for l in [
-        Layer { shared: 40, ..Layer::small(DType::BF16) },
-        Layer { hidden: 88, ffn: 40, biases: true, activation: swiglu_oai, ..Layer::small(DType::F16) },
-        Layer { activation: Activation::Relu2, ..Layer::small(DType::BF16) },
-    ] {
-        let program = layer(&l, &Schedules::for_rows(32));
-        for t in [0, 1, 9, 60] {
-            let (inputs, params) = tensors(&program, t, 11);
-            let e = error(&program, h200(), &inputs, &params, t);
-            assert!(e <= 1e-2, "{l:?} T = {t}: relative error {e}");
-        }
-    }
+    HOPPER.runs_whole_layers_at_any_token_count();
 }
 
 /// The parts of k are added in order, by whoever makes them.
@@ -173,14 +89,16 @@ fn parts_of_k_make_the_same_sums_in_one_cta_and_in_a_cluster() {
     for (parts, k, t) in [(2, 200, 9), (4, 328, 1), (8, 520, 16), (3, 64, 5)] {
         let g = Gemm { n_experts: 5, panels: 2, biases: true, gather: true, ..dense(DType::BF16, 136, k) };
         let at = |tile_m, team| Schedule { team, k_parts: parts, ..schedule(tile_m, 128, 64, 4, 8) };
-        check(&g, at(16, Team::SplitK), t);
-        let one = fitted(&g, at(32, Team::One));
+        HOPPER.check(&g, at(16, Team::SplitK), t);
+        let one = HOPPER.fitted(&g, at(32, Team::One));
         let (inputs, params) = inputs(&g, &one, t, 3);
         let want = run(&one, h200(), &inputs, &params, t, 0);
         // A segment of one step is never cut.
         let cluster = if k == 64 { 1 } else { parts };
-        for (program, cluster) in [(fitted(&g, at(64, Team::One)), 1), (fitted(&g, at(16, Team::SplitK)), cluster)] {
-            assert_eq!(images(&program)[0].launch.cluster, cluster);
+        for (program, cluster) in
+            [(HOPPER.fitted(&g, at(64, Team::One)), 1), (HOPPER.fitted(&g, at(16, Team::SplitK)), cluster)]
+        {
+            assert_eq!(HOPPER.images(&program)[0].launch.cluster, cluster);
             let got = run_in_order(&program, h200(), &inputs, &params, t, 1, Order::Random(u64::from(parts)));
             assert_eq!(got, want, "{parts} parts, cluster of {cluster}");
         }
@@ -203,11 +121,11 @@ fn neighbours_give_the_bits_of_one() {
         for (panels, gather) in [(1, false), (2, true)] {
             let g = Gemm { n_experts: e, panels, biases: true, gather: gather && e > 0, ..dense(dtype, n, k) };
             let s = Schedule { k_parts: panels as u32, ..schedule(tile_m, 128, 64, 3, 12) };
-            let program = fitted(&g, s);
+            let program = HOPPER.fitted(&g, s);
             let (inputs, params) = inputs(&g, &program, t, i as u64);
             let want = run(&program, h200(), &inputs, &params, t, 0);
-            let pair = fitted(&g, Schedule { team: Team::Neighbours, ..s });
-            let made = images(&pair);
+            let pair = HOPPER.fitted(&g, Schedule { team: Team::Neighbours, ..s });
+            let made = HOPPER.images(&pair);
             assert!(made[0].launch.cluster == 2 && made[0].ptx.contains(".multicast::cluster"));
             for order in [Order::RoundRobin, Order::Random(i as u64), Order::Random(100 + i as u64)] {
                 let got = run_in_order(&pair, h200(), &inputs, &params, t, 1, order);
@@ -239,10 +157,11 @@ fn codes_give_the_bits_of_their_floats() {
             let g = Gemm { n_experts: e, panels, gather: e > 0, biases: true, ..dense(DType::BF16, n, k) };
             seed += 1;
             let mut random = Random(seed);
-            let c = coded(fitted(&g, schedule(tile_m, 128, 64, 4, 8)), format, global, seed % 2 == 0, &mut random);
+            let c =
+                coded(HOPPER.fitted(&g, schedule(tile_m, 128, 64, 4, 8)), format, global, seed % 2 == 0, &mut random);
             let mut program = c.coded.clone();
             engine::fit(&mut program, h200());
-            images(&program);
+            HOPPER.images(&program);
             let (inputs, _) = inputs(&g, &c.dense, t, seed);
             let others = others(&c.dense, t, seed);
             let want =

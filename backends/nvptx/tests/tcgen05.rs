@@ -4,50 +4,25 @@
 mod common;
 
 use common::coded::{coded, content};
-use common::emulate::{error, run, run_in_order, run_with};
+use common::contractions::{On, dense, inputs};
+use common::emulate::{run, run_in_order, run_with};
 use common::programs::{Gemm, Layer, Schedules, gemm, layer, schedule};
-use common::random::{Random, set_rows, tensors};
+use common::random::{Random, tensors};
+use moec_ir::DType;
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, Program, Role, Schedule, Team};
-use moec_ir::{Activation, DType, Tensor};
 use moec_ptx::exec::Schedule as Order;
 
-fn b200() -> &'static Target {
-    Target::by_name("sm_100a").expect("a target")
-}
+const BLACKWELL: On = On { name: "sm_100a", product: "tcgen05.mma" };
 
-/// Inputs of a contraction: random cuts between experts, some of them empty, and random rows to gather.
-fn inputs(g: &Gemm, program: &Program, n_tokens: u64, seed: u64) -> (Vec<Tensor>, Vec<Tensor>) {
-    let (mut inputs, params) = tensors(program, n_tokens, seed);
-    set_rows(g, &mut inputs, n_tokens, &mut Random(seed + 1));
-    (inputs, params)
+fn b200() -> &'static Target {
+    BLACKWELL.target()
 }
 
 #[track_caller]
 fn check(g: &Gemm, s: Schedule, n_tokens: u64) {
-    let program = gemm(g, s);
-    let images = moec_nvptx::emit(&program, b200()).expect("a kernel");
-    assert!(images[0].ptx.contains("tcgen05.mma"), "{g:?} should run on the tensor cores");
-    let (inputs, params) = inputs(g, &program, n_tokens, 7);
-    let e = error(&program, b200(), &inputs, &params, n_tokens);
-    let most = if g.out == DType::F32 { 2e-6 } else { 4e-3 };
-    assert!(e <= most, "{g:?} {s:?} T = {n_tokens}: relative error {e}");
-}
-
-fn dense(dtype: DType, n: u64, k: u64) -> Gemm {
-    Gemm {
-        n_experts: 0,
-        n,
-        k,
-        panels: 1,
-        a: dtype,
-        w: dtype,
-        out: DType::F32,
-        biases: false,
-        gather: false,
-        padding: 0,
-    }
+    BLACKWELL.check(g, s, n_tokens);
 }
 
 #[test]
@@ -68,13 +43,7 @@ fn odd_sizes_are_zero_filled() {
 
 #[test]
 fn grouped_products_gather_rows_and_apply_two_panels() {
-    for dtype in [DType::BF16, DType::F16] {
-        for (t, e, tile_m) in [(1, 4, 16), (20, 5, 32), (70, 3, 128), (40, 40, 16)] {
-            let g = Gemm { n_experts: e, panels: 2, out: dtype, biases: true, gather: true, ..dense(dtype, 136, 72) };
-            check(&g, schedule(tile_m, 128, 64, 8, 8), t);
-            check(&Gemm { gather: false, ..g }, schedule(tile_m, 128, 64, 8, 8), t);
-        }
-    }
+    BLACKWELL.gathers_rows_and_applies_two_panels(16);
 }
 
 /// A pair of blocks, or two that share weights, gives the bits of one block: odd columns (also none for the second block) and
@@ -113,69 +82,32 @@ fn pairs_of_blocks_give_the_bits_of_one() {
 
 #[test]
 fn a_thousand_experts_find_their_tiles() {
-    let g = Gemm { n_experts: 1000, gather: true, ..dense(DType::BF16, 8, 16) };
-    check(&g, schedule(16, 128, 64, 4, 8), 30);
+    BLACKWELL.finds_the_tiles_of_a_thousand_experts();
 }
 
 #[test]
 fn rows_with_padding_are_read_at_their_pitch() {
-    check(
-        &Gemm { n_experts: 3, gather: true, padding: 8, ..dense(DType::BF16, 24, 40) },
-        schedule(16, 128, 64, 2, 8),
-        21,
-    );
+    BLACKWELL.reads_padded_rows_at_their_pitch();
 }
 
 #[test]
 fn rows_that_tma_cannot_address_take_the_portable_path() {
-    let program = gemm(&dense(DType::BF16, 24, 41), schedule(16, 128, 64, 2, 8));
-    let images = moec_nvptx::emit(&program, b200()).expect("a kernel");
-    assert!(!images[0].ptx.contains("tcgen05") && images[0].launch.tensor_maps.is_empty());
-    let (inputs, params) = tensors(&program, 5, 3);
-    assert!(error(&program, b200(), &inputs, &params, 5) <= 2e-6);
+    BLACKWELL.leaves_odd_rows_to_the_portable_engine();
 }
 
 #[test]
 fn no_order_of_warps_and_copies_changes_a_bit() {
-    let g =
-        Gemm { n_experts: 4, panels: 2, out: DType::BF16, biases: true, gather: true, ..dense(DType::BF16, 136, 200) };
-    let program = gemm(&g, schedule(32, 128, 64, 3, 8));
-    let (inputs, params) = inputs(&g, &program, 40, 3);
-    let first = run(&program, b200(), &inputs, &params, 40, 0);
-    for seed in [1, 2] {
-        let again = run_in_order(&program, b200(), &inputs, &params, 40, 1, Order::Random(seed));
-        assert_eq!(again, first, "seed {seed}");
-    }
+    BLACKWELL.gives_the_same_bits_in_any_order();
 }
 
 #[test]
 fn tile_sizes_and_other_rows_do_not_change_a_row() {
-    let l = Layer { hidden: 136, ffn: 72, shared: 40, ..Layer::small(DType::BF16) };
-    let small = layer(&l, &Schedules::for_rows(16));
-    let (inputs, params) = tensors(&small, 40, 5);
-    let all = run(&small, b200(), &inputs, &params, 40, 0);
-    let large = layer(&l, &Schedules::for_rows(128));
-    assert_eq!(run(&large, b200(), &inputs, &params, 40, 2), all);
-    let some = Tensor::float(DType::BF16, &[3, 136], inputs[0].floats()[5 * 136..8 * 136].to_vec());
-    let alone = run(&small, b200(), &[some], &params, 3, 0);
-    assert_eq!(alone[0].floats(), &all[0].floats()[5 * 136..8 * 136]);
+    BLACKWELL.gives_a_row_the_same_bits_in_any_tile();
 }
 
 #[test]
 fn whole_layers_are_right_at_any_token_count() {
-    let swiglu_oai = Activation::SwiGluOai { alpha: moec_ir::expr::Real(1.702), limit: moec_ir::expr::Real(7.0) };
-    for l in [
-        Layer { shared: 40, ..Layer::small(DType::BF16) },
-        Layer { hidden: 88, ffn: 40, biases: true, activation: swiglu_oai, ..Layer::small(DType::F16) },
-        Layer { activation: Activation::Relu2, ..Layer::small(DType::BF16) },
-    ] {
-        let program = layer(&l, &Schedules::for_rows(32));
-        for t in [0, 1, 9, 60] {
-            let (inputs, params) = tensors(&program, t, 11);
-            let e = error(&program, b200(), &inputs, &params, t);
-            assert!(e <= 1e-2, "{l:?} T = {t}: relative error {e}");
-        }
-    }
+    BLACKWELL.runs_whole_layers_at_any_token_count();
 }
 
 /// The parts of k are added in order, by whoever makes them.

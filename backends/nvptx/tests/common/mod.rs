@@ -2,6 +2,7 @@
 
 pub mod assembler;
 pub mod coded;
+pub mod contractions;
 pub mod emulate;
 pub mod programs;
 pub mod random;
