@@ -60,10 +60,17 @@ fn ptx_of_a_sigmoid() {
     insta::assert_snapshot!(images[0].ptx);
 }
 
+/// The program with schedules that are built for a target.
+fn fitted(program: &moec_ir::tile::Program, name: &str) -> moec_ir::tile::Program {
+    let mut fitted = program.clone();
+    moec_ir::engine::fit(&mut fitted, target(name));
+    fitted
+}
+
 /// How often each instruction stands in PTX text, and what the kernel asks for.
 fn digest(program: &moec_ir::tile::Program, name: &str) -> String {
     let mut out = String::new();
-    for image in emit(program, target(name)).expect("emitted") {
+    for image in emit(&fitted(program, name), target(name)).expect("emitted") {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for line in image.ptx.lines().map(str::trim) {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -103,7 +110,7 @@ fn no_kernel_touches_memory_before_its_predecessor_is_done() {
     let l = Layer { shared: 64, biases: true, groups: Some((4, 2)), ..Layer::small(DType::BF16) };
     let program = layer(&l, &Schedules::for_rows(16));
     for name in ["sm_90a", "sm_100f", "sm_120f"] {
-        for image in emit(&program, target(name)).expect("emitted") {
+        for image in emit(&fitted(&program, name), target(name)).expect("emitted") {
             assert!(image.launch.programmatic);
             let (before, after) = image.ptx.split_once("griddepcontrol.wait").expect("a wait");
             assert!(before.contains("griddepcontrol.launch_dependents"), "{} for {name}", image.entry);
