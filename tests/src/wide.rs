@@ -18,7 +18,16 @@ use std::path::Path;
 const WIDTHS: [(u64, u64); 3] = [(24, 160), (10, 32), (14, 64)];
 
 /// Keys of configs whose values are such widths.
-const KEYS: [&str; 5] = ["hidden_size", "d_model", "intermediate_size", "share_expert_dim", "moe_latent_size"];
+const KEYS: [&str; 8] = [
+    "hidden_size",
+    "d_model",
+    "intermediate_size",
+    "share_expert_dim",
+    "moe_latent_size",
+    "d_ff",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+];
 
 /// Writes a wide form of a recorded layer to `dir`, and returns its inputs in the order of the graph.
 ///

@@ -8,7 +8,8 @@
 //! What an input says about sizes is never asked for: the length of a header, the length of a tensor and the sizes in a
 //! config are compared with what is there, and memory follows the bytes of the input. It is a multiple of them, because
 //! a read form is larger than its text: `0,` is two bytes in a file, eight as a number of a shape, and 24 as a value
-//! that knows its place for messages. [`PER_BYTE`] is that multiple (12 for the value with its place, 1 for the text, 1 for
+//! that knows its place for messages; a short entry of an object, seven bytes or so, has a name with memory of its own and takes
+//! up to 170. [`PER_BYTE`] is that multiple (24 for the value with its place, 1 for the text, 1 for
 //! the copy that this program makes of it, the rest for messages); [`FIXED`] is a layer's graph and its description,
 //! which do not grow with the numbers of experts, layers or columns.
 
@@ -47,7 +48,7 @@ pub struct Options {
 const MAX_TIME: Duration = Duration::from_secs(5);
 
 /// Memory for each byte of an input.
-const PER_BYTE: usize = 16;
+const PER_BYTE: usize = 28;
 
 /// Memory for a layer, whatever its input.
 const FIXED: usize = 128 << 10;
