@@ -58,6 +58,15 @@ fn rows_that_tma_cannot_address_take_the_portable_engine() {
     HOPPER.leaves_odd_rows_to_the_portable_engine();
 }
 
+/// Many tiles of one step, and a ring that holds more of them than are known ahead.
+#[test]
+fn tiles_of_one_step_do_not_wait_for_each_other() {
+    for (k, gather) in [(64, true), (32, false), (72, true)] {
+        let g = Gemm { n_experts: 6, gather, ..dense(DType::BF16, 264, k) };
+        HOPPER.check(&g, schedule(8, 128, 64, 12, 12), 60);
+    }
+}
+
 /// What is asked and not built is refused, not rounded.
 #[test]
 fn a_schedule_that_is_not_built_is_refused() {
