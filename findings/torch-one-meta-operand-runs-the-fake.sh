@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# PyTorch: with one operand on meta and the others real, an operator of torch.library runs its fake implementation and gives uninitialised memory; torch.add refuses.
+# PyTorch: with one operand on meta and the others real, an operator of torch.library runs its fake implementation without a word; torch.add raises an error.
 # Needs python3 (3.10 or later), about 6 GB of disk for a while, and the package index that pip is set up for.
 set -euo pipefail
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
