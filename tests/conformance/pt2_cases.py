@@ -76,6 +76,9 @@ def main():
         x = torch.randn(T, H)
         with torch.no_grad():
             program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("T")},), strict=False)
+            for node in program.graph.nodes:
+                # Source lines and paths of who exported it.
+                node.meta.pop("stack_trace", None)
             torch.export.save(program, os.path.join(out, "layer.pt2"))
             ids, weights = layer.route(x)
             y = layer.reference(x, ids, weights)
