@@ -4,8 +4,9 @@
 //! which are its columns. Each of two warpgroups has 64 of the columns. An instruction's number of rows stands in it, so a
 //! kernel has a loop for each of [`Geometry::row_steps`] and a tile runs the smallest that holds its rows.
 
+use super::ScaleWindow;
 use crate::DType;
-use crate::tile::{BufferId, Contract, PanelQuant, Program, RowQuant, ScaledProduct, Schedule, Segment, Team};
+use crate::tile::{BufferId, Contract, PanelQuant, Program, ScaledProduct, Schedule, Segment, Team};
 
 /// Output columns of a tile.
 pub const TILE_N: u32 = 128;
@@ -183,8 +184,9 @@ impl Geometry {
         let (tile_m, tile_k) = (schedule.tile_m, operands.tile_k());
         let scales = |s: &Segment| -> u32 {
             let quants = s.panels.iter().filter_map(|p| p.quant.as_ref());
-            let of_panels: u32 = quants.map(|q| scale_window(s.n(program), q, tile_k).bytes()).sum();
-            of_panels + s.a_quant.as_ref().map_or(0, |q| row_scale_window(q, tile_m, tile_k).bytes())
+            let of_panels: u32 =
+                quants.map(|q| ScaleWindow::of_weights(s.n(program), q, (TILE_N, tile_k)).bytes()).sum();
+            of_panels + s.a_quant.as_ref().map_or(0, |q| ScaleWindow::of_rows(q, (tile_m, tile_k)).bytes())
         };
         let has_codes = contract.segments.iter().any(|s| s.out_quant.is_some());
         Geometry {
@@ -264,36 +266,6 @@ pub fn weight_row_bytes(operands: Operands, quant: Option<&PanelQuant>) -> u32 {
         (Operands::Halves, Some(q)) => HALF_K * q.format.code.bits() as u32 / 8,
         (Operands::Halves, None) | (Operands::Fp8, _) => ROW_BYTES,
     }
-}
-
-/// What a stage holds of the scales of a panel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScaleWindow {
-    /// Rows that have scales of their own: those of the tile, or 1.
-    pub rows: u32,
-    /// Bytes of a row: the aligned 4, 8 or 16 that the scales of a step lie in.
-    pub width: u32,
-}
-
-impl ScaleWindow {
-    /// Bytes in a stage, a multiple of 16.
-    pub fn bytes(self) -> u32 {
-        (self.rows * self.width).next_multiple_of(16)
-    }
-}
-
-/// The scales of a panel of `n` rows, in steps of `tile_k` elements.
-pub fn scale_window(n: u64, q: &PanelQuant, tile_k: u32) -> ScaleWindow {
-    let f = q.format;
-    let one_row = f.block_rows == 0 || f.block_rows.is_multiple_of(TILE_N.into()) || n == 1;
-    let of_step = u64::from(tile_k).checked_div(f.block_cols).unwrap_or(1).max(1);
-    ScaleWindow { rows: if one_row { 1 } else { TILE_N }, width: (of_step * f.scale.bytes()).max(4) as u32 }
-}
-
-/// The scales of `tile_m` rows of activations, in steps of `tile_k` elements.
-pub fn row_scale_window(q: &RowQuant, tile_m: u32, tile_k: u32) -> ScaleWindow {
-    let of_step = tile_k.checked_div(q.q.block).unwrap_or(1).max(1);
-    ScaleWindow { rows: tile_m, width: (of_step * q.format().scale.bytes() as u32).max(4) }
 }
 
 /// The type of a contraction's rows.

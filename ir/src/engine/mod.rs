@@ -4,9 +4,12 @@
 //! code generator ask the same table. A target has one engine of its own; what that one does not take, the portable one does.
 
 pub mod hopper;
+mod scales;
+
+pub use scales::ScaleWindow;
 
 use crate::target::{Target, TargetKind};
-use crate::tile::{Contract, Program};
+use crate::tile::{Body, Contract, Program};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -76,7 +79,7 @@ pub fn fit(program: &mut Program, target: &Target) {
         .kernels
         .iter()
         .map(|k| match &k.body {
-            crate::tile::Body::Contract(c) => match (Engine::of(target, program, c), target.kind) {
+            Body::Contract(c) => match (Engine::of(target, program, c), target.kind) {
                 (Ok(Engine::Hopper), TargetKind::Gpu { smem_bytes, .. }) => {
                     hopper::fit(program, c, k.schedule, smem_bytes)
                 }

@@ -265,11 +265,7 @@ impl<'c> Builder<'c> {
     }
 
     /// Remembers that the kernel cannot be built as asked: [`Builder::finish`] tells.
-    pub fn refuse(&self, what: &str) {
-        self.fail(what);
-    }
-
-    fn fail(&self, what: &str) {
+    pub fn fail(&self, what: &str) {
         self.fault.borrow_mut().get_or_insert_with(|| what.to_string());
     }
 }

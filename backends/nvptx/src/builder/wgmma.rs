@@ -3,7 +3,7 @@
 //! LLVM has no intrinsic for the product, so it is inline assembly. Registers that products use in flight go through the
 //! fence and through the wait as operands that are read and written: LLVM then moves no computation of them across.
 
-use super::value::{F32, I32, Shared, ToI32, Value};
+use super::value::{F32, I32, ToI32, Value};
 use super::{Builder, Intrinsic, Var, flag};
 use inkwell::attributes::AttributeLoc;
 use inkwell::types::BasicTypeEnum;
@@ -137,12 +137,6 @@ impl<'c> Builder<'c> {
         let pair = self.vector(&[low.raw(), self.i32(HIGH).raw()]);
         let ty = self.context.i64_type();
         self.take(self.builder.build_bit_cast(pair, ty, ""), ty.const_zero())
-    }
-
-    /// The address of a tile at a multiple of 1024 bytes for [`Builder::start_wgmma`]: what lies `n` bytes further on is there
-    /// at `+ n / 16`.
-    pub fn wgmma_tile(&'c self, tile: Shared<'c>) -> I32<'c> {
-        self.swizzled_tile(tile)
     }
 
     /// Runs an instruction that has `values` in place.

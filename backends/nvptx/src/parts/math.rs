@@ -30,7 +30,7 @@ pub fn evaluate<'c>(c: &'c Builder<'c>, expr: &Expr, args: &[F32<'c>]) -> F32<'c
 
 /// Refuses the kernel; the value is never seen.
 fn missing<'c>(c: &'c Builder<'c>, what: &str) -> F32<'c> {
-    c.refuse(what);
+    c.fail(what);
     c.f32(f32::NAN)
 }
 

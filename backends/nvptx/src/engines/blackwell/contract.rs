@@ -18,6 +18,7 @@
 //! make one each, and the epilogue of the first adds what the others send it (`parts`).
 
 use super::geometry::Geometry;
+use super::rows::{Rows, Step};
 use crate::builder::{BARRIER_BYTES, Bool, CtaGroup, F32, I32, LOAD_COLUMNS, MmaType, Shared};
 use crate::kernels::{Design, Kernel, Registers};
 use crate::parts::k_parts::Parts;
@@ -26,7 +27,7 @@ use crate::parts::{
     maps, publish_tiles,
 };
 use moec_ir::target::Features;
-use moec_ir::tile::{BufferId, Contract, Program, RowMap, Schedule, Segment};
+use moec_ir::tile::{BufferId, Contract, Program, Schedule, Segment};
 
 const WEIGHTS: u32 = 0;
 const ACTIVATIONS: u32 = 1;
@@ -170,16 +171,8 @@ impl<'c> Block<'_, 'c, '_> {
     }
 
     /// Builds `body` for each segment and runs it for the tile's.
-    fn each_segment<'s>(&'s self, tile: &Tile<'c>, mut body: impl FnMut(usize, &'s Segment)) {
-        let c = self.k.builder;
-        let segments = &self.contract.segments;
-        for (i, segment) in segments.iter().enumerate() {
-            if segments.len() == 1 {
-                body(i, segment);
-            } else {
-                c.when(tile.segment.eq(i as u32), || body(i, segment));
-            }
-        }
+    fn each_segment<'s>(&'s self, tile: &Tile<'c>, body: impl FnMut(usize, &'s Segment)) {
+        tile.each_segment(self.k.builder, &self.contract.segments, body);
     }
 
     fn n_steps(&self, segment: &Segment) -> u32 {
@@ -294,65 +287,31 @@ impl<'c> Block<'_, 'c, '_> {
     }
 
     fn copy_activations(&self) {
-        let c = self.k.builder;
-        let ring = Ring::new(c, self.g.stages);
-        let ids = c.shared().at(Geometry::ROW_IDS);
+        let (c, g) = (self.k.builder, self.g);
+        let ring = Ring::new(c, g.stages);
+        let rows = Rows {
+            k: self.k,
+            member: self.member,
+            elected: self.elected,
+            ring,
+            full: self.full,
+            empty: self.empty,
+            ids: c.shared().at(Geometry::ROW_IDS),
+            box_rows: g.box_rows,
+        };
         self.each_tile(&Reader::Warp(self.elected), |tile| {
-            let (first, rows) = self.member.part(tile);
+            let part = self.member.part(tile);
             self.each_segment(tile, |i, segment| {
-                let map = self.maps[i].activations;
-                let gathered = match segment.a_rows {
-                    RowMap::Gather(row_map) => {
-                        let row_map = self.k.view(row_map);
-                        c.range(c.lane(), rows, 32, |j| {
-                            // Rows that the tile does not have: -1, which no tensor has and becomes zeros.
-                            let id = c.var(c.i32(u32::MAX));
-                            let row = first + j;
-                            c.when(row.lt(tile.rows), || id.set(c.load_i32(row_map.nth(tile.row + row))));
-                            c.store_i32(ids.plus(j << 2), id.get());
-                        });
-                        c.warp_barrier();
-                        true
-                    }
-                    RowMap::Same => false,
-                };
                 // Where other segments have codes, decoding warps arrive in the place of the warp that brings weights.
-                let has_weights = self.g.has_codes() && !has_codes(segment);
-                let weights = if has_weights { segment.panels.len() as u32 * Geometry::PANEL_BYTES } else { 0 };
-                c.when(self.elected, || {
-                    let (first_step, end) = self.steps(segment);
-                    c.range(first_step, end, 1, |step| {
-                        let (full, col) = (self.full.at(ring.slot()), step * Geometry::TILE_K);
-                        let stage = self.stage(ring.slot()).at(self.g.activations());
-                        c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
-                        if gathered {
-                            self.member.arrive_expecting(full, rows * SWIZZLE_BYTES + weights);
-                            c.range(0, rows, 16, |row| {
-                                let (ids, to) = (ids.plus(row << 2), stage.plus(row * SWIZZLE_BYTES));
-                                for four in 0..4 {
-                                    let ids = c.load_words(ids.at(four * 16));
-                                    c.copy_rows(self.g.ctas, to.at(four * 4 * SWIZZLE_BYTES), full, map, col, ids);
-                                }
-                            });
-                        } else {
-                            let n = self.g.box_rows;
-                            let boxed = rows.div_ceil(n) * n;
-                            self.member.arrive_expecting(full, boxed * SWIZZLE_BYTES + weights);
-                            c.range(0, boxed, n, |row| {
-                                let at = [col, tile.row + first + row];
-                                c.copy_box(self.g.ctas, stage.plus(row * SWIZZLE_BYTES), full, map, &at);
-                            });
-                        }
-                        ring.advance();
-                    });
-                });
-                if gathered {
-                    // The numbers are read before those of the next tile take their place.
-                    c.warp_barrier();
-                }
+                let has_weights = g.has_codes() && !has_codes(segment);
+                let more = if has_weights { segment.panels.len() as u32 * Geometry::PANEL_BYTES } else { 0 };
+                let step =
+                    Step { map: self.maps[i].activations, wide: Geometry::TILE_K, row_bytes: SWIZZLE_BYTES, more };
+                let activations = |slot| self.stage(slot).at(g.activations());
+                rows.bring((tile, part), segment.a_rows, &step, || self.steps(segment), activations);
             });
         });
-        if self.g.ctas != CtaGroup::One {
+        if g.ctas != CtaGroup::One {
             // Block 0 tells of empty stages until its last product is done: by then this block must not have gone.
             c.when(self.elected, || ring.drain(self.empty));
         }

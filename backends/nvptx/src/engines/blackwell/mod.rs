@@ -6,6 +6,7 @@
 
 mod contract;
 mod geometry;
+mod rows;
 mod scaled;
 
 pub use contract::contract;

@@ -11,6 +11,7 @@ use crate::builder::{I32, Shared};
 use crate::engines::portable::Tile;
 use crate::kernels::Kernel;
 use crate::parts::decode::block_of;
+use crate::parts::load::cp_async;
 use crate::parts::load::scales::{self, ScaleCopier, ScaleCut};
 use moec_ir::tile::{Program, RowMap, RowQuant, Segment};
 
@@ -24,7 +25,7 @@ struct Copiers<'c> {
 /// Computes one tile and stores it.
 pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &ScaledGeometry, tile: &Tile<'c>) {
     let c = k.builder;
-    let Some(rows) = &segment.a_quant else { return c.refuse("a product of codes has rows that are none") };
+    let Some(rows) = &segment.a_quant else { return c.fail("a product of codes has rows that are none") };
     let of_tokens = ScaleCut::of_tokens(rows, (g.tile_m, g.tile_k));
     let quants = segment.panels.iter().filter_map(|p| p.quant.as_ref());
     let of_panels: Vec<ScaleCut> =
@@ -39,28 +40,9 @@ pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &Sc
     };
     let fragments = Fragments::new(c, g);
 
-    // All but one stage are under way before the first is used. A group is made for every step, empty ones too, so that
-    // the count of pending groups says which stage has come.
-    for step in 0..g.stages - 1 {
-        if step < n_steps {
-            start(c.i32(step), c.i32(step));
-        }
-        c.commit_copies();
-    }
-    let (read, write) = (c.var(c.i32(0)), c.var(c.i32(g.stages - 1)));
-    c.range(0, n_steps, 1, |step| {
-        c.wait_copies(g.stages - 2);
-        // All threads' copies of this stage have come, and all warps are done with the one that is overwritten next.
-        c.barrier();
-        let ahead = step + (g.stages - 1);
-        c.when(ahead.lt(n_steps), || start(write.get(), ahead));
-        c.commit_copies();
-        let stage = parts(g, stage_at(read.get()));
+    cp_async::each_step(c, (g.stages, n_steps), start, |slot, step| {
+        let stage = parts(g, stage_at(slot));
         fragments.multiply(c, g, &stage, step, (&of_panels, &of_tokens));
-        for slot in [read, write] {
-            let next = slot.get() + 1;
-            slot.set(c.select(next.eq(g.stages), c.i32(0), next));
-        }
     });
     // The result takes the place of the ring.
     c.wait_copies(0);

@@ -191,16 +191,8 @@ impl<'c> Cta<'_, 'c, '_> {
     }
 
     /// Builds `body` for each segment and runs it for the tile's.
-    pub fn each_segment<'s>(&'s self, tile: &Tile<'c>, mut body: impl FnMut(usize, &'s Segment)) {
-        let c = self.k.builder;
-        let segments = &self.contract.segments;
-        for (i, segment) in segments.iter().enumerate() {
-            if segments.len() == 1 {
-                body(i, segment);
-            } else {
-                c.when(tile.segment.eq(i as u32), || body(i, segment));
-            }
-        }
+    pub fn each_segment<'s>(&'s self, tile: &Tile<'c>, body: impl FnMut(usize, &'s Segment)) {
+        tile.each_segment(self.k.builder, &self.contract.segments, body);
     }
 
     pub fn n_steps(&self, segment: &Segment) -> u32 {

@@ -9,7 +9,7 @@ use crate::builder::{I32, Shared, Var};
 use crate::parts::decode::block_of;
 use crate::parts::load::scales::{ScaleCopier, ScaleCut, Source};
 use crate::parts::{Reader, Ring, Tile};
-use moec_ir::engine::hopper::{Operands, ROW_BYTES, TILE_N, row_scale_window, scale_window, weight_row_bytes};
+use moec_ir::engine::hopper::{Operands, ROW_BYTES, TILE_N, weight_row_bytes};
 use moec_ir::tile::{PanelQuant, RowMap, Segment};
 
 /// Most stages whose copies are under way before the first is told of.
@@ -206,7 +206,7 @@ impl<'c> Cta<'_, 'c, '_> {
             let source = Source { row: Box::new(row), pitch_bytes, valid_rows: columns };
             let cut = ScaleCut::of_weights(self.program, segment, q, (TILE_N, self.g.tile_k));
             all.push((ScaleCopier::new(c, (ROWS * 32, ROW_WARPS * 32), cut, source), at));
-            at += scale_window(n.into(), q, self.g.tile_k).bytes();
+            at += cut.bytes();
         }
         if let Some(q) = &segment.a_quant {
             let (view, first, n_rows) = (self.k.view(q.scales), tile.row, tile.rows);
@@ -222,7 +222,6 @@ impl<'c> Cta<'_, 'c, '_> {
                 valid_rows: Some(n_rows),
             };
             let cut = ScaleCut::of_tokens(q, (self.g.tile_m, self.g.tile_k));
-            debug_assert_eq!(cut.bytes(), row_scale_window(q, self.g.tile_m, self.g.tile_k).bytes());
             all.push((ScaleCopier::new(c, (ROWS * 32, ROW_WARPS * 32), cut, source), at));
         }
         all

@@ -9,7 +9,7 @@ use crate::kernels::Kernel;
 use crate::parts::Tile;
 use crate::parts::decode::Decoder;
 use crate::parts::load::scales::ScaleCut;
-use moec_ir::engine::hopper::{ROW_BYTES, TILE_N, scale_window};
+use moec_ir::engine::hopper::{ROW_BYTES, TILE_N};
 use moec_ir::tile::{PanelQuant, Segment};
 
 /// Elements along k of a step.
@@ -42,17 +42,16 @@ impl<'c, 'p> Cta<'_, 'c, 'p> {
         (row, quarter): (I32<'c>, I32<'c>),
     ) -> Vec<Option<CodedPanel<'_, 'c, 'p>>> {
         let mut scales_at = self.g.scales();
-        let n = segment.n(self.program);
         let one = |(i, q): (usize, Option<&PanelQuant>)| {
             let q = q?;
-            let at = scales_at;
-            scales_at += scale_window(n, q, self.g.tile_k).bytes();
-            let c = self.k.builder;
+            let (c, at) = (self.k.builder, scales_at);
+            let scales = ScaleCut::of_weights(self.program, segment, q, (TILE_N, self.g.tile_k));
+            scales_at += scales.bytes();
             Some(CodedPanel {
                 k: self.k,
                 decoder: Decoder::new(q, self.features),
                 global: q.global.map(|id| c.load_f32(self.k.view(id).at(c.i32(0), tile.expert))),
-                scales: ScaleCut::of_weights(self.program, segment, q, (TILE_N, self.g.tile_k)),
+                scales,
                 block_cols: q.format.block_cols,
                 codes_at: self.panel(segment, i),
                 scales_at: at,

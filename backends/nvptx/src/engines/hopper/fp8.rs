@@ -8,7 +8,7 @@ use super::products::{GROUP_COLS, PIECES, Place, Sums};
 use crate::builder::{F32, I32, Shared, Var, WgmmaRows};
 use crate::parts::Ring;
 use crate::parts::load::scales::ScaleCut;
-use moec_ir::engine::hopper::{ROW_BYTES, TILE_N, scale_window};
+use moec_ir::engine::hopper::{ROW_BYTES, TILE_N};
 use moec_ir::tile::{RowQuant, Segment};
 
 /// Where a stage has scales, and how they are cut.
@@ -19,12 +19,12 @@ struct StageScales {
 
 impl<'c> Cta<'_, 'c, '_> {
     fn stage_scales(&self, segment: &Segment, rows: &RowQuant) -> StageScales {
-        let (g, n) = (self.g, segment.n(self.program));
+        let g = self.g;
         let mut at = g.scales();
         let panel = |q| {
-            let here = at;
-            at += scale_window(n, q, g.tile_k).bytes();
-            (ScaleCut::of_weights(self.program, segment, q, (TILE_N, g.tile_k)), here)
+            let (cut, here) = (ScaleCut::of_weights(self.program, segment, q, (TILE_N, g.tile_k)), at);
+            at += cut.bytes();
+            (cut, here)
         };
         let panels = segment.panels.iter().filter_map(|p| p.quant.as_ref()).map(panel).collect();
         StageScales { panels, rows: (ScaleCut::of_tokens(rows, (g.tile_m, g.tile_k)), at) }
@@ -40,9 +40,9 @@ impl<'c> Cta<'_, 'c, '_> {
         totals: &Sums<'c>,
     ) {
         let (c, g) = (self.k.builder, self.g);
-        let Some(rows) = &segment.a_quant else { return c.refuse("a product of codes has rows that are none") };
+        let Some(rows) = &segment.a_quant else { return c.fail("a product of codes has rows that are none") };
         let scales = self.stage_scales(segment, rows);
-        let first_stage = c.wgmma_tile(self.stage(c.i32(0)));
+        let first_stage = c.swizzled_tile(self.stage(c.i32(0)));
         // Registers of their own: products of the next panel are not started in those that are being read.
         let zero = |_| (0..n / 2).map(|_| c.var(c.f32(0.0))).collect();
         let sums: Sums = scales.panels.iter().map(zero).collect();

@@ -84,7 +84,7 @@ impl<'c> Cta<'_, 'c, '_> {
         sums: &Sums<'c>,
     ) {
         let (c, g) = (self.k.builder, self.g);
-        let first_stage = c.wgmma_tile(self.stage(c.i32(0)));
+        let first_stage = c.swizzled_tile(self.stage(c.i32(0)));
         let coded: Vec<Option<CodedPanel>> = self.coded_panels(segment, tile, (place.column, place.row >> 1));
         let (first, end) = self.parts.steps(self.n_steps(segment), part);
         let before = c.var(c.i32(0));

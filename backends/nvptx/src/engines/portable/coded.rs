@@ -16,6 +16,7 @@ use super::mma::{Fragments, copiers, store};
 use crate::builder::{Bool, Builder, F32, Global, I32, Shared, Var};
 use crate::kernels::Kernel;
 use crate::parts::decode::{Decoder, block_of};
+use crate::parts::load::cp_async;
 use moec_ir::target::Features;
 use moec_ir::tile::{PanelQuant, Program, Segment};
 
@@ -50,12 +51,7 @@ pub fn tile<'c>(
     };
     let fragments = Fragments::new(c, g);
 
-    for step in 0..g.stages - 1 {
-        if step < n_steps {
-            start(c.i32(step), c.i32(step));
-        }
-        c.commit_copies();
-    }
+    cp_async::fill(c, (g.stages, n_steps), start);
     panels.iter().for_each(|p| p.fetch_scales(c, g, c.i32(0)));
     c.wait_copies(g.stages - 2);
     decode(c.i32(0), c.i32(0));
@@ -87,10 +83,7 @@ pub fn tile<'c>(
             })
             .collect();
         fragments.multiply(c, g, a, &tiles);
-        for slot in slots {
-            let next = slot.get() + 1;
-            slot.set(c.select(next.eq(g.stages), c.i32(0), next));
-        }
+        cp_async::advance(c, &slots, g.stages);
     });
     store(k, program, segment, g, tile, &fragments);
 }

@@ -6,6 +6,7 @@ use super::epilogue::Epilogue;
 use super::geometry::MmaGeometry;
 use crate::builder::{Builder, F32, I32, Shared, Var};
 use crate::kernels::Kernel;
+use crate::parts::load::cp_async;
 use moec_ir::tile::{Program, RowMap, Segment};
 
 /// Computes one tile and stores it.
@@ -22,30 +23,11 @@ pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &Mm
     };
     let fragments = Fragments::new(c, g);
 
-    // All but one tile of the ring are under way before the first is used. A group is made for every step, empty
-    // ones too, so that the count of pending groups says which tile has come.
-    for step in 0..g.stages - 1 {
-        if step < n_steps {
-            start(c.i32(step), c.i32(step));
-        }
-        c.commit_copies();
-    }
-    let (read, write) = (c.var(c.i32(0)), c.var(c.i32(g.stages - 1)));
-    c.range(0, n_steps, 1, |step| {
-        c.wait_copies(g.stages - 2);
-        // All threads' copies of this tile have come, and all warps are done with the tile that is overwritten next.
-        c.barrier();
-        let ahead = step + (g.stages - 1);
-        c.when(ahead.lt(n_steps), || start(write.get(), ahead));
-        c.commit_copies();
-        let stage = c.shared().plus(read.get() * g.stage_bytes());
+    cp_async::each_step(c, (g.stages, n_steps), start, |slot, _| {
+        let stage = c.shared().plus(slot * g.stage_bytes());
         let panels: Vec<Shared> =
             (0..g.panels).map(|p| stage.at(g.tile_m * g.row_bytes() + p * g.panel_bytes())).collect();
         fragments.multiply(c, g, stage, &panels);
-        for slot in [read, write] {
-            let next = slot.get() + 1;
-            slot.set(c.select(next.eq(g.stages), c.i32(0), next));
-        }
     });
     store(k, program, segment, g, tile, &fragments);
 }

@@ -49,7 +49,7 @@ impl Decoder {
     /// The 16-bit type of the values; a kernel that makes pairs of others cannot be built.
     fn half<'c>(&self, c: &'c Builder<'c>) -> MmaType {
         MmaType::of(self.round).unwrap_or_else(|| {
-            c.refuse("codes whose values have more than 16 bits cannot be made pairs");
+            c.fail("codes whose values have more than 16 bits cannot be made pairs");
             MmaType::Bf16
         })
     }

@@ -1,5 +1,6 @@
 //! How operands come to shared memory.
 
+pub mod cp_async;
 mod maps;
 pub mod scales;
 

@@ -5,6 +5,7 @@
 
 use crate::builder::{Bool, Builder, F32, Global, I32, Shared};
 use crate::parts::decode::{block_of, scale_value};
+use moec_ir::engine::ScaleWindow;
 use moec_ir::quant::ScaleCode;
 use moec_ir::tile::{PanelQuant, Program, RowQuant, Segment};
 
@@ -19,36 +20,29 @@ pub struct ScaleCut {
     block: u32,
     /// Scales of a row.
     cols: u32,
-    /// Bytes of a row's window.
-    width: u32,
-    /// Rows that have scales of their own in a stage: those of the tile, or 1.
-    rows: u32,
+    /// What a stage holds of them.
+    window: ScaleWindow,
     tile_k: u32,
 }
 
 impl ScaleCut {
     /// Of `tile_n` rows of weights, in steps of `tile_k` elements.
     pub fn of_weights(program: &Program, segment: &Segment, q: &PanelQuant, (tile_n, tile_k): (u32, u32)) -> ScaleCut {
-        let (block_rows, n) = (q.format.block_rows, segment.n(program));
-        let one_row = block_rows == 0 || block_rows.is_multiple_of(tile_n.into()) || n == 1;
-        let cols = q.format.scale_grid(n, segment.k(program)).1;
-        let rows = if one_row { 1 } else { tile_n };
-        ScaleCut::new(q.format.scale, q.format.block_cols as u32, cols, rows, tile_k)
+        let n = segment.n(program);
+        let cols = q.format.scale_grid(n, segment.k(program)).1 as u32;
+        let window = ScaleWindow::of_weights(n, q, (tile_n, tile_k));
+        ScaleCut { code: q.format.scale, block: q.format.block_cols as u32, cols, window, tile_k }
     }
 
     /// Of `tile_m` rows of activations, in steps of `tile_k` elements.
     pub fn of_tokens(q: &RowQuant, (tile_m, tile_k): (u32, u32)) -> ScaleCut {
-        ScaleCut::new(q.format().scale, q.q.block, q.n_blocks(), tile_m, tile_k)
-    }
-
-    fn new(code: ScaleCode, block: u32, cols: u64, rows: u32, tile_k: u32) -> ScaleCut {
-        let of_step = tile_k.checked_div(block).unwrap_or(1).max(1);
-        ScaleCut { code, block, cols: cols as u32, width: (of_step * code.bytes() as u32).max(4), rows, tile_k }
+        let window = ScaleWindow::of_rows(q, (tile_m, tile_k));
+        ScaleCut { code: q.format().scale, block: q.q.block, cols: q.n_blocks() as u32, window, tile_k }
     }
 
     /// Bytes in a stage.
     pub fn bytes(&self) -> u32 {
-        (self.rows * self.width).next_multiple_of(16)
+        self.window.bytes()
     }
 
     fn scale_bytes(&self) -> u32 {
@@ -65,13 +59,14 @@ impl ScaleCut {
 
     /// The offset of a step's scales within their window.
     fn within<'c>(&self, c: &'c Builder<'c>, step: I32<'c>) -> I32<'c> {
-        let fills = self.block != 0 && self.tile_k / self.block.min(self.tile_k) * self.scale_bytes() == self.width;
-        if fills || self.block == 0 { c.i32(0) } else { self.first_byte(c, step) & (self.width - 1) }
+        let fills =
+            self.block != 0 && self.tile_k / self.block.min(self.tile_k) * self.scale_bytes() == self.window.width;
+        if fills || self.block == 0 { c.i32(0) } else { self.first_byte(c, step) & (self.window.width - 1) }
     }
 
     /// The offset of a row in a stage's scales.
     fn row<'c>(&self, c: &'c Builder<'c>, row: I32<'c>) -> I32<'c> {
-        if self.rows == 1 { c.i32(0) } else { row * self.width }
+        if self.window.rows == 1 { c.i32(0) } else { row * self.window.width }
     }
 
     /// The value of the scale of `row` for a step that has one.
@@ -82,7 +77,7 @@ impl ScaleCut {
 
     /// The values of the scales of `row`, an even number, and of the row behind it for a step that has one.
     pub fn two_values<'c>(&self, c: &'c Builder<'c>, scales: Shared<'c>, row: I32<'c>, step: I32<'c>) -> [F32<'c>; 2] {
-        if self.code == ScaleCode::F32 && self.width == 4 && self.rows > 1 {
+        if self.code == ScaleCode::F32 && self.window.width == 4 && self.window.rows > 1 {
             return c.load_two_words(scales.plus(row << 2)).map(I32::as_f32);
         }
         [0, 1].map(|further| self.value(c, scales, row + further, step))
@@ -155,14 +150,18 @@ impl<'c> ScaleCopier<'c> {
     pub fn new(c: &'c Builder<'c>, (first, threads): (u32, u32), cut: ScaleCut, source: Source<'c>) -> ScaleCopier<'c> {
         let thread = if first == 0 { c.thread() } else { c.thread() - first };
         // Rows that are not aligned are copied byte by byte.
-        let n = if source.pitch_bytes.is_multiple_of(cut.width.into()) { cut.rows.div_ceil(threads) } else { 0 };
+        let n = if source.pitch_bytes.is_multiple_of(cut.window.width.into()) {
+            cut.window.rows.div_ceil(threads)
+        } else {
+            0
+        };
         let copies = (0..n).map(|i| {
             let row = thread + i * threads;
             OneCopy {
                 from: (source.row)(row),
-                to: row * cut.width,
+                to: row * cut.window.width,
                 exists: source.valid_rows.map(|n| row.lt(n)),
-                takes_part: ((i + 1) * threads > cut.rows).then(|| row.lt(cut.rows)),
+                takes_part: ((i + 1) * threads > cut.window.rows).then(|| row.lt(cut.window.rows)),
             }
         });
         let copies = copies.collect();
@@ -177,15 +176,15 @@ impl<'c> ScaleCopier<'c> {
         if self.copies.is_empty() {
             return self.by_bytes(c, to, at, total);
         }
-        let bytes = if total.is_multiple_of(cut.width) {
-            c.i32(cut.width)
+        let bytes = if total.is_multiple_of(cut.window.width) {
+            c.i32(cut.window.width)
         } else {
-            (c.i32(total) - at).signed_max(0).signed_min(cut.width)
+            (c.i32(total) - at).signed_max(0).signed_min(cut.window.width)
         };
         for copy in &self.copies {
             let start = || {
                 let bytes = copy.exists.map_or(bytes, |exists| c.select(exists, bytes, c.i32(0)));
-                c.copy_async(to.plus(copy.to), copy.from.plus(at.wide()), cut.width, bytes);
+                c.copy_async(to.plus(copy.to), copy.from.plus(at.wide()), cut.window.width, bytes);
             };
             match copy.takes_part {
                 Some(condition) => c.when(condition, start),
@@ -195,8 +194,8 @@ impl<'c> ScaleCopier<'c> {
     }
 
     fn by_bytes(&self, c: &'c Builder<'c>, to: Shared<'c>, first: I32<'c>, total: u32) {
-        let width = self.cut.width;
-        c.range(self.thread, self.cut.rows * width, self.threads, |i| {
+        let width = self.cut.window.width;
+        c.range(self.thread, self.cut.window.rows * width, self.threads, |i| {
             let (row, at) = (i / width, first + i % width);
             let in_row = at.lt(total);
             let exists = self.source.valid_rows.map_or(in_row, |n| in_row.and(row.lt(n)));

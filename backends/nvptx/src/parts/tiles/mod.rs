@@ -30,6 +30,24 @@ pub struct Tile<'c> {
     pub whole: I32<'c>,
 }
 
+impl<'c> Tile<'c> {
+    /// Builds `body` for each segment and runs it for the tile's.
+    pub fn each_segment<'s>(
+        &self,
+        c: &'c Builder<'c>,
+        segments: &'s [Segment],
+        mut body: impl FnMut(usize, &'s Segment),
+    ) {
+        for (i, segment) in segments.iter().enumerate() {
+            if segments.len() == 1 {
+                body(i, segment);
+            } else {
+                c.when(self.segment.eq(i as u32), || body(i, segment));
+            }
+        }
+    }
+}
+
 /// Tiles at most of a contraction cut into `tile_rows` by `tile_cols`.
 pub fn extent(program: &Program, contract: &Contract, tile_rows: u32, tile_cols: u32) -> Extent {
     let one = |s: &Segment| {

@@ -20,6 +20,7 @@ mod geometry;
 mod results;
 mod scales;
 
+use super::rows::{Rows, Step};
 use crate::builder::{BARRIER_BYTES, Bool, CtaGroup, F32, I32, LOAD_COLUMNS, ScaledKind, Shared, Var};
 use crate::kernels::{Design, Kernel, Registers};
 use crate::parts::decode::block_of;
@@ -164,16 +165,8 @@ impl<'c> Block<'_, 'c, '_> {
     }
 
     /// Builds `body` for each segment and runs it for the tile's.
-    fn each_segment<'s>(&'s self, tile: &Tile<'c>, mut body: impl FnMut(usize, &'s Segment)) {
-        let c = self.k.builder;
-        let segments = &self.contract.segments;
-        for (i, segment) in segments.iter().enumerate() {
-            if segments.len() == 1 {
-                body(i, segment);
-            } else {
-                c.when(tile.segment.eq(i as u32), || body(i, segment));
-            }
-        }
+    fn each_segment<'s>(&'s self, tile: &Tile<'c>, body: impl FnMut(usize, &'s Segment)) {
+        tile.each_segment(self.k.builder, &self.contract.segments, body);
     }
 
     fn n_steps(&self, segment: &Segment) -> u32 {
@@ -228,65 +221,25 @@ impl<'c> Block<'_, 'c, '_> {
 
     fn copy_activations(&self) {
         let (c, g) = (self.k.builder, self.g);
-        let ring = Ring::new(c, self.g.stages);
-        let ids = c.shared().at(ScaledGeometry::ROW_IDS);
+        let ring = Ring::new(c, g.stages);
+        let rows = Rows {
+            k: self.k,
+            member: self.member,
+            elected: self.elected,
+            ring,
+            full: self.full,
+            empty: self.empty,
+            ids: c.shared().at(ScaledGeometry::ROW_IDS),
+            box_rows: g.box_rows,
+        };
         self.each_tile(&Reader::Warp(self.elected), |tile| {
-            let (first, rows) = self.member.part(tile);
+            let part = self.member.part(tile);
             self.each_segment(tile, |i, segment| {
-                let map = self.maps[i].activations;
-                let Some(code) = segment.a_quant.as_ref().map(|q| q.q.code) else { return c.refuse(NO_CODES) };
+                let Some(code) = segment.a_quant.as_ref().map(|q| q.q.code) else { return c.fail(NO_CODES) };
                 let (wide, row_bytes) = (self.map_columns(code), self.counted_bytes(code));
-                let gathered = match segment.a_rows {
-                    RowMap::Gather(row_map) => {
-                        let row_map = self.k.view(row_map);
-                        c.range(c.lane(), rows, 32, |j| {
-                            // Rows that the tile does not have: -1, which no tensor has and becomes zeros.
-                            let id = c.var(c.i32(u32::MAX));
-                            let row = first + j;
-                            c.when(row.lt(tile.rows), || id.set(c.load_i32(row_map.nth(tile.row + row))));
-                            c.store_i32(ids.plus(j << 2), id.get());
-                        });
-                        c.warp_barrier();
-                        true
-                    }
-                    RowMap::Same => false,
-                };
-                c.when(self.elected, || {
-                    let (first_step, end) = self.steps(segment);
-                    c.range(first_step, end, 1, |step| {
-                        let (full, col) = (self.full.at(ring.slot()), step * wide);
-                        let stage = self.stage(ring.slot()).at(self.g.activations());
-                        c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
-                        if gathered {
-                            self.member.arrive_expecting(full, rows * row_bytes);
-                            c.range(0, rows, 16, |row| {
-                                let (ids, to) = (ids.plus(row << 2), stage.plus(row * SWIZZLE_BYTES));
-                                for four in 0..4 {
-                                    let ids = c.load_words(ids.at(four * 16));
-                                    c.copy_rows(g.ctas, to.at(four * 4 * SWIZZLE_BYTES), full, map, col, ids);
-                                }
-                            });
-                        } else {
-                            let n = self.g.box_rows;
-                            let boxed = rows.div_ceil(n) * n;
-                            self.member.arrive_expecting(full, boxed * row_bytes);
-                            c.range(0, boxed, n, |row| {
-                                c.copy_box(
-                                    g.ctas,
-                                    stage.plus(row * SWIZZLE_BYTES),
-                                    full,
-                                    map,
-                                    &[col, tile.row + first + row],
-                                );
-                            });
-                        }
-                        ring.advance();
-                    });
-                });
-                if gathered {
-                    // The numbers are read before those of the next tile take their place.
-                    c.warp_barrier();
-                }
+                let step = Step { map: self.maps[i].activations, wide, row_bytes, more: 0 };
+                let activations = |slot| self.stage(slot).at(g.activations());
+                rows.bring((tile, part), segment.a_rows, &step, || self.steps(segment), activations);
             });
         });
         if g.ctas != CtaGroup::One {
@@ -308,7 +261,7 @@ impl<'c> Block<'_, 'c, '_> {
         match (weights, &segment.a_quant) {
             (Some(weights), Some(rows)) => (ty(weights.format.code), ty(rows.q.code)),
             _ => {
-                self.k.builder.refuse(NO_CODES);
+                self.k.builder.fail(NO_CODES);
                 (0, 0)
             }
         }
