@@ -88,7 +88,7 @@ const A100: Machine = Machine {
     launch_s: 2.5e-6,
     n_units: 108,
 };
-/// Source of this and the next two: NVIDIA's data sheets; 16-bit products with sums in f32.
+/// Source of this and the next: NVIDIA's data sheets; 16-bit products with sums in f32.
 const A10: Machine =
     Machine { chip: "A10", memory_bytes_per_s: 0.6e12, bf16_flops: 125e12, f32_flops: 31.2e12, n_units: 72, ..A100 };
 const L40S: Machine = Machine {

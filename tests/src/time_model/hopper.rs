@@ -1,0 +1,76 @@
+//! Hopper's part of the page: its engine against the portable one, and against published times.
+
+use super::cases::{Case, compile, variant, with};
+use super::*;
+use serde_json::json;
+use std::fmt::Write;
+
+/// vLLM's Triton kernels on H100, Mixtral 8x7B of two tensor-parallel ranks in bf16, tuned: tokens and µs. Source: vllm PR #24700.
+const VLLM_MIXTRAL: [(u64, f64); 5] = [(1, 144.0), (8, 435.0), (64, 483.0), (256, 537.0), (1024, 834.0)];
+
+/// Hopper: its own engine against the portable one, and against published times.
+pub(super) fn section(cases: &[Case]) -> String {
+    let h200 = Target::by_name("h200").expect("a target");
+    let TargetKind::Gpu { ptx_version, capability, smem_bytes, .. } = h200.kind else { return String::new() };
+    let kind = TargetKind::Gpu { ptx_version, capability, smem_bytes, engine: Engine::Portable };
+    let portable = Target { kind, ..*h200 };
+    let h100 = Machine { chip: "H100 SXM", memory_bytes_per_s: 3.35e12, ..h200.machine };
+    let mut out = format!(
+        "\n## Hopper\n\nH200, layers in µs, shared experts included: the portable engine (`mma.sync`, {:.0} % of the tensor \
+         cores' rate) and Hopper's own (`wgmma`); in brackets what takes longest in gate and up.\n\n\
+         | layer | tokens | portable | hopper | portable ÷ hopper | Tflop/s | of the memory's bandwidth |\n|---|--:|--:|--:|--:|--:|--:|\n",
+        MMA_SYNC_SHARE * 100.0
+    );
+    let fits = |c: &&Case| !c.name.contains("NVFP4 ×") && !c.name.contains("MXFP8");
+    for case in cases.iter().filter(fits) {
+        let all = [&portable, h200].map(|target| (target, compile(case, target)));
+        for n_tokens in [1, 64, 1024, 4096, 8192] {
+            let times = all.each_ref().map(|(target, variants)| {
+                let l = launches(variant(variants, n_tokens), &On::new(&target.machine, target), n_tokens);
+                let bound = l.iter().find(|l| l.issued_flops > 0.0).map_or("", |l| l.bound().0);
+                let useful = useful_flops(variant(variants, n_tokens), n_tokens);
+                (total(&l, &target.machine), bound, useful, l.iter().map(|l| l.bytes).sum::<f64>())
+            });
+            let [(before, before_bound, ..), (now, bound, flops, bytes)] = times;
+            writeln!(
+                out,
+                "| {} | {n_tokens} | {:.0} ({before_bound}) | {:.0} ({bound}) | {:.2} | {:.0} | {:.0} % |",
+                case.name,
+                before * 1e6,
+                now * 1e6,
+                before / now,
+                flops / now / 1e12,
+                bytes / now / h200.machine.memory_bytes_per_s * 100.0
+            )
+            .expect("memory");
+        }
+    }
+    out += "\nAgainst published times, measured, of vLLM's tuned Triton kernels on H100 (one of two tensor-parallel ranks of Mixtral 8x7B, \
+            bf16): how far off the model is where memory bounds both shows what it forgets.\n\n\
+            | tokens | published µs | ours µs, modelled | published ÷ ours |\n|--:|--:|--:|--:|\n";
+    let mixtral = cases.iter().find(|c| c.name.starts_with("Mixtral")).expect("a case");
+    let half = Case {
+        name: mixtral.name,
+        config: with(mixtral.config.clone(), &json!({ "intermediate_size": 14336 / 2 })),
+        activations: None,
+    };
+    let variants = compile(&half, h200);
+    for (n_tokens, us) in VLLM_MIXTRAL {
+        let ours = total(&launches(variant(&variants, n_tokens), &On::new(&h100, h200), n_tokens), &h100) * 1e6;
+        writeln!(out, "| {n_tokens} | {us:.0} | {ours:.0} | {:.2} |", us / ours).expect("memory");
+    }
+    out
+}
+
+/// Flops of the matrix products of a layer, without padding.
+fn useful_flops(program: &Program, n_tokens: u64) -> f64 {
+    let one = |s: &Segment| {
+        let rows = program.buffer(s.out).rows.at(n_tokens) as f64;
+        2.0 * rows * s.n(program) as f64 * values(program, s) * s.panels.len() as f64
+    };
+    products(program)
+        .filter_map(|k| if let Body::Contract(c) = &k.body { Some(c) } else { None })
+        .flat_map(|c| &c.segments)
+        .map(one)
+        .sum()
+}
