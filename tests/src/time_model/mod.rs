@@ -28,8 +28,8 @@ const SHARED_BYTES_PER_CYCLE: f64 = 128.0;
 const LANES_PER_CYCLE: f64 = 128.0;
 /// Cycles per second. B200 boosts to 1.85 GHz or so; the RTX 5090's 2.4 GHz would flatter it under tensor load.
 const CLOCK: f64 = 1.85e9;
-/// Part of the tensor-core rate of sm_90 that `mma.sync` reaches; `wgmma` reaches all of it. Source: Luo et al., Benchmarking and
-/// Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking (2024), 62 to 65 % for dense 16-bit products.
+/// Part of the tensor-core rate of sm_90 that `mma.sync` reaches, on average; `wgmma` is assumed to reach all of it. Source: Luo et
+/// al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture via Microbenchmarking (2024).
 const MMA_SYNC_SHARE: f64 = 0.63;
 /// Bytes per second that the L2 gives, over the memory's. Not published; a guess from measurements of Hopper.
 const L2_OVER_MEMORY: f64 = 1.5;
