@@ -52,7 +52,7 @@ class Prepared:
         #: Numbers of the parameters that were copied, so that a later write to them has to be noticed.
         self.copied: set[int] = set()
         for name, (number, view) in views.items():
-            # What kernels read in another layout goes by way of the host.
+            # On a GPU all is copied, by way of the host; on the CPU what kernels read in another layout.
             if on_gpu or not self.layer.borrow(name, view):
                 self.layer.set(name, view.cpu() if on_gpu else view, borrow=False)
                 self.copied.add(number)

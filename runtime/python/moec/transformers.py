@@ -5,8 +5,9 @@
     model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="moec")
 
 What a module says of its experts decides what is compiled. Experts that are not recognised, or are not in the type of their input,
-run in the model's own code; a warning names each class once. So do FP8 checkpoints, whose codes this way does not reach. Weights are
-read where they lie if kernels can, else copied once; a layer is prepared when it is called first.
+run in the model's own code; a warning names each class once. So do FP8 checkpoints, whose codes this way does not reach. On the CPU
+weights are read where they lie if kernels can, else copied once; on a GPU they are copied. A layer is prepared when it is called
+first.
 
 :func:`patch` replaces whole MoE blocks, with the router in them: also those of the models that take no notice of
 ``experts_implementation`` (:data:`IGNORING`).
