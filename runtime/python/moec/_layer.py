@@ -66,22 +66,22 @@ class Layer:
         With ``borrow`` the tensor's own memory is used where kernels can read it as it lies; the layer keeps the tensor, and
         what is written to it later is seen. Otherwise the values are copied.
         """
-        given, keep = _tensors.view(tensor.detach() if _tensors.is_torch(tensor) else tensor)
-        hold = c.BORROW_IF_POSSIBLE if borrow else c.COPY
-        c.check(c.LIBRARY.moec_layer_set_param(self._handle, name.encode(), ctypes.byref(given), hold))
-        self._kept[name] = keep if borrow else None
+        self._give(name, tensor, c.BORROW_IF_POSSIBLE if borrow else c.COPY)
 
     def borrow(self, name: str, tensor) -> bool:
         """As :meth:`set`, but never copies: whether the kernels can read the tensor as it lies."""
-        given, keep = _tensors.view(tensor.detach() if _tensors.is_torch(tensor) else tensor)
         try:
-            c.check(c.LIBRARY.moec_layer_set_param(self._handle, name.encode(), ctypes.byref(given), c.BORROW))
+            self._give(name, tensor, c.BORROW)
         except MoecError as e:
             if e.code == "parameter-not-borrowable":
                 return False
             raise
-        self._kept[name] = keep
         return True
+
+    def _give(self, name: str, tensor, hold: int) -> None:
+        given, keep = _tensors.view(tensor.detach() if _tensors.is_torch(tensor) else tensor)
+        c.check(c.LIBRARY.moec_layer_set_param(self._handle, name.encode(), ctypes.byref(given), hold))
+        self._kept[name] = None if hold == c.COPY else keep
 
     def load(self, checkpoint, *, cache=None, progress=None) -> None:
         """Gives all parameters their weights, out of a checkpoint of the model.

@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 # Before anything starts threads.
 os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -26,7 +27,8 @@ from moec._tensors import PYTHON_NAMES
 ROUNDS, CALLS = 301, 100
 
 
-def rows(path: str) -> "Calls":
+def rows(path: str) -> dict[str, Callable]:
+    """Calls by name."""
     bundle = moec.compile(path)
     layer = moec.load(bundle, path, max_tokens=64)
     number = moec.torch.add(layer)
@@ -38,47 +40,37 @@ def rows(path: str) -> "Calls":
     ids, weights = torch.empty(0, top_k, dtype=torch.int64), torch.empty(0, top_k)
     x_numpy = x.numpy()
     out = torch.empty_like(x)
-    calls = Calls(
-        {
-            "torch.add(x, x, out=out)": lambda: torch.add(x, x, out=out),
-            "torch.add(x, x)": lambda: torch.add(x, x),
-            "torch.ops.aten.add.Tensor(x, x)": lambda: torch.ops.aten.add.Tensor(x, x),
-            "layer(x), PyTorch": lambda: layer(x),
-            "torch.ops.moec.layer([x], number)": lambda: torch.ops.moec.layer([x], number),
-            "moec.torch.experts(x, ids, w, [up, down], form)": lambda: moec.torch.experts(x, ids, weights, params, form),
-            "torch.ops.moec.experts(x, ids, w, [up, down], form)": lambda: torch.ops.moec.experts(x, ids, weights, params, form),
-            "layer(x), numpy": lambda: layer(x_numpy),
-        }
-    )
+    calls = {
+        "torch.add(x, x, out=out)": lambda: torch.add(x, x, out=out),
+        "torch.add(x, x)": lambda: torch.add(x, x),
+        "torch.ops.aten.add.Tensor(x, x)": lambda: torch.ops.aten.add.Tensor(x, x),
+        "layer(x), PyTorch": lambda: layer(x),
+        "torch.ops.moec.layer([x], number)": lambda: torch.ops.moec.layer([x], number),
+        "moec.torch.experts(x, ids, w, [up, down], form)": lambda: moec.torch.experts(x, ids, weights, params, form),
+        "torch.ops.moec.experts(x, ids, w, [up, down], form)": lambda: torch.ops.moec.experts(x, ids, weights, params, form),
+        "layer(x), numpy": lambda: layer(x_numpy),
+    }
     # The least of what a host can do: all structures are there, and only the library is called.
     layer.run_python(x_numpy)
     plan = next(iter(layer._own.plans.values()))
     launch = ctypes.byref(plan.launch)
     calls["moec_layer_launch, through ctypes"] = lambda: LIBRARY.moec_layer_launch(layer._handle, launch)
-    kept = [calls["moec_layer_launch, through ctypes"], plan, through_tvm(layer, x, calls)]
+    through_tvm(layer, x, calls)
     for call in calls.values():
         call()
-    calls.kept = kept
     return calls
 
 
-class Calls(dict):
-    """Calls by name, with what has to live as long as they do."""
-
-    kept: list
-
-
-def through_tvm(layer, x, calls: dict):
+def through_tvm(layer, x, calls: dict) -> None:
     """The same through Apache TVM's FFI, where that is installed."""
     try:
         import tvm_ffi
     except ImportError:
-        return None
+        return
     module = tvm_ffi.load_module(LIBRARY._name)
     outputs = [torch.empty(shape, dtype=getattr(torch, PYTHON_NAMES[dtype])) for _, shape, dtype in layer.outputs(0)]
     workspace = torch.empty(layer.workspace_bytes(0), dtype=torch.uint8)
     calls["moec_launch, through tvm_ffi"] = lambda: module.moec_launch(layer.number, x, *outputs, workspace)
-    return module
 
 
 def measure(calls: dict) -> dict:
