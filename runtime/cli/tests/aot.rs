@@ -119,7 +119,7 @@ fn driver(dir: &Path) -> std::path::PathBuf {
     folder
 }
 
-/// A GPU's kernels, launched by generated C: bf16 weights, f32 rows; with and without tensor maps, clusters and counters.
+/// A GPU's kernels, launched by generated C: bf16 weights and rows, on Hopper and Blackwell.
 #[test]
 fn a_gpu_layer_is_launched_through_the_driver() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,9 +1,9 @@
-//! `--emit header` and `--emit c`: a layer for C and C++ programs that link nothing of moec.
+//! `--emit header`, `--emit c` and `--emit rust`: a layer for programs that link nothing of moec.
 //!
 //! The CPU's kernels are linked from the object file; a GPU's are in the source, and launched through the driver that the host has.
 //!
-//! The header has one structure of pointers, two functions, and tables of all targets; the source has the tables and the
-//! launch. Every name begins with the layer's own, so that any number of layers go into one program.
+//! In C the header has, for each target, a structure of addresses and functions, and tables of all targets; the source has the
+//! tables and the launch. Every name begins with the layer's own, so that any number of layers go into one program.
 
 mod cpu;
 mod cuda;
@@ -345,23 +345,30 @@ fn kernel(at: &str, k: usize, entry: &KernelEntry, images: &[&str]) -> String {
 }
 
 fn tensor_map(m: &TensorMap) -> String {
-    let five = |list: Vec<u64>| {
-        let padded = list.into_iter().chain(std::iter::repeat(0)).take(5);
-        format!("{{{}}}", padded.map(|n| format!("{n}u")).collect::<Vec<_>>().join(", "))
-    };
-    let fixed = m.dims.iter().map(|d| d.fixed().unwrap_or(0)).collect();
-    let per_token = m.dims.iter().map(|d| d.at(1) - d.at(0)).collect();
+    let [dims, per_token, strides, box_dims] =
+        map_lists(m).map(|list| format!("{{{}}}", list.map(|n| format!("{n}u")).join(", ")));
     format!(
-        "{{{}, {}, {}, {}, {}, {}, {}, {}}}",
+        "{{{}, {}, {}, {}, {dims}, {per_token}, {strides}, {box_dims}}}",
         m.operand,
         m.elem.driver_type(),
         m.driver_swizzle(),
         m.dims.len(),
-        five(fixed),
-        five(per_token),
+    )
+}
+
+/// A map's dimensions without tokens, what each token adds to them, its strides and its box, all in five places.
+fn map_lists(m: &TensorMap) -> [[u64; 5]; 4] {
+    let five = |list: Vec<u64>| {
+        let mut places = [0; 5];
+        places.iter_mut().zip(list).for_each(|(place, n)| *place = n);
+        places
+    };
+    [
+        five(m.dims.iter().map(|d| d.fixed().unwrap_or(0)).collect()),
+        five(m.dims.iter().map(|d| d.at(1) - d.at(0)).collect()),
         five(m.strides.clone()),
         five(m.box_dims.iter().map(|&n| u64::from(n)).collect()),
-    )
+    ]
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `--emit rust`: the layer as a Rust module without dependencies.
 
-use super::{Aot, Target, identifier, line};
+use super::{Aot, Target, identifier, line, map_lists};
 use moec::Diagnostic;
 use moec_bundle::manifest::{KernelEntry, Launch, Variant, WorkspaceRule};
 use moec_ir::shape::Dim;
@@ -302,19 +302,13 @@ impl Target<'_> {
 }
 
 fn rust_map(m: &TensorMap) -> String {
-    let five = |list: Vec<u64>| {
-        let padded: Vec<u64> = list.into_iter().chain(std::iter::repeat(0)).take(5).collect();
-        format!("{padded:?}")
-    };
+    let [dims, per_token, strides, box_dims] = map_lists(m);
     format!(
-        "TensorMap {{ operand: {}, elem: {}, swizzle: {}, rank: {}, dims: {}, dims_per_token: {}, strides: {}, box_dims: {} }}",
+        "TensorMap {{ operand: {}, elem: {}, swizzle: {}, rank: {}, dims: {dims:?}, dims_per_token: {per_token:?}, \
+         strides: {strides:?}, box_dims: {box_dims:?} }}",
         m.operand,
         m.elem.driver_type(),
         m.driver_swizzle(),
         m.dims.len(),
-        five(m.dims.iter().map(|d| d.fixed().unwrap_or(0)).collect()),
-        five(m.dims.iter().map(|d| d.at(1) - d.at(0)).collect()),
-        five(m.strides.clone()),
-        five(m.box_dims.iter().map(|&n| u64::from(n)).collect())
     )
 }
