@@ -255,18 +255,13 @@ impl LayerBuilder {
                         && let Some((part, strides)) = given.lent(info, slot, hold)?
                     {
                         let pointer = addresses[part];
-                        match layer.takes(i, pointer, strides) {
-                            true => {
-                                filled.push((i, WeightMemory::Borrowed(pointer, strides)));
-                                continue;
-                            }
-                            false if hold == Hold::Borrow && !slot.is_scale() => {
-                                return Err(not_borrowable(
-                                    info,
-                                    "kernels take addresses and distances in multiples of 16",
-                                ));
-                            }
-                            false => {}
+                        if layer.takes(i, pointer, strides) {
+                            filled.push((i, WeightMemory::Borrowed(pointer, strides)));
+                            continue;
+                        }
+                        if hold == Hold::Borrow && !slot.is_scale() {
+                            let why = "kernels take addresses and distances in multiples of 16";
+                            return Err(not_borrowable(info, why));
                         }
                     }
                     if let (Some(addresses), None) = (on_gpu, &brought) {

@@ -125,22 +125,6 @@ pub fn driver_version() -> Result<u32, Diagnostic> {
 }
 
 impl CudaDevice {
-    /// Copies device memory to the host and waits for that. Work in streams that writes it must have been waited for.
-    ///
-    /// # Errors
-    /// `cuda-call-failed`.
-    ///
-    /// # Safety
-    /// `from` has `to.len()` bytes of this device's memory.
-    pub(crate) unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<(), Diagnostic> {
-        if to.is_empty() {
-            return Ok(());
-        }
-        let _entered = self.enter()?;
-        // SAFETY: the caller's contract.
-        check(unsafe { sys::cuMemcpyDtoH_v2(to.as_mut_ptr().cast::<c_void>(), from, to.len()) }, "copy from the GPU")
-    }
-
     /// Opens a GPU and its primary context.
     ///
     /// # Errors
@@ -255,6 +239,22 @@ impl CudaDevice {
         check(result, "allocate memory")?;
         Ok(DeviceMemory { device: self.clone(), pointer, bytes })
     }
+
+    /// Copies device memory to the host and waits for that. Work in streams that writes it must have been waited for.
+    ///
+    /// # Errors
+    /// `cuda-call-failed`.
+    ///
+    /// # Safety
+    /// `from` has `to.len()` bytes of this device's memory.
+    pub(crate) unsafe fn read(&self, from: DevicePtr, to: &mut [u8]) -> Result<(), Diagnostic> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        let _entered = self.enter()?;
+        // SAFETY: the caller's contract.
+        check(unsafe { sys::cuMemcpyDtoH_v2(to.as_mut_ptr().cast::<c_void>(), from, to.len()) }, "copy from the GPU")
+    }
 }
 
 impl Drop for Inner {
@@ -312,10 +312,8 @@ impl DeviceMemory {
     /// `cuda-call-failed`; also when the memory ends before.
     pub fn download(&self, offset: u64, to: &mut [u8]) -> Result<(), Diagnostic> {
         self.fits(offset, to.len())?;
-        let _entered = self.device.enter()?;
-        // SAFETY: both sides have `to.len()` bytes, checked above.
-        let result = unsafe { sys::cuMemcpyDtoH_v2(to.as_mut_ptr().cast::<c_void>(), self.pointer + offset, to.len()) };
-        check(result, "copy from the GPU")
+        // SAFETY: there are so many bytes, checked above.
+        unsafe { self.device.read(self.pointer + offset, to) }
     }
 
     /// Sets every byte, in the order of `stream`. Does not wait.
