@@ -55,13 +55,12 @@ pub(crate) const NO_DTYPE: moec_dtype = moec_dtype { code: 0, bits: 0, lanes: 0 
 
 /// DLPack's name of a type of codes; bytes for INT4, which it does not have in pairs.
 pub(crate) fn code_dtype(of: Code) -> moec_dtype {
-    let (code, bits, lanes) = match of {
-        Code::E4M3 => (10, 8, 1),
-        Code::E5M2 => (12, 8, 1),
-        Code::E2M1 => (17, 4, 2),
-        Code::Int4 => (1, 8, 1),
-    };
-    moec_dtype { code, bits, lanes }
+    match of {
+        Code::E4M3 => Coded::E4M3.dtype(),
+        Code::E5M2 => Coded::E5M2.dtype(),
+        Code::E2M1 => Coded::E2M1.dtype(),
+        Code::Int4 => dtype(DType::U8),
+    }
 }
 
 /// DLPack's name of a type of scales.
@@ -70,8 +69,8 @@ pub(crate) fn scale_dtype(of: ScaleCode) -> moec_dtype {
         ScaleCode::F32 => dtype(DType::F32),
         ScaleCode::BF16 => dtype(DType::BF16),
         ScaleCode::F16 => dtype(DType::F16),
-        ScaleCode::E8M0 => moec_dtype { code: 14, bits: 8, lanes: 1 },
-        ScaleCode::E4M3 => moec_dtype { code: 10, bits: 8, lanes: 1 },
+        ScaleCode::E8M0 => Coded::E8M0.dtype(),
+        ScaleCode::E4M3 => Coded::E4M3.dtype(),
     }
 }
 
@@ -85,16 +84,21 @@ pub(crate) enum Coded {
 }
 
 impl Coded {
+    /// DLPack's name of it.
+    fn dtype(self) -> moec_dtype {
+        let (code, bits, lanes) = match self {
+            Coded::E4M3 => (10, 8, 1),
+            Coded::E5M2 => (12, 8, 1),
+            Coded::E8M0 => (14, 8, 1),
+            Coded::E2M1 => (17, 4, 2),
+        };
+        moec_dtype { code, bits, lanes }
+    }
+
     /// What DLPack calls so. Its types without infinities and with one zero (`fnuz`), and other FP8, have other values and are
     /// none of these.
     fn of(t: moec_dtype) -> Option<Coded> {
-        match (t.code, t.bits, t.lanes) {
-            (10, 8, 1) => Some(Coded::E4M3),
-            (12, 8, 1) => Some(Coded::E5M2),
-            (14, 8, 1) => Some(Coded::E8M0),
-            (17, 4, 2) => Some(Coded::E2M1),
-            _ => None,
-        }
+        [Coded::E4M3, Coded::E5M2, Coded::E8M0, Coded::E2M1].into_iter().find(|c| c.dtype() == t)
     }
 
     fn name(self) -> &'static str {
