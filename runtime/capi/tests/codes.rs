@@ -3,16 +3,12 @@
 
 mod common;
 
-use common::host::{F32, U8, View, layer, outputs, params, set, set_codes};
+use common::host::{BORROW, COPY, EITHER, F32, U8, View, layer, outputs, params, set, set_codes};
 use common::{c, last, must, refused};
 use moec::{Bundle, CompileRequest, Model, Target, WeightStorage, Weights};
 use moec_c::*;
 use moec_runtime::write_packed;
 use std::path::{Path, PathBuf};
-
-const COPY: i32 = 0;
-const BORROW: i32 = 1;
-const EITHER: i32 = 2;
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/conformance").join(name)

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::host::{View, params, set, set_codes};
+use common::host::{BF16, BORROW, COPY, EITHER, U8, View, dtype_of, params, set, set_codes};
 use common::{c, must, refused};
 use moec::{Bundle, CompileRequest, Model, Target};
 use moec_c::*;
@@ -12,11 +12,6 @@ use moec_runtime::cuda::{CudaDevice, DeviceMemory};
 use std::path::Path;
 use std::process::Command;
 use std::ptr::null_mut;
-
-const COPY: i32 = 0;
-const BORROW: i32 = 1;
-const EITHER: i32 = 2;
-const BF16: moec_dtype = moec_dtype { code: 4, bits: 16, lanes: 1 };
 
 fn root() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -85,14 +80,7 @@ impl Gpu {
         let tensors: Vec<moec_tensor> = all()
             .zip(&shapes)
             .zip(&memory)
-            .map(|((t, shape), memory)| {
-                let dtype = match t.ty.dtype {
-                    moec_ir::DType::BF16 => BF16,
-                    moec_ir::DType::I32 => moec_dtype { code: 0, bits: 32, lanes: 1 },
-                    _ => common::host::F32,
-                };
-                on_gpu(&View::dense::<u8>(&[], dtype, shape), memory, shape)
-            })
+            .map(|((t, shape), memory)| on_gpu(&View::dense::<u8>(&[], dtype_of(t), shape), memory, shape))
             .collect();
         let list: Vec<*const moec_tensor> = tensors.iter().map(|t| &raw const *t).collect();
         let mut bytes = 0;
@@ -208,7 +196,6 @@ fn codes_stay_on_the_gpu() {
     let Ok(gpu) = std::env::var("MOEC_EMULATED_CUDA") else { return with_driver("codes_stay_on_the_gpu", "sm_100a") };
     let bundle = compiled("gpt_oss.mxfp4-gptoss.h256", Some(0), &gpu);
     let device = Gpu(CudaDevice::open(0).expect("the emulated driver"));
-    let byte = moec_dtype { code: 1, bits: 8, lanes: 1 };
     let layers = [None, Some(COPY), Some(EITHER)].map(|hold| (hold, device.layer(&bundle)));
     let mut kept = Vec::new();
     for (hold, layer) in layers {
@@ -225,7 +212,7 @@ fn codes_stay_on_the_gpu() {
             let codes: Vec<u8> = (0..n / 2).map(|i| (i * 37 + p as i64) as u8).collect();
             let scales: Vec<u8> = (0..n / 32).map(|i| 118 + (i % 5) as u8).collect();
             let (codes_shape, scales_shape) = ([e, rows, k / 2], [e, rows, k / 32]);
-            let views = (View::dense(&codes, byte, &codes_shape), View::dense(&scales, byte, &scales_shape));
+            let views = (View::dense(&codes, U8, &codes_shape), View::dense(&scales, U8, &scales_shape));
             let Some(hold) = hold else {
                 must(set_codes(layer, &name, [Some(&views.0), Some(&views.1), None], COPY));
                 continue;

@@ -4,13 +4,10 @@
 
 mod common;
 
-use common::host::{F32, View, layer, outputs, set};
+use common::host::{BF16, BORROW, COPY, EITHER, F32, View, layer, outputs, set};
 use common::{must, refused};
 use moec::{Bundle, CompileRequest, Model, Target};
 use moec_c::*;
-
-const COPY: i32 = 0;
-const BORROW: i32 = 1;
 
 const EXPERTS: usize = 8;
 
@@ -101,9 +98,8 @@ fn what_kernels_cannot_read_where_it_lies_is_refused_or_copied() {
     let all = View::dense(&model.gate_up, F32, &[e, h, 2 * i]);
     let transposed = all.cut(0, &[e, i, h], &[h * 2 * i, 1, 2 * i]);
     assert_eq!(refused(set(lent, "experts.gate", &transposed, BORROW)), "parameter-not-borrowable");
-    must(set(lent, "experts.gate", &transposed, 2));
-    let half = moec_dtype { code: 4, bits: 16, lanes: 1 };
-    let narrow = View::dense(&model.gate_up, half, &[e, i, h]);
+    must(set(lent, "experts.gate", &transposed, EITHER));
+    let narrow = View::dense(&model.gate_up, BF16, &[e, i, h]);
     assert_eq!(refused(set(lent, "experts.gate", &narrow, BORROW)), "parameter-not-borrowable");
     must(moec_layer_free(lent));
 }

@@ -15,7 +15,12 @@ pub struct View {
     pub byte_offset: u64,
 }
 
+pub const COPY: i32 = moec_hold::MOEC_COPY as i32;
+pub const BORROW: i32 = moec_hold::MOEC_BORROW as i32;
+pub const EITHER: i32 = moec_hold::MOEC_BORROW_IF_POSSIBLE as i32;
+
 pub const F32: moec_dtype = moec_dtype { code: 2, bits: 32, lanes: 1 };
+pub const BF16: moec_dtype = moec_dtype { code: 4, bits: 16, lanes: 1 };
 pub const U8: moec_dtype = moec_dtype { code: 1, bits: 8, lanes: 1 };
 
 impl View {
@@ -84,6 +89,17 @@ pub fn params(layer: *const moec_layer) -> Vec<(String, moec_param)> {
     (0..n).map(one).collect()
 }
 
+/// A host's name of a type of inputs or outputs.
+pub fn dtype_of(t: &TensorInfo) -> moec_dtype {
+    let (code, bits) = match t.ty.dtype {
+        moec_ir::DType::BF16 => return BF16,
+        moec_ir::DType::I32 => (0, 32),
+        moec_ir::DType::F16 => (2, 16),
+        _ => return F32,
+    };
+    moec_dtype { code, bits, lanes: 1 }
+}
+
 /// All outputs of a launch on `n` tokens of rows that look random, as bytes.
 pub fn outputs(layer: *const moec_layer, bundle: &moec::Bundle, n: usize) -> Vec<Vec<u8>> {
     let m = bundle.manifest();
@@ -96,15 +112,7 @@ pub fn outputs(layer: *const moec_layer, bundle: &moec::Bundle, n: usize) -> Vec
         let count = bytes.len() / info.ty.dtype.bytes();
         *bytes = tensor((0..count).map(|i| (i as f32 * 0.7).sin()).collect());
     }
-    let view = |bytes: &Vec<u8>, t: &TensorInfo| {
-        let (code, bits) = match t.ty.dtype {
-            moec_ir::DType::BF16 => (4, 16),
-            moec_ir::DType::I32 => (0, 32),
-            moec_ir::DType::F16 => (2, 16),
-            _ => (2, 32),
-        };
-        View::dense(bytes, moec_dtype { code, bits, lanes: 1 }, &shape(t))
-    };
+    let view = |bytes: &Vec<u8>, t: &TensorInfo| View::dense(bytes, dtype_of(t), &shape(t));
     let views: Vec<View> =
         inputs.iter().zip(&m.inputs).chain(outputs.iter().zip(&m.outputs)).map(|(b, t)| view(b, t)).collect();
     let tensors: Vec<moec_tensor> = views.iter().map(View::tensor).collect();
