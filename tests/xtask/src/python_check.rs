@@ -40,15 +40,32 @@ enum Check {
 }
 
 impl Check {
-    /// Script, argument below the repository, and where its output is kept.
-    fn script(self) -> (&'static str, &'static str, &'static str) {
+    /// The scripts that it runs.
+    fn commands(self, python: &Path, package: &Package) -> Result<Vec<Command>> {
+        let (script, argument) = match self {
+            Check::Torch => ("check_torch.py", Some("tests/conformance/mixtral.f32")),
+            Check::Calls => ("bench_calls.py", Some("tests/conformance/mixtral.f32")),
+            Check::Census => ("census.py", Some("tests/conformance")),
+            Check::Engines => return engines::ALL.iter().map(|engine| engine.check(python, package)).collect(),
+            Check::Newcomer => ("newcomer.py", None),
+            Check::Compare => ("compare.py", None),
+        };
+        let mut command = Command::new(python);
+        command.arg(places::root().join("runtime/python/tests").join(script));
+        command.args(argument.map(|below| places::root().join(below)));
+        package.apply(&mut command, &[]);
+        Ok(vec![command])
+    }
+
+    /// Where the repository keeps what they print.
+    fn kept(self) -> &'static str {
         match self {
-            Check::Torch => ("check_torch.py", "tests/conformance/mixtral.f32", "runtime/python/results/torch.txt"),
-            Check::Calls => ("bench_calls.py", "tests/conformance/mixtral.f32", "runtime/python/results/calls.txt"),
-            Check::Census => ("census.py", "tests/conformance", "docs/transformers.md"),
-            Check::Engines => ("", "", "runtime/python/results/engines.txt"),
-            Check::Newcomer => ("newcomer.py", "", "runtime/python/results/newcomer.txt"),
-            Check::Compare => ("compare.py", "", "runtime/python/results/compare.txt"),
+            Check::Torch => "runtime/python/results/torch.txt",
+            Check::Calls => "runtime/python/results/calls.txt",
+            Check::Census => "docs/transformers.md",
+            Check::Engines => "runtime/python/results/engines.txt",
+            Check::Newcomer => "runtime/python/results/newcomer.txt",
+            Check::Compare => "runtime/python/results/compare.txt",
         }
     }
 
@@ -74,23 +91,12 @@ pub fn run(options: &Options) -> Result<bool> {
             "newcomer tries a wheel: `cargo xtask dist` writes one, and --wheel names it"
         );
         let package = package(options, check, &python)?;
-        let (script, argument, kept) = check.script();
-        let text = if check == Check::Engines {
-            let mut text = String::new();
-            for engine in engines::ALL {
-                text += &output(&mut engine.check(&python, &package)?, &mut good)?;
-            }
-            text
-        } else {
-            let mut command = Command::new(&python);
-            command.arg(places::root().join("runtime/python/tests").join(script));
-            if !argument.is_empty() {
-                command.arg(places::root().join(argument));
-            }
-            package.apply(&mut command, &[]);
-            output(&mut command, &mut good)?
-        };
+        let mut text = String::new();
+        for mut command in check.commands(&python, &package)? {
+            text += &output(&mut command, &mut good)?;
+        }
         if options.record && good {
+            let kept = check.kept();
             std::fs::write(places::root().join(kept), text).with_context(|| format!("cannot write {kept}"))?;
         }
     }
