@@ -172,12 +172,12 @@ impl BundleBuilder {
 }
 
 fn entry(kernel: &moec_ir::tile::Kernel, symbol: String, class: NumericClass, launch: Launch) -> KernelEntry {
-    let on_cpu = kernel.body.strided();
+    let at_strides = kernel.body.strided();
     let strided = |i: usize, id: BufferId| match &launch {
-        Launch::Cpu { .. } => on_cpu.contains(&id),
+        Launch::Cpu { .. } => at_strides.contains(&id),
         // A map of matrices in rows of columns; the kernel reads the operand through nothing else.
         Launch::Gpu { launch, .. } => {
-            on_cpu.contains(&id) && launch.tensor_maps.iter().any(|m| m.operand as usize == i && m.dims.len() == 3)
+            at_strides.contains(&id) && launch.tensor_maps.iter().any(|m| m.operand as usize == i && m.dims.len() == 3)
         }
     };
     let operands = kernel.body.operands().into_iter().enumerate();

@@ -19,7 +19,7 @@ pub struct Options {
     compiler: String,
 }
 
-/// A program and how it is run: `two_layers BUNDLE HIDDEN TOP_K`, rows on standard input.
+/// A program and its arguments; it reads rows on standard input.
 struct Program {
     source: &'static str,
     flags: &'static [&'static str],
