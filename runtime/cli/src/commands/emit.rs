@@ -90,6 +90,13 @@ pub fn step_text(step: Step, graph: &Graph, compiled: &Compiled, weights: Weight
 /// # Errors
 /// `no-ptxas` for cubin and SASS; `wrong-usage` for a prefix that is no name.
 pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &str) -> Result<Compiled, Diagnostic> {
+    let mut cubins: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    if emit.contains(&Emit::Cubin) {
+        assembled(&compiled.bundle, Emit::Cubin, &mut cubins)?;
+    }
+    // Sources hold them in place of the PTX.
+    let by_ptx: BTreeMap<String, Vec<u8>> =
+        cubins.iter().map(|(path, cubin)| (path.replace(".cubin", ".ptx"), cubin.clone())).collect();
     let mut extra: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for kind in emit {
         match kind {
@@ -104,13 +111,7 @@ pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &
                 extra.insert(format!("{target}/egraph-{tokens}.json"), format!("{text}\n").into_bytes());
             }),
             Emit::Header | Emit::C | Emit::Rust => {
-                let mut cubins = BTreeMap::new();
-                if *kind != Emit::Header && emit.contains(&Emit::Cubin) {
-                    assembled(&compiled.bundle, Emit::Cubin, &mut cubins)?;
-                }
-                let as_ptx = |(path, cubin): (String, Vec<u8>)| (path.replace(".cubin", ".ptx"), cubin);
-                let cubins = cubins.into_iter().map(as_ptx).collect();
-                let aot = Aot::new(&compiled.bundle, prefix, &cubins)?;
+                let aot = Aot::new(&compiled.bundle, prefix, &by_ptx)?;
                 if *kind == Emit::Rust {
                     extra.insert("layer.rs".into(), aot.rust()?.into_bytes());
                     continue;
@@ -120,7 +121,8 @@ pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &
                     extra.insert("layer.c".into(), aot.source()?.into_bytes());
                 }
             }
-            Emit::Cubin | Emit::Sass => assembled(&compiled.bundle, *kind, &mut extra)?,
+            Emit::Cubin => extra.append(&mut cubins),
+            Emit::Sass => assembled(&compiled.bundle, Emit::Sass, &mut extra)?,
             // Kept by the compile itself, or part of every bundle.
             Emit::Tile | Emit::Llvm | Emit::Ptx | Emit::Manifest => {}
         }
