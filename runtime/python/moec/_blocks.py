@@ -104,12 +104,13 @@ def _layer(model, name: str, block, checkpoint, max_tokens: int, progress) -> La
     device = f"cuda:{weight.device.index or 0}" if weight.is_cuda else "cpu"
     # The last number in the name: those before it, if any, count other things.
     number = next((int(part) for part in reversed(name.split(".")) if part.isdigit()), None)
+    source = checkpoint
+    if checkpoint is None:
+        source = _typed(json.loads(model.config.to_json_string(use_diff=False)), str(weight.dtype).removeprefix("torch."))
+    layer = Layer(compile(source, target_of(device), layer=number), device=device, max_tokens=max_tokens)
     if checkpoint is not None:
-        layer = Layer(compile(checkpoint, target_of(device), layer=number), device=device, max_tokens=max_tokens)
         layer.load(checkpoint, progress=progress)
         return layer.finish()
-    config = _typed(json.loads(model.config.to_json_string(use_diff=False)), str(weight.dtype).removeprefix("torch."))
-    layer = Layer(compile(config, target_of(device), layer=number), device=device, max_tokens=max_tokens)
     with tempfile.TemporaryDirectory(prefix="moec-") as folder:
         path = pathlib.Path(folder) / "model.safetensors"
         _save(model, name, block, path)

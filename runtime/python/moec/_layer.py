@@ -2,6 +2,7 @@
 
 import ctypes
 import dataclasses
+import functools
 import os
 import threading
 import weakref
@@ -222,15 +223,12 @@ class _Plan:
         self.launch = c.Launch(size, list_in, n, list_out, m, None, layer.workspace_bytes(n_tokens), None)
 
 
+@functools.cache
 def _operators():
     """:mod:`moec.torch`, imported when a tensor of PyTorch is met for the first time."""
-    global _OPERATORS
-    if _OPERATORS is None:
-        from . import torch as _OPERATORS  # noqa: F811
-    return _OPERATORS
+    from . import torch
 
-
-_OPERATORS = None
+    return torch
 
 
 def _length(axis, n_tokens: int) -> int:

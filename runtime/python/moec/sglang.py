@@ -52,13 +52,11 @@ class MoecCore(DispatchMoeRunnerCore):
         form = form_of(runner_config, quant_info.fuse_swiglu_interleaved)
         if form is None or quant_info.w13_scale is not None:
             raise NotImplementedError("moec does not support these experts")
+        x = dispatch_output.hidden_states
         weights, ids = dispatch_output.topk_output.topk_weights, dispatch_output.topk_output.topk_ids
         if runner_config.apply_router_weight_on_input:
-            x = dispatch_output.hidden_states
             x = x * weights.to(x.dtype)
             weights = weights.new_ones(weights.shape)
-        else:
-            x = dispatch_output.hidden_states
         if runner_config.routed_scaling_factor is not None:
             weights = weights * runner_config.routed_scaling_factor
         biases = [b for b in (quant_info.b13, quant_info.b2) if b is not None]

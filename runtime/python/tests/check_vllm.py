@@ -76,7 +76,7 @@ def clamped(h):
     return torch.nn.functional.silu(h[:I].clamp(max=0.5)) * h[I:].clamp(-0.5, 0.5)
 
 
-def run(name, activation, act, *, dtype=torch.float32, expert_map=None, on_input=False, **more) -> None:
+def run(name, activation, act, *, dtype=torch.float32, expert_map=None, **more) -> None:
     cfg = config(activation, dtype, **more)
     method = UnquantizedFusedMoEMethod(cfg)
     assert method.experts_cls is moec.vllm.MoecExperts, method.experts_cls
@@ -87,7 +87,7 @@ def run(name, activation, act, *, dtype=torch.float32, expert_map=None, on_input
         p.data.normal_(std=0.3)
     layer.moe_config, layer._expert_routing_tables = cfg, lambda: None
     method.process_weights_after_loading(layer)
-    layer.activation, layer.apply_router_weight_on_input = activation, on_input
+    layer.activation, layer.apply_router_weight_on_input = activation, False
     layer.global_num_experts, layer.expert_map = E, expert_map
     x = torch.randn(T, H).to(dtype)
     w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
