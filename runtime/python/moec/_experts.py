@@ -81,7 +81,8 @@ def versions(params) -> list[int]:
 def forget(key: tuple | None = None) -> None:
     """Forgets the layers of some weights, or all."""
     with _LOCK:
-        gone = [PREPARED.pop(k) for k in ([key] if key in PREPARED else [] if key is not None else list(PREPARED))]
+        keys = list(PREPARED) if key is None else [key]
+        gone = [PREPARED.pop(k) for k in keys if k in PREPARED]
     for prepared in gone:
         prepared.drop()
 

@@ -45,7 +45,8 @@ def model_of(family: str, dtype) -> torch.nn.Module:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(copy.deepcopy(config), experts_implementation="eager", dtype=dtype).eval()
     for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1) if p.dim() > 1 else None
+        if p.dim() > 1:
+            torch.nn.init.normal_(p, std=0.1)
     return model
 
 

@@ -57,7 +57,7 @@ impl Engine {
     }
 }
 
-/// Unpacks a wheel, but for libraries, which want a GPU's.
+/// Unpacks a wheel without its libraries, which want a GPU.
 fn unpack(wheel: &Path, to: &Path) -> Result<()> {
     let mut zip = zip::ZipArchive::new(std::fs::File::open(wheel)?)?;
     // In one step, so that what was interrupted is not taken for complete.

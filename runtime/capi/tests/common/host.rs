@@ -106,7 +106,7 @@ pub fn outputs(layer: *const moec_layer, bundle: &moec::Bundle, n: usize) -> Vec
     let shape = |t: &TensorInfo| -> Vec<i64> { t.ty.shape.iter().map(|d| d.at(n as u64) as i64).collect() };
     let memory = |t: &TensorInfo| vec![0u8; shape(t).iter().product::<i64>() as usize * t.ty.dtype.bytes()];
     let mut inputs: Vec<Vec<u8>> = m.inputs.iter().map(memory).collect();
-    let mut outputs: Vec<Vec<u8>> = m.outputs.iter().map(memory).collect();
+    let outputs: Vec<Vec<u8>> = m.outputs.iter().map(memory).collect();
     for (bytes, info) in inputs.iter_mut().zip(&m.inputs) {
         let tensor = |values: Vec<f32>| moec_ir::Tensor::float(info.ty.dtype, &[values.len()], values).to_bytes();
         let count = bytes.len() / info.ty.dtype.bytes();
@@ -133,5 +133,5 @@ pub fn outputs(layer: *const moec_layer, bundle: &moec::Bundle, n: usize) -> Vec
     };
     // SAFETY: memory of the sizes that the shapes say.
     must(unsafe { moec_layer_launch(layer, &launch) });
-    std::mem::take(&mut outputs)
+    outputs
 }
