@@ -147,7 +147,7 @@ fn every_choice_and_number_is_on_the_page() {
     assert_eq!(offsets.len() * 8, size_of::<CpuContext>());
 }
 
-/// The formulas as the page has them, word for word, against the code.
+/// The page's formulas, copied here by hand, against the code.
 #[test]
 fn formulas_are_those_of_the_page() {
     for e in [Extent::tiles(3, 16, 5), Extent::grouped_tiles(2, 8, 7, 3), Extent::fixed(9)] {
