@@ -147,9 +147,17 @@ fn every_choice_and_number_is_on_the_page() {
     assert_eq!(offsets.len() * 8, size_of::<CpuContext>());
 }
 
-/// The page's formulas, copied here by hand, against the code.
+/// The page's formulas, which stand here as text and as code, against the code.
 #[test]
 fn formulas_are_those_of_the_page() {
+    let page = page();
+    for formula in [
+        "extent(T) = max(min, mul · (ceil(per_token · T / div) + minimum(add, per_token · T)))",
+        "if persistent:  x = minimum(x, maximum(1, floor(at_once / c)) · c)",
+        "x = the next multiple of c",
+    ] {
+        assert!(page.contains(formula), "the page has another formula than `{formula}`");
+    }
     for e in [Extent::tiles(3, 16, 5), Extent::grouped_tiles(2, 8, 7, 3), Extent::fixed(9)] {
         for t in [0u64, 1, 5, 64, 1000] {
             let rows = e.per_token * t;

@@ -154,10 +154,11 @@ impl Loaded {
         let cuda = &self.cuda;
         let (count, mut n_counters) = (aligned(workspace), 0);
         v.layout(n_tokens, offsets);
-        for (b, offset) in v.buffers.iter().zip(offsets.iter_mut()).filter(|(b, _)| b.role == Role::Counter) {
-            let _ = b;
-            *offset = 256 * n_counters;
-            n_counters += 1;
+        for (buffer, offset) in v.buffers.iter().zip(offsets.iter_mut()) {
+            if buffer.role == Role::Counter {
+                *offset = 256 * n_counters;
+                n_counters += 1;
+            }
         }
         let counters = count + 256;
         // SAFETY: the caller's contract: the workspace is as large as `bytes` says.
