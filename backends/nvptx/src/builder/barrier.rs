@@ -78,7 +78,7 @@ impl<'c> Builder<'c> {
         match both.and_then(|c| c.try_as_basic_value().basic()) {
             Some(BasicValueEnum::StructValue(both)) => {
                 let zero = self.context.bool_type().const_zero();
-                Bool::from_raw(self, self.take(self.builder.build_extract_value(both, 1, ""), zero))
+                Bool::from_raw(self, self.take(self.llvm.build_extract_value(both, 1, ""), zero))
             }
             _ => {
                 self.fail("elect gave no struct");

@@ -21,7 +21,7 @@ impl<'c> Builder<'c> {
         let ty = self.context.i128_type();
         let words = self.vector(&self.load_words(response).map(|w| w.raw()));
         let response: BasicMetadataValueEnum =
-            self.take(self.builder.build_bit_cast(words, ty, ""), ty.const_zero()).into();
+            self.take(self.llvm.build_bit_cast(words, ty, ""), ty.const_zero()).into();
         let is_claimed = match self.call(Intrinsic::IsClaimed, &[response]).map(|c| c.try_as_basic_value().basic()) {
             Some(Some(is @ BasicValueEnum::IntValue(_))) => Bool::from_raw(self, is),
             _ => {

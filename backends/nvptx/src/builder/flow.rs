@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 /// A variable: set in one place, read in another, across branches and loops. Becomes a register.
 #[derive(Clone, Copy)]
 pub struct Var<'c, T> {
-    code: &'c Builder<'c>,
+    builder: &'c Builder<'c>,
     slot: PointerValue<'c>,
     ty: inkwell::types::BasicTypeEnum<'c>,
     holds: PhantomData<T>,
@@ -18,11 +18,11 @@ pub struct Var<'c, T> {
 impl<'c, T: Value<'c>> Var<'c, T> {
     pub fn get(self) -> T {
         let zero = self.ty.const_zero();
-        T::from_raw(self.code, self.code.take(self.code.builder.build_load(self.ty, self.slot, ""), zero))
+        T::from_raw(self.builder, self.builder.take(self.builder.llvm.build_load(self.ty, self.slot, ""), zero))
     }
 
     pub fn set(self, value: T) {
-        self.code.check(self.code.builder.build_store(self.slot, value.raw()));
+        self.builder.check(self.builder.llvm.build_store(self.slot, value.raw()));
     }
 }
 
@@ -32,14 +32,14 @@ impl<'c> Builder<'c> {
         let ty = init.raw().get_type();
         let null = self.context.ptr_type(inkwell::AddressSpace::default()).const_null();
         let slot = self.take(self.entry.build_alloca(ty, ""), null);
-        let var = Var { code: self, slot, ty, holds: PhantomData };
+        let var = Var { builder: self, slot, ty, holds: PhantomData };
         var.set(init);
         var
     }
 
     /// `yes` where `condition` holds, else `no`; both are computed.
     pub fn select<T: Value<'c>>(&'c self, condition: Bool<'c>, yes: T, no: T) -> T {
-        T::from_raw(self, self.take(self.builder.build_select(condition.v, yes.raw(), no.raw(), ""), yes.raw()))
+        T::from_raw(self, self.take(self.llvm.build_select(condition.v, yes.raw(), no.raw(), ""), yes.raw()))
     }
 
     /// Runs `then` where `condition` holds.
@@ -50,53 +50,53 @@ impl<'c> Builder<'c> {
     /// Runs one of two branches.
     pub fn either(&'c self, condition: Bool<'c>, then: impl FnOnce(), otherwise: impl FnOnce()) {
         let [yes, no, join] = ["then", "else", "join"].map(|n| self.context.append_basic_block(self.function, n));
-        self.check(self.builder.build_conditional_branch(condition.v, yes, no));
+        self.check(self.llvm.build_conditional_branch(condition.v, yes, no));
         for (block, body) in [(yes, Box::new(then) as Box<dyn FnOnce() + '_>), (no, Box::new(otherwise))] {
-            self.builder.position_at_end(block);
+            self.llvm.position_at_end(block);
             body();
-            self.check(self.builder.build_unconditional_branch(join));
+            self.check(self.llvm.build_unconditional_branch(join));
         }
-        self.builder.position_at_end(join);
+        self.llvm.position_at_end(join);
     }
 
     /// Ends the thread where `condition` holds. Before a barrier, it must hold for all threads of the block or for none.
     pub fn exit_if(&'c self, condition: Bool<'c>) {
         let [leave, stay] = ["exit", "stay"].map(|n| self.context.append_basic_block(self.function, n));
-        self.check(self.builder.build_conditional_branch(condition.v, leave, stay));
-        self.builder.position_at_end(leave);
-        self.check(self.builder.build_return(None));
-        self.builder.position_at_end(stay);
+        self.check(self.llvm.build_conditional_branch(condition.v, leave, stay));
+        self.llvm.position_at_end(leave);
+        self.check(self.llvm.build_return(None));
+        self.llvm.position_at_end(stay);
     }
 
     /// Runs `body` for `from`, `from + step`, … below `to` (signed).
     pub fn range(&'c self, from: impl ToI32<'c>, to: impl ToI32<'c>, step: impl ToI32<'c>, body: impl FnOnce(I32<'c>)) {
         let (from, to, step) = (from.to(self), to.to(self), step.to(self));
         let [head, done] = ["loop", "done"].map(|n| self.context.append_basic_block(self.function, n));
-        let before = self.builder.get_insert_block();
-        self.check(self.builder.build_conditional_branch(from.signed_lt(to).v, head, done));
-        self.builder.position_at_end(head);
-        let Some((phi, before)) = self.builder.build_phi(self.context.i32_type(), "").ok().zip(before) else {
+        let before = self.llvm.get_insert_block();
+        self.check(self.llvm.build_conditional_branch(from.signed_lt(to).v, head, done));
+        self.llvm.position_at_end(head);
+        let Some((phi, before)) = self.llvm.build_phi(self.context.i32_type(), "").ok().zip(before) else {
             return self.fail("a loop was built outside of any block");
         };
-        let i = I32 { code: self, v: phi.as_basic_value().into_int_value() };
+        let i = I32 { builder: self, v: phi.as_basic_value().into_int_value() };
         body(i);
         let next = i + step;
-        let again = self.builder.build_int_compare(IntPredicate::SLT, next.v, to.v, "");
+        let again = self.llvm.build_int_compare(IntPredicate::SLT, next.v, to.v, "");
         let again = self.take(again, self.context.bool_type().const_zero());
-        let latch = self.builder.get_insert_block().unwrap_or(head);
-        self.check(self.builder.build_conditional_branch(again, head, done));
+        let latch = self.llvm.get_insert_block().unwrap_or(head);
+        self.check(self.llvm.build_conditional_branch(again, head, done));
         phi.add_incoming(&[(&from.v, before), (&next.v, latch)]);
-        self.builder.position_at_end(done);
+        self.llvm.position_at_end(done);
     }
 
     /// Runs `body` again and again, until it gives false.
     pub fn repeat(&'c self, body: impl FnOnce() -> super::Bool<'c>) {
         let [head, done] = ["again", "done"].map(|n| self.context.append_basic_block(self.function, n));
-        self.check(self.builder.build_unconditional_branch(head));
-        self.builder.position_at_end(head);
+        self.check(self.llvm.build_unconditional_branch(head));
+        self.llvm.position_at_end(head);
         let again = body();
-        self.check(self.builder.build_conditional_branch(again.v, head, done));
-        self.builder.position_at_end(done);
+        self.check(self.llvm.build_conditional_branch(again.v, head, done));
+        self.llvm.position_at_end(done);
     }
 
     /// Lets the next kernel of the stream start as soon as every block of this one has come here.
@@ -148,7 +148,7 @@ impl<'c> Builder<'c> {
     /// Adds 1 to an i32 in global memory, indivisibly; gives what it was.
     fn take_number(&'c self, counter: Global<'c>) -> I32<'c> {
         let (one, add, order) = (self.i32(1), AtomicRMWBinOp::Add, AtomicOrdering::Monotonic);
-        I32 { code: self, v: self.take(self.builder.build_atomicrmw(add, counter.v, one.v, order), one.v) }
+        I32 { builder: self, v: self.take(self.llvm.build_atomicrmw(add, counter.v, one.v, order), one.v) }
     }
 
     /// Waits for all threads of the cluster; makes their writes to each other's shared memory visible.

@@ -16,29 +16,29 @@ pub trait Place<'c>: Copy {
 }
 impl<'c> Place<'c> for Global<'c> {
     fn pointer(self) -> (&'c Builder<'c>, PointerValue<'c>) {
-        (self.code, self.v)
+        (self.builder, self.v)
     }
 }
 impl<'c> Place<'c> for Shared<'c> {
     fn pointer(self) -> (&'c Builder<'c>, PointerValue<'c>) {
-        (self.code, self.v)
+        (self.builder, self.v)
     }
 }
 
 impl<'c> Global<'c> {
     /// The address `bytes` further on.
     pub fn plus(self, bytes: impl ToI64<'c>) -> Global<'c> {
-        let code = self.code;
-        let bytes = bytes.to(code);
-        Global { code, v: code.offset(self.v, bytes.v) }
+        let builder = self.builder;
+        let bytes = bytes.to(builder);
+        Global { builder, v: builder.offset(self.v, bytes.v) }
     }
 }
 
 impl<'c> Shared<'c> {
     /// The address `bytes` further on.
     pub fn plus(self, bytes: I32<'c>) -> Shared<'c> {
-        let code = self.code;
-        Shared { code, v: code.offset(self.v, bytes.wide().v) }
+        let builder = self.builder;
+        Shared { builder, v: builder.offset(self.v, bytes.wide().v) }
     }
 
     /// The address a constant number of bytes further on.
@@ -46,20 +46,20 @@ impl<'c> Shared<'c> {
         if bytes == 0 {
             return self;
         }
-        let code = self.code;
-        Shared { code, v: code.offset(self.v, code.i64(bytes.into()).v) }
+        let builder = self.builder;
+        Shared { builder, v: builder.offset(self.v, builder.i64(bytes.into()).v) }
     }
 }
 
 impl<'c> Builder<'c> {
     fn offset(&'c self, pointer: PointerValue<'c>, bytes: IntValue<'c>) -> PointerValue<'c> {
         // SAFETY: without `inbounds`, any byte offset is plain address arithmetic.
-        let result = unsafe { self.builder.build_gep(self.context.i8_type(), pointer, &[bytes], "") };
+        let result = unsafe { self.llvm.build_gep(self.context.i8_type(), pointer, &[bytes], "") };
         self.take(result, pointer)
     }
 
     fn load_raw(&'c self, place: impl Place<'c>, ty: BasicTypeEnum<'c>, align: u32) -> BasicValueEnum<'c> {
-        let loaded = self.take(self.builder.build_load(ty, place.pointer().1, ""), ty.const_zero());
+        let loaded = self.take(self.llvm.build_load(ty, place.pointer().1, ""), ty.const_zero());
         if let Some(Err(e)) = loaded.as_instruction_value().map(|i| i.set_alignment(align)) {
             self.fail(&e.to_string());
         }
@@ -67,7 +67,7 @@ impl<'c> Builder<'c> {
     }
 
     fn store_raw(&'c self, place: impl Place<'c>, value: BasicValueEnum<'c>, align: u32) {
-        match self.builder.build_store(place.pointer().1, value) {
+        match self.llvm.build_store(place.pointer().1, value) {
             Ok(store) => {
                 if let Err(e) = store.set_alignment(align) {
                     self.fail(&e.to_string());
@@ -112,8 +112,8 @@ impl<'c> Builder<'c> {
             _ => return self.load_i32(place),
         };
         let narrow = self.load_raw(place, ty.into(), bytes as u32).into_int_value();
-        let wide = self.builder.build_int_z_extend(narrow, self.context.i32_type(), "");
-        I32 { code: self, v: self.take(wide, self.i32(0).v) }
+        let wide = self.llvm.build_int_z_extend(narrow, self.context.i32_type(), "");
+        I32 { builder: self, v: self.take(wide, self.i32(0).v) }
     }
 
     /// Writes the low 1, 2 or 4 bytes of a word. The address is a multiple of their number.
@@ -123,7 +123,7 @@ impl<'c> Builder<'c> {
             2 => self.context.i16_type(),
             _ => return self.store_i32(place, word),
         };
-        let narrow = self.take(self.builder.build_int_truncate(word.v, ty, ""), ty.const_zero());
+        let narrow = self.take(self.llvm.build_int_truncate(word.v, ty, ""), ty.const_zero());
         self.store_raw(place, narrow.into(), bytes as u32);
     }
 
@@ -160,10 +160,10 @@ impl<'c> Builder<'c> {
         let word = self.var(self.i32(0));
         self.when(valid, || {
             let half = self.load_raw(from, ty.into(), 2).into_int_value();
-            let wide = self.take(self.builder.build_int_z_extend(half, self.context.i32_type(), ""), self.i32(0).v);
-            word.set(I32 { code: self, v: wide });
+            let wide = self.take(self.llvm.build_int_z_extend(half, self.context.i32_type(), ""), self.i32(0).v);
+            word.set(I32 { builder: self, v: wide });
         });
-        let half = self.take(self.builder.build_int_truncate(word.get().v, ty, ""), ty.const_zero());
+        let half = self.take(self.llvm.build_int_truncate(word.get().v, ty, ""), ty.const_zero());
         self.store_raw(to, half.into(), 2);
     }
 
@@ -188,8 +188,8 @@ impl<'c> Builder<'c> {
             }
             DType::BF16 if n == 1 => {
                 let half = self.load_raw(place, self.context.i16_type().into(), align).into_int_value();
-                let wide = self.builder.build_int_z_extend(half, self.context.i32_type(), "");
-                out.push((I32 { code: self, v: self.take(wide, self.i32(0).v) } << 16).as_f32());
+                let wide = self.llvm.build_int_z_extend(half, self.context.i32_type(), "");
+                out.push((I32 { builder: self, v: self.take(wide, self.i32(0).v) } << 16).as_f32());
             }
             DType::BF16 => {
                 let words = n / 2;
@@ -236,7 +236,7 @@ impl<'c> Builder<'c> {
                 DType::BF16 if group.len() == 1 => {
                     let pair = self.pack_bf16(group[0], self.f32(0.0));
                     let ty = self.context.i16_type();
-                    self.take(self.builder.build_int_truncate(pair.v, ty, ""), ty.const_zero()).into()
+                    self.take(self.llvm.build_int_truncate(pair.v, ty, ""), ty.const_zero()).into()
                 }
                 DType::BF16 => {
                     let words: Vec<BasicValueEnum> =
@@ -267,20 +267,20 @@ impl<'c> Builder<'c> {
 
     fn widen_half(&'c self, half: BasicValueEnum<'c>) -> F32<'c> {
         let ty = self.context.f32_type();
-        let wide = self.builder.build_float_ext(half.into_float_value(), ty, "");
-        F32 { code: self, v: self.take(wide, ty.const_zero()) }
+        let wide = self.llvm.build_float_ext(half.into_float_value(), ty, "");
+        F32 { builder: self, v: self.take(wide, ty.const_zero()) }
     }
 
     fn narrow_half(&'c self, x: F32<'c>) -> BasicValueEnum<'c> {
         let ty = self.context.f16_type();
-        self.take(self.builder.build_float_trunc(x.v, ty, ""), ty.const_zero()).into()
+        self.take(self.llvm.build_float_trunc(x.v, ty, ""), ty.const_zero()).into()
     }
 
     /// `low` in bits 0..16 and `high` in 16..32, each rounded to bf16.
     fn pack_bf16(&'c self, low: F32<'c>, high: F32<'c>) -> I32<'c> {
         let pair = self.call(Intrinsic::PackBf16, &[high.v.into(), low.v.into()]);
         let Some(pair) = pair.and_then(|c| c.try_as_basic_value().basic()) else { return self.i32(0) };
-        let word = self.builder.build_bit_cast(pair, self.context.i32_type(), "");
+        let word = self.llvm.build_bit_cast(pair, self.context.i32_type(), "");
         I32::from_raw(self, self.take(word, self.i32(0).raw()))
     }
 
@@ -290,7 +290,7 @@ impl<'c> Builder<'c> {
 
     fn element(&'c self, vector: BasicValueEnum<'c>, i: usize) -> BasicValueEnum<'c> {
         let index = self.i32(i as u32).v;
-        self.take(self.builder.build_extract_element(vector.into_vector_value(), index, ""), vector)
+        self.take(self.llvm.build_extract_element(vector.into_vector_value(), index, ""), vector)
     }
 
     /// A vector of equal types; a single value stays as it is.
@@ -302,7 +302,7 @@ impl<'c> Builder<'c> {
         };
         for (i, part) in parts.iter().enumerate() {
             let index = self.i32(i as u32).v;
-            vector = self.take(self.builder.build_insert_element(vector, *part, index, ""), vector);
+            vector = self.take(self.llvm.build_insert_element(vector, *part, index, ""), vector);
         }
         vector.as_basic_value_enum()
     }

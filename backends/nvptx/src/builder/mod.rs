@@ -53,7 +53,7 @@ const PTX_KERNEL: u32 = 71;
 /// A kernel being built.
 pub struct Builder<'c> {
     context: &'c Context,
-    builder: LlvmBuilder<'c>,
+    llvm: LlvmBuilder<'c>,
     /// Stands at the end of the entry block, which holds only variables.
     entry: LlvmBuilder<'c>,
     function: FunctionValue<'c>,
@@ -120,14 +120,14 @@ impl<'c> Builder<'c> {
         let shared = module.add_global(bytes, Some(AddressSpace::from(SHARED)), "shared_memory");
         // Swizzled tiles repeat every 1024 bytes, counted from address 0.
         shared.set_alignment(if maps > 0 { 1024 } else { 128 });
-        let (builder, entry) = (context.create_builder(), context.create_builder());
+        let (llvm, entry) = (context.create_builder(), context.create_builder());
         let [variables, start] = ["entry", "start"].map(|n| context.append_basic_block(function, n));
         entry.position_at_end(variables);
-        builder.position_at_end(start);
+        llvm.position_at_end(start);
         let intrinsics = Declarations::new(context, module);
         let dynamic_shared = shared.as_pointer_value();
         let n_pointers = params.len();
-        Builder { context, builder, entry, function, intrinsics, dynamic_shared, n_pointers, fault: RefCell::new(None) }
+        Builder { context, llvm, entry, function, intrinsics, dynamic_shared, n_pointers, fault: RefCell::new(None) }
     }
 
     /// Ends the kernel.
@@ -135,7 +135,7 @@ impl<'c> Builder<'c> {
     /// # Errors
     /// What LLVM's builder refused first.
     pub fn finish(&self) -> Result<(), String> {
-        self.check(self.builder.build_return(None));
+        self.check(self.llvm.build_return(None));
         if let Some(start) = self.function.get_basic_blocks().get(1) {
             self.check(self.entry.build_unconditional_branch(*start));
         }
@@ -151,20 +151,20 @@ impl<'c> Builder<'c> {
                 self.context.ptr_type(AddressSpace::from(GLOBAL)).const_null()
             }
         };
-        Global { code: self, v: pointer }
+        Global { builder: self, v: pointer }
     }
 
     /// The start of the block's dynamic shared memory.
     pub fn shared(&'c self) -> Shared<'c> {
-        Shared { code: self, v: self.dynamic_shared }
+        Shared { builder: self, v: self.dynamic_shared }
     }
 
     pub fn i32(&'c self, x: u32) -> I32<'c> {
-        I32 { code: self, v: self.context.i32_type().const_int(x.into(), false) }
+        I32 { builder: self, v: self.context.i32_type().const_int(x.into(), false) }
     }
 
     pub fn i64(&'c self, x: u64) -> I64<'c> {
-        I64 { code: self, v: self.context.i64_type().const_int(x, false) }
+        I64 { builder: self, v: self.context.i64_type().const_int(x, false) }
     }
 
     pub fn f32(&'c self, x: f32) -> F32<'c> {
@@ -173,7 +173,7 @@ impl<'c> Builder<'c> {
     }
 
     pub fn bool(&'c self, x: bool) -> Bool<'c> {
-        Bool { code: self, v: self.context.bool_type().const_int(x.into(), false) }
+        Bool { builder: self, v: self.context.bool_type().const_int(x.into(), false) }
     }
 
     /// The number of the thread in its block.
@@ -212,7 +212,7 @@ impl<'c> Builder<'c> {
     }
 
     fn call(&'c self, intrinsic: Intrinsic, args: &[BasicMetadataValueEnum<'c>]) -> Option<CallSiteValue<'c>> {
-        let call = self.builder.build_call(self.intrinsics.get(intrinsic), args, "");
+        let call = self.llvm.build_call(self.intrinsics.get(intrinsic), args, "");
         match call {
             Ok(call) => {
                 if intrinsic.needs_convergent() {
@@ -229,7 +229,7 @@ impl<'c> Builder<'c> {
 
     fn call_i32(&'c self, intrinsic: Intrinsic, args: &[BasicMetadataValueEnum<'c>]) -> I32<'c> {
         match self.call(intrinsic, args).and_then(|c| c.try_as_basic_value().basic()) {
-            Some(BasicValueEnum::IntValue(v)) => I32 { code: self, v },
+            Some(BasicValueEnum::IntValue(v)) => I32 { builder: self, v },
             _ => {
                 self.fail(&format!("{intrinsic:?} gave no integer"));
                 self.i32(0)
@@ -239,7 +239,7 @@ impl<'c> Builder<'c> {
 
     fn call_f32(&'c self, intrinsic: Intrinsic, args: &[BasicMetadataValueEnum<'c>]) -> F32<'c> {
         match self.call(intrinsic, args).and_then(|c| c.try_as_basic_value().basic()) {
-            Some(BasicValueEnum::FloatValue(v)) => F32 { code: self, v },
+            Some(BasicValueEnum::FloatValue(v)) => F32 { builder: self, v },
             _ => {
                 self.fail(&format!("{intrinsic:?} gave no float"));
                 self.f32(0.0)

@@ -14,14 +14,14 @@ impl<'c> Builder<'c> {
     /// The two f16 of FP8 e4m3 codes in bits 0..16 of `codes`, exactly. sm_89 and later.
     pub fn e4m3_pair(&'c self, codes: I32<'c>) -> I32<'c> {
         let ty = self.context.i16_type();
-        let codes = self.take(self.builder.build_int_truncate(codes.v, ty, ""), ty.const_zero());
+        let codes = self.take(self.llvm.build_int_truncate(codes.v, ty, ""), ty.const_zero());
         self.pair_call(Intrinsic::E4M3Pair, &[codes.into()])
     }
 
     /// The two f16 of FP4 e2m1 codes in bits 0..8 of `codes`, exactly. sm_100 and later.
     pub fn e2m1_pair(&'c self, codes: I32<'c>) -> I32<'c> {
         let ty = self.context.i16_type();
-        let codes = self.take(self.builder.build_int_truncate(codes.v, ty, ""), ty.const_zero());
+        let codes = self.take(self.llvm.build_int_truncate(codes.v, ty, ""), ty.const_zero());
         self.pair_call(Intrinsic::E2M1Pair, &[codes.into()])
     }
 
@@ -43,8 +43,8 @@ impl<'c> Builder<'c> {
             self.fail(&format!("{intrinsic:?} gave no codes"));
             return self.i32(0);
         };
-        let wide = self.builder.build_int_z_extend(codes, self.context.i32_type(), "");
-        I32 { code: self, v: self.take(wide, self.i32(0).v) }
+        let wide = self.llvm.build_int_z_extend(codes, self.context.i32_type(), "");
+        I32 { builder: self, v: self.take(wide, self.i32(0).v) }
     }
 
     /// `a · b + c` in each half, rounded once.
@@ -63,12 +63,12 @@ impl<'c> Builder<'c> {
     /// Two f32 products with one factor, in one instruction from sm_100 on.
     pub fn scale_pair(&'c self, values: [F32<'c>; 2], factor: F32<'c>) -> [F32<'c>; 2] {
         let both = |a: F32<'c>, b: F32<'c>| self.vector(&[a.raw(), b.raw()]).into_vector_value();
-        let product = self.builder.build_float_mul(both(values[0], values[1]), both(factor, factor), "");
+        let product = self.llvm.build_float_mul(both(values[0], values[1]), both(factor, factor), "");
         let zero = self.context.f32_type().vec_type(2).const_zero();
         let product = self.take(product, zero);
         [0, 1].map(|i| {
-            let one = self.builder.build_extract_element(product, self.i32(i).v, "");
-            F32 { code: self, v: self.take(one.map(BasicValueEnum::into_float_value), self.f32(0.0).v) }
+            let one = self.llvm.build_extract_element(product, self.i32(i).v, "");
+            F32 { builder: self, v: self.take(one.map(BasicValueEnum::into_float_value), self.f32(0.0).v) }
         })
     }
 
@@ -81,10 +81,10 @@ impl<'c> Builder<'c> {
                 [0, 1].map(|i| {
                     let index = self.i32(i).v;
                     let zero: BasicValueEnum = self.context.f16_type().const_zero().into();
-                    let half = self.builder.build_extract_element(halves.into_vector_value(), index, "");
+                    let half = self.llvm.build_extract_element(halves.into_vector_value(), index, "");
                     let half = self.take(half, zero);
-                    let wide = self.builder.build_float_ext(half.into_float_value(), self.context.f32_type(), "");
-                    F32 { code: self, v: self.take(wide, self.context.f32_type().const_zero()) }
+                    let wide = self.llvm.build_float_ext(half.into_float_value(), self.context.f32_type(), "");
+                    F32 { builder: self, v: self.take(wide, self.context.f32_type().const_zero()) }
                 })
             }
         }
@@ -95,7 +95,7 @@ impl<'c> Builder<'c> {
             MmaType::Bf16 => self.context.bf16_type().vec_type(2),
             MmaType::F16 => self.context.f16_type().vec_type(2),
         };
-        self.take(self.builder.build_bit_cast(word.v, ty, ""), ty.const_zero())
+        self.take(self.llvm.build_bit_cast(word.v, ty, ""), ty.const_zero())
     }
 
     /// A call that gives a pair, as a word.
@@ -104,7 +104,7 @@ impl<'c> Builder<'c> {
             self.fail(&format!("{intrinsic:?} gave nothing"));
             return self.i32(0);
         };
-        let word = self.builder.build_bit_cast(pair, self.context.i32_type(), "");
+        let word = self.llvm.build_bit_cast(pair, self.context.i32_type(), "");
         I32::from_raw(self, self.take(word, self.i32(0).raw()))
     }
 }

@@ -54,7 +54,7 @@ pub const LOAD_COLUMNS: u32 = 16;
 impl<'c> Builder<'c> {
     fn tensor(&'c self, address: I32<'c>) -> BasicMetadataValueEnum<'c> {
         let ty = self.context.ptr_type(AddressSpace::from(TENSOR));
-        self.take(self.builder.build_int_to_ptr(address.v, ty, ""), ty.const_null()).into()
+        self.take(self.llvm.build_int_to_ptr(address.v, ty, ""), ty.const_null()).into()
     }
 
     /// Takes `columns` (a power of two from 32) of tensor memory for the block and writes their address to `place`. A whole
@@ -93,7 +93,7 @@ impl<'c> Builder<'c> {
             return vec![self.f32(0.0); LOAD_COLUMNS as usize];
         };
         let one = |i: u32| {
-            let element = self.builder.build_extract_element(all, self.i32(i).v, "");
+            let element = self.llvm.build_extract_element(all, self.i32(i).v, "");
             I32::from_raw(self, self.take(element, self.i32(0).raw())).as_f32()
         };
         (0..LOAD_COLUMNS).map(one).collect()
@@ -161,7 +161,7 @@ impl<'c> Builder<'c> {
         const HIGH: u32 = (128 >> 4) | 1 << 14;
         let pair = self.vector(&[self.descriptor_address(from).raw(), self.i32(HIGH).raw()]);
         let ty = self.context.i64_type();
-        let descriptor = self.take(self.builder.build_bit_cast(pair, ty, ""), ty.const_zero()).into();
+        let descriptor = self.take(self.llvm.build_bit_cast(pair, ty, ""), ty.const_zero()).into();
         let copy = if ctas == CtaGroup::One { Intrinsic::TmemCopyScales } else { Intrinsic::TmemCopyScalesPair };
         self.call(copy, &[self.tensor(to), descriptor]);
     }
@@ -209,7 +209,7 @@ impl<'c> Builder<'c> {
     /// A bit for each block of the cluster.
     pub(super) fn block_mask(&'c self, blocks: I32<'c>) -> IntValue<'c> {
         let ty = self.context.i16_type();
-        self.take(self.builder.build_int_truncate(blocks.v, ty, ""), ty.const_zero())
+        self.take(self.llvm.build_int_truncate(blocks.v, ty, ""), ty.const_zero())
     }
 
     /// The lower half of the descriptor of a tile in shared memory, at a multiple of 1024 bytes: rows of 128 bytes along
@@ -220,8 +220,8 @@ impl<'c> Builder<'c> {
 
     fn descriptor_address(&'c self, place: Shared<'c>) -> I32<'c> {
         let ty = self.context.i64_type();
-        let address = self.take(self.builder.build_ptr_to_int(place.v, ty, ""), ty.const_zero());
-        (I64 { code: self, v: address }.low() >> 4) & 0x3fff
+        let address = self.take(self.llvm.build_ptr_to_int(place.v, ty, ""), ty.const_zero());
+        (I64 { builder: self, v: address }.low() >> 4) & 0x3fff
     }
 
     /// The whole descriptor. Put together as a pair of words: LLVM 22 writes a 64-bit sum as `register + constant`, which
@@ -233,7 +233,7 @@ impl<'c> Builder<'c> {
         const HIGH: u32 = (1024 >> 4) | 1 << 14 | 2 << 29;
         let pair = self.vector(&[low.raw(), self.i32(HIGH).raw()]);
         let ty = self.context.i64_type();
-        self.take(self.builder.build_bit_cast(pair, ty, ""), ty.const_zero()).into()
+        self.take(self.llvm.build_bit_cast(pair, ty, ""), ty.const_zero()).into()
     }
 
     /// The instruction descriptor of a product of codes, as [`Builder::mma_instruction`]: `a` and `b` are the types of the

@@ -44,7 +44,7 @@ impl<'c> Builder<'c> {
 
     fn as_half_pair(&'c self, word: I32<'c>) -> BasicValueEnum<'c> {
         let ty = self.context.f16_type().vec_type(2);
-        self.take(self.builder.build_bit_cast(word.v, ty, ""), ty.const_zero())
+        self.take(self.llvm.build_bit_cast(word.v, ty, ""), ty.const_zero())
     }
 
     /// The fields of the struct that an intrinsic returns.
@@ -56,7 +56,7 @@ impl<'c> Builder<'c> {
     ) -> [T; N] {
         match self.call(intrinsic, args).and_then(|c| c.try_as_basic_value().basic()) {
             Some(BasicValueEnum::StructValue(all)) => std::array::from_fn(|i| {
-                T::from_raw(self, self.take(self.builder.build_extract_value(all, i as u32, ""), zero.raw()))
+                T::from_raw(self, self.take(self.llvm.build_extract_value(all, i as u32, ""), zero.raw()))
             }),
             _ => {
                 self.fail(&format!("{intrinsic:?} gave no struct"));

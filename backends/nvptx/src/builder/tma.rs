@@ -140,7 +140,7 @@ impl<'c> Builder<'c> {
     /// The same address as a pointer to another space.
     fn in_space(&'c self, pointer: PointerValue<'c>, space: u16) -> PointerValue<'c> {
         let (word, ty) = (self.context.i64_type(), self.context.ptr_type(AddressSpace::from(space)));
-        let address = self.take(self.builder.build_ptr_to_int(pointer, word, ""), word.const_zero());
-        self.take(self.builder.build_int_to_ptr(address, ty, ""), ty.const_null())
+        let address = self.take(self.llvm.build_ptr_to_int(pointer, word, ""), word.const_zero());
+        self.take(self.llvm.build_int_to_ptr(address, ty, ""), ty.const_null())
     }
 }

@@ -10,48 +10,48 @@ use inkwell::values::{BasicValue, FloatValue, IntValue, PointerValue};
 /// A 32-bit integer.
 #[derive(Clone, Copy)]
 pub struct I32<'c> {
-    pub(super) code: &'c Builder<'c>,
+    pub(super) builder: &'c Builder<'c>,
     pub(super) v: IntValue<'c>,
 }
 
 /// A 64-bit integer.
 #[derive(Clone, Copy)]
 pub struct I64<'c> {
-    pub(super) code: &'c Builder<'c>,
+    pub(super) builder: &'c Builder<'c>,
     pub(super) v: IntValue<'c>,
 }
 
 /// A truth value.
 #[derive(Clone, Copy)]
 pub struct Bool<'c> {
-    pub(super) code: &'c Builder<'c>,
+    pub(super) builder: &'c Builder<'c>,
     pub(super) v: IntValue<'c>,
 }
 
 /// A binary32.
 #[derive(Clone, Copy)]
 pub struct F32<'c> {
-    pub(super) code: &'c Builder<'c>,
+    pub(super) builder: &'c Builder<'c>,
     pub(super) v: FloatValue<'c>,
 }
 
 /// An address in global memory.
 #[derive(Clone, Copy)]
 pub struct Global<'c> {
-    pub(super) code: &'c Builder<'c>,
+    pub(super) builder: &'c Builder<'c>,
     pub(super) v: PointerValue<'c>,
 }
 
 /// An address in the block's shared memory.
 #[derive(Clone, Copy)]
 pub struct Shared<'c> {
-    pub(super) code: &'c Builder<'c>,
+    pub(super) builder: &'c Builder<'c>,
     pub(super) v: PointerValue<'c>,
 }
 
 /// What may stand where an [`I32`] is wanted: one, or a constant.
 pub trait ToI32<'c> {
-    fn to(self, code: &'c Builder<'c>) -> I32<'c>;
+    fn to(self, builder: &'c Builder<'c>) -> I32<'c>;
 }
 impl<'c> ToI32<'c> for I32<'c> {
     fn to(self, _: &'c Builder<'c>) -> I32<'c> {
@@ -59,14 +59,14 @@ impl<'c> ToI32<'c> for I32<'c> {
     }
 }
 impl<'c> ToI32<'c> for u32 {
-    fn to(self, code: &'c Builder<'c>) -> I32<'c> {
-        code.i32(self)
+    fn to(self, builder: &'c Builder<'c>) -> I32<'c> {
+        builder.i32(self)
     }
 }
 
 /// What may stand where an [`I64`] is wanted.
 pub trait ToI64<'c> {
-    fn to(self, code: &'c Builder<'c>) -> I64<'c>;
+    fn to(self, builder: &'c Builder<'c>) -> I64<'c>;
 }
 impl<'c> ToI64<'c> for I64<'c> {
     fn to(self, _: &'c Builder<'c>) -> I64<'c> {
@@ -74,14 +74,14 @@ impl<'c> ToI64<'c> for I64<'c> {
     }
 }
 impl<'c> ToI64<'c> for u64 {
-    fn to(self, code: &'c Builder<'c>) -> I64<'c> {
-        code.i64(self)
+    fn to(self, builder: &'c Builder<'c>) -> I64<'c> {
+        builder.i64(self)
     }
 }
 
 /// What may stand where an [`F32`] is wanted.
 pub trait ToF32<'c> {
-    fn to(self, code: &'c Builder<'c>) -> F32<'c>;
+    fn to(self, builder: &'c Builder<'c>) -> F32<'c>;
 }
 impl<'c> ToF32<'c> for F32<'c> {
     fn to(self, _: &'c Builder<'c>) -> F32<'c> {
@@ -89,8 +89,8 @@ impl<'c> ToF32<'c> for F32<'c> {
     }
 }
 impl<'c> ToF32<'c> for f32 {
-    fn to(self, code: &'c Builder<'c>) -> F32<'c> {
-        code.f32(self)
+    fn to(self, builder: &'c Builder<'c>) -> F32<'c> {
+        builder.f32(self)
     }
 }
 
@@ -100,9 +100,9 @@ macro_rules! operator {
         impl<'c, R: $to<'c>> std::ops::$op<R> for $ty<'c> {
             type Output = $ty<'c>;
             fn $method(self, rhs: R) -> $ty<'c> {
-                let code = self.code;
-                let r = rhs.to(code).v;
-                $ty { code, v: code.take(code.builder.$build(self.v, r, ""), self.v) }
+                let builder = self.builder;
+                let r = rhs.to(builder).v;
+                $ty { builder, v: builder.take(builder.llvm.$build(self.v, r, ""), self.v) }
             }
         }
     )*};
@@ -133,26 +133,26 @@ operator!(F32, ToF32,
 impl<'c, R: ToI32<'c>> std::ops::Shr<R> for I32<'c> {
     type Output = I32<'c>;
     fn shr(self, rhs: R) -> I32<'c> {
-        let code = self.code;
-        let r = rhs.to(code).v;
-        I32 { code, v: code.take(code.builder.build_right_shift(self.v, r, false, ""), self.v) }
+        let builder = self.builder;
+        let r = rhs.to(builder).v;
+        I32 { builder, v: builder.take(builder.llvm.build_right_shift(self.v, r, false, ""), self.v) }
     }
 }
 
 impl<'c> std::ops::Neg for F32<'c> {
     type Output = F32<'c>;
     fn neg(self) -> F32<'c> {
-        F32 { v: self.code.take(self.code.builder.build_float_neg(self.v, ""), self.v), ..self }
+        F32 { v: self.builder.take(self.builder.llvm.build_float_neg(self.v, ""), self.v), ..self }
     }
 }
 
 impl<'c> I32<'c> {
     fn compare(self, predicate: P, rhs: impl ToI32<'c>) -> Bool<'c> {
-        let code = self.code;
-        let r = rhs.to(code).v;
-        let v =
-            code.take(code.builder.build_int_compare(predicate, self.v, r, ""), code.context.bool_type().const_zero());
-        Bool { code, v }
+        let builder = self.builder;
+        let r = rhs.to(builder).v;
+        let v = builder
+            .take(builder.llvm.build_int_compare(predicate, self.v, r, ""), builder.context.bool_type().const_zero());
+        Bool { builder, v }
     }
     pub fn eq(self, rhs: impl ToI32<'c>) -> Bool<'c> {
         self.compare(P::EQ, rhs)
@@ -178,81 +178,81 @@ impl<'c> I32<'c> {
     }
     /// Shifts right and keeps the sign.
     pub fn signed_shr(self, bits: u32) -> I32<'c> {
-        let code = self.code;
-        let r = code.i32(bits).v;
-        I32 { code, v: code.take(code.builder.build_right_shift(self.v, r, true, ""), self.v) }
+        let builder = self.builder;
+        let r = builder.i32(bits).v;
+        I32 { builder, v: builder.take(builder.llvm.build_right_shift(self.v, r, true, ""), self.v) }
     }
     /// `ceil(self / n)`
     pub fn div_ceil(self, n: u32) -> I32<'c> {
         (self + (n - 1)) / n
     }
     pub fn min(self, rhs: impl ToI32<'c>) -> I32<'c> {
-        let rhs = rhs.to(self.code);
-        self.code.select(self.lt(rhs), self, rhs)
+        let rhs = rhs.to(self.builder);
+        self.builder.select(self.lt(rhs), self, rhs)
     }
     pub fn signed_min(self, rhs: impl ToI32<'c>) -> I32<'c> {
-        let rhs = rhs.to(self.code);
-        self.code.select(self.signed_lt(rhs), self, rhs)
+        let rhs = rhs.to(self.builder);
+        self.builder.select(self.signed_lt(rhs), self, rhs)
     }
     pub fn signed_max(self, rhs: impl ToI32<'c>) -> I32<'c> {
-        let rhs = rhs.to(self.code);
-        self.code.select(self.signed_lt(rhs), rhs, self)
+        let rhs = rhs.to(self.builder);
+        self.builder.select(self.signed_lt(rhs), rhs, self)
     }
     /// Zero-extends.
     pub fn wide(self) -> I64<'c> {
-        let code = self.code;
-        let ty = code.context.i64_type();
-        I64 { code, v: code.take(code.builder.build_int_z_extend(self.v, ty, ""), ty.const_zero()) }
+        let builder = self.builder;
+        let ty = builder.context.i64_type();
+        I64 { builder, v: builder.take(builder.llvm.build_int_z_extend(self.v, ty, ""), ty.const_zero()) }
     }
     /// The same bits as a float.
     pub fn as_f32(self) -> F32<'c> {
-        let code = self.code;
-        let ty = code.context.f32_type();
-        let v = code.builder.build_bit_cast(self.v, ty, "").map(|v| v.into_float_value());
-        F32 { code, v: code.take(v, ty.const_zero()) }
+        let builder = self.builder;
+        let ty = builder.context.f32_type();
+        let v = builder.llvm.build_bit_cast(self.v, ty, "").map(|v| v.into_float_value());
+        F32 { builder, v: builder.take(v, ty.const_zero()) }
     }
     /// The number, read as signed, as a float.
     pub fn signed_to_f32(self) -> F32<'c> {
-        let code = self.code;
-        let ty = code.context.f32_type();
-        F32 { code, v: code.take(code.builder.build_signed_int_to_float(self.v, ty, ""), ty.const_zero()) }
+        let builder = self.builder;
+        let ty = builder.context.f32_type();
+        F32 { builder, v: builder.take(builder.llvm.build_signed_int_to_float(self.v, ty, ""), ty.const_zero()) }
     }
     pub fn popcount(self) -> I32<'c> {
-        self.code.call_i32(Intrinsic::Popcount, &[self.v.into()])
+        self.builder.call_i32(Intrinsic::Popcount, &[self.v.into()])
     }
 }
 
 impl<'c> I64<'c> {
     /// The lower half.
     pub fn low(self) -> I32<'c> {
-        let code = self.code;
-        let ty = code.context.i32_type();
-        I32 { code, v: code.take(code.builder.build_int_truncate(self.v, ty, ""), ty.const_zero()) }
+        let builder = self.builder;
+        let ty = builder.context.i32_type();
+        I32 { builder, v: builder.take(builder.llvm.build_int_truncate(self.v, ty, ""), ty.const_zero()) }
     }
 }
 
 impl<'c> Bool<'c> {
     pub fn and(self, rhs: Bool<'c>) -> Bool<'c> {
-        Bool { v: self.code.take(self.code.builder.build_and(self.v, rhs.v, ""), self.v), ..self }
+        Bool { v: self.builder.take(self.builder.llvm.build_and(self.v, rhs.v, ""), self.v), ..self }
     }
     pub fn or(self, rhs: Bool<'c>) -> Bool<'c> {
-        Bool { v: self.code.take(self.code.builder.build_or(self.v, rhs.v, ""), self.v), ..self }
+        Bool { v: self.builder.take(self.builder.llvm.build_or(self.v, rhs.v, ""), self.v), ..self }
     }
     pub fn not(self) -> Bool<'c> {
-        Bool { v: self.code.take(self.code.builder.build_not(self.v, ""), self.v), ..self }
+        Bool { v: self.builder.take(self.builder.llvm.build_not(self.v, ""), self.v), ..self }
     }
     /// 1 or 0.
     pub fn as_i32(self) -> I32<'c> {
-        self.code.select(self, self.code.i32(1), self.code.i32(0))
+        self.builder.select(self, self.builder.i32(1), self.builder.i32(0))
     }
 }
 
 impl<'c> F32<'c> {
     fn compare(self, predicate: inkwell::FloatPredicate, rhs: impl ToF32<'c>) -> Bool<'c> {
-        let code = self.code;
-        let r = rhs.to(code).v;
-        let v = code.builder.build_float_compare(predicate, self.v, r, "");
-        Bool { code, v: code.take(v, code.context.bool_type().const_zero()) }
+        let builder = self.builder;
+        let r = rhs.to(builder).v;
+        let v = builder.llvm.build_float_compare(predicate, self.v, r, "");
+        Bool { builder, v: builder.take(v, builder.context.bool_type().const_zero()) }
     }
     /// False when either is NaN.
     pub fn lt(self, rhs: impl ToF32<'c>) -> Bool<'c> {
@@ -267,54 +267,54 @@ impl<'c> F32<'c> {
     }
     /// The same bits as an integer.
     pub fn bits(self) -> I32<'c> {
-        let code = self.code;
-        let ty = code.context.i32_type();
-        let v = code.builder.build_bit_cast(self.v, ty, "").map(|v| v.into_int_value());
-        I32 { code, v: code.take(v, ty.const_zero()) }
+        let builder = self.builder;
+        let ty = builder.context.i32_type();
+        let v = builder.llvm.build_bit_cast(self.v, ty, "").map(|v| v.into_int_value());
+        I32 { builder, v: builder.take(v, ty.const_zero()) }
     }
     /// `self * a + b`, rounded once.
     pub fn fma(self, a: impl ToF32<'c>, b: impl ToF32<'c>) -> F32<'c> {
-        let (a, b) = (a.to(self.code), b.to(self.code));
-        self.code.call_f32(Intrinsic::Fma, &[self.v.into(), a.v.into(), b.v.into()])
+        let (a, b) = (a.to(self.builder), b.to(self.builder));
+        self.builder.call_f32(Intrinsic::Fma, &[self.v.into(), a.v.into(), b.v.into()])
     }
     pub fn abs(self) -> F32<'c> {
-        self.code.call_f32(Intrinsic::Abs, &[self.v.into()])
+        self.builder.call_f32(Intrinsic::Abs, &[self.v.into()])
     }
     /// Correctly rounded.
     pub fn sqrt(self) -> F32<'c> {
-        self.code.call_f32(Intrinsic::Sqrt, &[self.v.into()])
+        self.builder.call_f32(Intrinsic::Sqrt, &[self.v.into()])
     }
     /// NaN when either is NaN.
     pub fn minimum(self, rhs: impl ToF32<'c>) -> F32<'c> {
-        let r = rhs.to(self.code);
-        self.code.call_f32(Intrinsic::Minimum, &[self.v.into(), r.v.into()])
+        let r = rhs.to(self.builder);
+        self.builder.call_f32(Intrinsic::Minimum, &[self.v.into(), r.v.into()])
     }
     /// NaN when either is NaN.
     pub fn maximum(self, rhs: impl ToF32<'c>) -> F32<'c> {
-        let r = rhs.to(self.code);
-        self.code.call_f32(Intrinsic::Maximum, &[self.v.into(), r.v.into()])
+        let r = rhs.to(self.builder);
+        self.builder.call_f32(Intrinsic::Maximum, &[self.v.into(), r.v.into()])
     }
     pub fn copysign(self, sign: F32<'c>) -> F32<'c> {
-        self.code.call_f32(Intrinsic::CopySign, &[self.v.into(), sign.v.into()])
+        self.builder.call_f32(Intrinsic::CopySign, &[self.v.into(), sign.v.into()])
     }
     /// To the nearest integer, ties to even.
     pub fn rint(self) -> F32<'c> {
-        self.code.call_f32(Intrinsic::Rint, &[self.v.into()])
+        self.builder.call_f32(Intrinsic::Rint, &[self.v.into()])
     }
     /// To the nearest integer, ties to even, as i32: saturates; 0 for NaN.
     pub fn round_to_i32(self) -> I32<'c> {
-        self.code.call_i32(Intrinsic::RoundToInt, &[self.v.into()])
+        self.builder.call_i32(Intrinsic::RoundToInt, &[self.v.into()])
     }
     /// `2^self` by the special function unit, to about 2 ulp.
     pub fn ex2_approx(self) -> F32<'c> {
-        self.code.call_f32(Intrinsic::Ex2, &[self.v.into()])
+        self.builder.call_f32(Intrinsic::Ex2, &[self.v.into()])
     }
 }
 
 /// A value that a [`super::Var`] can hold and that [`Builder::select`] can choose.
 pub trait Value<'c>: Copy {
     fn raw(self) -> inkwell::values::BasicValueEnum<'c>;
-    fn from_raw(code: &'c Builder<'c>, raw: inkwell::values::BasicValueEnum<'c>) -> Self;
+    fn from_raw(builder: &'c Builder<'c>, raw: inkwell::values::BasicValueEnum<'c>) -> Self;
 }
 
 macro_rules! value {
@@ -323,8 +323,8 @@ macro_rules! value {
             fn raw(self) -> inkwell::values::BasicValueEnum<'c> {
                 self.v.as_basic_value_enum()
             }
-            fn from_raw(code: &'c Builder<'c>, raw: inkwell::values::BasicValueEnum<'c>) -> Self {
-                $ty { code, v: raw.$into() }
+            fn from_raw(builder: &'c Builder<'c>, raw: inkwell::values::BasicValueEnum<'c>) -> Self {
+                $ty { builder, v: raw.$into() }
             }
         }
     };

@@ -136,7 +136,7 @@ impl<'c> Builder<'c> {
         const HIGH: u32 = (1024 >> 4) | 1 << 30;
         let pair = self.vector(&[low.raw(), self.i32(HIGH).raw()]);
         let ty = self.context.i64_type();
-        self.take(self.builder.build_bit_cast(pair, ty, ""), ty.const_zero())
+        self.take(self.llvm.build_bit_cast(pair, ty, ""), ty.const_zero())
     }
 
     /// Runs an instruction that has `values` in place.
@@ -171,7 +171,7 @@ impl<'c> Builder<'c> {
             several => self.context.struct_type(several, false).fn_type(&params, false),
         };
         let asm = self.context.create_inline_asm(ty, text.to_string(), constraints.join(","), true, false, None, false);
-        let call = match self.builder.build_indirect_call(ty, asm, &args, "") {
+        let call = match self.llvm.build_indirect_call(ty, asm, &args, "") {
             Ok(call) => call,
             Err(e) => {
                 self.fail(&format!("inline assembly: {e}"));
@@ -183,7 +183,7 @@ impl<'c> Builder<'c> {
             (_, 0) => Vec::new(),
             (Some(one), 1) => vec![one],
             (Some(BasicValueEnum::StructValue(all)), n) => (0..n as u32)
-                .map(|i| self.take(self.builder.build_extract_value(all, i, ""), values[i as usize]))
+                .map(|i| self.take(self.llvm.build_extract_value(all, i, ""), values[i as usize]))
                 .collect(),
             _ => {
                 self.fail("inline assembly gave no values");
