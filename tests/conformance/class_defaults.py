@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Write ir/frontend/src/families/defaults.rs: what transformers assumes where a config leaves a key out, and under which
-other names its config classes take keys.
+"""Write the tables of ir/frontend/src/families/defaults: what transformers assumes where a config leaves a key out
+(values.rs), and under which other names its config classes take keys (names.rs).
 
-usage: class_defaults.py > ../../ir/frontend/src/families/defaults.rs
+usage: class_defaults.py ../../ir/frontend/src/families/defaults
 """
-import dataclasses, re, sys, warnings
+import dataclasses, os, re, sys, textwrap, warnings
 
 warnings.filterwarnings("ignore")
 import golden, numpy, transformers
@@ -39,60 +39,67 @@ def literal(v):
     return None
 
 
-print(f"""//! What the config classes of transformers {transformers.__version__} assume where a config leaves a key out.
+def words(types):
+    """A Rust string of model types."""
+    return '"' + " \\\n             ".join(textwrap.wrap(" ".join(sorted(types)), 100, break_on_hyphens=False)) + '"'
+
+
+def values_of(rows):
+    """values.rs of the keys and values of each model type."""
+    types = {}
+    for name, pairs in rows.items():
+        for key, value in pairs:
+            types.setdefault(key, {}).setdefault(value, []).append(name)
+    lines = [f"""//! What the config classes of transformers {transformers.__version__} assume where a config leaves a key out.
 //!
 //! Written by `tests/conformance/class_defaults.py`. Keys without a value of their own (null) are not listed.
 
-/// A default value.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Value {{
-    /// A whole number, not negative.
-    Whole(u64),
-    /// A number.
-    Real(f32),
-    /// A switch.
-    Flag(bool),
-    /// A word.
-    Word(&'static str),
-}}
-use Value::{{Flag, Real, Whole, Word}};
+use super::Value::{{self, Flag, Real, Whole, Word}};
 
-/// The default of `key` for a model type.
-pub fn default_of(model_type: &str, key: &str) -> Option<Value> {{
-    let i = DEFAULTS.binary_search_by_key(&model_type, |d| d.0).ok()?;
-    let keys = DEFAULTS[i].1;
-    keys.binary_search_by_key(&key, |d| d.0).ok().map(|k| keys[k].1)
-}}
+/// Keys, each with its defaults, each with the model types that have it.
+pub(super) const VALUES: &[(&str, &[(Value, &str)])] = &["""]
+    for key in sorted(types):
+        lines.append(f'    ("{key}", &[' + ", ".join(f"({v}, {words(types[key][v])})" for v in sorted(types[key])) + "]),")
+    return "\n".join(lines + ["];", ""])
 
-/// The other names of `key` in configs of a model type, of which transformers takes each for the other.
-pub fn other_names(model_type: &str, key: &str) -> impl Iterator<Item = &'static str> {{
-    let i = OTHER_NAMES.binary_search_by_key(&model_type, |d| d.0).ok();
-    let pairs = i.map_or(&[][..], |i| OTHER_NAMES[i].1);
-    let other = move |a: &str, b: &'static str| (a == key).then_some(b);
-    pairs.iter().filter_map(move |&(a, b)| other(a, b).or_else(|| other(b, a)))
-}}
 
-/// Model types, sorted, each with its keys, sorted.
-const DEFAULTS: &[(&str, &[(&str, Value)])] = &[""")
-rows, renamed = {}, {}
-for family in golden.FAMILY:
-    cls = text_class(family)
-    have = {f.name: (f.default if f.default is not dataclasses.MISSING else None) for f in dataclasses.fields(cls)}
-    if family in FIRST_DENSE:
-        have.setdefault("first_k_dense_replace", FIRST_DENSE[family])
-    found = [(k, literal(have[k])) for k in sorted(KEYS) if k in have and have[k] is not None]
-    names = {family, cls.model_type} | ({"kimi_k2", "kimi_k25"} if family == "deepseek_v3" else set())
-    for name in names:
-        if name and (name == family or name not in golden.FAMILY):
-            rows[name] = [(k, v) for k, v in found if v]
-            pairs = sorted((getattr(cls, "attribute_map", None) or {}).items())
-            renamed[name] = [p for p in pairs if RENAMED.search(p[0]) and "head" not in p[0]]
-for name in sorted(rows):
-    print(f'    ("{name}", &[' + ", ".join(f'("{k}", {v})' for k, v in rows[name]) + "]),")
-print("];")
-print("""
-/// Model types, sorted, each with pairs of names for the same key.
-const OTHER_NAMES: &[(&str, &[(&str, &str)])] = &[""")
-for name in sorted(n for n in renamed if renamed[n]):
-    print(f'    ("{name}", &[' + ", ".join(f'("{a}", "{b}")' for a, b in renamed[name]) + "]),")
-print("];")
+def names_of(renamed):
+    """names.rs of the pairs of each model type."""
+    types = {}
+    for name, pairs in renamed.items():
+        for pair in pairs:
+            types.setdefault(pair, []).append(name)
+    lines = [f"""//! Under which other names the config classes of transformers {transformers.__version__} take keys.
+//!
+//! Written by `tests/conformance/class_defaults.py`.
+
+/// Pairs of names for the same key, sorted, each with the model types that take one for the other.
+pub(super) const NAMES: &[(&str, &str, &str)] = &["""]
+    lines += [f'    ("{a}", "{b}", {words(types[a, b])}),' for a, b in sorted(types)]
+    return "\n".join(lines + ["];", ""])
+
+
+def read():
+    """Defaults and pairs of names, by model type."""
+    rows, renamed = {}, {}
+    for family in golden.FAMILY:
+        cls = text_class(family)
+        have = {f.name: (f.default if f.default is not dataclasses.MISSING else None) for f in dataclasses.fields(cls)}
+        if family in FIRST_DENSE:
+            have.setdefault("first_k_dense_replace", FIRST_DENSE[family])
+        found = [(k, literal(have[k])) for k in sorted(KEYS) if k in have and have[k] is not None]
+        names = {family, cls.model_type} | ({"kimi_k2", "kimi_k25"} if family == "deepseek_v3" else set())
+        for name in names:
+            if name and (name == family or name not in golden.FAMILY):
+                rows[name] = [(k, v) for k, v in found if v]
+                pairs = sorted((getattr(cls, "attribute_map", None) or {}).items())
+                renamed[name] = [p for p in pairs if RENAMED.search(p[0]) and "head" not in p[0]]
+    return rows, renamed
+
+
+if __name__ == "__main__":
+    (out,) = sys.argv[1:]
+    rows, renamed = read()
+    for file, text in (("values.rs", values_of(rows)), ("names.rs", names_of(renamed))):
+        with open(os.path.join(out, file), "w") as f:
+            f.write(text)
