@@ -38,6 +38,14 @@ struct Mapped {
     entries: BTreeMap<String, Entry>,
 }
 
+/// One file of a checkpoint in memory, and the tensors in it.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub path: PathBuf,
+    pub map: Mmap,
+    pub entries: BTreeMap<String, Entry>,
+}
+
 impl Checkpoint {
     /// Opens a model directory, a `.safetensors` file, a `.gguf` file, or the weights in an `.onnx` or `.pt2` file.
     ///
@@ -53,22 +61,13 @@ impl Checkpoint {
         let path = path.as_ref();
         let kind = std::fs::metadata(path).map_err(|e| not_found(path, e.to_string()))?;
         if let Some(files) = gguf::find(path)? {
-            return Checkpoint::from_gguf(path, files);
+            return Ok(Checkpoint::from_parts(path, gguf::open(files)?, true));
         }
         if onnx::is_onnx(path) {
-            return Checkpoint::from_onnx(path);
+            return Ok(Checkpoint::from_parts(path, onnx::open(path)?, false));
         }
         if pt2::is_pt2(path) {
-            let (map, entries) = pt2::open(path)?;
-            let index = entries.keys().map(|name| (name.clone(), 0)).collect();
-            let shard = Shard { path: path.to_path_buf(), opened: OnceLock::from(Ok(Mapped { map, entries })) };
-            return Ok(Checkpoint {
-                path: path.to_path_buf(),
-                shards: vec![shard],
-                index,
-                by_index: None,
-                is_gguf: false,
-            });
+            return Ok(Checkpoint::from_parts(path, vec![pt2::open(path)?], false));
         }
         if kind.is_file() {
             if path.to_string_lossy().ends_with(INDEX) {
@@ -103,22 +102,14 @@ impl Checkpoint {
         Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf: false })
     }
 
-    fn from_gguf(path: &Path, files: Vec<PathBuf>) -> Result<Checkpoint, Diagnostic> {
+    /// A checkpoint of files that are open and of which no two have a tensor of the same name.
+    fn from_parts(path: &Path, parts: Vec<Part>, is_gguf: bool) -> Checkpoint {
         let (mut index, mut shards) = (BTreeMap::new(), Vec::new());
-        for gguf::Part { path, map, entries } in gguf::open(files)? {
+        for Part { path, map, entries } in parts {
             index.extend(entries.keys().map(|name| (name.clone(), shards.len())));
             shards.push(Shard { path, opened: OnceLock::from(Ok(Mapped { map, entries })) });
         }
-        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf: true })
-    }
-
-    fn from_onnx(path: &Path) -> Result<Checkpoint, Diagnostic> {
-        let (mut index, mut shards) = (BTreeMap::new(), Vec::new());
-        for onnx::Part { path, map, entries } in onnx::open(path)? {
-            index.extend(entries.keys().map(|name| (name.clone(), shards.len())));
-            shards.push(Shard { path, opened: OnceLock::from(Ok(Mapped { map, entries })) });
-        }
-        Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf: false })
+        Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf }
     }
 
     /// Whether the tensors lie in GGUF files.

@@ -1,7 +1,7 @@
 //! `.pt2` files, as `torch.export.save` writes them: a zip archive of stored members with the graph in `models/model.json`
 //! (schema 8) and one member for each weight. Read are the nodes of moec's own operator, `moec::experts`, and the weights.
 
-use super::checkpoint::{map, unreadable};
+use super::checkpoint::{Part, map, unreadable};
 use super::safetensors::{Entry, StoredType};
 use memmap2::Mmap;
 use moec_ir::diag::Diagnostic;
@@ -73,10 +73,10 @@ impl File {
 ///
 /// # Errors
 /// As [`File::open`].
-pub(crate) fn open(path: &Path) -> Result<(Mmap, BTreeMap<String, Entry>), Diagnostic> {
+pub(crate) fn open(path: &Path) -> Result<Part, Diagnostic> {
     let mut archive = Archive::open(path)?;
     let entries = archive.weights()?;
-    Ok((archive.map, entries))
+    Ok(Part { path: archive.path, map: archive.map, entries })
 }
 
 fn node(n: &GraphNode, graph: &Graph, named: &BTreeMap<String, String>) -> Node {

@@ -15,4 +15,4 @@ mod tensors;
 
 pub use config::{GgufConfig, config};
 pub(crate) use files::find;
-pub(crate) use model::{Part, open};
+pub(crate) use model::open;

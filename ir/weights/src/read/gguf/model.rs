@@ -3,20 +3,10 @@
 use super::architectures::Architecture;
 use super::container::{Gguf, Value, parse};
 use super::tensors::tensors;
-use crate::read::checkpoint::map;
-use crate::read::safetensors::Entry;
-use memmap2::Mmap;
+use crate::read::checkpoint::{Part, map};
 use moec_ir::diag::Diagnostic;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-
-/// A file of a model.
-#[derive(Debug)]
-pub(crate) struct Part {
-    pub path: PathBuf,
-    pub map: Mmap,
-    pub entries: BTreeMap<String, Entry>,
-}
 
 /// Opens the files of a model, the first part first.
 ///

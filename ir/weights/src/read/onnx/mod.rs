@@ -14,7 +14,7 @@ use prost::bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-pub(crate) use tensors::{Part, open};
+pub(crate) use tensors::open;
 
 /// Whether a path names an ONNX file. The format has no mark of its own at its beginning.
 pub fn is_onnx(path: &Path) -> bool {

@@ -1,19 +1,11 @@
 //! Where the initialisers of an ONNX file lie.
 
 use super::{invalid, parse, proto};
-use crate::read::checkpoint::map;
+use crate::read::checkpoint::{Part, map};
 use crate::read::safetensors::{Entry, StoredType};
-use memmap2::Mmap;
 use moec_ir::diag::Diagnostic;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
-
-/// A file with initialisers, and which they are.
-pub(crate) struct Part {
-    pub path: PathBuf,
-    pub map: Mmap,
-    pub entries: BTreeMap<String, Entry>,
-}
 
 /// The ONNX file at `path` and the files beside it that hold its initialisers. Initialisers of types that moec does not
 /// read are left out.
@@ -23,9 +15,9 @@ pub(crate) struct Part {
 pub(crate) fn open(path: &Path) -> Result<Vec<Part>, Diagnostic> {
     let (graph, bytes) = parse(path)?;
     let mut parts = vec![Part { path: path.to_path_buf(), map: map(path)?, entries: BTreeMap::new() }];
-    let mut seen = BTreeMap::new();
+    let mut seen = BTreeSet::new();
     for t in graph.initializer {
-        if seen.insert(t.name.clone(), ()).is_some() {
+        if !seen.insert(t.name.clone()) {
             return Err(invalid(path, format!("it has two initialisers `{}`", t.name)));
         }
         let Some(dtype) = stored_type(t.data_type) else { continue };
