@@ -93,6 +93,13 @@ enum Fusion {
     Halves,
 }
 
+impl Fusion {
+    /// Rows of an expert's first matrix.
+    fn rows(self, ffn: u64) -> u64 {
+        if self == Fusion::None { ffn } else { 2 * ffn }
+    }
+}
+
 impl Reader<'_> {
     fn spec(&self) -> Result<(MoeSpec, DType), Diagnostic> {
         if self.node.op == "QMoE" {
@@ -112,7 +119,7 @@ impl Reader<'_> {
         let (activation, fusion) = self.activation(fc3.is_some())?;
         let [n_experts, rows, hidden] = [fc1.shape[0], fc1.shape[1], fc1.shape[2]];
         let ffn = if fusion == Fusion::None { rows } else { rows / 2 };
-        self.expect(&fc1, &[n_experts, if fusion == Fusion::None { ffn } else { 2 * ffn }, hidden])?;
+        self.expect(&fc1, &[n_experts, fusion.rows(ffn), hidden])?;
         self.expect(&fc2, &[n_experts, hidden, ffn])?;
         if let Some(fc3) = &fc3 {
             self.expect(fc3, &[n_experts, ffn, hidden])?;
@@ -120,17 +127,13 @@ impl Reader<'_> {
         let top_k = self.int("k", 1)?;
         let top_k = u64::try_from(top_k).ok().filter(|&k| k >= 1 && k <= n_experts);
         let top_k = top_k.ok_or_else(|| self.invalid(&format!("`k` must be from 1 to the {n_experts} experts")))?;
-        let most =
-            n_experts.max(1) <= MAX_EXPERTS && hidden <= MAX_WIDTH && ffn <= MAX_WIDTH && n_experts * hidden * ffn > 0;
-        if !most {
+        let is_believed =
+            n_experts <= MAX_EXPERTS && hidden <= MAX_WIDTH && ffn <= MAX_WIDTH && n_experts * hidden * ffn > 0;
+        if !is_believed {
             return Err(self.invalid(&format!("weights of the shape {:?} are no experts", fc1.shape)));
         }
         let biases = self.biases(&activation, fusion, [n_experts, ffn, hidden])?;
-        let (gate, up) = match (fusion, &fc3) {
-            (Fusion::None, Some(fc3)) => (fc1.whole(), fc3.whole()),
-            (Fusion::None, None) => (fc1.whole(), fc1.whole()),
-            (fusion, _) => (fc1.half(1, 0, ffn, fusion), fc1.half(1, 1, ffn, fusion)),
-        };
+        let (gate, up) = fc1.branches(fc3.as_ref(), ffn, fusion);
         let dtype = fc1.dtype;
         let experts = Experts { ffn, activation, gate, up, down: fc2.whole(), biases, out_norm: None };
         let mut router = self.router(n_experts, hidden)?;
@@ -199,16 +202,12 @@ impl Reader<'_> {
         match (fc1, fc2, fc3) {
             (None, None, None) => Ok(None),
             (Some(fc1), Some(fc2), fc3) if fc3.is_some() == separate_gate => {
-                self.expect(&fc1, &[n_experts, if fusion == Fusion::None { ffn } else { 2 * ffn }])?;
+                self.expect(&fc1, &[n_experts, fusion.rows(ffn)])?;
                 self.expect(&fc2, &[n_experts, hidden])?;
-                let (gate, up) = match (fusion, fc3) {
-                    (Fusion::None, Some(fc3)) => {
-                        self.expect(&fc3, &[n_experts, ffn])?;
-                        (fc1.whole(), fc3.whole())
-                    }
-                    (Fusion::None, None) => (fc1.whole(), fc1.whole()),
-                    (fusion, _) => (fc1.half(1, 0, ffn, fusion), fc1.half(1, 1, ffn, fusion)),
-                };
+                if let Some(fc3) = &fc3 {
+                    self.expect(fc3, &[n_experts, ffn])?;
+                }
+                let (gate, up) = fc1.branches(fc3.as_ref(), ffn, fusion);
                 Ok(Some(ExpertBiases { gate, up, down: fc2.whole() }))
             }
             _ => Err(self.unsupported("biases of some of the experts' matrices")),
@@ -252,10 +251,7 @@ impl Reader<'_> {
                 return Ok(router);
             }
         }
-        let none = WeightSource::Tensor { names: Vec::new(), steps: Vec::new() };
-        let mut router = Router::new(none, Score::Softmax);
-        router.logits_given = true;
-        Ok(router)
+        Ok(Router::of_given_logits(Score::Softmax))
     }
 
     /// The value that `name` is, seen through changes of shape.
@@ -346,10 +342,18 @@ impl Weight {
         WeightSource::Tensor { names: vec![self.name.clone()], steps: Vec::new() }
     }
 
+    /// Gate and up: this tensor and `other`, this one twice where nothing is gated, or its parts.
+    fn branches(&self, other: Option<&Weight>, ffn: u64, fusion: Fusion) -> (WeightSource, WeightSource) {
+        match fusion {
+            Fusion::None => (self.whole(), other.unwrap_or(self).whole()),
+            Fusion::Interleaved | Fusion::Halves => (self.half(0, ffn, fusion), self.half(1, ffn, fusion)),
+        }
+    }
+
     /// Gate (0) or up (1) of a fused tensor.
-    fn half(&self, axis: u32, part: u64, len: u64, fusion: Fusion) -> WeightSource {
+    fn half(&self, part: u64, len: u64, fusion: Fusion) -> WeightSource {
         let (start, step) = if fusion == Fusion::Interleaved { (part, 2) } else { (part * len, 1) };
-        let slice = WeightStep::Slice { axis, start, step, len, of: Some(2 * len) };
+        let slice = WeightStep::Slice { axis: 1, start, step, len, of: Some(2 * len) };
         WeightSource::Tensor { names: vec![self.name.clone()], steps: vec![slice] }
     }
 }

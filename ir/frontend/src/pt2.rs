@@ -119,29 +119,28 @@ impl Pt2Model {
             steps.extend(form.transposed.then_some(WeightStep::Transpose));
             steps
         };
-        let half = |axis, part: u64| {
+        // Gate (0) or up (1) along an axis of a tensor that has both; all of one without a gate.
+        let branch = |axis: u32, part: u64| -> Vec<WeightStep> {
             let (start, step) = if form.interleaved { (part, 2) } else { (part * ffn, 1) };
-            vec![WeightStep::Slice { axis, start, step, len: ffn, of: Some(2 * ffn) }]
+            let slice = WeightStep::Slice { axis, start, step, len: ffn, of: Some(2 * ffn) };
+            form.gated.then_some(slice).into_iter().collect()
         };
         let axis = if form.transposed { 2 } else { 1 };
-        let branch = |part| if form.gated { half(axis, part) } else { Vec::new() };
-        let bias_branch = |part| if form.gated { half(1, part) } else { Vec::new() };
         let experts = Experts {
             ffn,
             activation,
-            gate: tensor(up, turned(branch(0))),
-            up: tensor(up, turned(branch(1))),
+            gate: tensor(up, turned(branch(axis, 0))),
+            up: tensor(up, turned(branch(axis, 1))),
             down: tensor(down, turned(Vec::new())),
             biases: biases.map(|(up, down)| ExpertBiases {
-                gate: tensor(up, bias_branch(0)),
-                up: tensor(up, bias_branch(1)),
+                gate: tensor(up, branch(1, 0)),
+                up: tensor(up, branch(1, 1)),
                 down: tensor(down, Vec::new()),
             }),
             out_norm: None,
         };
         // The program routes by itself.
-        let mut router = Router::new(WeightSource::Tensor { names: Vec::new(), steps: Vec::new() }, Score::Softmax);
-        router.logits_given = true;
+        let router = Router::of_given_logits(Score::Softmax);
         Ok((MoeSpec::new(hidden, n_experts, top_k, router, experts), dtypes[0], weights))
     }
 }

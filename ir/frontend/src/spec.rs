@@ -293,6 +293,12 @@ impl Router {
             global_scale: None,
         }
     }
+
+    /// A router whose logits are an input of the layer.
+    pub fn of_given_logits(score: Score) -> Router {
+        let none = WeightSource::Tensor { names: Vec::new(), steps: Vec::new() };
+        Router { logits_given: true, ..Router::new(none, score) }
+    }
 }
 
 impl MoeSpec {

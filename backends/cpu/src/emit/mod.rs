@@ -126,16 +126,20 @@ impl<'a> Emit<'a> {
         self.program.buffer(id)
     }
 
+    /// The place of a buffer among the kernel's operands.
+    fn operand(&self, id: BufferId) -> usize {
+        let found = self.operands.iter().position(|(b, _)| *b == id);
+        found.expect("a kernel's operands should list every buffer that it names")
+    }
+
     /// Where a buffer of this kernel starts.
     pub fn pointer(&self, id: BufferId) -> Value {
-        let found = self.operands.iter().find(|(b, _)| *b == id);
-        found.expect("a kernel's operands should list every buffer that it names").1
+        self.operands[self.operand(id)].1
     }
 
     /// Bytes from a matrix to the next and from a row to the next, of a weight that may lie anywhere.
     pub fn strides(&mut self, id: BufferId) -> (Value, Value) {
-        let found = self.operands.iter().position(|(b, _)| *b == id);
-        let at = found.expect("a kernel's operands should list every buffer that it names") * size_of::<Strides>();
+        let at = self.operand(id) * size_of::<Strides>();
         let all = self.b.ins().load(types::I64, plain(), self.context, CONTEXT_STRIDES);
         let mut load = |field: usize| self.b.ins().load(types::I64, plain(), all, (at + field) as i32);
         (load(std::mem::offset_of!(Strides, matrix)), load(std::mem::offset_of!(Strides, row)))
