@@ -9,12 +9,12 @@ use moec_ir::{DType, Dim, TensorType};
 
 /// The graph of `spec`, called `name`, for a layer of element type `dtype`.
 ///
+/// Input `input` `[T, H]` (and `router_logits` `[T, E]` where the router's product is not part of the layer); outputs
+/// `output` `[T, H]` in `dtype`, `topk_ids` i32 `[T, K]`, `topk_weights` f32 `[T, K]`: the weights that the experts are
+/// given, without a factor on their sum. The sum of experts stays f32 until the last step of the layer has been applied.
+///
 /// With `ids_in`, the chosen experts are an input `topk_ids` `[T, K]` of that integer type instead of an output; the weights
 /// are the router's scores of these experts, normalised and scaled as ever.
-///
-/// Input `input` `[T, H]` (and `router_logits` `[T, E]` where the router's product is not part of the layer); outputs `output` `[T, H]` in `dtype`, `topk_ids` i32 `[T, K]`, `topk_weights` f32 `[T, K]`: the
-/// weights that the experts are given, without a factor on their sum. The sum of experts stays f32 until the last step
-/// of the layer has been applied.
 ///
 /// # Errors
 /// Those of [`moec_ir::graph::infer_type`], for a specification that contradicts itself; `unsupported-layer` for ids that

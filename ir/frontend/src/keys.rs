@@ -37,7 +37,7 @@ pub struct Keys {
 pub enum Missing {
     /// Llama 4: expert inputs scaled, with more than one expert per token.
     ScaledInputs,
-    /// Doge: experts of a token that depend on other tokens.
+    /// Experts of a token that depend on other tokens: Doge's router, and limits on the tokens that an expert takes.
     MixedTokens,
     /// An activation function that moec does not know.
     Activation,
@@ -233,7 +233,7 @@ impl Keys {
         self.size(&["hidden_size"], MAX_WIDTH)
     }
 
-    /// The number of decoder layers.
+    /// The number of the decoder's layers; the encoder's where a model has one before its decoder.
     pub fn n_layers(&self) -> u32 {
         let keys = ["num_hidden_layers", "num_layers", "n_layers", "encoder_layers"];
         // Hybrid models may give the kind of every layer and no number.

@@ -52,8 +52,7 @@ impl<'a> CodedView<'a> {
     pub fn new(param: &Param, given: GivenCodes<'a>) -> Result<CodedView<'a>, Diagnostic> {
         let GivenCodes { code, mut codes, scale, scales, globals } = given;
         let shape = fixed_shape(param).unwrap_or_default();
-        let matrices_of = |shape: &[u64]| matches!(shape.len(), 2 | 3);
-        let (Some(want), [stack @ .., n, k], true) = (param.stored, &shape[..], matrices_of(&shape)) else {
+        let (Some(want), [stack @ .., n, k], 2 | 3) = (param.stored, &shape[..], shape.len()) else {
             let what = format!("the layer was compiled for `{}` as floats, but codes were given for it", param.name);
             return Err(Diagnostic::input("stored-format-mismatch", what)
                 .help("compile the layer for weights that are published as codes, or give it floats"));

@@ -2,7 +2,8 @@
 //!
 //! The way from a model to results:
 //!
-//! 1. [`Model::open`] reads a `config.json`, a model directory or a layer graph; [`Model::layer`] takes one layer of it.
+//! 1. [`Model::open`] reads a model directory, a `config.json`, a GGUF, ONNX or `.pt2` file, or a layer graph;
+//!    [`Model::layer`] takes one layer of it.
 //! 2. [`compile`] makes a [`Compiled`] layer for any number of targets, with a [`Bundle`] that can be written to disk.
 //! 3. A [`Session`] loads the bundle with its weights onto a device, and runs it; [`Session::run_into`] on tensors where they
 //!    lie. [`Session::open`] does 2 and 3 for the machine at hand.

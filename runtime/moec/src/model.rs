@@ -36,7 +36,7 @@ pub struct ModelLayer {
     pub info: LayerInfo,
     /// The layer in numbers; `None` for a layer graph.
     pub facts: Option<LayerFacts>,
-    /// The directory with its weights, when there is one.
+    /// The directory or file with its weights, when there is one.
     pub checkpoint: Option<PathBuf>,
     /// What the config says about the format of its weights.
     pub published: Option<Published>,
@@ -194,7 +194,9 @@ impl Model {
         if options.part != Part::Layer || options.ids_in.is_some() {
             let what = format!("`{}` is a layer graph: it says by itself what is computed", graph.name);
             let d = Diagnostic::input("unsupported-layer", what);
-            return Err(vec![d.help("write the experts alone, or a layer whose ids come in, as a graph of its own, or give the model's config")]);
+            return Err(vec![d.help(
+                "write the experts alone, or a layer whose ids come in, as a graph of its own, or give the model's config",
+            )]);
         }
         let graph = match options.shard {
             Some(part) => shard(graph, part).map_err(|d| vec![d])?,

@@ -37,6 +37,10 @@ impl<'a> View<'a> {
         Tensor::from_bytes(self.dtype, self.shape, self.bytes)
     }
 
+    pub(crate) fn kind(&self) -> (DType, &[usize]) {
+        (self.dtype, self.shape)
+    }
+
     pub(crate) fn pointer(&self) -> *const u8 {
         self.bytes.as_ptr()
     }
@@ -50,6 +54,10 @@ impl<'a> ViewMut<'a> {
     pub fn new(dtype: DType, shape: &'a [usize], bytes: &'a mut [u8]) -> Result<ViewMut<'a>, Diagnostic> {
         check(dtype, shape, bytes)?;
         Ok(ViewMut { dtype, shape, bytes })
+    }
+
+    pub(crate) fn kind(&self) -> (DType, &[usize]) {
+        (self.dtype, self.shape)
     }
 
     pub(crate) fn pointer(&mut self) -> *mut u8 {
@@ -76,7 +84,11 @@ fn check(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<(), Diagnostic> 
     Ok(())
 }
 
-/// Type and shape of the tensors for `infos`, which must all be there and agree on the token count, which is returned.
+/// Checks type and shape of the tensors for `infos`, all of which must be there, and gives the token count that they agree
+/// on; `None` when no shape depends on it.
+///
+/// # Errors
+/// `input-missing`, `input-type-mismatch`, `input-shape-mismatch`.
 pub(crate) fn tokens<'b>(
     infos: &[TensorInfo],
     given: impl Fn(&str) -> Option<(DType, &'b [usize])>,
@@ -113,16 +125,4 @@ pub(crate) fn tokens<'b>(
         }
     }
     Ok(n_tokens)
-}
-
-impl View<'_> {
-    pub(crate) fn kind(&self) -> (DType, &[usize]) {
-        (self.dtype, self.shape)
-    }
-}
-
-impl ViewMut<'_> {
-    pub(crate) fn kind(&self) -> (DType, &[usize]) {
-        (self.dtype, self.shape)
-    }
 }
