@@ -9,10 +9,17 @@ fn golden(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../ir/frontend/tests/golden").join(family)
 }
 
+/// The layer that is recorded, and its input.
+fn recorded(dir: &Path) -> (u32, Tensor) {
+    let file = |number: u32| dir.join(format!("golden.layer{number}.safetensors"));
+    let number = (0..8).find(|&n| file(n).exists()).unwrap();
+    let input = Checkpoint::open(file(number)).unwrap().tensor("input").unwrap().unwrap().to_tensor().unwrap();
+    (number, input)
+}
+
 fn session(dir: &Path, ids_in: Option<DType>) -> (Session, Vec<String>) {
-    let number = (0..8).find(|n| dir.join(format!("golden.layer{n}.safetensors")).exists());
     let options = LayerOptions { ids_in, ..LayerOptions::default() };
-    let layer = Model::open(dir).unwrap().layer_with(number, &options).unwrap();
+    let layer = Model::open(dir).unwrap().layer_with(Some(recorded(dir).0), &options).unwrap();
     let compiled = moec::compile(&CompileRequest::new(&layer.graph, vec![Target::by_name("cpu").unwrap()])).unwrap();
     let weights = Weights::from_checkpoint(Checkpoint::open(dir).unwrap());
     (Session::jit(&compiled, &weights, 16).unwrap(), layer.graph.inputs.iter().map(|i| i.name.clone()).collect())
@@ -29,9 +36,7 @@ fn the_experts_that_a_layer_chose_make_the_same_bits_again() {
     for family in ["mixtral", "deepseek_v2", "deepseek_v3", "gpt_oss", "longcat_flash", "inkling_text", "gemma4"] {
         let dir = golden(family);
         let (mut chooses, _) = session(&dir, None);
-        let number = (0..8).find(|n| dir.join(format!("golden.layer{n}.safetensors")).exists()).unwrap();
-        let file = Checkpoint::open(dir.join(format!("golden.layer{number}.safetensors"))).unwrap();
-        let input = file.tensor("input").unwrap().unwrap().to_tensor().unwrap();
+        let (_, input) = recorded(&dir);
         let want = run(&mut chooses, &input, None);
         let ids = want.output("topk_ids").unwrap();
         for dtype in [DType::I32, DType::I64] {
@@ -49,11 +54,10 @@ fn the_experts_that_a_layer_chose_make_the_same_bits_again() {
 #[test]
 fn numbers_that_no_expert_has_are_left_out() {
     // Sigmoid and renormalised, softmax and renormalised, softmax of the chosen logits, with sinks.
-    for (family, layer) in [("deepseek_v3", 0), ("mixtral", 0), ("gpt_oss", 0), ("inkling_text", 0)] {
+    for family in ["deepseek_v3", "mixtral", "gpt_oss", "inkling_text"] {
         let dir = golden(family);
         let (mut given, _) = session(&dir, Some(DType::I64));
-        let file = Checkpoint::open(dir.join(format!("golden.layer{layer}.safetensors"))).unwrap();
-        let input = file.tensor("input").unwrap().unwrap().to_tensor().unwrap();
+        let (_, input) = recorded(&dir);
         let n = input.shape[0];
         let row = |ids: [i64; 3]| Tensor::int(DType::I64, &[n, 3], ids.repeat(n));
         let mut weights =
