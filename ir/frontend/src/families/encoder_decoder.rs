@@ -24,9 +24,11 @@ pub(super) const SWITCH: Family = Family {
             0 => n_layers[side],
             sparse => n_layers[side] / sparse,
         };
-        let at = |i: u32, step: u32| if step > 1 { i % step == 1 } else { step == 1 };
-        let layers = |side: usize| (0..n_layers[side]).filter(move |&i| at(i, step(side)));
-        layers(0).chain(layers(1).map(|i| n_layers[0] + i)).collect()
+        sparse_layers(n_layers, |side, i| match step(side) {
+            0 => false,
+            1 => true,
+            step => i % step == 1,
+        })
     },
     extra_layers: &[],
     spec: switch,
@@ -42,22 +44,30 @@ pub(super) const NLLB: Family = Family {
     moe_layers: |c| {
         let n_layers = [c.n_layers(), c.size_or(&["decoder_layers"], 12, MAX_LAYERS) as u32];
         let steps = ["encoder_sparse_step", "decoder_sparse_step"].map(|key| c.size_or(&[key], 4, MAX_LAYERS) as u32);
-        let layers =
-            |side: usize| (0..n_layers[side]).filter(move |i| steps[side] > 0 && (i + 1).is_multiple_of(steps[side]));
-        layers(0).chain(layers(1).map(|i| n_layers[0] + i)).collect()
+        sparse_layers(n_layers, |side, i| steps[side] > 0 && (i + 1).is_multiple_of(steps[side]))
     },
     extra_layers: &[],
     spec: nllb,
 };
 
-fn switch(c: &Keys, layer: u32) -> MoeSpec {
+/// The layers with experts of `n_layers` of the encoder (0) and of the decoder (1).
+fn sparse_layers(n_layers: [u32; 2], is_sparse: impl Fn(usize, u32) -> bool) -> Vec<u32> {
+    let encoder = (0..n_layers[0]).filter(|&i| is_sparse(0, i));
+    let decoder = (0..n_layers[1]).filter(|&i| is_sparse(1, i)).map(|i| n_layers[0] + i);
+    encoder.chain(decoder).collect()
+}
+
+/// The part of the model that has a layer, and the layer's number there.
+fn side(c: &Keys, layer: u32) -> (&'static str, u32) {
     let n_encoder = c.n_layers();
-    let base = if layer < n_encoder {
-        format!("encoder.block.{layer}.layer.1.mlp.")
-    } else {
-        format!("decoder.block.{}.layer.2.mlp.", layer - n_encoder)
-    };
-    let names = Names::exact(&[&base]);
+    if layer < n_encoder { ("encoder", layer) } else { ("decoder", layer - n_encoder) }
+}
+
+fn switch(c: &Keys, layer: u32) -> MoeSpec {
+    let (side, number) = side(c, layer);
+    // Between self-attention and experts a decoder's layer has attention to the encoder.
+    let mlp = if side == "encoder" { 1 } else { 2 };
+    let names = Names::exact(&[&format!("{side}.block.{number}.layer.{mlp}.mlp.")]);
     let n_experts = c.size(&["num_experts"], MAX_EXPERTS);
     let limit = c.size_or(&["expert_capacity"], 64, u64::from(u32::MAX));
     let limited = !c.text.get_or_null("expert_capacity").is_some_and(|v| v.is_null()) && limit < NO_LIMIT;
@@ -77,8 +87,7 @@ fn switch(c: &Keys, layer: u32) -> MoeSpec {
 }
 
 fn nllb(c: &Keys, layer: u32) -> MoeSpec {
-    let n_encoder = c.n_layers();
-    let (side, number) = if layer < n_encoder { ("encoder", layer) } else { ("decoder", layer - n_encoder) };
+    let (side, number) = side(c, layer);
     let names = Names::exact(&[&format!("model.{side}.layers.{number}.ffn."), &format!("{side}.layers.{number}.ffn.")]);
     let n_experts = c.size(&["num_experts"], MAX_EXPERTS);
     let share = c.real_or(&["moe_eval_capacity_token_fraction"], 1.0);
