@@ -104,14 +104,25 @@ impl Session {
     /// those that the layer has and nobody asks for are written into memory of the session.
     ///
     /// # Errors
-    /// `input-missing`, `input-shape-mismatch`, `input-type-mismatch` for inputs and outputs alike, `too-many-tokens`, and
-    /// those of the device.
+    /// `input-missing`, `input-shape-mismatch`, `input-type-mismatch` for inputs and outputs alike, `output-name-mismatch` for an
+    /// output that the layer does not have, `duplicate-name` for one that is asked for twice, `too-many-tokens`, and those of the
+    /// device.
     pub fn run_into(
         &mut self,
         inputs: &[(&str, View<'_>)],
         outputs: &mut [(&str, ViewMut<'_>)],
     ) -> Result<(), Diagnostic> {
         let manifest = self.layer.manifest();
+        for (i, (name, _)) in outputs.iter().enumerate() {
+            if !manifest.outputs.iter().any(|o| o.name == *name) {
+                let all: Vec<&str> = manifest.outputs.iter().map(|o| o.name.as_str()).collect();
+                let what = format!("the layer has no output `{name}`; it has {}", all.join(", "));
+                return Err(Diagnostic::input("output-name-mismatch", what));
+            }
+            if outputs[..i].iter().any(|(other, _)| other == name) {
+                return Err(Diagnostic::input("duplicate-name", format!("the output `{name}` is asked for twice")));
+            }
+        }
         let input = |name: &str| inputs.iter().find(|(n, _)| *n == name).map(|(_, v)| v);
         let n_tokens = view::tokens(&manifest.inputs, |name| input(name).map(View::kind))?.unwrap_or(0);
         let asked: Vec<_> =

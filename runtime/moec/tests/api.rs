@@ -67,5 +67,16 @@ fn a_view_that_does_not_fit_is_refused_before_anything_runs() {
     let short: &mut [u8] = unsafe { std::slice::from_raw_parts_mut(short.as_mut_ptr().cast(), 4 * 64 * 4) };
     let out = ViewMut::new(DType::F32, &[4, 64], short).unwrap();
     assert_eq!(session.run_into(&[("input", x)], &mut [("output", out)]).unwrap_err().code, "input-shape-mismatch");
+    let mut memory = [vec![0f32; 5 * 64], vec![0f32; 5 * 64]];
+    let mut outputs = memory.iter_mut().map(|m| {
+        let bytes = unsafe { std::slice::from_raw_parts_mut(m.as_mut_ptr().cast(), 5 * 64 * 4) };
+        ("output", ViewMut::new(DType::F32, &[5, 64], bytes).unwrap())
+    });
+    let (first, second) = (outputs.next().unwrap(), outputs.next().unwrap());
+    assert_eq!(session.run_into(&[("input", x)], &mut [first, second]).unwrap_err().code, "duplicate-name");
+    let mut other = vec![0f32; 5 * 64];
+    let other: &mut [u8] = unsafe { std::slice::from_raw_parts_mut(other.as_mut_ptr().cast(), 5 * 64 * 4) };
+    let other = ("result", ViewMut::new(DType::F32, &[5, 64], other).unwrap());
+    assert_eq!(session.run_into(&[("input", x)], &mut [other]).unwrap_err().code, "output-name-mismatch");
     session.run_into(&[("input", x)], &mut []).unwrap();
 }

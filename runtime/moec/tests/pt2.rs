@@ -79,5 +79,8 @@ fn what_is_wrong_with_a_file_is_said() {
         with("weights_config.json", "\"path_name\": \"weight_0\"", "\"path_name\": \"weight_9\""),
         "pt2-invalid"
     );
+    // As many experts as a number can say.
+    let many = with("weights_config.json", "\"as_int\": 8", "\"as_int\": 9223372036854775807");
+    assert_eq!(many, "pt2-invalid");
     assert_eq!(code(&folder().join("gated/layer.pt2"), Some(2)), "layer-out-of-range");
 }

@@ -119,7 +119,6 @@ pub fn page() -> String {
          rows to a tile, weights are what the L2 gives most of. A cluster of four leaves multiprocessors over: of a group of \
          {GROUP:.0} (**a guess**) two, which the model counts.\n"
     );
-    out += &hopper::section(&cases);
     out += "\n## Launches of that layer, µs at full rate by resource\n\n\
             | tokens | kernel | MB | useful flops | tiles | waves | memory | L2 | tensor | shared | decoding | epilogue | all |\n\
             |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
@@ -205,6 +204,9 @@ pub fn page() -> String {
         }
         out.push('\n');
     }
+    out.truncate(out.trim_end().len());
+    out.push('\n');
+    out += &hopper::section(&cases);
     out.truncate(out.trim_end().len());
     out.push('\n');
     out
