@@ -171,7 +171,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "cpu", kind: TargetKind::Cpu, machine: HOST },
     gpu("sm_80", (70, 80), 163, Engine::Portable, A100),
     gpu("sm_86", (71, 86), 99, Engine::Portable, A10),
-    gpu("sm_89", (78, 89), 99, Engine::Portable, L40S),
+    gpu("sm_89", (81, 89), 99, Engine::Portable, L40S),
     gpu("sm_90a", (80, 90), 227, Engine::Hopper, H200),
     gpu("sm_100a", (88, 100), 227, Engine::Blackwell, B200),
     gpu("sm_100f", (88, 100), 227, Engine::Blackwell, B200),

@@ -1,6 +1,7 @@
-//! Tile sizes for a machine and a range of token counts: a table, no search.
+//! Tile sizes for a machine and a range of token counts: a table, no search. What is asked here becomes what the engine builds
+//! nearest to it ([`engine::fit`]).
 
-use moec_ir::engine::{self, Engine};
+use moec_ir::engine::{self, Engine, blackwell};
 use moec_ir::target::{Target, TargetKind};
 use moec_ir::tile::{Body, Contract, Groups, Kernel, Program, Schedule, Segment, Team};
 use moec_ir::{DType, Dim};
@@ -54,14 +55,9 @@ fn contract(program: &Program, c: &Contract, target: &Target, n_tokens: u64) -> 
             let parts = k_parts(program, c, 64, n_units);
             return in_parts(wgmma(rows, gated), parts, n_tokens, gated);
         }
-        Ok(Engine::Blackwell) if c.has_coded_rows() => {
-            // Twice as many codes as 16-bit floats to a step, or four times as many.
-            let parts = k_parts(program, c, 256, n_units);
-            let s = Schedule { tile_k: 128, ..tcgen05(rows, gated, team(program, c, rows)) };
-            return in_parts(s, parts, n_tokens, gated);
-        }
         Ok(Engine::Blackwell) => {
-            let parts = k_parts(program, c, 64, n_units);
+            // Twice as many codes as 16-bit floats to a step, or four times as many.
+            let parts = k_parts(program, c, if c.has_coded_rows() { 256 } else { 64 }, n_units);
             return in_parts(tcgen05(rows, gated, team(program, c, rows)), parts, n_tokens, gated);
         }
         Ok(Engine::GeForce) => return mma_of_codes(rows, c),
@@ -119,9 +115,8 @@ fn tcgen05(rows: u64, gated: bool, team: Team) -> Schedule {
     // In the dynamic order as many blocks are launched as there may be tiles: one more for each expert than rows fill. It
     // evens out tiles of few and of many rows; with less than a tile for an expert too many blocks would find none.
     let dynamic = rows >= u64::from(tile_m);
-    // As many stages as shared memory holds: the backend rounds down.
-    let tile_n = if team == Team::One { 128 } else { 256 };
-    Schedule { dynamic, team, ..Schedule::new(tile_m, tile_n, 64, 16, 8) }
+    // As many stages as shared memory holds, up to 16.
+    Schedule { dynamic, team, ..Schedule::new(tile_m, blackwell::TILE_N, 64, 16, blackwell::WARPS) }
 }
 
 /// Rows of an expert from which on pairs of blocks make tiles: below, memory takes the time, and a pair saves none of it.

@@ -1,13 +1,13 @@
 //! From a program to PTX, one module and one LLVM context for each kernel.
 
 use crate::builder::Builder;
-use crate::engines::{blackwell, geforce, hopper, portable};
+use crate::engines::{blackwell, hopper, portable};
 use crate::kernels::{self, Design, Kernel};
 use crate::machine;
 use inkwell::context::Context;
 use moec_ir::target::{Target, TargetKind};
 use moec_ir::tile::{self, Body, GpuLaunch, Program};
-use moec_ir::{Diagnostic, Engine};
+use moec_ir::{Diagnostic, Engine, engine};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -121,25 +121,24 @@ fn design<'p>(
     smem_limit: u32,
 ) -> Result<Design<'p>, Diagnostic> {
     let (schedule, features) = (&kernel.schedule, target.features());
+    let fitted = engine::fitted(program, kernel, target);
+    if fitted != *schedule {
+        return Err(Diagnostic::internal(
+            "internal-error",
+            format!("kernel `{}` has a schedule that is not built", kernel.name),
+        )
+        .note(format!("it is {schedule:?}, and the nearest that is built is {fitted:?}")));
+    }
     Ok(match &kernel.body {
         Body::Contract(c) => {
             let engine = Engine::of(target, program, c).map_err(|why| no_engine(program, kernel, target, &why))?;
             let operands = kernel.body.operands();
             match engine {
-                Engine::Hopper => hopper::contract(program, c, &operands, schedule, smem_limit, features)
-                    .map_err(|why| no_engine(program, kernel, target, &why))?,
-                Engine::Blackwell if c.has_coded_rows() => {
-                    blackwell::scaled(program, c, &operands, schedule, smem_limit)
-                        .map_err(|why| no_engine(program, kernel, target, &why))?
-                }
-                Engine::Blackwell => blackwell::contract(program, c, &operands, schedule, smem_limit, features)
-                    .map_err(|why| no_engine(program, kernel, target, &why))?,
-                Engine::GeForce => match c.segments.iter().find_map(geforce::unfit) {
-                    None => portable::contract(program, c, schedule, smem_limit, features),
-                    Some(why) => return Err(no_engine(program, kernel, target, &why)),
-                },
-                Engine::Portable => portable::contract(program, c, schedule, smem_limit, features),
+                Engine::Hopper => hopper::contract(program, c, &operands, schedule, features),
+                Engine::Blackwell => blackwell::contract(program, c, &operands, schedule, smem_limit, features),
+                Engine::Portable | Engine::GeForce => portable::contract(program, c, schedule, features),
             }
+            .map_err(|why| no_engine(program, kernel, target, &why))?
         }
         Body::Rows(p) => return kernels::rows::rows(program, p, schedule, smem_limit, features),
         Body::Plan(p) => kernels::plan::plan(program, p, schedule, smem_limit),

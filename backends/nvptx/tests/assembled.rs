@@ -34,9 +34,7 @@ fn machines(target: &str) -> &[&str] {
 
 /// Assembles every kernel; returns a line for each with what it takes.
 fn assemble(ptxas: &Path, name: &str, program: &Program, target: &Target, machines: &[&str]) -> String {
-    let mut program = program.clone();
-    moec_ir::engine::fit(&mut program, target);
-    let images = moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let images = common::emit(program, target).unwrap_or_else(|e| panic!("{name}: {e}"));
     let next = std::sync::atomic::AtomicUsize::new(0);
     let jobs: Vec<_> = images.iter().flat_map(|i| machines.iter().map(move |m| (i, *m))).collect();
     let lines = Mutex::new(vec![String::new(); jobs.len()]);
@@ -195,7 +193,7 @@ fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
             }
             program.kernels.retain(|k| k.name.starts_with("gemm"));
             let target = Target::by_name("sm_100f").expect("a target");
-            for image in moec_nvptx::emit(&program, target).expect("kernels") {
+            for image in common::emit(&program, target).expect("kernels") {
                 let made = match team {
                     Team::One | Team::Neighbours => "",
                     Team::Pair => " pair",
@@ -242,7 +240,7 @@ fn products_of_codes_on_sm_120_are_instructions_of_its_tensor_cores() {
             let targets = if name == "nvfp4" { &["sm_120f", "sm_120a"][..] } else { &["sm_120f"] };
             for target in targets {
                 let target = Target::by_name(target).expect("a target");
-                for image in moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
+                for image in common::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
                     let done =
                         ptxas::assemble(&ptxas, &image.ptx, target.name).unwrap_or_else(|e| panic!("{name}: {e}"));
                     let entry = done.report.entry(&image.entry).expect("the entry should be reported");
@@ -311,7 +309,7 @@ fn products_of_codes_on_sm_100_are_instructions_of_its_tensor_cores() {
             let mut program = common::coded::in_codes(layer(&Layer::deepseek_r1(), &s), rows, weights);
             program.kernels.retain(|k| k.name == "gemm1" || (k.name == "gemm2" && tile_m == 256 && stands));
             let name = format!("{name}/{tile_m}{}", if team == Team::Pair { " pair" } else { "" });
-            for image in moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
+            for image in common::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
                 // PTX of the family is one program for all its machines; ptxas makes the code of each.
                 let registers_run_out = name.starts_with("fp8");
                 let of_pair = team == Team::Pair && stands || name.starts_with("mxfp4-fp8");

@@ -72,7 +72,7 @@ fn products_on_sm_90_are_instructions_of_its_tensor_cores() {
             };
             program.kernels.retain(|k| k.name.starts_with("gemm"));
             engine::fit(&mut program, target);
-            for image in moec_nvptx::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
+            for image in common::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
                 let s = program.kernels[image.kernel].schedule;
                 let name = format!("{name}/{}{}", s.tile_m, if team == Team::SplitK { " split" } else { "" });
                 table += &disassembled(&ptxas, &nvdisasm, &name, &image, &mut wrong);

@@ -11,7 +11,7 @@ use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
 use moec_ir::tile::{Role, Schedule, evaluate_given};
 
-const TARGETS: [&str; 4] = ["sm_80", "sm_90a", "sm_100f", "sm_120f"];
+const TARGETS: [&str; 5] = ["sm_80", "sm_89", "sm_90a", "sm_100f", "sm_120f"];
 
 fn format(code: Code, scale: ScaleCode, block_rows: u64, block_cols: u64) -> QuantFormat {
     QuantFormat { code, scale, block_rows, block_cols }

@@ -422,7 +422,7 @@ fn pairs_of_blocks_give_the_bits_of_one() {
             let (program, mut held) = program(&Case { schedule, ..case }, &mut random);
             held.extend(inputs(&case, &mut random));
             if schedule.team != Team::One {
-                let images = moec_nvptx::emit(&program, target).expect("a kernel");
+                let images = common::emit(&program, target).expect("a kernel");
                 assert!(images[0].ptx.contains("tcgen05.mma.cta_group::2"), "{case:?}");
             }
             run_with(&program, target, case.n_tokens, 1, &find(&held), order)
@@ -455,7 +455,7 @@ fn parts_of_k_make_the_same_sums_in_one_block_and_in_a_cluster() {
             let mut random = Random(case.seed);
             let (program, mut held) = program(&Case { schedule, ..case }, &mut random);
             held.extend(inputs(&case, &mut random));
-            let images = moec_nvptx::emit(&program, target).expect("a kernel");
+            let images = common::emit(&program, target).expect("a kernel");
             assert_eq!(images[0].launch.cluster, if schedule.team == Team::SplitK { k_parts } else { 1 }, "{case:?}");
             run_with(&program, target, case.n_tokens, 1, &find(&held), order)
         };

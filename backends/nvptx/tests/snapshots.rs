@@ -2,12 +2,13 @@
 
 mod common;
 
+use common::emit;
 use common::programs::{Builder, Gemm, Layer, Schedules, gemm, layer, schedule};
 use moec_ir::expr::{Binary, ExprBuilder, Unary};
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, ColAccess, Map, MapArg, RowAccess};
 use moec_ir::{DType, Dim};
-use moec_nvptx::{EmitOptions, emit, emit_with};
+use moec_nvptx::{EmitOptions, emit_with};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -60,17 +61,10 @@ fn ptx_of_a_sigmoid() {
     insta::assert_snapshot!(images[0].ptx);
 }
 
-/// The program with schedules that are built for a target.
-fn fitted(program: &moec_ir::tile::Program, name: &str) -> moec_ir::tile::Program {
-    let mut fitted = program.clone();
-    moec_ir::engine::fit(&mut fitted, target(name));
-    fitted
-}
-
 /// How often each instruction stands in PTX text, and what the kernel asks for.
 fn digest(program: &moec_ir::tile::Program, name: &str) -> String {
     let mut out = String::new();
-    for image in emit(&fitted(program, name), target(name)).expect("emitted") {
+    for image in emit(program, target(name)).expect("emitted") {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for line in image.ptx.lines().map(str::trim) {
             let words: Vec<&str> = line.split_whitespace().collect();
@@ -110,7 +104,7 @@ fn no_kernel_touches_memory_before_its_predecessor_is_done() {
     let l = Layer { shared: 64, biases: true, groups: Some((4, 2)), ..Layer::small(DType::BF16) };
     let program = layer(&l, &Schedules::for_rows(16));
     for name in ["sm_90a", "sm_100f", "sm_120f"] {
-        for image in emit(&fitted(&program, name), target(name)).expect("emitted") {
+        for image in emit(&program, target(name)).expect("emitted") {
             assert!(image.launch.programmatic);
             let (before, after) = image.ptx.split_once("griddepcontrol.wait").expect("a wait");
             assert!(before.contains("griddepcontrol.launch_dependents"), "{} for {name}", image.entry);
@@ -132,6 +126,7 @@ fn no_kernel_touches_memory_before_its_predecessor_is_done() {
 #[test]
 fn the_same_program_gives_the_same_bytes_on_any_number_of_threads() {
     let program = layer(&Layer::small(DType::BF16), &Schedules::for_rows(16));
+    let program = common::fitted(&program, target("sm_100f"));
     let with =
         |threads| emit_with(&program, target("sm_100f"), &EmitOptions { llvm_ir: true, threads }).expect("emitted");
     let one = with(1);
@@ -146,6 +141,11 @@ fn what_cannot_be_a_kernel_is_refused_by_name() {
     assert_eq!(error.code, "element-type-not-on-gpu");
     let program = layer(&Layer::small(DType::BF16), &Schedules::for_rows(16));
     assert_eq!(emit(&program, target("cpu")).expect_err("no GPU").code, "not-a-gpu-target");
+    // What is asked and not built is refused, not rounded.
+    for name in ["sm_80", "sm_90a", "sm_100f", "sm_120f"] {
+        let error = moec_nvptx::emit(&program, target(name)).expect_err("other schedules are nearest");
+        assert!(error.code == "internal-error" && error.notes[0].contains("nearest that is built"), "{error:?}");
+    }
     let wide = Layer { n_experts: 5000, ..Layer::small(DType::BF16) };
     let error = emit(&layer(&wide, &Schedules::for_rows(16)), target("sm_80")).expect_err("too wide");
     assert_eq!(error.code, "row-too-wide");

@@ -67,7 +67,7 @@ fn pairs_of_blocks_give_the_bits_of_one() {
             let dynamic = panels == 2;
             for team in [Team::Pair, Team::TwoPairs] {
                 let pair = gemm(&g, moec_ir::tile::Schedule { team, tile_n: 256, dynamic, ..one });
-                let images = moec_nvptx::emit(&pair, b200()).expect("a kernel");
+                let images = common::emit(&pair, b200()).expect("a kernel");
                 let shares = images[0].ptx.contains("complete_tx::bytes.multicast::cluster.cta_group::2");
                 assert!(images[0].ptx.contains("tcgen05.mma.cta_group::2") && shares == (team == Team::TwoPairs));
                 assert_eq!(images[0].launch.cluster, if shares { 4 } else { 2 });
@@ -128,7 +128,7 @@ fn parts_of_k_make_the_same_sums_in_one_block_and_in_a_cluster() {
             (gemm(&g, at(16, Team::SplitK)), cluster),
             (gemm(&g, Schedule { dynamic: true, ..at(16, Team::SplitK) }), cluster),
         ] {
-            let images = moec_nvptx::emit(&program, b200()).expect("a kernel");
+            let images = common::emit(&program, b200()).expect("a kernel");
             assert_eq!(images[0].launch.cluster, cluster);
             let got = run_in_order(&program, b200(), &inputs, &params, t, 1, Order::Random(u64::from(parts)));
             assert_eq!(got, want, "{parts} parts, cluster of {cluster}");
@@ -143,7 +143,7 @@ fn tiles_that_are_claimed_are_those_of_the_static_order() {
     let fixed = layer(&l, &Schedules::for_rows(32));
     let mut claimed = fixed.clone();
     claimed.kernels.iter_mut().for_each(|k| k.schedule.dynamic = true);
-    let images = moec_nvptx::emit(&claimed, b200()).expect("kernels");
+    let images = common::emit(&claimed, b200()).expect("kernels");
     let dynamic = images.iter().filter(|i| i.ptx.contains("clusterlaunchcontrol.try_cancel") && !i.launch.persistent);
     assert_eq!(dynamic.count(), 2, "both products");
     for t in [0, 1, 40] {
@@ -185,7 +185,7 @@ fn experts_of_codes_run_beside_a_shared_expert_of_floats() {
                 panel.quant = None;
             }
         }
-        let images = moec_nvptx::emit(&mixed, b200()).expect("kernels");
+        let images = common::emit(&mixed, b200()).expect("kernels");
         let codes = images.iter().filter(|i| i.ptx.contains("tcgen05.mma") && i.ptx.contains("fence.proxy.async"));
         assert_eq!(codes.count(), 2, "{format}: both products should run on the tensor cores");
         // The router's weights are no panels.

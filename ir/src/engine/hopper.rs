@@ -4,14 +4,12 @@
 //! which are its columns. Each of two warpgroups has 64 of the columns. An instruction's number of rows stands in it, so a
 //! kernel has a loop for each of [`Geometry::row_steps`] and a tile runs the smallest that holds its rows.
 
-use super::ScaleWindow;
+use super::{ROW_BYTES, ScaleWindow, code_row_bytes};
 use crate::DType;
 use crate::tile::{BufferId, Contract, PanelQuant, Program, ScaledProduct, Schedule, Segment, Team};
 
 /// Output columns of a tile.
 pub const TILE_N: u32 = 128;
-/// Bytes of a row of a tile in a step along k, the width of the swizzle: 64 floats, or 128 FP8 codes.
-pub const ROW_BYTES: u32 = 128;
 /// Elements of a step of 16-bit floats.
 const HALF_K: u32 = ROW_BYTES / 2;
 /// Elements of a step of FP8 codes, whose sums are scaled in f32.
@@ -263,7 +261,7 @@ pub fn row_steps(tile_m: u32) -> Vec<u32> {
 /// Bytes of a row of a panel in a stage: of floats, of codes that become floats, or of codes that are multiplied.
 pub fn weight_row_bytes(operands: Operands, quant: Option<&PanelQuant>) -> u32 {
     match (operands, quant) {
-        (Operands::Halves, Some(q)) => HALF_K * q.format.code.bits() as u32 / 8,
+        (Operands::Halves, Some(q)) => code_row_bytes(q),
         (Operands::Halves, None) | (Operands::Fp8, _) => ROW_BYTES,
     }
 }

@@ -2,14 +2,20 @@
 //!
 //! What an engine takes and how it cuts a product is said here, so that schedules, verification, models of time and the
 //! code generator ask the same table. A target has one engine of its own; what that one does not take, the portable one does.
+//! How other kernels are cut is said beside them ([`other`]).
 
+pub mod blackwell;
+pub mod geforce;
 pub mod hopper;
+pub mod other;
+pub mod portable;
 mod scales;
 
 pub use scales::ScaleWindow;
 
+use crate::DType;
 use crate::target::{Target, TargetKind};
-use crate::tile::{Body, Contract, Program};
+use crate::tile::{Body, Contract, Kernel, PanelQuant, Program, Schedule};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -53,11 +59,46 @@ impl Engine {
             Engine::Portable if codes => Err("rows of codes are multiplied by engines of later chips only".into()),
             Engine::Portable => Ok(()),
             Engine::Hopper => hopper::takes(program, contract),
-            Engine::Blackwell if codes => contract.one_scaled_product(),
-            Engine::Blackwell if contract.is_tma_addressable(program) => Ok(()),
-            Engine::Blackwell => Err("its operands are not what TMA addresses".into()),
-            Engine::GeForce if codes => Ok(()),
+            Engine::Blackwell => blackwell::takes(program, contract),
+            Engine::GeForce if codes => contract.segments.iter().try_for_each(geforce::takes),
             Engine::GeForce => Err("its rows are floats".into()),
+        }
+    }
+
+    /// The schedule nearest to `asked` that this engine builds as it stands, for CTAs of `smem_bytes`.
+    pub fn fit(self, program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
+        match self {
+            Engine::Portable | Engine::GeForce => portable::fit(program, contract, asked, smem_bytes),
+            Engine::Hopper => hopper::fit(program, contract, asked, smem_bytes),
+            Engine::Blackwell => blackwell::fit(program, contract, asked, smem_bytes),
+        }
+    }
+}
+
+/// Bytes of a row of a tile in a step along k for TMA: the width of the swizzle, the widest that one copy writes.
+pub const ROW_BYTES: u32 = 128;
+
+/// Bytes of the codes of one row that become the 16-bit floats of such a step: 64 or 32.
+pub fn code_row_bytes(q: &PanelQuant) -> u32 {
+    ROW_BYTES / 2 * q.format.code.bits() as u32 / 8
+}
+
+/// The 16-bit floats that tensor cores multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MmaType {
+    /// 8 bits of exponent.
+    Bf16,
+    /// 5 bits of exponent.
+    F16,
+}
+
+impl MmaType {
+    /// The input type for elements of `dtype`, if the tensor cores take it exactly.
+    pub fn of(dtype: DType) -> Option<MmaType> {
+        match dtype {
+            DType::BF16 => Some(MmaType::Bf16),
+            DType::F16 => Some(MmaType::F16),
+            DType::F64 | DType::F32 | DType::I32 | DType::I64 | DType::U8 => None,
         }
     }
 }
@@ -73,20 +114,28 @@ impl fmt::Display for Engine {
     }
 }
 
-/// Makes every schedule of a program one that its engine builds as it stands, as near to what is asked as there is.
+/// Makes every schedule of a program one that is built as it stands, as near to what is asked as there is.
 pub fn fit(program: &mut Program, target: &Target) {
-    let fitted: Vec<_> = program
-        .kernels
-        .iter()
-        .map(|k| match &k.body {
-            Body::Contract(c) => match (Engine::of(target, program, c), target.kind) {
-                (Ok(Engine::Hopper), TargetKind::Gpu { smem_bytes, .. }) => {
-                    hopper::fit(program, c, k.schedule, smem_bytes)
-                }
-                _ => k.schedule,
-            },
-            _ => k.schedule,
-        })
-        .collect();
+    let fitted: Vec<_> = program.kernels.iter().map(|k| fitted(program, k, target)).collect();
     program.kernels.iter_mut().zip(fitted).for_each(|(k, s)| k.schedule = s);
+}
+
+/// The schedule nearest to a kernel's that is built as it stands; its own for a target that is no GPU, and where nothing near
+/// is built: products that no engine takes, rows that do not fit in shared memory.
+pub fn fitted(program: &Program, kernel: &Kernel, target: &Target) -> Schedule {
+    let (asked, TargetKind::Gpu { smem_bytes, .. }) = (kernel.schedule, target.kind) else { return kernel.schedule };
+    let elementwise = |out, others: &[_], args: &[_]| {
+        other::fit_elementwise(program.buffer(out).cols, other::vector(program, out, others, args), asked)
+    };
+    match &kernel.body {
+        Body::Contract(c) => match Engine::of(target, program, c) {
+            Ok(engine) => engine.fit(program, c, asked, smem_bytes),
+            Err(_) => asked,
+        },
+        Body::Rows(r) => other::rows::fit(program, r, asked, smem_bytes, target.features()).unwrap_or(asked),
+        Body::Plan(p) => other::fit_plan(p, asked, smem_bytes),
+        Body::Quantise(_) => other::fit_quantise(asked),
+        Body::Map(m) => elementwise(m.out, &[], &m.args),
+        Body::Combine(c) => elementwise(c.out, &[c.y], &c.args),
+    }
 }

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Tile sizes and pipeline depth. A backend may round a value to what its instructions take, never ignore it silently.
+/// Tile sizes and pipeline depth. What a program for a GPU holds is what is built: [`crate::engine::fit`] makes it so, and
+/// code generation refuses any other.
 ///
 /// For contractions a tile is `tile_m` rows by `tile_n` output columns (of each panel), in steps of `tile_k`.
 /// For row programs `tile_m` rows share a block. For maps and combines `tile_m` rows by `tile_n` columns.

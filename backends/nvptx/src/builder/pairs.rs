@@ -1,6 +1,6 @@
 //! Two 16-bit floats in one register: how codes of quantised weights become floats.
 
-use super::tensor::MmaType;
+use super::MmaType;
 use super::value::{F32, I32, Value};
 use super::{Builder, Intrinsic};
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum};

@@ -6,22 +6,9 @@
 //! Source: PTX ISA 9.0, `mma.sync` with block scaling.
 
 use super::value::{F32, I32, Shared};
-use super::{Builder, Intrinsic};
+use super::{Builder, CodedMma, Intrinsic};
 use inkwell::values::BasicMetadataValueEnum;
 use moec_ir::quant::Code;
-
-/// An instruction that multiplies a 16xK A of codes by a Kx8 B of codes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CodedMma {
-    /// K = 32, FP8 e4m3 without scales.
-    Fp8,
-    /// K = 32, with a power of two for each row and column. A 4-bit code stands in bits 2..6 of a byte.
-    Mx { a: Code, b: Code },
-    /// K = 64, FP4 e2m1 with a power of two for each 32 of K.
-    Mx4,
-    /// K = 64, FP4 e2m1 with an e4m3 scale for each 16 of K.
-    Nv4,
-}
 
 /// Where an instruction finds the scales of an operand: in one register of four bytes in each lane.
 ///
@@ -35,29 +22,20 @@ pub struct ScaleWord<'c> {
     pub thread: u32,
 }
 
-impl CodedMma {
-    /// Elements along K.
-    pub fn k(self) -> u32 {
-        match self {
-            CodedMma::Fp8 | CodedMma::Mx { .. } => 32,
-            CodedMma::Mx4 | CodedMma::Nv4 => 64,
-        }
-    }
-
-    fn intrinsic(self) -> Option<Intrinsic> {
-        Some(match self {
-            CodedMma::Fp8 => Intrinsic::MmaE4M3,
-            CodedMma::Mx4 => Intrinsic::MmaMx4,
-            CodedMma::Nv4 => Intrinsic::MmaNv4,
-            CodedMma::Mx { a: Code::E4M3, b: Code::E4M3 } => Intrinsic::MmaMxE4M3E4M3,
-            CodedMma::Mx { a: Code::E4M3, b: Code::E2M1 } => Intrinsic::MmaMxE4M3E2M1,
-            CodedMma::Mx { a: Code::E5M2, b: Code::E4M3 } => Intrinsic::MmaMxE5M2E4M3,
-            CodedMma::Mx { a: Code::E5M2, b: Code::E2M1 } => Intrinsic::MmaMxE5M2E2M1,
-            CodedMma::Mx { a: Code::E2M1, b: Code::E4M3 } => Intrinsic::MmaMxE2M1E4M3,
-            // FP4 by FP4 has an instruction of its own; the others have none.
-            CodedMma::Mx { a: Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, .. } => return None,
-        })
-    }
+/// The instruction; `None` where there is none.
+fn intrinsic(kind: CodedMma) -> Option<Intrinsic> {
+    Some(match kind {
+        CodedMma::Fp8 => Intrinsic::MmaE4M3,
+        CodedMma::Mx4 => Intrinsic::MmaMx4,
+        CodedMma::Nv4 => Intrinsic::MmaNv4,
+        CodedMma::Mx { a: Code::E4M3, b: Code::E4M3 } => Intrinsic::MmaMxE4M3E4M3,
+        CodedMma::Mx { a: Code::E4M3, b: Code::E2M1 } => Intrinsic::MmaMxE4M3E2M1,
+        CodedMma::Mx { a: Code::E5M2, b: Code::E4M3 } => Intrinsic::MmaMxE5M2E4M3,
+        CodedMma::Mx { a: Code::E5M2, b: Code::E2M1 } => Intrinsic::MmaMxE5M2E2M1,
+        CodedMma::Mx { a: Code::E2M1, b: Code::E4M3 } => Intrinsic::MmaMxE2M1E4M3,
+        // FP4 by FP4 has an instruction of its own; the others have none.
+        CodedMma::Mx { a: Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, .. } => return None,
+    })
 }
 
 impl<'c> Builder<'c> {
@@ -70,7 +48,7 @@ impl<'c> Builder<'c> {
         c: [F32<'c>; 4],
         scales: Option<[ScaleWord<'c>; 2]>,
     ) -> [F32<'c>; 4] {
-        let Some(intrinsic) = kind.intrinsic() else {
+        let Some(intrinsic) = intrinsic(kind) else {
             self.fail(&format!("{kind:?} is no instruction"));
             return c;
         };

@@ -3,7 +3,7 @@
 //! A tensor-memory address is `lane << 16 | column`, with 128 lanes and 512 columns of 32 bits.
 
 use super::value::{Bool, F32, I32, I64, Shared, ToI32, Value};
-use super::{Builder, Intrinsic};
+use super::{BlockScaled, Builder, Intrinsic};
 use inkwell::AddressSpace;
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, IntValue};
 
@@ -35,17 +35,6 @@ impl CtaGroup {
     fn rows(self) -> u32 {
         128 * self.count()
     }
-}
-
-/// The kinds of products of codes with block scales.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ScaledKind {
-    /// FP8, or FP4 spread to bytes; blocks of 32 with e8m0 scales; 32 elements deep.
-    Mxf8f6f4,
-    /// FP4; blocks of 32 with e8m0 scales; 64 elements deep.
-    Mxf4,
-    /// FP4; blocks of 16 with e4m3 scales; 64 elements deep.
-    Mxf4Nvf4,
 }
 
 /// Columns of one load from tensor memory.
@@ -135,7 +124,7 @@ impl<'c> Builder<'c> {
     /// tensor-memory addresses of those of A and of B ([`Builder::copy_scales`]).
     pub fn start_scaled_mma(
         &'c self,
-        (ctas, kind): (CtaGroup, ScaledKind),
+        (ctas, kind): (CtaGroup, BlockScaled),
         d: I32<'c>,
         (a, b): (I32<'c>, I32<'c>),
         scales: (I32<'c>, I32<'c>),
@@ -146,9 +135,9 @@ impl<'c> Builder<'c> {
         let (d, a, b) = (self.tensor(d), self.descriptor(a), self.descriptor(b));
         let (of_a, of_b) = (self.tensor(scales.0), self.tensor(scales.1));
         let intrinsic = match kind {
-            ScaledKind::Mxf8f6f4 => Intrinsic::TmemMmaMx,
-            ScaledKind::Mxf4 => Intrinsic::TmemMmaMx4,
-            ScaledKind::Mxf4Nvf4 => Intrinsic::TmemMmaNv4,
+            BlockScaled::Mxf8f6f4 => Intrinsic::TmemMmaMx,
+            BlockScaled::Mxf4 => Intrinsic::TmemMmaMx4,
+            BlockScaled::Mxf4Nvf4 => Intrinsic::TmemMmaNv4,
         };
         self.call(intrinsic, &[d, a, b, instruction.v.into(), accumulate.v.into(), of_a, of_b, group, collector]);
     }

@@ -1,27 +1,8 @@
 //! Tensor-core instructions of sm_80: fragments through `ldmatrix`, products through `mma.sync`.
 
 use super::value::{F32, I32, Shared, Value};
-use super::{Builder, Intrinsic};
+use super::{Builder, Intrinsic, MmaType};
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum};
-use moec_ir::DType;
-
-/// The 16-bit input types of `mma.sync.m16n8k16`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MmaType {
-    Bf16,
-    F16,
-}
-
-impl MmaType {
-    /// The input type for elements of `dtype`, if the tensor cores take it exactly.
-    pub fn of(dtype: DType) -> Option<MmaType> {
-        match dtype {
-            DType::BF16 => Some(MmaType::Bf16),
-            DType::F16 => Some(MmaType::F16),
-            DType::F64 | DType::F32 | DType::I32 | DType::I64 | DType::U8 => None,
-        }
-    }
-}
 
 impl<'c> Builder<'c> {
     /// Reads `N` (2 or 4) 8x8 matrices of 16-bit elements; lane `8*i + j` gives the address of row `j` of matrix `i`.

@@ -1,14 +1,11 @@
 //! Tiles of elements for maps and combines, and reading their arguments.
 
-use super::{Grid, Kernel, View, round_warps};
+use super::{Grid, Kernel, View};
 use crate::builder::{F32, I32, Var};
-use moec_ir::tile::Extent;
-use moec_ir::tile::{BufferId, ColAccess, GpuLaunch, MapArg, Program, RowAccess, Schedule};
+use moec_ir::engine::other;
+use moec_ir::tile::{BufferId, ColAccess, Extent, GpuLaunch, MapArg, Program, RowAccess, Schedule};
 
-/// How an elementwise kernel is cut: the one place where its schedule is rounded.
-///
-/// `tile_n` becomes a multiple of the vector width and no more than the columns rounded up to it; `warps` a power of two,
-/// 1…32.
+/// How an elementwise kernel is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cut {
     pub threads: u32,
@@ -20,26 +17,11 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// As wide a vector as divides the columns and every row pitch and offset, so that no vector is cut or misaligned.
+    /// As `schedule` says, for a result, other operands of its columns, and arguments.
     pub fn new(program: &Program, schedule: &Schedule, out: BufferId, others: &[BufferId], args: &[MapArg]) -> Cut {
-        let out = program.buffer(out);
-        let mut lengths = vec![out.cols, out.pitch];
-        lengths.extend(others.iter().map(|&b| program.buffer(b).pitch));
-        for a in args {
-            if let ColAccess::From(offset) = a.col {
-                lengths.extend([program.buffer(a.buffer).pitch, offset]);
-            }
-        }
-        let divides_all = |v: &u32| lengths.iter().all(|n| n.is_multiple_of(u64::from(*v)));
-        let vector = [8, 4, 2].into_iter().find(divides_all).unwrap_or(1);
-        let cols = out.cols as u32;
-        Cut {
-            threads: 32 * round_warps(schedule.warps, 32),
-            tile_m: schedule.tile_m,
-            tile_n: schedule.tile_n.min(cols.max(1)).next_multiple_of(vector),
-            vector,
-            cols,
-        }
+        let vector = other::vector(program, out, others, args);
+        let cols = program.buffer(out).cols as u32;
+        Cut { threads: 32 * schedule.warps, tile_m: schedule.tile_m, tile_n: schedule.tile_n, vector, cols }
     }
 
     fn col_tiles(&self) -> u32 {

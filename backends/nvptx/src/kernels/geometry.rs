@@ -31,11 +31,6 @@ impl Grid {
     }
 }
 
-/// Warps of a block as the kernels take them: a power of two from 1 to `most`.
-pub fn round_warps(warps: u32, most: u32) -> u32 {
-    warps.clamp(1, most).next_power_of_two().min(most)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ pub mod quantise;
 pub mod rows;
 
 pub use combine::combine;
-pub use geometry::{Grid, round_warps};
+pub use geometry::Grid;
 pub use map::map;
 
 use crate::builder::{Builder, Global, I32, I64, Param};

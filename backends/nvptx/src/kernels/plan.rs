@@ -3,8 +3,9 @@
 //! Each warp takes a contiguous run of slots and counts its experts; the counts become, for each warp and expert, the
 //! first row; each warp then goes over its slots again and hands out rows. Nothing depends on timing.
 
-use super::{Design, Kernel, Registers, View, round_warps};
+use super::{Design, Kernel, Registers, View};
 use crate::builder::{Builder, I32, Shared};
+use moec_ir::engine::other;
 use moec_ir::tile::{Extent, GpuLaunch, Plan, Program, Schedule};
 
 /// Builds the plan in one launch of one block.
@@ -36,20 +37,15 @@ pub struct Planner<'p> {
 }
 
 impl<'p> Planner<'p> {
-    /// The counters, one for each warp and expert, lie in shared memory; `warps` is rounded to a power of two of at most 32,
-    /// and halved until they fit.
+    /// In as many of `warps` warps as there is shared memory for.
     pub fn new(program: &'p Program, plan: &'p Plan, warps: u32, smem_limit: u32) -> Planner<'p> {
-        let n_experts = plan.n_experts as u32;
-        let mut planner = Planner { program, plan, n_experts, warps: round_warps(warps, 32) };
-        while planner.warps > 1 && planner.smem_bytes() > smem_limit.min(64 * 1024) {
-            planner.warps /= 2;
-        }
-        planner
+        let warps = other::plan_warps(plan, warps, smem_limit);
+        Planner { program, plan, n_experts: plan.n_experts as u32, warps }
     }
 
     /// Shared memory of the block.
     pub fn smem_bytes(&self) -> u32 {
-        self.warps * self.n_experts * 4
+        other::plan_bytes(self.plan, self.warps)
     }
 
     /// Makes the plan. All threads of one block take part; shared memory may hold anything before and after.

@@ -1,6 +1,6 @@
 //! Rows of floats to rows of codes and scales.
 
-use super::{Design, Grid, Kernel, Registers, View, round_warps};
+use super::{Design, Grid, Kernel, Registers, View};
 use crate::builder::{F32, I32, Var};
 use crate::parts::encode;
 use moec_ir::quant::Code;
@@ -8,7 +8,7 @@ use moec_ir::tile::{Extent, GpuLaunch, Program, Quantise, Schedule};
 
 /// A kernel of its own: a warp for each row.
 pub fn quantise<'p>(program: &'p Program, q: &'p Quantise, schedule: &Schedule) -> Design<'p> {
-    let (rows, warps) = (program.buffer(q.out).rows, round_warps(schedule.warps, 32));
+    let (rows, warps) = (program.buffer(q.out).rows, schedule.warps);
     let tile_m = schedule.tile_m;
     let launch = GpuLaunch {
         grid: [Grid::tiles(rows, tile_m, 1), Extent::fixed(1), Extent::fixed(1)],

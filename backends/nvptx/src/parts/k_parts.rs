@@ -6,7 +6,6 @@
 
 use crate::builder::{BARRIER_BYTES, Bool, Builder, F32, I32, Shared, Var};
 use crate::parts::{Barriers, Ring};
-use moec_ir::tile::{Schedule, Team};
 
 /// Columns of a tile.
 const COLS: u32 = 128;
@@ -22,17 +21,6 @@ pub struct KParts {
 }
 
 impl KParts {
-    /// As `schedule` asks, where the shortest segment has `steps` steps: no part is empty.
-    pub fn of(schedule: &Schedule, steps: u32) -> KParts {
-        let n = schedule.k_parts.min(steps).max(1);
-        KParts { n, split: schedule.team == Team::SplitK && n > 1 }
-    }
-
-    /// Sums that a block holds in shared memory.
-    pub fn kept(self) -> u32 {
-        if self.split { self.n - 1 } else { self.n.min(2) - 1 }
-    }
-
     /// Does `body` for every part that this block makes.
     pub fn each<'c>(self, c: &'c Builder<'c>, body: impl FnOnce(I32<'c>)) {
         match (self.split, self.n) {

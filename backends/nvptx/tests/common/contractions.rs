@@ -6,7 +6,7 @@ use super::programs::{Gemm, Layer, Schedules, gemm, layer, schedule};
 use super::random::{Random, set_rows, tensors};
 use moec_ir::target::Target;
 use moec_ir::tile::{Program, Schedule};
-use moec_ir::{Activation, DType, Tensor, engine};
+use moec_ir::{Activation, DType, Tensor};
 use moec_nvptx::GpuKernelImage;
 use moec_ptx::exec::Schedule as Order;
 
@@ -46,15 +46,13 @@ impl On {
 
     /// A program whose schedules are those that are built.
     pub fn fitted(self, g: &Gemm, s: Schedule) -> Program {
-        let mut program = gemm(g, s);
-        engine::fit(&mut program, self.target());
-        program
+        super::fitted(&gemm(g, s), self.target())
     }
 
     /// The kernels, which multiply on the tensor cores.
     #[track_caller]
     pub fn images(self, program: &Program) -> Vec<GpuKernelImage> {
-        let images = moec_nvptx::emit(program, self.target()).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
+        let images = super::emit(program, self.target()).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
         assert!(images[0].ptx.contains(self.product), "{} should run on the tensor cores", program.name);
         images
     }
@@ -94,7 +92,7 @@ impl On {
     /// What TMA cannot address takes the portable engine.
     pub fn leaves_odd_rows_to_the_portable_engine(self) {
         let program = self.fitted(&dense(DType::BF16, 24, 41), schedule(16, 128, 64, 2, 8));
-        let images = moec_nvptx::emit(&program, self.target()).expect("a kernel");
+        let images = super::emit(&program, self.target()).expect("a kernel");
         assert!(!images[0].ptx.contains(self.product) && images[0].launch.tensor_maps.is_empty());
         let (inputs, params) = tensors(&program, 5, 3);
         assert!(error(&program, self.target(), &inputs, &params, 5) <= 2e-6);

@@ -75,10 +75,7 @@ pub fn run_with(
     content: &dyn Fn(&Buffer) -> Option<Tensor>,
     schedule: Schedule,
 ) -> Vec<Tensor> {
-    let mut fitted = program.clone();
-    moec_ir::engine::fit(&mut fitted, target);
-    let program = &fitted;
-    let images = moec_nvptx::emit(program, target).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
+    let images = super::emit(program, target).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
     let mut device = exec::Device::new(exec::Target::parse(target.name).expect("a GPU target"));
     let mut addresses = Vec::new();
     for b in &program.buffers {

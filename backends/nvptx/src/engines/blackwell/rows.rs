@@ -2,7 +2,8 @@
 
 use crate::builder::{Bool, I32, MapId, Shared};
 use crate::kernels::Kernel;
-use crate::parts::{Barriers, Member, Ring, SWIZZLE_BYTES, Tile};
+use crate::parts::{Barriers, Member, Ring, Tile};
+use moec_ir::engine::ROW_BYTES;
 use moec_ir::tile::RowMap;
 
 /// The warp that brings activations.
@@ -65,10 +66,10 @@ impl<'c> Rows<'_, 'c, '_> {
                 if gathered {
                     self.member.arrive_expecting(full, rows * step.row_bytes + step.more);
                     c.range(0, rows, 16, |row| {
-                        let (ids, to) = (ids.plus(row << 2), stage.plus(row * SWIZZLE_BYTES));
+                        let (ids, to) = (ids.plus(row << 2), stage.plus(row * ROW_BYTES));
                         for four in 0..4 {
                             let ids = c.load_words(ids.at(four * 16));
-                            let to = to.at(four * 4 * SWIZZLE_BYTES);
+                            let to = to.at(four * 4 * ROW_BYTES);
                             c.copy_rows(self.member.ctas, to, full, step.map, col, ids);
                         }
                     });
@@ -78,7 +79,7 @@ impl<'c> Rows<'_, 'c, '_> {
                     self.member.arrive_expecting(full, boxed * step.row_bytes + step.more);
                     c.range(0, boxed, n, |row| {
                         let at = [col, tile.row + first + row];
-                        c.copy_box(self.member.ctas, stage.plus(row * SWIZZLE_BYTES), full, step.map, &at);
+                        c.copy_box(self.member.ctas, stage.plus(row * ROW_BYTES), full, step.map, &at);
                     });
                 }
                 ring.advance();

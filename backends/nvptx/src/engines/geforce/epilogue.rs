@@ -4,12 +4,12 @@
 //! that have one scale.
 
 use super::fragments::Fragments;
-use super::geometry::ScaledGeometry;
 use crate::builder::{F32, I32, Shared, Var};
 use crate::engines::portable::Tile;
 use crate::kernels::{Kernel, View};
 use crate::parts::encode;
 use crate::parts::math::evaluate;
+use moec_ir::engine::geforce::ScaledGeometry;
 use moec_ir::quant::Code;
 use moec_ir::tile::{Program, RowQuant, Segment};
 

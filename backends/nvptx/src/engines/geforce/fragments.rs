@@ -1,9 +1,9 @@
 //! From tiles of codes to fragments, and their products.
 
 use super::copy::phase;
-use super::geometry::{GROUP, Operand, Order, ScaledGeometry};
 use crate::builder::{Builder, CodedMma, F32, I32, ScaleWord, Shared, Var};
 use crate::parts::load::scales::ScaleCut;
+use moec_ir::engine::geforce::{GROUP, Operand, Order, ScaledGeometry};
 
 /// The tiles of a stage.
 pub struct Stage<'c> {

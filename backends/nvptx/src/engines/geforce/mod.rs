@@ -5,8 +5,6 @@
 mod copy;
 mod epilogue;
 mod fragments;
-mod geometry;
 mod tile;
 
-pub use geometry::{ScaledGeometry, cut, unfit};
 pub use tile::tile;

@@ -6,13 +6,13 @@
 use super::copy::{self, Copier};
 use super::epilogue;
 use super::fragments::{Fragments, Stage};
-use super::geometry::ScaledGeometry;
 use crate::builder::{I32, Shared};
 use crate::engines::portable::Tile;
 use crate::kernels::Kernel;
 use crate::parts::decode::block_of;
 use crate::parts::load::cp_async;
 use crate::parts::load::scales::{self, ScaleCopier, ScaleCut};
+use moec_ir::engine::geforce::ScaledGeometry;
 use moec_ir::tile::{Program, RowMap, RowQuant, Segment};
 
 /// What copies into a stage.

@@ -53,19 +53,14 @@ const _: () = assert!(ROW_IDS + 256 * 4 <= CONTROL_BYTES);
 /// A contraction for the tensor cores of sm_90.
 ///
 /// # Errors
-/// What the schedule asks and this engine does not build.
+/// What is wrong with the program.
 pub fn contract<'p>(
     program: &'p Program,
     contract: &'p Contract,
     operands: &[(BufferId, bool)],
     schedule: &Schedule,
-    smem_bytes: u32,
     features: Features,
 ) -> Result<Design<'p>, String> {
-    let fitted = hopper::fit(program, contract, *schedule, smem_bytes);
-    if fitted != *schedule {
-        return Err(format!("its schedule is {schedule:?}, and the nearest that is built is {fitted:?}"));
-    }
     let g = Geometry::of(program, contract, schedule);
     let ty = match (g.operands, hopper::element(program, contract)) {
         (Operands::Fp8, _) => WgmmaType::E4M3,

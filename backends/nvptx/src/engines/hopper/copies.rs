@@ -9,7 +9,8 @@ use crate::builder::{I32, Shared, Var};
 use crate::parts::decode::block_of;
 use crate::parts::load::scales::{ScaleCopier, ScaleCut, Source};
 use crate::parts::{Reader, Ring, Tile};
-use moec_ir::engine::hopper::{Operands, ROW_BYTES, TILE_N, weight_row_bytes};
+use moec_ir::engine::ROW_BYTES;
+use moec_ir::engine::hopper::{Operands, TILE_N, weight_row_bytes};
 use moec_ir::tile::{PanelQuant, RowMap, Segment};
 
 /// Most stages whose copies are under way before the first is told of.

@@ -9,7 +9,8 @@ use crate::kernels::Kernel;
 use crate::parts::Tile;
 use crate::parts::decode::Decoder;
 use crate::parts::load::scales::ScaleCut;
-use moec_ir::engine::hopper::{ROW_BYTES, TILE_N};
+use moec_ir::engine::ROW_BYTES;
+use moec_ir::engine::hopper::TILE_N;
 use moec_ir::tile::{PanelQuant, Segment};
 
 /// Elements along k of a step.

@@ -8,7 +8,8 @@ use super::products::{GROUP_COLS, PIECES, Place, Sums};
 use crate::builder::{F32, I32, Shared, Var, WgmmaRows};
 use crate::parts::Ring;
 use crate::parts::load::scales::ScaleCut;
-use moec_ir::engine::hopper::{ROW_BYTES, TILE_N};
+use moec_ir::engine::ROW_BYTES;
+use moec_ir::engine::hopper::TILE_N;
 use moec_ir::tile::{RowQuant, Segment};
 
 /// Where a stage has scales, and how they are cut.

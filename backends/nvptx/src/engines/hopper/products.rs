@@ -5,7 +5,8 @@ use super::decode::CodedPanel;
 use crate::builder::{F32, I32, Var, WgmmaRows};
 use crate::parts::k_parts::{End, Parts};
 use crate::parts::{Epilogue, Reader, Ring, Tile};
-use moec_ir::engine::hopper::{Operands, ROW_BYTES};
+use moec_ir::engine::ROW_BYTES;
+use moec_ir::engine::hopper::Operands;
 use moec_ir::tile::Segment;
 
 /// Columns of a warpgroup.

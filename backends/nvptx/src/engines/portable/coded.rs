@@ -11,12 +11,12 @@
 
 use super::contract::Tile;
 use super::copy::phase;
-use super::geometry::MmaGeometry;
 use super::mma::{Fragments, copiers, store};
 use crate::builder::{Bool, Builder, F32, Global, I32, Shared, Var};
 use crate::kernels::Kernel;
 use crate::parts::decode::{Decoder, block_of};
 use crate::parts::load::cp_async;
+use moec_ir::engine::portable::MmaGeometry;
 use moec_ir::target::Features;
 use moec_ir::tile::{PanelQuant, Program, Segment};
 

@@ -3,12 +3,12 @@
 //! Segments lie along z, tiles along x. Within an expert the row tiles change fastest, so that blocks that run together
 //! share a panel of weights.
 
-use super::geometry::{Geometry, cut};
 use super::{coded, fma, mma};
 use crate::builder::{Bool, I32};
 use crate::engines::geforce;
 use crate::kernels::{Design, Grid, Kernel, Registers};
 use moec_ir::DType;
+use moec_ir::engine::portable::Geometry;
 use moec_ir::shape::Dim;
 use moec_ir::target::Features;
 use moec_ir::tile::{Contract, Extent, GpuLaunch, Groups, Program, Schedule, Segment};
@@ -26,25 +26,22 @@ pub struct Tile<'c> {
     pub col: I32<'c>,
 }
 
-/// A contraction for the instructions of sm_80.
+/// A contraction for the instructions of sm_80, and of codes with codes for those of sm_120.
+///
+/// # Errors
+/// A segment that no instruction multiplies.
 pub fn contract<'p>(
     program: &'p Program,
     contract: &'p Contract,
     schedule: &Schedule,
-    smem_limit: u32,
     features: Features,
-) -> Design<'p> {
-    let cuts: Vec<Geometry> = contract.segments.iter().map(|s| cut(program, s, schedule, smem_limit)).collect();
+) -> Result<Design<'p>, String> {
+    let cut = |s| Geometry::of(program, s, schedule).ok_or_else(|| format!("no tile of {schedule:?} is built"));
+    let cuts: Vec<Geometry> = contract.segments.iter().map(cut).collect::<Result<_, _>>()?;
     let grid = contract.segments.iter().zip(&cuts).map(|(s, g)| extent(program, s, g)).reduce(Grid::cover);
-    let threads = match cuts.first() {
-        Some(Geometry::Mma(g)) => g.threads,
-        Some(Geometry::Fma(g)) => g.threads,
-        Some(Geometry::Scaled(g)) => g.threads,
-        None => 32,
-    };
     let launch = GpuLaunch {
         grid: [grid.unwrap_or(Extent::fixed(1)), Extent::fixed(1), Extent::fixed(cuts.len().max(1) as u64)],
-        block_threads: threads,
+        block_threads: schedule.warps * 32,
         cluster: 1,
         dynamic_smem_bytes: cuts.iter().map(Geometry::smem_bytes).max().unwrap_or(0),
         persistent: false,
@@ -63,7 +60,7 @@ pub fn contract<'p>(
         }
     };
     // Shared memory, not registers, decides how many blocks a multiprocessor holds; a spill would cost more than a block.
-    Design { launch, registers: Registers::Plenty, body: Box::new(body) }
+    Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
 
 fn extent(program: &Program, segment: &Segment, geometry: &Geometry) -> Extent {

@@ -4,7 +4,6 @@
 //! `ldmatrix` reads at one chunk column lie in different banks: chunk `c` of row `r` is kept at chunk
 //! `c ^ ((r / rows_per_line) % chunks)`, where a line is the 128 bytes that the banks span.
 
-use super::geometry::MmaGeometry;
 use crate::builder::{Bool, Builder, Global, I32, Shared};
 
 /// Byte offset within a tile of byte `byte` of chunk `chunk` of a row.
@@ -136,3 +135,4 @@ impl<'c> ElementCopier<'c> {
         });
     }
 }
+use moec_ir::engine::portable::MmaGeometry;

@@ -5,11 +5,11 @@
 
 use super::contract::Tile;
 use super::epilogue::Epilogue;
-use super::geometry::FmaGeometry;
 use crate::builder::{Bool, Builder, F32, Global, I32, Shared, Var};
 use crate::kernels::Kernel;
 use crate::parts::decode::{Decoder, block_of};
 use moec_ir::DType;
+use moec_ir::engine::portable::FmaGeometry;
 use moec_ir::target::Features;
 use moec_ir::tile::{Program, RowMap, Segment};
 

@@ -3,10 +3,10 @@
 use super::contract::Tile;
 use super::copy::{Copier, Source, phase};
 use super::epilogue::Epilogue;
-use super::geometry::MmaGeometry;
 use crate::builder::{Builder, F32, I32, Shared, Var};
 use crate::kernels::Kernel;
 use crate::parts::load::cp_async;
+use moec_ir::engine::portable::MmaGeometry;
 use moec_ir::tile::{Program, RowMap, Segment};
 
 /// Computes one tile and stores it.

@@ -6,7 +6,6 @@ mod contract;
 mod copy;
 mod epilogue;
 mod fma;
-mod geometry;
 mod mma;
 
 pub use contract::{Tile, contract};

@@ -5,38 +5,11 @@
 use super::super::View;
 use crate::builder::{Builder, F32, I32, MmaType, Shared, Var};
 use moec_ir::DType;
-use moec_ir::tile::{BufferId, Program, RowOp};
+use moec_ir::engine::other::rows::MMA_COLS;
+use moec_ir::tile::RowOp;
 
 /// Rows and columns that a warp computes together with multiply-adds.
 const AT_ONCE: u32 = 4;
-
-/// Columns that a block computes together on the tensor cores, at most.
-const MMA_COLS: u32 = 32;
-
-/// Bytes of the partial sums of all warps: 16 rows of [`MMA_COLS`] columns each.
-pub fn partial_bytes(warps: u32) -> u32 {
-    warps * 16 * MMA_COLS * 4
-}
-
-/// Which units compute the product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// The tensor cores: both operands of one 16-bit type, rows in whole aligned groups of 8 elements.
-    Mma(MmaType),
-    /// Exact f32 multiply-adds.
-    Fma,
-}
-
-impl Way {
-    pub fn of(program: &Program, x: BufferId, w: BufferId) -> Way {
-        let (x, w) = (program.buffer(x), program.buffer(w));
-        let in_groups = [x.cols, x.pitch, w.pitch].iter().all(|n| n.is_multiple_of(8));
-        match MmaType::of(x.dtype) {
-            Some(ty) if x.dtype == w.dtype && in_groups => Way::Mma(ty),
-            _ => Way::Fma,
-        }
-    }
-}
 
 /// Who computes.
 pub struct Share<'c> {

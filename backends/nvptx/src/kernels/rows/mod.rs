@@ -5,13 +5,13 @@
 //! clusters, several blocks share the columns of the router, and then the rows.
 
 mod choice;
-mod layout;
 mod linear;
 mod steps;
 
 use super::{Design, Grid, Kernel, Registers, plan};
 use crate::builder::{Bool, Builder, F32, I32, Shared};
-use layout::Layout;
+use moec_ir::engine::other::RowLayout;
+use moec_ir::engine::other::rows::{Geometry, Way};
 use moec_ir::target::Features;
 use moec_ir::tile::{Extent, GpuLaunch, Program, RowId, RowOp, RowOpKind, RowProgram, Schedule};
 use moec_ir::{DType, Diagnostic};
@@ -22,9 +22,7 @@ const MOST_SCORES_PER_LANE: u32 = 64;
 /// Passes over a row up to which the loop over its columns is written out.
 const MOST_UNROLLED: u32 = 8;
 
-/// Most blocks of a cluster.
-const MOST_BLOCKS: u32 = 8;
-
+///
 /// Runs the program for every row; the block that is done last makes the plan, when there is one.
 ///
 /// # Errors
@@ -43,24 +41,24 @@ pub fn rows<'p>(
             return Err(Diagnostic::input("row-too-wide", format!("top-k chooses from more than {most} scores")));
         }
     }
-    let layout = Layout::new(rows);
-    let cut = Cut::new(program, rows, schedule, &layout, smem_limit, features).ok_or_else(|| {
-        let (need, have) = (layout.row_bytes.div_ceil(1024), smem_limit / 1024);
+    let g = Geometry::of(program, rows, schedule, features);
+    if g.smem_bytes() > smem_limit {
+        let (need, have) = (g.layout.row_bytes.div_ceil(1024), smem_limit / 1024);
         let what = format!("one row of scores needs {need} KiB of shared memory; the target has {have} KiB");
-        Diagnostic::input("row-too-wide", what)
-    })?;
-    let mut grid = Grid::tiles(rows.rows, cut.tile_m, cut.blocks.into());
-    let mut smem_bytes = cut.smem_bytes(&layout);
-    let planner = rows.plan.as_ref().map(|p| plan::Planner::new(program, &p.plan, cut.warps, smem_limit));
+        return Err(Diagnostic::input("row-too-wide", what));
+    }
+    let mut grid = Grid::tiles(rows.rows, g.tile_m, g.ctas.into());
+    let mut smem_bytes = g.smem_bytes();
+    let planner = rows.plan.as_ref().map(|p| plan::Planner::new(program, &p.plan, g.warps, smem_limit));
     if let Some(p) = &planner {
         // Without tokens there is a plan all the same.
-        grid.min = grid.min.max(cut.blocks.into());
+        grid.min = grid.min.max(g.ctas.into());
         smem_bytes = smem_bytes.max(p.smem_bytes());
     }
     let launch = GpuLaunch {
         grid: [grid, Extent::fixed(1), Extent::fixed(1)],
-        block_threads: cut.warps * 32,
-        cluster: cut.blocks,
+        block_threads: g.warps * 32,
+        cluster: g.ctas,
         dynamic_smem_bytes: smem_bytes,
         persistent: false,
         programmatic: false,
@@ -69,85 +67,33 @@ pub fn rows<'p>(
     let body = move |k: &Kernel| {
         let c = k.builder;
         let n_rows = k.rows_until(rows.rows, rows.until);
-        let first = (c.block_x() / cut.blocks) * cut.tile_m;
+        let first = (c.block_x() / g.ctas) * g.tile_m;
         let (Some(planner), Some(then)) = (&planner, &rows.plan) else {
             c.exit_if(first.ge(n_rows));
-            build(k, program, rows, &layout, &cut, (n_rows, first));
+            build(k, program, rows, &g, (n_rows, first));
             return;
         };
         // The first cluster stays without rows, too: somebody has to plan.
         c.exit_if(first.ge(n_rows.signed_max(1)));
-        c.when(n_rows.gt(0), || build(k, program, rows, &layout, &cut, (n_rows, first)));
-        let n_blocks = n_rows.signed_max(1).div_ceil(cut.tile_m) * cut.blocks;
-        c.when_last(k.view(then.counter).base, n_blocks, c.shared(), || planner.build(k, cut.warps * 32));
+        c.when(n_rows.gt(0), || build(k, program, rows, &g, (n_rows, first)));
+        let n_blocks = n_rows.signed_max(1).div_ceil(g.tile_m) * g.ctas;
+        c.when_last(k.view(then.counter).base, n_blocks, c.shared(), || planner.build(k, g.warps * 32));
     };
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
-}
-
-/// How a row program is cut: the one place where its schedule is rounded. The values of `tile_m` rows must fit in shared
-/// memory; `warps` is a power of two, 1…32.
-struct Cut {
-    /// Rows of a cluster.
-    tile_m: u32,
-    warps: u32,
-    /// Blocks of a cluster. They share the columns of the router and, after it, the rows.
-    blocks: u32,
-    /// Bytes for the warps' partial sums of the router.
-    partial_bytes: u32,
-}
-
-impl Cut {
-    fn new(
-        program: &Program,
-        rows: &RowProgram,
-        schedule: &Schedule,
-        layout: &Layout,
-        smem_limit: u32,
-        features: Features,
-    ) -> Option<Cut> {
-        let linear = rows.ops.iter().filter_map(|op| match &op.kind {
-            RowOpKind::Linear { x, w, .. } => Some((op.width as u32, linear::Way::of(program, *x, *w))),
-            _ => None,
-        });
-        let mut cut =
-            Cut { tile_m: schedule.tile_m, warps: super::round_warps(schedule.warps, 32), blocks: 1, partial_bytes: 0 };
-        for (width, way) in linear {
-            if features.clusters {
-                let groups = (width / 8).clamp(1, MOST_BLOCKS);
-                cut.blocks = cut.blocks.max(1 << groups.ilog2());
-            }
-            if way != linear::Way::Fma {
-                cut.partial_bytes = linear::partial_bytes(cut.warps);
-            }
-        }
-        let room = smem_limit.checked_sub(cut.partial_bytes)? / layout.row_bytes;
-        cut.tile_m = cut.tile_m.clamp(1, room.saturating_mul(cut.blocks).max(1));
-        (room > 0).then_some(cut)
-    }
-
-    /// Rows whose values one block holds.
-    fn rows_of_a_block(&self) -> u32 {
-        self.tile_m.div_ceil(self.blocks)
-    }
-
-    fn smem_bytes(&self, layout: &Layout) -> u32 {
-        self.partial_bytes + layout.row_bytes * self.rows_of_a_block()
-    }
 }
 
 fn build<'c>(
     k: &Kernel<'c, '_>,
     program: &Program,
     rows: &RowProgram,
-    layout: &Layout,
-    cut: &Cut,
+    g: &Geometry,
     (n_rows, first): (I32<'c>, I32<'c>),
 ) {
     let c = k.builder;
-    let n_here = (n_rows - first).min(cut.tile_m);
-    let rank = if cut.blocks > 1 { c.cluster_rank() } else { c.i32(0) };
-    let values = c.shared().at(cut.partial_bytes);
-    if cut.blocks > 1 {
+    let n_here = (n_rows - first).min(g.tile_m);
+    let rank = if g.ctas > 1 { c.cluster_rank() } else { c.i32(0) };
+    let values = c.shared().at(g.partial_bytes);
+    if g.ctas > 1 {
         // A block may write to its peers' memory only when they have started.
         c.cluster_barrier();
     }
@@ -160,32 +106,32 @@ fn build<'c>(
             bias: bias.map(|b| k.view(b)),
             op,
             depth: program.buffer(*x).cols as u32,
-            share: linear::Share { warps: cut.warps, rank, blocks: cut.blocks },
-            rows: linear::Rows { first, n: n_here, most: cut.tile_m },
+            share: linear::Share { warps: g.warps, rank, blocks: g.ctas },
+            rows: linear::Rows { first, n: n_here, most: g.tile_m },
         };
         // Row `r` of the cluster belongs to its block `r % blocks`.
         let keep = |row: I32<'c>, col: I32<'c>, value: F32<'c>| {
-            let place = values.plus((row / cut.blocks) * layout.row_bytes + (col << 2)).at(layout.offsets[i]);
-            if cut.blocks > 1 {
-                c.store_f32_to_peer(place, row % cut.blocks, value);
+            let place = values.plus((row / g.ctas) * g.layout.row_bytes + (col << 2)).at(g.layout.offsets[i]);
+            if g.ctas > 1 {
+                c.store_f32_to_peer(place, row % g.ctas, value);
             } else {
                 c.store_f32(place, value);
             }
         };
-        match linear::Way::of(program, *x, *w) {
-            linear::Way::Mma(ty) => job.with_tensor_cores(c, ty, &keep),
-            linear::Way::Fma => job.with_multiply_adds(c, &keep),
+        match Way::of(program, *x, *w) {
+            Way::Mma(ty) => job.with_tensor_cores(c, ty, &keep),
+            Way::Fma => job.with_multiply_adds(c, &keep),
         }
         any_linear = true;
     }
-    if cut.blocks > 1 {
+    if g.ctas > 1 {
         c.cluster_barrier();
     } else if any_linear {
         c.barrier();
     }
-    c.range(c.warp() * cut.blocks + rank, n_here, cut.warps * cut.blocks, |row| {
-        let base = values.plus((row / cut.blocks) * layout.row_bytes);
-        let warp = Warp { c, ops: &rows.ops, layout, base, lane: c.lane() };
+    c.range(c.warp() * g.ctas + rank, n_here, g.warps * g.ctas, |row| {
+        let base = values.plus((row / g.ctas) * g.layout.row_bytes);
+        let warp = Warp { c, ops: &rows.ops, layout: &g.layout, base, lane: c.lane() };
         for i in 0..rows.ops.len() {
             steps::step(k, &warp, i, first + row);
             c.warp_barrier();
@@ -205,7 +151,7 @@ fn build<'c>(
         // The next row of this warp has its own memory; nothing to wait for.
     });
     for q in &rows.quantise {
-        c.range(c.warp() * cut.blocks + rank, n_here, cut.warps * cut.blocks, |row| {
+        c.range(c.warp() * g.ctas + rank, n_here, g.warps * g.ctas, |row| {
             super::quantise::quantise_row(k, q, first + row);
         });
     }
@@ -215,7 +161,7 @@ fn build<'c>(
 struct Warp<'a, 'c> {
     c: &'c Builder<'c>,
     ops: &'a [RowOp],
-    layout: &'a Layout,
+    layout: &'a RowLayout,
     /// Start of the row's values.
     base: Shared<'c>,
     lane: I32<'c>,

@@ -8,7 +8,7 @@ use super::{Decoder, block_of};
 use crate::builder::{F32, Global, I32, Shared, Var};
 use crate::kernels::Kernel;
 use crate::parts::Tile;
-use crate::parts::load::{SWIZZLE_BYTES, code_bytes};
+use moec_ir::engine::{ROW_BYTES, code_row_bytes};
 use moec_ir::target::Features;
 use moec_ir::tile::{BufferId, PanelQuant, Program, Segment};
 
@@ -60,7 +60,7 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
             k,
             decoder: Decoder::new(q, features),
             global: q.global.map(global),
-            code_bytes: code_bytes(q),
+            code_bytes: code_row_bytes(q),
             row,
             half,
             scales,
@@ -96,7 +96,7 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
         let row = codes.plus(self.row * self.code_bytes);
         let pieces = self.code_bytes / 2 / 16;
         // The pattern that exchanges 16-byte pieces repeats every 128 bytes: every second row, or every fourth.
-        let pattern = (self.row / (SWIZZLE_BYTES / self.code_bytes)) & (self.code_bytes / 16 - 1);
+        let pattern = (self.row / (ROW_BYTES / self.code_bytes)) & (self.code_bytes / 16 - 1);
         (0..pieces).map(|i| c.load_words(row.plus(((self.half * pieces + i) ^ pattern) << 4))).collect()
     }
 
@@ -116,7 +116,7 @@ impl<'k, 'c, 'p> CodedPanel<'k, 'c, 'p> {
                 *pair = c.select(at.lt(self.k_total), low, c.i32(0));
             }
         }
-        let row = floats.plus(self.row * SWIZZLE_BYTES);
+        let row = floats.plus(self.row * ROW_BYTES);
         for (i, four) in pairs.chunks_exact(4).enumerate() {
             let piece = ((self.half << 2) + i as u32) ^ (self.row & 7);
             c.store_words(row.plus(piece << 4), [four[0], four[1], four[2], four[3]]);

@@ -5,17 +5,10 @@
 
 use crate::builder::MapId;
 use moec_ir::DType;
+use moec_ir::engine::{ROW_BYTES, code_row_bytes};
 use moec_ir::quant::Code;
 use moec_ir::shape::Dim;
-use moec_ir::tile::{BufferId, Contract, MapElem, PanelQuant, Program, RowMap, Segment, TensorMap};
-
-/// Bytes of a row of a tile.
-pub const SWIZZLE_BYTES: u32 = 128;
-
-/// Bytes of the codes of one row in a step along k: 64 or 32.
-pub fn code_bytes(q: &PanelQuant) -> u32 {
-    SWIZZLE_BYTES / 2 * q.format.code.bits() as u32 / 8
-}
+use moec_ir::tile::{BufferId, Contract, MapElem, Program, RowMap, Segment, TensorMap};
 
 /// The maps of one segment.
 #[derive(Clone, Debug)]
@@ -69,7 +62,7 @@ pub fn maps(
         let a = program.buffer(s.a);
         let rows = if matches!(s.a_rows, RowMap::Gather(_)) { 1 } else { box_rows };
         let dims = (vec![Dim::Fixed(a.cols), a.rows], vec![a.pitch * 2]);
-        let boxes = (vec![SWIZZLE_BYTES / 2, rows], SWIZZLE_BYTES);
+        let boxes = (vec![ROW_BYTES / 2, rows], ROW_BYTES);
         let activations = table.add(s.a, elem(a.dtype), dims, boxes)?;
         let mut weights = Vec::new();
         for panel in &s.panels {
@@ -77,8 +70,8 @@ pub fn maps(
             let rows = program.buffer(s.out).cols;
             // Codes come as bytes, in the swizzle that is as wide as their part of a step.
             let (elem, cols, wide) = match &panel.quant {
-                None => (elem(w.dtype), a.cols, SWIZZLE_BYTES / 2),
-                Some(q) => (MapElem::U8, q.format.code.bytes(a.cols), code_bytes(q)),
+                None => (elem(w.dtype), a.cols, ROW_BYTES / 2),
+                Some(q) => (MapElem::U8, q.format.code.bytes(a.cols), code_row_bytes(q)),
             };
             let pitch = w.pitch * elem.bytes();
             let dims = vec![Dim::Fixed(cols), Dim::Fixed(rows), Dim::Fixed(w.batch)];
@@ -91,7 +84,7 @@ pub fn maps(
     Ok((table.maps, segments))
 }
 
-/// The maps of every segment whose rows and weights are codes, for steps of [`SWIZZLE_BYTES`] bytes in shared memory. FP4
+/// The maps of every segment whose rows and weights are codes, for steps of [`ROW_BYTES`] bytes in shared memory. FP4
 /// codes that are multiplied with FP8 are `spread` to a byte each.
 ///
 /// # Errors
@@ -106,7 +99,7 @@ pub fn coded_maps(
     let mut table = Table { maps: Vec::new(), operands };
     // The columns of a row of k codes, and what they are.
     let row = |code: Code, k: u64| match spread(code) {
-        true => (MapElem::U4Padded, k.next_multiple_of(u64::from(SWIZZLE_BYTES))),
+        true => (MapElem::U4Padded, k.next_multiple_of(u64::from(ROW_BYTES))),
         false => (MapElem::U8, code.bytes(k)),
     };
     let mut segment = |s: &Segment| -> Result<SegmentMaps, String> {
@@ -115,14 +108,14 @@ pub fn coded_maps(
         let (elem, cols) = row(quant.q.code, k);
         let rows = if matches!(s.a_rows, RowMap::Gather(_)) { 1 } else { box_rows };
         let dims = (vec![Dim::Fixed(cols), a.rows], vec![a.pitch]);
-        let activations = table.add(s.a, elem, dims, (vec![SWIZZLE_BYTES, rows], SWIZZLE_BYTES))?;
+        let activations = table.add(s.a, elem, dims, (vec![ROW_BYTES, rows], ROW_BYTES))?;
         let mut weights = Vec::new();
         for panel in &s.panels {
             let w = program.buffer(panel.weights);
             let quant = panel.quant.as_ref().ok_or("a product of codes has weights that are none")?;
             let (elem, cols) = row(quant.format.code, k);
             let dims = vec![Dim::Fixed(cols), Dim::Fixed(n), Dim::Fixed(w.batch)];
-            let boxes = (vec![SWIZZLE_BYTES, panel_rows, 1], SWIZZLE_BYTES);
+            let boxes = (vec![ROW_BYTES, panel_rows, 1], ROW_BYTES);
             weights.push(table.add(panel.weights, elem, (dims, vec![w.pitch, n * w.pitch]), boxes)?);
         }
         Ok(SegmentMaps { weights, activations })

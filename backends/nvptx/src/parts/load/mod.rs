@@ -4,4 +4,4 @@ pub mod cp_async;
 mod maps;
 pub mod scales;
 
-pub use maps::{SWIZZLE_BYTES, SegmentMaps, code_bytes, coded_maps, maps};
+pub use maps::{SegmentMaps, coded_maps, maps};

@@ -1,4 +1,4 @@
-//! The end of a product of codes, for one output column: global scales, bias, epilogue expression.
+//! The end of a product, of codes or not, for one output column: global scales, bias, epilogue expression.
 
 use crate::builder::{Bool, F32, I32};
 use crate::kernels::{Kernel, View};
@@ -34,7 +34,9 @@ impl<'k, 'c, 'p> ScaledColumn<'k, 'c, 'p> {
         let of_rows = of_rows.map(|id| c.load_f32(k.view(id).base));
         let of_panel = |id| c.load_f32(k.view(id).at(c.i32(0), expert));
         let factor = |p: &Panel| {
-            let of_panel = p.quant.as_ref().and_then(|q| q.global).map(of_panel);
+            // Codes that became floats have theirs in them.
+            let quant = p.quant.as_ref().filter(|_| segment.a_quant.is_some());
+            let of_panel = quant.and_then(|q| q.global).map(of_panel);
             match (of_rows, of_panel) {
                 (Some(a), Some(b)) => Some(a * b),
                 (a, b) => a.or(b),

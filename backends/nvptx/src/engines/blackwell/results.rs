@@ -3,7 +3,7 @@
 //! A thread has one output column of the tile and the sums of 16 rows at a time. The 32 threads of a warp have adjacent
 //! columns, so a block of 16 or 32 columns is compared within the warp, and one of 64 or 128 through shared memory.
 
-use super::geometry::ScaledGeometry;
+use super::layout::MAXIMA;
 use crate::builder::{Bool, F32, I32, LOAD_COLUMNS, Shared};
 use crate::kernels::{Kernel, View};
 use crate::parts::encode;
@@ -113,8 +113,7 @@ impl<'k, 'c, 'p> Results<'k, 'c, 'p> {
             return of_warp.into_iter().map(I32::as_f32).collect();
         }
         // Four words of 16 rows: one from each warp.
-        let at =
-            |warp: I32<'c>| -> Shared<'c> { c.shared().at(ScaledGeometry::MAXIMA).plus(warp * (LOAD_COLUMNS * 4)) };
+        let at = |warp: I32<'c>| -> Shared<'c> { c.shared().at(MAXIMA).plus(warp * (LOAD_COLUMNS * 4)) };
         let warp = self.lane_col >> 5;
         c.when(c.lane().eq(0), || {
             for (i, four) in of_warp.chunks_exact(4).enumerate() {

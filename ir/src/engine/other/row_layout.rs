@@ -1,9 +1,10 @@
 //! Where the values of a row lie in shared memory.
 
-use moec_ir::tile::{RowId, RowOpKind, RowProgram};
+use crate::tile::{RowId, RowOpKind, RowProgram};
 
 /// Byte offsets within a row's memory. A value's place is used again after the last step that reads it.
-pub struct Layout {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowLayout {
     /// Of each step's value.
     pub offsets: Vec<u32>,
     /// Of each step's scratch memory.
@@ -12,8 +13,9 @@ pub struct Layout {
     pub row_bytes: u32,
 }
 
-impl Layout {
-    pub fn new(program: &RowProgram) -> Layout {
+impl RowLayout {
+    /// Of the values of a program's steps.
+    pub fn new(program: &RowProgram) -> RowLayout {
         let n = program.ops.len();
         // The step after which a value is dead; logits of all linear steps are made before the first other step.
         let mut last_use: Vec<usize> = (0..n).collect();
@@ -48,7 +50,7 @@ impl Layout {
             }
         }
         let row_bytes = placed.iter().map(|p| p.1).max().unwrap_or(0).max(4);
-        Layout { offsets, scratch, row_bytes }
+        RowLayout { offsets, scratch, row_bytes }
     }
 }
 
@@ -75,8 +77,8 @@ fn operands(kind: &RowOpKind) -> Vec<RowId> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use moec_ir::tile::{BufferId, RowOp};
-    use moec_ir::{DType, Dim, Expr};
+    use crate::tile::{BufferId, RowOp};
+    use crate::{DType, Dim, Expr};
 
     #[test]
     fn values_that_live_together_do_not_overlap() {
@@ -91,7 +93,7 @@ mod tests {
             row(RowOpKind::Linear { x: BufferId(0), w: BufferId(1), bias: None }),
             row(map(&[4, 3])),
         ];
-        let layout = Layout::new(&RowProgram {
+        let layout = RowLayout::new(&RowProgram {
             rows: Dim::TOKENS,
             until: None,
             ops,
