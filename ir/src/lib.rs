@@ -32,6 +32,7 @@ pub mod expr;
 pub mod files;
 pub mod graph;
 pub mod numerics;
+pub mod ptx_release;
 pub mod quant;
 pub mod reference;
 pub mod shape;

@@ -24,7 +24,7 @@ pub enum TargetKind {
     Cpu,
     /// An NVIDIA GPU.
     Gpu {
-        /// PTX ISA version of the emitted text, times ten.
+        /// Lowest PTX ISA version that has the target, times ten; a kernel's text has a higher one where its instructions do.
         ptx_version: u32,
         /// Compute capability of the oldest chip that runs it, times ten.
         capability: u32,
@@ -48,12 +48,20 @@ pub struct Features {
     pub e4m3: bool,
     /// Converts e2m1 (`cvt.rn.f16x2.e2m1x2`).
     pub e2m1: bool,
+    /// Multiplies codes with block scales (`.block_scale`).
+    pub block_scales: bool,
 }
 
 impl Features {
     /// Those of compute capability `n`, times ten.
     const fn of(n: u32) -> Features {
-        Features { programmatic: n >= 90, clusters: n >= 90 && n < 120, e4m3: n >= 89, e2m1: n >= 100 }
+        Features {
+            programmatic: n >= 90,
+            clusters: n >= 90 && n < 120,
+            e4m3: n >= 89,
+            e2m1: n >= 100,
+            block_scales: n >= 100,
+        }
     }
 }
 
@@ -171,12 +179,12 @@ pub const TARGETS: &[Target] = &[
     Target { name: "cpu", kind: TargetKind::Cpu, machine: HOST },
     gpu("sm_80", (70, 80), 163, Engine::Portable, A100),
     gpu("sm_86", (71, 86), 99, Engine::Portable, A10),
-    gpu("sm_89", (81, 89), 99, Engine::Portable, L40S),
+    gpu("sm_89", (78, 89), 99, Engine::GeForce, L40S),
     gpu("sm_90a", (80, 90), 227, Engine::Hopper, H200),
-    gpu("sm_100a", (88, 100), 227, Engine::Blackwell, B200),
+    gpu("sm_100a", (86, 100), 227, Engine::Blackwell, B200),
     gpu("sm_100f", (88, 100), 227, Engine::Blackwell, B200),
     gpu("sm_103a", (88, 103), 227, Engine::Blackwell, B300),
-    gpu("sm_120a", (88, 120), 99, Engine::GeForce, RTX5090),
+    gpu("sm_120a", (87, 120), 99, Engine::GeForce, RTX5090),
     gpu("sm_120f", (88, 120), 99, Engine::GeForce, RTX5090),
 ];
 
@@ -228,10 +236,11 @@ impl Target {
         let TargetKind::Gpu { engine, .. } = self.kind else { return None };
         let product = ScaledProduct::of(rows, weights)?;
         match engine {
-            Engine::Blackwell | Engine::GeForce => Some(product),
-            // Without block scales in the instruction; rows' own global scales are no part of FP8 formats.
-            Engine::Hopper => (product == ScaledProduct::Fp8).then_some(product),
             Engine::Portable => None,
+            // f32 scales are no part of an instruction.
+            Engine::Hopper | Engine::Blackwell | Engine::GeForce => {
+                (product == ScaledProduct::Fp8 || self.features().block_scales).then_some(product)
+            }
         }
     }
 

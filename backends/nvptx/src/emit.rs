@@ -108,6 +108,13 @@ fn emit_kernel(
     code.finish()
         .and_then(|()| machine::optimise(&module, &machine))
         .map_err(|e| broken(e, module.print_to_string().to_string()))?;
+    // Drivers refuse text of a version that they do not know, so it is the lowest that will do.
+    let machine = match code.ptx_version() {
+        needed if needed > ptx_version => {
+            machine::machine(target.name, needed).map_err(|e| broken(e, String::new()))?
+        }
+        _ => machine,
+    };
     let llvm_ir = options.llvm_ir.then(|| module.print_to_string().to_string());
     let ptx = machine::ptx(&module, &machine).map_err(|e| broken(e, module.print_to_string().to_string()))?;
     Ok(GpuKernelImage { kernel: n, entry: kernel.name.clone(), ptx, llvm_ir, launch })

@@ -214,7 +214,7 @@ fn products_on_sm_100_are_instructions_of_its_tensor_cores() {
 }
 
 #[test]
-fn products_of_codes_on_sm_120_are_instructions_of_its_tensor_cores() {
+fn products_of_codes_on_sm_89_and_sm_120_are_instructions_of_their_tensor_cores() {
     let Some(ptxas) = find_ptxas() else { return };
     let Some(nvdisasm) = find_nvdisasm(&ptxas) else { return };
     use moec_ir::act_quant::ActQuant;
@@ -236,8 +236,12 @@ fn products_of_codes_on_sm_120_are_instructions_of_its_tensor_cores() {
             let s = Schedules { gemm1: s, gemm2: s, ..Schedules::for_rows(32) };
             let mut program = common::coded::in_codes(layer(&Layer::deepseek_r1(), &s), rows, weights);
             program.kernels.retain(|k| k.name == "gemm1" || (k.name == "gemm2" && tile_m == 8));
-            // The two spellings of the machine differ in their name only.
-            let targets = if name == "nvfp4" { &["sm_120f", "sm_120a"][..] } else { &["sm_120f"] };
+            // The two spellings of sm_120 differ in their name only; sm_89 multiplies FP8.
+            let targets = match name {
+                "nvfp4" => &["sm_120f", "sm_120a"][..],
+                "fp8" => &["sm_120f", "sm_89"],
+                _ => &["sm_120f"],
+            };
             for target in targets {
                 let target = Target::by_name(target).expect("a target");
                 for image in common::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
@@ -261,7 +265,7 @@ fn products_of_codes_on_sm_120_are_instructions_of_its_tensor_cores() {
                         table,
                         "{:<14} {:<6} {:>3} registers, {:>3} threads, {:>6} bytes of shared memory, {:>4.1} instructions \
                          for a product",
-                        format!("{name}/{tile_m}"),
+                        format!("{name}/{tile_m}{}", if target.name == "sm_89" { " sm_89" } else { "" }),
                         image.entry,
                         entry.registers,
                         image.launch.block_threads,

@@ -1,4 +1,4 @@
-//! Products of codes with codes on Blackwell and Hopper: the reference's results for every instruction, format and odd size.
+//! Products of codes with codes on Ada, Hopper and Blackwell: the reference's results for every instruction, format and odd size.
 
 mod common;
 
@@ -247,12 +247,16 @@ fn check(case: &Case, target: &str) {
     }
 }
 
-/// On all generations that multiply the pair; sm_90 makes blocks of results that are as wide as a tile.
+/// On all generations that multiply the pair; sm_90 makes blocks of results that are as wide as a tile, and sm_89 FP8 only.
 #[track_caller]
 fn check_all(case: &Case, i: usize) {
     let hopper = Target::by_name("sm_90a").expect("a target");
     if hopper.scaled_product(case.rows, case.weights).is_some() && case.out.is_none_or(|q| q.block == 128) {
         check(case, hopper.name);
+    }
+    let ada = Target::by_name("sm_89").expect("a target");
+    if ada.scaled_product(case.rows, case.weights).is_some() && case.out.is_none_or(|q| q.code == Code::E4M3) {
+        check(case, ada.name);
     }
     for family in [["sm_120f", "sm_120a"], ["sm_100f", "sm_100a"]] {
         let name = family[i % 2];
@@ -348,7 +352,10 @@ fn neither_tiles_nor_the_order_of_warps_change_a_bit() {
             let out = run_with(&program, target, case.n_tokens, 0, &find(&held), order);
             out[0].floats().iter().map(|x| x.to_bits()).collect::<Vec<_>>()
         };
-        for target in ["sm_120f", "sm_100f"] {
+        for target in ["sm_120f", "sm_100f", "sm_89"] {
+            if Target::by_name(target).expect("a target").scaled_product(rows, weights).is_none() {
+                continue;
+            }
             let first = bits(target, schedule(8, 16, 128, 2, 1), moec_ptx::exec::Schedule::RoundRobin);
             for (seed, s) in
                 [(1, schedule(8, 64, 256, 4, 4)), (2, schedule(32, 32, 256, 3, 2)), (3, schedule(64, 64, 128, 2, 8))]

@@ -20,10 +20,20 @@ fn layers(target: &Target, s: Schedule) -> Vec<Program> {
     let of = |dtype| layer(&Layer { hidden: 256, ffn: 128, ..Layer::small(dtype) }, &schedules);
     let (fp8, mxfp4) = (format(Code::E4M3, ScaleCode::F32, 128, 128), format(Code::E2M1, ScaleCode::E8M0, 1, 32));
     let mut all = vec![of(DType::BF16), of(DType::F16), of(DType::F32)];
-    for f in [fp8, mxfp4, format(Code::E2M1, ScaleCode::E4M3, 1, 16), format(Code::Int4, ScaleCode::BF16, 1, 32)] {
+    let (mxfp8, nvfp4) = (format(Code::E4M3, ScaleCode::E8M0, 1, 32), format(Code::E2M1, ScaleCode::E4M3, 1, 16));
+    for f in [fp8, mxfp4, nvfp4, format(Code::Int4, ScaleCode::BF16, 1, 32)] {
         all.push(in_format(of(DType::BF16), f, f.has_global()));
     }
-    for (rows, weights) in [(ActQuant::FP8_BLOCK, fp8), (ActQuant::MXFP8, mxfp4)] {
+    use ActQuant as A;
+    let pairs = [
+        (A::FP8_BLOCK, fp8),
+        (A::MXFP8, mxfp4),
+        (A::MXFP8, mxfp8),
+        (A::MXFP4, mxfp4),
+        (A::NVFP4, nvfp4),
+        (A::NVFP4_ROW, nvfp4),
+    ];
+    for (rows, weights) in pairs {
         if target.scaled_product(rows, weights).is_some() {
             all.push(in_codes(of(DType::BF16), rows, weights));
         }

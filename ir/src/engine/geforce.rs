@@ -1,4 +1,4 @@
-//! How products of codes with codes are cut for sm_120: which instruction, which tiles, how they lie in shared memory.
+//! How products of codes with codes are cut for `mma.sync`, on sm_89 and sm_120: which instruction, which tiles, how they lie in shared memory.
 //!
 //! Tiles and their order are those of [`super::portable`], which also cuts what a launch has beside such products.
 

@@ -29,7 +29,7 @@ pub enum Engine {
     Hopper,
     /// `tcgen05`, operands by TMA: sm_100 and its kin.
     Blackwell,
-    /// Block-scaled `mma.sync` of codes with codes: sm_120 and its kin.
+    /// `mma.sync` of codes with codes: FP8 on sm_89, block-scaled too on sm_120 and its kin.
     GeForce,
 }
 

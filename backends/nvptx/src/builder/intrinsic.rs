@@ -250,6 +250,17 @@ const TABLE: [(Intrinsic, &str, &str); 101] = [
 ];
 
 impl Intrinsic {
+    /// PTX version of its instruction, times ten, where a target that has it has an older one: for FP8 on sm_89, and
+    /// for block sizes by name on sm_100a.
+    pub fn ptx_version(self) -> u32 {
+        match self {
+            Intrinsic::E4M3Pair | Intrinsic::ToE4M3 => 81,
+            Intrinsic::MmaE4M3 => 84,
+            Intrinsic::TmemMmaMx | Intrinsic::TmemMmaMx4 | Intrinsic::TmemMmaNv4 => 88,
+            _ => 0,
+        }
+    }
+
     /// Whether a call must not be moved to where fewer or more lanes reach it. LLVM marks the others itself, but calls
     /// of `mma` are `memory(none)` and would be sunk into divergent code, and those of `tcgen05.mma` are told apart from
     /// the thread that commits them by nothing but their place.

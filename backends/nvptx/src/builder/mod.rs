@@ -41,7 +41,7 @@ use inkwell::types::AnyType;
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, CallSiteValue, FunctionValue, PointerValue};
 use intrinsic::Declarations;
 use moec_ir::tile::GpuLaunch;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Address space of global memory.
 const GLOBAL: u16 = 1;
@@ -64,6 +64,7 @@ pub struct Builder<'c> {
     /// Parameters before the tensor maps.
     n_pointers: usize,
     fault: RefCell<Option<String>>,
+    ptx_version: Cell<u32>,
 }
 
 /// A parameter of a kernel: a pointer to global memory.
@@ -129,7 +130,8 @@ impl<'c> Builder<'c> {
         let intrinsics = Declarations::new(context, module);
         let dynamic_shared = shared.as_pointer_value();
         let n_pointers = params.len();
-        Builder { context, llvm, entry, function, intrinsics, dynamic_shared, n_pointers, fault: RefCell::new(None) }
+        let (fault, ptx_version) = (RefCell::new(None), Cell::new(0));
+        Builder { context, llvm, entry, function, intrinsics, dynamic_shared, n_pointers, fault, ptx_version }
     }
 
     /// Ends the kernel.
@@ -142,6 +144,11 @@ impl<'c> Builder<'c> {
             self.check(self.entry.build_unconditional_branch(*start));
         }
         self.fault.borrow_mut().take().map_or(Ok(()), Err)
+    }
+
+    /// The PTX version, times ten, that its instructions need where that is higher than the target's.
+    pub fn ptx_version(&self) -> u32 {
+        self.ptx_version.get()
     }
 
     /// The n-th parameter.
@@ -214,6 +221,7 @@ impl<'c> Builder<'c> {
     }
 
     fn call(&'c self, intrinsic: Intrinsic, args: &[BasicMetadataValueEnum<'c>]) -> Option<CallSiteValue<'c>> {
+        self.ptx_version.set(self.ptx_version.get().max(intrinsic.ptx_version()));
         let call = self.llvm.build_call(self.intrinsics.get(intrinsic), args, "");
         match call {
             Ok(call) => {

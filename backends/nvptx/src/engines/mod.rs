@@ -5,7 +5,7 @@
 //! | [`portable`] | `mma.sync`, exact f32 multiply-adds | `cp.async` |
 //! | [`hopper`] | `wgmma` | TMA, `cp.async` for gathered rows |
 //! | [`blackwell`] | `tcgen05` | TMA |
-//! | [`geforce`] | block-scaled `mma.sync` | `cp.async` |
+//! | [`geforce`] | `mma.sync` of codes, block-scaled too | `cp.async` |
 
 pub mod blackwell;
 pub mod geforce;

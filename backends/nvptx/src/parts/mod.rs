@@ -20,4 +20,4 @@ pub use load::{SegmentMaps, coded_maps, maps};
 pub use ring::{Barriers, Ring};
 pub use store::{Epilogue, ScaledColumn};
 pub use team::Member;
-pub use tiles::{Board, Order, Reader, Tile, extent, publish_tiles};
+pub use tiles::{Board, Order, Reader, Tile, Tiles, extent, publish_tiles, segment_tiles};

@@ -110,8 +110,10 @@ fn cuda() -> Finding {
             let info = device.info();
             let (major, minor) = info.capability;
             let names = moec_ir::target::TARGETS.iter().filter(|t| !t.is_cpu()).map(|t| t.name);
-            let target = moec_runtime::best_target(names, major, minor).unwrap_or("no target");
-            text += &format!("; cuda:{ordinal} {}, compute capability {major}.{minor}: {target}", info.name);
+            let target = moec_runtime::best_target(names, major, minor);
+            let name = target.unwrap_or("no target");
+            text += &format!("; cuda:{ordinal} {}, compute capability {major}.{minor}: {name}", info.name);
+            text += &too_old(target, version).map(|needs| format!(", which needs {needs}")).unwrap_or_default();
         }
         Ok(text)
     };
@@ -120,6 +122,14 @@ fn cuda() -> Finding {
         found: gpus().map_err(|d| d.message),
         remedy: "only `--device cuda` needs it: an NVIDIA GPU and its driver; the emulator runs the same kernels without",
     }
+}
+
+/// What a driver of this `cuDriverGetVersion` has to become for kernels of a target.
+fn too_old(target: Option<&str>, version: u32) -> Option<String> {
+    use moec_ir::target::{Target, TargetKind};
+    let TargetKind::Gpu { ptx_version, .. } = Target::by_name(target?)?.kind else { return None };
+    let release = moec_ir::ptx_release::PtxRelease::of(ptx_version)?;
+    (version < release.driver_version()).then(|| release.sentence())
 }
 
 /// One of NVIDIA's tools.
@@ -148,4 +158,18 @@ fn python() -> Finding {
         .map_err(|e| format!("python3 does not run: {e}"))
         .map(|out| String::from_utf8_lossy(&out.stdout).trim().to_string());
     Finding { what: "python", found, remedy: "only the test command needs it, to install ptxas: python3 with pip" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_does_not_know_the_ptx_of_a_target_is_told() {
+        let needs = "a driver for CUDA 12.9 or newer (575 or newer on Linux)";
+        assert_eq!(too_old(Some("sm_100f"), 12_080).as_deref(), Some(needs));
+        assert_eq!(too_old(Some("sm_100f"), 12_090), None);
+        assert_eq!(too_old(Some("sm_90a"), 12_000), None);
+        assert_eq!(too_old(None, 12_000), None);
+    }
 }

@@ -4,6 +4,8 @@ use super::subject::{self, Subject};
 use super::{cuda_tools, kernel_table};
 use crate::output::{self, Ended, Outcome, table};
 use moec::{Bundle, Diagnostic};
+use moec_bundle::manifest::{Launch, TargetEntry};
+use moec_ir::ptx_release::{PtxRelease, ptx_version};
 use moec_snapshot::{Kernels, Snapshot};
 use std::path::PathBuf;
 
@@ -58,6 +60,9 @@ fn as_json(bundle: &Bundle) -> Result<serde_json::Value, Vec<Diagnostic>> {
                 })
             });
             file["kernels"] = kernels.collect();
+            let release = ptx_version(&text).and_then(PtxRelease::of);
+            file["ptx_version"] = serde_json::json!(release.map(|r| decimal(r.ptx)));
+            file["cuda_driver"] = serde_json::json!(release.map(|r| decimal(r.cuda)));
             file["cubin_bytes"] = serde_json::json!(assembled.as_ref().map(|a| a.cubin.len()));
         }
         files.insert(path.to_string(), file);
@@ -67,6 +72,24 @@ fn as_json(bundle: &Bundle) -> Result<serde_json::Value, Vec<Diagnostic>> {
         "inputs": manifest.inputs, "outputs": manifest.outputs, "params": manifest.params,
         "targets": manifest.targets, "files": files,
     }))
+}
+
+/// A version that is kept times ten.
+fn decimal(version: u32) -> String {
+    format!("{}.{}", version / 10, version % 10)
+}
+
+/// What the driver of a target's GPU has to be: that of the kernel that needs the newest.
+fn driver_line(bundle: &Bundle, target: &TargetEntry) -> String {
+    let ptx = |l: &Launch| match l {
+        Launch::Gpu { file, .. } => ptx_version(&String::from_utf8_lossy(bundle.file(file).ok()?)),
+        Launch::Cpu { .. } => None,
+    };
+    let newest = target.variants.iter().flat_map(|v| &v.kernels).filter_map(|k| ptx(&k.launch)).max();
+    match newest.and_then(PtxRelease::of) {
+        Some(r) => format!("{}: PTX {}, which needs {}\n", target.name, decimal(r.ptx), r.sentence()),
+        None => String::new(),
+    }
 }
 
 fn describe(bundle: &Bundle) -> String {
@@ -82,6 +105,9 @@ fn describe(bundle: &Bundle) -> String {
     out += &table(&["parameter", "type", "bytes"], &params);
     out.push('\n');
     out += &kernel_table::render(bundle, &|_, _| None);
+    for target in &manifest.targets {
+        out += &driver_line(bundle, target);
+    }
     for target in &manifest.targets {
         for v in &target.variants {
             let n = v.tokens.max.min(4096).max(v.tokens.min);

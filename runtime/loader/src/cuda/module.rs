@@ -5,6 +5,7 @@ use super::tensor_map;
 use cudarc::driver::sys::{self, CUjit_option, CUresult, CUtensorMap};
 use moec_bundle::MAX_TENSOR_MAPS;
 use moec_ir::diag::Diagnostic;
+use moec_ir::ptx_release::{PtxRelease, ptx_version};
 use moec_ir::tile::GpuLaunch;
 use std::ffi::{CString, c_void};
 
@@ -91,7 +92,10 @@ impl Module {
                     info.driver_version % 1000 / 10
                 ),
             )
-            .help("install a newer NVIDIA driver, or compile for an older target")
+            .help(match ptx_version(ptx).and_then(PtxRelease::of) {
+                Some(release) => format!("it needs {}; or compile for an older target", release.sentence()),
+                None => "install a newer NVIDIA driver, or compile for an older target".to_string(),
+            })
         } else {
             Diagnostic::machine("ptx-rejected", format!("{} does not accept `{file}`: {failed}", info.name))
         };

@@ -65,7 +65,7 @@ pub fn contract<'p>(
         Operands::Blocks(_) | Operands::Fp8 => coded_maps(program, contract, operands, sizes, |code| g.spreads(code))?,
     };
     let order = Order { team: schedule.blocks(), dynamic: schedule.dynamic };
-    let tiles = extent(program, contract, g.cluster_rows(), g.tile_n());
+    let tiles = extent(program, contract, (g.cluster_rows(), g.tile_n()));
     let launch = order.launch(tiles, schedule.warps * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, (&g, order, features), &segment_maps);
     // A CTA has a multiprocessor for itself: it takes nearly all of its shared memory.

@@ -5,8 +5,8 @@
 
 use super::fragments::Fragments;
 use crate::builder::{F32, I32, Shared, Var};
-use crate::engines::portable::Tile;
 use crate::kernels::{Kernel, View};
+use crate::parts::Tile;
 use crate::parts::encode;
 use crate::parts::math::evaluate;
 use moec_ir::engine::geforce::ScaledGeometry;

@@ -1,4 +1,4 @@
-//! Contractions of codes with codes on sm_120: `mma.sync` with block scaling.
+//! Contractions of codes with codes: `mma.sync` of FP8 on sm_89, and with block scaling on sm_120.
 //!
 //! Tiles and their order are those of [`crate::engines::portable`]; a segment whose activations are codes is cut and computed here.
 

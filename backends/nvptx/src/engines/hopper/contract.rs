@@ -73,7 +73,7 @@ pub fn contract<'p>(
         Operands::Halves => maps(program, contract, operands, sizes.0, sizes.1)?,
         Operands::Fp8 => coded_maps(program, contract, operands, sizes, |_| false)?,
     };
-    let tiles = extent(program, contract, g.tile_m * g.neighbours, TILE_N);
+    let tiles = extent(program, contract, (g.tile_m * g.neighbours, TILE_N));
     let order = Order { team: schedule.blocks(), dynamic: false };
     let launch = order.launch(tiles, WARPS * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, (&g, ty, order, features), &segment_maps);

@@ -9,11 +9,11 @@
 //! step makes the floats of this step visible and says that the set of the step before is free. The codes of the next
 //! step are decoded while this step's products run. Scales are loaded a step before they are needed.
 
-use super::contract::Tile;
 use super::copy::phase;
 use super::mma::{Fragments, copiers, store};
 use crate::builder::{Bool, Builder, F32, Global, I32, Shared, Var};
 use crate::kernels::Kernel;
+use crate::parts::Tile;
 use crate::parts::decode::{Decoder, block_of};
 use crate::parts::load::cp_async;
 use moec_ir::engine::portable::MmaGeometry;

@@ -3,10 +3,10 @@
 //! One tile of each operand is in shared memory, transposed so that a warp reads whole rows of it; the next is in
 //! registers meanwhile.
 
-use super::contract::Tile;
 use super::epilogue::Epilogue;
 use crate::builder::{Bool, Builder, F32, Global, I32, Shared, Var};
 use crate::kernels::Kernel;
+use crate::parts::Tile;
 use crate::parts::decode::{Decoder, block_of};
 use moec_ir::DType;
 use moec_ir::engine::portable::FmaGeometry;

@@ -1,10 +1,10 @@
 //! A tile on the tensor cores: a ring of tiles in shared memory, filled by `cp.async`, read by `ldmatrix`.
 
-use super::contract::Tile;
 use super::copy::{Copier, Source, phase};
 use super::epilogue::Epilogue;
 use crate::builder::{Builder, F32, I32, Shared, Var};
 use crate::kernels::Kernel;
+use crate::parts::Tile;
 use crate::parts::load::cp_async;
 use moec_ir::engine::portable::MmaGeometry;
 use moec_ir::tile::{Program, RowMap, Segment};

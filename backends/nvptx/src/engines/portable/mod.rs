@@ -8,4 +8,4 @@ mod epilogue;
 mod fma;
 mod mma;
 
-pub use contract::{Tile, contract};
+pub use contract::contract;

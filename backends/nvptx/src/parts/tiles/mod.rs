@@ -48,27 +48,26 @@ impl<'c> Tile<'c> {
     }
 }
 
-/// Tiles at most of a contraction cut into `tile_rows` by `tile_cols`.
-pub fn extent(program: &Program, contract: &Contract, tile_rows: u32, tile_cols: u32) -> Extent {
-    let one = |s: &Segment| {
-        let out = program.buffer(s.out);
-        let col_tiles = s.n(program).div_ceil(tile_cols.into());
-        match (s.groups, out.rows) {
-            (Groups::Dense, rows) => Grid::tiles(rows, tile_rows, col_tiles),
-            (Groups::ByExpert { .. }, Dim::PerToken(k)) => {
-                Extent::grouped_tiles(k, tile_rows.into(), n_experts(program, s).into(), col_tiles)
-            }
-            (Groups::ByExpert { .. }, Dim::Fixed(n)) => {
-                let partly_filled = u64::from(n_experts(program, s)).min(n);
-                Extent::fixed((n.div_ceil(tile_rows.into()) + partly_filled) * col_tiles)
-            }
+/// Tiles at most of a segment cut into tiles of (rows, columns).
+pub fn segment_tiles(program: &Program, s: &Segment, (tile_rows, tile_cols): (u32, u32)) -> Extent {
+    let col_tiles = s.n(program).div_ceil(tile_cols.into());
+    let experts = u64::from(n_experts(program, s));
+    match (s.groups, program.buffer(s.out).rows) {
+        (Groups::Dense, rows) => Grid::tiles(rows, tile_rows, col_tiles),
+        (Groups::ByExpert { .. }, Dim::PerToken(k)) => Extent::grouped_tiles(k, tile_rows.into(), experts, col_tiles),
+        (Groups::ByExpert { .. }, Dim::Fixed(n)) => {
+            Extent::fixed((n.div_ceil(tile_rows.into()) + experts.min(n)) * col_tiles)
         }
-    };
+    }
+}
+
+/// Tiles at most of all segments of a contraction.
+pub fn extent(program: &Program, contract: &Contract, tile: (u32, u32)) -> Extent {
     let sum = |a: Extent, b: Extent| {
         let cover = Grid::cover(a, b);
         Extent { mul: a.mul + b.mul, min: a.min + b.min, ..cover }
     };
-    contract.segments.iter().map(one).reduce(sum).unwrap_or(Extent::fixed(1))
+    contract.segments.iter().map(|s| segment_tiles(program, s, tile)).reduce(sum).unwrap_or(Extent::fixed(1))
 }
 
 fn n_experts(program: &Program, segment: &Segment) -> u32 {
@@ -181,12 +180,10 @@ pub fn publish_tiles<'c>(
     contract: &Contract,
     board: &Board<'c>,
     elected: Bool<'c>,
-    (tile_rows, tile_cols): (u32, u32),
+    tile: (u32, u32),
 ) {
     let c = k.builder;
-    let n_tokens = k.n_tokens();
-    let segments: Vec<Tiles> =
-        contract.segments.iter().map(|s| Tiles::new(k, program, s, n_tokens, tile_rows, tile_cols)).collect();
+    let segments: Vec<Tiles> = contract.segments.iter().map(|s| Tiles::new(k, program, s, tile)).collect();
     let claims = Claims::new(c, board.team, board.claims);
     let ring = Ring::new(c, board.slots);
     c.repeat(|| {
@@ -216,7 +213,7 @@ pub fn publish_tiles<'c>(
 }
 
 /// The tiles of one segment.
-struct Tiles<'c> {
+pub struct Tiles<'c> {
     rows: Rows<'c>,
     tile_rows: u32,
     tile_cols: u32,
@@ -234,19 +231,18 @@ enum Rows<'c> {
 }
 
 impl<'c> Tiles<'c> {
-    fn new(
+    /// In tiles of (rows, columns). All lanes of a warp call.
+    pub fn new(
         k: &Kernel<'c, '_>,
         program: &Program,
         segment: &Segment,
-        n_tokens: I32<'c>,
-        tile_rows: u32,
-        tile_cols: u32,
+        (tile_rows, tile_cols): (u32, u32),
     ) -> Tiles<'c> {
         let c = k.builder;
         let out = program.buffer(segment.out);
         let (rows, row_tiles) = match segment.groups {
             Groups::Dense => {
-                let rows = k.length(out.rows, n_tokens);
+                let rows = k.length(out.rows, k.n_tokens());
                 (Rows::Dense(rows), rows.div_ceil(tile_rows))
             }
             Groups::ByExpert { offsets } => {
@@ -254,7 +250,9 @@ impl<'c> Tiles<'c> {
                 let (lane, per_lane) = (c.lane(), n_experts.div_ceil(32));
                 let first = lane * per_lane;
                 // Offsets of experts past the last read the end again: they have no rows.
-                let read = |i: u32| c.load_i32(view.base.plus(view.bytes((first + i).min(n_experts))));
+                let is_whole = n_experts.is_multiple_of(32);
+                let place = |e: I32<'c>| if is_whole { e } else { e.min(n_experts) };
+                let read = |i: u32| c.load_i32(view.base.plus(view.bytes(place(first + i))));
                 let starts: Vec<I32> = (0..=per_lane).map(read).collect();
                 let tiles: Vec<I32> = starts.windows(2).map(|w| (w[1] - w[0]).div_ceil(tile_rows)).collect();
                 let mine = tiles.iter().copied().reduce(|a, b| a + b).unwrap_or(c.i32(0));
@@ -266,12 +264,13 @@ impl<'c> Tiles<'c> {
         Tiles { rows, tile_rows, tile_cols, col_tiles: segment.n(program).div_ceil(tile_cols.into()) as u32, row_tiles }
     }
 
-    fn count(&self) -> I32<'c> {
+    /// How many.
+    pub fn count(&self) -> I32<'c> {
         self.row_tiles * self.col_tiles
     }
 
-    /// The `n`-th tile, which exists.
-    fn find(&self, c: &'c Builder<'c>, n: I32<'c>) -> Tile<'c> {
+    /// The `n`-th tile, which exists. All lanes of a warp call.
+    pub fn find(&self, c: &'c Builder<'c>, n: I32<'c>) -> Tile<'c> {
         let segment = c.i32(0);
         match &self.rows {
             Rows::Dense(rows) => {
