@@ -12,9 +12,9 @@ use moec_ir::quant::ScaleCode;
 use moec_ir::tile::Buffer;
 use moec_runtime::{CachedWeights, Device, Hold, LayerBuilder, Weights};
 use moec_weights::{Checkpoint, CodedView, GivenCodes};
-use std::cell::Cell;
 use std::ffi::c_char;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Whose memory a weight stays in.
 #[repr(C)]
@@ -148,7 +148,7 @@ impl Created {
         &self,
         path: &str,
         cache: Option<&str>,
-        progress: &dyn Fn(&ParamInfo, u64, u64),
+        progress: &(dyn Fn(&ParamInfo, u64, u64) + Sync),
     ) -> Result<(), Diagnostic> {
         self.change(|builder| {
             let checkpoint = Checkpoint::open(path)?;
@@ -156,10 +156,9 @@ impl Created {
                 Some(dir) => Weights::Cached(CachedWeights::new(checkpoint.into(), Path::new(dir))?),
                 None => Weights::from_checkpoint(checkpoint),
             };
-            let (done, total) = (Cell::new(0), builder.weight_bytes());
+            let (done, total) = (AtomicU64::new(0), builder.weight_bytes());
             let watch = |param: &ParamInfo, buffer: &Buffer| {
-                progress(param, done.get(), total);
-                done.set(done.get() + buffer.bytes(0));
+                progress(param, done.fetch_add(buffer.bytes(0), Ordering::Relaxed), total);
             };
             builder.load(&Weights::Watched(&weights, &watch))
         })
@@ -245,11 +244,13 @@ pub unsafe extern "C" fn moec_layer_load_checkpoint(
         let options = unsafe { structs::read(options) }?;
         // SAFETY: as above.
         let (path, cache) = unsafe { (text(options.path, "path")?, optional_text(options.cache, "cache")?) };
+        // The host's own pointer, which is nobody else's business: loading calls back on this thread.
+        let (progress, user) = (options.progress, options.user.expose_provenance());
         layer.load(path, cache, &|param, done, total| {
-            if let Some(progress) = options.progress {
+            if let Some(progress) = progress {
                 let name = c_string(&param.name);
                 // SAFETY: the caller's contract.
-                unsafe { progress(options.user, name.as_ptr(), done, total) };
+                unsafe { progress(std::ptr::with_exposed_provenance_mut(user), name.as_ptr(), done, total) };
             }
         })
     })

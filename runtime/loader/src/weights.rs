@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use std::sync::Arc;
 
 /// A function that writes a parameter's packed buffer.
-pub type Fill<'a> = dyn Fn(&ParamInfo, &Buffer, &mut [u8]) -> Result<(), Diagnostic> + 'a;
+pub type Fill<'a> = dyn Fn(&ParamInfo, &Buffer, &mut [u8]) -> Result<(), Diagnostic> + Send + Sync + 'a;
 
 /// What keeps mapped memory mapped.
 pub(crate) type Keep = Arc<dyn std::any::Any + Send + Sync>;
@@ -21,10 +21,10 @@ pub(crate) type Keep = Arc<dyn std::any::Any + Send + Sync>;
 /// Mapped memory, and what keeps it.
 pub(crate) type Borrowed = (*const u8, Keep);
 
-/// Told of a weight, and of the buffer that it is packed into, before that begins.
-pub type Watch<'a> = dyn Fn(&ParamInfo, &Buffer) + 'a;
+/// Told of a weight, and of the buffer that it is packed into, before that begins, on the thread that loads.
+pub type Watch<'a> = dyn Fn(&ParamInfo, &Buffer) + Send + Sync + 'a;
 
-/// The weights of a layer.
+/// The weights of a layer. They may be opened on one thread and loaded on others.
 pub enum Weights<'a> {
     /// Tensors of a checkpoint, found by each parameter's own recipe.
     Checkpoint(Arc<Checkpoint>),

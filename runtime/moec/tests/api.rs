@@ -16,6 +16,36 @@ fn a_layer_for_no_target_is_refused() {
 }
 
 #[test]
+fn engines_may_load_on_one_thread_and_run_on_another() {
+    fn send<T: Send>() {}
+    fn sync<T: Sync>() {}
+    // Holds when it compiles.
+    send::<moec::Weights<'_>>();
+    sync::<moec::Weights<'_>>();
+    send::<moec::Model>();
+    sync::<moec::Model>();
+    send::<moec::Bundle>();
+    sync::<moec::Bundle>();
+    send::<moec::LayerBuilder>();
+    send::<moec::Layer>();
+    sync::<moec::Layer>();
+    send::<moec::Session>();
+    sync::<moec::Session>();
+    send::<moec::Error>();
+    sync::<moec::Error>();
+
+    let layer = Model::open(checkpoint("mixtral.f32")).unwrap().layer(None).unwrap();
+    let compiled = moec::compile(&CompileRequest::new(&layer.graph, vec![Target::by_name("cpu").unwrap()])).unwrap();
+    let weights = moec::Weights::from_checkpoint(moec::Checkpoint::open(checkpoint("mixtral.f32")).unwrap());
+    let input = moec::random_tensor(&layer.graph.inputs[0].ty, 5, 1, "input");
+    let load = move || Session::jit(&compiled, &weights, 8).unwrap();
+    let mut session = std::thread::spawn(load).join().unwrap();
+    let here = session.run(&[("input", &input)]).unwrap();
+    let there = std::thread::spawn(move || session.run(&[("input", &input)]).unwrap()).join().unwrap();
+    assert_eq!(here.output("output"), there.output("output"));
+}
+
+#[test]
 fn one_error_type_takes_both_kinds() {
     fn open(name: &str) -> moec::Result<Session> {
         let layer = Model::open(checkpoint(name))?.layer(None)?;

@@ -12,6 +12,7 @@ use moec_bundle::manifest::{ParamInfo, TensorInfo};
 use moec_ir::DType;
 use moec_ir::tile::Buffer;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
@@ -275,10 +276,10 @@ fn load(options: &Options, ready: &Ready, n_tokens: u64, progress: &Progress) ->
             .help("give a checkpoint with --weights DIR, or --weights random:seed=1 for a trial"));
         }
     };
-    let done = std::cell::Cell::new(0.0);
+    let done = AtomicU64::new(0);
     let watch = |param: &ParamInfo, buffer: &Buffer| {
-        progress.say(&format!("loading weights: {:.2} GiB so far, `{}`", done.get(), param.name));
-        done.set(done.get() + buffer.bytes(0) as f64 / (1u64 << 30) as f64);
+        let before = done.fetch_add(buffer.bytes(0), Ordering::Relaxed) as f64 / (1u64 << 30) as f64;
+        progress.say(&format!("loading weights: {before:.2} GiB so far, `{}`", param.name));
     };
     let weights = Weights::Watched(&weights, &watch);
     match (&ready.compiled, options.jit) {
