@@ -23,15 +23,22 @@ BLOCKS: frozenset[str] = frozenset(
     Inkling2SparseMoeBlock InklingMoE JambaSparseMoeBlock JetMoeMoE KimiLinearMoE
     Kolibri1SparseMoeBlock LagunaSparseMoeBlock Lfm2MoeSparseMoeBlock LongcatFlashMoE MellumSparseMoeBlock
     MiMoV2FlashMoE MiniMaxM2SparseMoeBlock MiniMaxM3VLSparseMoeBlock MiniMaxSparseMoeBlock Mistral4MoE
-    MistralLarge4TextMoE MixtralSparseMoeBlock MuseSparkMoE NemotronHMoE OlmoeSparseMoeBlock
+    MistralLarge4TextMoE MixtralSparseMoeBlock MuseSparkMoE NemotronHMoE NllbMoeSparseMLP OlmoeSparseMoeBlock
     PhimoeSparseMoeBlock Qwen2MoeSparseMoeBlock Qwen3MoeSparseMoeBlock Qwen3NextSparseMoeBlock Qwen3OmniMoeThinkerTextSparseMoeBlock
     Qwen3VLMoeTextSparseMoeBlock Qwen3_5MoeSparseMoeBlock Qwen4ExpSparseMoeBlock Qwen4ExpTextSparseMoeBlock SolarOpenMoE
-    Step3p7SparseMoeBlock
+    Step3p7SparseMoeBlock SwitchTransformersSparseMLP
     """.split()
 )
 
 #: Classes whose blocks give a pair: rows, and what the router said, which a fused router keeps to itself.
 PAIRS = frozenset({"GptOssMLP", "Llama4TextMoe"})
+
+
+#: Classes whose own code computes something else than was published, and what moec does.
+PUBLISHED = {
+    "NllbMoeSparseMLP": "transformers 5 gives every token of NLLB-MoE to its experts 0 and 1; moec gives each to the two that the"
+    " router chose, as the published code does: the model's output changes"
+}
 
 
 class MoecBlock(torch.nn.Module):
@@ -81,6 +88,8 @@ def patch(model, *, checkpoint=None, max_tokens: int = 4096, progress: bool = Fa
                 f"weights of `{name}` lie on `meta`: they are offloaded, or were not loaded",
                 "load the model without offloading, or hand in its checkpoint",
             )
+    for cls in {type(block).__name__ for _, block in found} & PUBLISHED.keys():
+        warnings.warn(PUBLISHED[cls], stacklevel=2)
     for name, block in found:
         _replace(model, name, block, _layer(model, name, block, checkpoint, max_tokens, progress or None))
     if not found:
@@ -100,10 +109,10 @@ def _replace(model, name: str, block, layer: Layer) -> None:
 
 def _layer(model, name: str, block, checkpoint, max_tokens: int, progress) -> Layer:
     """The layer of one block, which is called ``name`` in the model."""
-    weight = next(p for p in block.parameters() if p.ndim > 1)
+    # Of an expert: routers may be kept in another type.
+    weight = max(block.parameters(), key=torch.Tensor.numel)
     device = f"cuda:{weight.device.index or 0}" if weight.is_cuda else "cpu"
-    # The last number in the name: those before it, if any, count other things.
-    number = next((int(part) for part in reversed(name.split(".")) if part.isdigit()), None)
+    number = _number(model.config, name.split("."))
     source = checkpoint
     if checkpoint is None:
         source = _typed(json.loads(model.config.to_json_string(use_diff=False)), str(weight.dtype).removeprefix("torch."))
@@ -116,6 +125,18 @@ def _layer(model, name: str, block, checkpoint, max_tokens: int, progress) -> La
         _save(model, name, block, path)
         layer.load(path, progress=progress)
     return layer.finish()
+
+
+def _number(config, name: list[str]) -> int | None:
+    """The layer's number as the compiler counts, out of its name."""
+    numbers = [int(part) for part in name if part.isdigit()]
+    if not numbers:
+        return None
+    if not getattr(config, "is_encoder_decoder", False):
+        # Those before the last, if any, count other things.
+        return numbers[-1]
+    # Those behind the first count parts of the layer; the decoder's layers follow the encoder's.
+    return numbers[0] + (config.num_hidden_layers if "decoder" in name else 0)
 
 
 def _typed(config: dict, dtype: str) -> dict:

@@ -4,15 +4,18 @@ A *form* says how a module's experts are built; as an operand of an operator it 
 
 * ``activation``: moec's name, or ``{"kind": …}`` with its numbers;
 * ``gated``: the first weight has gate and up; ``interleaved``: row by row, otherwise all of gate first;
-* ``transposed``: weights are ``[E, in, out]``, otherwise ``[E, out, in]``.
+* ``transposed``: weights are ``[E, in, out]``, otherwise ``[E, out, in]``;
+* ``stored``: how weights are coded, such as ``e4m3 by f32(128, 128)`` — codes, scales, rows and columns of a block, 0 for all —
+  and ``dtype``, the type that they stand for; neither for weights that are floats.
 
-``params`` are the weights in the order ``gate_up or up``, ``down``, and their biases in the same order, or none.
+``params`` are the weights in the order ``gate_up or up``, ``down``, their biases in the same order, or none, and the scales of coded
+weights in the same order. Codes are bytes, two 4-bit codes in each; scales are ``[E, blocks along out, blocks along in]``.
 """
 
 import json
 import threading
 import weakref
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
@@ -23,13 +26,42 @@ from ._layer import Layer
 from ._library import LIBRARY
 
 
-class Form(TypedDict):
-    """How a module's experts are built."""
+class _Floats(TypedDict):
+    # How experts are built whose weights are floats.
 
     activation: Any
     gated: bool
     transposed: bool
     interleaved: bool
+
+
+class Form(_Floats, total=False):
+    """How a module's experts are built."""
+
+    stored: str
+    dtype: str
+
+
+class _Weight(NamedTuple):
+    """A layer's parameter as a view of a module's own, and that one's number; codes with their scales likewise."""
+
+    number: int
+    tensor: torch.Tensor
+    scale_number: int = -1
+    scales: torch.Tensor | None = None
+
+
+def fp8_form(form: Form, scale: torch.Tensor, block, dtype: torch.dtype) -> Form:
+    """The form of experts in FP8 with float32 scales: of blocks, or without ``block`` one for each expert or each row."""
+    rows, cols = block or ([0, 0] if scale.numel() == len(scale) else [1, 0])
+    return {**form, "stored": f"e4m3 by f32({rows}, {cols})", "dtype": _tensors.NAMES[str(dtype).removeprefix("torch.")]}
+
+
+def fp8_params(w1, w2, biases: list, scales: list) -> list[torch.Tensor]:
+    """FP8 weights and their scales as the operator takes them."""
+    codes = [w.detach().view(torch.uint8) for w in (w1, w2)]
+    grids = [s.detach() if s.ndim == 3 else s.detach().view(len(w1), -1, 1) for s in scales]
+    return [*codes, *biases, *grids]
 
 
 # Reentrant: weights may be freed, and forgotten, while others are prepared.
@@ -51,11 +83,20 @@ class Prepared:
         self.layer = Layer(_bundle(_graph(views, form, top_k), device), device=device, max_tokens=max_tokens)
         #: Numbers of the parameters that were copied, so that a later write to them has to be noticed.
         self.copied: set[int] = set()
-        for name, (number, view) in views.items():
-            # On a GPU all is copied, by way of the host; on the CPU what kernels read in another layout.
-            if on_gpu or not self.layer.borrow(name, view):
-                self.layer.set(name, view.cpu() if on_gpu else view, borrow=False)
-                self.copied.add(number)
+        if on_gpu:
+            # Weights may still be on their way, on any stream.
+            torch.cuda.synchronize(params[0].device)
+        for name, w in views.items():
+            # What kernels read in another layout is copied, on a GPU by way of the host.
+            if w.scales is not None:
+                self.copied.add(w.scale_number)
+            if self.layer.borrow(name, w.tensor, w.scales):
+                continue
+            self.copied.add(w.number)
+            if w.scales is None:
+                self.layer.set(name, w.tensor, borrow=False)
+            else:
+                self.layer.set_codes(name, w.tensor, w.scales, borrow=False)
         # The weights' owner decides how long they live: the layer goes when one of them does.
         self.layer._kept.clear()
         self.layer.finish()
@@ -137,36 +178,56 @@ def _bundle(graph: dict, device: str) -> Bundle:
     return _BUNDLES[key]
 
 
-def _views(params, form: dict) -> dict[str, tuple[int, torch.Tensor]]:
-    """The layer's parameters as views of a module's own, with the number of each: ``[E, N, K]``, gate apart from up."""
-    first, down = params[0], params[1]
+def _views(params, form: dict) -> dict[str, _Weight]:
+    """The layer's parameters as views of a module's own: ``[E, N, K]``, gate apart from up."""
+    weights = [_Weight(i, p) for i, p in enumerate(params)]
+    if "stored" in form:
+        *weights, first_scales, down_scales = weights
+        for i, s in enumerate((first_scales, down_scales)):
+            weights[i] = weights[i]._replace(scale_number=s.number, scales=s.tensor)
     if form["transposed"]:
-        first, down = first.transpose(1, 2), down.transpose(1, 2)
+        weights[:2] = [w._replace(tensor=w.tensor.transpose(1, 2)) for w in weights[:2]]
     views = {}
 
-    def branches(number, tensor, axis, end):
+    def branches(weight: _Weight, end: str) -> None:
         if not form["gated"]:
-            views["experts.up" + end] = number, tensor
+            views["experts.up" + end] = weight
             return
-        n = tensor.shape[axis] // 2
-        both = [(slice(0, n), slice(n, None)), (slice(0, None, 2), slice(1, None, 2))][form["interleaved"]]
-        for name, part in zip(("gate", "up"), both):
-            views[f"experts.{name}{end}"] = number, tensor[(slice(None),) * axis + (part,)]
+        scales = weight.scales
+        for i, name in enumerate(("gate", "up")):
+            views[f"experts.{name}{end}"] = weight._replace(
+                tensor=_half(weight.tensor, i, form["interleaved"]),
+                # One scale for both stays one for each.
+                scales=scales if scales is None or scales.shape[1] == 1 else _half(scales, i, form["interleaved"]),
+            )
 
-    branches(0, first, 1, "")
-    views["experts.down"] = 1, down
-    if len(params) > 2:
-        branches(2, params[2], 1, "_bias")
-        views["experts.down_bias"] = 3, params[3]
+    branches(weights[0], "")
+    views["experts.down"] = weights[1]
+    if len(weights) > 2:
+        branches(weights[2], "_bias")
+        views["experts.down_bias"] = weights[3]
     return views
 
 
-def _graph(views: dict[str, tuple[int, torch.Tensor]], form: dict, top_k: int) -> dict:
+def _half(tensor: torch.Tensor, i: int, interleaved: bool) -> torch.Tensor:
+    """Every second row from the one of this number on, or the first or second half of all rows."""
+    n = tensor.shape[1] // 2
+    return tensor[:, i::2] if interleaved else tensor[:, i * n : (i + 1) * n]
+
+
+def _graph(views: dict[str, _Weight], form: dict, top_k: int) -> dict:
     """The layer graph of experts alone, with ids as PyTorch has them."""
-    down = views["experts.down"][1]
-    n_experts, hidden, _ = down.shape
-    dtype = _tensors.dtype_name(down)
-    params = [{"name": n, "dtype": _tensors.dtype_name(v), "shape": list(v.shape)} for n, (_, v) in views.items()]
+    n_experts, hidden, _ = views["experts.down"].tensor.shape
+    dtype = form["dtype"] if "stored" in form else _tensors.dtype_name(views["experts.down"].tensor)
+
+    def param(name, weight):
+        if weight.scales is None:
+            return {"name": name, "dtype": _tensors.dtype_name(weight.tensor), "shape": list(weight.tensor.shape)}
+        *outer, width = weight.tensor.shape
+        in_a_byte = 2 if form["stored"].startswith(("e2m1", "int4")) else 1
+        return {"name": name, "dtype": dtype, "shape": [*outer, width * in_a_byte], "stored": form["stored"]}
+
+    params = [param(name, weight) for name, weight in views.items()]
 
     def product(name, rows, weight):
         bias = [weight + "_bias"] if weight + "_bias" in views else []

@@ -21,7 +21,7 @@ class Param:
     shape: tuple[int, ...]
     #: Whether it has its weight.
     is_set: bool
-    #: Whether kernels read it as published codes and scales, which only a checkpoint gives.
+    #: Whether it is published as codes and scales: :meth:`Layer.set_codes`, or a checkpoint, gives it.
     is_coded: bool
 
 
@@ -69,10 +69,30 @@ class Layer:
         """
         self._give(name, tensor, c.BORROW_IF_POSSIBLE if borrow else c.COPY)
 
-    def borrow(self, name: str, tensor) -> bool:
-        """As :meth:`set`, but never copies: whether the kernels can read the tensor as it lies."""
+    def set_codes(self, name: str, codes, scales, global_scales=None, *, borrow: bool = True) -> None:
+        """Gives a parameter that is published as codes and scales both: the value of an element is
+        ``code * (scale * global_scale)``.
+
+        Args:
+            codes: ``[.., N, K]`` of FP8 or bytes; of 4-bit codes ``[.., N, K / 2]`` bytes, the low half first.
+            scales: one for each block, ``[.., blocks along N, blocks along K]``; bytes are scales of the parameter's own type.
+            global_scales: float32, one or one for each matrix, in the host's memory; for NVFP4.
+            borrow: as for :meth:`set`; scales are copied where kernels read them otherwise.
+
+        Raises:
+            MoecError: ``stored-format-mismatch``, ``quantised-scale-invalid``, ``scale-not-exact``, ``tensor-shape-mismatch`` and
+                others.
+        """
+        self._give_codes(name, codes, scales, global_scales, c.BORROW_IF_POSSIBLE if borrow else c.COPY)
+
+    def borrow(self, name: str, tensor, scales=None) -> bool:
+        """As :meth:`set`, or with scales :meth:`set_codes`, but never copies: whether the kernels can read the tensor as it
+        lies."""
         try:
-            self._give(name, tensor, c.BORROW)
+            if scales is None:
+                self._give(name, tensor, c.BORROW)
+            else:
+                self._give_codes(name, tensor, scales, None, c.BORROW)
         except MoecError as e:
             if e.code == "parameter-not-borrowable":
                 return False
@@ -80,9 +100,16 @@ class Layer:
         return True
 
     def _give(self, name: str, tensor, hold: int) -> None:
-        given, keep = _tensors.view(tensor.detach() if _tensors.is_torch(tensor) else tensor)
+        given, keep = _view(tensor)
         c.check(c.LIBRARY.moec_layer_set_param(self._handle, name.encode(), ctypes.byref(given), hold))
         self._kept[name] = None if hold == c.COPY else keep
+
+    def _give_codes(self, name: str, codes, scales, global_scales, hold: int) -> None:
+        views = [None if t is None else _view(t) for t in (codes, scales, global_scales)]
+        pointers = [None if v is None else ctypes.pointer(v[0]) for v in views]
+        given = c.Codes(ctypes.sizeof(c.Codes), *pointers)
+        c.check(c.LIBRARY.moec_layer_set_codes(self._handle, name.encode(), ctypes.byref(given), hold))
+        self._kept[name] = None if hold == c.COPY else views
 
     def load(self, checkpoint, *, cache=None, progress=None) -> None:
         """Gives all parameters their weights, out of a checkpoint of the model.
@@ -221,6 +248,10 @@ class _Plan:
         list_out = (ctypes.POINTER(c.Tensor) * max(m, 1))(*pointers[n:])
         size = ctypes.sizeof(c.Launch)
         self.launch = c.Launch(size, list_in, n, list_out, m, None, layer.workspace_bytes(n_tokens), None)
+
+
+def _view(tensor):
+    return _tensors.view(tensor.detach() if _tensors.is_torch(tensor) else tensor)
 
 
 @functools.cache

@@ -55,6 +55,15 @@ class CheckpointOptions(ctypes.Structure):
     ]
 
 
+class Codes(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", ctypes.c_size_t),
+        ("codes", ctypes.POINTER(Tensor)),
+        ("scales", ctypes.POINTER(Tensor)),
+        ("globals", ctypes.POINTER(Tensor)),
+    ]
+
+
 class Param(ctypes.Structure):
     _fields_ = [
         ("struct_size", ctypes.c_size_t),
@@ -89,6 +98,7 @@ _FUNCTIONS = {
     "moec_layer_param_count": [_HANDLE, ctypes.POINTER(ctypes.c_size_t)],
     "moec_layer_param": [_HANDLE, ctypes.c_size_t, ctypes.POINTER(Param)],
     "moec_layer_set_param": [_HANDLE, ctypes.c_char_p, ctypes.POINTER(Tensor), ctypes.c_int32],
+    "moec_layer_set_codes": [_HANDLE, ctypes.c_char_p, ctypes.POINTER(Codes), ctypes.c_int32],
     "moec_layer_load_checkpoint": [_HANDLE, ctypes.POINTER(CheckpointOptions)],
     "moec_layer_finish": [_HANDLE],
     "moec_layer_workspace_bytes": [_HANDLE, ctypes.c_uint64, ctypes.POINTER(ctypes.c_uint64)],

@@ -16,9 +16,12 @@ _TYPES = {
     "i32": (0, 32, "int32"),
     "i64": (0, 64, "int64"),
 }
+# Names of numpy and PyTorch, and DLPack's code and bits, of what weights are coded in and layers do not compute in.
+_CODES = {"uint8": (1, 8), "float8_e4m3fn": (10, 8), "float8_e5m2": (12, 8), "float8_e8m0fnu": (14, 8)}
 #: Name in moec: name in numpy and PyTorch.
 PYTHON_NAMES = {name: python for name, (_, _, python) in _TYPES.items()}
-_NAMES = {python: name for name, (_, _, python) in _TYPES.items()}
+#: The other way round.
+NAMES = {python: name for name, (_, _, python) in _TYPES.items()}
 
 
 def is_torch(tensor) -> bool:
@@ -34,15 +37,16 @@ def dtype_name(tensor) -> str:
         MoecError: ``input-type-mismatch`` for one that moec does not have.
     """
     name = str(tensor.dtype).removeprefix("torch.")
-    if name not in _NAMES:
+    if name not in NAMES:
         raise MoecError("input-type-mismatch", f"moec does not have elements of type {name}")
-    return _NAMES[name]
+    return NAMES[name]
 
 
 def view(tensor) -> tuple[Tensor, Any]:
     """The tensor where it lies, and what has to be kept until the view is no longer used."""
-    name = dtype_name(tensor)
-    code, bits, _ = _TYPES[name]
+    code, bits = _CODES.get(str(tensor.dtype).removeprefix("torch."), (0, 0))
+    if not bits:
+        code, bits, _ = _TYPES[dtype_name(tensor)]
     if is_torch(tensor):
         if tensor.is_meta:
             raise MoecError("tensor-invalid", "the tensor has no memory: it lies on `meta`", "load its values first")

@@ -1,25 +1,27 @@
-"""moec in SGLang: experts of unquantised models.
+"""moec in SGLang: experts of unquantised models, and of those in FP8 that SGLang's own method loads.
 
 SGLang finds :func:`register` by itself (entry point ``sglang.srt.plugins``); ``--moe-runner-backend moec`` chooses it. Layers that
-moec does not support are left to SGLang's own choice.
+moec does not support are left to Triton. FP8 weights stay codes, and activations stay in the model's type.
 """
 
 import json
 import logging
 
+import torch
 from sglang.srt.arg_groups.choices import add_moe_runner_backend_choices
 from sglang.srt.layers.moe.moe_runner import MoeRunner, register_moe_runner_core
 from sglang.srt.layers.moe.moe_runner.base import DispatchMoeRunnerCore
 from sglang.srt.layers.moe.token_dispatcher.standard import StandardCombineInput
-from sglang.srt.layers.moe.utils import get_moe_runner_backend, resolve_moe_runner_backend
+from sglang.srt.layers.moe.utils import MoeRunnerBackend, get_moe_runner_backend, resolve_moe_runner_backend
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from ._experts import Form
+from ._experts import Form, fp8_form, fp8_params
 from .torch import experts
 
 __all__ = ["MoecCore", "form_of", "register"]
 
-_METHOD = "sglang.srt.layers.quantization.unquant.UnquantizedFusedMoEMethod.create_moe_runner"
+_FLOATS = "sglang.srt.layers.quantization.unquant.UnquantizedFusedMoEMethod"
+_FP8 = "sglang.srt.layers.quantization.fp8.Fp8MoEMethod"
 _LOG = logging.getLogger(__name__)
 
 
@@ -50,9 +52,10 @@ class MoecCore(DispatchMoeRunnerCore):
 
     def run_from_dispatch(self, dispatch_output, quant_info, runner_config, hooks=None) -> StandardCombineInput:
         form = form_of(runner_config, quant_info.fuse_swiglu_interleaved)
-        if form is None or quant_info.w13_scale is not None:
+        x, scales = dispatch_output.hidden_states, [quant_info.w13_scale, quant_info.w2_scale]
+        is_fp8 = scales[0] is not None and quant_info.use_fp8_w8a8 and quant_info.w13_weight.dtype == torch.float8_e4m3fn
+        if form is None or scales[0] is not None and not is_fp8:
             raise NotImplementedError("moec does not support these experts")
-        x = dispatch_output.hidden_states
         weights, ids = dispatch_output.topk_output.topk_weights, dispatch_output.topk_output.topk_ids
         if runner_config.apply_router_weight_on_input:
             x = x * weights.to(x.dtype)
@@ -60,13 +63,21 @@ class MoecCore(DispatchMoeRunnerCore):
         if runner_config.routed_scaling_factor is not None:
             weights = weights * runner_config.routed_scaling_factor
         biases = [b for b in (quant_info.b13, quant_info.b2) if b is not None]
-        rows = experts(x, ids.long(), weights, [quant_info.w13_weight, quant_info.w2_weight, *biases], json.dumps(form))
+        params = [quant_info.w13_weight, quant_info.w2_weight, *biases]
+        if is_fp8:
+            form = fp8_form(form, quant_info.w13_scale, quant_info.block_shape, x.dtype)
+            params = fp8_params(params[0], params[1], biases, scales)
+        rows = experts(x, ids.long(), weights, params, json.dumps(form))
         return StandardCombineInput(hidden_states=rows)
+
+
+def _is_chosen() -> bool:
+    return getattr(get_moe_runner_backend(), "value", None) == "moec"
 
 
 def _create_moe_runner(own, method, layer, moe_runner_config):
     own(method, layer, moe_runner_config)
-    if getattr(get_moe_runner_backend(), "value", None) != "moec":
+    if not _is_chosen():
         return
     if form_of(moe_runner_config) is None or method.runner.lora_enabled:
         _LOG.warning("moec does not support these experts: they stay with %s", method.runner.runner_backend.value)
@@ -74,8 +85,29 @@ def _create_moe_runner(own, method, layer, moe_runner_config):
     method.runner = MoeRunner(resolve_moe_runner_backend("moec"), moe_runner_config)
 
 
+def _create_fp8_runner(own, method, layer, moe_runner_config):
+    own(method, layer, moe_runner_config)
+    if not _is_chosen():
+        return
+    backend = resolve_moe_runner_backend("moec")
+    if method.use_mxfp8 or method.is_fp4_expert or form_of(moe_runner_config) is None:
+        # SGLang leaves a method without kernels when it does not know the chosen ones.
+        backend = MoeRunnerBackend.TRITON
+        _LOG.warning("moec does not support these experts: they stay with %s", backend.value)
+    method.runner = MoeRunner(backend, moe_runner_config)
+    method._owns_moe_runner = True
+
+
+def _apply_fp8(own, method, layer, dispatch_output):
+    if method.runner is None or type(method.runner.runner_core) is not MoecCore:
+        return own(method, layer, dispatch_output)
+    return method.runner.run(dispatch_output, method.get_triton_quant_info(layer))
+
+
 def register() -> None:
     """Makes ``--moe-runner-backend moec`` known to SGLang."""
     register_moe_runner_core("moec", MoecCore)
     add_moe_runner_backend_choices(["moec"])
-    HookRegistry.register(_METHOD, _create_moe_runner, HookType.AROUND)
+    HookRegistry.register(f"{_FLOATS}.create_moe_runner", _create_moe_runner, HookType.AROUND)
+    HookRegistry.register(f"{_FP8}.create_moe_runner", _create_fp8_runner, HookType.AROUND)
+    HookRegistry.register(f"{_FP8}.apply", _apply_fp8, HookType.AROUND)

@@ -25,19 +25,19 @@ from .torch import experts
 
 __all__ = ["BLOCKS", "IGNORING", "PAIRS", "MoecBlock", "form_of", "patch", "register"]
 
-#: Model types with experts that take no notice of ``experts_implementation``, and whether :func:`patch` serves them.
+#: Model types with experts that take no notice of ``experts_implementation``, and why :func:`patch` does not serve them.
 IGNORING = {
-    "dbrx": True,
-    "doge": False,
-    "jetmoe": True,
-    "llama4": True,
-    "llama4_text": True,
-    "longcat_flash": True,
-    "nllb-moe": False,
-    "step3p5": True,
-    "step3p7": True,
-    "switch_transformers": False,
-    "vitpose_backbone": False,
+    "dbrx": None,
+    "doge": "its code routes a token by the logits of other tokens",
+    "jetmoe": None,
+    "llama4": None,
+    "llama4_text": None,
+    "longcat_flash": None,
+    "nllb-moe": None,
+    "step3p5": None,
+    "step3p7": None,
+    "switch_transformers": None,
+    "vitpose_backbone": "no router chooses its experts: the data set of a picture names one",
 }
 
 _NAMED: set[str] = set()
@@ -70,7 +70,8 @@ def _watch(cls) -> None:
         kind = getattr(self.config, "model_type", "")
         if requested_experts == "moec" and kind in IGNORING and kind not in _NAMED:
             _NAMED.add(kind)
-            instead = "moec.transformers.patch(model) serves it" if IGNORING[kind] else "moec does not serve it"
+            why = IGNORING[kind]
+            instead = f"moec does not serve it: {why}" if why else "moec.transformers.patch(model) serves it"
             warnings.warn(f"{kind} takes no notice of experts_implementation in transformers; {instead}", stacklevel=2)
         return own(self, requested_experts, *args, **kwargs)
 

@@ -1,18 +1,22 @@
-"""moec in vLLM: experts of unquantised models.
+"""moec in vLLM: experts of unquantised models, and of those in FP8.
 
 vLLM finds :func:`register` by itself (entry point ``vllm.general_plugins``); ``VLLM_PLUGINS`` names the plug-ins to load, for those
-who want it not. What moec does not support — an activation, quantisation, LoRA, all-to-all kernels — is left to vLLM's own choice.
+who want it not. What moec does not support — an activation, another quantisation, LoRA, all-to-all kernels — is left to vLLM's own
+choice. FP8 weights stay codes, and activations stay in the model's type: they are not rounded to FP8.
 """
 
+import importlib
 import json
 from typing import Any
 
 import torch
+import vllm.model_executor.layers.fused_moe.oracle.fp8 as fp8_oracle
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk
 from vllm.model_executor.layers.fused_moe.activation import ApplyMoEActivationConfig, MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CONFIG
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
+from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
 from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
@@ -30,6 +34,13 @@ _PLAIN = {
     MoEActivation.RELU2_NO_MUL: "relu2",
 }
 _WITH_NUMBERS = {MoEActivation.SILU, MoEActivation.SWIGLUOAI, MoEActivation.SWIGLUOAI_UNINTERLEAVE, MoEActivation.SITU}
+
+
+#: Modules with a method of FP8 experts, which ask vLLM's table for the kernels to use.
+_FP8_METHODS = (
+    "vllm.model_executor.layers.quantization.fp8",
+    "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe.compressed_tensors_moe_w8a8_fp8",
+)
 
 
 def form_of(activation: MoEActivation, config: ApplyMoEActivationConfig) -> "_experts.Form | None":
@@ -60,7 +71,16 @@ class MoecExperts(mk.FusedMoEExpertsModular):
         form = form_of(moe_config.activation, ApplyMoEActivationConfig.from_configs(moe_config, quant_config))
         if form is None:
             raise NotImplementedError(f"moec does not have {moe_config.activation} with these numbers")
+        self._is_coded = self.w1_scale is not None
+        if self._is_coded:
+            form = _experts.fp8_form(form, self.w1_scale, self.block_shape, moe_config.in_dtype)
         self._form = json.dumps(form)
+        # The weights of the last call, as the operator takes them.
+        self._given: tuple[Any, Any, list[torch.Tensor]] | None = None
+
+    @property
+    def expects_unquantized_inputs(self) -> bool:
+        return True
 
     @staticmethod
     def activation_format() -> mk.FusedMoEActivationFormat:
@@ -78,7 +98,12 @@ class MoecExperts(mk.FusedMoEExpertsModular):
 
     @staticmethod
     def _supports_quant_scheme(weight_key, activation_key) -> bool:
-        return weight_key is None and activation_key is None
+        if weight_key is None:
+            return activation_key is None
+        # Whatever activations would be rounded to: here they stay as they are.
+        scale = weight_key.scale
+        is_known = weight_key.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.static
+        return is_known and weight_key.symmetric and weight_key.scale2 is None and not scale.group_shape.is_per_token()
 
     @staticmethod
     def _supports_activation(activation) -> bool:
@@ -97,8 +122,18 @@ class MoecExperts(mk.FusedMoEExpertsModular):
         return (1,), (1,), (M, K)
 
     def _params(self, w1, w2) -> list[torch.Tensor]:
+        if self._given is not None and self._given[0] is w1 and self._given[1] is w2:
+            return self._given[2]
         biases = [b for b in (self.w1_bias, self.w2_bias) if b is not None]
-        return [w1, w2, *biases]
+        if self._is_coded:
+            params = _experts.fp8_params(w1, w2, biases, [self.w1_scale, self.w2_scale])
+        else:
+            params = [w1, w2, *biases]
+        if self._given is None and self._is_coded:
+            # These experts are new; their weights may lie where others lay, written in a way that PyTorch does not count.
+            _experts.forget_weights(params)
+        self._given = (w1, w2, params)
+        return params
 
     def process_weights_after_loading(self, layer) -> None:
         """Compiles and copies before the first call."""
@@ -133,14 +168,28 @@ class MoecExperts(mk.FusedMoEExpertsModular):
         output.copy_(experts(hidden_states, ids, topk_weights, self._params(w1, w2), self._form))
 
 
-def is_supported(moe) -> bool:
-    """Whether moec serves the layer with this config."""
-    fits, _ = MoecExperts.is_supported_config(MoecExperts, moe, None, None, mk.FusedMoEActivationFormat.Standard)
+def is_supported(moe, weight_key=None, activation_key=None) -> bool:
+    """Whether moec serves the layer with this config and these kinds of weights and activations."""
+    plain = mk.FusedMoEActivationFormat.Standard
+    fits, _ = MoecExperts.is_supported_config(MoecExperts, moe, weight_key, activation_key, plain)
     return fits and form_of(moe.activation, ApplyMoEActivationConfig.from_configs(moe, FUSED_MOE_UNQUANTIZED_CONFIG)) is not None
 
 
 def register() -> None:
-    """Has vLLM use moec for the experts of unquantised models."""
+    """Has vLLM use moec for the experts of unquantised models, and of those in FP8."""
+    own = fp8_oracle.select_fp8_moe_backend
+    if own.__name__ != "select_moec":
+
+        def select_moec(config, weight_key, activation_key, **more):
+            # One who names a backend means it.
+            if config.moe_backend == "auto" and is_supported(config, weight_key, activation_key):
+                # The backend whose weights stay as they were loaded.
+                return Fp8MoeBackend.TRITON, MoecExperts
+            return own(config, weight_key, activation_key, **more)
+
+        for name in _FP8_METHODS:
+            importlib.import_module(name).select_fp8_moe_backend = select_moec
+        fp8_oracle.select_fp8_moe_backend = select_moec
 
     @UnquantizedFusedMoEMethod.register_oot
     class MoecUnquantizedFusedMoEMethod(UnquantizedFusedMoEMethod):

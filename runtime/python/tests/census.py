@@ -23,7 +23,7 @@ LIMIT = 1e-5
 TEXT = """# transformers: what runs in moec
 
 Every family of the conformance tests, with tiny random weights in float32: the relative error of the logits (norm of the difference
-to the model's own experts by the norm of those). *experts* is `experts_implementation="moec"`, *block* is
+to the model's own experts by the norm of those; where a model wants pictures, sound or two texts, of the MoE blocks' outputs). *experts* is `experts_implementation="moec"`, *block* is
 `moec.transformers.patch(model)`, with the router in the layer. A dash: it runs in the model's own code, for the reason that is named.
 Written by `cargo xtask python-check census`.
 
@@ -40,10 +40,16 @@ def tiny(family: str):
     return model
 
 
-def logits(model, tokens):
+def results(model, family, tokens, blocks):
+    """Logits; of models that want more than text, what the MoE blocks of these names make of random rows."""
+    if family in golden.CLASSES:
+        x = torch.randn(1, tokens.numel(), model.config.hidden_size, generator=torch.Generator().manual_seed(2))
+        found = [model.get_submodule(name)(x) for name in blocks]
+        return torch.cat([y[0] if isinstance(y, tuple) else y for y in found])
     # A text-only call: some models of images and text look for images before they look for text.
     inner = model if not hasattr(model, "language_model") else model.language_model
-    found = inner(input_ids=tokens)
+    more = {"decoder_input_ids": tokens} if family == "diffusion_gemma" else {}
+    found = inner(input_ids=tokens, **more)
     return found.logits if hasattr(found, "logits") else found.last_hidden_state
 
 
@@ -51,13 +57,13 @@ def error(got, want) -> float:
     return ((got - want).norm() / want.norm()).item()
 
 
-def through_experts(model, tokens, want) -> tuple[str, bool]:
+def through_experts(model, run, want) -> tuple[str, bool]:
     _experts.forget()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         moec.transformers._NAMED.clear()
         model.set_experts_implementation("moec")
-        got = logits(model, tokens)
+        got = run(model)
     kind = model.config.get_text_config().model_type
     unknown = [str(w.message) for w in said if str(w.message).startswith("moec does not know")]
     if unknown or not _experts.PREPARED:
@@ -67,13 +73,13 @@ def through_experts(model, tokens, want) -> tuple[str, bool]:
     return f"{e:.0e}", e < LIMIT
 
 
-def through_blocks(model, tokens, want) -> tuple[str, bool]:
+def through_blocks(model, run, want) -> tuple[str, bool]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         n = moec.transformers.patch(model, max_tokens=64)
     if n == 0:
         return "— (no such block)", True
-    e = error(logits(model, tokens), want)
+    e = error(run(model), want)
     return f"{e:.0e}", e < LIMIT
 
 
@@ -85,8 +91,14 @@ def main() -> bool:
         model = tiny(family)
         tokens = torch.randint(3, golden.COMMON["vocab_size"], (2, 7), generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            want = logits(model, tokens)
-            cells = [through_experts(model, tokens, want), through_blocks(model, tokens, want)]
+            names = {module: name for name, module in model.named_modules()}
+            blocks = [names[block] for _, block, _ in golden.moe_layers(model)]
+
+            def run(model, family=family, tokens=tokens, blocks=blocks):
+                return results(model, family, tokens, blocks)
+
+            want = run(model)
+            cells = [through_experts(model, run, want), through_blocks(model, run, want)]
         for i, (cell, fine) in enumerate(cells):
             good &= fine
             counts[i] += not cell.startswith("—")

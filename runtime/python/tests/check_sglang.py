@@ -23,6 +23,7 @@ from sglang.srt.layers.moe.moe_runner import MoeRunnerConfig  # noqa: E402
 from sglang.srt.layers.moe.token_dispatcher.standard import StandardDispatchOutput  # noqa: E402
 from sglang.srt.layers.moe.topk import StandardTopKOutput  # noqa: E402
 from sglang.srt.layers.moe.utils import get_flags, resolve_moe_runner_backend  # noqa: E402
+from sglang.srt.layers.quantization import fp8 as sglang_fp8  # noqa: E402
 from sglang.srt.layers.quantization.unquant import UnquantizedFusedMoEMethod  # noqa: E402
 from sglang.srt.plugins.hook_registry import HookRegistry  # noqa: E402
 
@@ -31,7 +32,7 @@ E, H, I, K, T = 8, 64, 48, 2, 7
 
 def config(dtype=torch.float32, **more) -> MoeRunnerConfig:
     common = dict(num_experts=E, num_local_experts=E, hidden_size=H, intermediate_size_per_partition=I, top_k=K, params_dtype=dtype)
-    return MoeRunnerConfig(**common, **more)
+    return MoeRunnerConfig(**(common | more))
 
 
 def method_of(cfg, with_bias=False):
@@ -60,7 +61,7 @@ def oai(interleaved):
 
 
 def reference(x, w, ids, layer, cfg, act):
-    out = torch.zeros(T, H)
+    out = torch.zeros(x.shape)
     b13, b2 = getattr(layer, "w13_weight_bias", None), getattr(layer, "w2_weight_bias", None)
     for t in range(T):
         for k in range(ids.shape[1]):
@@ -92,6 +93,49 @@ def run(name, cfg, act, with_bias=False, skipped=False) -> None:
     print(f"{name:40} {e:.1e}")
 
 
+def by_scale(codes, scale, block):
+    """What codes stand for; `block` has 0 for a whole axis."""
+    _, n, k = codes.shape
+    rows, cols = block[0] or n, block[1] or k
+    grid = scale.reshape(len(codes), -1, 1) if scale.ndim < 3 else scale
+    full = grid.repeat_interleave(rows, 1)[:, :n].repeat_interleave(cols, 2)[:, :, :k]
+    return codes.float() * full.expand(codes.shape)
+
+
+def fp8_method(cfg, **more):
+    method, layer = sglang_fp8.Fp8MoEMethod(sglang_fp8.Fp8Config(is_checkpoint_fp8_serialized=True, **more)), torch.nn.Module()
+    layer.moe_runner_config, layer.moe_tp_size = cfg, 1
+    layer.num_local_experts, layer.intermediate_size_per_partition = E, cfg.intermediate_size_per_partition
+    method.create_weights(layer, E, cfg.hidden_size, cfg.intermediate_size_per_partition, cfg.params_dtype)
+    method.create_moe_runner(layer, cfg)
+    return method, layer
+
+
+def run_fp8(name, block, dtype=torch.bfloat16, **more) -> None:
+    """FP8 experts of SGLang's own method: the values of their codes, with activations that are not rounded."""
+    hidden, ffn = 256, 128
+    cfg = config(dtype, hidden_size=hidden, intermediate_size_per_partition=ffn)
+    method, layer = fp8_method(cfg, **more)
+    assert type(method.runner.runner_core) is moec.sglang.MoecCore, method.runner.runner_core
+    torch.manual_seed(0)
+    for key, p in layer.named_parameters():
+        p.data.copy_(torch.rand(p.shape) * 0.02 + 0.005 if "scale" in key else torch.randn(p.shape) * 10)
+    method.process_weights_after_loading(layer)
+    x = torch.randn(T, hidden).to(dtype)
+    w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
+    got = method.apply(layer, StandardDispatchOutput(x, None, StandardTopKOutput(w, ids.int(), None))).hidden_states
+    info = method.get_triton_quant_info(layer)
+    floats = torch.nn.Module()
+    floats.w13_weight = by_scale(info.w13_weight, info.w13_scale, block)
+    floats.w2_weight = by_scale(info.w2_weight, info.w2_scale, block)
+    want = reference(x, w, ids, floats, cfg, lambda h: torch.nn.functional.silu(h[:ffn]) * h[ffn:])
+    e = ((got.float() - want).norm() / want.norm()).item()
+    assert got.dtype == dtype and e < (2e-2 if dtype == torch.bfloat16 else 1e-5), (name, e)
+    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params]
+    assert all(coded[-3:]), "codes were made floats"
+    print(f"{name:40} {e:.1e}")
+
+
 def falls_back(name, cfg) -> None:
     method, _ = method_of(cfg)
     assert type(method.runner.runner_core) is not moec.sglang.MoecCore
@@ -116,6 +160,12 @@ def main() -> None:
     run("gpt-oss, bf16, biases in float32", config(torch.bfloat16, **numbers), oai(True), with_bias=True)
     run("gpt-oss's, concatenated", config(**numbers, gate_up_interleaved=False), oai(False))
     run("relu2, ungated", config(activation="relu2", is_gated=False), lambda h: torch.relu(h) ** 2)
+    sglang_fp8.scaled_fp8_quant = lambda x, scale: ((x / scale).clamp(-448, 448).to(torch.float8_e4m3fn), scale)
+    run_fp8("FP8, blocks of 128 x 128", (128, 128), weight_block_size=[128, 128])
+    run_fp8("FP8, blocks of 128 x 128, f32", (128, 128), torch.float32, weight_block_size=[128, 128])
+    run_fp8("FP8, one scale an expert", (0, 0))
+    method, _ = fp8_method(config(activation="gelu", hidden_size=256, intermediate_size_per_partition=128))
+    assert method.runner.runner_backend.value == "triton"
     falls_back("gelu", config(activation="gelu"))
     falls_back("swiglu_limit", config(swiglu_limit=1.0))
     falls_back("no_combine", config(no_combine=True))

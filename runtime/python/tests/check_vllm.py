@@ -4,7 +4,10 @@ The argument is a folder with vLLM's wheel unpacked; see `stubs.py` for what is 
 """
 
 import datetime
+import enum
+import importlib
 import sys
+import types
 
 import torch
 import transformers  # noqa: F401  (before anything is stubbed)
@@ -39,26 +42,29 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
     UnquantizedFusedMoEMethod,  # noqa: E402
 )
 
+from vllm.model_executor.layers.quantization import fp8 as vllm_fp8  # noqa: E402
+
 E, H, I, K, T = 8, 64, 48, 2, 7
+FP8 = torch.float8_e4m3fn
 
 
-def config(activation, dtype=torch.float32, **more) -> FusedMoEConfig:
+def config(activation, dtype=torch.float32, hidden=H, ffn=I, k=K, **more) -> FusedMoEConfig:
     return FusedMoEConfig(
-        num_experts=E, experts_per_token=K, hidden_dim=H, intermediate_size=I, num_local_experts=more.pop("local", E),
+        num_experts=E, experts_per_token=k, hidden_dim=hidden, intermediate_size=ffn, num_local_experts=more.pop("local", E),
         num_logical_experts=E, activation=activation, device="cpu", routing_method=RoutingMethodType.Renormalize,
         moe_parallel_config=FusedMoEParallelConfig.make_no_parallel(), in_dtype=dtype, **more,
     )
 
 
-def reference(x, w, ids, layer, act, gated, biased):
-    out = torch.zeros(x.shape[0], H)
+def reference(x, w, ids, w13, w2, act, biases=None):
+    out = torch.zeros(x.shape)
     for t in range(x.shape[0]):
-        for k in range(K):
+        for k in range(ids.shape[1]):
             e = int(ids[t, k])
             if e < 0:
                 continue
-            h = layer.w13_weight[e].float() @ x[t].float() + (layer.w13_bias[e].float() if biased else 0)
-            y = layer.w2_weight[e].float() @ act(h) + (layer.w2_bias[e].float() if biased else 0)
+            h = w13[e].float() @ x[t].float() + (biases[0][e].float() if biases else 0)
+            y = w2[e].float() @ act(h) + (biases[1][e].float() if biases else 0)
             out[t] += w[t, k] * y
     return out
 
@@ -93,10 +99,10 @@ def run(name, activation, act, *, dtype=torch.float32, expert_map=None, **more) 
     w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
     ids = ids.int()
     local = ids if expert_map is None else expert_map[ids.long()]
-    biased = cfg.has_bias
     for round in range(2):
         got = method.forward_native(layer, x, w, ids, None, None)
-        want = reference(x, w, local, layer, act, activation.is_gated, biased)
+        biases = (layer.w13_bias, layer.w2_bias) if cfg.has_bias else None
+        want = reference(x, w, local, layer.w13_weight, layer.w2_weight, act, biases)
         e = ((got.float() - want).norm() / want.norm()).item()
         assert e < (2e-2 if dtype == torch.bfloat16 else 1e-5), (name, e)
         if round == 0:
@@ -105,6 +111,98 @@ def run(name, activation, act, *, dtype=torch.float32, expert_map=None, **more) 
             layer.w2_weight.data.add_(0.01)
             method.process_weights_after_loading(layer)
     print(f"{name:36} {e:.1e}")
+
+
+def on_the_input() -> None:
+    """One expert a token, whose weight vLLM multiplies its input with."""
+    cfg = config(MoEActivation.SILU, k=1)
+    method, layer = UnquantizedFusedMoEMethod(cfg), torch.nn.Module()
+    method.create_weights(layer, E, H, I, torch.float32)
+    torch.manual_seed(2)
+    for p in layer.parameters():
+        p.data.normal_(std=0.3)
+    layer.moe_config, layer._expert_routing_tables = cfg, lambda: None
+    method.process_weights_after_loading(layer)
+    layer.activation, layer.apply_router_weight_on_input = MoEActivation.SILU, True
+    layer.global_num_experts, layer.expert_map = E, None
+    x, w, ids = torch.randn(T, H), torch.rand(T, 1) + 0.5, torch.randint(0, E, (T, 1)).int()
+    got = method.forward_native(layer, x, w, ids, None, None)
+    want = reference(x * w, torch.ones_like(w), ids, layer.w13_weight, layer.w2_weight, halves(torch.nn.functional.silu))
+    e = ((got - want).norm() / want.norm()).item()
+    assert e < 1e-5, e
+    print(f"{'silu, weights on the input':36} {e:.1e}")
+
+
+def by_scale(codes, scale, block):
+    """What codes stand for; `block` has 0 for a whole axis."""
+    _, n, k = codes.shape
+    rows, cols = block[0] or n, block[1] or k
+    grid = scale.reshape(len(codes), -1, 1) if scale.ndim < 3 else scale
+    full = grid.repeat_interleave(rows, 1)[:, :n].repeat_interleave(cols, 2)[:, :, :k]
+    return codes.float() * full.expand(codes.shape)
+
+
+def run_fp8(name, make, block, *, dtype=torch.bfloat16) -> None:
+    """FP8 experts of one of vLLM's methods: the values of their codes, with activations that are not rounded."""
+    hidden, ffn = 256, 128
+    cfg = config(MoEActivation.SILU, dtype, hidden, ffn)
+    layer = torch.nn.Module()
+    layer.moe_config, layer._expert_routing_tables = cfg, lambda: None
+    layer.intermediate_size_per_partition, layer.local_num_experts = ffn, E
+    method = make(cfg, layer)
+    assert method.experts_cls is moec.vllm.MoecExperts, method.experts_cls
+    method.create_weights(layer, E, hidden, ffn, dtype)
+    layer.activation, layer.apply_router_weight_on_input = MoEActivation.SILU, False
+    layer.global_num_experts, layer.expert_map = E, None
+    silu = torch.nn.functional.silu
+
+    def act(h):
+        return silu(h[:ffn]) * h[ffn:]
+
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        for key, p in layer.named_parameters():
+            p.data.copy_(torch.rand(p.shape) * 0.02 + 0.005 if "scale" in key else torch.randn(p.shape) * 10)
+        if not any(block):
+            # Gate and up may have one each, of which vLLM makes one.
+            layer.w13_weight_scale = torch.nn.Parameter(torch.rand(E, 2) * 0.02 + 0.005, requires_grad=False)
+        for key in ("w13_input_scale", "w2_input_scale"):
+            if getattr(layer, key) is not None:
+                setattr(layer, key, torch.nn.Parameter(torch.rand(E), requires_grad=False))
+        method.process_weights_after_loading(layer)
+        scales = [getattr(layer, f"{w}_weight_scale_inv" if block[0] > 1 else f"{w}_weight_scale") for w in ("w13", "w2")]
+        x = torch.randn(T, hidden).to(dtype)
+        w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
+        got = method.apply(layer, x, w, ids.int(), None, None)
+        floats = [by_scale(c, s, block) for c, s in zip((layer.w13_weight, layer.w2_weight), scales)]
+        want = reference(x, w, ids, *floats, act)
+        e = ((got.float() - want).norm() / want.norm()).item()
+        assert got.dtype == dtype and e < (2e-2 if dtype == torch.bfloat16 else 1e-5), (name, e)
+    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params]
+    assert coded and all(coded[-3:]), "codes were made floats"
+    print(f"{name:36} {e:.1e}")
+
+
+def fp8_method(**more):
+    return lambda cfg, layer: vllm_fp8.Fp8MoEMethod(vllm_fp8.Fp8Config(**more), layer)
+
+
+def compressed_tensors(strategy: str, rows: str):
+    """The method of compressed-tensors' checkpoints, with what vLLM reads of that package's configs."""
+    module = importlib.import_module(moec.vllm._FP8_METHODS[1])
+    kinds = module.QuantizationStrategy = enum.Enum("QuantizationStrategy", "TENSOR CHANNEL GROUP BLOCK TOKEN")
+    weights = types.SimpleNamespace(strategy=kinds[strategy], block_structure=[128, 128], dynamic=False)
+    inputs = types.SimpleNamespace(strategy=kinds[rows], dynamic=True)
+    return lambda cfg, layer: module.CompressedTensorsW8A8Fp8MoEMethod(weights, inputs, cfg)
+
+
+def alone_and_without_a_gpu() -> None:
+    """One rank; and PyTorch in the place of a kernel of vLLM's that wants a GPU."""
+    from vllm import _custom_ops as ops
+    from vllm.distributed import parallel_state
+
+    parallel_state._TP = types.SimpleNamespace(world_size=1, rank_in_group=0)
+    ops.scaled_fp8_quant = lambda x, scale: ((x / scale).clamp(-448, 448).to(FP8), scale)
 
 
 def falls_back(name, cfg) -> None:
@@ -128,6 +226,13 @@ def main() -> None:
     assert moec.vllm.form_of(MoEActivation.RELU2_NO_MUL, ApplyMoEActivationConfig())["activation"] == "relu2"
     half = torch.tensor([0, -1, 1, -1, 2, -1, 3, -1], dtype=torch.int32)
     run("silu, half of the experts", MoEActivation.SILU, halves(silu), expert_map=half, local=4)
+    on_the_input()
+    alone_and_without_a_gpu()
+    run_fp8("FP8, blocks of 128 x 128", fp8_method(weight_block_size=[128, 128]), (128, 128))
+    run_fp8("FP8, blocks of 128 x 128, f32", fp8_method(weight_block_size=[128, 128]), (128, 128), dtype=torch.float32)
+    run_fp8("FP8, one scale an expert", fp8_method(), (0, 0))
+    run_fp8("FP8, static activations", fp8_method(activation_scheme="static"), (0, 0))
+    run_fp8("FP8, one scale a row", compressed_tensors("CHANNEL", "TOKEN"), (1, 0))
     falls_back("swiglustep", config(MoEActivation.SWIGLUSTEP))
     falls_back("LoRA", config(MoEActivation.SILU, is_lora_enabled=True))
     falls_back("swigluoai_uninterleave, no limit", config(MoEActivation.SWIGLUOAI_UNINTERLEAVE))
