@@ -51,14 +51,22 @@ class _Weight(NamedTuple):
     scales: torch.Tensor | None = None
 
 
-def fp8_form(form: Form, scale: torch.Tensor, block, dtype: torch.dtype) -> Form:
-    """The form of experts in FP8 with float32 scales: of blocks, or without ``block`` one for each expert or each row."""
+MXFP4 = "e2m1 by e8m0(1, 32)"
+
+
+def fp8(scale: torch.Tensor, block) -> str:
+    """How FP8 weights with these float32 scales are coded: in blocks, or without ``block`` by one for each expert or each row."""
     rows, cols = block or ([0, 0] if scale.numel() == len(scale) else [1, 0])
-    return {**form, "stored": f"e4m3 by f32({rows}, {cols})", "dtype": _tensors.NAMES[str(dtype).removeprefix("torch.")]}
+    return f"e4m3 by f32({rows}, {cols})"
 
 
-def fp8_params(w1, w2, biases: list, scales: list) -> list[torch.Tensor]:
-    """FP8 weights and their scales as the operator takes them."""
+def coded_form(form: Form, stored: str, dtype: torch.dtype) -> Form:
+    """The form with weights coded so that stand for numbers of this type."""
+    return {**form, "stored": stored, "dtype": _tensors.NAMES[str(dtype).removeprefix("torch.")]}
+
+
+def coded_params(w1, w2, biases: list, scales: list) -> list[torch.Tensor]:
+    """Coded weights and their scales as the operator takes them."""
     codes = [w.detach().view(torch.uint8) for w in (w1, w2)]
     grids = [s.detach() if s.ndim == 3 else s.detach().view(len(w1), -1, 1) for s in scales]
     return [*codes, *biases, *grids]

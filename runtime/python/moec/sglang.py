@@ -15,7 +15,7 @@ from sglang.srt.layers.moe.token_dispatcher.standard import StandardCombineInput
 from sglang.srt.layers.moe.utils import MoeRunnerBackend, get_moe_runner_backend, resolve_moe_runner_backend
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from ._experts import Form, fp8_form, fp8_params
+from ._experts import Form, coded_form, coded_params, fp8
 from .torch import experts
 
 __all__ = ["MoecCore", "form_of", "register"]
@@ -65,8 +65,8 @@ class MoecCore(DispatchMoeRunnerCore):
         biases = [b for b in (quant_info.b13, quant_info.b2) if b is not None]
         params = [quant_info.w13_weight, quant_info.w2_weight, *biases]
         if is_fp8:
-            form = fp8_form(form, quant_info.w13_scale, quant_info.block_shape, x.dtype)
-            params = fp8_params(params[0], params[1], biases, scales)
+            form = coded_form(form, fp8(scales[0], quant_info.block_shape), x.dtype)
+            params = coded_params(params[0], params[1], biases, scales)
         rows = experts(x, ids.long(), weights, params, json.dumps(form))
         return StandardCombineInput(hidden_states=rows)
 

@@ -1,8 +1,8 @@
-"""moec in vLLM: experts of unquantised models, and of those in FP8.
+"""moec in vLLM: experts of unquantised models, and of those in FP8 and MXFP4.
 
 vLLM finds :func:`register` by itself (entry point ``vllm.general_plugins``); ``VLLM_PLUGINS`` names the plug-ins to load, for those
 who want it not. What moec does not support — an activation, another quantisation, LoRA, all-to-all kernels — is left to vLLM's own
-choice. FP8 weights stay codes, and activations stay in the model's type: they are not rounded to FP8.
+choice. Weights in FP8 and MXFP4 stay codes, and activations stay in the model's type: they are not rounded.
 """
 
 import importlib
@@ -17,8 +17,11 @@ from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CO
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
+from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
 from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.quantization import mxfp4
+from vllm.model_executor.layers.quantization.utils.quant_utils import kMxfp4Static
 
 from . import _experts
 from .torch import experts
@@ -73,7 +76,9 @@ class MoecExperts(mk.FusedMoEExpertsModular):
             raise NotImplementedError(f"moec does not have {moe_config.activation} with these numbers")
         self._is_coded = self.w1_scale is not None
         if self._is_coded:
-            form = _experts.fp8_form(form, self.w1_scale, self.block_shape, moe_config.in_dtype)
+            is_fp8 = self.w1_scale.dtype == torch.float32
+            stored = _experts.fp8(self.w1_scale, self.block_shape) if is_fp8 else _experts.MXFP4
+            form = _experts.coded_form(form, stored, moe_config.in_dtype)
         self._form = json.dumps(form)
         # The weights of the last call, as the operator takes them.
         self._given: tuple[Any, Any, list[torch.Tensor]] | None = None
@@ -101,6 +106,8 @@ class MoecExperts(mk.FusedMoEExpertsModular):
         if weight_key is None:
             return activation_key is None
         # Whatever activations would be rounded to: here they stay as they are.
+        if weight_key == kMxfp4Static:
+            return True
         scale = weight_key.scale
         is_known = weight_key.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.static
         return is_known and weight_key.symmetric and weight_key.scale2 is None and not scale.group_shape.is_per_token()
@@ -126,7 +133,7 @@ class MoecExperts(mk.FusedMoEExpertsModular):
             return self._given[2]
         biases = [b for b in (self.w1_bias, self.w2_bias) if b is not None]
         if self._is_coded:
-            params = _experts.fp8_params(w1, w2, biases, [self.w1_scale, self.w2_scale])
+            params = _experts.coded_params(w1, w2, biases, [self.w1_scale, self.w2_scale])
         else:
             params = [w1, w2, *biases]
         if self._given is None and self._is_coded:
@@ -175,8 +182,18 @@ def is_supported(moe, weight_key=None, activation_key=None) -> bool:
     return fits and form_of(moe.activation, ApplyMoEActivationConfig.from_configs(moe, FUSED_MOE_UNQUANTIZED_CONFIG)) is not None
 
 
+def _select_mxfp4(own):
+    def select_moec(config, *args, **more):
+        if config.moe_backend == "auto" and is_supported(config, kMxfp4Static):
+            # As above: weights stay as they were loaded.
+            return Mxfp4MoeBackend.EMULATION, MoecExperts
+        return own(config, *args, **more)
+
+    return select_moec
+
+
 def register() -> None:
-    """Has vLLM use moec for the experts of unquantised models, and of those in FP8."""
+    """Has vLLM use moec for the experts of unquantised models, and of those in FP8 and MXFP4."""
     own = fp8_oracle.select_fp8_moe_backend
     if own.__name__ != "select_moec":
 
@@ -190,6 +207,8 @@ def register() -> None:
         for name in _FP8_METHODS:
             importlib.import_module(name).select_fp8_moe_backend = select_moec
         fp8_oracle.select_fp8_moe_backend = select_moec
+        for name in ("select_mxfp4_moe_backend", "select_deepseek_v4_mxfp4_moe_backend"):
+            setattr(mxfp4, name, _select_mxfp4(getattr(mxfp4, name)))
 
     @UnquantizedFusedMoEMethod.register_oot
     class MoecUnquantizedFusedMoEMethod(UnquantizedFusedMoEMethod):

@@ -42,7 +42,7 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
     UnquantizedFusedMoEMethod,  # noqa: E402
 )
 
-from vllm.model_executor.layers.quantization import fp8 as vllm_fp8  # noqa: E402
+from vllm.model_executor.layers.quantization import fp8 as vllm_fp8, mxfp4 as vllm_mxfp4  # noqa: E402
 
 E, H, I, K, T = 8, 64, 48, 2, 7
 FP8 = torch.float8_e4m3fn
@@ -183,6 +183,43 @@ def run_fp8(name, make, block, *, dtype=torch.bfloat16) -> None:
     print(f"{name:36} {e:.1e}")
 
 
+def run_mxfp4(name, make, activation, act, **more) -> None:
+    """MXFP4 experts: pairs of codes with a power of two for 32 of them."""
+    hidden, ffn = 256, 128
+    cfg = config(activation, torch.bfloat16, hidden, ffn, **more)
+    layer, method = torch.nn.Module(), make(cfg)
+    assert method.experts_cls is moec.vllm.MoecExperts, method.experts_cls
+    method.create_weights(layer, E, hidden, ffn, torch.bfloat16, weight_loader=None)
+    torch.manual_seed(3)
+    for key, p in layer.named_parameters():
+        if "bias" in key:
+            p.data.normal_(std=0.3)
+        else:
+            p.data.copy_(torch.randint(120, 124, p.shape) if "scale" in key else torch.randint(0, 256, p.shape))
+    layer.moe_config, layer._expert_routing_tables = cfg, lambda: None
+    layer.activation, layer.apply_router_weight_on_input = activation, False
+    layer.global_num_experts, layer.expert_map = E, None
+    method.process_weights_after_loading(layer)
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    values = torch.cat([values, -values])
+
+    def floats(codes, scales):
+        pairs = torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
+        return values[pairs.int()] * 2.0 ** (scales.float() - 127).repeat_interleave(32, -1)
+
+    w13, w2 = (floats(getattr(layer, f"{w}_weight"), getattr(layer, f"{w}_weight_scale")) for w in ("w13", "w2"))
+    biases = (layer.w13_bias, layer.w2_bias) if cfg.has_bias else None
+    x = torch.randn(T, hidden).bfloat16()
+    w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
+    got = method.apply(layer, x, w, ids.int(), None, None)
+    want = reference(x, w, ids, w13, w2, act, biases)
+    e = ((got.float() - want).norm() / want.norm()).item()
+    assert e < 2e-2, (name, e)
+    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params if "bias" not in p.name]
+    assert all(coded[-3:]), "codes were made floats"
+    print(f"{name:36} {e:.1e}")
+
+
 def fp8_method(**more):
     return lambda cfg, layer: vllm_fp8.Fp8MoEMethod(vllm_fp8.Fp8Config(**more), layer)
 
@@ -233,6 +270,8 @@ def main() -> None:
     run_fp8("FP8, one scale an expert", fp8_method(), (0, 0))
     run_fp8("FP8, static activations", fp8_method(activation_scheme="static"), (0, 0))
     run_fp8("FP8, one scale a row", compressed_tensors("CHANNEL", "TOKEN"), (1, 0))
+    run_mxfp4("MXFP4, gpt-oss", vllm_mxfp4.GptOssMxfp4MoEMethod, MoEActivation.SWIGLUOAI, oai, has_bias=True)
+    run_mxfp4("MXFP4", vllm_mxfp4.Mxfp4MoEMethod, MoEActivation.SILU, lambda h: silu(h[:128]) * h[128:])
     falls_back("swiglustep", config(MoEActivation.SWIGLUSTEP))
     falls_back("LoRA", config(MoEActivation.SILU, is_lora_enabled=True))
     falls_back("swigluoai_uninterleave, no limit", config(MoEActivation.SWIGLUOAI_UNINTERLEAVE))
