@@ -166,6 +166,11 @@ impl Session {
         unsafe { cpu.launch(n_tokens, &pointers, &out_pointers) }
     }
 
+    /// The loaded layer alone, which several threads may launch in memory of their own ([`Layer::cpu`], [`Layer::cuda`]).
+    pub fn into_layer(self) -> Layer {
+        self.layer
+    }
+
     /// The loaded layer: workspace size, and the device's own interface for engines.
     pub fn layer(&mut self) -> &mut Layer {
         &mut self.layer

@@ -23,9 +23,9 @@ LIMIT = 1e-5
 TEXT = """# transformers: what runs in moec
 
 Every family of the conformance tests, with tiny random weights in float32: the relative error of the logits (norm of the difference
-to the model's own experts by the norm of those; where a model wants pictures, sound or two texts, of the MoE blocks' outputs). *experts* is `experts_implementation="moec"`, *block* is
-`moec.transformers.patch(model)`, with the router in the layer. A dash: it runs in the model's own code, for the reason that is named.
-Written by `cargo xtask python-check census`.
+to the model's own experts by the norm of those; where a model wants pictures, sound or two texts, of the outputs of its MoE blocks).
+*experts* is `experts_implementation="moec"`, *block* is `moec.transformers.patch(model)`, with the router in the layer. A dash: it
+runs in the model's own code, for the reason that is named. Written by `cargo xtask python-check census`.
 
 """
 

@@ -6,6 +6,7 @@
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec; with
 //!   `--tools`, checkpoints that quantisation tools write.
 //! * `python-check` — the Python package against PyTorch, transformers, vLLM and SGLang.
+//! * `candle` — tests and lints of `runtime/candle`, which the workspace leaves out.
 //! * `sanitize` — the examples in C and C++ under the compiler's sanitizers.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--checkpoints`, against values
 //!   that change without a word.
@@ -15,6 +16,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
 
 mod bench;
+mod candle;
 mod conformance;
 mod dist;
 mod elf;
@@ -52,6 +54,8 @@ enum Command {
     Conformance(conformance::Options),
     /// Check the Python package against PyTorch, transformers, vLLM and SGLang.
     PythonCheck(python_check::Options),
+    /// Build and test the crate for candle.
+    Candle,
     /// Run the examples in C and C++ under the address, undefined-behaviour and thread sanitizers.
     Sanitize(sanitize::Options),
     /// Try mutated configs, layer graphs and safetensors files.
@@ -71,6 +75,7 @@ fn main() -> ExitCode {
         Command::GpuPack(options) => gpu_pack::run(&options),
         Command::Conformance(options) => conformance::run(&options),
         Command::PythonCheck(options) => python_check::run(&options),
+        Command::Candle => candle::run(),
         Command::Sanitize(options) => sanitize::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),
