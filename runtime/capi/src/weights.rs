@@ -41,6 +41,11 @@ impl Created {
     pub unsafe fn set_param(&self, name: &str, given: *const moec_tensor, hold: Hold) -> Result<(), Diagnostic> {
         // SAFETY: the caller's contract.
         let given = unsafe { Given::read(given, name) }?;
+        if given.coded.is_some() {
+            let what = format!("the tensor given for `{name}` is {given}: codes without their scales");
+            return Err(Diagnostic::input("weight-type-unsupported", what)
+                .help("give both with `moec_layer_set_codes`, or floats"));
+        }
         let set = |builder: &mut LayerBuilder| {
             let param = builder.param(name)?;
             match self.place(name, &given)? {

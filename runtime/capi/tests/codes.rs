@@ -207,6 +207,11 @@ fn codes_that_do_not_fit_are_refused() {
     assert_eq!(refused(set_codes(f.layer, "experts.gate", [None, Some(&scales), None], COPY)), "argument-null");
     assert_eq!(refused(set_codes(f.layer, "experts.gate", [Some(&codes), None, None], COPY)), "argument-null");
     assert_eq!(refused(set_codes(f.layer, "experts.gate", [Some(&codes), Some(&scales), None], 7)), "argument-invalid");
+    // FP8 alone has no meaning, for coded parameters and for others.
+    for name in ["experts.gate", "router.weight"] {
+        assert_eq!(refused(set(f.layer, name, &codes, COPY)), "weight-type-unsupported");
+        assert!(last().1.contains("e4m3["), "{:?}", last());
+    }
     let floats = vec![0.5f32; f.codes.len()];
     let floats = View::dense(&floats, F32, &f.shape);
     assert_eq!(refused(set(f.layer, "experts.gate", &floats, COPY)), "stored-format-mismatch");

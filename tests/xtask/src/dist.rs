@@ -10,6 +10,20 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+/// The profile of what is shipped, and cargo's folder for it.
+const PROFILE: &str = "shipped";
+
+/// What cargo builds, and where it goes.
+const BUILT: [(&str, &str); 5] = [
+    ("libmoec_c.so", "lib"),
+    ("libmoec_c.a", "lib"),
+    ("libmoec_kernels.a", "lib"),
+    ("libmoec_compiler.so", "lib"),
+    ("moec", "bin"),
+];
+
+const HEADERS: [&str; 2] = ["runtime/capi/include/moec.h", "runtime/capi-compiler/include/moec_compiler.h"];
+
 /// What `cargo xtask dist` takes.
 #[derive(clap::Args)]
 pub struct Options {
@@ -41,28 +55,27 @@ pub fn run(options: &Options) -> Result<bool> {
     for folder in ["bin", "lib", "include"] {
         std::fs::create_dir_all(dir.join(folder))?;
     }
-    let built = places::target_dir().join(if options.debug { "debug" } else { "release" });
-    build(options, &["--package", "moec-capi", "--lib", "--crate-type", "cdylib"])?;
-    copy(&built.join("libmoec_c.so"), &dir.join("lib/libmoec_c.so"))?;
-    build(options, &["--package", "moec-capi", "--lib", "--crate-type", "staticlib"])?;
-    copy(&built.join("libmoec_c.a"), &dir.join("lib/libmoec_c.a"))?;
-    copy(&places::root().join("runtime/capi/include/moec.h"), &dir.join("include/moec.h"))?;
-    build(options, &["--package", "moec-kernels-c"])?;
-    copy(&built.join("libmoec_kernels.a"), &dir.join("lib/libmoec_kernels.a"))?;
-    build(options, &["--package", "moec-capi-compiler", "--lib", "--crate-type", "cdylib"])?;
-    copy(&built.join("libmoec_compiler.so"), &dir.join("lib/libmoec_compiler.so"))?;
-    let header = "runtime/capi-compiler/include/moec_compiler.h";
-    copy(&places::root().join(header), &dir.join("include/moec_compiler.h"))?;
-    let llvm =
-        build(options, &["--package", "moec-cli", "--bin", "moec"])?.context("moec should be built with LLVM")?;
-    copy(&built.join("moec"), &dir.join("bin/moec"))?;
+    // The runtime by itself, so that nothing of the compiler is in it.
+    let runtime = ["rustc", "--package", "moec-capi", "--lib", "--crate-type", "cdylib,staticlib"];
+    build(options, &runtime)?;
+    // All others at once, so that what they share is built once.
+    let others = ["build", "--package", "moec-kernels-c", "--package", "moec-capi-compiler", "--package", "moec-cli"];
+    let llvm = build(options, &others)?.context("moec should be built with LLVM")?;
+    let built = places::target_dir().join(if options.debug { "debug" } else { PROFILE });
+    for (file, folder) in BUILT {
+        copy(&built.join(file), &dir.join(folder).join(file))?;
+    }
+    for header in HEADERS {
+        let path = places::root().join(header);
+        copy(&path, &dir.join("include").join(path.file_name().context("a header has a name")?))?;
+    }
     let shipped = dir.join("lib").join(llvm.file_name().context("LLVM is a file")?);
     copy(&llvm, &shipped)?;
     for file in ["LICENSE-MIT", "LICENSE-APACHE", "CHANGELOG.md"] {
         copy(&places::root().join(file), &dir.join(file))?;
     }
     std::fs::write(dir.join("README"), readme(&shipped))?;
-    check(&dir, &shipped)?;
+    check(&dir, &shipped, &llvm)?;
     let mut total = 0;
     for (path, bytes) in files(&dir)? {
         println!("{:>8.1} MB  {}", bytes as f64 / 1e6, path.display());
@@ -80,19 +93,17 @@ pub fn run(options: &Options) -> Result<bool> {
     Ok(true)
 }
 
-/// Builds one target of a package; returns the LLVM that it was built with, if it was.
+/// Runs a command of cargo's; returns the LLVM that the packages were built with, if they were.
 fn build(options: &Options, what: &[&str]) -> Result<Option<PathBuf>> {
     let mut cargo = places::cargo();
-    cargo.args(["rustc", "--jobs", &places::jobs().to_string(), "--message-format", "json-render-diagnostics"]);
-    cargo.args(what).env("MOEC_RELOCATABLE", "1");
+    cargo.args(what).args(["--jobs", &places::jobs().to_string(), "--message-format", "json-render-diagnostics"]);
+    cargo.env("MOEC_RELOCATABLE", "1");
     if !options.debug {
-        cargo.arg("--release");
+        cargo.args(["--profile", PROFILE]);
     }
-    // Only the last step: dependencies stay as `cargo build` leaves them.
-    cargo.args(["--", "-C", "strip=symbols"]);
     let out = cargo.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
     if !out.status.success() {
-        bail!("cargo rustc {} failed", what.join(" "));
+        bail!("cargo {} failed", what.join(" "));
     }
     let messages = String::from_utf8_lossy(&out.stdout);
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
@@ -131,8 +142,12 @@ fn readme(llvm: &Path) -> String {
 }
 
 /// That nothing names this machine, and that the program compiles for GPU and CPU out of its own folder.
-fn check(dir: &Path, llvm: &Path) -> Result<()> {
+fn check(dir: &Path, llvm: &Path, built_with: &Path) -> Result<()> {
+    let here = built_with.as_os_str().as_encoded_bytes();
     for (path, _) in files(dir)? {
+        if memchr::memmem::find(&std::fs::read(dir.join(&path))?, here).is_some() {
+            bail!("{} names {}, which other machines do not have", path.display(), built_with.display());
+        }
         if let Some(found) = elf::dynamic(&dir.join(&path))? {
             let ties = found.ties();
             if !ties.is_empty() {
