@@ -166,6 +166,35 @@ def patched() -> None:
     assert not any("experts" in name for name, _ in model.named_parameters())
 
 
+def published() -> None:
+    """NLLB-MoE, whose tokens transformers 5 gives to other experts than the router chose; encoder and decoder."""
+    config = transformers.NllbMoeConfig(
+        vocab_size=64, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=24, decoder_ffn_dim=24, num_experts=8, encoder_sparse_step=2, decoder_sparse_step=2, router_bias=True,
+        max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(7)
+    model = transformers.NllbMoeForConditionalGeneration(config).eval()
+    for p in model.parameters():
+        p.data.normal_(std=0.4)
+    blocks = {name: m for name, m in model.named_modules() if type(m).__name__ == "NllbMoeSparseMLP"}
+    x = torch.randn(1, 9, 32)
+    wants = {}
+    with torch.no_grad():
+        for name, block in blocks.items():
+            scores, ids = torch.softmax(block.router.classifier(x[0]), -1).topk(2)
+            scores = scores / scores.sum(-1, keepdim=True) * (1 - config.moe_token_dropout)
+            every = torch.stack([expert(x[0]) for expert in block.experts.values()], 1)
+            wants[name] = (every.gather(1, ids[..., None].expand(-1, -1, 32)) * scores[..., None]).sum(1)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            n = moec.transformers.patch(model, max_tokens=64)
+        errors = [error(model.get_submodule(name)(x)[0], want) for name, want in wants.items()]
+    assert n == 2 and max(errors) < 1e-5, (n, errors)
+    assert sum("experts 0 and 1" in str(w.message) for w in said) == 1, said
+    print(f"{'nllb-moe':14} {n} blocks patched, as published: {max(errors):.1e}")
+
+
 def from_checkpoint() -> None:
     """Blocks of an FP8 checkpoint, which transformers makes bf16 of on a machine without a GPU."""
     path = pathlib.Path(sys.argv[1]).with_name("deepseek_v3.fp8-block.h256")
@@ -285,7 +314,7 @@ def main() -> None:
     print(f"{datetime.date.today()}, {versions}, calls {way}")
     assert moec.torch.IS_NATIVE is not PLAIN
     checks = [operator, weights, exported, compiled, changes]
-    for check in checks if PLAIN else [*checks, families, generate, patched, from_checkpoint, refusals]:
+    for check in checks if PLAIN else [*checks, families, generate, patched, published, from_checkpoint, refusals]:
         check()
 
 
