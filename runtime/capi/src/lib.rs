@@ -34,6 +34,7 @@ pub mod border {
     pub use crate::memory::{give, null, optional_text, text};
     pub use crate::status::guard;
     pub use crate::structs::{HostStruct, read};
+    pub use crate::torch::moec_torch_register;
 }
 
 pub use bundle::*;

@@ -16,6 +16,7 @@ On the CPU, and with PyTorch 2.10 or newer, no Python runs between PyTorch's dis
 ``RuntimeError`` with moec's text then.
 """
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -116,6 +117,9 @@ def _define() -> bool:
         for end in ("", "_forward", "_tracked"):
             _LIBRARY.define(name + end + schema)
     native = LIBRARY.moec_torch_register()
+    if native < 0:
+        why = LIBRARY.moec_last_error_message().decode()
+        warnings.warn(f"calls of moec's operators go through Python: {why}", stacklevel=2)
     for name, (body, fake) in bodies.items():
         for end in ("", "_forward", "_tracked"):
             _LIBRARY.impl(name + end, body, "CUDA")

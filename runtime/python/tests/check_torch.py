@@ -306,6 +306,17 @@ def exported() -> None:
     print("torch.export: one node, moec.experts; the program runs after it was saved and loaded")
 
 
+#: A PyTorch that takes no kernels of moec's: Python does the work, and says so.
+REFUSED = """
+import warnings, moec._library
+moec._library.LIBRARY.moec_torch_register = lambda: -1
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    import moec.torch
+assert not moec.torch.IS_NATIVE and any("go through Python" in str(w.message) for w in said), said
+"""
+
+
 def main() -> None:
     warnings.filterwarnings("error", message="moec does not know")
     moec.transformers.register()
@@ -322,4 +333,5 @@ if __name__ == "__main__":
     main()
     if not PLAIN:
         subprocess.run([sys.executable, __file__, sys.argv[1], "--plain"], check=True)
+        subprocess.run([sys.executable, "-c", REFUSED], check=True)
         print("all good")
