@@ -28,7 +28,7 @@ fn with_driver(name: &str, gpu: &str) {
     std::fs::copy(made, dir.path().join("libcuda.so")).unwrap();
     let out = Command::new(me)
         .args([name, "--exact", "--nocapture"])
-        .env("MOEC_EMULATED_CUDA", gpu)
+        .env("MOEC_EMULATED_GPU", gpu)
         .env("LD_LIBRARY_PATH", dir.path())
         .output()
         .unwrap();
@@ -131,7 +131,7 @@ fn bf16(n: i64, seed: f32) -> Vec<u8> {
 /// allowed.
 #[test]
 fn halves_of_one_stack_stay_on_the_gpu() {
-    let Ok(gpu) = std::env::var("MOEC_EMULATED_CUDA") else {
+    let Ok(gpu) = std::env::var("MOEC_EMULATED_GPU") else {
         for gpu in ["sm_100a", "sm_90a", "sm_80"] {
             with_driver("halves_of_one_stack_stay_on_the_gpu", gpu);
         }
@@ -193,7 +193,7 @@ fn halves_of_one_stack_stay_on_the_gpu() {
 /// MXFP4 codes and scales in a GPU's memory: borrowed or brought to the host and packed, with the same bits.
 #[test]
 fn codes_stay_on_the_gpu() {
-    let Ok(gpu) = std::env::var("MOEC_EMULATED_CUDA") else { return with_driver("codes_stay_on_the_gpu", "sm_100a") };
+    let Ok(gpu) = std::env::var("MOEC_EMULATED_GPU") else { return with_driver("codes_stay_on_the_gpu", "sm_100a") };
     let bundle = compiled("gpt_oss.mxfp4-gptoss.h256", Some(0), &gpu);
     let device = Gpu(CudaDevice::open(0).expect("the emulated driver"));
     let layers = [None, Some(COPY), Some(EITHER)].map(|hold| (hold, device.layer(&bundle)));

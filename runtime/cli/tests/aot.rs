@@ -145,7 +145,7 @@ fn a_gpu_layer_is_launched_through_the_driver() {
                     Command::new(dir.path().join(program))
                         .arg("layer.safetensors")
                         .env("LD_LIBRARY_PATH", &driver)
-                        .env("MOEC_EMULATED_CUDA", target)
+                        .env("MOEC_EMULATED_GPU", target)
                         .current_dir(dir.path()),
                     input,
                 );
@@ -184,7 +184,7 @@ fn a_rust_module_runs_on_both() {
             Command::new(dir.path().join("main"))
                 .args([target, "layer.safetensors"])
                 .env("LD_LIBRARY_PATH", &driver)
-                .env("MOEC_EMULATED_CUDA", "sm_100a")
+                .env("MOEC_EMULATED_GPU", "sm_100a")
                 .current_dir(dir.path()),
             input,
         );

@@ -81,6 +81,7 @@ impl Machine<'_> {
     fn finding(&self, check: Check, lane: Option<u32>, other: Option<(u32, u32)>, message: String) -> Finding {
         let source = &self.launch.program.source;
         let at = source.get(self.pc as usize);
+        let other_place = other.and_then(|(_, pc)| self.launch.program.place(pc));
         let other = other.map(|(actor, pc)| {
             let (line, text) = source.get(pc as usize).map_or((0, ""), |s| (s.line, s.text.as_str()));
             let place = self.launch.program.place(pc).map_or(String::new(), |p| format!(" ({p})"));
@@ -96,6 +97,7 @@ impl Machine<'_> {
             thread: lane.map(|l| self.launch.tid(self.warp_index as u32 * WARP as u32 + l)),
             message,
             other,
+            other_place,
             count: 1,
         }
     }

@@ -202,6 +202,28 @@ pub struct Report {
     pub profile: Vec<(u64, u64)>,
 }
 
+/// Where the variables of a module lie over several launches.
+#[derive(Clone, Debug, Default)]
+pub struct Variables {
+    globals: Vec<u64>,
+    bank: u64,
+    pieces: Vec<(u64, u64)>,
+    names: BTreeMap<String, (u64, u64)>,
+}
+
+impl Variables {
+    /// Address and bytes of a variable. What is written to a `.const` variable is what the next launch reads.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<(u64, u64)> {
+        self.names.get(name).copied()
+    }
+
+    /// Address and bytes of each piece of memory that they take.
+    pub fn all(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.pieces.iter().copied()
+    }
+}
+
 /// An emulated GPU: a target and memory that lasts over launches.
 pub struct Device {
     target: Target,
@@ -254,7 +276,7 @@ impl Device {
     ///
     /// # Errors
     /// `Address` when the range is not inside one allocation.
-    pub fn upload(&mut self, address: u64, data: &[u8]) -> Result<(), ExecError> {
+    pub fn upload(&self, address: u64, data: &[u8]) -> Result<(), ExecError> {
         let (a, at) = self.memory.range(address, data.len() as u64)?;
         a.write(at, data);
         Ok(())
@@ -276,14 +298,70 @@ impl Device {
     /// # Errors
     /// A launch that does not fit, a deadlock, the instruction limit, a fault. Findings of checks are no errors.
     pub fn launch(&mut self, program: &Program, launch: &Launch, options: &Options) -> Result<Report, ExecError> {
-        let plan = self.plan(program, launch)?;
         // Module variables get their initial values at every launch.
-        let mut globals = Vec::new();
-        let result = self.with_globals(program, launch, options, &plan, &mut globals);
-        for address in globals {
+        self.run(program, launch, options, None)
+    }
+
+    /// As [`launch`](Device::launch), with the module's variables where they were placed, as earlier launches left them.
+    ///
+    /// # Errors
+    /// As [`launch`](Device::launch).
+    pub fn launch_placed(
+        &mut self,
+        program: &Program,
+        launch: &Launch,
+        options: &Options,
+        variables: &Variables,
+    ) -> Result<Report, ExecError> {
+        self.run(program, launch, options, Some(variables))
+    }
+
+    fn run(
+        &mut self,
+        program: &Program,
+        launch: &Launch,
+        options: &Options,
+        variables: Option<&Variables>,
+    ) -> Result<Report, ExecError> {
+        let plan = self.plan(program, launch)?;
+        let mut globals = variables.map_or_else(Vec::new, |v| v.globals.clone());
+        let placed = globals.len();
+        let result = self.with_globals(program, launch, options, &plan, &mut globals, variables);
+        for address in globals.drain(placed..) {
             self.memory.free(address)?;
         }
         result
+    }
+
+    /// Places the variables of a kernel's module in memory, with their initial values.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn place_variables(&mut self, program: &Program) -> Result<Variables, ExecError> {
+        let of_module = &program.globals[..program.n_module_globals];
+        let mut globals = Vec::new();
+        for g in of_module {
+            globals.push(self.memory.alloc(g.bytes.len() as u64, g.align)?);
+        }
+        for (g, address) in of_module.iter().zip(&globals) {
+            self.upload(*address, &relocated(g, &globals))?;
+        }
+        let bank = self.memory.alloc(program.const_bank.bytes.len() as u64, 256)?;
+        self.upload(bank, &relocated(&program.const_bank, &globals))?;
+        let of_globals = of_module.iter().zip(&globals).map(|(g, at)| (g.name.clone(), (*at, g.bytes.len() as u64)));
+        let of_bank = program.consts.iter().map(|(name, at, n)| (name.clone(), (bank + u64::from(*at), u64::from(*n))));
+        let names = of_globals.chain(of_bank).collect();
+        let sizes = of_module.iter().map(|g| g.bytes.len() as u64);
+        let pieces = globals.iter().copied().zip(sizes).chain([(bank, program.const_bank.bytes.len() as u64)]).collect();
+        Ok(Variables { globals, bank, pieces, names })
+    }
+
+    /// Frees the variables of a module.
+    ///
+    /// # Errors
+    /// `Address` when they were freed before.
+    pub fn free_variables(&mut self, variables: &Variables) -> Result<(), ExecError> {
+        variables.globals.iter().chain([&variables.bank]).try_for_each(|address| self.memory.free(*address))
     }
 
     fn plan(&self, program: &Program, launch: &Launch) -> Result<Plan, ExecError> {
@@ -362,15 +440,36 @@ impl Device {
         options: &Options,
         plan: &Plan,
         globals: &mut Vec<u64>,
+        variables: Option<&Variables>,
     ) -> Result<Report, ExecError> {
-        for g in &program.globals {
+        let placed = globals.len();
+        for g in program.globals.iter().skip(placed) {
             globals.push(self.memory.alloc(g.bytes.len() as u64, g.align)?);
         }
-        for (g, address) in program.globals.iter().zip(globals.iter()) {
+        for (i, (g, address)) in program.globals.iter().zip(globals.iter()).enumerate() {
             let bytes = relocated(g, globals);
-            self.upload(*address, &bytes)?;
+            if i >= placed {
+                self.upload(*address, &bytes)?;
+                continue;
+            }
+            // Functions are numbered anew in each kernel.
+            for r in g.relocations.iter().filter(|r| matches!(r.target, RelocationTarget::Function(_))) {
+                self.upload(*address + r.at as u64, &bytes[r.at..r.at + r.bytes])?;
+            }
         }
-        let const_bank = relocated(&program.const_bank, globals);
+        let const_bank = match variables {
+            None => relocated(&program.const_bank, globals),
+            Some(v) => {
+                let mut bank = self.download(v.bank, program.const_bank.bytes.len())?;
+                let anew = relocated(&program.const_bank, globals);
+                for r in program.const_bank.relocations.iter() {
+                    if matches!(r.target, RelocationTarget::Function(_)) {
+                        bank[r.at..r.at + r.bytes].copy_from_slice(&anew[r.at..r.at + r.bytes]);
+                    }
+                }
+                bank
+            }
+        };
         let threads: u32 = launch.block.iter().product();
         let size: u32 = plan.cluster.iter().product();
         let constant = |c: &Constant| -> u64 {

@@ -1,8 +1,11 @@
 //! What the sanitizer reports.
 
+mod show;
+
 use std::fmt;
 
 use super::program::Place;
+pub use show::{grouped, json_lines, pictures};
 use serde::{Deserialize, Serialize};
 
 /// Which checks run. All are on by default.
@@ -54,6 +57,41 @@ impl Checks {
         cluster_exit: false,
     };
 
+    /// Reads `all`, `none`, or a list such as `bounds,race`.
+    ///
+    /// # Errors
+    /// A sentence that names the word and all checks.
+    pub fn parse(text: &str) -> Result<Checks, String> {
+        match text {
+            "all" => return Ok(Checks::ALL),
+            "none" => return Ok(Checks::NONE),
+            _ => {}
+        }
+        let mut checks = Checks::NONE;
+        for word in text.split(',') {
+            let known = Check::LIST.into_iter().find(|c| c.to_string() == word).ok_or_else(|| {
+                let all: Vec<String> = Check::LIST.iter().map(ToString::to_string).collect();
+                format!("`{word}` is no check; give all, none, or a list of {}", all.join(", "))
+            })?;
+            *checks.flag(known) = true;
+        }
+        Ok(checks)
+    }
+
+    fn flag(&mut self, check: Check) -> &mut bool {
+        match check {
+            Check::Bounds => &mut self.bounds,
+            Check::Alignment => &mut self.alignment,
+            Check::Uninitialized => &mut self.uninitialized,
+            Check::Race => &mut self.races,
+            Check::Proxy => &mut self.proxies,
+            Check::Mbarrier => &mut self.mbarriers,
+            Check::Divergence => &mut self.divergence,
+            Check::Asynchronous | Check::TensorMemory => &mut self.asynchronous,
+            Check::ClusterExit => &mut self.cluster_exit,
+        }
+    }
+
     /// Whether findings of this kind are recorded.
     pub fn has(&self, check: Check) -> bool {
         match check {
@@ -103,6 +141,22 @@ pub enum Check {
     ClusterExit,
 }
 
+impl Check {
+    /// All of them.
+    pub const LIST: [Check; 10] = [
+        Check::Bounds,
+        Check::Alignment,
+        Check::Uninitialized,
+        Check::Race,
+        Check::Proxy,
+        Check::Mbarrier,
+        Check::Divergence,
+        Check::Asynchronous,
+        Check::TensorMemory,
+        Check::ClusterExit,
+    ];
+}
+
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -142,6 +196,9 @@ pub struct Finding {
     pub message: String,
     /// The other access, for races.
     pub other: Option<String>,
+    /// The line of the source of the other access.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other_place: Option<Place>,
     /// Occurrences.
     pub count: u64,
 }

@@ -45,7 +45,7 @@ pub mod warp;
 pub mod worker;
 
 pub use counters::Counters;
-pub use device::{Device, Launch, Options, Param, Report, Schedule, Target};
+pub use device::{Device, Launch, Options, Param, Report, Schedule, Target, Variables};
 pub use error::{CompileError, ExecError};
 pub use findings::{Check, Checks, Finding};
 pub use memory::global::{Moved, Traffic};

@@ -318,8 +318,10 @@ pub(crate) enum Preset {
 }
 
 /// A module-scope `.global` or `.const` variable with its initial bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct DataSymbol {
+    /// Empty for the constant bank.
+    pub name: String,
     pub align: u64,
     pub bytes: Vec<u8>,
     /// Byte offsets at which the address of another global symbol, a const symbol, or a function is stored.
@@ -358,7 +360,11 @@ pub struct Program {
     pub(crate) constants: Vec<Constant>,
     pub(crate) presets: Vec<(Slot, Preset)>,
     pub(crate) globals: Vec<DataSymbol>,
+    /// How many of the globals are variables of the module, which all its kernels number alike.
+    pub(crate) n_module_globals: usize,
     pub(crate) const_bank: DataSymbol,
+    /// Name, offset in the bank and bytes of each `.const` variable of the module.
+    pub(crate) consts: Vec<(String, u32, u32)>,
     /// Offset and bytes of each kernel parameter.
     pub(crate) params: Vec<(u32, u32)>,
     pub(crate) param_bytes: u32,
@@ -388,6 +394,31 @@ impl Program {
     /// Offset and size in bytes of each kernel parameter.
     pub fn params(&self) -> &[(u32, u32)] {
         &self.params
+    }
+
+    /// Bytes of static shared memory.
+    pub fn static_shared_bytes(&self) -> u32 {
+        self.static_shared_bytes
+    }
+
+    /// Bytes of local memory of each thread that are known before it runs.
+    pub fn local_bytes(&self) -> u32 {
+        self.functions.first().map_or(0, |f| f.frame_bytes)
+    }
+
+    /// Bytes of the module's constant variables.
+    pub fn const_bytes(&self) -> u32 {
+        self.const_bank.bytes.len() as u32
+    }
+
+    /// 32-bit registers that the PTX names; NVIDIA's assembler needs fewer.
+    pub fn virtual_registers(&self) -> u32 {
+        self.slot_bits.iter().map(|bits| u32::from(*bits).div_ceil(32)).sum()
+    }
+
+    /// Most threads of a block that the kernel allows (`.maxntid`, `.reqntid`), if it says.
+    pub fn max_threads(&self) -> Option<u32> {
+        self.required_block.map(|b| b.iter().product()).or(self.max_block)
     }
 
     /// Line, text of each executable instruction, in code order.

@@ -5,7 +5,7 @@ use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use moec::Diagnostic;
 use moec_ptx::buffers::{self, Buffers};
-use moec_ptx::exec::{Check, Checks};
+use moec_ptx::exec::{Checks, findings};
 use moec_ptx::launch::{EmulateError, Options as Run, emulate_launch, parse};
 use std::path::{Path, PathBuf};
 
@@ -23,57 +23,11 @@ pub struct Options {
     #[arg(long, short, value_name = "OUT.safetensors")]
     pub output: PathBuf,
     /// What is checked: all, none, or a list of bounds, alignment, uninitialized, race, proxy, mbarrier, divergence, …
-    #[arg(long, default_value = "all", value_parser = parse_checks, value_name = "all|none|LIST")]
+    #[arg(long, default_value = "all", value_parser = Checks::parse, value_name = "all|none|LIST")]
     pub checks: Checks,
     /// Where the counters go, as JSON.
     #[arg(long, value_name = "FILE.json")]
     pub counters: Option<PathBuf>,
-}
-
-const CHECKS: [Check; 10] = [
-    Check::Bounds,
-    Check::Alignment,
-    Check::Uninitialized,
-    Check::Race,
-    Check::Proxy,
-    Check::Mbarrier,
-    Check::Divergence,
-    Check::Asynchronous,
-    Check::TensorMemory,
-    Check::ClusterExit,
-];
-
-fn parse_checks(text: &str) -> Result<Checks, String> {
-    match text {
-        "all" => return Ok(Checks::ALL),
-        "none" => return Ok(Checks::NONE),
-        _ => {}
-    }
-    let mut checks = Checks::NONE;
-    for word in text.split(',') {
-        let known = CHECKS.into_iter().find(|c| c.to_string() == word).ok_or_else(|| {
-            let all: Vec<String> = CHECKS.iter().map(ToString::to_string).collect();
-            format!("`{word}` is no check; give all, none, or a list of {}", all.join(", "))
-        })?;
-        enable(&mut checks, known);
-    }
-    Ok(checks)
-}
-
-fn enable(checks: &mut Checks, check: Check) {
-    match check {
-        Check::Bounds => checks.bounds = true,
-        Check::Alignment => checks.alignment = true,
-        Check::Uninitialized => checks.uninitialized = true,
-        Check::Race => checks.races = true,
-        Check::Proxy => checks.proxies = true,
-        Check::Mbarrier => checks.mbarriers = true,
-        Check::Divergence => checks.divergence = true,
-        Check::Asynchronous | Check::TensorMemory => checks.asynchronous = true,
-        Check::ClusterExit => checks.cluster_exit = true,
-        // A check that this command does not know by name is on with `all` only.
-        _ => {}
-    }
 }
 
 pub fn run(options: &Options) -> Outcome {
@@ -133,18 +87,5 @@ fn failed(options: &Options, error: EmulateError) -> Diagnostic {
         EmulateError::Parse(e) => invalid("ptx-syntax", &options.kernel, &format!("line {e}")),
         EmulateError::Compile(e) => invalid("ptx-not-emulated", &options.kernel, &e.to_string()),
         other => invalid("ptx-execution-failed", &options.kernel, &other.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checks_are_read_from_a_list() {
-        assert_eq!(parse_checks("all"), Ok(Checks::ALL));
-        assert_eq!(parse_checks("none"), Ok(Checks::NONE));
-        assert!(parse_checks("bounds,race").is_ok_and(|c| c != Checks::ALL && c != Checks::NONE));
-        assert!(parse_checks("speed").is_err_and(|e| e.contains("bounds")));
     }
 }

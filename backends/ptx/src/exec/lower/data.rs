@@ -32,6 +32,7 @@ impl<'m> Lower<'m> {
                 self.declare_data(v, d)?;
             }
         }
+        self.n_module_globals = self.globals.len();
         Ok(())
     }
 
@@ -84,6 +85,7 @@ impl<'m> Lower<'m> {
                 }
                 let index = self.globals.len();
                 self.globals.push(DataSymbol {
+                    name: d.name.clone(),
                     align: u64::from(align),
                     bytes: vec![0; bytes as usize],
                     relocations: Vec::new(),
@@ -93,7 +95,7 @@ impl<'m> Lower<'m> {
                 if let Some(init) = &d.init {
                     let mut symbol = std::mem::replace(
                         &mut self.globals[index],
-                        DataSymbol { align: 1, bytes: Vec::new(), relocations: Vec::new() },
+                        DataSymbol::default(),
                     );
                     let mut at = 0;
                     self.initialize(&mut symbol, init, &v.ty, &mut at)?;
@@ -105,11 +107,12 @@ impl<'m> Lower<'m> {
             Space::Const => {
                 let start = (self.const_bank.bytes.len() as u32).div_ceil(align) * align;
                 self.const_bank.bytes.resize((start + bytes) as usize, 0);
+                self.consts.push((d.name.clone(), start, bytes));
                 self.scope().symbols.insert(d.name.clone(), Symbol::Const(start));
                 if let Some(init) = &d.init {
                     let mut bank = std::mem::replace(
                         &mut self.const_bank,
-                        DataSymbol { align: 1, bytes: Vec::new(), relocations: Vec::new() },
+                        DataSymbol::default(),
                     );
                     let mut at = start as usize;
                     let result = self.initialize(&mut bank, init, &v.ty, &mut at);

@@ -116,6 +116,8 @@ pub struct Lower<'m> {
     /// Bytes of `.global` and `.const` variables.
     data_bytes: u64,
     const_bank: DataSymbol,
+    n_module_globals: usize,
+    consts: Vec<(String, u32, u32)>,
     static_shared: u32,
     /// Bytes, alignment and place of each `.shared` variable. Those of other kernels of the module take no room.
     shared_variables: Vec<(u32, u32, Option<u32>)>,
@@ -170,7 +172,9 @@ impl Program {
             frame_bytes: 0,
             globals: Vec::new(),
             data_bytes: 0,
-            const_bank: DataSymbol { align: 256, bytes: Vec::new(), relocations: Vec::new() },
+            const_bank: DataSymbol { align: 256, ..DataSymbol::default() },
+            n_module_globals: 0,
+            consts: Vec::new(),
             static_shared: super::memory::SHARED_RESERVED,
             shared_variables: Vec::new(),
             dynamic_align: 1,
@@ -216,6 +220,8 @@ impl Program {
             presets,
             globals: lower.globals,
             const_bank: lower.const_bank,
+            n_module_globals: lower.n_module_globals,
+            consts: lower.consts,
             param_bytes: params.last().map_or(0, |(at, n)| at + n),
             params,
             static_shared_bytes: lower.static_shared - super::memory::SHARED_RESERVED,

@@ -3,6 +3,7 @@
 //! Bytes live in 64-bit atomic words, so that blocks on several threads may access them without locks and aligned
 //! accesses up to 8 bytes are single-copy atomic, as PTX asks. A byte of initialisation bits goes with each word.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use serde::{Deserialize, Serialize};
@@ -15,14 +16,63 @@ const GUARD: u64 = 4096;
 /// Bytes of a DRAM sector.
 pub const SECTOR: u64 = 32;
 
+/// Where the cells of an allocation lie.
+enum Cells<T: 'static> {
+    Own(Box<[T]>),
+    /// Mapped at several addresses.
+    Shared(Arc<[T]>),
+    /// Memory of the host program.
+    Lent(&'static [T]),
+}
+
+impl<T> std::ops::Deref for Cells<T> {
+    type Target = [T];
+
+    #[inline]
+    fn deref(&self) -> &[T] {
+        match self {
+            Cells::Own(cells) => cells,
+            Cells::Shared(cells) => cells,
+            Cells::Lent(cells) => cells,
+        }
+    }
+}
+
+/// Memory without an address, which [`DeviceMemory::map`] gives one or several.
+#[derive(Clone)]
+pub struct Physical {
+    words: Arc<[AtomicU64]>,
+    init: Arc<[AtomicU8]>,
+}
+
+impl Physical {
+    /// Memory that nobody has written; `bytes` is rounded up to whole words of 8.
+    #[must_use]
+    pub fn new(bytes: u64) -> Physical {
+        let words = bytes.div_ceil(8);
+        Physical {
+            words: (0..words).map(|_| AtomicU64::new(0)).collect(),
+            init: (0..words).map(|_| AtomicU8::new(0)).collect(),
+        }
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.words.len() as u64 * 8
+    }
+}
+
 /// One allocation.
 pub struct Allocation {
     /// First device address.
     pub base: u64,
     /// Bytes asked for.
     pub bytes: u64,
-    words: Box<[AtomicU64]>,
-    init: Box<[AtomicU8]>,
+    /// Whether kernels do not see it, as the memory of another device.
+    hidden: bool,
+    words: Cells<AtomicU64>,
+    init: Cells<AtomicU8>,
     /// Since the last [`DeviceMemory::forget_traffic`]: of loads, then of stores.
     traffic: [Touched; 2],
 }
@@ -38,7 +88,7 @@ struct Touched {
 impl Touched {
     fn new(bytes: u64) -> Touched {
         Touched {
-            sectors: (0..bytes.div_ceil(SECTOR * 64)).map(|_| AtomicU64::new(0)).collect(),
+            sectors: bytemuck::zeroed_slice_box(bytes.div_ceil(SECTOR * 64) as usize),
             asked: AtomicU64::new(0),
         }
     }
@@ -75,13 +125,13 @@ pub struct Moved {
 impl Allocation {
     fn new(base: u64, bytes: u64) -> Allocation {
         let words = bytes.div_ceil(8) as usize;
-        Allocation {
-            base,
-            bytes,
-            words: (0..words).map(|_| AtomicU64::new(0)).collect(),
-            init: (0..words).map(|_| AtomicU8::new(0)).collect(),
-            traffic: [Touched::new(bytes), Touched::new(bytes)],
-        }
+        // Zeroed by the system when it is first touched: programs ask for more than they use.
+        let (words, init) = (bytemuck::zeroed_slice_box(words), bytemuck::zeroed_slice_box(words));
+        Allocation::of(base, bytes, Cells::Own(words), Cells::Own(init))
+    }
+
+    fn of(base: u64, bytes: u64, words: Cells<AtomicU64>, init: Cells<AtomicU8>) -> Allocation {
+        Allocation { base, bytes, hidden: false, words, init, traffic: [Touched::new(bytes), Touched::new(bytes)] }
     }
 
     /// The value of `bytes` (1, 2, 4, 8) at an aligned offset, and whether every byte was ever written.
@@ -261,10 +311,77 @@ impl DeviceMemory {
         if bytes > free || base.saturating_add(bytes).saturating_add(GUARD) > HEAP_END {
             return Err(ExecError::OutOfMemory { asked: bytes, free, total: self.capacity });
         }
-        self.allocations.push(Allocation::new(base, bytes));
+        self.insert(Allocation::new(base, bytes))?;
         self.used += bytes;
         self.next = base + bytes.max(1) + GUARD;
         Ok(base)
+    }
+
+    /// Addresses for `bytes` that nothing lies at yet; a multiple of `align`, a power of two.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn reserve(&mut self, bytes: u64, align: u64) -> Result<u64, ExecError> {
+        let align = align.max(4096);
+        let base = self.next.div_ceil(align) * align;
+        match base.checked_add(bytes).and_then(|end| end.checked_add(GUARD)).filter(|end| *end <= HEAP_END) {
+            Some(end) => {
+                self.next = end;
+                Ok(base)
+            }
+            None => Err(ExecError::OutOfMemory { asked: bytes, free: HEAP_END - base.min(HEAP_END), total: self.capacity }),
+        }
+    }
+
+    /// Puts memory at a reserved address. It does not count as allocated.
+    ///
+    /// # Errors
+    /// `Address` when something lies there.
+    pub fn map(&mut self, base: u64, memory: &Physical) -> Result<(), ExecError> {
+        let (words, init) = (Cells::Shared(memory.words.clone()), Cells::Shared(memory.init.clone()));
+        self.insert(Allocation::of(base, memory.bytes(), words, init))
+    }
+
+    /// Makes memory of the host program visible to kernels at `base`, its address there; all of it counts as written. `base` is
+    /// a multiple of 8. It does not count as allocated.
+    ///
+    /// # Errors
+    /// `Address` when something lies there.
+    pub fn lend(&mut self, base: u64, words: &'static [AtomicU64]) -> Result<(), ExecError> {
+        let init = (0..words.len()).map(|_| AtomicU8::new(0xff)).collect();
+        self.insert(Allocation::of(base, words.len() as u64 * 8, Cells::Lent(words), Cells::Own(init)))
+    }
+
+    fn insert(&mut self, allocation: Allocation) -> Result<(), ExecError> {
+        let (base, end) = (allocation.base, allocation.base.saturating_add(allocation.bytes));
+        let i = self.allocations.partition_point(|a| a.base < base);
+        let below = i.checked_sub(1).and_then(|i| self.allocations.get(i));
+        let overlaps = below.is_some_and(|a| a.base + a.bytes > base)
+            || self.allocations.get(i).is_some_and(|a| a.base < end);
+        if overlaps {
+            return Err(ExecError::Address { address: base, bytes: allocation.bytes });
+        }
+        self.allocations.insert(i, allocation);
+        Ok(())
+    }
+
+    /// Takes away what [`DeviceMemory::map`] or [`DeviceMemory::lend`] put at an address.
+    ///
+    /// # Errors
+    /// `Address` when nothing starts there.
+    pub fn unmap(&mut self, base: u64) -> Result<(), ExecError> {
+        match self.allocations.binary_search_by_key(&base, |a| a.base) {
+            Ok(i) => {
+                self.allocations.remove(i);
+                Ok(())
+            }
+            Err(_) => Err(ExecError::Address { address: base, bytes: 0 }),
+        }
+    }
+
+    /// Hides the allocations from kernels for whose first addresses `hidden` holds, and shows the others.
+    pub fn hide(&mut self, hidden: impl Fn(u64) -> bool) {
+        self.allocations.iter_mut().for_each(|a| a.hidden = hidden(a.base));
     }
 
     /// Frees an allocation by its first address. Addresses are not reused, so that stale pointers are found.
@@ -305,7 +422,7 @@ impl DeviceMemory {
     pub fn find(&self, address: u64, bytes: u64) -> Option<&Allocation> {
         let i = self.allocations.partition_point(|a| a.base <= address);
         let a = self.allocations.get(i.checked_sub(1)?)?;
-        (address - a.base <= a.bytes && bytes <= a.bytes - (address - a.base)).then_some(a)
+        (address - a.base <= a.bytes && bytes <= a.bytes - (address - a.base) && !a.hidden).then_some(a)
     }
 
     /// The allocation that lies nearest below an address, for messages.
@@ -320,6 +437,27 @@ impl DeviceMemory {
     /// `Address`.
     pub fn range(&self, address: u64, bytes: u64) -> Result<(&Allocation, u64), ExecError> {
         self.find(address, bytes).map(|a| (a, address - a.base)).ok_or(ExecError::Address { address, bytes })
+    }
+
+    /// Copies bytes between allocations; what nobody wrote stays unwritten.
+    ///
+    /// # Errors
+    /// `Address` when one of the ranges is not inside one allocation.
+    pub fn copy(&self, to: u64, from: u64, bytes: u64) -> Result<(), ExecError> {
+        let ((a, from), (b, to)) = (self.range(from, bytes)?, self.range(to, bytes)?);
+        let mut data = vec![0; bytes as usize];
+        if a.read(from, &mut data) {
+            b.write(to, &data);
+            return Ok(());
+        }
+        let mut written = vec![false; data.len()];
+        a.initialized(from, &mut written);
+        b.write(to, &data);
+        for (at, _) in written.iter().enumerate().filter(|(_, written)| !**written) {
+            let position = to + at as u64;
+            b.store_word((position / 8) as usize, 1 << (position % 8), 0, false);
+        }
+        Ok(())
     }
 
     /// Starts counting traffic anew.

@@ -1,0 +1,41 @@
+//! The calls of the driver, one file a theme. Names and order of arguments are those of `cuda.h`.
+
+mod copy;
+mod context;
+mod device;
+mod event;
+mod graph;
+mod graph_nodes;
+mod host;
+mod kernel;
+mod launch;
+mod memory;
+mod module;
+mod multicast;
+mod occupancy;
+mod pool;
+mod start;
+mod stream;
+mod stream_capture;
+mod tensor_map;
+mod virtual_memory;
+
+pub use copy::*;
+pub use context::*;
+pub use device::*;
+pub use event::*;
+pub use graph::*;
+pub use graph_nodes::*;
+pub use host::*;
+pub use kernel::*;
+pub use launch::*;
+pub use memory::*;
+pub use module::*;
+pub use multicast::*;
+pub use occupancy::*;
+pub use pool::*;
+pub use start::*;
+pub use stream::*;
+pub use stream_capture::*;
+pub use tensor_map::*;
+pub use virtual_memory::*;
