@@ -27,7 +27,10 @@ fn main() {
         if !implemented.remove(name) {
             let _ = writeln!(stubs, "lacking!({name});");
         }
-        let _ = writeln!(table, "    Symbol {{ name: {name:?}, since: {version}, address: Address({name} as *const ()) }},");
+        let _ = writeln!(
+            table,
+            "    Symbol {{ name: {name:?}, since: {version}, address: Address({name} as *const ()) }},"
+        );
         // The same function where each thread has a default stream of its own: everything is done when a call returns.
         if let Some(suffix) = words.next() {
             let _ = writeln!(stubs, "per_thread!({name}_{suffix}, {name});");

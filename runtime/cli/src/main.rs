@@ -19,16 +19,25 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             // Help and version go to standard output with code 0, wrong usage to standard error with code 2.
-            let _ = error.print();
+            if error.use_stderr() && asks_for_json() {
+                let text = error.render().to_string();
+                let mut lines = text.trim().lines().map(str::trim).filter(|l| !l.is_empty());
+                let message = lines.next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                let wrong = lines.fold(moec::Diagnostic::machine("wrong-usage", message), moec::Diagnostic::note);
+                output::remark(report::render(&[wrong], report::MessageFormat::Json, report::Color::Never).trim_end());
+            } else {
+                let _ = error.print();
+            }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
     let (format, color) = (args.message_format, args.color);
-    let outcome =
-        std::panic::catch_unwind(move || run(args.command)).unwrap_or_else(|_| Err(vec![bug::panic_diagnostic()]));
+    let outcome = std::panic::catch_unwind(move || run(args.command, format))
+        .unwrap_or_else(|_| Err(vec![bug::panic_diagnostic()]));
     match outcome {
         Ok(Ended::Well) => ExitCode::SUCCESS,
         Ok(Ended::WithFindings) => ExitCode::from(1),
+        Ok(Ended::As(code)) => ExitCode::from(code),
         Err(diagnostics) => {
             let shown: Vec<_> = diagnostics
                 .into_iter()
@@ -40,7 +49,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Outcome {
+/// Whether the arguments, which are wrong, ask for JSON all the same.
+fn asks_for_json() -> bool {
+    let args: Vec<_> = std::env::args_os().collect();
+    args.iter().any(|a| a == "--message-format=json")
+        || args.windows(2).any(|pair| pair[0] == "--message-format" && pair[1] == "json")
+}
+
+fn run(command: Command, format: report::MessageFormat) -> Outcome {
     match command {
         Command::Compile(options) => commands::compile::run(&options),
         Command::Check(options) => commands::check::run(&options),
@@ -49,7 +65,7 @@ fn run(command: Command) -> Outcome {
         Command::Inspect(options) => commands::inspect::run(&options),
         Command::Pack(options) => commands::pack::run(&options),
         Command::Run(options) => commands::run::run(&options),
-        Command::Emulate(options) => commands::emulate::run(&options),
+        Command::Emulate(options) => commands::emulate::run(&options, format),
         Command::Rules(options) => commands::rules::run(&options),
         Command::Doctor(options) => commands::doctor::run(&options),
     }

@@ -42,6 +42,8 @@ pub enum Ended {
     Well,
     /// With a result that was printed and is a failure: numbers beyond the tolerance, findings, "cannot be compiled".
     WithFindings,
+    /// As the program that was run, which says why by itself.
+    As(u8),
 }
 
 /// What a command returns. Diagnostics decide the exit code by themselves.

@@ -69,7 +69,7 @@ fn json(d: &Diagnostic) -> String {
     });
     let fault = serde_json::to_value(d.fault).unwrap_or_default();
     serde_json::json!({
-        "code": d.code, "fault": fault, "message": d.message, "place": place, "notes": d.notes, "help": d.help,
+        "severity": "error", "code": d.code, "fault": fault, "message": d.message, "place": place, "notes": d.notes, "help": d.help,
     })
     .to_string()
 }

@@ -255,15 +255,7 @@ impl State {
         let mut pools = Table::new(9);
         let pool = |(device, chip): (usize, &Chip)| {
             let pool = pools.add(Pool { device, attributes: BTreeMap::new(), used: 0, high: 0 });
-            Gpu {
-                chip: *chip,
-                primary: None,
-                primary_users: 0,
-                primary_flags: 0,
-                used: 0,
-                default_pool: pool,
-                pool,
-            }
+            Gpu { chip: *chip, primary: None, primary_users: 0, primary_flags: 0, used: 0, default_pool: pool, pool }
         };
         let gpus = chips.iter().enumerate().map(pool).collect();
         State {

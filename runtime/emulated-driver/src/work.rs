@@ -106,7 +106,8 @@ impl State {
     fn no_implicit(&mut self, context: Handle) -> Call {
         const NON_BLOCKING: u32 = 1;
         let mut refused = false;
-        for (_, stream) in self.streams.iter_mut().filter(|(_, s)| s.context == context && s.flags & NON_BLOCKING == 0) {
+        for (_, stream) in self.streams.iter_mut().filter(|(_, s)| s.context == context && s.flags & NON_BLOCKING == 0)
+        {
             if let Some(c) = &mut stream.capture {
                 c.invalid = true;
                 refused = true;
@@ -153,9 +154,7 @@ impl State {
             unsafe { std::ptr::copy(bytes.as_ptr(), to as *mut u8, bytes.len()) };
             return Ok(());
         }
-        self.pieces(to, bytes.len() as u64, |at, offset, n| {
-            self.emulator.upload(at, &bytes[offset..offset + n])
-        })
+        self.pieces(to, bytes.len() as u64, |at, offset, n| self.emulator.upload(at, &bytes[offset..offset + n]))
     }
 
     /// Calls `each` with address, offset and bytes of the part of a range that lies in each allocation.

@@ -352,7 +352,8 @@ impl Device {
         let of_bank = program.consts.iter().map(|(name, at, n)| (name.clone(), (bank + u64::from(*at), u64::from(*n))));
         let names = of_globals.chain(of_bank).collect();
         let sizes = of_module.iter().map(|g| g.bytes.len() as u64);
-        let pieces = globals.iter().copied().zip(sizes).chain([(bank, program.const_bank.bytes.len() as u64)]).collect();
+        let pieces =
+            globals.iter().copied().zip(sizes).chain([(bank, program.const_bank.bytes.len() as u64)]).collect();
         Ok(Variables { globals, bank, pieces, names })
     }
 

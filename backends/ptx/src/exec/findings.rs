@@ -5,8 +5,8 @@ mod show;
 use std::fmt;
 
 use super::program::Place;
-pub use show::{grouped, json_lines, pictures};
 use serde::{Deserialize, Serialize};
+pub use show::{grouped, json_lines, pictures};
 
 /// Which checks run. All are on by default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -53,7 +53,8 @@ fn fill(dst: u64, pitch: usize, value: c_uint, element: u64, width: usize, heigh
     if !dst.is_multiple_of(element) || !(pitch as u64).is_multiple_of(element) {
         return Err(INVALID_VALUE);
     }
-    let set = Set { dst, pitch: pitch as u64, value, element_bytes: element, width: width as u64, height: height as u64 };
+    let set =
+        Set { dst, pitch: pitch as u64, value, element_bytes: element, width: width as u64, height: height as u64 };
     submit(stream, Work::Set(Box::new(set)))
 }
 

@@ -113,7 +113,8 @@ api! {
 impl crate::state::State {
     /// Draws a stream into a capture that is under way.
     fn join(&mut self, stream: Handle, id: u64, last: Vec<Handle>) -> Call {
-        let of = |s: &crate::state::Stream| s.capture.as_ref().filter(|c| c.id == id).map(|c| (c.graph, c.mode, c.thread));
+        let of =
+            |s: &crate::state::Stream| s.capture.as_ref().filter(|c| c.id == id).map(|c| (c.graph, c.mode, c.thread));
         let (graph, mode, thread) = self.streams.iter().find_map(|(_, s)| of(s)).ok_or(CAPTURED_EVENT)?;
         let capture = crate::state::Capture {
             graph,

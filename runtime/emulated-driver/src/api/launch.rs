@@ -121,7 +121,9 @@ impl State {
         if blocks > 8 && set(NON_PORTABLE_CLUSTER) == 0 {
             return refuse(
                 INVALID_CLUSTER_SIZE,
-                format!("clusters of {blocks} blocks; above 8, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED has to be set"),
+                format!(
+                    "clusters of {blocks} blocks; above 8, CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED has to be set"
+                ),
             );
         }
         // SAFETY: the caller's contract.

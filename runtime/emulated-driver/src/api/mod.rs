@@ -1,7 +1,7 @@
 //! The calls of the driver, one file a theme. Names and order of arguments are those of `cuda.h`.
 
-mod copy;
 mod context;
+mod copy;
 mod device;
 mod event;
 mod graph;
@@ -20,8 +20,8 @@ mod stream_capture;
 mod tensor_map;
 mod virtual_memory;
 
-pub use copy::*;
 pub use context::*;
+pub use copy::*;
 pub use device::*;
 pub use event::*;
 pub use graph::*;

@@ -36,9 +36,7 @@ fn wait(stream: Handle) -> Call {
 unsafe fn value(stream: Handle, address: u64, value: u64, bytes: u64, write: bool, flags: c_uint) -> Call {
     if write {
         let low = (value & 0xffff_ffff) as u32;
-        let set = |dst, value| {
-            crate::work::Set { dst, pitch: 0, value, element_bytes: 4, width: 1, height: 1 }
-        };
+        let set = |dst, value| crate::work::Set { dst, pitch: 0, value, element_bytes: 4, width: 1, height: 1 };
         submit(stream, Work::Set(Box::new(set(address, low))))?;
         if bytes == 8 {
             submit(stream, Work::Set(Box::new(set(address + 4, (value >> 32) as u32))))?;
@@ -59,7 +57,9 @@ unsafe fn value(stream: Handle, address: u64, value: u64, bytes: u64, write: boo
     if holds {
         return Ok(());
     }
-    tell("a stream waits for a value that nothing in the emulated driver can still write: everything before it is done");
+    tell(
+        "a stream waits for a value that nothing in the emulated driver can still write: everything before it is done",
+    );
     Err(LAUNCH_TIMEOUT)
 }
 

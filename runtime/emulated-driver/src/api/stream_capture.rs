@@ -19,8 +19,7 @@ fn begin(stream: Handle, graph: Option<Handle>, last: Vec<Handle>, mode: c_uint)
         None => s.graphs.add(Graph::default()),
     };
     let (id, thread) = (s.fresh_id(), std::thread::current().id());
-    let capture =
-        Capture { graph, id, origin: true, last, mode, thread, invalid: false, shown: Box::default() };
+    let capture = Capture { graph, id, origin: true, last, mode, thread, invalid: false, shown: Box::default() };
     s.streams.get_mut(stream)?.capture = Some(capture);
     Ok(())
 }

@@ -15,9 +15,14 @@ pub fn grouped(list: &[Finding]) -> Vec<Finding> {
     for f in list {
         // Without a place in the source, each instruction of the PTX is a place of its own.
         let same = |g: &&mut Finding| {
-            let line = f.place.is_some() || g.line == f.line;
+            let line = f.place.is_some() || (g.line == f.line && g.instruction == f.instruction);
             let other = f.other_place.is_some() || g.other == f.other;
-            g.check == f.check && g.kernel == f.kernel && g.place == f.place && line && g.other_place == f.other_place && other
+            g.check == f.check
+                && g.kernel == f.kernel
+                && g.place == f.place
+                && line
+                && g.other_place == f.other_place
+                && other
         };
         match out.iter_mut().find(same) {
             Some(known) => known.count += f.count,
@@ -146,7 +151,12 @@ mod tests {
     fn pictures_are_wrapped_and_name_the_place() {
         let text = pictures("error", &[finding(90)]);
         assert!(text.lines().all(|l| l.chars().count() <= WIDTH), "{text}");
-        for part in ["error[race]: ", "/nowhere/gemm.cu:57, in `gemm<float, 128>`", "line 90 of the PTX", "2 times, first in block 1,0,0"] {
+        for part in [
+            "error[race]: ",
+            "/nowhere/gemm.cu:57, in `gemm<float, 128>`",
+            "line 90 of the PTX",
+            "2 times, first in block 1,0,0",
+        ] {
             assert!(text.contains(part), "no `{part}` in {text}");
         }
     }

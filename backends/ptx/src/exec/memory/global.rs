@@ -87,10 +87,7 @@ struct Touched {
 
 impl Touched {
     fn new(bytes: u64) -> Touched {
-        Touched {
-            sectors: bytemuck::zeroed_slice_box(bytes.div_ceil(SECTOR * 64) as usize),
-            asked: AtomicU64::new(0),
-        }
+        Touched { sectors: bytemuck::zeroed_slice_box(bytes.div_ceil(SECTOR * 64) as usize), asked: AtomicU64::new(0) }
     }
 
     /// Bytes of the sectors touched, and of the sectors asked for.
@@ -329,7 +326,9 @@ impl DeviceMemory {
                 self.next = end;
                 Ok(base)
             }
-            None => Err(ExecError::OutOfMemory { asked: bytes, free: HEAP_END - base.min(HEAP_END), total: self.capacity }),
+            None => {
+                Err(ExecError::OutOfMemory { asked: bytes, free: HEAP_END - base.min(HEAP_END), total: self.capacity })
+            }
         }
     }
 
@@ -356,8 +355,8 @@ impl DeviceMemory {
         let (base, end) = (allocation.base, allocation.base.saturating_add(allocation.bytes));
         let i = self.allocations.partition_point(|a| a.base < base);
         let below = i.checked_sub(1).and_then(|i| self.allocations.get(i));
-        let overlaps = below.is_some_and(|a| a.base + a.bytes > base)
-            || self.allocations.get(i).is_some_and(|a| a.base < end);
+        let overlaps =
+            below.is_some_and(|a| a.base + a.bytes > base) || self.allocations.get(i).is_some_and(|a| a.base < end);
         if overlaps {
             return Err(ExecError::Address { address: base, bytes: allocation.bytes });
         }
