@@ -61,7 +61,7 @@ impl Gpu {
         layer
     }
 
-    /// All outputs for `n` tokens.
+    /// All outputs for `n` tokens. The same launch as a graph gives the same.
     fn outputs(&self, layer: *const moec_layer, bundle: &Bundle, n: usize) -> Vec<Vec<u8>> {
         let m = bundle.manifest();
         let all = || m.inputs.iter().chain(&m.outputs);
@@ -106,7 +106,26 @@ impl Gpu {
             memory.download(0, &mut out).expect("download");
             out
         };
-        memory[m.inputs.len()..].iter().map(read).collect()
+        let outputs = |memory: &[DeviceMemory]| memory.iter().map(read).collect::<Vec<_>>();
+        let want = outputs(&memory[m.inputs.len()..]);
+        let mut memory = memory;
+        let graph = stream.capture(|raw| {
+            let launch = moec_launch { stream: raw.cast(), ..launch };
+            // SAFETY: as above.
+            must(unsafe { moec_layer_launch(layer, &launch) });
+            Ok(())
+        });
+        let mut graph = graph.expect("captured");
+        for _ in 0..2 {
+            for out in &mut memory[m.inputs.len()..] {
+                out.fill(0xEE, &stream).expect("filled");
+            }
+            // SAFETY: everything that the launch uses is alive.
+            unsafe { graph.launch(stream.raw()) }.expect("replayed");
+            stream.synchronize().expect("done");
+            assert!(outputs(&memory[m.inputs.len()..]) == want, "{n} tokens as a graph");
+        }
+        want
     }
 }
 

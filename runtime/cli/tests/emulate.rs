@@ -77,3 +77,41 @@ fn mistakes_are_told_apart() {
         assert!(!dir.path().join("out.safetensors").exists(), "{code}: an output was left behind");
     }
 }
+
+#[test]
+fn results_are_compared_with_what_is_expected() {
+    let dir = tempfile::tempdir().unwrap();
+    bring(dir.path(), "triton_vec_add_sm90");
+    let expected = corpus("triton_vec_add_sm90").join("expected.safetensors");
+    let right = emulate(dir.path(), &["--expect", expected.to_str().unwrap()]);
+    assert!(right.code == 0 && right.stdout.contains("o: relative error 0"), "{}{}", right.stdout, right.stderr);
+    replace(&dir.path().join("kernel.ptx"), "add.f32", "sub.f32");
+    let wrong = emulate(dir.path(), &["--expect", expected.to_str().unwrap()]);
+    assert!(wrong.code == 1 && wrong.stdout.contains("elements differ, the first at 0"), "{}", wrong.stdout);
+    let other = corpus("triton_softmax_sm90").join("expected.safetensors");
+    let other = emulate(dir.path(), &["--expect", other.to_str().unwrap()]);
+    assert_eq!(diagnostics(&other)[0]["code"], "buffer-shape-mismatch");
+}
+
+#[test]
+fn a_recipe_is_written_for_any_kernel() {
+    for name in ["triton_vec_add_sm90", "triton_matmul_tma_bf16_tn_sm90", "nvcc_tma_tile_128B_sm90"] {
+        let kernel = corpus(name).join("kernel.ptx");
+        let run = moec_in(&root(), &["emulate", "--init", kernel.to_str().unwrap()]);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let given =
+            moec_ptx::launch::parse(&std::fs::read_to_string(corpus(name).join("launch.json")).unwrap()).unwrap();
+        let made = moec_ptx::launch::parse(&run.stdout).unwrap();
+        assert_eq!((&made.entry, &made.target), (&given.entry, &given.target), "{name}");
+        let sizes = |l: &moec_ptx::launch::Launch| l.params.iter().map(|p| p.size_bytes()).collect::<Vec<_>>();
+        assert_eq!(sizes(&made), sizes(&given), "{name}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_json_for_those_who_ask() {
+    let run = moec_in(&root(), &["emulate", "--frobnicate", "--message-format", "json"]);
+    let d = &diagnostics(&run)[0];
+    assert_eq!((run.code, &d["code"], &d["severity"]), (2, &"wrong-usage".into(), &"error".into()), "{}", run.stderr);
+    assert!(d["message"].as_str().unwrap().contains("--frobnicate"));
+}
