@@ -14,11 +14,11 @@
 #![allow(clippy::missing_safety_doc, reason = "the contract of each function is the driver's")]
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "a library without another place to tell something")]
 
-mod api;
+pub mod api;
 mod call;
 mod chips;
 mod settings;
 mod state;
-mod structs;
+pub mod structs;
 mod symbols;
 mod work;

@@ -160,7 +160,7 @@ api! {
     fn cuDeviceGetGraphMemAttribute(device: c_int, which: c_uint, value: *mut u64) {
         let s = state()?;
         let pool = s.pools.get(s.gpu(device)?.default_pool)?;
-        put(value, if which % 2 == 0 { pool.used } else { pool.high })
+        put(value, if which.is_multiple_of(2) { pool.used } else { pool.high })
     }
 
     fn cuDeviceSetGraphMemAttribute(device: c_int, _which: c_uint, _value: *mut u64) {

@@ -93,7 +93,7 @@ impl<'m> Lower<'m> {
                 // The name must be known to initialisers that point at it.
                 self.scope().symbols.insert(d.name.clone(), Symbol::Global(index));
                 if let Some(init) = &d.init {
-                    let mut symbol = std::mem::replace(&mut self.globals[index], DataSymbol::default());
+                    let mut symbol = std::mem::take(&mut self.globals[index]);
                     let mut at = 0;
                     self.initialize(&mut symbol, init, &v.ty, &mut at)?;
                     self.globals[index] = symbol;
@@ -107,7 +107,7 @@ impl<'m> Lower<'m> {
                 self.consts.push((d.name.clone(), start, bytes));
                 self.scope().symbols.insert(d.name.clone(), Symbol::Const(start));
                 if let Some(init) = &d.init {
-                    let mut bank = std::mem::replace(&mut self.const_bank, DataSymbol::default());
+                    let mut bank = std::mem::take(&mut self.const_bank);
                     let mut at = start as usize;
                     let result = self.initialize(&mut bank, init, &v.ty, &mut at);
                     self.const_bank = bank;
