@@ -128,6 +128,31 @@ impl Tensor {
         Tensor::float(dtype, &self.shape, self.floats().to_vec())
     }
 
+    /// How far from `want`, as one number that is held against a tolerance for relative Frobenius errors: the largest of
+    /// that of all elements, half of that of any row (the last axis), and an eighth of any element's difference over the root
+    /// mean square of its row. So no few wrong rows or elements hide among many right ones. A row that nearly vanishes
+    /// counts as a 64th of the average. Infinite for other shapes, and as in [`Tensor::relative_error`].
+    pub fn worst_error(&self, want: &Tensor) -> f64 {
+        let (whole, cols) = (self.relative_error(want), want.cols().max(1));
+        if !whole.is_finite() || whole == 0.0 {
+            return whole;
+        }
+        let square = |&x: &f32| if x.is_finite() { f64::from(x) * f64::from(x) } else { 0.0 };
+        let n_rows = (want.elements() / cols).max(1) as f64;
+        let average = want.floats().iter().map(square).sum::<f64>() / n_rows;
+        let rows = self.floats().chunks(cols).zip(want.floats().chunks(cols));
+        rows.fold(whole, |worst, (got, want)| {
+            let size = want.iter().map(square).sum::<f64>().max(average / 4096.0);
+            let of = |(&a, &b): (&f32, &f32)| {
+                if a == b || (a.is_nan() && b.is_nan()) { 0.0 } else { (f64::from(a) - f64::from(b)).powi(2) }
+            };
+            let differences = || got.iter().zip(want).map(of);
+            let row = (differences().sum::<f64>() / size).sqrt() / 2.0;
+            let element = (differences().fold(0.0, f64::max) / (size / cols as f64)).sqrt() / 8.0;
+            worst.max(row).max(element)
+        })
+    }
+
     /// ‖self − want‖ / ‖want‖ in f64 (Frobenius norm over all elements). 0 when both are empty; NaN counts as infinite
     /// unless both have it in the same place.
     pub fn relative_error(&self, want: &Tensor) -> f64 {
@@ -154,5 +179,41 @@ impl Tensor {
         } else {
             (num / den).sqrt()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_wrong_elements_do_not_hide_among_many() {
+        let want: Vec<f32> = (0..64 * 512).map(|i| if i % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let tensor = |values: &[f32]| Tensor::float(DType::F32, &[64, 512], values.to_vec());
+        let with = |change: &dyn Fn(&mut [f32])| {
+            let mut got = want.clone();
+            change(&mut got);
+            (tensor(&got).relative_error(&tensor(&want)), tensor(&got).worst_error(&tensor(&want)))
+        };
+        assert_eq!(with(&|_| ()), (0.0, 0.0));
+        // One element off by its own size, and a row off by a twentieth.
+        let (whole, worst) = with(&|x| x[700] = 0.0);
+        assert!(whole < 1e-2 && worst > 0.1, "{whole} {worst}");
+        let (whole, worst) = with(&|x| x[512..1024].iter_mut().for_each(|v| *v *= 1.05));
+        assert!(whole < 1e-2 && worst > 0.024, "{whole} {worst}");
+        // What is spread evenly counts once.
+        let (whole, worst) = with(&|x| x.iter_mut().for_each(|v| *v *= 1.01));
+        assert!((worst - whole).abs() < 1e-9 && whole > 9e-3, "{whole} {worst}");
+        let (_, nan) = with(&|x| x[3] = f32::NAN);
+        assert_eq!(nan, f64::INFINITY);
+    }
+
+    #[test]
+    fn a_row_of_zeros_is_held_against_the_others() {
+        let want = Tensor::float(DType::F32, &[2, 2], vec![3.0, 4.0, 0.0, 0.0]);
+        let got = Tensor::float(DType::F32, &[2, 2], vec![3.0, 4.0, 1e-6, 0.0]);
+        assert!(got.worst_error(&want) < 1e-4);
+        let got = Tensor::float(DType::F32, &[2, 2], vec![3.0, 4.0, 0.1, 0.0]);
+        assert!(got.worst_error(&want) > 0.1);
     }
 }

@@ -67,7 +67,7 @@ fn compare(egraph: &LayerEGraph, inputs: &[Tensor], params: &[Tensor]) -> Soundn
                     Some(first) => {
                         report.compared += 1;
                         report.ids_differ |= first.ints() != value.ints();
-                        report.worst_error = report.worst_error.max(value.relative_error(first));
+                        report.worst_error = report.worst_error.max(value.worst_error(first));
                     }
                 }
             }

@@ -3,7 +3,8 @@
 use moec_ir::Tensor;
 use moec_ir::graph::Graph;
 
-/// Compares all outputs of a layer: integers must be equal, floats within the relative Frobenius error.
+/// Compares all outputs of a layer: integers must be equal, floats within the tolerance as a whole, by
+/// row and by element ([`Tensor::worst_error`]).
 ///
 /// # Errors
 /// A sentence with the output's name, the first difference and where it is.
@@ -21,7 +22,7 @@ pub fn outputs(graph: &Graph, got: &[Tensor], want: &[Tensor], tolerance: f64) -
             let rows = |t: &Tensor| t.ints().chunks(cols).nth(row).map(<[i64]>::to_vec);
             return Err(format!("`{name}` differs in row {row}, column {col}: {:?} instead of {:?}", rows(g), rows(w)));
         }
-        let error = g.relative_error(w);
+        let error = g.worst_error(w);
         if error > tolerance {
             let worst = worst(g, w).map_or(String::new(), |i| {
                 format!(

@@ -10,6 +10,7 @@ pub mod instructions;
 pub mod quantised;
 pub mod recorded;
 pub mod runs;
+pub mod sampled;
 pub mod time_model;
 pub mod traffic;
 pub mod wide;

@@ -192,7 +192,7 @@ fn close(got: &Tensor, want: &Tensor) -> Result<(), Failed> {
     let cols = got.cols();
     for (r, (a, b)) in got.floats().chunks(cols).zip(want.floats().chunks(cols)).enumerate() {
         let row = |v: &[f32]| Tensor::float(DType::F32, &[v.len()], v.to_vec());
-        let error = row(a).relative_error(&row(b));
+        let error = row(a).worst_error(&row(b));
         if error > 1e-5 {
             return Err(format!("row {r} differs by {error:.2e}").into());
         }

@@ -147,7 +147,7 @@ fn gives_the_reference(layer: &ModelLayer, params: &[Tensor], dir: &Path, engine
     if let Some(finding) = result.findings.first() {
         return Err(format!("the emulator found: {finding}").into());
     }
-    let error = result.output("output").ok_or("the layer has no `output`")?.relative_error(&want[0]);
+    let error = result.output("output").ok_or("the layer has no `output`")?.worst_error(&want[0]);
     if error > 1e-3 { Err(format!("relative error {error:.2e}").into()) } else { Ok(()) }
 }
 
@@ -273,7 +273,7 @@ fn check(dir: &Path, entry: &Entry, engine: Engine) -> Result<(), Failed> {
         return Err(format!("the emulator found: {finding}").into());
     }
     let got = |name: &str| result.output(name).ok_or_else(|| format!("the layer has no `{name}`"));
-    let error = got("output")?.relative_error(&tensor("output")?);
+    let error = got("output")?.worst_error(&tensor("output")?);
     let tolerance = entry.tight_tolerance.unwrap_or(entry.tolerance);
     if error > tolerance {
         return Err(format!("relative error {error:.2e}, more than {tolerance:.0e}").into());

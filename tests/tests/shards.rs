@@ -160,7 +160,7 @@ fn ranks_add_up(whole: &Whole, kind: ShardKind, count: u32, engine: Engine) -> R
     let sum = Tensor::float(DType::F32, &want[0].shape, sum);
     for (what, want) in std::iter::once(("the whole layer", &want[0])).chain(whole.golden.iter().map(|g| ("golden", g)))
     {
-        let error = sum.relative_error(want);
+        let error = sum.worst_error(want);
         if error > whole.tolerance {
             return Err(format!("relative error {error:.2e} against {what}").into());
         }

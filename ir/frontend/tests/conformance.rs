@@ -60,7 +60,7 @@ fn check_checkpoint(dir: &Path) -> Result<usize, String> {
         }
         let got = evaluate(&layer.graph, &inputs, &params).map_err(|d| d.to_string())?;
         let tolerance = if inputs[0].dtype == DType::F32 { 1e-5 } else { 1e-2 };
-        let error = got[0].relative_error(&get("output")?);
+        let error = got[0].worst_error(&get("output")?);
         if error > tolerance {
             return Err(format!("layer {number}: output differs by {error:.2e}"));
         }

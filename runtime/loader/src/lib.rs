@@ -53,4 +53,4 @@ pub use device::{Device, best_target};
 pub use layer::{Layer, LoadOptions, RunResult};
 pub use packed_file::{weight_buffers, write_packed};
 pub use weight_cache::CachedWeights;
-pub use weights::{Fill, Watch, Weights, random_tensor};
+pub use weights::{Fill, Watch, Weights, random_slices, random_tensor};

@@ -166,24 +166,43 @@ pub(crate) fn random_key(seed: u64, name: &str) -> u64 {
 /// # Panics
 /// When the parameter's shape depends on the token count, which a verified graph rules out.
 pub fn random_tensor(seed: u64, param: &ParamInfo) -> Tensor {
+    let first = param.ty.shape.first().and_then(|d| d.fixed()).unwrap_or(1);
+    random_slices(seed, param, &(0..first).collect::<Vec<_>>())
+}
+
+/// Of the tensor of [`random_tensor`], those slices along its first axis: the experts that are needed of a stack that is too
+/// large to be held.
+///
+/// # Panics
+/// As [`random_tensor`].
+pub fn random_slices(seed: u64, param: &ParamInfo, slices: &[u64]) -> Tensor {
     let (name, ty) = (&param.name, &param.ty);
     let axis = |d: &moec_ir::Dim| d.fixed().expect("a parameter should have a fixed shape");
-    let shape: Vec<usize> = ty.shape.iter().map(|d| axis(d) as usize).collect();
+    let mut shape: Vec<usize> = ty.shape.iter().map(|d| axis(d) as usize).collect();
+    let of_slice: usize = shape.iter().skip(1).product();
+    let cols = shape.last().copied().unwrap_or(1).max(1);
+    if let Some(first) = shape.first_mut() {
+        *first = slices.len();
+    }
     let n: usize = shape.iter().product();
     if !ty.dtype.is_float() {
         return Tensor::int(ty.dtype, &shape, vec![0; n]);
     }
-    let cols = shape.last().copied().unwrap_or(1);
-    if let Some(codes) = RandomCodes::of(seed, param) {
-        let mut values = vec![0.0; n];
-        values.chunks_exact_mut(cols.max(1)).enumerate().for_each(|(r, row)| codes.values(r as u64, row));
-        return Tensor::float(ty.dtype, &shape, values);
-    }
-    if matches!(param.source, WeightSource::LargestInputScale(_)) {
-        return Tensor::float(ty.dtype, &shape, vec![INPUT_SCALE; n]);
-    }
-    let key = random_key(seed, name);
-    Tensor::float(ty.dtype, &shape, (0..n as u64).map(|i| random_value(key, cols as u64, i)).collect())
+    let (codes, key) = (RandomCodes::of(seed, param), random_key(seed, name));
+    let is_input_scale = matches!(param.source, WeightSource::LargestInputScale(_));
+    let mut values = vec![0.0; n];
+    values.par_chunks_mut(of_slice.max(1)).zip(slices).for_each(|(slice, &i)| {
+        let first = i * of_slice as u64;
+        for (r, row) in slice.chunks_mut(cols).enumerate() {
+            let first = first + (r * cols) as u64;
+            match &codes {
+                Some(codes) => codes.values(first / cols as u64, row),
+                None if is_input_scale => row.fill(INPUT_SCALE),
+                None => (first..).zip(row).for_each(|(i, v)| *v = random_value(key, cols as u64, i)),
+            }
+        }
+    });
+    Tensor::float(ty.dtype, &shape, values)
 }
 
 pub(crate) fn fill_random(seed: u64, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {

@@ -48,6 +48,7 @@ fn write_pack(dir: &Path, cases: &[(&str, &Bundle, usize)]) {
             bundle: format!("bundles/{name}"),
             weights: PackWeights::Random(1),
             data: format!("data/{name}.safetensors"),
+            repeat: 1,
             tolerance: 0.0,
             time: true,
         });

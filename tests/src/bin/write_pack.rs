@@ -1,18 +1,39 @@
 //! Writes the layers, inputs and expected results of a GPU pack: `write-pack DIR`. `cargo xtask gpu-pack` runs it.
 
 use moec::{CompileRequest, Model, Target, Tensor};
-use moec_ir::graph;
+use moec_ir::act_quant::ActQuant;
 use moec_ir::weights::WeightSource;
+use moec_ir::{DType, graph};
 use moec_runtime::gpu_pack::{PACK_FORMAT, Pack, PackCase, PackWeights};
-use moec_tests::cases;
+use moec_tests::{cases, sampled};
 use moec_weights::safetensors::write_safetensors;
 use std::path::Path;
 
 /// Every machine generation that moec compiles for.
-const TARGETS: [&str; 4] = ["sm_80", "sm_90a", "sm_100f", "sm_120f"];
+const TARGETS: [&str; 5] = ["sm_80", "sm_89", "sm_90a", "sm_100f", "sm_120f"];
 
-/// Published layers that are timed, with random weights: too large to be shipped, or to be evaluated by the reference.
-const TIMED: [&str; 3] = ["qwen3-235b-a22b", "gpt-oss-120b", "deepseek-r1"];
+/// A published layer that is timed, with random weights: they are too many to be shipped.
+struct Timed {
+    model: &'static str,
+    /// What rows are rounded to, where they are.
+    activations: Option<ActQuant>,
+    tokens: &'static [u64],
+}
+
+/// Each is timed on a GPU's own engine and on the portable one, which every GPU has.
+const TIMED: [Timed; 5] = [
+    Timed { model: "mixtral-8x7b", activations: None, tokens: &[1, 64, 4096] },
+    Timed { model: "qwen3-235b-a22b", activations: None, tokens: &[1, 16, 128] },
+    Timed { model: "gpt-oss-120b", activations: None, tokens: &[1, 64, 1024] },
+    Timed { model: "deepseek-r1", activations: None, tokens: &[1, 16, 128] },
+    Timed { model: "deepseek-r1", activations: Some(ActQuant::FP8_BLOCK), tokens: &[1, 128, 4096] },
+];
+
+/// Rows of inputs that a file holds at most.
+const MOST_ROWS: u64 = 128;
+
+/// Of the weights of layers that are timed.
+const SEED: u64 = 1;
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -29,8 +50,8 @@ fn main() -> Result<(), Failure> {
             small(dir, &case, &mut pack)?;
         }
     }
-    for name in TIMED {
-        timed(dir, name, &mut pack)?;
+    for layer in TIMED {
+        timed(dir, &layer, &mut pack)?;
     }
     std::fs::write(dir.join("pack.json"), serde_json::to_string_pretty(&pack)? + "\n")?;
     Ok(())
@@ -41,10 +62,16 @@ fn targets() -> Vec<&'static Target> {
 }
 
 /// Compiles a layer once for all its cases: the graph decides, not the routing.
-fn bundle(dir: &Path, name: &str, graph: &graph::Graph, tokens: (u64, u64)) -> Result<String, Failure> {
+fn bundle(
+    dir: &Path,
+    name: &str,
+    graph: &graph::Graph,
+    targets: Vec<&'static Target>,
+    tokens: (u64, u64),
+) -> Result<String, Failure> {
     let path = format!("bundles/{name}");
     if !dir.join(&path).exists() {
-        let compiled = moec::compile(&CompileRequest { tokens, ..CompileRequest::new(graph, targets()) })?;
+        let compiled = moec::compile(&CompileRequest { tokens, ..CompileRequest::new(graph, targets) })?;
         compiled.bundle.write(dir.join(&path))?;
     }
     Ok(path)
@@ -58,7 +85,7 @@ fn small(dir: &Path, case: &cases::Case, pack: &mut Pack) -> Result<(), Failure>
     // The pack stores each weight under the layer's own name for it, in the layout that the graph asks for.
     let mut graph = case.graph.clone();
     graph.params.iter_mut().for_each(|p| p.source = WeightSource::tensor(p.name.clone()));
-    let bundle = bundle(dir, &format!("{model}-{dtype}"), &graph, (0, 256))?;
+    let bundle = bundle(dir, &format!("{model}-{dtype}"), &graph, targets(), (0, 256))?;
     let weights = format!("weights/{group}-{model}-{dtype}.safetensors");
     let named: Vec<(&str, &Tensor)> = graph.params.iter().map(|p| p.name.as_str()).zip(&case.params).collect();
     write_safetensors(&dir.join(&weights), &named)?;
@@ -77,6 +104,7 @@ fn small(dir: &Path, case: &cases::Case, pack: &mut Pack) -> Result<(), Failure>
             bundle: bundle.clone(),
             weights: PackWeights::File(weights.clone()),
             data,
+            repeat: 1,
             tolerance: case.tolerance,
             time: false,
         });
@@ -84,23 +112,54 @@ fn small(dir: &Path, case: &cases::Case, pack: &mut Pack) -> Result<(), Failure>
     Ok(())
 }
 
-/// A published layer at a few token counts, for its times.
-fn timed(dir: &Path, name: &str, pack: &mut Pack) -> Result<(), Failure> {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(name);
-    let layer = Model::open(model).and_then(|m| m.layer(None)).map_err(|d| format!("{d:?}"))?;
-    let bundle = bundle(dir, name, &layer.graph, (0, 4096))?;
-    for n_tokens in [1, 16, 128] {
-        let input = moec::random_tensor(&layer.graph.inputs[0].ty, n_tokens, 1, "input");
-        let data = format!("data/{name}-{n_tokens}.safetensors");
-        write_safetensors(&dir.join(&data), &[("input", &input)])?;
-        pack.cases.push(PackCase {
-            name: format!("{name} T={n_tokens}"),
-            bundle: bundle.clone(),
-            weights: PackWeights::Random(1),
-            data,
-            tolerance: 1e-2,
-            time: true,
-        });
+/// A published layer at a few token counts, for its times; a few tokens of each are compared.
+fn timed(dir: &Path, layer: &Timed, pack: &mut Pack) -> Result<(), Failure> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(layer.model);
+    let mut graph = Model::open(path).and_then(|m| m.layer(None)).map_err(|d| format!("{d:?}"))?.graph;
+    let mut name = layer.model.to_string();
+    if let Some(q) = layer.activations {
+        graph = graph::quantise_activations(&graph, q)?;
+        name += "-fp8-rows";
+    }
+    // On sm_80 codes become floats: a bundle for it alone has no products of codes.
+    let portable: Vec<&'static Target> = targets().into_iter().filter(|t| t.name == "sm_80").collect();
+    let bundles = [
+        (name.clone(), bundle(dir, &name, &graph, targets(), (0, 4096))?),
+        (format!("{name} portable"), bundle(dir, &format!("{name}-portable"), &graph, portable, (0, 4096))?),
+    ];
+    for &n_tokens in layer.tokens {
+        let stored = n_tokens.min(MOST_ROWS);
+        let data = format!("data/{name}-{stored}.safetensors");
+        write_data(&dir.join(&data), &graph, stored)?;
+        for (name, bundle) in &bundles {
+            pack.cases.push(PackCase {
+                name: format!("{name} T={n_tokens}"),
+                bundle: bundle.clone(),
+                weights: PackWeights::Random(SEED),
+                data: data.clone(),
+                repeat: (n_tokens / stored) as u32,
+                tolerance: 1e-2,
+                time: true,
+            });
+        }
     }
     Ok(())
+}
+
+/// Random rows, and what the reference makes of one or two of them.
+fn write_data(path: &Path, graph: &graph::Graph, n_tokens: u64) -> Result<(), Failure> {
+    let input = moec::random_tensor(&graph.inputs[0].ty, n_tokens, 1, "input");
+    let tokens: Vec<usize> = match n_tokens {
+        1 => vec![0],
+        n => vec![n as usize / 3, n as usize - 1],
+    };
+    let outputs = sampled::evaluate(graph, &[sampled::rows(&input, &tokens)], tokens.len(), SEED)?;
+    let marks = (0..n_tokens as usize).map(|t| i64::from(tokens.contains(&t))).collect();
+    let mut tensors = vec![("input".to_string(), input)];
+    tensors.push(("sampled".to_string(), Tensor::int(DType::I32, &[n_tokens as usize], marks)));
+    for ((output, _), tensor) in graph.outputs.iter().zip(outputs) {
+        tensors.push((format!("expected.{output}"), tensor));
+    }
+    let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), t)).collect();
+    Ok(write_safetensors(path, &named)?)
 }

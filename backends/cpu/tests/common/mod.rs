@@ -232,7 +232,7 @@ pub fn check(program: &Program, inputs: &[Tensor], params: &[Tensor], n_tokens: 
             if let Data::Int(_) = want.data {
                 assert_eq!(got, want, "{case}, T = {n_tokens}, {}: output {i}", code.name);
             } else {
-                let error = got.relative_error(want);
+                let error = got.worst_error(want);
                 assert!(error <= tolerance, "{case}, T = {n_tokens}, {}: output {i} is off by {error:e}", code.name);
             }
         }

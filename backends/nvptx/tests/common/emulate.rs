@@ -186,5 +186,5 @@ fn encode(map: &TensorMap, address: u64, n_tokens: u64) -> Vec<u8> {
 pub fn error(program: &Program, target: &Target, inputs: &[Tensor], params: &[Tensor], n_tokens: u64) -> f64 {
     let want = moec_ir::tile::evaluate(program, inputs, params, n_tokens as usize).expect("tensors fit");
     let got = run(program, target, inputs, params, n_tokens, 1);
-    got.iter().zip(&want).map(|(g, w)| g.relative_error(w)).fold(0.0, f64::max)
+    got.iter().zip(&want).map(|(g, w)| g.worst_error(w)).fold(0.0, f64::max)
 }

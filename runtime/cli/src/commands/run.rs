@@ -38,7 +38,8 @@ pub struct Options {
     /// A file whose `output` the result is compared with.
     #[arg(long, value_name = "FILE")]
     pub expect: Option<PathBuf>,
-    /// Largest relative Frobenius error [default: 1e-5 for float32, 1e-2 otherwise].
+    /// Largest relative error of the whole (Frobenius norm); a row may have twice, an element eight times as much
+    /// [default: 1e-5 for float32, 1e-2 otherwise].
     #[arg(long, value_name = "ERROR")]
     pub tolerance: Option<f64>,
     /// Checkpoint of the weights, or random:seed=N [default: the model's directory].
@@ -339,7 +340,7 @@ fn compare(options: &Options, result: &RunResult, path: &Path) -> Result<(String
         ));
     }
     let tolerance = options.tolerance.unwrap_or(if got.dtype == DType::F32 { 1e-5 } else { 1e-2 });
-    let error = got.relative_error(&want);
+    let error = got.worst_error(&want);
     let mut text = format!("output: relative error {error:.2e}, tolerance {tolerance:.0e}\n");
     if let (Some(ids), Some(want)) = (result.output("topk_ids"), tensor(&file, "topk_ids")?) {
         let sets = |t: &Tensor| -> Vec<Vec<i64>> {

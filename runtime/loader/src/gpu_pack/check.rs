@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Check {
     /// `output`, or `buffer NAME`.
     pub what: String,
-    /// Floats: relative Frobenius error. Integers: how many elements differ. Infinite for another shape.
+    /// Floats: [`Tensor::worst_error`]. Integers: how many elements differ. Infinite for another shape.
     #[serde(with = "finite_or_text")]
     pub error: f64,
     /// Largest error that is accepted.
@@ -42,13 +42,13 @@ mod finite_or_text {
     }
 }
 
-/// Compares a result with what was expected: floats by relative Frobenius error, integers element by element.
+/// Compares a result with what was expected: floats by [`Tensor::worst_error`], integers element by element.
 pub fn compare(what: impl Into<String>, got: &Tensor, want: &Tensor, tolerance: f64) -> Check {
     let same_kind = got.dtype.is_float() == want.dtype.is_float() && got.shape == want.shape;
     let (error, tolerance) = if !same_kind {
         (f64::INFINITY, tolerance)
     } else if got.dtype.is_float() {
-        (got.relative_error(want), tolerance)
+        (got.worst_error(want), tolerance)
     } else {
         (got.ints().iter().zip(want.ints()).filter(|(a, b)| a != b).count() as f64, 0.0)
     };
@@ -65,9 +65,12 @@ pub(crate) fn check_run(
 ) -> Result<Vec<Check>, Diagnostic> {
     let find = |name: &str| data.iter().find(|(n, _)| n == name).map(|(_, t)| t);
     let mut checks = Vec::new();
-    let got = by_expert(run.output("topk_ids"), run.output("topk_weights"));
+    let sampled = |t: &Tensor| find("sampled").map_or_else(|| t.clone(), |marks| keep_rows(t, marks));
+    let outputs: Vec<(&String, Tensor)> = run.outputs.iter().map(|(name, t)| (name, sampled(t))).collect();
+    let output = |name: &str| outputs.iter().find(|(n, _)| *n == name).map(|(_, t)| t);
+    let got = by_expert(output("topk_ids"), output("topk_weights"));
     let want = by_expert(find("expected.topk_ids"), find("expected.topk_weights"));
-    for (name, tensor) in &run.outputs {
+    for (name, tensor) in &outputs {
         let Some(expected) = find(&format!("expected.{name}")) else { continue };
         let pair = match (name.as_str(), &got, &want) {
             ("topk_ids", Some((got, _)), Some((want, _))) => (got, want),

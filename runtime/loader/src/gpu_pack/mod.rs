@@ -10,6 +10,8 @@
 //!
 //! A case's data file holds the layer's inputs under their own names and, where there is something to compare with:
 //! * `expected.NAME`: the output NAME. `topk_ids` and `topk_weights` are compared as sets for each token.
+//! * `sampled` (i32, one for each token): only tokens marked 1 have rows in `expected.NAME`: of layers with so many weights that
+//!   the reference evaluates a few tokens only.
 //! * `buffer.NAME`: the intermediate buffer NAME after the run, `[batch * rows, cols]`; with `rows.NAME` (i32, one for
 //!   each row) only rows marked 1 are compared: rows that no token goes to hold anything.
 
@@ -56,11 +58,18 @@ pub struct PackCase {
     pub weights: PackWeights,
     /// File of inputs and expected results, relative to the pack.
     pub data: String,
-    /// Largest relative Frobenius error of a float result.
+    /// How often all rows of that file are run, one copy after another: for many tokens in a small file.
+    #[serde(default = "once")]
+    pub repeat: u32,
+    /// Largest error of a float result, as in [`moec_ir::Tensor::worst_error`].
     pub tolerance: f64,
     /// Whether the case is timed.
     #[serde(default)]
     pub time: bool,
+}
+
+fn once() -> u32 {
+    1
 }
 
 /// Where a case's weights come from.
@@ -124,6 +133,7 @@ fn run_case(
     let none = |d: Diagnostic| (String::new(), d);
     let bundle = Bundle::open(dir.join(&case.bundle)).map_err(none)?;
     let data = read_data(&dir.join(&case.data)).map_err(none)?;
+    let data: Vec<(String, Tensor)> = data.into_iter().map(|(n, t)| (n, repeated(&t, case.repeat))).collect();
     let weights = match &case.weights {
         PackWeights::File(path) => Weights::from_checkpoint(Checkpoint::open(dir.join(path)).map_err(none)?),
         PackWeights::Random(seed) => Weights::Random { seed: *seed },
@@ -165,6 +175,19 @@ fn run_case(
     #[cfg(not(feature = "cuda"))]
     let _ = with_times;
     Ok(report)
+}
+
+/// A tensor's rows, so many times one after another.
+fn repeated(tensor: &Tensor, times: u32) -> Tensor {
+    let mut shape = tensor.shape.clone();
+    if let Some(first) = shape.first_mut() {
+        *first *= times as usize;
+    }
+    if tensor.dtype.is_float() {
+        Tensor::float(tensor.dtype, &shape, tensor.floats().repeat(times as usize))
+    } else {
+        Tensor::int(tensor.dtype, &shape, tensor.ints().repeat(times as usize))
+    }
 }
 
 /// All tensors of a safetensors file.

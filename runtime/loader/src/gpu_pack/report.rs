@@ -109,16 +109,17 @@ impl PackReport {
         Ok(PackReport { moec_version, device: name, driver_version, cases: Vec::new() })
     }
 
-    /// Whether every case ran and nothing differed from what was expected.
+    /// Whether there are cases, every one ran and was compared, and nothing differed from what was expected.
     pub fn all_ok(&self) -> bool {
-        self.cases.iter().all(CaseReport::ok)
+        !self.cases.is_empty() && self.cases.iter().all(CaseReport::ok)
     }
 }
 
 impl CaseReport {
-    /// Whether the case ran, every comparison held, and repetitions gave the same bits.
+    /// Whether the case ran, there was something to compare and every comparison held, and repetitions gave the same bits.
     pub fn ok(&self) -> bool {
         self.error.is_none()
+            && !self.checks.is_empty()
             && self.checks.iter().all(|c| c.ok)
             && self.findings.is_empty()
             && self.same_bits_again != Some(false)
