@@ -50,9 +50,11 @@ fn main() -> Result<(), Failure> {
             small(dir, &case, &mut pack)?;
         }
     }
+    let mut peers = Vec::new();
     for layer in TIMED {
-        timed(dir, &layer, &mut pack)?;
+        timed(dir, &layer, &mut pack, &mut peers)?;
     }
+    std::fs::write(dir.join("peers.json"), serde_json::to_string_pretty(&peers)? + "\n")?;
     std::fs::write(dir.join("pack.json"), serde_json::to_string_pretty(&pack)? + "\n")?;
     Ok(())
 }
@@ -113,7 +115,7 @@ fn small(dir: &Path, case: &cases::Case, pack: &mut Pack) -> Result<(), Failure>
 }
 
 /// A published layer at a few token counts, for its times; a few tokens of each are compared.
-fn timed(dir: &Path, layer: &Timed, pack: &mut Pack) -> Result<(), Failure> {
+fn timed(dir: &Path, layer: &Timed, pack: &mut Pack, peers: &mut Vec<serde_json::Value>) -> Result<(), Failure> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(layer.model);
     let mut graph = Model::open(path).and_then(|m| m.layer(None)).map_err(|d| format!("{d:?}"))?.graph;
     let mut name = layer.model.to_string();
@@ -131,6 +133,7 @@ fn timed(dir: &Path, layer: &Timed, pack: &mut Pack) -> Result<(), Failure> {
         let stored = n_tokens.min(MOST_ROWS);
         let data = format!("data/{name}-{stored}.safetensors");
         write_data(&dir.join(&data), &graph, stored)?;
+        peers.push(sizes(&graph, &format!("{name} T={n_tokens}"), n_tokens)?);
         for (name, bundle) in &bundles {
             pack.cases.push(PackCase {
                 name: format!("{name} T={n_tokens}"),
@@ -144,6 +147,19 @@ fn timed(dir: &Path, layer: &Timed, pack: &mut Pack) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// A case and its sizes, for `peers.py`.
+fn sizes(graph: &graph::Graph, case: &str, n_tokens: u64) -> Result<serde_json::Value, Failure> {
+    let down = graph.params.iter().find(|p| p.name == "experts.down").ok_or("a layer without experts")?;
+    let &[experts, hidden, ffn] = &down.ty.shape.iter().filter_map(|d| d.fixed()).collect::<Vec<_>>()[..] else {
+        return Err("a layer whose experts are no stack".into());
+    };
+    let ids = graph.outputs.iter().find(|(name, _)| name == "topk_ids").ok_or("a layer without choices")?.1;
+    let per_token = graph.ty(ids).shape.last().and_then(|d| d.fixed());
+    Ok(serde_json::json!({
+        "case": case, "experts": experts, "hidden": hidden, "ffn": ffn, "per_token": per_token, "tokens": n_tokens,
+    }))
 }
 
 /// Random rows, and what the reference makes of one or two of them.

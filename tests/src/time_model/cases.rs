@@ -75,6 +75,22 @@ pub(super) fn ranks() -> [(u32, Case); 3] {
     ]
 }
 
+/// Ranks as engines spread these layers over eight GPUs: an expert-parallel one that holds an eighth of the experts and takes
+/// the rows of all ranks, which come to eight for each of its own tokens, and a tensor-parallel one.
+pub(super) fn shards() -> [Case; 3] {
+    let all = cases();
+    let config = |name: &str| all.iter().find(|c| c.name == name).expect("a case").config.clone();
+    let deepseek = with(config("DeepSeek-V3, FP8 × FP8"), &json!({ "n_routed_experts": 32 }));
+    let fp8 = json!({ "quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic" });
+    let qwen = json!({ "moe_intermediate_size": 1536 / 8, "quantization_config": fp8 });
+    let qwen = with(config("Qwen3-235B, bf16"), &qwen);
+    [
+        Case { name: "DeepSeek-V3, EP8, FP8 × FP8", config: deepseek.clone(), activations: Some("fp8-block") },
+        Case { name: "DeepSeek-V3, EP8, FP8 weights", config: deepseek, activations: None },
+        Case { name: "Qwen3-235B, TP8, FP8 weights", config: qwen, activations: None },
+    ]
+}
+
 fn graph(case: &Case) -> Graph {
     let config = ModelConfig::from_text(case.name, case.config.to_string()).unwrap_or_else(|d| panic!("{d:?}"));
     let graph = config.layer(None, &LayerOptions::default()).unwrap_or_else(|d| panic!("{d:?}")).graph;

@@ -1,6 +1,6 @@
 //! Hopper's part of the page: its engine against the portable one, and against published times.
 
-use super::cases::{Case, compile, variant, with};
+use super::cases::{Case, compile, shards, variant, with};
 use super::*;
 use serde_json::json;
 use std::fmt::Write;
@@ -23,28 +23,13 @@ pub(super) fn section(cases: &[Case]) -> String {
     );
     let fits = |c: &&Case| !c.name.contains("NVFP4 ×") && !c.name.contains("MXFP8");
     for case in cases.iter().filter(fits) {
-        let all = [&portable, h200].map(|target| (target, compile(case, target)));
-        for n_tokens in [1, 64, 1024, 4096, 8192] {
-            let times = all.each_ref().map(|(target, variants)| {
-                let l = launches(variant(variants, n_tokens), &On::new(&target.machine, target), n_tokens);
-                let bound = l.iter().find(|l| l.issued_flops > 0.0).map_or("", |l| l.bound().0);
-                let useful = useful_flops(variant(variants, n_tokens), n_tokens);
-                (total(&l, &target.machine), bound, useful, l.iter().map(|l| l.bytes).sum::<f64>())
-            });
-            let [(before, before_bound, ..), (now, bound, flops, bytes)] = times;
-            writeln!(
-                out,
-                "| {} | {n_tokens} | {:.0} ({before_bound}) | {:.0} ({bound}) | {:.2} | {:.0} | {:.0} % |",
-                case.name,
-                before * 1e6,
-                now * 1e6,
-                before / now,
-                flops / now / 1e12,
-                bytes / now / h200.machine.memory_bytes_per_s * 100.0
-            )
-            .expect("memory");
-        }
+        compared(&mut out, &[&portable, h200], case, &[1, 64, 1024, 4096, 8192]);
     }
+    for case in &shards() {
+        compared(&mut out, &[&portable, h200], case, &[1, 8, 32, 128, 1024, 8192]);
+    }
+    out += "\nEP8 is a rank of eight with an eighth of the experts, which gets eight rows for each of its own tokens; TP8 has an eighth of \
+            every expert's columns.\n";
     out += "\nAgainst published times, measured, of vLLM's tuned Triton kernels on H100 (one of two tensor-parallel ranks of Mixtral 8x7B, \
             bf16): how far off the model is where memory bounds both shows what it forgets.\n\n\
             | tokens | published µs | ours µs, modelled | published ÷ ours |\n|--:|--:|--:|--:|\n";
@@ -60,6 +45,31 @@ pub(super) fn section(cases: &[Case]) -> String {
         writeln!(out, "| {n_tokens} | {us:.0} | {ours:.0} | {:.2} |", us / ours).expect("memory");
     }
     out
+}
+
+/// Lines of the table: a layer by two engines of one machine.
+fn compared(out: &mut String, targets: &[&Target; 2], case: &Case, tokens: &[u64]) {
+    let all = targets.map(|target| (target, compile(case, target)));
+    for &n_tokens in tokens {
+        let times = all.each_ref().map(|(target, variants)| {
+            let l = launches(variant(variants, n_tokens), &On::new(&target.machine, target), n_tokens);
+            let bound = l.iter().find(|l| l.issued_flops > 0.0).map_or("", |l| l.bound().0);
+            let useful = useful_flops(variant(variants, n_tokens), n_tokens);
+            (total(&l, &target.machine), bound, useful, l.iter().map(|l| l.bytes).sum::<f64>())
+        });
+        let [(before, before_bound, ..), (now, bound, flops, bytes)] = times;
+        writeln!(
+            out,
+            "| {} | {n_tokens} | {:.0} ({before_bound}) | {:.0} ({bound}) | {:.2} | {:.0} | {:.0} % |",
+            case.name,
+            before * 1e6,
+            now * 1e6,
+            before / now,
+            flops / now / 1e12,
+            bytes / now / targets[1].machine.memory_bytes_per_s * 100.0
+        )
+        .expect("memory");
+    }
 }
 
 /// Flops of the matrix products of a layer, without padding.

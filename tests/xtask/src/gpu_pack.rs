@@ -35,6 +35,7 @@ pub fn run(options: &Options) -> Result<bool> {
     std::fs::copy(&built, dir.join("moec-gpu-pack")).with_context(|| format!("cannot copy {}", built.display()))?;
     let to = dir.to_string_lossy().into_owned();
     cargo(&["run", "--quiet", "--package", "moec-tests", "--bin", "write-pack", "--", &to])?;
+    std::fs::write(dir.join("peers.py"), include_str!("../pack/peers.py"))?;
     let script = "#!/bin/sh\n# Checks and times every kernel of this folder; needs an NVIDIA driver and nothing else.\n\
                   cd \"$(dirname \"$0\")\" && exec ./moec-gpu-pack . --json results.json \"$@\"\n";
     std::fs::write(dir.join("run.sh"), script)?;

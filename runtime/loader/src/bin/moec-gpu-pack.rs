@@ -1,4 +1,4 @@
-//! Checks and times a pack on this machine: `moec-gpu-pack [DIR] [--device D] [--json FILE] [--no-times]`.
+//! Checks and times a pack on this machine: `moec-gpu-pack [DIR] [--device D] [--json FILE] [--no-times] [--only CASE]`.
 //!
 //! Exit codes: 0 everything as expected; 1 something differs, or the pack is damaged; 2 wrong usage, or the machine
 //! lacks a GPU or driver.
@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: moec-gpu-pack [DIR] [--device cuda|cuda:N|cpu|emulator:T] [--json FILE] [--no-times]
+usage: moec-gpu-pack [DIR] [--device cuda|cuda:N|cpu|emulator:T] [--json FILE] [--no-times] [--only CASE]
 
-Runs every layer of the pack in DIR (default: the folder of this program), compares with the expected results, times
+Runs every case of the pack in DIR (default: the folder of this program), or the one of that name; compares with the expected results, times
 what is to be timed, prints a table and writes all figures to FILE (default: gpu-pack.json in the current folder).
 ";
 
@@ -22,18 +22,20 @@ struct Arguments {
     device: Device,
     json: PathBuf,
     with_times: bool,
+    only: Option<String>,
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Arguments, String> {
     let beside = std::env::current_exe().ok().and_then(|p| p.parent().map(PathBuf::from)).unwrap_or_default();
-    let mut out =
-        Arguments { dir: beside, device: Device::Cuda { ordinal: 0 }, json: "gpu-pack.json".into(), with_times: true };
+    let (device, json) = (Device::Cuda { ordinal: 0 }, "gpu-pack.json".into());
+    let mut out = Arguments { dir: beside, device, json, with_times: true, only: None };
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or_else(|| format!("`{argument}` needs a value"));
         match argument.as_str() {
             "--device" => out.device = Device::parse(&value()?).map_err(|d| d.to_string())?,
             "--json" => out.json = value()?.into(),
             "--no-times" => out.with_times = false,
+            "--only" => out.only = Some(value()?),
             flag if flag.starts_with('-') => return Err(format!("`{flag}` is no option")),
             dir => out.dir = dir.into(),
         }
@@ -52,7 +54,8 @@ fn main() -> ExitCode {
         }
     };
     let progress = &mut |case: &str| say(&format!("running {case}\n"));
-    match run_pack(&arguments.dir, &arguments.device, arguments.with_times, progress) {
+    let only = arguments.only.as_deref();
+    match run_pack(&arguments.dir, &arguments.device, arguments.with_times, only, progress) {
         Ok(report) => {
             _ = std::io::stdout().lock().write_all(table(&report).as_bytes());
             let json = serde_json::to_string_pretty(&report).unwrap_or_default() + "\n";

@@ -100,8 +100,8 @@ pub fn read_pack(dir: &Path) -> Result<Pack, Diagnostic> {
     Ok(pack)
 }
 
-/// Runs every case of a pack on a device. What goes wrong in a case is said in its report; the others still run.
-/// `progress` is told the name of each case before it starts.
+/// Runs every case of a pack on a device, or the one that is called `only`. What goes wrong in a case is said in its report; the
+/// others still run. `progress` is told the name of each case before it starts.
 ///
 /// # Errors
 /// `pack-invalid`; on CUDA `cuda-driver-missing`, `cuda-driver-too-old`, `cuda-device-missing`: then nothing was run.
@@ -109,9 +109,17 @@ pub fn run_pack(
     dir: &Path,
     device: &Device,
     with_times: bool,
+    only: Option<&str>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<PackReport, Diagnostic> {
-    let pack = read_pack(dir)?;
+    let mut pack = read_pack(dir)?;
+    if let Some(only) = only {
+        pack.cases.retain(|c| c.name == only);
+        if pack.cases.is_empty() {
+            return Err(Diagnostic::input("pack-invalid", format!("the pack has no case `{only}`"))
+                .help("pack.json has the names of its cases"));
+        }
+    }
     let mut report = PackReport::new(device)?;
     for case in &pack.cases {
         progress(&case.name);
