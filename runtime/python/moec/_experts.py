@@ -6,10 +6,11 @@ A *form* says how a module's experts are built; as an operand of an operator it 
 * ``gated``: the first weight has gate and up; ``interleaved``: row by row, otherwise all of gate first;
 * ``transposed``: weights are ``[E, in, out]``, otherwise ``[E, out, in]``;
 * ``stored``: how weights are coded, such as ``e4m3 by f32(128, 128)`` — codes, scales, rows and columns of a block, 0 for all —
-  and ``dtype``, the type that they stand for; neither for weights that are floats.
+  and ``dtype``, the type that they stand for; neither for weights that are floats;
+* ``out_norm_eps``: each expert's output times one plus a weight, rounded, has an RMS norm (Muse-Spark); absent for no norm.
 
-``params`` are the weights in the order ``gate_up or up``, ``down``, their biases in the same order, or none, and the scales of coded
-weights in the same order. Codes are bytes, two 4-bit codes in each; scales are ``[E, blocks along out, blocks along in]``.
+``params`` are the weights in the order ``gate_up or up``, ``down``, their biases in the same order, or none, the norm's weight, and the
+scales of coded weights in the same order. Codes are bytes, two 4-bit codes in each; scales are ``[E, blocks along out, blocks along in]``.
 """
 
 import json
@@ -40,6 +41,7 @@ class Form(_Floats, total=False):
 
     stored: str
     dtype: str
+    out_norm_eps: float
 
 
 class _Weight(NamedTuple):
@@ -193,6 +195,7 @@ def _views(params, form: dict) -> dict[str, _Weight]:
         *weights, first_scales, down_scales = weights
         for i, s in enumerate((first_scales, down_scales)):
             weights[i] = weights[i]._replace(scale_number=s.number, scales=s.tensor)
+    norm = weights.pop() if "out_norm_eps" in form else None
     if form["transposed"]:
         weights[:2] = [w._replace(tensor=w.tensor.transpose(1, 2)) for w in weights[:2]]
     views = {}
@@ -214,6 +217,8 @@ def _views(params, form: dict) -> dict[str, _Weight]:
     if len(weights) > 2:
         branches(weights[2], "_bias")
         views["experts.down_bias"] = weights[3]
+    if norm is not None:
+        views["experts.out_norm"] = norm
     return views
 
 
@@ -248,7 +253,8 @@ def _graph(views: dict[str, _Weight], form: dict, top_k: int) -> dict:
         *(product(b, "rows", "experts." + b) for b in branches),
         {"name": "act", "op": "activate", "activation": form["activation"], "inputs": branches},
         product("down", "act", "experts.down"),
-        {"name": "slots", "op": "unpermute", "n_experts": n_experts, "inputs": ["down", "ids"]},
+        *_out_norm(form, dtype),
+        {"name": "slots", "op": "unpermute", "n_experts": n_experts, "inputs": ["normed" if "out_norm_eps" in form else "down", "ids"]},
         {"name": "output", "op": "weighted_sum", "inputs": ["slots", "topk_weights"]},
     ]
     inputs = [("input", dtype, hidden), ("topk_ids", "i64", top_k), ("topk_weights", "f32", top_k)]
@@ -260,3 +266,13 @@ def _graph(views: dict[str, _Weight], form: dict, top_k: int) -> dict:
         "nodes": nodes,
         "outputs": [{"name": "output", "value": "output"}],
     }
+
+
+def _out_norm(form: dict, dtype: str) -> list[dict]:
+    if "out_norm_eps" not in form:
+        return []
+    return [
+        {"name": "scaled", "op": "mul", "inputs": ["down", "experts.out_norm"], "dtype": "f32"},
+        {"name": "sum", "op": "add", "inputs": ["down", "scaled"], "dtype": dtype},
+        {"name": "normed", "op": "rms_norm", "eps": form["out_norm_eps"], "inputs": ["sum"], "dtype": dtype},
+    ]

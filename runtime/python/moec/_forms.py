@@ -49,11 +49,16 @@ _GATES = {
 }
 
 
+#: A norm of each expert's output whose weight comes in before it.
+_SCALED_INPUT_NORM = ("muse_spark", "MuseSparkTextInputScaledRMSNorm")
+
+
 def form_of(module: torch.nn.Module) -> Form | None:
     """How a module's experts are built, or ``None`` when that is not known for sure."""
     from transformers.integrations import moe
 
-    if getattr(module, "has_post_expert_norm", False):
+    norm = getattr(module, "post_expert_norm", None) if getattr(module, "has_post_expert_norm", False) else None
+    if norm is not None and (_place(type(norm)) != _SCALED_INPUT_NORM or module.has_bias):
         return None
     gated = module.has_gate
     own = _own_gate(type(module))
@@ -70,12 +75,20 @@ def form_of(module: torch.nn.Module) -> Form | None:
         return None
     if activation is None:
         return None
-    return Form(activation=activation, gated=bool(gated), transposed=bool(module.is_transposed), interleaved=interleaved)
+    form = Form(activation=activation, gated=bool(gated), transposed=bool(module.is_transposed), interleaved=interleaved)
+    if norm is not None:
+        form["out_norm_eps"] = float(norm.eps)
+    return form
 
 
 def _own_gate(cls: type):
+    return _GATES.get(_place(cls))
+
+
+def _place(cls: type) -> tuple[str, str]:
+    """Folder of the model in transformers that a class is of, and its name."""
     package, _, rest = cls.__module__.partition(".models.")
-    return _GATES.get((rest.partition(".")[0], cls.__name__)) if package == "transformers" else None
+    return (rest.partition(".")[0] if package == "transformers" else "", cls.__name__)
 
 
 def activation_name(function) -> str | None:

@@ -82,7 +82,10 @@ def _params(module) -> list[torch.Tensor]:
     own = module._parameters
     names = _NAMES[module.has_gate, module.has_bias]
     # Parameters, but for modules that something else has put tensors or views into.
-    return [own[name] if name in own else getattr(module, name) for name in names]
+    params = [own[name] if name in own else getattr(module, name) for name in names]
+    if getattr(module, "has_post_expert_norm", False):
+        params.append(module.post_expert_norm.weight)
+    return params
 
 
 _NAMES = {
