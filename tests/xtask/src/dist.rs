@@ -168,9 +168,45 @@ fn check(dir: &Path, llvm: &Path, built_with: &Path) -> Result<()> {
     }
     let scratch = places::target_dir().join("dist-trial");
     let config = places::root().join("tests/conformance/mixtral.f32/config.json");
-    moec(&["compile", &config.to_string_lossy(), "--target", "sm_90a,cpu", "-o", &scratch.to_string_lossy()])?;
+    let trial = ["compile", &config.to_string_lossy(), "--target", "sm_90a,cpu", "-o", &scratch.to_string_lossy()];
+    moec(&trial)?;
     std::fs::remove_dir_all(&scratch)?;
+    if hides(built_with) {
+        let out = hidden(built_with, &dir.join("bin/moec"), &trial).output().context("cannot run unshare")?;
+        if !out.status.success() {
+            bail!("bin/moec needs what it was built with: {}", String::from_utf8_lossy(&out.stderr));
+        }
+        std::fs::remove_dir_all(&scratch)?;
+        println!("tried with {} hidden", toolchain(built_with).display());
+    } else {
+        println!("not tried with the toolchain hidden: this system lets no one mount an empty folder over it");
+    }
     Ok(())
+}
+
+/// The toolchain that an LLVM belongs to.
+fn toolchain(llvm: &Path) -> &Path {
+    llvm.ancestors().nth(2).unwrap_or(llvm)
+}
+
+/// A program that runs where the toolchain is an empty folder.
+fn hidden(llvm: &Path, program: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new("unshare");
+    command.args([
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t tmpfs none \"$0\" && test -z \"$(ls \"$0\")\" && exec \"$@\"",
+    ]);
+    command.arg(toolchain(llvm)).arg(program).args(args).env_remove("LD_LIBRARY_PATH");
+    command
+}
+
+/// Whether this system can hide it.
+fn hides(llvm: &Path) -> bool {
+    let tried = hidden(llvm, Path::new("true"), &[]).stderr(Stdio::null()).status();
+    tried.is_ok_and(|status| status.success())
 }
 
 /// Every file below `dir`, by its path from there, in order, with its size.
