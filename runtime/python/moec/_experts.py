@@ -71,6 +71,8 @@ def coded_params(w1, w2, biases: list, scales: list) -> list[torch.Tensor]:
     """Coded weights and their scales as the operator takes them."""
     codes = [w.detach().view(torch.uint8) for w in (w1, w2)]
     grids = [s.detach() if s.ndim == 3 else s.detach().view(len(w1), -1, 1) for s in scales]
+    # PyTorch's C ABI names fewer types than PyTorch has.
+    grids = [g.view(torch.uint8) if g.element_size() == 1 else g for g in grids]
     return [*codes, *biases, *grids]
 
 

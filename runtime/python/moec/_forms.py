@@ -1,8 +1,10 @@
 """How the experts of transformers' modules are built, read off the module."""
 
+from typing import Any
+
 import torch
 
-from ._experts import Form
+from ._experts import MXFP4, Form, coded_form
 
 #: transformers' names of activation functions that moec has under another name: for gated and for ungated experts.
 _GATED = {"silu": "swiglu", "swish": "swiglu", "gelu": "geglu_erf", "gelu_python": "geglu_erf", "relu": "reglu"}
@@ -79,6 +81,39 @@ def form_of(module: torch.nn.Module) -> Form | None:
     if norm is not None:
         form["out_norm_eps"] = float(norm.eps)
     return form
+
+
+#: Types of scales in PyTorch and moec.
+_SCALES = {"torch.float32": "f32", "torch.float8_e8m0fnu": "e8m0"}
+
+
+def coded_form_of(module: torch.nn.Module, dtype: torch.dtype) -> Form | None:
+    """How the experts of transformers' ``FP8Experts`` are built, computing in this type; ``None`` for what moec does not have."""
+    gated, act = module.has_gate, activation_name(module.act_fn) or ""
+    activation: Any = (_GATED if gated else _UNGATED).get(act)
+    # In the order of the class's own gate.
+    if gated and module.gate_softcap is not None:
+        activation = {"kind": "situ", "beta": module.gate_softcap, "linear_beta": module.up_softcap}
+    elif gated and module.swiglu_alpha is not None:
+        activation = {"kind": "swiglu_oai", "alpha": module.swiglu_alpha, "limit": module.swiglu_limit}
+    elif gated and module.limit is not None:
+        activation = {"kind": "swiglu_clamp_before", "limit": module.limit} if activation == "swiglu" else None
+    first = module.gate_up_proj if gated else module.up_proj
+    scales = module.gate_up_proj_scale_inv if gated else module.up_proj_scale_inv
+    scale = _SCALES.get(str(scales.dtype))
+    if first.dtype == torch.int8 and scale == "e8m0":
+        stored, rows = MXFP4, 1
+    elif first.dtype == torch.float8_e4m3fn and scale is not None:
+        rows, cols = module.block_size or (0, 0)
+        stored = f"e4m3 by {scale}({rows}, {cols})"
+    else:
+        return None
+    # Gate and up have blocks of their own.
+    half = first.shape[1] // (2 if gated else 1)
+    if activation is None or scales.shape[1] != (-(-half // rows) if rows else 1) * (2 if gated else 1):
+        return None
+    form = Form(activation=activation, gated=bool(gated), transposed=False, interleaved=False)
+    return coded_form(form, stored, dtype)
 
 
 def _own_gate(cls: type):

@@ -5,9 +5,8 @@
     model = AutoModelForCausalLM.from_pretrained(path, experts_implementation="moec")
 
 What a module says of its experts decides what is compiled. Experts that are not recognised, or are not in the type of their input,
-run in the model's own code; a warning names each class once. So do FP8 checkpoints, whose codes this way does not reach. On the CPU
-weights are read where they lie if kernels can, else copied once; on a GPU they are copied. A layer is prepared when it is called
-first.
+run in the model's own code; a warning names each class once. FP8 experts stay codes, and their rows are not rounded to FP8. Weights
+are read where they lie if kernels can, else copied once. A layer is prepared when it is called first.
 
 :func:`patch` replaces whole MoE blocks, with the router in them: also those of the models that take no notice of
 ``experts_implementation`` (:data:`IGNORING`).
@@ -19,8 +18,8 @@ import warnings
 import torch
 
 from ._blocks import BLOCKS, PAIRS, MoecBlock, patch
-from ._experts import Form
-from ._forms import form_of
+from ._experts import Form, coded_params
+from ._forms import coded_form_of, form_of
 from .torch import experts
 
 __all__ = ["BLOCKS", "IGNORING", "PAIRS", "MoecBlock", "form_of", "patch", "register"]
@@ -108,14 +107,24 @@ def _forward(self, hidden_states, top_k_index, top_k_weights):
     return experts(hidden_states, top_k_index, top_k_weights, params, form)
 
 
-def _forward_fp8(self, *args, **kwargs):
-    return _own(self, *args, instead="; moec.transformers.patch(model, checkpoint=path) reads what they are stored as", **kwargs)
+def _forward_fp8(self, hidden_states, top_k_index, top_k_weights):
+    # As above; for experts that are stored as codes, in the type of their input.
+    forms = self.__dict__.setdefault("_moec_forms", {})
+    dtype = hidden_states.dtype
+    if dtype not in forms:
+        found = coded_form_of(self, dtype)
+        forms[dtype] = "" if found is None else json.dumps(found)
+    if not forms[dtype]:
+        return _own(self, hidden_states, top_k_index, top_k_weights)
+    first, scales = (self.gate_up_proj, self.gate_up_proj_scale_inv) if self.has_gate else (self.up_proj, self.up_proj_scale_inv)
+    params = coded_params(first, self.down_proj, [], [scales, self.down_proj_scale_inv])
+    return experts(hidden_states, top_k_index, top_k_weights, params, forms[dtype])
 
 
-def _own(module, *args, instead: str = "", **kwargs):
+def _own(module, *args):
     """The model's own way, with its class named once."""
     name = type(module).__name__
     if not torch.compiler.is_compiling() and name not in _NAMED:
         _NAMED.add(name)
-        warnings.warn(f"moec does not know the experts of {name}; they run in the model's own code{instead}", stacklevel=3)
-    return type(module).forward.__wrapped__(module, *args, **kwargs)
+        warnings.warn(f"moec does not know the experts of {name}; they run in the model's own code", stacklevel=3)
+    return type(module).forward.__wrapped__(module, *args)

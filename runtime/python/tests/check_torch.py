@@ -195,6 +195,61 @@ def published() -> None:
     print(f"{'nllb-moe':14} {n} blocks patched, as published: {max(errors):.1e}")
 
 
+def coded() -> None:
+    """transformers' own module of experts in FP8 and FP4, on codes as they are stored: the values of their codes."""
+    from transformers.integrations.finegrained_fp8 import ALL_FP8_EXPERTS_FUNCTIONS, FP8Experts
+    from transformers.integrations.moe import use_experts_implementation
+
+    cls = use_experts_implementation(type("Coded", (FP8Experts,), {}), experts_interface=ALL_FP8_EXPERTS_FUNCTIONS)
+    config = transformers.MixtralConfig(hidden_size=256, intermediate_size=128, num_local_experts=8)
+    config._experts_implementation = "moec"
+    fp4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    fp4 = torch.cat([fp4, -fp4])
+    kinds = {
+        "blocks": dict(block_size=(128, 128)),
+        "blocks, powers of two": dict(block_size=(128, 128), scale_fmt="ue8m0"),
+        "one scale": dict(block_size=None),
+        "FP4": dict(block_size=(128, 128), scale_fmt="ue8m0", expert_dtype="fp4"),
+    }
+    x, ids, w = torch.randn(5, 256).bfloat16(), torch.randint(0, 8, (5, 2)), torch.rand(5, 2)
+    for name, kind in kinds.items():
+        module = cls(config, **kind)
+        torch.manual_seed(1)
+        for key, p in module.named_parameters():
+            if "scale" in key:
+                scales = 2.0 ** torch.randint(-9, -5, p.shape) if "scale_fmt" in kind else torch.rand(p.shape) * 0.02 + 0.005
+                p.data.copy_(scales)
+            elif p.dtype == torch.int8:
+                p.data.copy_(torch.randint(-128, 128, p.shape))
+            else:
+                p.data.copy_(torch.randn(p.shape) * 10)
+
+        def values(codes, scales):
+            if codes.dtype == torch.int8:
+                both = codes.view(torch.uint8).int()
+                codes = fp4[torch.stack([both & 15, both >> 4], -1).flatten(-2)]
+            n, k = codes.shape[1:]
+            wide = scales.float().repeat_interleave(n // scales.shape[1], 1).repeat_interleave(k // scales.shape[2], 2)
+            return codes.float() * wide
+
+        up = values(module.gate_up_proj, module.gate_up_proj_scale_inv)
+        down = values(module.down_proj, module.down_proj_scale_inv)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            h = torch.einsum("tkni,ti->tkn", up[ids], x.float())
+            act = torch.nn.functional.silu(h[..., :128]) * h[..., 128:]
+            want = torch.einsum("tkhn,tkn,tk->th", down[ids], act, w)
+            got = module(x, ids, w)
+        e = error(got.float(), want)
+        assert got.dtype == x.dtype and e < 2e-2, (name, e)
+        params = [p for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params][-3:]
+        assert all(p.is_coded for p in params), params
+        print(f"FP8Experts, {name}: {e:.1e}")
+    # Blocks that hold rows of both gate and up.
+    config.intermediate_size = 192
+    assert moec.transformers.coded_form_of(cls(config, block_size=(128, 128)), torch.bfloat16) is None
+
+
 def from_checkpoint() -> None:
     """Blocks of an FP8 checkpoint, which transformers makes bf16 of on a machine without a GPU."""
     path = pathlib.Path(sys.argv[1]).with_name("deepseek_v3.fp8-block.h256")
@@ -325,7 +380,7 @@ def main() -> None:
     print(f"{datetime.date.today()}, {versions}, calls {way}")
     assert moec.torch.IS_NATIVE is not PLAIN
     checks = [operator, weights, exported, compiled, changes]
-    for check in checks if PLAIN else [*checks, families, generate, patched, published, from_checkpoint, refusals]:
+    for check in checks if PLAIN else [*checks, families, generate, patched, published, coded, from_checkpoint, refusals]:
         check()
 
 

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 pub fn run() -> Result<bool> {
     let mut good = true;
     for args in [
-        &["test", "--examples", "--tests", "--lib"][..],
+        &["test"][..],
         &["run", "--example", "experts"],
         &["clippy", "--all-targets", "--", "-D", "warnings"],
         &["fmt", "--check"],
