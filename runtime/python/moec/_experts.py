@@ -11,6 +11,7 @@ A *form* says how a module's experts are built; as an operand of an operator it 
 
 ``params`` are the weights in the order ``gate_up or up``, ``down``, their biases in the same order, or none, the norm's weight, and the
 scales of coded weights in the same order. Codes are bytes, two 4-bit codes in each; scales are ``[E, blocks along out, blocks along in]``.
+Where they are e4m3, scales of whole experts ``[E]`` follow, of both weights.
 """
 
 import json
@@ -49,11 +50,14 @@ class _Weight(NamedTuple):
 
     number: int
     tensor: torch.Tensor
-    scale_number: int = -1
     scales: torch.Tensor | None = None
+    #: Of whole experts, in the host's memory.
+    globals: torch.Tensor | None = None
+    #: Those of scales and globals.
+    scale_numbers: tuple[int, ...] = ()
 
 
-MXFP4 = "e2m1 by e8m0(1, 32)"
+MXFP4, NVFP4 = "e2m1 by e8m0(1, 32)", "e2m1 by e4m3(1, 16)"
 
 
 def fp8(scale: torch.Tensor, block) -> str:
@@ -67,13 +71,13 @@ def coded_form(form: Form, stored: str, dtype: torch.dtype) -> Form:
     return {**form, "stored": stored, "dtype": _tensors.NAMES[str(dtype).removeprefix("torch.")]}
 
 
-def coded_params(w1, w2, biases: list, scales: list) -> list[torch.Tensor]:
+def coded_params(w1, w2, biases: list, scales: list, global_scales: list = []) -> list[torch.Tensor]:
     """Coded weights and their scales as the operator takes them."""
     codes = [w.detach().view(torch.uint8) for w in (w1, w2)]
     grids = [s.detach() if s.ndim == 3 else s.detach().view(len(w1), -1, 1) for s in scales]
     # PyTorch's C ABI names fewer types than PyTorch has.
     grids = [g.view(torch.uint8) if g.element_size() == 1 else g for g in grids]
-    return [*codes, *biases, *grids]
+    return [*codes, *biases, *grids, *(g.detach() for g in global_scales)]
 
 
 # Reentrant: weights may be freed, and forgotten, while others are prepared.
@@ -100,15 +104,14 @@ class Prepared:
             torch.cuda.synchronize(params[0].device)
         for name, w in views.items():
             # What kernels read in another layout is copied, on a GPU by way of the host.
-            if w.scales is not None:
-                self.copied.add(w.scale_number)
-            if self.layer.borrow(name, w.tensor, w.scales):
+            self.copied.update(w.scale_numbers)
+            if self.layer.borrow(name, w.tensor, w.scales, w.globals):
                 continue
             self.copied.add(w.number)
             if w.scales is None:
                 self.layer.set(name, w.tensor, borrow=False)
             else:
-                self.layer.set_codes(name, w.tensor, w.scales, borrow=False)
+                self.layer.set_codes(name, w.tensor, w.scales, w.globals, borrow=False)
         # The weights' owner decides how long they live: the layer goes when one of them does.
         self.layer._kept.clear()
         self.layer.finish()
@@ -194,9 +197,12 @@ def _views(params, form: dict) -> dict[str, _Weight]:
     """The layer's parameters as views of a module's own: ``[E, N, K]``, gate apart from up."""
     weights = [_Weight(i, p) for i, p in enumerate(params)]
     if "stored" in form:
+        wide = [weights.pop() for _ in range(2)][::-1] if " by e4m3(" in form["stored"] else [None, None]
         *weights, first_scales, down_scales = weights
-        for i, s in enumerate((first_scales, down_scales)):
-            weights[i] = weights[i]._replace(scale_number=s.number, scales=s.tensor)
+        for i, (s, g) in enumerate(zip((first_scales, down_scales), wide)):
+            numbers = (s.number,) if g is None else (s.number, g.number)
+            on_host = None if g is None else g.tensor.cpu()
+            weights[i] = weights[i]._replace(scales=s.tensor, globals=on_host, scale_numbers=numbers)
     norm = weights.pop() if "out_norm_eps" in form else None
     if form["transposed"]:
         weights[:2] = [w._replace(tensor=w.tensor.transpose(1, 2)) for w in weights[:2]]

@@ -85,14 +85,14 @@ class Layer:
         """
         self._give_codes(name, codes, scales, global_scales, c.BORROW_IF_POSSIBLE if borrow else c.COPY)
 
-    def borrow(self, name: str, tensor, scales=None) -> bool:
+    def borrow(self, name: str, tensor, scales=None, global_scales=None) -> bool:
         """As :meth:`set`, or with scales :meth:`set_codes`, but never copies: whether the kernels can read the tensor as it
         lies."""
         try:
             if scales is None:
                 self._give(name, tensor, c.BORROW)
             else:
-                self._give_codes(name, tensor, scales, None, c.BORROW)
+                self._give_codes(name, tensor, scales, global_scales, c.BORROW)
         except MoecError as e:
             if e.code == "parameter-not-borrowable":
                 return False

@@ -1,8 +1,8 @@
-"""moec in vLLM: experts of unquantised models, and of those in FP8 and MXFP4.
+"""moec in vLLM: experts of unquantised models, and of those in FP8, MXFP4 and NVFP4.
 
 vLLM finds :func:`register` by itself (entry point ``vllm.general_plugins``); ``VLLM_PLUGINS`` names the plug-ins to load, for those
 who want it not. What moec does not support — an activation, another quantisation, LoRA, all-to-all kernels — is left to vLLM's own
-choice. Weights in FP8 and MXFP4 stay codes, and activations stay in the model's type: they are not rounded.
+choice. Coded weights stay codes, and activations stay in the model's type: they are not rounded.
 """
 
 import importlib
@@ -15,13 +15,14 @@ import vllm.model_executor.layers.fused_moe.modular_kernel as mk
 from vllm.model_executor.layers.fused_moe.activation import ApplyMoEActivationConfig, MoEActivation
 from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CONFIG
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
+from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
 from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-from vllm.model_executor.layers.quantization import mxfp4
-from vllm.model_executor.layers.quantization.utils.quant_utils import kMxfp4Static
+from vllm.model_executor.layers.quantization import modelopt, mxfp4
+from vllm.model_executor.layers.quantization.utils.quant_utils import kMxfp4Static, kNvfp4Dynamic, kNvfp4Static
 
 from . import _experts
 from .torch import experts
@@ -76,8 +77,10 @@ class MoecExperts(mk.FusedMoEExpertsModular):
             raise NotImplementedError(f"moec does not have {moe_config.activation} with these numbers")
         self._is_coded = self.w1_scale is not None
         if self._is_coded:
-            is_fp8 = self.w1_scale.dtype == torch.float32
-            stored = _experts.fp8(self.w1_scale, self.block_shape) if is_fp8 else _experts.MXFP4
+            kind = self.w1_scale.dtype
+            stored = _experts.NVFP4 if kind == torch.float8_e4m3fn else _experts.MXFP4
+            if kind == torch.float32:
+                stored = _experts.fp8(self.w1_scale, self.block_shape)
             form = _experts.coded_form(form, stored, moe_config.in_dtype)
         self._form = json.dumps(form)
         # The weights of the last call, as the operator takes them.
@@ -106,7 +109,7 @@ class MoecExperts(mk.FusedMoEExpertsModular):
         if weight_key is None:
             return activation_key is None
         # Whatever activations would be rounded to: here they stay as they are.
-        if weight_key == kMxfp4Static:
+        if weight_key in (kMxfp4Static, kNvfp4Static):
             return True
         scale = weight_key.scale
         is_known = weight_key.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.static
@@ -133,7 +136,9 @@ class MoecExperts(mk.FusedMoEExpertsModular):
             return self._given[2]
         biases = [b for b in (self.w1_bias, self.w2_bias) if b is not None]
         if self._is_coded:
-            params = _experts.coded_params(w1, w2, biases, [self.w1_scale, self.w2_scale])
+            # Of NVFP4, the scales of whole experts; these kernels multiply no other numbers into them.
+            wide = [self.g1_alphas, self.g2_alphas] if self.w1_scale.dtype == torch.float8_e4m3fn else []
+            params = _experts.coded_params(w1, w2, biases, [self.w1_scale, self.w2_scale], wide)
         else:
             params = [w1, w2, *biases]
         if self._given is None and self._is_coded:
@@ -192,8 +197,18 @@ def _select_mxfp4(own):
     return select_moec
 
 
+def _select_nvfp4(own):
+    def select_moec(config, weight_key, activation_key):
+        # Rows with scales of their own are asked for by name, for one backend.
+        if config.moe_backend == "auto" and activation_key in (None, kNvfp4Dynamic) and is_supported(config, weight_key):
+            return NvFp4MoeBackend.EMULATION, MoecExperts
+        return own(config, weight_key, activation_key)
+
+    return select_moec
+
+
 def register() -> None:
-    """Has vLLM use moec for the experts of unquantised models, and of those in FP8 and MXFP4."""
+    """Has vLLM use moec for the experts of unquantised models, and of those in FP8, MXFP4 and NVFP4."""
     own = fp8_oracle.select_fp8_moe_backend
     if own.__name__ != "select_moec":
 
@@ -209,6 +224,7 @@ def register() -> None:
         fp8_oracle.select_fp8_moe_backend = select_moec
         for name in ("select_mxfp4_moe_backend", "select_deepseek_v4_mxfp4_moe_backend"):
             setattr(mxfp4, name, _select_mxfp4(getattr(mxfp4, name)))
+        modelopt.select_nvfp4_moe_backend = _select_nvfp4(modelopt.select_nvfp4_moe_backend)
 
     @UnquantizedFusedMoEMethod.register_oot
     class MoecUnquantizedFusedMoEMethod(UnquantizedFusedMoEMethod):

@@ -42,7 +42,7 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
     UnquantizedFusedMoEMethod,  # noqa: E402
 )
 
-from vllm.model_executor.layers.quantization import fp8 as vllm_fp8, mxfp4 as vllm_mxfp4  # noqa: E402
+from vllm.model_executor.layers.quantization import fp8 as vllm_fp8, modelopt, mxfp4 as vllm_mxfp4  # noqa: E402
 
 E, H, I, K, T = 8, 64, 48, 2, 7
 FP8 = torch.float8_e4m3fn
@@ -183,8 +183,8 @@ def run_fp8(name, make, block, *, dtype=torch.bfloat16) -> None:
     print(f"{name:36} {e:.1e}")
 
 
-def run_mxfp4(name, make, activation, act, **more) -> None:
-    """MXFP4 experts: pairs of codes with a power of two for 32 of them."""
+def run_fp4(name, make, activation, act, **more) -> None:
+    """MXFP4 and NVFP4 experts: pairs of codes, with a power of two for 32 of them or an FP8 number for 16."""
     hidden, ffn = 256, 128
     cfg = config(activation, torch.bfloat16, hidden, ffn, **more)
     layer, method = torch.nn.Module(), make(cfg)
@@ -194,8 +194,13 @@ def run_mxfp4(name, make, activation, act, **more) -> None:
     for key, p in layer.named_parameters():
         if "bias" in key:
             p.data.normal_(std=0.3)
-        else:
+        elif p.dtype == torch.uint8:
             p.data.copy_(torch.randint(120, 124, p.shape) if "scale" in key else torch.randint(0, 256, p.shape))
+        elif p.dtype == FP8:
+            p.data.copy_(torch.rand(p.shape) * 4 + 1)
+        else:
+            # One for gate and up, as ModelOpt writes it.
+            p.data.copy_((torch.rand(len(p)) * 0.02 + 0.01).view(-1, *[1] * (p.ndim - 1)).expand(p.shape))
     layer.moe_config, layer._expert_routing_tables = cfg, lambda: None
     layer.activation, layer.apply_router_weight_on_input = activation, False
     layer.global_num_experts, layer.expert_map = E, None
@@ -203,11 +208,14 @@ def run_mxfp4(name, make, activation, act, **more) -> None:
     values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
     values = torch.cat([values, -values])
 
-    def floats(codes, scales):
-        pairs = torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
-        return values[pairs.int()] * 2.0 ** (scales.float() - 127).repeat_interleave(32, -1)
+    def floats(w):
+        codes, scales = getattr(layer, f"{w}_weight"), getattr(layer, f"{w}_weight_scale")
+        numbers = values[torch.stack([codes & 15, codes >> 4], -1).flatten(-2).int()]
+        if scales.dtype == torch.uint8:
+            return numbers * 2.0 ** (scales.float() - 127).repeat_interleave(32, -1)
+        return numbers * scales.float().repeat_interleave(16, -1) * getattr(layer, f"{w}_weight_scale_2").view(-1, 1, 1)
 
-    w13, w2 = (floats(getattr(layer, f"{w}_weight"), getattr(layer, f"{w}_weight_scale")) for w in ("w13", "w2"))
+    w13, w2 = floats("w13"), floats("w2")
     biases = (layer.w13_bias, layer.w2_bias) if cfg.has_bias else None
     x = torch.randn(T, hidden).bfloat16()
     w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
@@ -270,8 +278,14 @@ def main() -> None:
     run_fp8("FP8, one scale an expert", fp8_method(), (0, 0))
     run_fp8("FP8, static activations", fp8_method(activation_scheme="static"), (0, 0))
     run_fp8("FP8, one scale a row", compressed_tensors("CHANNEL", "TOKEN"), (1, 0))
-    run_mxfp4("MXFP4, gpt-oss", vllm_mxfp4.GptOssMxfp4MoEMethod, MoEActivation.SWIGLUOAI, oai, has_bias=True)
-    run_mxfp4("MXFP4", vllm_mxfp4.Mxfp4MoEMethod, MoEActivation.SILU, lambda h: silu(h[:128]) * h[128:])
+    run_fp4("MXFP4, gpt-oss", vllm_mxfp4.GptOssMxfp4MoEMethod, MoEActivation.SWIGLUOAI, oai, has_bias=True)
+    run_fp4("MXFP4", vllm_mxfp4.Mxfp4MoEMethod, MoEActivation.SILU, lambda h: silu(h[:128]) * h[128:])
+
+    def nvfp4(cfg):
+        config = modelopt.ModelOptNvFp4Config(is_checkpoint_nvfp4_serialized=True, kv_cache_quant_algo=None, exclude_modules=[])
+        return modelopt.ModelOptNvFp4FusedMoE(config, cfg)
+
+    run_fp4("NVFP4", nvfp4, MoEActivation.SILU, lambda h: silu(h[:128]) * h[128:])
     falls_back("swiglustep", config(MoEActivation.SWIGLUSTEP))
     falls_back("LoRA", config(MoEActivation.SILU, is_lora_enabled=True))
     falls_back("swigluoai_uninterleave, no limit", config(MoEActivation.SWIGLUOAI_UNINTERLEAVE))
