@@ -1,4 +1,4 @@
-"""moec in SGLang: experts of unquantised models, and of those in FP8 that SGLang's own method loads.
+"""moec in SGLang: experts of unquantised models, and of those in FP8.
 
 SGLang finds :func:`register` by itself (entry point ``sglang.srt.plugins``); ``--moe-runner-backend moec`` chooses it. Layers that
 moec does not support are left to Triton. FP8 weights stay codes, and activations stay in the model's type.
@@ -22,6 +22,9 @@ __all__ = ["MoecCore", "form_of", "register"]
 
 _FLOATS = "sglang.srt.layers.quantization.unquant.UnquantizedFusedMoEMethod"
 _FP8 = "sglang.srt.layers.quantization.fp8.Fp8MoEMethod"
+_COMPRESSED = (
+    "sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors_w8a8_fp8_moe.CompressedTensorsW8A8Fp8MoE"
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -90,7 +93,8 @@ def _create_fp8_runner(own, method, layer, moe_runner_config):
     if not _is_chosen():
         return
     backend = resolve_moe_runner_backend("moec")
-    if method.use_mxfp8 or method.is_fp4_expert or form_of(moe_runner_config) is None:
+    other = getattr(method, "use_mxfp8", False) or getattr(method, "is_fp4_expert", False)
+    if other or form_of(moe_runner_config) is None:
         # SGLang leaves a method without kernels when it does not know the chosen ones.
         backend = MoeRunnerBackend.TRITON
         _LOG.warning("moec does not support these experts: they stay with %s", backend.value)
@@ -109,5 +113,6 @@ def register() -> None:
     register_moe_runner_core("moec", MoecCore)
     add_moe_runner_backend_choices(["moec"])
     HookRegistry.register(f"{_FLOATS}.create_moe_runner", _create_moe_runner, HookType.AROUND)
-    HookRegistry.register(f"{_FP8}.create_moe_runner", _create_fp8_runner, HookType.AROUND)
+    for method in (_FP8, _COMPRESSED):
+        HookRegistry.register(f"{method}.create_moe_runner", _create_fp8_runner, HookType.AROUND)
     HookRegistry.register(f"{_FP8}.apply", _apply_fp8, HookType.AROUND)

@@ -4,7 +4,10 @@ The argument is a folder with SGLang's wheel unpacked; see `stubs.py` for what i
 """
 
 import datetime
+import enum
+import importlib
 import sys
+import types
 import warnings
 
 import torch
@@ -111,11 +114,26 @@ def fp8_method(cfg, **more):
     return method, layer
 
 
-def run_fp8(name, block, dtype=torch.bfloat16, **more) -> None:
-    """FP8 experts of SGLang's own method: the values of their codes, with activations that are not rounded."""
+def compressed_tensors(cfg, strategy, rows):
+    """The method of compressed-tensors' checkpoints, with what SGLang reads of that package's configs."""
+    module = importlib.import_module(moec.sglang._COMPRESSED.rpartition(".")[0])
+    kinds = module.QuantizationStrategy = enum.Enum("QuantizationStrategy", "TENSOR CHANNEL GROUP BLOCK TOKEN")
+    weights = types.SimpleNamespace(strategy=kinds[strategy], block_structure=[128, 128], dynamic=False)
+    method = module.CompressedTensorsW8A8Fp8MoE(weights, types.SimpleNamespace(strategy=kinds[rows], dynamic=True))
+    layer = torch.nn.Module()
+    layer.moe_runner_config, layer.moe_tp_size = cfg, 1
+    layer.num_local_experts, layer.intermediate_size_per_partition = E, cfg.intermediate_size_per_partition
+    method.create_weights(layer, E, cfg.hidden_size, cfg.intermediate_size_per_partition, cfg.params_dtype)
+    method.create_moe_runner(layer, cfg)
+    method.apply = method.apply_weights
+    return method, layer
+
+
+def run_fp8(name, block, dtype=torch.bfloat16, make=fp8_method, **more) -> None:
+    """FP8 experts of SGLang's own methods: the values of their codes, with activations that are not rounded."""
     hidden, ffn = 256, 128
     cfg = config(dtype, hidden_size=hidden, intermediate_size_per_partition=ffn)
-    method, layer = fp8_method(cfg, **more)
+    method, layer = make(cfg, **more)
     assert type(method.runner.runner_core) is moec.sglang.MoecCore, method.runner.runner_core
     torch.manual_seed(0)
     for key, p in layer.named_parameters():
@@ -124,10 +142,10 @@ def run_fp8(name, block, dtype=torch.bfloat16, **more) -> None:
     x = torch.randn(T, hidden).to(dtype)
     w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
     got = method.apply(layer, StandardDispatchOutput(x, None, StandardTopKOutput(w, ids.int(), None))).hidden_states
-    info = method.get_triton_quant_info(layer)
+    end = "_inv" if hasattr(layer, "w13_weight_scale_inv") else ""
     floats = torch.nn.Module()
-    floats.w13_weight = by_scale(info.w13_weight, info.w13_scale, block)
-    floats.w2_weight = by_scale(info.w2_weight, info.w2_scale, block)
+    floats.w13_weight = by_scale(layer.w13_weight, getattr(layer, "w13_weight_scale" + end), block)
+    floats.w2_weight = by_scale(layer.w2_weight, getattr(layer, "w2_weight_scale" + end), block)
     want = reference(x, w, ids, floats, cfg, lambda h: torch.nn.functional.silu(h[:ffn]) * h[ffn:])
     e = ((got.float() - want).norm() / want.norm()).item()
     assert got.dtype == dtype and e < (2e-2 if dtype == torch.bfloat16 else 1e-5), (name, e)
@@ -164,6 +182,8 @@ def main() -> None:
     run_fp8("FP8, blocks of 128 x 128", (128, 128), weight_block_size=[128, 128])
     run_fp8("FP8, blocks of 128 x 128, f32", (128, 128), torch.float32, weight_block_size=[128, 128])
     run_fp8("FP8, one scale an expert", (0, 0))
+    run_fp8("FP8, one scale a row", (1, 0), make=compressed_tensors, strategy="CHANNEL", rows="TOKEN")
+    run_fp8("FP8 blocks of compressed-tensors", (128, 128), make=compressed_tensors, strategy="BLOCK", rows="TOKEN")
     method, _ = fp8_method(config(activation="gelu", hidden_size=256, intermediate_size_per_partition=128))
     assert method.runner.runner_backend.value == "triton"
     falls_back("gelu", config(activation="gelu"))
