@@ -25,7 +25,9 @@ _FP8 = "sglang.srt.layers.quantization.fp8.Fp8MoEMethod"
 _COMPRESSED = (
     "sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors_w8a8_fp8_moe.CompressedTensorsW8A8Fp8MoE"
 )
+_LAYER = "sglang.srt.layers.moe.fused_moe_triton.layer.FusedMoE.__init__"
 _LOG = logging.getLogger(__name__)
+_NAMED: set[str] = set()
 
 
 def form_of(config, interleaved_for_triton: bool = False) -> Form | None:
@@ -108,11 +110,27 @@ def _apply_fp8(own, method, layer, dispatch_output):
     return method.runner.run(dispatch_output, method.get_triton_quant_info(layer))
 
 
+def _make_layer(own, layer, *args, **kwargs):
+    own(layer, *args, **kwargs)
+    _name_unserved(layer)
+
+
+def _name_unserved(layer) -> None:
+    """Names experts that moec was chosen for and does not serve, once for each kind."""
+    method = getattr(layer, "scheme", None) or layer.quant_method
+    core = getattr(getattr(method, "runner", None), "runner_core", None)
+    name = type(method).__name__
+    if _is_chosen() and type(core) is not MoecCore and name not in _NAMED:
+        _NAMED.add(name)
+        _LOG.warning("moec does not serve the experts of %s: they stay with SGLang, if it has kernels for them", name)
+
+
 def register() -> None:
     """Makes ``--moe-runner-backend moec`` known to SGLang."""
     register_moe_runner_core("moec", MoecCore)
     add_moe_runner_backend_choices(["moec"])
     HookRegistry.register(f"{_FLOATS}.create_moe_runner", _create_moe_runner, HookType.AROUND)
+    HookRegistry.register(_LAYER, _make_layer, HookType.AROUND)
     for method in (_FP8, _COMPRESSED):
         HookRegistry.register(f"{method}.create_moe_runner", _create_fp8_runner, HookType.AROUND)
     HookRegistry.register(f"{_FP8}.apply", _apply_fp8, HookType.AROUND)

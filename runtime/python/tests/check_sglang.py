@@ -184,6 +184,12 @@ def main() -> None:
     run_fp8("FP8, one scale an expert", (0, 0))
     run_fp8("FP8, one scale a row", (1, 0), make=compressed_tensors, strategy="CHANNEL", rows="TOKEN")
     run_fp8("FP8 blocks of compressed-tensors", (128, 128), make=compressed_tensors, strategy="BLOCK", rows="TOKEN")
+    from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
+
+    assert FusedMoE.__init__.__wrapped__ is not None, "layers are made without a look at who serves them"
+    other = types.SimpleNamespace(quant_method=type("Mxfp4MoEMethod", (), {"runner": None})())
+    moec.sglang._name_unserved(other)
+    assert "Mxfp4MoEMethod" in moec.sglang._NAMED
     method, _ = fp8_method(config(activation="gelu", hidden_size=256, intermediate_size_per_partition=128))
     assert method.runner.runner_backend.value == "triton"
     falls_back("gelu", config(activation="gelu"))
