@@ -71,7 +71,7 @@ def coded_form(form: Form, stored: str, dtype: torch.dtype) -> Form:
     return {**form, "stored": stored, "dtype": _tensors.NAMES[str(dtype).removeprefix("torch.")]}
 
 
-def coded_params(w1, w2, biases: list, scales: list, global_scales: list = []) -> list[torch.Tensor]:
+def coded_params(w1, w2, biases: list, scales: list, global_scales=()) -> list[torch.Tensor]:
     """Coded weights and their scales as the operator takes them."""
     codes = [w.detach().view(torch.uint8) for w in (w1, w2)]
     grids = [s.detach() if s.ndim == 3 else s.detach().view(len(w1), -1, 1) for s in scales]
