@@ -9,9 +9,9 @@ A *form* says how a module's experts are built; as an operand of an operator it 
   and ``dtype``, the type that they stand for; neither for weights that are floats;
 * ``out_norm_eps``: each expert's output times one plus a weight, rounded, has an RMS norm (Muse-Spark); absent for no norm.
 
-``params`` are the weights in the order ``gate_up or up``, ``down``, their biases in the same order, or none, the norm's weight, and the
-scales of coded weights in the same order. Codes are bytes, two 4-bit codes in each; scales are ``[E, blocks along out, blocks along in]``.
-Where they are e4m3, scales of whole experts ``[E]`` follow, of both weights.
+``params`` are the weights in the order ``gate_up or up``, ``down``, their biases in the same order, or none, the norm's weight, and
+the scales of coded weights in the same order. Codes are bytes, two 4-bit codes in each; scales are ``[E, blocks along out, blocks
+along in]``. Where those are e4m3, scales of whole experts ``[E]`` follow, of both weights.
 """
 
 import json
@@ -255,6 +255,7 @@ def _graph(views: dict[str, _Weight], form: dict, top_k: int) -> dict:
         return {"name": name, "op": "grouped_linear", "inputs": [rows, "ids", weight, *bias]}
 
     branches = ["gate", "up"] if form["gated"] else ["up"]
+    rows = "normed" if "out_norm_eps" in form else "down"
     nodes = [
         {"name": "ids", "op": "local_ids", "first": 0, "count": n_experts, "inputs": ["topk_ids"]},
         {"name": "rows", "op": "permute", "n_experts": n_experts, "inputs": ["input", "ids"]},
@@ -262,7 +263,7 @@ def _graph(views: dict[str, _Weight], form: dict, top_k: int) -> dict:
         {"name": "act", "op": "activate", "activation": form["activation"], "inputs": branches},
         product("down", "act", "experts.down"),
         *_out_norm(form, dtype),
-        {"name": "slots", "op": "unpermute", "n_experts": n_experts, "inputs": ["normed" if "out_norm_eps" in form else "down", "ids"]},
+        {"name": "slots", "op": "unpermute", "n_experts": n_experts, "inputs": [rows, "ids"]},
         {"name": "output", "op": "weighted_sum", "inputs": ["slots", "topk_weights"]},
     ]
     inputs = [("input", dtype, hidden), ("topk_ids", "i64", top_k), ("topk_weights", "f32", top_k)]
