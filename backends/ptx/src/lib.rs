@@ -12,6 +12,7 @@ pub mod buffers;
 pub mod coverage;
 pub mod exec;
 pub mod launch;
+pub mod link;
 pub mod listing;
 pub mod names;
 pub mod numeric;

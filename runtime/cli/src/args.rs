@@ -18,7 +18,8 @@ pub struct Args {
 }
 
 const AFTER: &str = "MODEL is a model directory (config.json, and *.safetensors where weights are needed), a config.json, \
-a GGUF, ONNX or .pt2 file, or a layer graph (a JSON file with \"moec_graph\": 1).\n\
+a GGUF, ONNX or .pt2 file, or a layer graph (a JSON file with \"moec_graph\": 1, as \
+`moec schema` describes it).\n\
 Exit codes: 0 done; 1 the input is wrong; 2 wrong usage, or this machine lacks something; 70 a bug of moec.";
 
 #[derive(Subcommand, Debug)]
@@ -41,6 +42,8 @@ pub enum Command {
     Pack(crate::commands::pack::Options),
     /// List the rewrites, their numeric classes and side conditions.
     Rules(crate::commands::rules::Options),
+    /// Print the JSON schema of layer graphs.
+    Schema(crate::commands::schema::Options),
     /// Tell what this machine has, and how to get what it lacks.
     Doctor(crate::commands::doctor::Options),
 }

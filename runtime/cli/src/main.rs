@@ -67,6 +67,7 @@ fn run(command: Command, format: report::MessageFormat) -> Outcome {
         Command::Run(options) => commands::run::run(&options),
         Command::Emulate(options) => commands::emulate::run(&options, format),
         Command::Rules(options) => commands::rules::run(&options),
+        Command::Schema(options) => commands::schema::run(&options),
         Command::Doctor(options) => commands::doctor::run(&options),
     }
 }

@@ -34,7 +34,9 @@ fn help_and_version_go_to_standard_output() {
 #[test]
 fn every_command_of_the_reference_is_in_the_help() {
     let help = moec(&["--help"]).stdout;
-    for command in ["compile", "pack", "run", "emulate", "check", "explain", "inspect", "diff", "rules", "doctor"] {
+    for command in
+        ["compile", "pack", "run", "emulate", "check", "explain", "inspect", "diff", "rules", "schema", "doctor"]
+    {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
 }
@@ -99,6 +101,12 @@ fn compile_prints_a_table_and_writes_what_was_asked_for() {
     let inspect = moec_in(dir.path(), &["inspect", "out"]);
     assert_eq!(inspect.code, 0, "{}", inspect.stderr);
     assert!(inspect.stdout.contains("router.weight"), "{}", inspect.stdout);
+    assert!(!inspect.stdout.contains("tile"), "{}", inspect.stdout);
+    // What was decided when it was compiled cannot be asked for any more.
+    for option in [&["--layer", "1"][..], &["-O", "0"], &["--numerics", "fast"], &["--activations", "fp8-token"]] {
+        let run = moec_in(dir.path(), &[&["run", "out", "--input", "random:"], option].concat());
+        assert!(run.code == 2 && run.stderr.contains(option[0]), "{option:?}: {} {}", run.code, run.stderr);
+    }
 }
 
 #[test]
@@ -222,4 +230,12 @@ fn activations_are_rounded_as_a_checkpoint_says_or_the_reason_is_told() {
     let refused = moec_in(dir.path(), &args);
     assert_eq!(refused.code, 1, "{}{}", refused.stdout, refused.stderr);
     assert!(refused.stderr.contains("activation-format-needs-scale"), "{}", refused.stderr);
+}
+
+#[test]
+fn the_schema_of_layer_graphs_is_served() {
+    let run = moec(&["schema"]);
+    let schema: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(run.code == 0 && schema["properties"]["moec_graph"].is_object(), "{}", run.stderr);
+    assert!(moec(&["--help"]).stdout.contains("moec schema"));
 }

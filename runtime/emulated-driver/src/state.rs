@@ -219,7 +219,8 @@ pub struct State {
     pub execs: Table<Exec>,
     pub pools: Table<Pool>,
     pub memories: Table<Memory>,
-    pub links: Table<Vec<u8>>,
+    /// Linkers: the modules that were added, and the text of the first or of what came out.
+    pub links: Table<(Vec<Ptx>, Vec<u8>)>,
     pub reserved: BTreeMap<u64, u64>,
 }
 
@@ -374,9 +375,9 @@ impl State {
         if refused { Err(STREAM_CAPTURE_UNSUPPORTED) } else { Ok(()) }
     }
 
-    /// What a failed launch of the context left behind.
-    pub fn waited(&self, context: Handle) -> Call {
-        self.contexts.get(context)?.failed.map_or(Ok(()), Err)
+    /// What a failed launch of the context left behind; it is told once. On a machine nothing would work any more.
+    pub fn waited(&mut self, context: Handle) -> Call {
+        self.contexts.get_mut(context)?.failed.take().map_or(Ok(()), Err)
     }
 }
 

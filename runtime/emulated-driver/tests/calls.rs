@@ -353,8 +353,13 @@ fn launches_are_checked_before_and_while_they_run() {
     fails!(1, cuLaunchKernelEx(&config, function, params.as_ptr(), null()));
     // All arguments in one buffer.
     let (buffer, bytes) = ([at, 7], 12usize);
-    let extra =
-        [1usize as *const c_void, buffer.as_ptr().cast(), 2usize as *const c_void, (&raw const bytes).cast(), null()];
+    let extra = [
+        std::ptr::without_provenance(1),
+        buffer.as_ptr().cast(),
+        std::ptr::without_provenance(2),
+        (&raw const bytes).cast(),
+        null(),
+    ];
     must!(cuMemsetD32_v2(at, 2, 4));
     must!(cuLaunchKernel(function, 1, 1, 1, 4, 1, 1, 0, 0, null(), extra.as_ptr()));
     assert_eq!(words(at, 4), [14; 4]);

@@ -14,11 +14,12 @@ use std::process::{Command, Stdio};
 const PROFILE: &str = "shipped";
 
 /// What cargo builds, and where it goes.
-const BUILT: [(&str, &str); 5] = [
+const BUILT: [(&str, &str); 6] = [
     ("libmoec_c.so", "lib"),
     ("libmoec_c.a", "lib"),
     ("libmoec_kernels.a", "lib"),
     ("libmoec_compiler.so", "lib"),
+    ("libmoec_emulated_driver.so", "lib"),
     ("moec", "bin"),
 ];
 
@@ -59,7 +60,17 @@ pub fn run(options: &Options) -> Result<bool> {
     let runtime = ["rustc", "--package", "moec-capi", "--lib", "--crate-type", "cdylib,staticlib"];
     build(options, &runtime)?;
     // All others at once, so that what they share is built once.
-    let others = ["build", "--package", "moec-kernels-c", "--package", "moec-capi-compiler", "--package", "moec-cli"];
+    let others = [
+        "build",
+        "--package",
+        "moec-kernels-c",
+        "--package",
+        "moec-capi-compiler",
+        "--package",
+        "moec-cli",
+        "--package",
+        "moec-emulated-driver",
+    ];
     let llvm = build(options, &others)?.context("moec should be built with LLVM")?;
     let built = places::target_dir().join(if options.debug { "debug" } else { PROFILE });
     for (file, folder) in BUILT {
@@ -135,6 +146,7 @@ fn readme(llvm: &Path) -> String {
          lib/libmoec_c.so, lib/libmoec_c.a, include/moec.h\n                run compiled layers from C and C++; they need \
          neither the compiler nor LLVM\n\
          lib/libmoec_compiler.so, include/moec_compiler.h\n                the same and the compiler: link one of the two\n\
+         lib/libmoec_emulated_driver.so\n                a CUDA driver without a GPU, for `moec emulate -- PROGRAM`\n\
          lib/libmoec_kernels.a\n                the matrix products of CPU layers that `moec compile --emit header,c` writes\n\n\
          Needs a Linux with glibc 2.34 or newer, and zlib. Nothing is installed: copy the folder where you like.\n",
         env!("CARGO_PKG_VERSION")

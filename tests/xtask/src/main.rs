@@ -7,6 +7,7 @@
 //!   `--tools`, checkpoints that quantisation tools write.
 //! * `python-check` — the Python package against PyTorch, transformers, vLLM and SGLang.
 //! * `candle` — tests and lints of `runtime/candle`, which the workspace leaves out.
+//! * `peers` — programs and test suites of others over the emulated CUDA driver.
 //! * `sanitize` — the examples in C and C++ under the compiler's sanitizers.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--checkpoints`, against values
 //!   that change without a word.
@@ -24,6 +25,7 @@ mod engines;
 mod fuzz;
 mod gpu_pack;
 mod models;
+mod peers;
 mod places;
 mod python_check;
 mod report;
@@ -56,6 +58,8 @@ enum Command {
     PythonCheck(python_check::Options),
     /// Build and test the crate for candle.
     Candle,
+    /// Run programs and test suites of others over the emulated CUDA driver.
+    Peers(peers::Options),
     /// Run the examples in C and C++ under the address, undefined-behaviour and thread sanitizers.
     Sanitize(sanitize::Options),
     /// Try mutated configs, layer graphs and safetensors files.
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Command::Conformance(options) => conformance::run(&options),
         Command::PythonCheck(options) => python_check::run(&options),
         Command::Candle => candle::run(),
+        Command::Peers(options) => peers::run(&options),
         Command::Sanitize(options) => sanitize::run(&options),
         Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench(options) => bench::run(&options),

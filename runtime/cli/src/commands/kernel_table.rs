@@ -33,7 +33,15 @@ pub fn render(bundle: &Bundle, kernels: &dyn Fn(&str, usize) -> Option<Vec<Kerne
     if rows.is_empty() {
         return String::new();
     }
-    table(&["target", "tokens", "kernel", "tile", "T", "grid", "block", "smem", "code bytes"], &rows)
+    let mut header = vec!["target", "tokens", "kernel", "tile", "T", "grid", "block", "smem", "code bytes"];
+    // A bundle does not hold tile programs.
+    if rows.iter().all(|row| row[3] == "-") {
+        header.remove(3);
+        rows.iter_mut().for_each(|row| {
+            row.remove(3);
+        });
+    }
+    table(&header, &rows)
 }
 
 /// Token count, grid, block, shared memory, bytes of code.

@@ -15,4 +15,5 @@ pub mod kernel_table;
 pub mod pack;
 pub mod rules;
 pub mod run;
+pub mod schema;
 pub mod subject;

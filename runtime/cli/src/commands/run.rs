@@ -132,6 +132,23 @@ pub fn run(options: &Options) -> Outcome {
     Ok(ended)
 }
 
+/// The first option that only a model takes: what it asks for was decided when the bundle was compiled.
+fn decided_before(options: &Options) -> Option<&'static str> {
+    let (part, compile) = (&options.part, &options.compile);
+    let given = [
+        ("--layer", options.layer.is_some()),
+        ("--part", part.part != subject::PartArg::Layer),
+        ("--ids-in", part.ids_in.is_some()),
+        ("--topk-ids", part.topk_ids != DType::I32),
+        ("--topk-weights", part.topk_weights != DType::F32),
+        ("--numerics", compile.numerics != moec::Numerics::Deterministic),
+        ("-O", compile.opt_level != 2),
+        ("--weight-storage", !matches!(compile.weight_storage, moec::WeightStorage::AsPublished)),
+        ("--activations", compile.activations.is_some()),
+    ];
+    given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
+}
+
 /// Compiles a model, or opens a bundle.
 fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
     let checkpoint = match &options.weights {
@@ -144,6 +161,11 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
             if shard.is_some() {
                 let d = Diagnostic::machine("wrong-usage", "a bundle holds one rank's part already");
                 return Err(vec![d.help("give --tp, --ep and --rank to `moec compile`, or give the model")]);
+            }
+            if let Some(option) = decided_before(options) {
+                let d =
+                    Diagnostic::machine("wrong-usage", format!("{option} changes nothing of a layer that is compiled"));
+                return Err(vec![d.help(format!("give {option} to `moec compile`, or give the model"))]);
             }
             if options.jit {
                 let d = Diagnostic::machine("wrong-usage", "a bundle holds compiled code; --jit needs the model");

@@ -45,8 +45,8 @@ fn attribute(chip: &Chip, index: c_int, which: c_uint) -> Option<c_int> {
         85 => index,
         // Compute preemption, host pointers of registered memory.
         90 | 91 => 1,
-        // Cooperative launches, also of 96: gone since CUDA 13.
-        95 => 1,
+        // Managed memory while kernels run (they have ended when a launch returns), cooperative launches.
+        89 | 95 => 1,
         97 => shared,
         99 => 1,
         // Virtual memory.

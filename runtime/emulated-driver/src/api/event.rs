@@ -60,21 +60,23 @@ api! {
     }
 
     fn cuEventQuery(event: Handle) {
-        let s = state()?;
+        let mut s = state()?;
         let e = s.events.get(event)?;
         if e.captured.is_some() {
             return Err(CAPTURED_EVENT);
         }
-        s.waited(e.context)
+        let context = e.context;
+        s.waited(context)
     }
 
     fn cuEventSynchronize(event: Handle) {
-        let s = state()?;
+        let mut s = state()?;
         let e = s.events.get(event)?;
         if e.captured.is_some() {
             return Err(CAPTURED_EVENT);
         }
-        s.waited(e.context)
+        let context = e.context;
+        s.waited(context)
     }
 
     fn cuEventElapsedTime(milliseconds: *mut f32, start: Handle, end: Handle) {

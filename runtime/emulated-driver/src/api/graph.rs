@@ -98,6 +98,10 @@ impl State {
     }
 
     fn instantiate(&mut self, graph: Handle, flags: u64) -> Result<Handle, Error> {
+        // Free memory at launch, upload, launch from the device, priorities of nodes.
+        if flags > 0xf {
+            return Err(INVALID_VALUE);
+        }
         let steps = self.steps(graph)?;
         Ok(self.execs.add(Exec { steps, flags }))
     }

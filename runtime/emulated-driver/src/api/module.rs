@@ -146,6 +146,26 @@ unsafe fn file(path: *const c_char) -> Result<Vec<u8>, Error> {
     Ok(bytes)
 }
 
+/// Adds PTX, which is number 1 among the linker's inputs.
+fn add_to_link(link: Handle, kind: c_uint, bytes: &[u8]) -> Call {
+    if kind != 1 {
+        tell("the linker of the emulated driver takes PTX text, and nothing else");
+        return Err(NOT_SUPPORTED);
+    }
+    let text = String::from_utf8_lossy(bytes);
+    let module = Ptx::parse(text.trim_end_matches('\0')).map_err(|e| {
+        tell(&format!("PTX, line {e}"));
+        INVALID_PTX
+    })?;
+    let mut s = state()?;
+    let (modules, first) = s.links.get_mut(link)?;
+    if modules.is_empty() {
+        *first = text.trim_end_matches('\0').as_bytes().to_vec();
+    }
+    modules.push(module);
+    Ok(())
+}
+
 const NO_OPTIONS: (c_uint, *const c_uint, *const *mut c_void) = (0, std::ptr::null(), std::ptr::null());
 
 api! {
@@ -268,7 +288,7 @@ api! {
 
     fn cuLinkCreate_v2(_n: c_uint, _options: *const c_uint, _values: *const *mut c_void, place: *mut Handle) {
         current()?;
-        let link = state()?.links.add(Vec::new());
+        let link = state()?.links.add((Vec::new(), Vec::new()));
         put(place, link)
     }
 
@@ -282,24 +302,32 @@ api! {
         _options: *const c_uint,
         _values: *const *mut c_void,
     ) {
-        // 1: PTX.
-        let mut s = state()?;
-        let known = s.links.get_mut(link)?;
-        if kind != 1 || !known.is_empty() {
-            tell("the linker of the emulated driver takes one PTX text, and nothing else");
-            return Err(NOT_SUPPORTED);
-        }
-        known.extend_from_slice(std::slice::from_raw_parts(data, bytes));
-        known.push(0);
-        Ok(())
+        add_to_link(link, kind, std::slice::from_raw_parts(data, bytes))
+    }
+
+    fn cuLinkAddFile_v2(
+        link: Handle,
+        kind: c_uint,
+        path: *const c_char,
+        _n: c_uint,
+        _options: *const c_uint,
+        _values: *const *mut c_void,
+    ) {
+        add_to_link(link, kind, &file(path)?)
     }
 
     fn cuLinkComplete(link: Handle, image: *mut *const u8, bytes: *mut usize) {
-        let s = state()?;
-        let text = s.links.get(link)?;
-        if text.is_empty() {
-            return Err(INVALID_VALUE);
+        let mut s = state()?;
+        let (modules, text) = s.links.get_mut(link)?;
+        // One module stays as it is, lines and all.
+        if modules.len() != 1 {
+            let linked = moec_ptx::link::link(modules).map_err(|why| {
+                tell(&format!("linking: {why}"));
+                INVALID_PTX
+            })?;
+            *text = linked.to_string().into_bytes();
         }
+        text.push(0);
         put(image, text.as_ptr())?;
         put_if(bytes, text.len());
         Ok(())

@@ -8,7 +8,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
 /// The version of CUDA that this driver is for.
-const VERSION: c_int = 13020;
+const VERSION: c_int = 13050;
 
 /// Names and sentences by code.
 fn errors() -> &'static BTreeMap<c_uint, (CString, CString)> {
