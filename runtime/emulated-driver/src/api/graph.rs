@@ -98,8 +98,8 @@ impl State {
     }
 
     fn instantiate(&mut self, graph: Handle, flags: u64) -> Result<Handle, Error> {
-        // Free memory at launch, upload, launch from the device, priorities of nodes.
-        if flags > 0xf {
+        // 1: free memory at launch; 2: upload; 4: launch from the device, which excludes 1; 8: priorities of nodes.
+        if flags > 0xf || flags & 5 == 5 {
             return Err(INVALID_VALUE);
         }
         let steps = self.steps(graph)?;

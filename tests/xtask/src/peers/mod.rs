@@ -1,7 +1,7 @@
 //! `cargo xtask peers`: programs that nobody here wrote, over the emulated CUDA driver.
 //!
 //! Installs pinned public packages below `target/peers`, runs their programs and test suites through `moec emulate`, and prints a
-//! table. Nothing of them is kept but what `docs/emulator.md` says: names, versions, figures. Not a part of `cargo xtask test`.
+//! line each. Nothing of them is kept but what `docs/emulator.md` says: names, versions, figures. Not a part of `cargo xtask test`.
 
 use crate::places;
 use anyhow::{Context, Result, bail};
@@ -99,7 +99,6 @@ pub fn run(options: &Options) -> Result<bool> {
     ];
     let libraries = dir.join("venv/lib/python3/nvidia");
     let mut green = true;
-    let mut table = Vec::new();
     for peer in peers.iter().filter(|p| options.only.as_ref().is_none_or(|o| p.name.contains(o.as_str()))) {
         for gpu in peer.gpus {
             let out = Command::new(&moec)
@@ -117,16 +116,15 @@ pub fn run(options: &Options) -> Result<bool> {
                 println!("{said}");
             }
             let summary = said.lines().rev().find_map(|l| l.strip_prefix("moec: ").filter(|l| l.contains("launches")));
-            table.push(format!(
+            println!(
                 "{:<4} {gpu:<8} {}: {failures} failures, {} known; {}",
                 if good { "ok" } else { "BAD" },
                 peer.name,
                 peer.known_failures,
                 summary.unwrap_or("no launches")
-            ));
+            );
         }
     }
-    println!("\n{}", table.join("\n"));
     Ok(green)
 }
 
@@ -211,7 +209,7 @@ fn cudarc(dir: &Path) -> Result<PathBuf> {
         .output()?;
     let messages = String::from_utf8_lossy(&out.stdout);
     let program = messages.lines().filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok());
-    let program = program.filter_map(|m| m["executable"].as_str().map(PathBuf::from)).last();
+    let program = program.filter_map(|m| m["executable"].as_str().map(PathBuf::from)).next_back();
     program.with_context(|| format!("cudarc's tests do not build: {}", String::from_utf8_lossy(&out.stderr)))
 }
 
