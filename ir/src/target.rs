@@ -132,7 +132,7 @@ pub const GB200: Machine =
     Machine { chip: "GB200", bf16_flops: 2500e12, fp8_flops: 5000e12, fp4_flops: 10000e12, ..B200 };
 // Public sources give 13 to 15 Pflop/s in FP4.
 const B300: Machine = Machine { chip: "B300", fp4_flops: 13000e12, n_units: 160, ..B200 };
-/// As announced, for models of the time only: sources disagree by up to two on what is dense. FP4 and FP8 are the figures for
+/// As announced: sources disagree by up to two on what is dense. FP4 and FP8 are the figures for
 /// training, bf16 is half of FP8, multiprocessors and launch time are guesses.
 pub const RUBIN: Machine = Machine {
     chip: "Rubin (announced)",
@@ -184,6 +184,7 @@ pub const TARGETS: &[Target] = &[
     gpu("sm_100a", (86, 100), 227, Engine::Blackwell, B200),
     gpu("sm_100f", (88, 100), 227, Engine::Blackwell, B200),
     gpu("sm_103a", (88, 103), 227, Engine::Blackwell, B300),
+    gpu("sm_107f", (94, 107), 227, Engine::Blackwell, RUBIN),
     gpu("sm_120a", (87, 120), 99, Engine::GeForce, RTX5090),
     gpu("sm_120f", (88, 120), 99, Engine::GeForce, RTX5090),
 ];
@@ -210,6 +211,10 @@ pub const ALIASES: &[(&str, &str)] = &[
     ("gb200", "sm_100f"),
     ("b300", "sm_103a"),
     ("gb300", "sm_103a"),
+    ("sm_107", "sm_107f"),
+    ("sm_107a", "sm_107f"),
+    ("rubin", "sm_107f"),
+    ("vera-rubin", "sm_107f"),
     ("sm_120", "sm_120f"),
     ("sm_121", "sm_120f"),
     ("rtx5090", "sm_120f"),

@@ -116,7 +116,8 @@ fn emit_kernel(
         _ => machine,
     };
     let llvm_ir = options.llvm_ir.then(|| module.print_to_string().to_string());
-    let ptx = machine::ptx(&module, &machine).map_err(|e| broken(e, module.print_to_string().to_string()))?;
+    let ptx = machine::ptx(&module, &machine, target.name, ptx_version)
+        .map_err(|e| broken(e, module.print_to_string().to_string()))?;
     Ok(GpuKernelImage { kernel: n, entry: kernel.name.clone(), ptx, llvm_ir, launch })
 }
 

@@ -15,11 +15,17 @@ const TRIPLE: &str = "nvptx64-nvidia-cuda";
 const PASSES: &str =
     "function(sroa,early-cse<memssa>,instcombine<no-verify-fixpoint>,simplifycfg),strip-dead-prototypes";
 
-/// A machine for one architecture.
+/// Targets that LLVM does not know, which would make it write text for its oldest one: the target whose instructions they have, and
+/// the version of PTX that is asked for them.
+const UNKNOWN_TO_LLVM: &[(&str, &str, u32)] = &[("sm_107f", "sm_100f", 88)];
+
+/// A machine for one target. What it writes becomes text for the target by [`ptx`].
 ///
 /// # Errors
 /// LLVM's reason why there is none.
-pub fn machine(cpu: &str, ptx_version: u32) -> Result<TargetMachine, String> {
+pub fn machine(target: &str, ptx_version: u32) -> Result<TargetMachine, String> {
+    let kin = UNKNOWN_TO_LLVM.iter().find(|(name, ..)| *name == target);
+    let (cpu, ptx_version) = kin.map_or((target, ptx_version), |&(_, kin, version)| (kin, version));
     static INITIALISED: Once = Once::new();
     INITIALISED.call_once(|| LlvmTarget::initialize_nvptx(&InitializationConfig::default()));
     let triple = TargetTriple::create(TRIPLE);
@@ -51,12 +57,21 @@ pub fn optimise(module: &Module, machine: &TargetMachine) -> Result<(), String> 
     module.run_passes(PASSES, machine, PassBuilderOptions::create()).map_err(|e| e.to_string())
 }
 
-/// The module as PTX text.
+/// The module as PTX text for a target, whose own version is `ptx_version`.
 ///
 /// # Errors
 /// What LLVM's code generator said.
-pub fn ptx(module: &Module, machine: &TargetMachine) -> Result<String, String> {
+pub fn ptx(module: &Module, machine: &TargetMachine, target: &str, ptx_version: u32) -> Result<String, String> {
     let buffer = machine.write_to_memory_buffer(module, FileType::Assembly).map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(buffer.as_slice());
-    Ok(text.trim_end_matches('\0').to_string())
+    let text = text.trim_end_matches('\0');
+    let Some((_, kin, version)) = UNKNOWN_TO_LLVM.iter().find(|(name, ..)| *name == target) else {
+        return Ok(text.to_string());
+    };
+    let header = |version: u32, target: &str| format!(".version {}.{}\n.target {target}\n", version / 10, version % 10);
+    let theirs = header(*version, kin);
+    if !text.contains(&theirs) {
+        return Err(format!("the text does not begin with {theirs:?}"));
+    }
+    Ok(text.replacen(&theirs, &header(ptx_version, target), 1))
 }

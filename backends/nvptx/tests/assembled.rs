@@ -27,6 +27,7 @@ fn machines(target: &str) -> &[&str] {
         "sm_90a" => &["sm_90a"],
         "sm_100a" => &["sm_100a"],
         "sm_103a" => &["sm_103a"],
+        "sm_107f" => &["sm_107f", "sm_107a"],
         "sm_120a" => &["sm_120a"],
         other => panic!("no machine is listed for {other}"),
     }

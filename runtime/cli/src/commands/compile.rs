@@ -12,7 +12,7 @@ use std::path::PathBuf;
 pub struct Options {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// What to compile for: sm_80 sm_86 sm_89 sm_90a sm_100f sm_100a sm_103a sm_120f sm_120a, a chip (l40s rtx4090 h100 h200 b200 gb300 rtx5090 …), or cpu.
+    /// What to compile for: sm_80 sm_86 sm_89 sm_90a sm_100f sm_100a sm_103a sm_107f sm_120f sm_120a, a chip (l40s rtx4090 h100 h200 b200 gb300 rtx5090 …), or cpu.
     #[arg(long, short, required = true, value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
     pub target: Vec<&'static Target>,
     /// The directory for the bundle, or a .tar for one file; an older bundle there is replaced.
