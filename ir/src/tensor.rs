@@ -130,8 +130,8 @@ impl Tensor {
 
     /// How far from `want`, as one number that is held against a tolerance for relative Frobenius errors: the largest of
     /// that of all elements, half of that of any row (the last axis), and an eighth of any element's difference over the root
-    /// mean square of its row. So no few wrong rows or elements hide among many right ones. A row that nearly vanishes
-    /// counts as a 64th of the average. Infinite for other shapes, and as in [`Tensor::relative_error`].
+    /// mean square of its row. So no few wrong rows or elements hide among many right ones. A row of n
+    /// elements that nearly vanishes counts as an n-th of the average, at least a 64th. Infinite for other shapes, and as in [`Tensor::relative_error`].
     pub fn worst_error(&self, want: &Tensor) -> f64 {
         let (whole, cols) = (self.relative_error(want), want.cols().max(1));
         if !whole.is_finite() || whole == 0.0 {
@@ -142,7 +142,8 @@ impl Tensor {
         let average = want.floats().iter().map(square).sum::<f64>() / n_rows;
         let rows = self.floats().chunks(cols).zip(want.floats().chunks(cols));
         rows.fold(whole, |worst, (got, want)| {
-            let size = want.iter().map(square).sum::<f64>().max(average / 4096.0);
+            let least = average / (cols.min(64) as f64).powi(2);
+            let size = want.iter().map(square).sum::<f64>().max(least);
             let of = |(&a, &b): (&f32, &f32)| {
                 if a == b || (a.is_nan() && b.is_nan()) { 0.0 } else { (f64::from(a) - f64::from(b)).powi(2) }
             };
@@ -212,8 +213,8 @@ mod tests {
     fn a_row_of_zeros_is_held_against_the_others() {
         let want = Tensor::float(DType::F32, &[2, 2], vec![3.0, 4.0, 0.0, 0.0]);
         let got = Tensor::float(DType::F32, &[2, 2], vec![3.0, 4.0, 1e-6, 0.0]);
-        assert!(got.worst_error(&want) < 1e-4);
-        let got = Tensor::float(DType::F32, &[2, 2], vec![3.0, 4.0, 0.1, 0.0]);
+        assert!(got.worst_error(&want) < 1e-5);
+        let got = Tensor::float(DType::F32, &[2, 2], vec![3.0, 4.0, 0.5, 0.0]);
         assert!(got.worst_error(&want) > 0.1);
     }
 }
