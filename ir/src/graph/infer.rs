@@ -124,6 +124,12 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
                 )
                 .note("at least one id must be kept, and ids end below 2^31"));
             }
+            if ids.shape[1] == Dim::Fixed(0) {
+                return Err(Diagnostic::input(
+                    "local-ids-range",
+                    format!("`{node}` keeps expert ids of tokens that have none: {}", c.found(0)),
+                ));
+            }
             Ok(TensorType { dtype: DType::I32, ..ids.clone() })
         }
         Op::Permute { .. } => {

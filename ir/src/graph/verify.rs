@@ -353,6 +353,18 @@ output "output" = %9
     }
 
     #[test]
+    fn tokens_without_ids_keep_none() {
+        let text = |k| {
+            format!(
+                "graph \"g\"\ninput \"ids\" : i32[T, {k}]\n%0 = input index=0 () : i32[T, {k}]  \"ids\"\n\
+                 %1 = local_ids first=0 count=4 (%0) : i32[T, {k}]  \"local\"\noutput \"local\" = %1\n"
+            )
+        };
+        assert_eq!(codes(&text(2)), Vec::<String>::new());
+        assert_eq!(codes(&text(0)), ["local-ids-range"]);
+    }
+
+    #[test]
     fn each_mistake_has_its_code() {
         let cases: [(&str, &str, &str); 20] = [
             ("(%0, %1) : f32[T, 4]", "(%0, %9) : f32[T, 4]", "value-not-defined"),
