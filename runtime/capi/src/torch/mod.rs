@@ -130,4 +130,16 @@ mod tests {
         assert_eq!((&*error.code, &*error.message), ("tensor-invalid", "a tensor is odd"));
         assert_eq!(error.help.as_deref(), Some("make it even\nor not"));
     }
+
+    #[test]
+    fn an_error_that_came_through_python_is_the_same() {
+        let direct = shim::moecs_own("[tensor-invalid] a tensor is odd\nmake it even");
+        assert_eq!(direct, Some(shim::coded("tensor-invalid", "a tensor is odd\nmake it even")));
+        let raised = "[tensor-invalid] a tensor is odd\nmake it even\n\nAt:\n  torch/_ops.py(926): redispatch\n";
+        for class in ["RuntimeError", "moec._errors.MoecError"] {
+            assert_eq!(shim::moecs_own(&format!("{class}: {raised}")), direct);
+        }
+        assert_eq!(shim::moecs_own("IndexError: list index out of range"), None);
+        assert_eq!(shim::moecs_own("no kernel for `x: [T]`"), None);
+    }
 }

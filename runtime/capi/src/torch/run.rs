@@ -23,7 +23,7 @@ pub fn run(shim: &'static Shim, layer: &Created, inputs: Vec<Tensor>) -> Result<
     let (wanted, outputs) = layer.tensors();
     let mut given = Vec::with_capacity(inputs.len());
     for (i, tensor) in inputs.into_iter().enumerate() {
-        given.push(fitting(tensor, wanted.get(i).map(|w| w.ty.dtype))?);
+        given.push(fitting(shim, tensor, wanted.get(i).map(|w| w.ty.dtype))?);
     }
     let views = given.iter().map(Tensor::view).collect::<Result<Vec<_>, _>>()?;
     let n_tokens = match views.first() {
@@ -61,15 +61,39 @@ pub fn run(shim: &'static Shim, layer: &Created, inputs: Vec<Tensor>) -> Result<
 }
 
 /// The tensor as kernels read it: rows dense, and ids in the layer's width. Everything else is the launch's to refuse.
-fn fitting(tensor: Tensor, wanted: Option<DType>) -> Result<Tensor, Diagnostic> {
+fn fitting(shim: &'static Shim, tensor: Tensor, wanted: Option<DType>) -> Result<Tensor, Diagnostic> {
     let tensor = if tensor.is_contiguous() { tensor } else { tensor.contiguous()? };
     let ids = [DType::I32, DType::I64];
     match wanted {
         Some(to) if ids.contains(&to) => {
             let found = tensor.view()?.dtype;
             let other = ids.into_iter().find(|d| *d != to && crate::tensor::dtype(*d) == found);
-            if other.is_some() { tensor.to(to) } else { Ok(tensor) }
+            match other {
+                Some(DType::I64) => narrowed(shim, &tensor),
+                Some(_) => tensor.to(to),
+                None => Ok(tensor),
+            }
         }
         _ => Ok(tensor),
     }
+}
+
+/// Dense ids of 64 bits in 32. One that has no room there is no expert's, and stays none.
+fn narrowed(shim: &'static Shim, ids: &Tensor) -> Result<Tensor, Diagnostic> {
+    let from = ids.view()?;
+    // SAFETY: PyTorch's tensors have as many lengths as axes.
+    let shape = unsafe { std::slice::from_raw_parts(from.shape, from.ndim as usize) };
+    if shape.len() > crate::tensor::MAX_AXES {
+        return Err(Diagnostic::input("tensor-invalid", format!("ids have {} axes", shape.len())));
+    }
+    let made = shim.empty(shape, DType::I32)?;
+    let to = made.view()?;
+    for i in 0..shape.iter().product::<i64>() as usize {
+        // SAFETY: both are dense and have so many elements.
+        unsafe {
+            let id = from.data.cast::<i64>().add(i).read();
+            to.data.cast::<i32>().add(i).write(i32::try_from(id).unwrap_or(-1));
+        }
+    }
+    Ok(made)
 }

@@ -121,6 +121,18 @@ pub fn coded(code: &str, text: &str) -> Diagnostic {
     if help.is_empty() { error } else { error.help(help) }
 }
 
+/// The error of moec that an exception's text is. Where Python has come between, it has put the exception's class before the text, and
+/// its own lines behind.
+pub fn moecs_own(text: &str) -> Option<Diagnostic> {
+    let own = text.split_once("\n\nAt:\n").map_or(text, |(own, _)| own);
+    let own = match own.split_once(": [") {
+        Some((class, _)) if class.chars().all(|c| c.is_alphanumeric() || "._".contains(c)) => &own[class.len() + 2..],
+        _ => own,
+    };
+    let (code, rest) = own.strip_prefix('[')?.split_once("] ")?;
+    Some(coded(code, rest))
+}
+
 /// A tensor of PyTorch that is let go with this.
 pub struct Tensor {
     pub handle: Handle,
@@ -256,10 +268,7 @@ impl Shim {
         }
         // SAFETY: it ends with a zero.
         let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
-        match text.strip_prefix('[').and_then(|t| t.split_once("] ")) {
-            Some((code, rest)) => coded(code, rest),
-            None => failed(&format!("run {}: {text}", name.to_string_lossy())),
-        }
+        moecs_own(&text).unwrap_or_else(|| failed(&format!("run {}: {text}", name.to_string_lossy())))
     }
 
     fn call(&'static self, name: &CStr, overload: &CStr, stack: &mut [Value]) -> Result<Tensor, Diagnostic> {
