@@ -8,7 +8,7 @@ pub(crate) fn check(needed: u64, given: u64, is_null: bool, n_tokens: u64) -> Re
     if given >= needed && !is_null {
         return Ok(());
     }
-    let found = if is_null { "none".to_string() } else { size(given) };
+    let found = if is_null { "none".to_string() } else { format!("{given} bytes") };
     Err(Diagnostic::input(
         "workspace-too-small",
         format!("a launch of {n_tokens} tokens works in {needed} bytes ({}), {found} were given", size(needed)),
