@@ -3,7 +3,7 @@
 use moec_ir::diag::Diagnostic;
 
 /// What went wrong: one diagnostic or several, in the order of the input. `?` makes it of either.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Error(pub Vec<Diagnostic>);
 
 /// The result of this library's functions, for programs that need not tell one diagnostic from several.
@@ -31,6 +31,13 @@ impl std::fmt::Display for Error {
             lines.extend(d.help.iter().map(|h| format!("  help: {h}")));
         }
         f.write_str(&lines.join("\n"))
+    }
+}
+
+impl std::fmt::Debug for Error {
+    /// As [`std::fmt::Display`]: it is what a `main` that gives it ends with.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
     }
 }
 
