@@ -78,8 +78,15 @@ def patch(model, *, checkpoint=None, max_tokens: int = 4096, progress: bool = Fa
         How many blocks were replaced.
 
     Raises:
-        MoecError: ``weights-missing`` when weights lie on ``meta``; ``unsupported-layer`` and others of the compiler.
+        MoecError: ``argument-invalid`` when it is no model of transformers; ``weights-missing`` when weights lie on ``meta``;
+            ``unsupported-layer`` and others of the compiler.
     """
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
+        raise MoecError(
+            "argument-invalid",
+            f"moec.transformers.patch was given an object of type {type(model).__name__}, which is no model of transformers",
+            "give what `from_pretrained` returns: the model's config says what its blocks are",
+        )
     found = [(name, m) for name, m in model.named_modules() if _is_known(type(m))]
     for name, block in found:
         if checkpoint is None and any(p.is_meta for p in block.parameters()):
@@ -92,10 +99,18 @@ def patch(model, *, checkpoint=None, max_tokens: int = 4096, progress: bool = Fa
         warnings.warn(PUBLISHED[cls], stacklevel=2)
     for name, block in found:
         _replace(model, name, block, _layer(model, name, block, checkpoint, max_tokens, progress or None))
-    if not found:
+    if found:
+        # Without its experts, the model would be saved in part.
+        model.save_pretrained = _refuse_saving
+    elif not any(isinstance(m, MoecBlock) for m in model.modules()):
         kinds = sorted({type(m).__name__ for _, m in model.named_modules() if hasattr(m, "experts")})
         warnings.warn(f"moec.transformers.patch knows no MoE block of this model: {', '.join(kinds) or 'it has none'}", stacklevel=2)
     return len(found)
+
+
+def _refuse_saving(*_, **__):
+    why = "the model's MoE blocks were replaced by layers of moec, which cannot be saved"
+    raise MoecError("weights-missing", why, "save the model before moec.transformers.patch")
 
 
 def _is_known(cls: type) -> bool:
@@ -152,4 +167,8 @@ def _save(model, name: str, block, path: pathlib.Path) -> None:
 
     weights = {f"{name}.{key}": value.detach() for key, value in block.state_dict().items()}
     published = revert_weight_conversion(model, weights)
+    # A model without its head calls weights by shorter names than checkpoints do.
+    base = getattr(model, "base_model_prefix", "")
+    if base and not hasattr(model, base) and model.get_output_embeddings() is None:
+        published = {key if key.startswith(base + ".") else f"{base}.{key}": value for key, value in published.items()}
     save_file({key: value.contiguous() for key, value in published.items()}, path)

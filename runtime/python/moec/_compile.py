@@ -75,7 +75,7 @@ def compile(
         output = pathlib.Path(output) if keep else scratch / "layer.tar"
         targets = target if isinstance(target, str) else ",".join(target)
         command = [program(), "compile", str(path), "--target", targets, "-o", str(output), "--message-format", "json"]
-        command += ["--layer", str(layer)] if layer is not None else []
+        command += [f"--layer={layer}"] if layer is not None else []
         if part != "layer":
             command += ["--part", part, "--topk-ids", topk_ids, "--topk-weights", topk_weights]
         done = subprocess.run([*command, *options], capture_output=True, text=True)
@@ -100,7 +100,10 @@ def _error(text: str) -> MoecError:
         if isinstance(diagnostic, dict) and "code" in diagnostic:
             found.append(diagnostic)
     if not found:
-        return MoecError("internal-error", "moec gave no reason", text.strip())
+        # What an option cannot be, the command line says in its own form.
+        message, _, help = text.strip().partition("\n")
+        code = "wrong-usage" if message.startswith("error: ") else "internal-error"
+        return MoecError(code, message.removeprefix("error: ") or "moec gave no reason", help.strip())
     first, *others = found
     help = list(first.get("notes") or []) + [first["help"]] * bool(first.get("help"))
     help += [f"[{d['code']}] {d['message']}" for d in others]

@@ -2,10 +2,10 @@
 
 import ctypes
 import dataclasses
-import functools
 import os
 import threading
 import weakref
+from typing import Any
 
 from . import _library as c
 from . import _progress, _tensors
@@ -35,8 +35,12 @@ class Layer:
     Made by :func:`load`. Without weights it is filled by :meth:`set` and closed by :meth:`finish`.
     """
 
-    def __init__(self, bundle, *, device: str = "cpu", max_tokens: int = 4096, threads: int = 0):
+    def __init__(self, bundle, *, device="cpu", max_tokens: int = 4096, threads: int = 0):
+        for name, value in (("max_tokens", max_tokens), ("threads", threads)):
+            if value < 0:
+                raise MoecError("argument-invalid", f"`{name}` is {value}", "give a number that is not negative")
         bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
+        device = str(device)
         self.description, self.device, self.max_tokens = bundle.description, device, max_tokens
         most = max((t["max_tokens"] for t in self.description["targets"]), default=max_tokens)
         options = c.LayerOptions(ctypes.sizeof(c.LayerOptions), device.encode(), min(max_tokens, most), threads, 0)
@@ -159,7 +163,7 @@ class Layer:
 
     def __call__(self, *inputs):
         """The first output, for the inputs in the layer's order: ``x``, or ``x, topk_ids, topk_weights``."""
-        if self.device == "cpu" and inputs and _tensors.is_torch(inputs[0]):
+        if self.device == "cpu" and inputs and all(map(_tensors.is_torch, inputs)):
             return _operators().run_layer(self.number, inputs)[0]
         return next(iter(self.run_python(*inputs).values()))
 
@@ -172,7 +176,7 @@ class Layer:
         """
         wanted = self.description["inputs"]
         by_name = {w["name"]: t for w, t in zip(wanted, inputs)} | named
-        if len(inputs) > len(wanted) or set(by_name) != {w["name"] for w in wanted}:
+        if len(inputs) + len(named) != len(wanted) or set(by_name) != {w["name"] for w in wanted}:
             raise self._missing(len(inputs) + len(named))
         return self.run_python(*(by_name[w["name"]] for w in wanted))
 
@@ -254,12 +258,18 @@ def _view(tensor):
     return _tensors.view(tensor.detach() if _tensors.is_torch(tensor) else tensor)
 
 
-@functools.cache
+_TORCH: Any = None
+
+
 def _operators():
     """:mod:`moec.torch`, imported when a tensor of PyTorch is met for the first time."""
-    from . import torch
+    # Not by `functools.cache`: torch.compile warns of it.
+    global _TORCH
+    if _TORCH is None:
+        from . import torch
 
-    return torch
+        _TORCH = torch
+    return _TORCH
 
 
 def _length(axis, n_tokens: int) -> int:
@@ -273,7 +283,7 @@ def load(
     bundle,
     weights=None,
     *,
-    device: str = "cpu",
+    device="cpu",
     max_tokens: int = 4096,
     threads: int = 0,
     cache=None,
@@ -285,7 +295,7 @@ def load(
         bundle: what :func:`moec.compile` gave, or the path of a bundle.
         weights: a checkpoint's path, or tensors by the layer's own names (:attr:`Layer.params`); tensors are borrowed where
             kernels read them as they lie.
-        device: ``"cpu"`` or ``"cuda:0"``.
+        device: ``"cpu"`` or ``"cuda:0"``, or PyTorch's device.
         max_tokens: most tokens of one call.
         threads: CPU: how many; 0 for one for each core, shared by all layers.
         cache, progress: as for :meth:`Layer.load`; ``progress=True`` shows a bar.

@@ -18,6 +18,7 @@ _TYPES = {
 }
 # Names of numpy and PyTorch, and DLPack's code and bits, of what weights are coded in and layers do not compute in.
 _CODES = {"uint8": (1, 8), "float8_e4m3fn": (10, 8), "float8_e5m2": (12, 8), "float8_e8m0fnu": (14, 8)}
+_LAST_ID = 2**31 - 1
 #: Name in moec: name in numpy and PyTorch.
 PYTHON_NAMES = {name: python for name, (_, _, python) in _TYPES.items()}
 #: The other way round.
@@ -50,9 +51,14 @@ def view(tensor) -> tuple[Tensor, Any]:
     if is_torch(tensor):
         if tensor.is_meta:
             raise MoecError("tensor-invalid", "the tensor has no memory: it lies on `meta`", "load its values first")
+        if tensor.is_neg():
+            raise MoecError("tensor-invalid", "the memory has the values' negatives", "hand in what `resolve_neg()` gives")
         data, strides = tensor.data_ptr(), tensor.stride()
         device = Device(2, tensor.device.index or 0) if tensor.is_cuda else Device(1, 0)
     else:
+        if any(n > 1 and step % tensor.itemsize for n, step in zip(tensor.shape, tensor.strides)):
+            steps = f"elements of {tensor.itemsize} bytes lie {tensor.strides} bytes apart"
+            raise MoecError("tensor-invalid", steps, "hand in a copy: `numpy.ascontiguousarray(tensor)`")
         data, device = tensor.ctypes.data, Device(1, 0)
         strides = tuple(step // tensor.itemsize for step in tensor.strides)
     axes = ctypes.c_int64 * max(tensor.ndim, 1)
@@ -76,14 +82,14 @@ def dense(tensor):
 
 
 def as_ids(tensor, dtype: str):
-    """Integers in another width; everything else as it is."""
+    """Integers in another width; everything else as it is. An id beyond i32 is no expert's, and stays none."""
     if dtype not in ("i32", "i64") or dtype_name(tensor) not in ("i32", "i64") or dtype_name(tensor) == dtype:
         return tensor
     if is_torch(tensor):
         import torch
 
-        return tensor.to(getattr(torch, _TYPES[dtype][2]))
-    return tensor.astype(_TYPES[dtype][2])
+        return (tensor.clamp(-1, _LAST_ID) if dtype == "i32" else tensor).to(getattr(torch, _TYPES[dtype][2]))
+    return (tensor.clip(-1, _LAST_ID) if dtype == "i32" else tensor).astype(_TYPES[dtype][2])
 
 
 def empty_like(model, shape: tuple[int, ...], dtype: str):

@@ -102,7 +102,8 @@ def _forward(self, hidden_states, top_k_index, top_k_weights):
         found: Form | None = form_of(self)
         form = self.__dict__["_moec_form"] = "" if found is None else json.dumps(found)
     params = _params(self) if form else []
-    if not form or any(p.dtype != hidden_states.dtype for p in params):
+    dtype = hidden_states.dtype
+    if not form or dtype == torch.float64 or any(p.dtype != dtype for p in params):
         return _own(self, hidden_states, top_k_index, top_k_weights)
     return experts(hidden_states, top_k_index, top_k_weights, params, form)
 

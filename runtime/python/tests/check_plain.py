@@ -66,6 +66,10 @@ assert "mixtral" in refused("unknown-model-type", moec.compile, {**config, "mode
 refused("bundle-not-found", moec.load, "/nonexistent")
 refused("checkpoint-not-found", moec.load, bundle, "/nonexistent")
 refused("unknown-device", moec.Layer, bundle, device="tpu")
+for wrong in ({"target": "sm_13"}, {"target": []}, {"part": "half"}, {"layer": -1}):
+    assert refused("wrong-usage", moec.compile, model, **wrong).message.startswith("invalid value")
+for wrong in ({"threads": -1}, {"max_tokens": -1}):
+    refused("argument-invalid", moec.load, bundle, model, **wrong)
 
 # An error belongs to its thread.
 threads = [threading.Thread(target=refused, args=("bundle-not-found", moec.load, f"/nonexistent/{i}")) for i in range(4)]

@@ -13,6 +13,7 @@ import threading
 import warnings
 
 import moec
+import numpy
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -287,6 +288,32 @@ def refusals() -> None:
         has_gate = has_bias = is_transposed = False
 
     assert moec.transformers.form_of(Other()) is None
+    for wrong in (None, "models/mixtral", torch.nn.Linear(2, 2), block):
+        try:
+            moec.transformers.patch(wrong)
+        except moec.MoecError as e:
+            assert e.code == "argument-invalid", e
+        else:
+            raise AssertionError("what is no model should be refused")
+    model = model_of("mixtral", torch.float32)
+    tokens = torch.arange(9).reshape(1, 9)
+    with torch.no_grad():
+        want = model.model(tokens).last_hidden_state
+        # The model without its head, whose weights have shorter names.
+        assert moec.transformers.patch(model.model) == 2
+        assert error(model.model(tokens).last_hidden_state, want) < 1e-5
+    try:
+        model.model.save_pretrained("/nonexistent")
+    except moec.MoecError as e:
+        assert e.code == "weights-missing", e
+    else:
+        raise AssertionError("a part of a model should not be saved")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wide = model_of("mixtral", torch.float64)
+        want = wide(tokens).logits
+        wide.set_experts_implementation("moec")
+        assert torch.equal(wide(tokens).logits, want), "f64 runs in the model's own code"
     print("weights on meta and unknown experts are refused")
 
 
@@ -328,18 +355,47 @@ def weights() -> None:
     assert torch.equal(python, want), "both ways are the same kernels"
     none = torch.full((5, 2), -1)
     assert not call(x, none, w, params, FORM).any()
-    try:
-        call(x.double(), ids, w, params, FORM)
-    except RuntimeError as e:
-        assert "[input-type-mismatch]" in str(e), e
-    else:
-        raise AssertionError("f64 should be refused")
+    for grad in (True, False):
+        try:
+            with torch.set_grad_enabled(grad):
+                call(x.double(), ids, w, params, FORM)
+        except RuntimeError as e:
+            # Whatever has come between, the text begins with moec's code and ends with its help.
+            assert str(e).startswith("[input-type-mismatch]") and "At:" not in str(e), e
+        else:
+            raise AssertionError("f64 should be refused")
     threads = [threading.Thread(target=lambda: results.append(torch.equal(call(x, ids, w, params, FORM), want))) for _ in range(8)]
     results: list[bool] = []
     [t.start() for t in threads]
     [t.join() for t in threads]
     assert results == [True] * 8
+    beyond()
     print("weights as operands: memory that is used again, changes, threads")
+
+
+def beyond() -> None:
+    """Ids that 32 bits have no room for are no expert's, in a layer whose ids have 32; views that ctypes would misread."""
+    layer = moec.Layer(moec.compile(sys.argv[1], part="experts"), max_tokens=8)
+    for p in layer.params:
+        layer.set(p.name, torch.randn(p.shape))
+        for wrong in (torch._neg_view(torch.randn(p.shape)), numpy.zeros(p.shape, [("a", "f4"), ("b", "u1")])["a"]):
+            try:
+                layer.set(p.name, wrong)
+            except moec.MoecError as e:
+                assert e.code == "tensor-invalid", e
+            else:
+                raise AssertionError("views that cannot be read where they lie should be refused")
+    layer.finish()
+    x, ids, w = torch.randn(2, 64), torch.tensor([[0, 1], [2, 3]]), torch.rand(2, 2)
+    none = ids.clone()
+    none[0, 1] = -1
+    want = layer(x, none, w)
+    assert not torch.equal(want, layer(x, ids, w))
+    for id in (2**31, 2**32, 2**32 + 1, -(2**32) + 1, -(2**63)):
+        none[0, 1] = id
+        assert torch.equal(layer(x, none, w), want)
+        assert (layer(x.numpy(), none.numpy(), w.numpy()) == want.numpy()).all()
+    assert torch.equal(layer(x, none.numpy(), w), want), "either kind, side by side"
 
 
 def exported() -> None:
