@@ -231,6 +231,16 @@ class Layer:
             memory = self._own.memory = ctypes.create_string_buffer(needed)
         return ctypes.addressof(memory), memory
 
+    def __copy__(self) -> "Layer":
+        return self
+
+    def __deepcopy__(self, memo) -> "Layer":
+        # So that models with layers in them can be copied: what a layer computes does not change.
+        return self
+
+    def __reduce__(self):
+        raise TypeError("a moec.Layer cannot be pickled: keep its bundle, and load another one of that")
+
     def __repr__(self) -> str:
         return f"moec.Layer({self.description['name']!r}, device={self.device!r})"
 

@@ -1,7 +1,9 @@
 """What needs nothing but Python: `runtime/cli/tests/python.rs` runs it. The argument is a model folder."""
 
+import copy
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 import threading
@@ -49,6 +51,15 @@ assert layer.workspace_bytes(1) == layer.workspace_bytes(1) > 0
 refused("too-many-tokens", layer.workspace_bytes, 9)
 refused("layer-finished", layer.load, model)
 refused("input-missing", layer.run)
+
+# What does not change is not copied, and what lies in the library is not pickled.
+assert copy.copy(layer) is layer and copy.deepcopy([layer])[0] is layer
+try:
+    pickle.dumps(layer)
+except TypeError as e:
+    assert "load another one" in str(e), e
+else:
+    raise AssertionError("a layer should not be pickled")
 
 # What somebody's callback raises comes out.
 try:
