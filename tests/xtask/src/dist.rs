@@ -109,6 +109,10 @@ fn build(options: &Options, what: &[&str]) -> Result<Option<PathBuf>> {
     let mut cargo = places::cargo();
     cargo.args(what).args(["--jobs", &places::jobs().to_string(), "--message-format", "json-render-diagnostics"]);
     cargo.env("MOEC_RELOCATABLE", "1");
+    // Messages of panics name source files: those of another machine's folders help nobody.
+    let remap = |from: PathBuf, to: &str| format!("--remap-path-prefix={}={to}", from.display());
+    let flags = [remap(places::root(), "moec"), remap(places::cargo_home(), "cargo")];
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     if !options.debug {
         cargo.args(["--profile", PROFILE]);
     }

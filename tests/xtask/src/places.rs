@@ -22,6 +22,12 @@ pub fn tools_dir() -> PathBuf {
     target_dir().join("tools")
 }
 
+/// Where cargo keeps the packages that it has fetched.
+pub fn cargo_home() -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
+}
+
 /// The cargo that runs this command.
 pub fn cargo() -> std::process::Command {
     let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
