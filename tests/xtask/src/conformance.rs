@@ -69,7 +69,7 @@ pub fn install(dir: &std::path::Path) -> Result<PathBuf> {
 /// What the scripts need.
 fn packages() -> Result<Vec<String>> {
     let wanted = places::root().join("tests/conformance/requirements.txt");
-    // The first four are enough to make float checkpoints; the others are for quantise.py.
+    // The first five are enough to make float checkpoints, and to load FP8; the others are for quantise.py.
     let text = std::fs::read_to_string(&wanted).with_context(|| format!("cannot read {}", wanted.display()))?;
-    Ok(text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).take(4).map(str::to_string).collect())
+    Ok(text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).take(5).map(str::to_string).collect())
 }
