@@ -4,7 +4,7 @@
 //! tensor memory, by up to 256 rows of the domain, which are its columns: a multiple of 16 that follows the rows that a tile
 //! really has.
 
-use super::{ROW_BYTES, code_row_bytes};
+use super::{ROW_BYTES, code_row_bytes, k_parts, kept_sums, panels};
 use crate::quant::Code;
 use crate::tile::{Contract, Program, ScaledProduct, Schedule, Segment, Team};
 
@@ -104,8 +104,7 @@ pub fn takes(program: &Program, contract: &Contract) -> Result<(), String> {
 /// | `dynamic` | as asked |
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
     let operands = Operands::of(contract);
-    let steps = contract.segments.iter().map(|s| s.k(program).div_ceil(operands.tile_k().into())).min().unwrap_or(1);
-    let k_parts = u64::from(asked.k_parts).min(steps).max(1) as u32;
+    let k_parts = k_parts(program, contract, asked.k_parts, operands.tile_k());
     let decodes = over(contract, |s| decoded_bytes(operands, s)) > 0;
     let team = match asked.team {
         Team::SplitK if k_parts > 1 => Team::SplitK,
@@ -143,10 +142,6 @@ fn over(contract: &Contract, f: impl Fn(&Segment) -> u32) -> u32 {
     contract.segments.iter().map(f).max().unwrap_or(0)
 }
 
-fn panels(contract: &Contract) -> u32 {
-    over(contract, |s| s.panels.len() as u32).max(1)
-}
-
 /// CTAs whose tensor cores work together.
 fn ctas(team: Team) -> u32 {
     match team {
@@ -179,6 +174,7 @@ impl Operands {
             Some(ScaledProduct::Mx) if both_fp4 => Operands::Blocks(BlockScaled::Mxf4),
             Some(ScaledProduct::Nv) => Operands::Blocks(BlockScaled::Mxf4Nvf4),
             Some(ScaledProduct::Mx) => Operands::Blocks(BlockScaled::Mxf8f6f4),
+            // Those that are multiplied in no way, or in several, `takes` refuses.
             Some(ScaledProduct::Fp8) | None => Operands::Fp8,
         }
     }
@@ -349,8 +345,7 @@ impl Geometry {
 
     /// Bytes of the sums of other parts of k that a CTA keeps.
     fn sum_bytes(&self) -> u32 {
-        let kept = if self.split() { self.k_parts - 1 } else { self.k_parts.min(2) - 1 };
-        kept * self.panels * self.tile_m * TILE_N * 4
+        kept_sums(self.k_parts, self.split()) * self.panels * self.tile_m * TILE_N * 4
     }
 
     /// Bytes of shared memory.

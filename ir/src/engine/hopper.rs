@@ -4,7 +4,7 @@
 //! which are its columns. Each of two warpgroups has 64 of the columns. An instruction's number of rows stands in it, so a
 //! kernel has a loop for each of [`Geometry::row_steps`] and a tile runs the smallest that holds its rows.
 
-use super::{ROW_BYTES, ScaleWindow, code_row_bytes};
+use super::{ROW_BYTES, ScaleWindow, code_row_bytes, k_parts, kept_sums, panels};
 use crate::DType;
 use crate::tile::{BufferId, Contract, PanelQuant, Program, ScaledProduct, Schedule, Segment, Team};
 
@@ -122,8 +122,7 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
     let operands = operands(contract);
     let most = operands.most_rows() / panels(contract);
     let tile_k = operands.tile_k();
-    let steps = contract.segments.iter().map(|s| s.k(program).div_ceil(tile_k.into())).min().unwrap_or(1);
-    let k_parts = u64::from(asked.k_parts).min(steps).max(1) as u32;
+    let k_parts = k_parts(program, contract, asked.k_parts, tile_k);
     let mut s = Schedule {
         tile_m: asked.tile_m.clamp(8, most).next_power_of_two().min(most),
         tile_n: TILE_N,
@@ -168,10 +167,6 @@ impl Operands {
             Operands::Fp8 => MOST_SUMS,
         }
     }
-}
-
-fn panels(contract: &Contract) -> u32 {
-    contract.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1).max(1)
 }
 
 impl Geometry {
@@ -229,11 +224,6 @@ impl Geometry {
         (self.scales() + self.scale_bytes).next_multiple_of(1024)
     }
 
-    /// Sums that a CTA keeps of other parts of k.
-    fn kept(&self) -> u32 {
-        if self.split { self.k_parts - 1 } else { self.k_parts.min(2) - 1 }
-    }
-
     /// Byte offset of the largest magnitudes: `[row][warp]`, f32.
     pub fn maxima(&self) -> u32 {
         CONTROL_BYTES + self.stages * self.stage_bytes()
@@ -246,7 +236,7 @@ impl Geometry {
 
     /// Bytes of shared memory.
     pub fn smem_bytes(&self) -> u32 {
-        self.first_sums() + self.kept() * self.panels * self.tile_m * TILE_N * 4
+        self.first_sums() + kept_sums(self.k_parts, self.split) * self.panels * self.tile_m * TILE_N * 4
     }
 }
 

@@ -83,6 +83,23 @@ pub fn code_row_bytes(q: &PanelQuant) -> u32 {
     ROW_BYTES / 2 * q.format.code.bits() as u32 / 8
 }
 
+/// Panels of the segment with most.
+fn panels(contract: &Contract) -> u32 {
+    contract.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1).max(1)
+}
+
+/// Parts of k as near to `asked` as there is: the shortest segment has a step of `tile_k` for each.
+fn k_parts(program: &Program, contract: &Contract, asked: u32, tile_k: u32) -> u32 {
+    let steps = contract.segments.iter().map(|s| s.k(program).div_ceil(tile_k.into())).min().unwrap_or(1);
+    u64::from(asked).min(steps).max(1) as u32
+}
+
+/// Sums of other parts of k that a CTA keeps in shared memory: with a CTA for each part those of all others, else what the
+/// parts before have come to.
+fn kept_sums(k_parts: u32, split: bool) -> u32 {
+    if split { k_parts - 1 } else { k_parts.min(2) - 1 }
+}
+
 /// The 16-bit floats that tensor cores multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MmaType {

@@ -2,8 +2,8 @@
 //!
 //! All segments of a launch have tiles of one size; how many steps of k they have, and what a stage holds, differs.
 
-use super::MmaType;
 use super::geforce::{self, ScaledGeometry};
+use super::{MmaType, panels};
 use crate::tile::{Buffer, Contract, Program, Schedule, Segment, Team};
 
 /// Accumulators of a thread, which has 255 registers, on tensor cores; and of multiply-adds.
@@ -169,7 +169,7 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
         k_parts: 1,
         dynamic: false,
     };
-    let panels = contract.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1).max(1);
+    let panels = panels(contract);
     let places = |s: &Schedule| contract.segments.iter().all(|segment| Geometry::of(program, segment, s).is_some());
     loop {
         if !places(&s) {

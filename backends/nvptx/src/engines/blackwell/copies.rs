@@ -1,6 +1,7 @@
 //! The warps that start copies of weights and of activations.
 
 use super::contract::{Cta, NO_CODES};
+use super::decode::decodes;
 use super::layout::ROW_IDS;
 use super::rows::{Rows, Step};
 use crate::builder::{CtaGroup, I32, MapId};
@@ -9,11 +10,6 @@ use moec_ir::engine::blackwell::{Operands, PANEL_BYTES, TILE_N};
 use moec_ir::engine::{ROW_BYTES, code_row_bytes};
 use moec_ir::quant::Code;
 use moec_ir::tile::{Panel, Segment};
-
-/// Whether the weights of a segment are codes that become floats.
-fn decodes(segment: &Segment) -> bool {
-    segment.a_quant.is_none() && segment.panels.iter().any(|p| p.quant.is_some())
-}
 
 impl<'c> Cta<'_, 'c, '_> {
     /// What a step takes of a row of codes in a tensor map, and the bytes of it that a barrier counts.

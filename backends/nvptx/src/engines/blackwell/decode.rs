@@ -1,12 +1,16 @@
 //! The warps that make floats of codes, for the tensor cores to multiply.
 
 use super::contract::{Cta, MORE};
-use crate::builder::I32;
-use crate::builder::Shared;
+use crate::builder::{I32, Shared};
 use crate::parts::{CodedPanel, Reader, Ring};
 use moec_ir::engine::blackwell::{PANEL_BYTES, TILE_N};
 use moec_ir::engine::code_row_bytes;
 use moec_ir::tile::Segment;
+
+/// Whether the weights of a segment are codes that become floats.
+pub fn decodes(segment: &Segment) -> bool {
+    segment.a_quant.is_none() && segment.panels.iter().any(|p| p.quant.is_some())
+}
 
 impl<'c> Cta<'_, 'c, '_> {
     /// The tile of codes of panel `panel` in a stage of codes.
@@ -24,7 +28,7 @@ impl<'c> Cta<'_, 'c, '_> {
         self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
                 let (first, end) = self.steps(segment);
-                if segment.panels.iter().all(|p| p.quant.is_none()) {
+                if !decodes(segment) {
                     // In step with the others, for whom it arrives.
                     return c.range(first, end, 1, |_| {
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());
