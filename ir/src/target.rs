@@ -7,14 +7,12 @@ use crate::tile::ScaledProduct;
 use serde::{Deserialize, Serialize};
 
 /// A target: a PTX architecture, or the CPU.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Name on the command line and in bundles: `sm_100f`, `cpu`.
     pub name: &'static str,
     /// What kind of machine.
     pub kind: TargetKind,
-    /// What the cost model assumes of the machine that stands behind the name.
-    pub machine: Machine,
 }
 
 /// What kind of machine a target is.
@@ -65,128 +63,23 @@ impl Features {
     }
 }
 
-/// Figures of a machine for the cost model. Dense rates, without sparsity.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Machine {
-    /// The chip they belong to.
-    pub chip: &'static str,
-    /// Memory bandwidth in bytes per second.
-    pub memory_bytes_per_s: f64,
-    /// bf16 multiply-add operations, counted as two flops, per second.
-    pub bf16_flops: f64,
-    /// FP8 flops per second with sums in f32; 0 where there are none.
-    pub fp8_flops: f64,
-    /// FP4 flops per second with sums in f32; 0 where there are none.
-    pub fp4_flops: f64,
-    /// f32 flops per second outside the tensor cores.
-    pub f32_flops: f64,
-    /// Time between the start of a launch and the start of the next, in seconds.
-    pub launch_s: f64,
-    /// Streaming multiprocessors, or cores.
-    pub n_units: u32,
-}
-
-const A100: Machine = Machine {
-    chip: "A100 SXM",
-    memory_bytes_per_s: 2.0e12,
-    bf16_flops: 312e12,
-    fp8_flops: 0.0,
-    fp4_flops: 0.0,
-    f32_flops: 19.5e12,
-    launch_s: 2.5e-6,
-    n_units: 108,
-};
-/// Source of this and the next: NVIDIA's data sheets; 16-bit products with sums in f32.
-const A10: Machine =
-    Machine { chip: "A10", memory_bytes_per_s: 0.6e12, bf16_flops: 125e12, f32_flops: 31.2e12, n_units: 72, ..A100 };
-const L40S: Machine = Machine {
-    chip: "L40S",
-    memory_bytes_per_s: 0.864e12,
-    bf16_flops: 362e12,
-    f32_flops: 91.6e12,
-    n_units: 142,
-    ..A100
-};
-const H200: Machine = Machine {
-    chip: "H200 SXM",
-    memory_bytes_per_s: 4.8e12,
-    bf16_flops: 989e12,
-    fp8_flops: 1979e12,
-    fp4_flops: 0.0,
-    f32_flops: 67e12,
-    launch_s: 2.0e-6,
-    n_units: 132,
-};
-const B200: Machine = Machine {
-    chip: "B200",
-    memory_bytes_per_s: 8.0e12,
-    bf16_flops: 2250e12,
-    fp8_flops: 4500e12,
-    fp4_flops: 9000e12,
-    f32_flops: 75e12,
-    launch_s: 2.0e-6,
-    n_units: 148,
-};
-/// The superchip's higher power limit.
-pub const GB200: Machine =
-    Machine { chip: "GB200", bf16_flops: 2500e12, fp8_flops: 5000e12, fp4_flops: 10000e12, ..B200 };
-// Public sources give 13 to 15 Pflop/s in FP4.
-const B300: Machine = Machine { chip: "B300", fp4_flops: 13000e12, n_units: 160, ..B200 };
-/// As announced: sources disagree by up to two on what is dense. FP4 and FP8 are the figures for
-/// training, bf16 is half of FP8, multiprocessors and launch time are guesses.
-pub const RUBIN: Machine = Machine {
-    chip: "Rubin (announced)",
-    memory_bytes_per_s: 22.0e12,
-    bf16_flops: 8750e12,
-    fp8_flops: 17500e12,
-    fp4_flops: 35000e12,
-    n_units: 224,
-    ..B200
-};
-const RTX5090: Machine = Machine {
-    chip: "RTX 5090",
-    memory_bytes_per_s: 1.79e12,
-    bf16_flops: 209.5e12,
-    fp8_flops: 419e12,
-    fp4_flops: 1676e12,
-    f32_flops: 104.8e12,
-    launch_s: 2.5e-6,
-    n_units: 170,
-};
-const HOST: Machine = Machine {
-    chip: "host CPU",
-    memory_bytes_per_s: 20e9,
-    bf16_flops: 100e9,
-    fp8_flops: 0.0,
-    fp4_flops: 0.0,
-    f32_flops: 100e9,
-    launch_s: 5e-6,
-    n_units: 2,
-};
-
-const fn gpu(
-    name: &'static str,
-    (ptx_version, capability): (u32, u32),
-    smem_kib: u32,
-    engine: Engine,
-    machine: Machine,
-) -> Target {
-    Target { name, kind: TargetKind::Gpu { ptx_version, capability, smem_bytes: smem_kib * 1024, engine }, machine }
+const fn gpu(name: &'static str, (ptx_version, capability): (u32, u32), smem_kib: u32, engine: Engine) -> Target {
+    Target { name, kind: TargetKind::Gpu { ptx_version, capability, smem_bytes: smem_kib * 1024, engine } }
 }
 
 /// Every target, oldest first. Shared memory: CUDA C programming guide, table of technical specifications.
 pub const TARGETS: &[Target] = &[
-    Target { name: "cpu", kind: TargetKind::Cpu, machine: HOST },
-    gpu("sm_80", (70, 80), 163, Engine::Portable, A100),
-    gpu("sm_86", (71, 86), 99, Engine::Portable, A10),
-    gpu("sm_89", (78, 89), 99, Engine::GeForce, L40S),
-    gpu("sm_90a", (80, 90), 227, Engine::Hopper, H200),
-    gpu("sm_100a", (86, 100), 227, Engine::Blackwell, B200),
-    gpu("sm_100f", (88, 100), 227, Engine::Blackwell, B200),
-    gpu("sm_103a", (88, 103), 227, Engine::Blackwell, B300),
-    gpu("sm_107f", (94, 107), 227, Engine::Blackwell, RUBIN),
-    gpu("sm_120a", (87, 120), 99, Engine::GeForce, RTX5090),
-    gpu("sm_120f", (88, 120), 99, Engine::GeForce, RTX5090),
+    Target { name: "cpu", kind: TargetKind::Cpu },
+    gpu("sm_80", (70, 80), 163, Engine::Portable),
+    gpu("sm_86", (71, 86), 99, Engine::Portable),
+    gpu("sm_89", (78, 89), 99, Engine::GeForce),
+    gpu("sm_90a", (80, 90), 227, Engine::Hopper),
+    gpu("sm_100a", (86, 100), 227, Engine::Blackwell),
+    gpu("sm_100f", (88, 100), 227, Engine::Blackwell),
+    gpu("sm_103a", (88, 103), 227, Engine::Blackwell),
+    gpu("sm_107f", (94, 107), 227, Engine::Blackwell),
+    gpu("sm_120a", (87, 120), 99, Engine::GeForce),
+    gpu("sm_120f", (88, 120), 99, Engine::GeForce),
 ];
 
 /// Names that stand for a target: `(alias, target)`. Chips, and architectures that a target serves.

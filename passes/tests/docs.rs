@@ -7,7 +7,7 @@ use std::path::Path;
 
 fn page() -> String {
     let mut out = String::from(
-        "# The rewrite catalogue\n\nMade from the code: `passes/src/rules`.\n\n\
+        "# The rewrite catalogue\n\nMade from the code: `passes/src/normalise/rules`.\n\n\
          Classes: `exact` keeps the bits; `reassociates` keeps the value over the reals; `tie-sensitive` may choose another\n\
          expert near a tie. `--numerics bitwise` allows the first, `batch-invariant` and `deterministic` the first two, `fast`\n\
          all three. No rule changes the meaning of a layer.\n\n| theme | rule | class | when and why |\n|---|---|---|---|\n",

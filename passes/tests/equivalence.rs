@@ -10,7 +10,7 @@ use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
 use moec_ir::tensor::Tensor;
 use moec_ir::tile::{self, Body};
-use moec_ir::{ActQuant, Activation, DType, Numerics};
+use moec_ir::{ActQuant, Activation, DType, Engine, Numerics};
 use moec_passes::{CompileOptions, Variant, compile};
 
 fn variants(graph: &Graph, opt_level: u8, numerics: Numerics) -> Vec<Variant> {
@@ -221,12 +221,54 @@ fn compiling_twice_gives_the_same_programs() {
     }
 }
 
+/// What of a program bears on bits: which engine makes each result of a product, in how many parts of k.
+fn sums(program: &tile::Program, target: &Target) -> Vec<(String, String, u32)> {
+    let of = |k: &tile::Kernel| -> Vec<(String, String, u32)> {
+        let Body::Contract(c) = &k.body else { return Vec::new() };
+        let engine = Engine::of(target, program, c).unwrap().to_string();
+        let out = |s: &tile::Segment| (program.buffer(s.out).name.clone(), engine.clone(), k.schedule.k_parts);
+        c.segments.iter().map(out).collect()
+    };
+    let mut all: Vec<_> = program.kernels.iter().flat_map(of).collect();
+    all.sort();
+    all
+}
+
 #[test]
-fn every_token_bucket_gets_the_same_graph() {
-    // A graph that differed by a reassociation would make a token's bits depend on the size of its batch.
+fn a_token_has_the_same_bits_in_every_program_of_a_layer() {
+    // Otherwise they would depend on the size of its batch.
+    let mut several = 0;
     for layer in layers() {
-        let variants = variants(&layer.graph(), 2, Numerics::Deterministic);
-        assert!(variants.iter().all(|v| v.graph == variants[0].graph), "{layer:?}");
+        let graph = layer.graph();
+        let (inputs, params) = tensors(&graph, 7, 5);
+        for name in ["sm_80", "sm_90a", "sm_100f", "sm_120f"] {
+            let target = Target::by_name(name).unwrap();
+            let variants = compile(&graph, target, &CompileOptions::default()).unwrap();
+            several += usize::from(variants.len() > 1);
+            let first = &variants[0];
+            let want = tile::evaluate(&first.program, &inputs, &params, 7).unwrap();
+            for v in &variants[1..] {
+                assert_eq!(v.graph, first.graph, "{layer:?}");
+                assert_eq!(sums(&v.program, target), sums(&first.program, target), "{layer:?} {name}");
+                same(&tile::evaluate(&v.program, &inputs, &params, 7).unwrap(), &want, 0.0, &format!("{layer:?}"));
+            }
+        }
+    }
+    assert!(several > 0, "all layers have one program");
+}
+
+#[test]
+fn ranges_of_token_counts_join_and_are_as_few_as_asked() {
+    let graph = deepseek(DType::BF16).graph();
+    let target = Target::by_name("sm_100f").unwrap();
+    for (most_variants, tokens) in
+        [(8, (0, 1 << 20)), (2, (0, 1 << 20)), (1, (0, 1 << 20)), (8, (3, 3)), (8, (100, 5000))]
+    {
+        let options = CompileOptions { most_variants, tokens, ..CompileOptions::default() };
+        let variants = compile(&graph, target, &options).unwrap();
+        assert!(variants.len() <= most_variants, "{} programs", variants.len());
+        assert_eq!((variants[0].tokens.0, variants[variants.len() - 1].tokens.1), tokens);
+        assert!(variants.windows(2).all(|w| w[0].tokens.1 + 1 == w[1].tokens.0 && w[0].program != w[1].program));
     }
 }
 

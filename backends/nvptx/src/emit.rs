@@ -49,30 +49,67 @@ pub fn emit(program: &Program, target: &Target) -> Result<Vec<GpuKernelImage>, D
 /// # Errors
 /// As [`emit`].
 pub fn emit_with(program: &Program, target: &Target, options: &EmitOptions) -> Result<Vec<GpuKernelImage>, Diagnostic> {
+    emit_all(&[program], target, options).map(|mut images| images.pop().unwrap_or_default())
+}
+
+/// As [`emit_with`], for several programs of a layer: a kernel that more than one has is compiled once.
+///
+/// # Errors
+/// As [`emit`].
+pub fn emit_all(
+    programs: &[&Program],
+    target: &Target,
+    options: &EmitOptions,
+) -> Result<Vec<Vec<GpuKernelImage>>, Diagnostic> {
     crate::llvm()?;
-    let n = program.kernels.len();
-    let results: Vec<Mutex<Option<Result<GpuKernelImage, Diagnostic>>>> = (0..n).map(|_| Mutex::new(None)).collect();
+    let (jobs, job_of) = jobs(programs);
+    let results: Vec<Mutex<Option<Result<GpuKernelImage, Diagnostic>>>> =
+        jobs.iter().map(|_| Mutex::new(None)).collect();
     let threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, |t| t.get()),
         given => given,
     };
+    let threads = threads.min(jobs.len());
     let next = AtomicUsize::new(0);
     let work = || {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            let Some(slot) = results.get(i) else { return };
-            let image = emit_kernel(program, i, target, options);
+            let (Some(slot), Some(&(p, k))) = (results.get(i), jobs.get(i)) else { return };
+            let image = emit_kernel(programs[p], k, target, options);
             *slot.lock().unwrap_or_else(|e| e.into_inner()) = Some(image);
         }
     };
-    if threads.min(n) <= 1 {
+    if threads <= 1 {
         work();
     } else {
-        std::thread::scope(|scope| (0..threads.min(n)).for_each(|_| drop(scope.spawn(work))));
+        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     }
     let missing = || Err(Diagnostic::internal("internal-error", "a kernel was never compiled"));
     let take = |slot: Mutex<Option<_>>| slot.into_inner().unwrap_or_else(|e| e.into_inner()).unwrap_or_else(missing);
-    results.into_iter().map(take).collect()
+    let images: Vec<GpuKernelImage> = results.into_iter().map(take).collect::<Result<_, _>>()?;
+    let of_program = |jobs: &Vec<usize>| {
+        let image = |(kernel, &job): (usize, &usize)| GpuKernelImage { kernel, ..images[job].clone() };
+        jobs.iter().enumerate().map(image).collect()
+    };
+    Ok(job_of.iter().map(of_program).collect())
+}
+
+/// What there is to compile, as (program, kernel), and which of it each kernel of each program is.
+fn jobs(programs: &[&Program]) -> (Vec<(usize, usize)>, Vec<Vec<usize>>) {
+    let mut jobs: Vec<(usize, usize)> = Vec::new();
+    let mut job_of = Vec::with_capacity(programs.len());
+    for (p, program) in programs.iter().enumerate() {
+        let of_program = program.kernels.iter().enumerate().map(|(k, kernel)| {
+            let same =
+                |&(q, l): &(usize, usize)| programs[q].kernels[l] == *kernel && programs[q].buffers == program.buffers;
+            jobs.iter().position(same).unwrap_or_else(|| {
+                jobs.push((p, k));
+                jobs.len() - 1
+            })
+        });
+        job_of.push(of_program.collect());
+    }
+    (jobs, job_of)
 }
 
 fn emit_kernel(

@@ -13,6 +13,6 @@ mod llvm;
 mod machine;
 mod parts;
 
-pub use emit::{EmitOptions, GpuKernelImage, emit, emit_with};
+pub use emit::{EmitOptions, GpuKernelImage, emit, emit_all, emit_with};
 pub use llvm::{Llvm, llvm};
 pub use moec_ir::tile::GpuLaunch;

@@ -198,7 +198,8 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
     s
 }
 
-fn smem_of(program: &Program, contract: &Contract, s: &Schedule) -> u32 {
+/// Bytes of shared memory of a CTA.
+pub fn smem_of(program: &Program, contract: &Contract, s: &Schedule) -> u32 {
     let of = |segment| Geometry::of(program, segment, s).map_or(0, |g| g.smem_bytes());
     contract.segments.iter().map(of).max().unwrap_or(0)
 }
@@ -252,6 +253,24 @@ impl Geometry {
             Geometry::Mma(g) => g.smem_bytes(),
             Geometry::Fma(g) => g.smem_bytes(),
             Geometry::Scaled(g) => g.smem_bytes(),
+        }
+    }
+
+    /// Bytes that the warps of a CTA read of a tile for each element along k: each its own rows and columns.
+    pub fn fragment_bytes(&self) -> f64 {
+        let of = |(warps_m, warps_n): (u32, u32), (m, a_bits): (u32, u32), (n, b_bits): (u32, u32)| {
+            f64::from(warps_n * m * a_bits + warps_m * n * b_bits) / 8.0
+        };
+        match self {
+            Geometry::Mma(g) => of((g.warps_m, g.warps_n), (g.tile_m, 16), (g.tile_n * g.panels, 16)),
+            Geometry::Fma(g) => {
+                let warps_n = (g.threads_n / 32).max(1);
+                of((g.threads / 32 / warps_n, warps_n), (g.tile_m, 32), (g.tile_n * g.panels, 32))
+            }
+            Geometry::Scaled(g) => {
+                let bits = |o: &geforce::Operand| o.code.bits() as u32;
+                of((g.warps_m, g.warps_n), (g.tile_m, bits(&g.tokens)), (g.tile_n * g.panels, bits(&g.weights)))
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Which values are made by row programs, and which of them together.
 
-use crate::cost::is_score_row;
+use crate::normalise::is_score_row;
 use moec_ir::Dim;
 use moec_ir::graph::{Graph, Op, ValueId};
 

@@ -52,8 +52,8 @@ fn add_gpu(
 ) -> Result<(), Diagnostic> {
     let options = EmitOptions { llvm_ir: keep.llvm_ir, ..EmitOptions::default() };
     let mut parts = Vec::with_capacity(variants.len());
-    for v in variants {
-        let images = moec_nvptx::emit_with(&v.program, target, &options)?;
+    let programs: Vec<&Program> = variants.iter().map(|v| &v.program).collect();
+    for (v, images) in variants.iter().zip(moec_nvptx::emit_all(&programs, target, &options)?) {
         let mut kernels = Vec::with_capacity(images.len());
         for image in images {
             let kernel = &v.program.kernels[image.kernel];

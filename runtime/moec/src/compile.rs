@@ -6,7 +6,7 @@ use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Graph;
 use moec_ir::numerics::Numerics;
 use moec_ir::target::Target;
-use moec_passes::{CompileOptions, MAX_TOKENS, Variant, WeightStorage};
+use moec_passes::{CompileOptions, MAX_TOKENS, MOST_VARIANTS, Variant, WeightStorage};
 use std::time::Instant;
 
 /// Which token counts a compile is for.
@@ -56,6 +56,8 @@ pub struct CompileRequest<'a> {
     pub opt_level: u8,
     /// Smallest and largest token count.
     pub tokens: (u64, u64),
+    /// Most programs for a target, each for a range of token counts.
+    pub most_variants: usize,
     /// How weights that are published as codes and scales lie in memory.
     pub weights: WeightStorage,
     /// Tells the symbols of this layer's object file from those of an equal layer, when both are linked into one program.
@@ -76,6 +78,7 @@ impl<'a> CompileRequest<'a> {
             numerics: Numerics::default(),
             opt_level: 2,
             tokens: Phase::Both.tokens(),
+            most_variants: MOST_VARIANTS,
             weights: WeightStorage::default(),
             prefix: String::new(),
             keep: Keep::default(),
@@ -143,6 +146,7 @@ pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(
         numerics: request.numerics,
         opt_level: request.opt_level,
         tokens: request.tokens,
+        most_variants: request.most_variants,
         weights: request.weights,
         ..CompileOptions::default()
     };

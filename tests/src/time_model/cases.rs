@@ -91,7 +91,7 @@ pub(super) fn shards() -> [Case; 3] {
     ]
 }
 
-fn graph(case: &Case) -> Graph {
+pub(super) fn graph(case: &Case) -> Graph {
     let config = ModelConfig::from_text(case.name, case.config.to_string()).unwrap_or_else(|d| panic!("{d:?}"));
     let graph = config.layer(None, &LayerOptions::default()).unwrap_or_else(|d| panic!("{d:?}")).graph;
     let format = case.activations.map(|a| ActQuant::from_name(a).expect("a known format"));

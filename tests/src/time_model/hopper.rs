@@ -1,7 +1,11 @@
 //! Hopper's part of the page: its engine against the portable one, and against published times.
 
 use super::cases::{Case, compile, shards, variant, with};
-use super::*;
+use super::{bound, chip, products, target, total};
+use moec_ir::Engine;
+use moec_ir::target::{Target, TargetKind};
+use moec_ir::tile::{Body, Program, Segment};
+use moec_passes::plan::model::{Model, assumptions};
 use serde_json::json;
 use std::fmt::Write;
 
@@ -10,16 +14,15 @@ const VLLM_MIXTRAL: [(u64, f64); 5] = [(1, 144.0), (8, 435.0), (64, 483.0), (256
 
 /// Hopper: its own engine against the portable one, and against published times.
 pub(super) fn section(cases: &[Case]) -> String {
-    let h200 = Target::by_name("h200").expect("a target");
+    let h200 = target("h200");
     let TargetKind::Gpu { ptx_version, capability, smem_bytes, .. } = h200.kind else { return String::new() };
     let kind = TargetKind::Gpu { ptx_version, capability, smem_bytes, engine: Engine::Portable };
     let portable = Target { kind, ..*h200 };
-    let h100 = Machine { chip: "H100 SXM", memory_bytes_per_s: 3.35e12, ..h200.machine };
     let mut out = format!(
         "\n## Hopper\n\nH200, layers in µs, shared experts included: the portable engine (`mma.sync`, {:.0} % of the tensor \
          cores' rate) and Hopper's own (`wgmma`); in brackets what takes longest in gate and up.\n\n\
          | layer | tokens | portable | hopper | portable ÷ hopper | Tflop/s | of the memory's bandwidth |\n|---|--:|--:|--:|--:|--:|--:|\n",
-        MMA_SYNC_SHARE * 100.0
+        assumptions().mma_sync_share * 100.0
     );
     let fits = |c: &&Case| !c.name.contains("NVFP4 ×") && !c.name.contains("MXFP8");
     for case in cases.iter().filter(fits) {
@@ -40,8 +43,9 @@ pub(super) fn section(cases: &[Case]) -> String {
         activations: None,
     };
     let variants = compile(&half, h200);
+    let h100 = Model::new(chip("H100 SXM"), h200);
     for (n_tokens, us) in VLLM_MIXTRAL {
-        let ours = total(&launches(variant(&variants, n_tokens), &On::new(&h100, h200), n_tokens), &h100) * 1e6;
+        let ours = h100.seconds(variant(&variants, n_tokens), n_tokens) * 1e6;
         writeln!(out, "| {n_tokens} | {us:.0} | {ours:.0} | {:.2} |", us / ours).expect("memory");
     }
     out
@@ -52,10 +56,10 @@ fn compared(out: &mut String, targets: &[&Target; 2], case: &Case, tokens: &[u64
     let all = targets.map(|target| (target, compile(case, target)));
     for &n_tokens in tokens {
         let times = all.each_ref().map(|(target, variants)| {
-            let l = launches(variant(variants, n_tokens), &On::new(&target.machine, target), n_tokens);
-            let bound = l.iter().find(|l| l.issued_flops > 0.0).map_or("", |l| l.bound().0);
+            let model = Model::new(chip("H200 SXM"), target);
+            let l = model.launches(variant(variants, n_tokens), n_tokens);
             let useful = useful_flops(variant(variants, n_tokens), n_tokens);
-            (total(&l, &target.machine), bound, useful, l.iter().map(|l| l.bytes).sum::<f64>())
+            (total(&l, model.chip), bound(&l), useful, l.iter().map(|(_, l)| l.bytes).sum::<f64>())
         });
         let [(before, before_bound, ..), (now, bound, flops, bytes)] = times;
         writeln!(
@@ -66,7 +70,7 @@ fn compared(out: &mut String, targets: &[&Target; 2], case: &Case, tokens: &[u64
             now * 1e6,
             before / now,
             flops / now / 1e12,
-            bytes / now / targets[1].machine.memory_bytes_per_s * 100.0
+            bytes / now / chip("H200 SXM").memory_bytes_per_s * 100.0
         )
         .expect("memory");
     }
@@ -76,7 +80,7 @@ fn compared(out: &mut String, targets: &[&Target; 2], case: &Case, tokens: &[u64
 fn useful_flops(program: &Program, n_tokens: u64) -> f64 {
     let one = |s: &Segment| {
         let rows = program.buffer(s.out).rows.at(n_tokens) as f64;
-        2.0 * rows * s.n(program) as f64 * values(program, s) * s.panels.len() as f64
+        2.0 * rows * s.n(program) as f64 * s.k(program) as f64 * s.panels.len() as f64
     };
     products(program)
         .filter_map(|k| if let Body::Contract(c) = &k.body { Some(c) } else { None })

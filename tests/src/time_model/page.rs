@@ -1,10 +1,10 @@
 //! `docs/time-model.md`.
 
 use super::cases::{cases, compile, ranks, variant};
-use super::hopper;
-use super::pairs::teams;
-use super::*;
-use moec_ir::target::{GB200, RUBIN};
+use super::{bound, chip, choices, hopper, is_product, model, products, target, total};
+use moec_ir::engine;
+use moec_ir::tile::Team;
+use moec_passes::plan::model::{Chip, Model, Resource, sources};
 use std::fmt::Write;
 
 /// FlashInfer on B200, DeepSeek-V3 in NVFP4 with all 256 experts, in a CUDA graph: tokens, and milliseconds of the better of
@@ -25,45 +25,37 @@ const TOKENS: [u64; 6] = [1, 16, 128, 1024, 4096, 16384];
 
 /// The page.
 pub fn page() -> String {
-    let b200 = Target::by_name("b200").expect("a target");
     let cases = cases();
-    let mut out = format!(
+    let mut out = String::from(
         "# A model of the time\n\n\
-         **Everything here is modelled, nothing is measured**: nobody has run these kernels on a Blackwell GPU. \
-         `MOEC_BLESS=1 cargo test -p moec-tests --test blackwell time` (`cargo xtask time-model`) makes this page from the \
-         programs that moec compiles, the chips of `ir/src/target.rs` and the assumptions below (`tests/src/time_model`); the \
-         test holds that it is current.\n\n\
+         **Everything here is modelled, nothing is measured**: nobody has run these kernels on a Blackwell GPU. It is the model that chooses \
+         what is compiled (`passes/src/plan/model`); `MOEC_BLESS=1 cargo test -p moec-tests --test blackwell time` (`cargo xtask time-model`) \
+         makes this page from the programs that moec compiles and the figures of `passes/src/plan/model/chips.json`; the test holds that it is \
+         current.\n\n\
          ## The model\n\n\
-         A launch takes as long as its slowest resource, times what its last wave of tiles wastes, plus {:.1} µs to fill and \
-         drain; launches follow each other at the chip's launch time (programmatic dependent launch is not credited). Tokens \
-         choose experts independently and evenly: rows of an expert are binomial.\n\n\
-         | resource | work | rate |\n|---|---|---|\n\
-         | memory | weights and scales of touched experts, activations in and out, each once | {:.0} % of the published bandwidth |\n\
-         | L2 | weights for every row tile, activations for every column tile | {L2_OVER_MEMORY} × the published memory bandwidth: **a guess** |\n\
-         | tensor cores | 2·M·N·K of the instructions, rows rounded up to 16 (32 for pairs, 8 on sm_120), columns to tiles | {:.0} % of the published rate |\n\
-         | shared memory | both operands for each instruction (sm_100; rows once for both blocks of a pair), each stage written once | 128 bytes a cycle and multiprocessor, {:.2} GHz |\n\
-         | decoding | lane instructions for a code that becomes a float, counted in the machine code: {:.1} for FP8, {:.1} for FP4, {:.1} for INT4 | 128 lanes a cycle and multiprocessor |\n\
-         | epilogue | {EPILOGUE_INSTRUCTIONS} lane instructions for an element of the result: **a guess** | the same |\n\n",
-        FILL_S * 1e6,
-        MEMORY_SHARE * 100.0,
-        TENSOR_SHARE * 100.0,
-        CLOCK / 1e9,
-        decode_instructions(Code::E4M3),
-        decode_instructions(Code::E2M1),
-        decode_instructions(Code::Int4),
+         A launch takes as long as its slowest resource, times what its last wave of tiles wastes, plus the time to fill and \
+         drain it; launches follow each other at the chip's launch time (programmatic dependent launch is not credited). Tokens \
+         choose experts independently, and evenly unless said otherwise: rows of an expert are binomial.\n\n\
+         | resource | work |\n|---|---|\n\
+         | memory | weights and scales of touched experts, activations in and out, each once |\n\
+         | latency | the same bytes, at the rate at which the stages of all CTAs can ask for weights |\n\
+         | L2 | weights for every row tile, activations for every column tile; of the router, weights for each block of rows, rows for each CTA |\n\
+         | tensor cores | 2·M·N·K of the instructions, rows rounded up to what the engine multiplies (16 on sm_100, 32 for pairs, steps of a tile on sm_90, whole tiles elsewhere), columns to tiles |\n\
+         | shared memory | both operands of each instruction or warp (rows once for both CTAs of a pair), each stage written once |\n\
+         | decoding | lane instructions for a code that becomes a float |\n\
+         | epilogue | lane instructions for an element of the result |\n\
+         | order | a tail: slots that one CTA puts in expert order |\n\n",
     );
     out += "What it cannot know: latencies of barriers and descriptors, how well roles overlap, clocks under load, hit rates of a \
-            finite L2 (it assumes that re-read weights always hit), banks and queues of memory, skewed routing, and every \
+            finite L2 (it assumes that re-read weights always hit), banks and queues of memory, and every \
             mistake that only a machine shows. Figures of one chip are comparable; a prediction may be off by a factor of 1.5.\n\n";
     out += "| chip | memory TB/s | bf16 | FP8 | FP4 Tflop/s | multiprocessors | launch µs |\n|---|--:|--:|--:|--:|--:|--:|\n";
-    let chip = |name: &str| Target::by_name(name).expect("a chip").machine;
-    let (b300, rtx5090) = (chip("b300"), chip("rtx5090"));
-    for m in [&b200.machine, &GB200, &b300, &RUBIN, &rtx5090] {
+    for m in Chip::all() {
         let t = |x: f64| format!("{:.0}", x / 1e12);
         writeln!(
             out,
             "| {} | {:.2} | {} | {} | {} | {} | {:.1} |",
-            m.chip,
+            m.name,
             m.memory_bytes_per_s / 1e12,
             t(m.bf16_flops),
             t(m.fp8_flops),
@@ -73,6 +65,10 @@ pub fn page() -> String {
         )
         .expect("memory");
     }
+    out += "\n| assumption | value | source |\n|---|--:|---|\n";
+    for (_, figure, value, source) in sources().iter().filter(|s| s.0.is_empty()) {
+        writeln!(out, "| {figure} | {value} | {source} |").expect("memory");
+    }
     out += "\nRubin's figures are announced ones, and public sources disagree by up to two on what is dense: FP4 and FP8 are those \
             for training, bf16 is half of FP8, multiprocessors and launch time are guesses. It runs the programs of B200 \
             (`sm_100f` assembles for `sm_107`).\n\n";
@@ -81,14 +77,17 @@ pub fn page() -> String {
             its CuTe DSL and trtllm-gen kernels, in a CUDA graph).\n\n\
             | tokens | published µs, measured | ours µs, modelled | published ÷ ours | with twice the L2 | bound of gate and up | of down |\n\
             |--:|--:|--:|--:|--:|---|---|\n";
-    let v3 = compile(&cases[0], b200);
-    let on = On { with_shared: false, ..On::new(&b200.machine, b200) };
+    let b200 = model("b200");
+    let v3 = compile(&cases[0], b200.target);
+    let routed = model("b200").without_shared();
+    let twice_the_l2 = Chip { l2_bytes_per_s: 2.0 * b200.chip.l2_bytes_per_s, ..b200.chip.clone() };
+    let with_twice = Model::new(&twice_the_l2, b200.target).without_shared();
     for (n_tokens, ms) in FLASHINFER {
-        let l = launches(variant(&v3, n_tokens), &on, n_tokens);
-        let ours = total(&l, on.machine) * 1e6;
-        let faster = launches(variant(&v3, n_tokens), &On { l2: 2.0 * L2_OVER_MEMORY, ..on }, n_tokens);
-        let twice = ms * 1e3 / (total(&faster, on.machine) * 1e6);
-        let bounds: Vec<&str> = l.iter().filter(|l| l.issued_flops > 0.0).map(|l| l.bound().0).collect();
+        let program = variant(&v3, n_tokens);
+        let l = routed.launches(program, n_tokens);
+        let ours = total(&l, routed.chip) * 1e6;
+        let twice = ms * 1e3 / (total(&with_twice.launches(program, n_tokens), &twice_the_l2) * 1e6);
+        let bounds: Vec<&str> = l.iter().filter(|(k, _)| is_product(k)).map(|(_, l)| l.bound().name()).collect();
         writeln!(
             out,
             "| {n_tokens} | {:.0} | {ours:.0} | {:.2} | {twice:.2} | {} |",
@@ -98,38 +97,18 @@ pub fn page() -> String {
         )
         .expect("memory");
     }
-    out += "\nAt 4096 tokens and more the L2 decides, whose rate is a guess: with tiles of 256 columns and 96 or 192 rows each byte \
-            that it gives is multiplied too few times. At one token the launches decide: NVFP4 with a scale for each row needs a \
-            launch to quantise between the products.\n";
-    out += "\n## Pairs of blocks, and multicast\n\n\
-            B200, layers in µs, shared experts included. Pairs (`cta_group::2`) bring rows once for 256 columns; they are scheduled \
-            where an expert has 64 rows or more. Two pairs of neighbouring rows get their weights by one copy (`.multicast::cluster`); \
-            they are scheduled from 128 rows on, but not where FP4 is spread among FP8, which shared memory holds up, nor where codes \
-            are decoded, which each block does by itself.\n\n\
-            | layer | tokens | one block | pairs | two pairs |\n|---|--:|--:|--:|--:|\n";
-    for case in cases.iter().filter(|c| !c.name.starts_with("Kimi")) {
-        let variants = compile(case, b200);
-        for n_tokens in [1024, 2048, 4096, 16384] {
-            let times = teams(variant(&variants, n_tokens), n_tokens).map(|s| format!("{:.0}", s * 1e6));
-            writeln!(out, "| {} | {n_tokens} | {} |", case.name, times.join(" | ")).expect("memory");
-        }
-    }
-    out += &format!(
-        "\nA pair cannot make higher tiles: two sets of sums fill tensor memory as for one block. Where two panels leave 64 to 128 \
-         rows to a tile, weights are what the L2 gives most of. A cluster of four leaves multiprocessors over: of a group of \
-         {GROUP:.0} (**a guess**) two, which the model counts.\n"
-    );
+    out += "\nAt one token the launches decide: NVFP4 with a scale for each row needs a launch to quantise between the products.\n";
+    out += &choices::section();
     out += "\n## Launches of that layer, µs at full rate by resource\n\n\
-            | tokens | kernel | MB | useful flops | tiles | waves | memory | L2 | tensor | shared | decoding | epilogue | all |\n\
-            |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
+            | tokens | kernel | MB | useful flops | tiles | waves | memory | latency | L2 | tensor | shared | decoding | epilogue | all |\n\
+            |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
     for n_tokens in TOKENS {
-        for l in launches(variant(&v3, n_tokens), &on, n_tokens) {
-            let part = |name: &str| l.parts.iter().find(|(n, _)| *n == name).map_or(0.0, |(_, s)| s * 1e6);
-            let names = ["memory", "L2", "tensor cores", "shared memory", "decoding", "epilogue"];
-            let parts: Vec<String> = names.iter().map(|n| format!("{:.1}", part(n))).collect();
-            let useful = if l.issued_flops > 0.0 {
+        for (k, l) in routed.launches(variant(&v3, n_tokens), n_tokens) {
+            let shown = &Resource::ALL[..Resource::ALL.len() - 1];
+            let parts: Vec<String> = shown.iter().map(|&r| format!("{:.1}", l.part(r) * 1e6)).collect();
+            let useful = if is_product(k) {
                 let rows = (n_tokens * 8) as f64;
-                let panels = if l.name.contains("down") { 1.0 } else { 2.0 };
+                let panels = if k.name.contains("down") { 1.0 } else { 2.0 };
                 format!("{:.2}", 2.0 * rows * panels * 7168.0 * 2048.0 / l.issued_flops)
             } else {
                 "—".to_string()
@@ -137,7 +116,7 @@ pub fn page() -> String {
             writeln!(
                 out,
                 "| {n_tokens} | {} | {:.1} | {useful} | {:.0} | {:.2} | {} | {:.1} |",
-                l.name,
+                k.name,
                 l.bytes / 1e6,
                 l.tiles,
                 l.waves,
@@ -152,17 +131,20 @@ pub fn page() -> String {
             (`Schedule::k_parts`); with half of the multiprocessors busy memory counts as saturated (a guess).\n\n\
             | layer | ranks | parts, gate and up | parts, down | blocks | one sum | in parts |\n|---|--:|--:|--:|--:|--:|--:|\n";
     for (n, case) in ranks() {
-        let on = On::new(&b200.machine, b200);
-        let parts = variant(&compile(&case, b200), 1).clone();
+        let parts = variant(&compile(&case, b200.target), 1).clone();
         let mut whole = parts.clone();
         whole.kernels.iter_mut().for_each(|k| (k.schedule.team, k.schedule.k_parts) = (Team::One, 1));
+        engine::fit(&mut whole, b200.target);
         let k_parts: Vec<u32> = products(&parts).map(|k| k.schedule.k_parts).collect();
-        let l = launches(&parts, &on, 1);
+        let blocks = products(&parts).map(|k| k.schedule).collect::<Vec<_>>();
+        let l = b200.launches(&parts, 1);
         let blocks: Vec<String> = l
             .iter()
-            .filter(|l| l.issued_flops > 0.0)
-            .zip(&k_parts)
-            .map(|(l, p)| format!("{:.0}", l.tiles * f64::from(*p)))
+            .filter(|(k, _)| is_product(k))
+            .zip(&blocks)
+            .map(|((_, l), s)| {
+                format!("{:.0}", l.tiles * if s.team == Team::SplitK { f64::from(s.k_parts) } else { 1.0 })
+            })
             .collect();
         writeln!(
             out,
@@ -171,33 +153,27 @@ pub fn page() -> String {
             k_parts[0],
             k_parts[1],
             blocks.join(", "),
-            total(&launches(&whole, &on, 1), on.machine) * 1e6,
-            total(&l, on.machine) * 1e6
+            b200.seconds(&whole, 1) * 1e6,
+            total(&l, b200.chip) * 1e6
         )
         .expect("memory");
     }
     out += "\n## Layers, µs, shared experts included\n\nIn brackets what takes longest in gate and up.\n\n";
-    let machines = [
-        (&b200.machine, "sm_100f"),
-        (&GB200, "sm_100f"),
-        (&b300, "sm_103a"),
-        (&RUBIN, "sm_100f"),
-        (&rtx5090, "sm_120f"),
-    ];
-    for (machine, target) in machines {
-        let target = Target::by_name(target).expect("a target");
+    let chips = ["B200", "GB200", "B300", "Rubin (announced)", "RTX 5090"].map(chip);
+    for chip in chips {
+        // Rubin runs the programs of B200.
+        let target = target(if chip.target == "sm_107f" { "sm_100f" } else { &chip.target });
         let heads: Vec<String> = TOKENS.iter().map(|t| format!("T = {t}")).collect();
-        writeln!(out, "| {} | {} |\n|---|{}", machine.chip, heads.join(" | "), "--:|".repeat(TOKENS.len()))
+        writeln!(out, "| {} | {} |\n|---|{}", chip.name, heads.join(" | "), "--:|".repeat(TOKENS.len()))
             .expect("memory");
-        let on = On::new(machine, target);
+        let model = Model::new(chip, target);
         for case in &cases {
             let variants = compile(case, target);
             let cells: Vec<String> = TOKENS
                 .iter()
                 .map(|&t| {
-                    let l = launches(variant(&variants, t), &on, t);
-                    let bound = l.iter().find(|l| l.issued_flops > 0.0).map_or("", |l| l.bound().0);
-                    format!("{:.0} ({bound})", total(&l, machine) * 1e6)
+                    let l = model.launches(variant(&variants, t), t);
+                    format!("{:.0} ({})", total(&l, chip) * 1e6, bound(&l))
                 })
                 .collect();
             writeln!(out, "| {} | {} |", case.name, cells.join(" | ")).expect("memory");

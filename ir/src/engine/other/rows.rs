@@ -8,7 +8,11 @@ use crate::tile::{BufferId, Program, RowOpKind, RowProgram, Schedule};
 /// Most CTAs of a cluster.
 const MOST_CTAS: u32 = 8;
 /// Columns of a router that a CTA computes together on the tensor cores, at most.
-pub const MMA_COLS: u32 = 32;
+const MOST_COLS: u32 = 64;
+/// Rows that it computes together, at most: a thread has registers for their sums.
+const MOST_ROWS: u32 = 64;
+/// Rows, and columns, that a warp computes together with multiply-adds.
+pub const FMA_ROWS: u32 = 4;
 
 /// Which units compute the product of a router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,14 +44,21 @@ pub struct Geometry {
     pub warps: u32,
     /// CTAs of a cluster. They share the columns of the router and, after it, the rows.
     pub ctas: u32,
-    /// Bytes for the warps' partial sums of the router: of each, 16 rows of [`MMA_COLS`] columns.
+    /// Columns of the router that a CTA computes together on the tensor cores, at most: a multiple of 8.
+    pub cols: u32,
+    /// Bytes for the warps' partial sums of the router: of each, 16 rows of so many columns.
     pub partial_bytes: u32,
     /// Where the values of a row lie.
     pub layout: RowLayout,
 }
 
-/// The schedule nearest to `asked`: `warps` is a power of two up to 32, and the values of `tile_m` rows fit in shared memory.
-/// `None` where those of one row do not.
+/// The schedule nearest to `asked` that is built as it stands. `None` where the values of one row do not fit in shared memory.
+///
+/// | asked | given |
+/// |---|---|
+/// | `tile_m` | as many rows as have room for their values |
+/// | `tile_n` | columns of the router that a CTA takes at once on the tensor cores: a multiple of 8 up to 64, and no fewer than leave each of eight CTAs its share; 1 without such a product |
+/// | `warps` | a power of two up to 32 |
 pub fn fit(
     program: &Program,
     rows: &RowProgram,
@@ -56,28 +67,49 @@ pub fn fit(
     features: Features,
 ) -> Option<Schedule> {
     let warps = super::power_of_warps(asked.warps);
-    let g = Geometry::of(program, rows, &Schedule { warps, ..asked }, features);
+    let least = |width: u64| (width.div_ceil(MOST_CTAS.into()) as u32).next_multiple_of(8).min(MOST_COLS);
+    let widest = products(program, rows).filter(|(_, way)| *way != Way::Fma).map(|(width, _)| least(width)).max();
+    let tile_n = widest.map_or(1, |least| asked.tile_n.next_multiple_of(8).clamp(least, MOST_COLS));
+    let asked = Schedule { warps, tile_n, ..asked };
+    let g = Geometry::of(program, rows, &asked, features);
     let room = smem_bytes.checked_sub(g.partial_bytes)? / g.layout.row_bytes;
     let tile_m = asked.tile_m.clamp(1, room.saturating_mul(g.ctas).max(1));
-    (room > 0).then_some(Schedule { tile_m, warps, ..asked })
+    (room > 0).then_some(Schedule { tile_m, ..asked })
+}
+
+/// The products of a row program: columns, and the units that compute them.
+fn products<'p>(program: &'p Program, rows: &'p RowProgram) -> impl Iterator<Item = (u64, Way)> + 'p {
+    rows.ops.iter().filter_map(|op| match &op.kind {
+        RowOpKind::Linear { x, w, .. } => Some((op.width, Way::of(program, *x, *w))),
+        _ => None,
+    })
 }
 
 impl Geometry {
     /// As `schedule` says, which [`fit`] has made.
     pub fn of(program: &Program, rows: &RowProgram, schedule: &Schedule, features: Features) -> Geometry {
         let (tile_m, warps, layout) = (schedule.tile_m, schedule.warps, RowLayout::new(rows));
-        let mut g = Geometry { tile_m, warps, ctas: 1, partial_bytes: 0, layout };
-        for op in &rows.ops {
-            let RowOpKind::Linear { x, w, .. } = &op.kind else { continue };
+        let cols = schedule.tile_n.max(8);
+        let mut g = Geometry { tile_m, warps, ctas: 1, cols, partial_bytes: 0, layout };
+        for (width, way) in products(program, rows) {
+            let cols = if way == Way::Fma { 8 } else { cols };
             if features.clusters {
-                let groups = (op.width as u32 / 8).clamp(1, MOST_CTAS);
+                let groups = (width as u32 / cols).clamp(1, MOST_CTAS);
                 g.ctas = g.ctas.max(1 << groups.ilog2());
             }
-            if Way::of(program, *x, *w) != Way::Fma {
-                g.partial_bytes = warps * 16 * MMA_COLS * 4;
+            if way != Way::Fma {
+                g.partial_bytes = warps * 16 * cols * 4;
             }
         }
         g
+    }
+
+    /// Rows that are multiplied by weights that are read once.
+    pub fn rows_at_once(&self, way: Way) -> u32 {
+        match way {
+            Way::Mma(_) => self.tile_m.next_multiple_of(16).min(MOST_ROWS),
+            Way::Fma => FMA_ROWS.min(self.tile_m),
+        }
     }
 
     /// Rows whose values one CTA holds.

@@ -24,6 +24,9 @@ pub struct Options {
     /// The token counts of a phase: decode up to 256, prefill above.
     #[arg(long, value_enum, default_value = "both")]
     pub phase: PhaseArg,
+    /// Most programs for a target, each for a range of token counts.
+    #[arg(long, default_value_t = moec_passes::MOST_VARIANTS, value_name = "N")]
+    pub variants: usize,
     #[command(flatten)]
     pub compile: CompileArgs,
     /// What to write beside the kernels: graph, egraph, tile, llvm, ptx, cubin, sass, manifest, header, c, rust.
@@ -66,6 +69,7 @@ pub fn run(options: &Options) -> Outcome {
         opt_level: options.compile.opt_level,
         weights: options.compile.weight_storage,
         tokens: options.tokens.unwrap_or(phase.tokens()),
+        most_variants: options.variants,
         prefix: options.prefix.clone(),
         keep: Keep { tile_text: options.emit.contains(&Emit::Tile), llvm_ir: options.emit.contains(&Emit::Llvm) },
         ..CompileRequest::new(&layer.graph, targets)
@@ -109,14 +113,13 @@ fn remarks(compiled: &Compiled) -> String {
             let Some(s) = &v.saturation else { continue };
             let fired: Vec<String> = s.fired.iter().map(|(name, n)| format!("{name} x{n}")).collect();
             lines.push(format!(
-                "remark: {} {}..{}: {} e-nodes in {} rounds; modelled {:.1} us instead of {:.1} us; {}",
+                "remark: {} {}..{}: {} e-nodes in {} rounds; {} kernels; {}",
                 t.target.name,
                 v.tokens.0,
                 v.tokens.1,
                 s.nodes,
                 s.iterations,
-                s.cost_after * 1e6,
-                s.cost_before * 1e6,
+                v.program.kernels.len(),
                 fired.join(", ")
             ));
         }

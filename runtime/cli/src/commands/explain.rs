@@ -1,10 +1,10 @@
 //! `moec explain`: a page on a diagnostic code, or what the compiler decides for a model.
 
 use super::subject::{CompileArgs, ShardArgs, open_layer, parse_target};
-use crate::output::{self, Ended, Outcome, table};
+use crate::output::{self, Ended, Outcome};
 use moec::{Diagnostic, LayerOptions, Target};
 use moec_ir::diag::{CODES, code_page};
-use moec_passes::{Limits, catalogue, cost::CostModel, optimise_with};
+use moec_passes::plan::model::{Chip, Routing};
 use std::path::Path;
 
 #[derive(clap::Args, Debug)]
@@ -17,12 +17,18 @@ pub struct Options {
     pub layer: Option<u32>,
     #[command(flatten)]
     pub shard: ShardArgs,
-    /// The machine whose costs decide.
+    /// What programs are chosen for.
     #[arg(long, short, default_value = "sm_100f", value_parser = parse_target, value_name = "T")]
     pub target: &'static Target,
-    /// Token count whose costs decide.
+    /// The chip whose times are modelled, such as "H100 SXM" [default: the one that stands behind the target].
+    #[arg(long, value_parser = parse_chip, value_name = "CHIP")]
+    pub chip: Option<&'static Chip>,
+    /// Token count whose times are shown.
     #[arg(long, default_value_t = 64, value_name = "T")]
     pub tokens: u64,
+    /// How tokens choose experts in times that are shown: uniform, one-hot, zipf:S, or a file with a count for each expert.
+    #[arg(long, value_parser = parse_routing, default_value = "uniform", value_name = "HOW")]
+    pub routing: Routing,
     #[command(flatten)]
     pub compile: CompileArgs,
 }
@@ -43,40 +49,44 @@ pub fn run(options: &Options) -> Outcome {
     Err(vec![unknown(subject)])
 }
 
-/// The rewrites that fire, and for each what the layer would cost without it.
+/// What is decided for a model.
 fn explain_model(options: &Options, path: &Path) -> Outcome {
     let one = |d: Diagnostic| vec![d];
     let shard = options.shard.part().map_err(one)?;
     let layer = open_layer(path, options.layer, &LayerOptions { shard, ..LayerOptions::default() })?;
     let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
-    let weights = options.compile.weight_storage;
-    let cost = CostModel { machine: options.target.machine, n_tokens: options.tokens, weights };
-    let rules: Vec<_> = catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect();
-    let with_rules = |rules: &[_]| optimise_with(&layer.graph, rules, &cost, Limits::default()).map_err(|d| vec![d]);
-    let (_, report) = with_rules(&rules)?;
-    let us = |s: f64| format!("{:.1}", s * 1e6);
-    let mut rows = Vec::new();
-    for (name, times) in &report.fired {
-        let without: Vec<_> = rules.iter().filter(|r| r.name != name).copied().collect();
-        let saved = with_rules(&without)?.1.cost_after - report.cost_after;
-        let about = rules.iter().find(|r| r.name == name).map_or("", |r| r.about);
-        rows.push(vec![name.clone(), times.to_string(), us(saved.max(0.0)), about.to_string()]);
-    }
     let mut out = layer.facts.as_ref().map_or_else(String::new, |f| format!("{}\n\n", f.paragraph()));
-    out += &format!(
-        "On {} ({}) at T={}: modelled {} us as written, {} us after rewriting; {} e-nodes, {} rounds{}.\n\n",
-        options.target.name,
-        options.target.machine.chip,
-        options.tokens,
-        us(report.cost_before),
-        us(report.cost_after),
-        report.nodes,
-        report.iterations,
-        if report.saturated { "" } else { ", stopped by a limit" },
-    );
-    out += &table(&["rewrite", "times", "us lost without it", "what it does"], &rows);
+    out += &super::decisions::text(&layer.graph, options).map_err(one)?;
     output::print(&out);
     Ok(Ended::Well)
+}
+
+fn parse_chip(name: &str) -> Result<&'static Chip, String> {
+    Chip::by_name(name).ok_or_else(|| {
+        let names: Vec<&str> = Chip::all().iter().map(|c| c.name.as_str()).collect();
+        format!("chips are {}", names.join(", "))
+    })
+}
+
+fn parse_routing(text: &str) -> Result<Routing, String> {
+    if let Some(s) = text.strip_prefix("zipf:") {
+        let s: f64 = s.parse().map_err(|_| format!("`{s}` is not a number"))?;
+        return if s >= 0.0 && s.is_finite() { Ok(Routing::Zipf(s)) } else { Err(format!("{s} is not 0 or more")) };
+    }
+    match text {
+        "uniform" => Ok(Routing::Uniform),
+        "one-hot" => Ok(Routing::OneHot),
+        file => {
+            let text = std::fs::read_to_string(file)
+                .map_err(|e| format!("neither uniform, one-hot, zipf:S nor a file that can be read: {e}"))?;
+            let counts: Result<Vec<u64>, _> = text.split_whitespace().map(str::parse).collect();
+            match counts {
+                Ok(counts) if counts.iter().any(|&n| n > 0) => Ok(Routing::Counts(counts)),
+                Ok(_) => Err("the file counts no tokens".to_string()),
+                Err(_) => Err("the file has other words than whole numbers".to_string()),
+            }
+        }
+    }
 }
 
 fn unknown(subject: &str) -> Diagnostic {

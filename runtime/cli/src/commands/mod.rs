@@ -5,6 +5,7 @@ pub mod check;
 pub mod compile;
 pub mod counters;
 pub mod cuda_tools;
+mod decisions;
 pub mod diff;
 pub mod doctor;
 pub mod emit;

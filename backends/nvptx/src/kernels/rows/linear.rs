@@ -5,11 +5,11 @@
 use super::super::View;
 use crate::builder::{Builder, F32, I32, MmaType, Shared, Var};
 use moec_ir::DType;
-use moec_ir::engine::other::rows::MMA_COLS;
+use moec_ir::engine::other::rows::FMA_ROWS;
 use moec_ir::tile::RowOp;
 
-/// Rows and columns that a warp computes together with multiply-adds.
-const AT_ONCE: u32 = 4;
+/// Columns that a warp computes together with multiply-adds.
+const AT_ONCE: u32 = FMA_ROWS;
 
 /// Who computes.
 pub struct Share<'c> {
@@ -18,6 +18,8 @@ pub struct Share<'c> {
     /// This block of the cluster, which takes every `blocks`-th group of columns.
     pub rank: I32<'c>,
     pub blocks: u32,
+    /// Columns that it takes at once on the tensor cores, at most.
+    pub cols: u32,
 }
 
 /// The rows of a cluster.
@@ -25,8 +27,8 @@ pub struct Rows<'c> {
     pub first: I32<'c>,
     /// At least 1.
     pub n: I32<'c>,
-    /// What `n` can be at most.
-    pub most: u32,
+    /// Rows that are multiplied by weights that are read once.
+    pub at_once: u32,
 }
 
 /// One product.
@@ -62,7 +64,7 @@ impl<'c> Linear<'_, 'c> {
     /// partial sums at the end.
     pub fn with_multiply_adds(&self, c: &'c Builder<'c>, keep: Keep<'_, 'c>) {
         let width = self.width();
-        let rows_at_once = AT_ONCE.min(self.rows.most);
+        let rows_at_once = self.rows.at_once;
         let groups = width.div_ceil(AT_ONCE);
         let my_groups = (c.i32(groups + self.share.blocks - 1) - self.share.rank) / self.share.blocks;
         let row_groups = self.rows.n.div_ceil(rows_at_once);
@@ -110,47 +112,51 @@ impl<'c> Linear<'_, 'c> {
             .unwrap_or(1)
     }
 
-    /// Sixteen rows and up to [`MMA_COLS`] columns at a time. The warps split K, and their partial sums are added in order.
+    /// Some columns of up to 64 rows at a time, in fragments of 16. The warps split K, and their partial sums are added in order.
     ///
     /// Fragments come straight from global memory: the products of a sum may be taken in any order, as long as both
     /// operands agree, so each lane reads 8 adjacent elements of its rows where `mma` would have it read 4 pairs.
     pub fn with_tensor_cores(&self, c: &'c Builder<'c>, ty: MmaType, keep: Keep<'_, 'c>) {
         let width = self.width();
-        let fragments = (width / (8 * self.share.blocks)).clamp(1, MMA_COLS / 8);
+        let fragments = (width / (8 * self.share.blocks)).clamp(1, self.share.cols / 8);
         let cols = fragments * 8;
         let threads = self.share.warps * 32;
-        c.range(0, self.rows.n, 16, |row| {
+        c.range(0, self.rows.n, self.rows.at_once, |row| {
             c.range(self.share.rank * cols, width, self.share.blocks * cols, |col| {
                 let mine = c.shared().plus(c.warp() * (16 * cols * 4));
-                self.partial_sums(c, ty, (row, col, fragments), mine);
-                c.barrier();
-                c.range(c.thread(), 16 * cols, threads, |i| {
-                    let place = |warp: u32| c.shared().plus(i << 2).at(warp * 16 * cols * 4);
-                    let sum = (0..self.share.warps).map(|w| c.load_f32(place(w))).reduce(|a, b| a + b);
-                    let (row, col) = (row + i / cols, col + i % cols);
-                    let exists = row.lt(self.rows.n).and(col.lt(width));
-                    c.when(exists, || keep(row, col, self.finish(c, col, sum.unwrap_or(c.f32(0.0)))));
-                });
-                // The partial sums have been read before the next are written.
-                c.barrier();
+                let sums = self.partial_sums(c, ty, (row, col, fragments));
+                for (i, sums) in sums.iter().enumerate() {
+                    let row = row + i as u32 * 16;
+                    store_fragments(c, sums, mine);
+                    c.barrier();
+                    c.range(c.thread(), 16 * cols, threads, |i| {
+                        let place = |warp: u32| c.shared().plus(i << 2).at(warp * 16 * cols * 4);
+                        let sum = (0..self.share.warps).map(|w| c.load_f32(place(w))).reduce(|a, b| a + b);
+                        let (row, col) = (row + i / cols, col + i % cols);
+                        let exists = row.lt(self.rows.n).and(col.lt(width));
+                        c.when(exists, || keep(row, col, self.finish(c, col, sum.unwrap_or(c.f32(0.0)))));
+                    });
+                    // The partial sums have been read before the next are written.
+                    c.barrier();
+                }
             });
         });
     }
 
-    /// This warp's share of K for one block of 16 rows, to shared memory.
+    /// This warp's share of K for one block of rows: `[fragment along the rows][along the columns]`.
     fn partial_sums(
         &self,
         c: &'c Builder<'c>,
         ty: MmaType,
         (row, col, fragments): (I32<'c>, I32<'c>, u32),
-        to: Shared<'c>,
-    ) {
+    ) -> Vec<Vec<Sums<'c>>> {
         let lane = c.lane();
         let (group, quarter) = (lane >> 2, lane & 3);
         let x_row = |i: u32| self.x.row(self.rows.first + (row + group + i * 8).min(self.rows.n - 1));
-        let x = [x_row(0), x_row(1)];
+        let x: Vec<_> = (0..self.rows.at_once / 8).map(x_row).collect();
         let w: Vec<_> = (0..fragments).map(|j| self.w.row((col + group + j * 8).min(self.width() - 1))).collect();
-        let sums: Vec<[Var<F32>; 4]> = (0..fragments).map(|_| std::array::from_fn(|_| c.var(c.f32(0.0)))).collect();
+        let zero = || (0..fragments).map(|_| std::array::from_fn(|_| c.var(c.f32(0.0)))).collect();
+        let sums: Vec<Vec<Sums<'c>>> = x.chunks(2).map(|_| zero()).collect();
         c.range(c.warp() * 32, self.depth, self.share.warps * 32, |k| {
             let k = k + quarter * 8;
             let whole = self.depth.is_multiple_of(32);
@@ -160,23 +166,35 @@ impl<'c> Linear<'_, 'c> {
                 let words = c.load_words(row.plus(offset));
                 if whole { words } else { words.map(|word| c.select(exists, word, c.i32(0))) }
             };
-            let (low, high) = (load(&x[0]), load(&x[1]));
+            let x: Vec<[I32; 4]> = x.iter().map(load).collect();
             let w: Vec<[I32; 4]> = w.iter().map(load).collect();
             for step in [0, 2] {
-                let a = [low[step], high[step], low[step + 1], high[step + 1]];
-                for (w, sums) in w.iter().zip(&sums) {
-                    let result = c.mma(ty, a, [w[step], w[step + 1]], sums.map(Var::get));
-                    sums.iter().zip(result).for_each(|(sum, x)| sum.set(x));
+                for (x, sums) in x.chunks(2).zip(&sums) {
+                    let [low, high] = [x[0], x[x.len() - 1]];
+                    let a = [low[step], high[step], low[step + 1], high[step + 1]];
+                    for (w, sums) in w.iter().zip(sums) {
+                        let result = c.mma(ty, a, [w[step], w[step + 1]], sums.map(Var::get));
+                        sums.iter().zip(result).for_each(|(sum, x)| sum.set(x));
+                    }
                 }
             }
         });
-        let cols = fragments * 8;
-        for (j, sums) in sums.iter().enumerate() {
-            for (i, sum) in sums.iter().enumerate() {
-                let row = group + (i as u32 / 2) * 8;
-                let col = (quarter << 1) + (j as u32 * 8 + i as u32 % 2);
-                c.store_f32(to.plus((row * cols + col) << 2), sum.get());
-            }
+        sums
+    }
+}
+
+/// A lane's sums of 16 rows and 8 columns.
+type Sums<'c> = [Var<'c, F32<'c>>; 4];
+
+/// Stores a warp's sums of 16 rows, one fragment of columns beside the other.
+fn store_fragments<'c>(c: &'c Builder<'c>, fragments: &[Sums<'c>], to: Shared<'c>) {
+    let (group, quarter) = (c.lane() >> 2, c.lane() & 3);
+    let cols = fragments.len() as u32 * 8;
+    for (j, sums) in fragments.iter().enumerate() {
+        for (i, sum) in sums.iter().enumerate() {
+            let row = group + (i as u32 / 2) * 8;
+            let col = (quarter << 1) + (j as u32 * 8 + i as u32 % 2);
+            c.store_f32(to.plus((row * cols + col) << 2), sum.get());
         }
     }
 }

@@ -100,14 +100,15 @@ fn build<'c>(
     let mut any_linear = false;
     for (i, op) in rows.ops.iter().enumerate() {
         let RowOpKind::Linear { x, w, bias } = &op.kind else { continue };
+        let way = Way::of(program, *x, *w);
         let job = linear::Linear {
             x: k.view(*x),
             w: k.view(*w),
             bias: bias.map(|b| k.view(b)),
             op,
             depth: program.buffer(*x).cols as u32,
-            share: linear::Share { warps: g.warps, rank, blocks: g.ctas },
-            rows: linear::Rows { first, n: n_here, most: g.tile_m },
+            share: linear::Share { warps: g.warps, rank, blocks: g.ctas, cols: g.cols },
+            rows: linear::Rows { first, n: n_here, at_once: g.rows_at_once(way) },
         };
         // Row `r` of the cluster belongs to its block `r % blocks`.
         let keep = |row: I32<'c>, col: I32<'c>, value: F32<'c>| {
@@ -118,7 +119,7 @@ fn build<'c>(
                 c.store_f32(place, value);
             }
         };
-        match Way::of(program, *x, *w) {
+        match way {
             Way::Mma(ty) => job.with_tensor_cores(c, ty, &keep),
             Way::Fma => job.with_multiply_adds(c, &keep),
         }

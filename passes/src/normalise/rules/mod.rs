@@ -5,7 +5,7 @@ mod combine;
 mod gemm;
 mod routing;
 
-use crate::language::{ENode, Facts, LayerEGraph};
+use super::language::{ENode, Facts, LayerEGraph};
 use egg::{Applier, EClass, Id, PatternAst, SearchMatches, Searcher, Subst, Symbol};
 use moec_ir::graph::{Op, infer_type};
 use moec_ir::{DType, NumericClass, TensorType};

@@ -1,7 +1,7 @@
 //! Rules about casts and constant factors.
 
+use super::super::language::{ENode, LayerEGraph};
 use super::{Rule, Tree, ty, ways};
-use crate::language::{ENode, LayerEGraph};
 use moec_ir::DType;
 use moec_ir::NumericClass::{Exact, Reassociates};
 use moec_ir::expr::Real;

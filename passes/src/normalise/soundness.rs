@@ -1,10 +1,10 @@
 //! Checks rules by evaluation: every way in which an e-graph makes a value has to give that value.
 //!
-//! This is stronger than comparing the extracted layer: forms that the cost model never takes out are checked too.
+//! This is stronger than comparing the extracted layer: forms that are never taken out are checked too.
 
-use crate::language::{ENode, LayerEGraph};
-use crate::rules::Rule;
-use crate::saturate::{Limits, saturate};
+use super::language::{ENode, LayerEGraph};
+use super::rules::Rule;
+use super::{Limits, saturate};
 use egg::Id;
 use moec_ir::graph::{Graph, Node, Op, evaluate_node};
 use moec_ir::tensor::Tensor;

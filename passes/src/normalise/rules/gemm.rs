@@ -1,7 +1,7 @@
 //! Rules about matrix products: one product for gate and up, gathered rows, activation in the epilogue.
 
+use super::super::language::{ENode, LayerEGraph};
 use super::{Rule, Tree, ty, ways};
-use crate::language::{ENode, LayerEGraph};
 use egg::Id;
 use moec_ir::NumericClass::Exact;
 use moec_ir::graph::Op;

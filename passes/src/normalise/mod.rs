@@ -1,11 +1,18 @@
-//! Graph → e-graph → graph: runs the rules and takes the cheapest layer out.
+//! Graph → e-graph → graph: runs the rules that pay on every machine, and takes the layer with the least price out.
 
-use crate::cost::{CostModel, graph_cost};
-use crate::extract::extract;
-use crate::language::{ENode, Facts, LayerEGraph};
+mod extract;
+mod language;
+mod price;
+mod rules;
+pub mod soundness;
+
+pub use price::{Price, is_score_row};
+pub use rules::{Rule, catalogue};
+
 use crate::names::unique;
-use crate::rules::{Rule, catalogue};
 use egg::{Id, Runner, SimpleScheduler, StopReason};
+use extract::extract;
+use language::{ENode, Facts, LayerEGraph};
 use moec_ir::graph::{Graph, Node, Op, ValueId};
 use moec_ir::{Diagnostic, Numerics, TensorType};
 use std::collections::{BTreeMap, HashMap};
@@ -39,45 +46,31 @@ pub struct Saturation {
     pub iterations: usize,
     /// Whether nothing more could be found (and no limit was hit).
     pub saturated: bool,
-    /// Modelled time of the layer as given, in seconds.
-    pub cost_before: f64,
-    /// Modelled time of the layer that was taken out, in seconds.
-    pub cost_after: f64,
+    /// Price of the layer as given; nothing where a part of it has no kernel of its own.
+    pub before: Option<Price>,
+    /// Price of the layer that was taken out.
+    pub after: Option<Price>,
 }
 
-/// Rewrites `graph` with the rules that `numerics` allows, and takes out the cheapest equal graph.
+/// Rewrites `graph` with the rules that `numerics` allows, and takes out the equal graph with the least price.
 ///
 /// # Errors
-/// `internal-error` when no finite-cost graph comes out: a rule is wrong.
-pub fn optimise(
-    graph: &Graph,
-    numerics: Numerics,
-    cost: &CostModel,
-    limits: Limits,
-) -> Result<(Graph, Saturation), Diagnostic> {
+/// `internal-error` when no graph with kernels comes out: a rule is wrong.
+pub fn normalise(graph: &Graph, numerics: Numerics, limits: Limits) -> Result<(Graph, Saturation), Diagnostic> {
     let rules: Vec<Rule> = catalogue().into_iter().filter(|r| numerics.allows(r.class)).collect();
-    optimise_with(graph, &rules, cost, limits)
+    normalise_with(graph, &rules, limits)
 }
 
-/// As [`optimise`], with the rules given.
+/// As [`normalise`], with the rules given.
 ///
 /// # Errors
-/// As [`optimise`].
-pub fn optimise_with(
-    graph: &Graph,
-    rules: &[Rule],
-    cost: &CostModel,
-    limits: Limits,
-) -> Result<(Graph, Saturation), Diagnostic> {
-    let cost_before = graph_cost(cost, graph);
+/// As [`normalise`].
+pub fn normalise_with(graph: &Graph, rules: &[Rule], limits: Limits) -> Result<(Graph, Saturation), Diagnostic> {
     let full = saturate(graph, rules, limits);
     let egraph = &full.egraph;
     let roots: Vec<Id> = graph.outputs.iter().map(|(_, v)| egraph.find(full.ids[v.index()])).collect();
-    let choice = extract(egraph, &roots, cost).ok_or_else(|| {
-        Diagnostic::internal(
-            "internal-error",
-            format!("no finite way to compute `{}` came out of the e-graph", graph.name),
-        )
+    let choice = extract(egraph, &roots).ok_or_else(|| {
+        Diagnostic::internal("internal-error", format!("no way to compute `{}` came out of the e-graph", graph.name))
     })?;
     let out = rebuild(graph, egraph, &full.ids, &roots, &choice);
     let report = Saturation {
@@ -86,8 +79,8 @@ pub fn optimise_with(
         classes: egraph.number_of_classes(),
         iterations: full.iterations,
         saturated: full.saturated,
-        cost_before,
-        cost_after: graph_cost(cost, &out),
+        before: Price::of_graph(graph),
+        after: Price::of_graph(&out),
     };
     tracing::debug!(?report, "saturated");
     Ok((out, report))

@@ -1,7 +1,7 @@
 //! Rules about the way back: un-permutation, weighted sum, scaling factor, shared expert.
 
+use super::super::language::{ENode, LayerEGraph};
 use super::{Rule, Tree, ty, ways};
-use crate::language::{ENode, LayerEGraph};
 use egg::Id;
 use moec_ir::NumericClass::{Exact, Reassociates};
 use moec_ir::expr::Real;

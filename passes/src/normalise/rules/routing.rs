@@ -1,7 +1,7 @@
 //! Rules about scores and choices.
 
+use super::super::language::{ENode, LayerEGraph};
 use super::{Rule, Tree, ty, ways};
-use crate::language::{ENode, LayerEGraph};
 use moec_ir::NumericClass::{Exact, TieSensitive};
 use moec_ir::graph::{Op, RenormRule, Score};
 

@@ -2,7 +2,6 @@
 
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 use moec_ir::graph::{Graph, Op, infer_type};
-use moec_ir::quant::QuantFormat;
 use moec_ir::{DType, TensorType};
 
 /// A graph node whose operands are e-classes.
@@ -42,7 +41,7 @@ impl Language for ENode {
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     inputs: Vec<TensorType>,
-    params: Vec<(TensorType, Option<QuantFormat>)>,
+    params: Vec<TensorType>,
 }
 
 /// The e-graph of one layer.
@@ -53,13 +52,8 @@ impl Facts {
     pub fn of(graph: &Graph) -> Facts {
         Facts {
             inputs: graph.inputs.iter().map(|i| i.ty.clone()).collect(),
-            params: graph.params.iter().map(|p| (p.ty.clone(), p.stored)).collect(),
+            params: graph.params.iter().map(|p| p.ty.clone()).collect(),
         }
-    }
-
-    /// How parameter `i` is published.
-    pub fn stored(&self, i: u32) -> Option<QuantFormat> {
-        self.params.get(i as usize).and_then(|p| p.1)
     }
 }
 
@@ -70,7 +64,7 @@ impl Analysis<ENode> for Facts {
     fn make(egraph: &mut LayerEGraph, node: &ENode, _id: Id) -> TensorType {
         match node.op {
             Op::Input(i) => return egraph.analysis.inputs[i as usize].clone(),
-            Op::Param(i) => return egraph.analysis.params[i as usize].0.clone(),
+            Op::Param(i) => return egraph.analysis.params[i as usize].clone(),
             _ => {}
         }
         let types: Vec<&TensorType> = node.children.iter().map(|&c| &egraph[c].data).collect();

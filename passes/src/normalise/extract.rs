@@ -1,0 +1,76 @@
+//! Takes the set of nodes with the least price out of an e-graph, counting shared values once.
+//!
+//! Greedy on the DAG: each class keeps the set of classes that its best node needs, with their prices; sets are joined,
+//! not added, so a value that is used twice is paid once. Repeated until nothing gets cheaper. Layers have tens of
+//! nodes, so sets are small.
+
+use super::language::{ENode, LayerEGraph};
+use super::price::Price;
+use egg::Id;
+use moec_ir::TensorType;
+use moec_ir::graph::Op;
+use std::collections::{BTreeMap, HashMap};
+
+/// What a class needs under its best node: every class below it and the price of that class's own node.
+#[derive(Clone)]
+struct Needs {
+    node: ENode,
+    below: BTreeMap<Id, Price>,
+    total: Price,
+}
+
+/// The best node of every class that the roots need; `None` when a root has no form with kernels.
+pub fn extract(egraph: &LayerEGraph, roots: &[Id]) -> Option<HashMap<Id, ENode>> {
+    let mut best: BTreeMap<Id, Needs> = BTreeMap::new();
+    let mut classes: Vec<Id> = egraph.classes().map(|c| c.id).collect();
+    classes.sort();
+    loop {
+        let mut changed = false;
+        for &id in &classes {
+            let mut nodes: Vec<&ENode> = egraph[id].nodes.iter().collect();
+            // Equal prices are decided by the order of nodes, not by the order in which they were found.
+            nodes.sort();
+            for node in nodes {
+                let Some(needs) = needs(egraph, id, node, &best) else { continue };
+                let cheaper = best.get(&id).is_none_or(|old| needs.total < old.total);
+                if cheaper {
+                    best.insert(id, needs);
+                    changed = true;
+                }
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    let mut choice = HashMap::new();
+    let mut todo: Vec<Id> = roots.to_vec();
+    while let Some(id) = todo.pop() {
+        let id = egraph.find(id);
+        let needs = best.get(&id)?;
+        if choice.insert(id, needs.node.clone()).is_none() {
+            todo.extend(needs.node.children.iter().copied());
+        }
+    }
+    Some(choice)
+}
+
+fn needs(egraph: &LayerEGraph, id: Id, node: &ENode, best: &BTreeMap<Id, Needs>) -> Option<Needs> {
+    let operands: Vec<&TensorType> = node.children.iter().map(|&c| &egraph[c].data).collect();
+    let is_joined = |&c: &Id| egraph[c].nodes.iter().any(|n| matches!(n.op, Op::Concat { .. }));
+    let joined: Vec<bool> = node.children.iter().map(is_joined).collect();
+    let own = Price::of(&node.op, &operands, &joined, &egraph[id].data)?;
+    let mut below: BTreeMap<Id, Price> = BTreeMap::new();
+    for &child in &node.children {
+        let child = egraph.find(child);
+        let b = best.get(&child)?;
+        // A class below itself is a cycle.
+        if child == id || b.below.contains_key(&id) {
+            return None;
+        }
+        below.extend(b.below.iter().map(|(k, v)| (*k, *v)));
+    }
+    below.insert(id, own);
+    let total = below.values().copied().sum();
+    Some(Needs { node: node.clone(), below, total })
+}

@@ -1,0 +1,194 @@
+//! Where choices are made: forms of a lowered program and schedules of its kernels compete, the model of [`model`] prices
+//! them, and the least price wins, for each of the ranges of token counts in which other choices win.
+//!
+//! The search is exhaustive. Launches follow each other, so that a program's price is the sum of its kernels', and the best
+//! schedules of a form are those that are best for each kernel.
+
+pub mod forms;
+pub mod model;
+mod ranges;
+mod space;
+
+use forms::Form;
+use model::Model;
+use moec_ir::Engine;
+use moec_ir::target::Target;
+use moec_ir::tile::{Body, BufferId, Kernel, Program, Schedule};
+
+/// Candidates that are worse by less than this are as good: the first of them, the smallest tile, is taken.
+const NO_WORSE: f64 = 1.001;
+
+/// What planning may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Smallest and largest token count that has to run.
+    pub tokens: (u64, u64),
+    /// Most programs for a target.
+    pub most_variants: usize,
+    /// Whether launches are merged.
+    pub merge: bool,
+}
+
+/// A program for a range of token counts, and how it came to be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Planned {
+    /// Smallest and largest token count it is meant for; it is right for every token count.
+    pub tokens: (u64, u64),
+    /// The program.
+    pub program: Program,
+}
+
+/// The programs of a lowered layer for a target, by ranges of token counts.
+pub fn plan(program: &Program, target: &Target, options: &Options) -> Vec<Planned> {
+    let Some(model) = Model::of(target) else { return vec![on_cpu(program, options)] };
+    let space = Space::new(program, &model, options.merge);
+    ranges::ranges(&space, &model, options)
+}
+
+fn on_cpu(program: &Program, options: &Options) -> Planned {
+    let mut program = forms::merged(program, |_, merge| options.merge && merge.on_cpu).program;
+    program.kernels.iter_mut().for_each(|k| k.schedule = space::on_cpu(k));
+    Planned { tokens: options.tokens, program }
+}
+
+/// Forms that give the same bits, with the parts of k that all token counts have.
+pub struct Space {
+    forms: Vec<(Form, Vec<u32>)>,
+}
+
+/// A form by number, and a schedule for each of its kernels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    form: usize,
+    schedules: Vec<Schedule>,
+}
+
+impl Space {
+    /// Of a lowered program.
+    pub fn new(program: &Program, model: &Model<'_>, merge: bool) -> Space {
+        let forms = if merge { forms::forms(program) } else { vec![forms::merged(program, |_, _| false)] };
+        // The form with most merges says how sums are cut; others that would cut or multiply otherwise do not compete.
+        let Some(first) = forms.first() else { return Space { forms: Vec::new() } };
+        let parts: Vec<(BufferId, Engine, u32)> = sums(&first.program, model.target)
+            .into_iter()
+            .map(|(kernel, out, engine)| (out, engine, k_parts(&first.program, kernel, model)))
+            .collect();
+        let forms = forms.into_iter().filter_map(|form| Some((inherit(&form, &parts, model.target)?, form)));
+        Space { forms: forms.map(|(parts, form)| (form, parts)).collect() }
+    }
+
+    /// The best form and schedules for `n_tokens`, and their time in seconds.
+    pub fn best(&self, model: &Model<'_>, n_tokens: u64) -> (Choice, f64) {
+        let mut best = (Choice { form: 0, schedules: Vec::new() }, f64::INFINITY);
+        for form in 0..self.forms.len() {
+            let chosen = self.best_of_form(model, form, n_tokens);
+            let seconds = chosen.iter().map(|c| c.1).sum::<f64>();
+            if seconds * NO_WORSE < best.1 {
+                best = (Choice { form, schedules: chosen.into_iter().map(|c| c.0).collect() }, seconds);
+            }
+        }
+        best
+    }
+
+    /// The best schedule of each kernel of a form, with its time in seconds.
+    fn best_of_form(&self, model: &Model<'_>, form: usize, n_tokens: u64) -> Vec<(Schedule, f64)> {
+        let (form, parts) = &self.forms[form];
+        let kernels = form.program.kernels.iter().zip(parts);
+        kernels.map(|(k, &parts)| best_schedule(&form.program, k, model, parts, n_tokens)).collect()
+    }
+
+    /// The time of a kernel of a form if it had the schedule `s`, in seconds.
+    fn kernel(&self, model: &Model<'_>, (form, kernel): (usize, usize), s: &Schedule, n_tokens: u64) -> f64 {
+        let program = &self.forms[form].0.program;
+        model.kernel(program, &program.kernels[kernel], s, n_tokens)
+    }
+
+    /// The time of a choice, in seconds.
+    pub fn seconds(&self, model: &Model<'_>, choice: &Choice, n_tokens: u64) -> f64 {
+        let of = |(i, s): (usize, &Schedule)| self.kernel(model, (choice.form, i), s, n_tokens);
+        choice.schedules.iter().enumerate().map(of).sum()
+    }
+
+    /// The forms with their times, each with its best schedules, in seconds.
+    pub fn form_times(&self, model: &Model<'_>, n_tokens: u64) -> Vec<(&Form, f64)> {
+        let of = |i: usize| self.best_of_form(model, i, n_tokens).iter().map(|c| c.1).sum();
+        self.forms.iter().enumerate().map(|(i, (form, _))| (form, of(i))).collect()
+    }
+
+    /// The kernels of a choice, each with all schedules that compete for it and their times in seconds.
+    pub fn schedule_times(
+        &self,
+        model: &Model<'_>,
+        choice: &Choice,
+        n_tokens: u64,
+    ) -> Vec<(Kernel, Vec<(Schedule, f64)>)> {
+        let (form, parts) = &self.forms[choice.form];
+        let of = |((k, &parts), s): ((&Kernel, &u32), &Schedule)| {
+            let all = space::on_gpu(&form.program, k, model.target, parts, n_tokens);
+            let priced = all.into_iter().map(|s| (s, model.kernel(&form.program, k, &s, n_tokens))).collect();
+            (Kernel { schedule: *s, ..k.clone() }, priced)
+        };
+        form.program.kernels.iter().zip(parts).zip(&choice.schedules).map(of).collect()
+    }
+
+    /// The program of a choice.
+    pub fn program(&self, choice: &Choice) -> Program {
+        let mut program = self.forms[choice.form].0.program.clone();
+        program.kernels.iter_mut().zip(&choice.schedules).for_each(|(k, s)| k.schedule = *s);
+        program
+    }
+
+    /// The forms, those with most merges first.
+    pub fn forms(&self) -> impl Iterator<Item = &Form> {
+        self.forms.iter().map(|f| &f.0)
+    }
+}
+
+/// The contractions of a program by the results of their segments, with the engine that makes them.
+fn sums<'p>(program: &'p Program, target: &Target) -> Vec<(&'p Kernel, BufferId, Engine)> {
+    let of = |k: &'p Kernel| match &k.body {
+        Body::Contract(c) => {
+            let engine = Engine::of(target, program, c).unwrap_or(Engine::Portable);
+            c.segments.iter().map(|s| (k, s.out, engine)).collect()
+        }
+        Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Quantise(_) | Body::Combine(_) => Vec::new(),
+    };
+    program.kernels.iter().flat_map(of).collect()
+}
+
+/// Parts of k for each kernel of a form, where its sums are cut and multiplied as `parts` says.
+fn inherit(form: &Form, parts: &[(BufferId, Engine, u32)], target: &Target) -> Option<Vec<u32>> {
+    let own = sums(&form.program, target);
+    let of = |k: &Kernel| {
+        let mut all = own
+            .iter()
+            .filter(|(kernel, ..)| kernel.name == k.name)
+            .map(|(_, out, engine)| parts.iter().find(|p| p.0 == *out && p.1 == *engine).map(|p| p.2));
+        match all.next() {
+            None => Some(1),
+            Some(first) => all.all(|p| p == first).then_some(first?),
+        }
+    };
+    form.program.kernels.iter().map(of).collect()
+}
+
+/// Parts of k that are best over all token counts: bits depend on them, so that there is one choice for all.
+fn k_parts(program: &Program, kernel: &Kernel, model: &Model<'_>) -> u32 {
+    let over_all = |&parts: &u32| {
+        let of = |t: u64| best_schedule(program, kernel, model, parts, t).1.ln();
+        (0..15).map(|i| of(1 << i)).sum::<f64>()
+    };
+    let all = space::k_parts(program, kernel, model.target);
+    let priced: Vec<(u32, f64)> =
+        if all.len() > 1 { all.iter().map(|p| (*p, over_all(p))).collect() } else { Vec::new() };
+    priced.into_iter().reduce(|a, b| if b.1 < a.1 { b } else { a }).map_or(1, |best| best.0)
+}
+
+/// The best schedule of a kernel for `n_tokens`, and its time.
+fn best_schedule(program: &Program, kernel: &Kernel, model: &Model<'_>, parts: u32, n_tokens: u64) -> (Schedule, f64) {
+    let all = space::on_gpu(program, kernel, model.target, parts, n_tokens);
+    let priced: Vec<(Schedule, f64)> =
+        all.into_iter().map(|s| (s, model.kernel(program, kernel, &s, n_tokens))).collect();
+    let least = priced.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    priced.iter().find(|p| p.1 <= least * NO_WORSE).copied().unwrap_or((kernel.schedule, least))
+}

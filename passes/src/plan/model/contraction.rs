@@ -1,0 +1,256 @@
+//! The time of matrix products, from how engines cut them.
+
+use super::chip::{Chip, assumptions};
+use super::routing::Load;
+use super::{Launch, Model, Resource, bytes};
+use moec_ir::engine::{self, Engine, portable};
+use moec_ir::quant::Code;
+use moec_ir::target::TargetKind;
+use moec_ir::tile::{Contract, Groups, Program, RowMap, Schedule, Segment, Team};
+use moec_ir::{DType, Dim};
+use std::rc::Rc;
+
+/// A contraction, cut.
+struct Cut {
+    engine: Engine,
+    /// Rows of a CTA's tile.
+    tile_rows: f64,
+    /// Columns of a tile, of all CTAs that make it.
+    tile_cols: f64,
+    /// Rows of a tile that are multiplied come in these, where there are no steps.
+    rows_in: f64,
+    /// The rows that a tile's products may have, smallest first.
+    row_steps: Vec<f64>,
+    /// Columns of an instruction that reads its rows from shared memory; 0 where warps load fragments.
+    cols_at_once: f64,
+    /// CTAs that make a tile.
+    ctas: f64,
+    /// CTAs (or pairs) of neighbouring rows that get their weights by one copy.
+    neighbours: f64,
+    /// CTAs of a multiprocessor.
+    resident: f64,
+}
+
+impl Cut {
+    fn new(model: &Model<'_>, program: &Program, c: &Contract, s: &Schedule) -> Cut {
+        let engine = Engine::of(model.target, program, c).unwrap_or(Engine::Portable);
+        let smem_bytes = match model.target.kind {
+            TargetKind::Gpu { smem_bytes, .. } => smem_bytes,
+            TargetKind::Cpu => 0,
+        };
+        let (tile_rows, tile_cols) = (f64::from(s.tile_m), f64::from(s.tile_n));
+        // Warps of these engines multiply all fragments of a tile.
+        let plain = Cut {
+            engine,
+            tile_rows,
+            tile_cols,
+            rows_in: tile_rows,
+            row_steps: Vec::new(),
+            cols_at_once: 0.0,
+            ctas: 1.0,
+            neighbours: 1.0,
+            resident: 1.0,
+        };
+        match engine {
+            Engine::Portable | Engine::GeForce => {
+                let of_cta = portable::smem_of(program, c, s).max(1);
+                // A multiprocessor has 64 K registers; kernels may take 255 for each thread.
+                let by_registers = 65536 / (255 * 32 * s.warps).max(1);
+                Cut { resident: f64::from((smem_bytes / of_cta).min(by_registers).max(1)), ..plain }
+            }
+            Engine::Hopper => {
+                let row_steps = engine::hopper::row_steps(s.tile_m).into_iter().map(f64::from).collect();
+                let neighbours = if s.team == Team::Neighbours { 2.0 } else { 1.0 };
+                Cut { row_steps, cols_at_once: 64.0, neighbours, ..plain }
+            }
+            Engine::Blackwell => {
+                let ctas = if matches!(s.team, Team::Pair | Team::TwoPairs) { 2.0 } else { 1.0 };
+                let neighbours = if s.team == Team::TwoPairs { 2.0 } else { 1.0 };
+                Cut { rows_in: 16.0 * ctas, cols_at_once: tile_cols, ctas, neighbours, ..plain }
+            }
+        }
+    }
+
+    /// Rows of instructions for `rows` rows of an expert.
+    fn issued(&self, rows: f64) -> f64 {
+        let tile = self.tile_rows * self.neighbours;
+        let whole = (rows / tile).floor() * tile;
+        // Neighbours share the rest.
+        let rest = (rows - whole) / self.neighbours;
+        if rest == 0.0 {
+            return whole;
+        }
+        let step = self.row_steps.iter().find(|&&n| n >= rest).copied();
+        whole + step.unwrap_or((rest / self.rows_in).ceil() * self.rows_in) * self.neighbours
+    }
+}
+
+/// What a segment needs, summed over its experts.
+struct Work {
+    touched: f64,
+    /// Tiles of neighbouring rows that share weights.
+    row_clusters: f64,
+    /// How far their number lies from that.
+    spread: f64,
+    issued_rows: f64,
+    rows: f64,
+}
+
+impl Work {
+    fn new(cut: &Cut, load: &Load) -> Work {
+        let clusters = |x: f64| (x / (cut.tile_rows * cut.neighbours)).ceil();
+        Work {
+            touched: load.sum(|x| f64::from(x > 0.0)),
+            row_clusters: load.sum(clusters),
+            spread: load.spread(clusters),
+            issued_rows: load.sum(|x| cut.issued(x)),
+            rows: load.sum(|x| x),
+        }
+    }
+}
+
+/// The launch of a contraction with a schedule that its engine builds.
+pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Schedule, n_tokens: u64) -> Launch {
+    let (chip, a) = (model.chip, assumptions());
+    let cut = Cut::new(model, program, c, s);
+    // A cluster lies in one group of multiprocessors.
+    let cluster = f64::from(s.blocks());
+    let units = chip.n_units * ((a.group / cluster).floor() * cluster / a.group).max(cluster / a.group);
+    let shared_rate = a.shared_bytes_per_cycle * chip.clock_hz * units;
+    let lane_rate = a.lanes_per_cycle * chip.clock_hz * units;
+    let mut l = Launch::default();
+    let (mut l2, mut in_flight, mut outputs, mut spread) = (0.0, 0.0, 0.0, 0.0);
+    for s_ in c.segments.iter().filter(|s| model.with_shared || is_grouped(s)) {
+        let (load, experts) = expert_load(model, program, s_, n_tokens);
+        let w = Work::new(&cut, &load);
+        let row_tiles = w.row_clusters * cut.neighbours;
+        let (cols, k, panels) = (s_.n(program) as f64, s_.k(program) as f64, s_.panels.len() as f64);
+        let col_tiles = (cols / cut.tile_cols).ceil();
+        let padded_cols = col_tiles * cut.tile_cols;
+        let parts_of = |p: &moec_ir::tile::Panel| [Some(p.weights), p.quant.as_ref().map(|q| q.scales)];
+        let weights: f64 =
+            s_.panels.iter().flat_map(parts_of).flatten().map(|b| bytes(program, b, n_tokens) / experts).sum();
+        let row_bytes = bytes(program, s_.a, n_tokens) / program.buffer(s_.a).rows.at(n_tokens).max(1) as f64;
+        // Rows of several experts are read once from memory.
+        let read_rows = if matches!(s_.a_rows, RowMap::Gather(_)) { n_tokens as f64 } else { w.rows };
+        let out = program.buffer(s_.out);
+        let result = w.rows * out.cols as f64 * out.dtype.bytes() as f64;
+        l.bytes += w.touched * weights + read_rows * row_bytes + result;
+        l2 += w.row_clusters * weights + w.rows * col_tiles * row_bytes + result;
+        let element = Element::of(program, s_);
+        let products = 2.0 * w.issued_rows * padded_cols * k * panels;
+        l.issued_flops += products;
+        l.add(Resource::TensorCores, products / element.rate(chip, cut.engine, model.has_wgmma()));
+        let read = match cut.cols_at_once {
+            0.0 => portable::Geometry::of(program, s_, s).map_or(0.0, |g| {
+                // The fragments of all warps, for each element along k of a tile.
+                f64::from(g.fragment_bytes()) * k * row_tiles * col_tiles
+            }),
+            at_once => {
+                // 32 bytes along k of the columns and of the rows, for each instruction: a pair reads rows once for both CTAs.
+                let times = cut.tile_cols / at_once;
+                let columns = if becomes_floats_in_registers(&cut, s_) { 0.0 } else { cut.tile_cols * row_tiles };
+                col_tiles * panels * k * element.bytes() * (columns + w.issued_rows * times)
+            }
+        };
+        // And each stage is written once.
+        let written = row_tiles * weights + w.rows * col_tiles * row_bytes;
+        l.add(Resource::SharedMemory, (read + written) / shared_rate);
+        if let (None, Some(q)) = (&s_.a_quant, s_.panels.iter().find_map(|p| p.quant.as_ref())) {
+            let codes = row_tiles * padded_cols * k * panels;
+            l.add(Resource::Decoding, codes * a.decode_instructions(q.format.code) / lane_rate);
+        }
+        // Bytes of weights that are asked for at a time, by all CTAs.
+        let of_stage = cut.tile_cols / cut.ctas * f64::from(s.tile_k) * weights / (cols * k).max(1.0);
+        in_flight += f64::from(s.stages) * of_stage * units * cut.resident / c.segments.len() as f64;
+        outputs += w.rows * cols;
+        l.tiles += row_tiles * col_tiles * cut.ctas;
+        spread += w.spread * cut.neighbours * col_tiles * cut.ctas;
+    }
+    l.add(Resource::Memory, l.bytes / (chip.memory_bytes_per_s * a.memory_share));
+    l.add(Resource::Latency, l.bytes / (in_flight / a.latency_s).max(1.0));
+    l.add(Resource::L2, l2 / chip.l2_bytes_per_s);
+    l.add(Resource::Epilogue, outputs * a.epilogue_instructions / lane_rate);
+    // A CTA for each part of k.
+    let parts = if s.team == Team::SplitK { f64::from(s.k_parts) } else { 1.0 };
+    l.waves = waves(l.tiles * parts, spread * parts, units, cut.resident);
+    l
+}
+
+/// Time of all waves of CTAs over that of whole ones, on an average over numbers of CTAs that lie so far from the expected one.
+fn waves(ctas: f64, spread: f64, units: f64, resident: f64) -> f64 {
+    let of = |ctas: f64| {
+        let full = ctas / (units * resident);
+        // Fewer CTAs than multiprocessors: memory serves half of them as fast as all (a guess).
+        if full >= 1.0 { full.ceil() / full } else { (0.5 / (ctas / units).max(0.05)).max(1.0) }
+    };
+    let at = |deviations: f64| of((ctas + deviations * spread).max(1.0));
+    if spread == 0.0 { of(ctas) } else { [-1.5, -0.75, 0.0, 0.75, 1.5].map(at).iter().sum::<f64>() / 5.0 }
+}
+
+fn is_grouped(s: &Segment) -> bool {
+    matches!(s.groups, Groups::ByExpert { .. })
+}
+
+/// The rows of a segment's experts, and how many experts there are.
+fn expert_load(model: &Model<'_>, program: &Program, s: &Segment, n_tokens: u64) -> (Rc<Load>, f64) {
+    match (s.groups, program.buffer(s.out).rows) {
+        (Groups::ByExpert { .. }, Dim::PerToken(k)) => {
+            let experts = program.buffer(s.panels[0].weights).batch;
+            (model.load(experts, k, n_tokens), experts as f64)
+        }
+        (_, rows) => (Rc::new(Load::dense(rows.at(n_tokens))), 1.0),
+    }
+}
+
+/// Whether weights are read from shared memory as codes, once, and multiplied from registers.
+fn becomes_floats_in_registers(cut: &Cut, s: &Segment) -> bool {
+    cut.engine == Engine::Hopper && s.a_quant.is_none() && s.panels.iter().any(|p| p.quant.is_some())
+}
+
+/// What is multiplied.
+#[derive(Clone, Copy)]
+enum Element {
+    Single,
+    Half,
+    Fp8,
+    Fp4,
+}
+
+impl Element {
+    fn of(program: &Program, s: &Segment) -> Element {
+        let four_bits = |code: Option<Code>| code == Some(Code::E2M1);
+        match &s.a_quant {
+            None if program.buffer(s.a).dtype == DType::F32 => Element::Single,
+            None => Element::Half,
+            Some(a)
+                if four_bits(Some(a.q.code))
+                    && s.panels.iter().all(|p| four_bits(p.quant.as_ref().map(|q| q.format.code))) =>
+            {
+                Element::Fp4
+            }
+            Some(_) => Element::Fp8,
+        }
+    }
+
+    /// Flops per second that products reach.
+    fn rate(self, chip: &Chip, engine: Engine, has_wgmma: bool) -> f64 {
+        let published = match self {
+            Element::Single => chip.f32_flops,
+            Element::Half => chip.bf16_flops,
+            Element::Fp8 => chip.fp8_flops,
+            Element::Fp4 => chip.fp4_flops,
+        };
+        let reached = if engine == Engine::Portable && has_wgmma { assumptions().mma_sync_share } else { 1.0 };
+        published.max(1.0) * assumptions().tensor_share * reached
+    }
+
+    fn bytes(self) -> f64 {
+        match self {
+            Element::Single => 4.0,
+            Element::Half => 2.0,
+            Element::Fp8 => 1.0,
+            Element::Fp4 => 0.5,
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! The time that a program takes on a chip: the one model that schedules, token ranges, `moec explain` and
+//! `docs/time-model.md` ask.
+//!
+//! A launch takes as long as the resource that is busy longest, times what its last wave of tiles wastes, plus the time to
+//! fill and drain it. Work is counted from what programs and their schedules say; rates are those of `chips.json`. Time on
+//! the CPU is not modelled: there is one program for all token counts.
+
+mod chip;
+mod contraction;
+mod routing;
+
+pub use chip::{Assumptions, Chip, assumptions, sources};
+pub use routing::{Load, Routing};
+
+use moec_ir::engine::{MmaType, other};
+use moec_ir::target::{Features, Target};
+use moec_ir::tile::{Body, BufferId, Kernel, Plan, Program, RowOpKind, RowProgram, Schedule};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// What a launch may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// Bytes from and to memory, each once.
+    Memory,
+    /// Bytes that are asked for at a time, over the time that one takes to come.
+    Latency,
+    /// Bytes from and to the L2.
+    L2,
+    /// Flops of the instructions, padding included.
+    TensorCores,
+    /// Bytes read and written in shared memory.
+    SharedMemory,
+    /// Codes that become floats.
+    Decoding,
+    /// Elements of results.
+    Epilogue,
+    /// Slots that one CTA puts in expert order.
+    Order,
+}
+
+impl Resource {
+    /// Every resource.
+    pub const ALL: [Resource; 8] = [
+        Resource::Memory,
+        Resource::Latency,
+        Resource::L2,
+        Resource::TensorCores,
+        Resource::SharedMemory,
+        Resource::Decoding,
+        Resource::Epilogue,
+        Resource::Order,
+    ];
+
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Resource::Memory => "memory",
+            Resource::Latency => "latency",
+            Resource::L2 => "L2",
+            Resource::TensorCores => "tensor cores",
+            Resource::SharedMemory => "shared memory",
+            Resource::Decoding => "decoding",
+            Resource::Epilogue => "epilogue",
+            Resource::Order => "order",
+        }
+    }
+}
+
+/// The time of one launch, by what could take it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Launch {
+    /// Bytes from and to memory, each once.
+    pub bytes: f64,
+    /// Flops of the tensor cores' instructions, padding included.
+    pub issued_flops: f64,
+    /// Tiles.
+    pub tiles: f64,
+    /// Time of all waves of tiles over that of whole ones.
+    pub waves: f64,
+    /// What follows when all tiles are done, in seconds.
+    pub tail: f64,
+    parts: [f64; Resource::ALL.len()],
+}
+
+impl Launch {
+    /// Time at full rate of a resource, in seconds.
+    pub fn part(&self, resource: Resource) -> f64 {
+        self.parts[resource as usize]
+    }
+
+    /// The resource that takes longest.
+    pub fn bound(&self) -> Resource {
+        let longer = |a: Resource, b: Resource| if self.part(b) > self.part(a) { b } else { a };
+        Resource::ALL.into_iter().reduce(longer).unwrap_or(Resource::Memory)
+    }
+
+    /// Without the launch itself, in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.part(self.bound()) * self.waves.max(1.0) + self.tail + assumptions().fill_s
+    }
+
+    fn add(&mut self, resource: Resource, seconds: f64) {
+        self.parts[resource as usize] += seconds;
+    }
+}
+
+/// A chip, what is compiled for it, and how tokens choose experts.
+pub struct Model<'a> {
+    /// The chip.
+    pub chip: &'a Chip,
+    /// What programs are compiled for.
+    pub target: &'a Target,
+    /// How tokens choose experts.
+    pub routing: Routing,
+    /// Whether products for all tokens, such as those of shared experts, count.
+    pub with_shared: bool,
+    loads: RefCell<BTreeMap<(u64, u64, u64), Rc<Load>>>,
+}
+
+impl<'a> Model<'a> {
+    /// Of a chip that runs programs of `target`, with uniform routing.
+    pub fn new(chip: &'a Chip, target: &'a Target) -> Model<'a> {
+        Model { chip, target, routing: Routing::Uniform, with_shared: true, loads: RefCell::default() }
+    }
+
+    /// Of the chip that stands behind a GPU target; `None` for the CPU.
+    pub fn of(target: &'a Target) -> Option<Model<'a>> {
+        Some(Model::new(Chip::of(target)?, target))
+    }
+
+    /// The same with another routing.
+    pub fn with_routing(self, routing: Routing) -> Model<'a> {
+        Model { routing, loads: RefCell::default(), ..self }
+    }
+
+    /// The same without products for all tokens.
+    pub fn without_shared(self) -> Model<'a> {
+        Model { with_shared: false, ..self }
+    }
+
+    /// The time of a layer, in seconds: launches follow each other at the chip's launch time.
+    pub fn seconds(&self, program: &Program, n_tokens: u64) -> f64 {
+        program.kernels.iter().map(|k| self.kernel(program, k, &k.schedule, n_tokens)).sum()
+    }
+
+    /// The launches of a program, those for shared experts alone only where they count.
+    pub fn launches<'p>(&self, program: &'p Program, n_tokens: u64) -> Vec<(&'p Kernel, Launch)> {
+        let counts = |k: &&Kernel| self.with_shared || !k.name.starts_with("shared");
+        let launch = |k: &'p Kernel| (k, self.launch(program, &k.body, &k.schedule, n_tokens));
+        program.kernels.iter().filter(counts).map(launch).collect()
+    }
+
+    /// The time of a kernel if it had the schedule `s`, with its launch, in seconds.
+    pub fn kernel(&self, program: &Program, kernel: &Kernel, s: &Schedule, n_tokens: u64) -> f64 {
+        self.launch(program, &kernel.body, s, n_tokens).seconds() + self.chip.launch_s
+    }
+
+    fn launch(&self, program: &Program, body: &Body, s: &Schedule, n_tokens: u64) -> Launch {
+        match body {
+            Body::Contract(c) => contraction::launch(self, program, c, s, n_tokens),
+            Body::Rows(r) => self.rows(program, r, s, n_tokens),
+            Body::Plan(p) => Launch { tail: self.order(program, p, n_tokens), ..self.moved(program, body, n_tokens) },
+            Body::Map(_) | Body::Combine(_) | Body::Quantise(_) => self.moved(program, body, n_tokens),
+        }
+    }
+
+    /// A launch that reads and writes its operands once.
+    fn moved(&self, program: &Program, body: &Body, n_tokens: u64) -> Launch {
+        let mut l = Launch {
+            bytes: body.operands().iter().map(|(b, _)| bytes(program, *b, n_tokens)).sum(),
+            ..Launch::default()
+        };
+        l.add(Resource::Memory, l.bytes / (self.chip.memory_bytes_per_s * assumptions().memory_share));
+        l
+    }
+
+    /// A router: its rows are read by each CTA of a cluster, its weights by each cluster, and again for each block of rows
+    /// that is multiplied together.
+    fn rows(&self, program: &Program, r: &RowProgram, s: &Schedule, n_tokens: u64) -> Launch {
+        let (chip, a) = (self.chip, assumptions());
+        let mut l = self.moved(program, &Body::Rows(r.clone()), n_tokens);
+        let features: Features = self.target.features();
+        let g = other::rows::Geometry::of(program, r, s, features);
+        let n_rows = r.rows.at(n_tokens) as f64;
+        let clusters = (n_rows / f64::from(s.tile_m)).ceil();
+        for op in &r.ops {
+            let RowOpKind::Linear { x, w, .. } = &op.kind else { continue };
+            let way = other::rows::Way::of(program, *x, *w);
+            let at_once = f64::from(g.rows_at_once(way));
+            let blocks = clusters * (f64::from(s.tile_m).min(n_rows.max(1.0)) / at_once).ceil();
+            let cols_at_once = match way {
+                other::rows::Way::Mma(_) => f64::from(g.ctas * g.cols),
+                other::rows::Way::Fma => op.width as f64,
+            };
+            let passes = f64::from(g.ctas) * (op.width as f64 / cols_at_once).ceil();
+            let l2 = blocks * bytes(program, *w, n_tokens) + passes * bytes(program, *x, n_tokens);
+            l.add(Resource::L2, l2 / chip.l2_bytes_per_s);
+            let flops = 2.0 * blocks * at_once * (op.width * program.buffer(*x).cols) as f64;
+            l.issued_flops += flops;
+            let rate = match way {
+                other::rows::Way::Mma(MmaType::Bf16 | MmaType::F16) => {
+                    chip.bf16_flops * a.tensor_share * if self.has_wgmma() { a.mma_sync_share } else { 1.0 }
+                }
+                other::rows::Way::Fma => chip.f32_flops * a.tensor_share,
+            };
+            l.add(Resource::TensorCores, flops / rate);
+        }
+        l.tiles = clusters * f64::from(g.ctas);
+        let full = l.tiles / chip.n_units;
+        // Fewer CTAs than multiprocessors wait for memory, which half of them take as fast as all (a guess).
+        l.waves = if full >= 1.0 { 1.0 } else { (0.5 / full.max(0.05)).max(1.0) };
+        if let Some(p) = &r.plan {
+            l.tail = self.order(program, &p.plan, n_tokens);
+        }
+        l
+    }
+
+    /// One CTA puts slots in expert order, in seconds.
+    fn order(&self, program: &Program, p: &Plan, n_tokens: u64) -> f64 {
+        let ids = program.buffer(p.ids);
+        let slots = (ids.rows.at(n_tokens) * ids.cols) as f64;
+        let a = assumptions();
+        (slots / 32.0).ceil() * a.order_instructions / (a.lanes_per_cycle / 32.0 * self.chip.clock_hz)
+    }
+
+    /// Whether the chip has `wgmma`, beside which `mma.sync` is slow.
+    fn has_wgmma(&self) -> bool {
+        self.target.name == "sm_90a"
+    }
+
+    fn load(&self, experts: u64, per_token: u64, n_tokens: u64) -> Rc<Load> {
+        let mut loads = self.loads.borrow_mut();
+        let new = || Rc::new(Load::new(&self.routing, experts, per_token, n_tokens));
+        loads.entry((experts, per_token, n_tokens)).or_insert_with(new).clone()
+    }
+}
+
+/// Bytes of a buffer without padding.
+fn bytes(program: &Program, id: BufferId, n_tokens: u64) -> f64 {
+    let b = program.buffer(id);
+    (b.batch * b.rows.at(n_tokens) * b.cols) as f64 * b.dtype.bytes() as f64
+}

@@ -1,0 +1,174 @@
+//! The schedules that compete for a kernel: what its engine builds, from small tiles to large ones.
+//!
+//! Sums are in the same order in all of them. What bears on bits, the parts of k, is chosen once for all token counts.
+
+use moec_ir::engine::{Engine, blackwell, fitted, hopper};
+use moec_ir::target::{Target, TargetKind};
+use moec_ir::tile::{Body, Contract, Groups, Kernel, Program, Schedule, Segment, Team};
+use moec_ir::{DType, Dim};
+
+/// Warps of a router: they share K, so that their number bears on bits.
+const ROUTER_WARPS: u32 = 8;
+
+/// The one schedule of a kernel on the CPU, whose backend cuts work by cores and cache, not by token count.
+pub fn on_cpu(kernel: &Kernel) -> Schedule {
+    let (tile_m, tile_n) = match kernel.body {
+        Body::Contract(_) => (1, 16),
+        Body::Rows(_) => (4, 1),
+        Body::Plan(_) => (1, 1),
+        Body::Map(_) | Body::Combine(_) | Body::Quantise(_) => (1, 256),
+    };
+    Schedule::new(tile_m, tile_n, 1, 1, 1)
+}
+
+/// The schedules of a kernel on a GPU, for `n_tokens` tokens and so many parts of k. At least one.
+pub fn on_gpu(program: &Program, kernel: &Kernel, target: &Target, k_parts: u32, n_tokens: u64) -> Vec<Schedule> {
+    let (asked, engine) = match &kernel.body {
+        Body::Contract(c) => {
+            let engine = Engine::of(target, program, c).unwrap_or(Engine::Portable);
+            (of_engine(engine, program, c, k_parts, n_tokens), Some((engine, c)))
+        }
+        Body::Rows(_) => {
+            let of = |m| [8, 16, 32, 64].map(move |n| Schedule::new(m, n, 64, 1, ROUTER_WARPS));
+            ([4, 8, 16, 32, 64].into_iter().flat_map(of).collect(), None)
+        }
+        Body::Quantise(_) => (vec![Schedule::new(4, 1, 1, 1, 4)], None),
+        Body::Plan(_) => (vec![Schedule::new(1, 1, 1, 1, 32)], None),
+        Body::Map(_) | Body::Combine(_) => (vec![Schedule::new(1, 1024, 1, 1, 4)], None),
+    };
+    let mut built: Vec<Schedule> = Vec::new();
+    for asked in asked {
+        let s = match (engine, target.kind) {
+            (Some((engine, c)), TargetKind::Gpu { smem_bytes, .. }) => engine.fit(program, c, asked, smem_bytes),
+            _ => fitted(program, &Kernel { schedule: asked, ..kernel.clone() }, target),
+        };
+        if !built.contains(&s) {
+            built.push(s);
+        }
+    }
+    built
+}
+
+/// Parts of k that a kernel may have: more than one keeps multiprocessors busy where there are few tiles, and each has steps
+/// enough for copies to be in flight.
+pub fn k_parts(program: &Program, kernel: &Kernel, target: &Target) -> Vec<u32> {
+    let Body::Contract(c) = &kernel.body else { return vec![1] };
+    let step = match Engine::of(target, program, c) {
+        Ok(Engine::Hopper | Engine::Blackwell) => {
+            if c.has_coded_rows() {
+                256
+            } else {
+                64
+            }
+        }
+        Ok(Engine::Portable | Engine::GeForce) | Err(_) => return vec![1],
+    };
+    let steps = c.segments.iter().map(|s| s.k(program).div_ceil(step)).min().unwrap_or(1);
+    [1, 2, 4, 8].into_iter().filter(|&p| p == 1 || steps >= 4 * u64::from(p)).collect()
+}
+
+fn of_engine(engine: Engine, program: &Program, c: &Contract, k_parts: u32, n_tokens: u64) -> Vec<Schedule> {
+    let gated = c.segments.iter().any(|s| s.panels.len() == 2);
+    match engine {
+        Engine::Hopper => {
+            let whole = |m: u32, team| Schedule { team, k_parts, ..wgmma(m) };
+            let of_teams = |m| [whole(m, Team::One), whole(m, Team::Neighbours)];
+            in_parts([8, 16, 32, 64, 128, 256].into_iter().flat_map(of_teams).collect(), k_parts, gated)
+        }
+        Engine::Blackwell => {
+            let rows = rows_of_an_expert(program, c, n_tokens);
+            let whole = |m: u32, team| Schedule { team, k_parts, ..tcgen05(m, rows) };
+            let teams = [
+                Some(Team::One),
+                fills_pairs(program, c).then_some(Team::Pair),
+                shares(program, c).then_some(Team::TwoPairs),
+            ];
+            let of_teams = |m| teams.into_iter().flatten().map(move |team| whole(m, team));
+            in_parts([16, 32, 64, 96, 128, 192, 256].into_iter().flat_map(of_teams).collect(), k_parts, gated)
+        }
+        Engine::GeForce => [8, 16, 32, 64, 128].into_iter().flat_map(|m| mma_of_codes(m, gated, c)).collect(),
+        Engine::Portable if is_half(program, c) => [16, 32, 64, 128].into_iter().flat_map(|m| mma(m, gated)).collect(),
+        // Exact f32 on the ordinary units.
+        Engine::Portable => [16, 32, 64].map(|m| Schedule::new(m, if gated { 32 } else { 64 }, 32, 2, 4)).to_vec(),
+    }
+}
+
+/// With few tokens a CTA of a cluster for each part; with many, one CTA makes them one after another, and the sums so far
+/// take shared memory.
+fn in_parts(whole: Vec<Schedule>, k_parts: u32, gated: bool) -> Vec<Schedule> {
+    if k_parts == 1 {
+        return whole;
+    }
+    let split = whole.first().map(|s| Schedule { tile_m: 16, team: Team::SplitK, ..*s });
+    let fits = |s: &&Schedule| s.tile_m <= if gated { 64 } else { 128 } && s.team == Team::One;
+    split.into_iter().chain(whole.iter().filter(fits).copied()).collect()
+}
+
+/// For the tensor cores of sm_90, with as many stages as shared memory holds.
+fn wgmma(tile_m: u32) -> Schedule {
+    Schedule::new(tile_m, hopper::TILE_N, 64, hopper::MOST_STAGES, hopper::WARPS)
+}
+
+/// For the tensor cores of sm_100, with as many stages as shared memory holds, up to 16.
+///
+/// In the dynamic order as many CTAs are launched as there may be tiles: one more for each expert than rows fill. It evens out
+/// tiles of few and of many rows; with less than a tile for an expert too many CTAs would find none.
+fn tcgen05(tile_m: u32, rows: u64) -> Schedule {
+    Schedule { dynamic: rows >= tile_m.into(), ..Schedule::new(tile_m, blackwell::TILE_N, 64, 16, blackwell::WARPS) }
+}
+
+/// Rows that an expert has on average.
+fn rows_of_an_expert(program: &Program, c: &Contract, n_tokens: u64) -> u64 {
+    let grouped = c.segments.iter().find(|s| matches!(s.groups, Groups::ByExpert { .. })).or(c.segments.first());
+    let Some(s) = grouped else { return n_tokens };
+    let per_token = if let Dim::PerToken(n) = program.buffer(s.out).rows { n } else { 1 };
+    n_tokens.saturating_mul(per_token).div_ceil(program.buffer(s.panels[0].weights).batch.max(1))
+}
+
+/// Whether 256 columns at a time waste at most an eighth more than 128.
+fn fills_pairs(program: &Program, c: &Contract) -> bool {
+    let fills = |s: &Segment| {
+        let n = s.n(program);
+        n.next_multiple_of(256) * 8 <= n.next_multiple_of(128) * 9
+    };
+    c.segments.iter().all(fills)
+}
+
+/// Whether two pairs may share weights: each CTA decodes for itself.
+fn shares(program: &Program, c: &Contract) -> bool {
+    let decodes = |s: &Segment| s.a_quant.is_none() && s.panels.iter().any(|p| p.quant.is_some());
+    fills_pairs(program, c) && !c.segments.iter().any(decodes)
+}
+
+/// For products of codes on sm_89 and sm_120, which take columns in sixteens and tokens in eights. A small CTA leaves room for
+/// others on its multiprocessor; a large one reads less from shared memory for each product.
+fn mma_of_codes(tile_m: u32, gated: bool, c: &Contract) -> Vec<Schedule> {
+    let four_bits = |s: &Segment| s.panels.iter().all(|p| p.quant.as_ref().is_none_or(|q| q.format.code.bits() == 4));
+    // A block of the result is made by one tile.
+    let block = c.segments.iter().filter_map(|s| s.out_quant.as_ref()).map(|q| q.q.block).max().unwrap_or(0);
+    let deep = block < 128 && c.segments.iter().all(four_bits);
+    let small = |n: u32| {
+        let n = n.max(block);
+        Schedule::new(tile_m, n, if deep { 256 } else { 128 }, 4, n / 16)
+    };
+    let large = |n: u32| Schedule::new(tile_m, n.max(block), 128, 3, 8);
+    match (tile_m <= 32, gated) {
+        (true, true) => vec![small(32), small(64)],
+        (true, false) => vec![small(64), small(128)],
+        (false, true) => vec![large(64)],
+        (false, false) => vec![large(64), large(128)],
+    }
+}
+
+/// For the tensor cores of every GPU.
+fn mma(tile_m: u32, gated: bool) -> Vec<Schedule> {
+    let widest = if gated { 64 } else { 128 };
+    let warps = if tile_m == 128 { 8 } else { 4 };
+    let deep = |n: u32| [4, 3, 2].map(|stages| Schedule::new(tile_m, n, 64, stages, warps));
+    [widest / 2, widest].into_iter().flat_map(deep).collect()
+}
+
+fn is_half(program: &Program, c: &Contract) -> bool {
+    let half = |s: &Segment| s.panels[0].dtype(program) != DType::F32 && program.buffer(s.a).dtype != DType::F32;
+    c.segments.iter().all(half)
+}

@@ -1,0 +1,139 @@
+//! What is chosen for a layer and a token count, what was rejected, and what each difference costs.
+
+use super::explain::Options;
+use crate::output::table;
+use moec::Diagnostic;
+use moec_ir::graph::Graph;
+use moec_ir::tile::{Kernel, Schedule, Team};
+use moec_passes::plan::model::{Chip, Model};
+use moec_passes::plan::{self, Space};
+use moec_passes::{Limits, MAX_TOKENS, MOST_VARIANTS, Rule, catalogue, lower_graph, normalise_with};
+
+/// Schedules of a kernel that are shown beside the chosen one.
+const SHOWN: usize = 3;
+
+/// The text of `moec explain` on a graph.
+pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
+    let rules: Vec<Rule> = catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect();
+    let (target, tokens) = (options.target, options.tokens);
+    let Some(chip) = options.chip.or_else(|| Chip::of(target)) else {
+        return on_cpu(graph, options, &rules);
+    };
+    let plain = Model::new(chip, target);
+    let model = Model::new(chip, target).with_routing(options.routing.clone());
+    let space_of = |rules: &[Rule]| -> Result<_, Diagnostic> {
+        let (normal, report) = normalise_with(graph, rules, Limits::default())?;
+        let program = lower_graph(&normal, target, true, options.compile.weight_storage)?;
+        Ok((Space::new(&program, &plain, true), report, program))
+    };
+    let (space, report, program) = space_of(&rules)?;
+    let (best, seconds) = space.best(&model, tokens);
+
+    let us = |s: f64| format!("{:.1}", s * 1e6);
+    let mut out = format!(
+        "On {} ({}) at T={tokens} with {} routing, modelled: {} us. {} e-nodes, {} rounds{}.\n\n",
+        target.name,
+        chip.name,
+        options.routing,
+        us(seconds),
+        report.nodes,
+        report.iterations,
+        if report.saturated { "" } else { ", stopped by a limit" },
+    );
+    let mut rows = Vec::new();
+    for (name, times) in &report.fired {
+        let without: Vec<Rule> = rules.iter().filter(|r| r.name != name).copied().collect();
+        let lost = space_of(&without)?.0.best(&model, tokens).1 - seconds;
+        let about = rules.iter().find(|r| r.name == name).map_or("", |r| r.about);
+        rows.push(vec![name.clone(), times.to_string(), us(lost.max(0.0)), about.to_string()]);
+    }
+    out += &table(&["rewrite", "times", "us lost without it", "what it does"], &rows);
+
+    let chosen = space.program(&best);
+    let launches = model.launches(&chosen, tokens);
+    let rows: Vec<Vec<String>> = launches
+        .iter()
+        .map(|(k, l)| {
+            let bytes = format!("{:.1}", l.bytes / 1e6);
+            vec![k.name.clone(), cut(&k.schedule), us(l.seconds()), l.bound().name().to_string(), bytes]
+        })
+        .collect();
+    out += "\nThe best program for this token count. A launch costs ";
+    out += &format!("{} us beside these.\n\n", us(chip.launch_s));
+    out += &table(&["launch", "cut", "us", "waits for", "MB"], &rows);
+
+    let mut rows = Vec::new();
+    for (form, price) in space.form_times(&model, tokens) {
+        let words = if form.merges.is_empty() { "nothing merged".to_string() } else { form.merges.join(", ") };
+        rows.push(vec![words, us(price), format!("{:+.1}", (price - seconds) * 1e6)]);
+    }
+    out += "\nForms of the program, each with its best schedules.\n\n";
+    out += &table(&["merged", "us", "difference"], &rows);
+
+    let mut rows = Vec::new();
+    for (kernel, mut others) in space.schedule_times(&model, &best, tokens) {
+        let own = others.iter().find(|(s, _)| *s == kernel.schedule).map_or(0.0, |o| o.1);
+        others.retain(|(s, _)| *s != kernel.schedule);
+        others.sort_by(|a, b| a.1.total_cmp(&b.1));
+        for (s, price) in nearest_of_each_team(&others) {
+            rows.push(vec![kernel.name.clone(), cut(&s), format!("{:+.1}", (price - own) * 1e6)]);
+        }
+    }
+    if !rows.is_empty() {
+        out += "\nSchedules that were rejected, the nearest of each kind.\n\n";
+        out += &table(&["launch", "cut", "us more"], &rows);
+    }
+
+    let asked = plan::Options { tokens: (0, MAX_TOKENS), most_variants: MOST_VARIANTS, merge: true };
+    let mut rows = Vec::new();
+    for p in plan::plan(&program, target, &asked) {
+        let kernels: Vec<String> =
+            p.program.kernels.iter().map(|k: &Kernel| format!("{} {}", k.name, cut(&k.schedule))).collect();
+        rows.push(vec![format!("{}..{}", p.tokens.0, p.tokens.1), kernels.join("; ")]);
+    }
+    out += "\nWhat a bundle holds: programs by token counts.\n\n";
+    out += &table(&["tokens", "launches"], &rows);
+    Ok(out)
+}
+
+/// Time on the CPU is not modelled: there is one program.
+fn on_cpu(graph: &Graph, options: &Options, rules: &[Rule]) -> Result<String, Diagnostic> {
+    let (_, report) = normalise_with(graph, rules, Limits::default())?;
+    let kernels = |p: Option<moec_passes::Price>| p.map_or("—".to_string(), |p| p.kernels.to_string());
+    let row = |(name, times): &(String, usize)| {
+        let about = rules.iter().find(|r| r.name == name).map_or("", |r| r.about);
+        vec![name.clone(), times.to_string(), about.to_string()]
+    };
+    let rows: Vec<Vec<String>> = report.fired.iter().map(row).collect();
+    Ok(format!(
+        "On {}, where times are not modelled: {} kernels as written, {} after rewriting.\n\n{}",
+        options.target.name,
+        kernels(report.before),
+        kernels(report.after),
+        table(&["rewrite", "times", "what it does"], &rows)
+    ))
+}
+
+/// A few of those that come first, no two by the same team; then the next ones.
+fn nearest_of_each_team(sorted: &[(Schedule, f64)]) -> Vec<(Schedule, f64)> {
+    let mut teams: Vec<Team> = Vec::new();
+    let first_of_team = |(s, _): &&(Schedule, f64)| {
+        let is_new = !teams.contains(&s.team);
+        teams.push(s.team);
+        is_new
+    };
+    sorted.iter().filter(first_of_team).take(SHOWN).copied().collect()
+}
+
+/// A schedule in words.
+fn cut(s: &Schedule) -> String {
+    let team = match s.team {
+        Team::One => "",
+        Team::Pair => ", pair",
+        Team::TwoPairs => ", two pairs",
+        Team::Neighbours => ", neighbours",
+        Team::SplitK => ", a CTA for each part of k",
+    };
+    let parts = if s.k_parts > 1 { format!(", {} parts of k", s.k_parts) } else { String::new() };
+    format!("{}x{}x{}, {} stages{team}{parts}", s.tile_m, s.tile_n, s.tile_k, s.stages)
+}
