@@ -73,8 +73,8 @@ impl Strides {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct CpuKernels {
-    /// Writes a row as `f32`, in the order that [`Products::rows`] asks for: `from`, an [`Encoding`] of floats, the number
-    /// of elements `k`, and where [`arranged_len`]`(k)` floats go, aligned to 64 bytes. Elements past `k` become 0.
+    /// Writes a row as `products` reads it: `from`, the row's [`Encoding`] as floats, the number of elements `k`, and where
+    /// [`arranged_len`]`(k)` floats go, aligned to 64 bytes.
     pub arrange: unsafe extern "C" fn(from: *const u8, encoding: u64, k: u64, to: *mut f32),
     /// Does what [`Products`] says.
     pub products: unsafe extern "C" fn(job: *const Products),

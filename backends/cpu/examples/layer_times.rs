@@ -1,6 +1,6 @@
 //! Times of one layer, run on request, so that two builds of it can take turns on one machine.
 //!
-//! `layer_times MODEL FORMAT THREADS` (qwen3, mixtral or gpt-oss; bf16, fp8, mxfp4, nvfp4, int4, …) prints `ready`, then
+//! `layer_times MODEL FORMAT THREADS` (qwen3, qwen3-e32 with 32 experts, mixtral or gpt-oss; bf16, fp8, mxfp4, nvfp4, int4, …) prints `ready`, then
 //! answers every line `T` of its input with the seconds that a run with `T` random tokens took: of the clock, and of the
 //! processor as the mean over the threads. Other memory goes through the caches before each run.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people")]
@@ -17,7 +17,7 @@ use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::{Activation, DType};
 use std::io::BufRead;
 
-const MOST_TOKENS: u64 = 512;
+const MOST_TOKENS: u64 = 1024;
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -29,6 +29,7 @@ fn main() {
     let oai = Activation::SwiGluOai { alpha: 1.702.into(), limit: 7.0.into() };
     let layer = match model.as_str() {
         "qwen3" => Layer::new(128, 8, 2048, 768),
+        "qwen3-e32" => Layer::new(32, 8, 2048, 768),
         "mixtral" => Layer::new(8, 2, 1024, 3584),
         "gpt-oss" => Layer { activation: oai, biases: true, ..Layer::new(32, 4, 2880, 2880) },
         other => panic!("no model is called {other}"),

@@ -6,7 +6,7 @@ use crate::quant::{Code, QuantFormat, ScaleCode};
 /// Bytes of [`Products::scratch`].
 pub const PRODUCTS_SCRATCH_BYTES: u64 = 192 << 10;
 
-/// Floats of a row of `k` elements that was arranged: whole groups of 64.
+/// Floats that an arranged row of `k` elements has room for: whole groups of 64.
 pub const fn arranged_len(k: u64) -> u64 {
     k.next_multiple_of(64)
 }
@@ -16,7 +16,8 @@ pub const fn arranged_len(k: u64) -> u64 {
 /// # Order
 /// In f32, with fused multiply-adds, the same for every shape, encoding and processor, and for each product alone:
 /// * elements lie in groups of 64, missing ones of the last group being 0. Each half of a group fills four of eight lanes:
-///   lanes 0 … 3 take elements `8q + 2l + o` of the first, in turn `j = 2q + o` of eight, and lanes 4 … 7 those 32 behind;
+///   lanes 0 … 3 take elements `8q + 2l + o` of the first, in turn `j = 2q + 1 - o` of eight, and lanes 4 … 7 those 32
+///   behind: pairs one after the other, and of each pair the odd element first, as processors that multiply pairs do;
 /// * a lane's sum starts at 0 with every block of 512 elements, and is added to the lane's total after it;
 /// * with the totals `t`: `s[l] = t[l] + t[l + 4]`, and the product is `(s[0] + s[2]) + (s[1] + s[3])`.
 ///
@@ -25,8 +26,8 @@ pub const fn arranged_len(k: u64) -> u64 {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Products {
-    /// `n_rows` rows, each [`arranged_len`]`(k)` floats behind the one before, aligned to 64 bytes. In every group of 64,
-    /// float `8j + l` is the element that lane `l` takes in turn `j`.
+    /// `n_rows` rows, each [`arranged_len`]`(k)` floats behind the one before, aligned to 64 bytes, as `arrange` of the same
+    /// [`CpuKernels`](super::CpuKernels) wrote them for this encoding's kind of rows ([`Encoding::with_bf16_rows`]).
     pub rows: *const f32,
     /// Rows: at most 64.
     pub n_rows: u64,
@@ -77,9 +78,12 @@ pub enum WeightCode {
 }
 
 /// [`WeightCode`] as a number, for generated code: a float type in bits 0 … 7; a code plus one in bits 8 … 15, or 0; its
-/// scale in bits 16 … 23.
+/// scale in bits 16 … 23; whether rows are bf16 in bit 24.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encoding(u64);
+
+/// Bit 24 of an [`Encoding`].
+const BF16_ROWS: u64 = 1 << 24;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -96,6 +100,17 @@ impl Encoding {
         Some(Encoding(Encoding::floats(round)?.0 | (code + 1) << 8 | scale << 16))
     }
 
+    /// The same, for rows of bf16 and weights whose values are all bf16, which some processors multiply in pairs: the bits
+    /// of the products are the same. Rows must be arranged with it exactly when they are multiplied with it.
+    pub fn with_bf16_rows(self) -> Encoding {
+        Encoding(self.0 | BF16_ROWS)
+    }
+
+    /// Whether a number is one of [`Encoding::with_bf16_rows`].
+    pub fn has_bf16_rows(bits: u64) -> bool {
+        bits & BF16_ROWS != 0
+    }
+
     /// The number.
     pub fn bits(self) -> u64 {
         self.0
@@ -103,6 +118,7 @@ impl Encoding {
 
     /// What a number stands for; `None` for those that stand for nothing.
     pub fn decode(bits: u64) -> Option<WeightCode> {
+        let bits = bits & !BF16_ROWS;
         let dtype = *FLOATS.get((bits & 0xff) as usize)?;
         if bits >> 24 != 0 {
             return None;
@@ -124,6 +140,9 @@ mod tests {
         for round in FLOATS {
             let floats = Encoding::floats(round).unwrap();
             assert_eq!(Encoding::decode(floats.bits()), Some(WeightCode::Floats(round)));
+            let pairs = floats.with_bf16_rows().bits();
+            assert_eq!(Encoding::decode(pairs), Encoding::decode(floats.bits()));
+            assert!(Encoding::has_bf16_rows(pairs) && !Encoding::has_bf16_rows(floats.bits()));
             for code in Code::ALL {
                 for scale in ScaleCode::ALL {
                     let format = QuantFormat { code, scale, block_rows: 1, block_cols: 32 };
@@ -136,7 +155,7 @@ mod tests {
 
     #[test]
     fn other_numbers_stand_for_nothing() {
-        for bits in [3, 0x500, 0x1_0000, 0x5_0100, 1 << 24, u64::MAX] {
+        for bits in [3, 0x500, 0x1_0000, 0x5_0100, 1 << 25, u64::MAX] {
             assert_eq!(Encoding::decode(bits), None, "{bits:#x}");
         }
         assert_eq!(Encoding::floats(DType::I32), None);

@@ -80,6 +80,14 @@ fn cpu_seconds() -> f64 {
 /// Seconds of processor time of a job.
 fn time(kernels: &CpuKernels, format: Option<QuantFormat>, rows: u64, weights: *mut u8, memory: u64) -> f64 {
     let mut x = Aligned::new(rows * K * 4);
+    let row: Vec<u8> = [0x80, 0x3f].repeat(K as usize);
+    for r in 0..rows {
+        let to = x.pointer().wrapping_add((r * K * 4) as usize).cast();
+        // SAFETY: there are `K` elements, and room for as many floats.
+        unsafe {
+            (kernels.arrange)(row.as_ptr(), Encoding::floats(DType::BF16).unwrap().with_bf16_rows().bits(), K, to)
+        };
+    }
     let mut out = Aligned::new(rows * COLUMNS * 4);
     let mut scratch = Aligned::new(PRODUCTS_SCRATCH_BYTES);
     let mut scales = Aligned::new(COLUMNS * K / 4);
@@ -104,7 +112,7 @@ fn time(kernels: &CpuKernels, format: Option<QuantFormat>, rows: u64, weights: *
         out: out.pointer().cast(),
         out_pitch: COLUMNS,
         scratch: scratch.pointer(),
-        encoding: encoding.unwrap().bits(),
+        encoding: encoding.unwrap().with_bf16_rows().bits(),
         scales: scales.pointer(),
         scales_pitch: grid,
         global: &raw const global,

@@ -35,7 +35,7 @@ unsafe fn rows(k: usize, to: *mut f32, element: impl Fn(usize) -> f32) {
     for g in 0..k / GROUP {
         for turn in 0..8 {
             for lane in 0..8 {
-                let i = g * GROUP + turn / 2 * 8 + turn % 2 + lane % 4 * 2 + lane / 4 * 32;
+                let i = g * GROUP + turn / 2 * 8 + (1 - turn % 2) + lane % 4 * 2 + lane / 4 * 32;
                 // SAFETY: the caller's contract.
                 unsafe { *to.add(g * GROUP + turn * 8 + lane) = element(i) };
             }

@@ -1,11 +1,14 @@
 //! AVX-512 with byte permutations: Intel since 2019, AMD since 2022. Two columns in a vector.
 
+mod bf16;
+
 use crate::machine::{Machine, Task};
 use moec_ir::quant::ScaleCode;
 use std::arch::x86_64::*;
 
+/// With products of pairs when `BF16`.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512;
+pub(crate) struct Avx512<const BF16: bool>;
 
 /// The sum of one column's lanes.
 #[inline(always)]
@@ -73,7 +76,7 @@ unsafe fn third_bytes() -> __m128i {
 // Every block below has the same reason.
 // SAFETY: the caller's contract: the processor has AVX-512 F, BW, DQ, VL and VBMI, and pointers are valid for what is read or
 // written.
-impl Machine for Avx512 {
+impl<const BF16: bool> Machine for Avx512<BF16> {
     type F = __m512;
     type B = __m512i;
     const COLUMNS: usize = 2;
@@ -111,6 +114,42 @@ impl Machine for Avx512 {
     #[inline(always)]
     unsafe fn sums(t: __m512) -> [f32; 2] {
         unsafe { [sum(_mm512_castps512_ps256(t)), sum(_mm512_extractf32x8_ps::<1>(t))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store_sums(x: [__m512; 4], n: usize, to: *mut f32) {
+        unsafe {
+            // The lanes 0 … 3 and 4 … 7 of four columns; then lanes 0 and 1, and 2 and 3, of eight.
+            let [a, b] = [[x[0], x[1]], [x[2], x[3]]].map(|[x, y]| {
+                let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(x, y);
+                _mm512_castps_pd(_mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(x, y)))
+            });
+            let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+            let pairs = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+            let sums = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
+            let sums = _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums));
+            let mask = if n >= 8 { 0xff } else { (1u8 << n) - 1 };
+            _mm256_mask_storeu_ps(to, mask, sums);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn groups_of_words(p: [*const u8; 2]) -> [__m512i; 4] {
+        unsafe {
+            // Pieces of 16 bytes change places: columns and halves become the pieces of a vector.
+            let [a, b, c, d] = [p[0], p[0].add(64), p[1], p[1].add(64)].map(|p| _mm512_loadu_si512(p.cast()));
+            let (even, odd) =
+                (_mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15));
+            let [first, second] = [[a, b], [c, d]]
+                .map(|[x, y]| [_mm512_permutex2var_epi64(x, even, y), _mm512_permutex2var_epi64(x, odd, y)]);
+            [
+                _mm512_shuffle_i64x2::<0b01_00_01_00>(first[0], second[0]),
+                _mm512_shuffle_i64x2::<0b01_00_01_00>(first[1], second[1]),
+                _mm512_shuffle_i64x2::<0b11_10_11_10>(first[0], second[0]),
+                _mm512_shuffle_i64x2::<0b11_10_11_10>(first[1], second[1]),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -287,8 +326,14 @@ impl Machine for Avx512 {
             // SAFETY: the caller's contract.
             unsafe { task.run() }
         }
+        #[inline(never)]
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")]
+        unsafe fn apart_bf16(task: &impl Task) {
+            // SAFETY: the caller's contract.
+            unsafe { task.run() }
+        }
         // SAFETY: the caller's contract.
-        unsafe { apart(task) }
+        unsafe { if BF16 { apart_bf16(task) } else { apart(task) } }
     }
 
     #[inline(always)]

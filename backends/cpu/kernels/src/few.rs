@@ -6,16 +6,15 @@ use crate::scratch::Scratch;
 use crate::values::Matrix;
 use moec_ir::abi::arranged_len;
 
-/// Products of `ROWS` rows, all of the job, with all columns, `N` vectors of columns at a time.
+/// Vectors of columns at once.
+const N: usize = 4;
+
+/// Products of `ROWS` rows, all of the job, with all columns.
 ///
 /// # Safety
 /// The job's pointers are valid as [`moec_ir::abi::Products`] says, and the processor has the machine's features.
 #[inline(always)]
-pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const N: usize>(
-    m: &Matrix,
-    source: &S,
-    scratch: Scratch,
-) {
+pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize>(m: &Matrix, source: &S, scratch: Scratch) {
     let job = m.job;
     let (n_columns, k) = (job.n_columns as usize, job.k as usize);
     let width = arranged_len(job.k) as usize;
@@ -77,15 +76,8 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
                 first += BLOCK;
             }
             for r in 0..ROWS {
-                for n in 0..N {
-                    let products = M::sums(totals[r][n]);
-                    for c in 0..M::COLUMNS {
-                        let at = first_column + n * M::COLUMNS + c;
-                        if at < n_columns {
-                            *job.out.add(r * job.out_pitch as usize + at) = products[c];
-                        }
-                    }
-                }
+                let to = job.out.add(r * job.out_pitch as usize + first_column);
+                M::store_sums(totals[r], n_columns - first_column, to);
             }
         }
         first_column += at_once;
@@ -94,7 +86,7 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize, const
 
 /// Asks for the scales of `n` columns from `first` on, where each column has its own.
 #[inline(always)]
-unsafe fn prefetch_scales<M: Machine>(m: &Matrix, first: usize, n: usize) {
+pub(crate) unsafe fn prefetch_scales<M: Machine>(m: &Matrix, first: usize, n: usize) {
     if m.job.block_rows != 1 {
         return;
     }

@@ -20,6 +20,7 @@ mod entries;
 mod few;
 mod machine;
 mod many;
+mod pairs;
 mod portable;
 mod products;
 mod readers;
@@ -27,7 +28,7 @@ mod round;
 mod scratch;
 mod values;
 
-use moec_ir::abi::{CpuKernels, Products};
+use moec_ir::abi::{CpuKernels, Encoding, Products};
 use portable::Portable;
 
 /// Instructions that kernels can be compiled for.
@@ -39,6 +40,8 @@ pub enum Instructions {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VBMI beside those.
     Avx512,
+    /// AVX-512 BF16 beside those.
+    Avx512Bf16,
 }
 
 impl Instructions {
@@ -56,7 +59,9 @@ impl Instructions {
                 && std::arch::is_x86_feature_detected!("avx512vl")
                 && std::arch::is_x86_feature_detected!("avx512vbmi");
             found.extend(avx2.then_some(Instructions::Avx2));
+            let bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
             found.extend((avx2 && avx512).then_some(Instructions::Avx512));
+            found.extend((avx2 && avx512 && bf16).then_some(Instructions::Avx512Bf16));
         }
         found
     }
@@ -77,8 +82,10 @@ pub fn with(instructions: Instructions) -> Option<CpuKernels> {
         Instructions::Avx2 => CpuKernels { arrange: arrange_avx2, products: products_avx2 },
         #[cfg(target_arch = "x86_64")]
         Instructions::Avx512 => CpuKernels { arrange: arrange_avx512, products: products_avx512 },
+        #[cfg(target_arch = "x86_64")]
+        Instructions::Avx512Bf16 => CpuKernels { arrange: arrange_avx512_bf16, products: products_avx512_bf16 },
         #[cfg(not(target_arch = "x86_64"))]
-        Instructions::Avx2 | Instructions::Avx512 => return None,
+        Instructions::Avx2 | Instructions::Avx512 | Instructions::Avx512Bf16 => return None,
         Instructions::Portable => CpuKernels { arrange: arrange_portable, products: products_portable },
     })
 }
@@ -118,5 +125,31 @@ unsafe extern "C" fn arrange_avx512(from: *const u8, encoding: u64, k: u64, to: 
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 unsafe extern "C" fn products_avx512(job: *const Products) {
     // SAFETY: the contract of `CpuKernels::products`; `with` has found all of these.
-    unsafe { products::products::<avx512::Avx512>(&*job) }
+    unsafe { products::products::<avx512::Avx512<false>>(&*job) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")]
+unsafe extern "C" fn arrange_avx512_bf16(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
+    // SAFETY: the contract of `CpuKernels::arrange`; `with` has found all of these.
+    unsafe {
+        if Encoding::has_bf16_rows(encoding) {
+            pairs::arrange::<avx512::Avx512<true>>(from, k, to.cast());
+        } else {
+            arrange_avx512(from, encoding, k, to);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")]
+unsafe extern "C" fn products_avx512_bf16(job: *const Products) {
+    // SAFETY: the contract of `CpuKernels::products`; `with` has found all of these.
+    unsafe {
+        if Encoding::has_bf16_rows((*job).encoding) {
+            pairs::products::<avx512::Avx512<true>>(&*job);
+        } else {
+            products_avx512(job);
+        }
+    }
 }

@@ -32,6 +32,22 @@ pub(crate) trait Machine: Copy {
     unsafe fn spread(p: *const f32) -> Self::F;
     /// The sum of each column's lanes: `s[l] = t[l] + t[l + 4]`, then `(s[0] + s[2]) + (s[1] + s[3])`.
     unsafe fn sums(x: Self::F) -> [f32; 2];
+    /// Writes the sums of the lanes of the first `n` columns of four vectors.
+    #[inline(always)]
+    unsafe fn store_sums(x: [Self::F; 4], n: usize, to: *mut f32) {
+        for i in 0..4 {
+            // SAFETY: the caller's contract.
+            unsafe {
+                let sums = Self::sums(x[i]);
+                for c in 0..Self::COLUMNS {
+                    let at = i * Self::COLUMNS + c;
+                    if at < n {
+                        *to.add(at) = sums[c];
+                    }
+                }
+            }
+        }
+    }
 
     /// 32 bytes of each column.
     unsafe fn bytes(p: [*const u8; 2]) -> Self::B;
@@ -53,6 +69,17 @@ pub(crate) trait Machine: Copy {
     unsafe fn interleave(x: Self::B, y: Self::B) -> [Self::B; 2];
     /// `x` where the mask's bytes are all ones, `y` where they are 0.
     unsafe fn select(mask: Self::B, x: Self::B, y: Self::B) -> Self::B;
+    /// 64 words of each column: in each of four vectors, eight of a column's first 32 words, and eight of the others.
+    #[inline(always)]
+    unsafe fn groups_of_words(p: [*const u8; 2]) -> [Self::B; 4] {
+        let mut words = [unsafe { Self::splat(0) }; 4];
+        for q in 0..4 {
+            let at = [16 * q, 16 * q + 64];
+            // SAFETY: the caller's contract.
+            words[q] = unsafe { Self::quarters([p[0].add(at[0]), p[0].add(at[1]), p[1].add(at[0]), p[1].add(at[1])]) };
+        }
+        words
+    }
     /// In every 16 bytes, the even and the odd words as bf16.
     unsafe fn widen_bf16(x: Self::B) -> [Self::F; 2];
     /// In every 16 bytes, the even and the odd words as f16.

@@ -150,17 +150,12 @@ pub(crate) unsafe fn many_rows<M: Machine>(m: &Matrix, fill: &impl Fill<M>, scra
             }
             for t in 0..n_tiles {
                 for r in 0..n_rows {
-                    let to = job.out.add(r * job.out_pitch as usize + first_column);
+                    let to = job.out.add(r * job.out_pitch as usize + first_column + t * tile);
+                    let mut totals = [M::zero(); TILE];
                     for n in 0..TILE {
-                        let total = scratch.totals.add(((t * n_rows + r) * TILE + n) * vector);
-                        let products = M::sums(M::load(total));
-                        for c in 0..M::COLUMNS {
-                            let i = t * tile + n * M::COLUMNS + c;
-                            if i < count {
-                                *to.add(i) = products[c];
-                            }
-                        }
+                        totals[n] = M::load(scratch.totals.add(((t * n_rows + r) * TILE + n) * vector));
                     }
+                    M::store_sums(totals, count - t * tile, to);
                 }
             }
         }

@@ -4,7 +4,7 @@ use crate::entries::{Recipe, SAFE, is_safe_for_e4m3};
 use crate::few::few_rows;
 use crate::machine::{Machine, Task};
 use crate::many::{Any, Fill, Read, many_rows};
-use crate::readers::{E4m3, Floats, FourBits, GROUP, LEAST_BLOCK, MadeFourBits, Source, WideE4m3, Words};
+use crate::readers::{E4m3, Floats, FourBits, GROUP, LEAST_BLOCK, MadeFourBits, Source, WideE4m3, WordSource, Words};
 use crate::scratch::{MOST_ROWS, Scratch};
 use crate::values::{Matrix, byte_scales, factor};
 use moec_ir::DType;
@@ -30,15 +30,36 @@ pub(crate) unsafe fn products<M: Machine>(job: &Products) {
             WeightCode::Floats(DType::BF16) => run::<M, _>(&m, Words::<false>, scratch),
             WeightCode::Floats(DType::F16) => run::<M, _>(&m, Words::<true>, scratch),
             WeightCode::Floats(_) => run::<M, _>(&m, Floats, scratch),
-            WeightCode::Codes { code, scale, round } => codes::<M>(&m, code, scale, round, scratch),
+            WeightCode::Codes { code, scale, round } => codes::<M, InFloats>(&m, code, scale, round, scratch),
         }
     }
+}
+
+/// How jobs with codes are done.
+pub(crate) trait Way<M: Machine> {
+    /// With a source that was found for them.
+    ///
+    /// # Safety
+    /// As [`products`].
+    unsafe fn words<S: WordSource<M>>(m: &Matrix, source: S, scratch: Scratch);
+
+    /// One value at a time.
+    ///
+    /// # Safety
+    /// As [`products`].
+    unsafe fn any(m: &Matrix, scratch: Scratch);
 }
 
 /// # Safety
 /// As [`products`].
 #[inline(always)]
-unsafe fn codes<M: Machine>(m: &Matrix, code: Code, scale: ScaleCode, round: DType, scratch: Scratch) {
+pub(crate) unsafe fn codes<M: Machine, W: Way<M>>(
+    m: &Matrix,
+    code: Code,
+    scale: ScaleCode,
+    round: DType,
+    scratch: Scratch,
+) {
     let k = m.job.k as usize;
     // One block is one of any length.
     let shift = if m.block >= k { usize::BITS - 1 } else { m.block.trailing_zeros() };
@@ -64,29 +85,29 @@ unsafe fn codes<M: Machine>(m: &Matrix, code: Code, scale: ScaleCode, round: DTy
                         recipe.entries::<M>(factors.as_ptr(), 256, scratch.table);
                         if fine {
                             let source = FourBits::<true, true, false> { recipe, scale, shift, table };
-                            run::<M, _>(m, source, scratch);
+                            W::words(m, source, scratch);
                         } else {
                             let source = FourBits::<true, false, false> { recipe, scale, shift, table };
-                            run::<M, _>(m, source, scratch);
+                            W::words(m, source, scratch);
                         }
                     }
-                    Some(_) | None if !coarse => run_any::<M>(m, scratch),
+                    Some(_) | None if !coarse => W::any(m, scratch),
                     Some(_) | None if half => {
                         let source = FourBits::<false, false, true> { recipe, scale, shift, table };
-                        run::<M, _>(m, source, scratch);
+                        W::words(m, source, scratch);
                     }
-                    Some(_) | None => run::<M, _>(m, MadeFourBits { recipe, scale, shift }, scratch),
+                    Some(_) | None => W::words(m, MadeFourBits { recipe, scale, shift }, scratch),
                 }
             }
             (Code::E4M3, DType::BF16) if coarse && factors_are_safe(m, scale) => {
                 let recipes = &Recipe::e4m3();
                 if shift >= GROUP.trailing_zeros() {
-                    run::<M, _>(m, WideE4m3 { recipes, scale, shift }, scratch);
+                    W::words(m, WideE4m3 { recipes, scale, shift }, scratch);
                 } else {
-                    run::<M, _>(m, E4m3 { recipes, scale, shift }, scratch);
+                    W::words(m, E4m3 { recipes, scale, shift }, scratch);
                 }
             }
-            (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, _) => run_any::<M>(m, scratch),
+            (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, _) => W::any(m, scratch),
         }
     }
 }
@@ -121,42 +142,49 @@ unsafe fn run<M: Machine, S: Source<M>>(m: &Matrix, source: S, scratch: Scratch)
     // SAFETY: the caller's contract.
     unsafe {
         match m.job.n_rows as usize {
-            1 => M::apart(&FewRows::<M, S, 1, 4> { m, source, scratch, machine: PhantomData }),
+            1 => M::apart(&FewRows::<M, S, 1> { m, source, scratch, machine: PhantomData }),
             // Of sixteen registers, decoding codes leaves too few for the sums of more rows.
             2 if M::COLUMNS == 2 || S::FLOATS => {
-                M::apart(&FewRows::<M, S, 2, 4> { m, source, scratch, machine: PhantomData });
+                M::apart(&FewRows::<M, S, 2> { m, source, scratch, machine: PhantomData });
             }
             3 if M::COLUMNS == 2 || S::FLOATS => {
-                M::apart(&FewRows::<M, S, 3, 4> { m, source, scratch, machine: PhantomData });
+                M::apart(&FewRows::<M, S, 3> { m, source, scratch, machine: PhantomData });
             }
             _ => M::apart(&ManyRows::<M, _> { m, fill: Read(source), scratch, machine: PhantomData }),
         }
     }
 }
 
-/// Any encoding, one value at a time.
-///
-/// # Safety
-/// As [`products`].
-#[inline(always)]
-unsafe fn run_any<M: Machine>(m: &Matrix, scratch: Scratch) {
-    // SAFETY: the caller's contract.
-    unsafe { M::apart(&ManyRows::<M, _> { m, fill: Any, scratch, machine: PhantomData }) }
+/// Values become floats, which are multiplied.
+struct InFloats;
+
+impl<M: Machine> Way<M> for InFloats {
+    #[inline(always)]
+    unsafe fn words<S: WordSource<M>>(m: &Matrix, source: S, scratch: Scratch) {
+        // SAFETY: the caller's contract.
+        unsafe { run::<M, S>(m, source, scratch) }
+    }
+
+    #[inline(always)]
+    unsafe fn any(m: &Matrix, scratch: Scratch) {
+        // SAFETY: the caller's contract.
+        unsafe { M::apart(&ManyRows::<M, _> { m, fill: Any, scratch, machine: PhantomData }) }
+    }
 }
 
 /// [`few_rows`] of a job.
-struct FewRows<'j, M, S, const ROWS: usize, const N: usize> {
+struct FewRows<'j, M, S, const ROWS: usize> {
     m: &'j Matrix<'j>,
     source: S,
     scratch: Scratch,
     machine: PhantomData<M>,
 }
 
-impl<M: Machine, S: Source<M>, const ROWS: usize, const N: usize> Task for FewRows<'_, M, S, ROWS, N> {
+impl<M: Machine, S: Source<M>, const ROWS: usize> Task for FewRows<'_, M, S, ROWS> {
     #[inline(always)]
     unsafe fn run(&self) {
         // SAFETY: the contract of `run`.
-        unsafe { few_rows::<M, S, ROWS, N>(self.m, &self.source, self.scratch) }
+        unsafe { few_rows::<M, S, ROWS>(self.m, &self.source, self.scratch) }
     }
 }
 

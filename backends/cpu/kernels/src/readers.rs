@@ -24,7 +24,7 @@ pub(crate) const ROOM: usize = 4 * BLOCK / LEAST_BLOCK;
 
 /// The place of element `i` of a group in the order of lanes: turn times eight plus lane.
 pub(crate) const fn place(i: usize) -> usize {
-    let turn = i % 32 / 8 * 2 + i % 2;
+    let turn = i % 32 / 8 * 2 + (1 - i % 2);
     turn * 8 + i / 32 * 4 + i % 8 / 2
 }
 
@@ -36,6 +36,22 @@ pub(crate) trait Reader<M: Machine>: Copy {
     /// The group lies within what the reader was made for, and the processor has the machine's features.
     unsafe fn group(&self, g: usize) -> [M::F; 8];
 }
+
+/// A reader of values of 16 bits.
+pub(crate) trait WordReader<M: Machine>: Reader<M> {
+    /// Whether they are f16, not bf16.
+    const HALF: bool;
+
+    /// Group `g` of the columns: each of four vectors has eight words of each column's first half and eight of the other.
+    ///
+    /// # Safety
+    /// As [`Reader::group`].
+    unsafe fn words(&self, g: usize) -> [M::B; 4];
+}
+
+/// A source of values of 16 bits.
+pub(crate) trait WordSource<M: Machine>: Source<M, Reader: WordReader<M>> {}
+impl<M: Machine, S: Source<M, Reader: WordReader<M>>> WordSource<M> for S {}
 
 /// A kind of weights of a job.
 pub(crate) trait Source<M: Machine>: Copy {
@@ -63,11 +79,22 @@ pub(crate) trait Source<M: Machine>: Copy {
     fn bits(&self) -> usize;
 }
 
-/// Eight vectors of four pairs.
+/// Eight vectors of four pairs of vectors, with even elements and with odd ones: what is odd has its turn first.
 #[inline(always)]
 fn eight<F: Copy>(pairs: [[F; 2]; 4]) -> [F; 8] {
     let [[a, b], [c, d], [e, f], [g, h]] = pairs;
-    [a, b, c, d, e, f, g, h]
+    [b, a, d, c, f, e, h, g]
+}
+
+/// Words of bf16, or of f16 when `HALF`, as floats.
+#[inline(always)]
+unsafe fn widen<M: Machine, const HALF: bool>(words: [M::B; 4]) -> [M::F; 8] {
+    let mut pairs = [[unsafe { M::zero() }; 2]; 4];
+    for q in 0..4 {
+        // SAFETY: the processor has the machine's features.
+        pairs[q] = unsafe { if HALF { M::widen_f16(words[q]) } else { M::widen_bf16(words[q]) } };
+    }
+    eight(pairs)
 }
 
 /// Sixteen bytes `at` behind each column's pointer, and sixteen more `apart` behind those.

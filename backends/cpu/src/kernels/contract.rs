@@ -208,7 +208,8 @@ struct Columns {
 fn arrange(e: &mut Emit, s: &Segment, first: Value, count: Value) {
     let layout = layout(e.program(), s);
     let a = e.buffer(s.a);
-    let encoding = Encoding::floats(a.dtype).expect("activations should be floats").bits();
+    let encoding = Encoding::floats(a.dtype).expect("activations should be floats");
+    let encoding = with_rows(e, s, encoding).bits();
     let zero = e.int(0);
     e.each(zero, count, |e, r| {
         let row = e.b.ins().iadd(first, r);
@@ -225,6 +226,13 @@ fn arrange(e: &mut Emit, s: &Segment, first: Value, count: Value) {
         let (encoding, k) = (e.int(encoding), e.int(a.cols));
         e.call_kernel(KernelFn::Arrange, &[from, encoding, k, to]);
     });
+}
+
+/// An encoding that says of a segment's rows and weights whether all of them are bf16.
+fn with_rows(e: &Emit, s: &Segment, encoding: Encoding) -> Encoding {
+    let value = |panel: &Panel| panel.quant.as_ref().map_or(e.buffer(panel.weights).dtype, |q| q.round);
+    let all = e.buffer(s.a).dtype == DType::BF16 && s.panels.iter().all(|panel| value(panel) == DType::BF16);
+    if all { encoding.with_bf16_rows() } else { encoding }
 }
 
 /// Products of the rows in scratch memory with a block of columns of every panel, then the epilogue of each row.
@@ -267,7 +275,8 @@ fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns
         None => Encoding::floats(weights.dtype),
         Some(q) => Encoding::codes(&q.format, q.round),
     };
-    let encoding = encoding.expect("weights should be floats or codes of floats").bits();
+    let encoding = encoding.expect("weights should be floats or codes of floats");
+    let encoding = with_rows(e, s, encoding).bits();
     let k = e.program().buffer(s.a).cols;
     let mut fields = vec![
         (offset_of!(Products, rows), scratch(e, layout.arranged)),

@@ -1,7 +1,7 @@
 //! Codes of e4m3.
 
 use super::blocks::{Blocks, make};
-use super::{BLOCK, GROUP, ROOM, Reader, Source, eight};
+use super::{BLOCK, GROUP, ROOM, Reader, Source, WordReader, widen};
 use crate::entries::{ENTRIES, Entries, Recipe};
 use crate::machine::Machine;
 use crate::values::Matrix;
@@ -65,6 +65,16 @@ impl<M: Machine> Source<M> for E4m3<'_> {
 impl<M: Machine> Reader<M> for E4m3Reader {
     #[inline(always)]
     unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract.
+        unsafe { widen::<M, false>(WordReader::<M>::words(self, g)) }
+    }
+}
+
+impl<M: Machine> WordReader<M> for E4m3Reader {
+    const HALF: bool = false;
+
+    #[inline(always)]
+    unsafe fn words(&self, g: usize) -> [M::B; 4] {
         // SAFETY: the caller's contract: 64 bytes of each column are there.
         unsafe {
             let p = [self.codes[0].add(g * 64), self.codes[1].add(g * 64)];
@@ -76,7 +86,7 @@ impl<M: Machine> Reader<M> for E4m3Reader {
             let [first, second] = M::sixty_four_bytes(p);
             let [a, b] = e4m3_values::<M>(least, others, first);
             let [c, d] = e4m3_values::<M>(least, others, second);
-            eight([a, b, c, d])
+            [a, b, c, d]
         }
     }
 }
@@ -146,6 +156,16 @@ impl<M: Machine> Source<M> for WideE4m3<'_> {
 impl<M: Machine> Reader<M> for WideE4m3Reader<M::B> {
     #[inline(always)]
     unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract.
+        unsafe { widen::<M, false>(WordReader::<M>::words(self, g)) }
+    }
+}
+
+impl<M: Machine> WordReader<M> for WideE4m3Reader<M::B> {
+    const HALF: bool = false;
+
+    #[inline(always)]
+    unsafe fn words(&self, g: usize) -> [M::B; 4] {
         // SAFETY: the caller's contract: 64 bytes of each column are there.
         unsafe {
             let p = [self.codes[0].add(g * 64), self.codes[1].add(g * 64)];
@@ -156,14 +176,14 @@ impl<M: Machine> Reader<M> for WideE4m3Reader<M::B> {
             let [first, second] = M::sixty_four_bytes(p);
             let [a, b] = e4m3_values::<M>(least, others, first);
             let [c, d] = e4m3_values::<M>(least, others, second);
-            eight([a, b, c, d])
+            [a, b, c, d]
         }
     }
 }
 
-/// The values of sixteen codes (twice), in two pairs of vectors.
+/// The values of sixteen codes (twice), in two vectors.
 #[inline(always)]
-unsafe fn e4m3_values<M: Machine>(least: [M::B; 2], others: [M::B; 2], codes: M::B) -> [[M::F; 2]; 2] {
+unsafe fn e4m3_values<M: Machine>(least: [M::B; 2], others: [M::B; 2], codes: M::B) -> [M::B; 2] {
     // SAFETY: the caller's contract.
     unsafe {
         let sign = M::splat(0x80);
@@ -175,7 +195,6 @@ unsafe fn e4m3_values<M: Machine>(least: [M::B; 2], others: [M::B; 2], codes: M:
         // NaN is the largest magnitude: its value is made all ones.
         let nan = M::equal(M::or(codes, sign), M::splat(0xff));
         let high = M::xor(high, M::and(codes, sign));
-        let [a, b] = M::interleave(M::or(low, nan), M::or(high, nan));
-        [M::widen_bf16(a), M::widen_bf16(b)]
+        M::interleave(M::or(low, nan), M::or(high, nan))
     }
 }

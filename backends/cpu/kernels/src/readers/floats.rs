@@ -1,6 +1,6 @@
 //! Floats of 16 and of 32 bits.
 
-use super::{Reader, Source, eight, halves};
+use super::{Reader, Source, WordReader, eight, halves, widen};
 use crate::entries::Entries;
 use crate::machine::Machine;
 use crate::values::Matrix;
@@ -39,6 +39,16 @@ impl<M: Machine, const HALF: bool> Source<M> for Words<HALF> {
 impl<M: Machine, const HALF: bool> Reader<M> for WordsReader<HALF> {
     #[inline(always)]
     unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract.
+        unsafe { widen::<M, HALF>(WordReader::<M>::words(self, g)) }
+    }
+}
+
+impl<M: Machine, const HALF: bool> WordReader<M> for WordsReader<HALF> {
+    const HALF: bool = HALF;
+
+    #[inline(always)]
+    unsafe fn words(&self, g: usize) -> [M::B; 4] {
         // SAFETY: the caller's contract: 128 bytes of each column are there.
         unsafe {
             let p = [self.at[0].add(g * 128), self.at[1].add(g * 128)];
@@ -46,12 +56,7 @@ impl<M: Machine, const HALF: bool> Reader<M> for WordsReader<HALF> {
                 M::prefetch(p[c].wrapping_add(self.ahead));
                 M::prefetch(p[c].wrapping_add(self.ahead + 64));
             }
-            let mut pairs = [[M::zero(); 2]; 4];
-            for j in 0..4 {
-                let words = halves::<M>(p, 16 * j, 64);
-                pairs[j] = if HALF { M::widen_f16(words) } else { M::widen_bf16(words) };
-            }
-            eight(pairs)
+            M::groups_of_words(p)
         }
     }
 }

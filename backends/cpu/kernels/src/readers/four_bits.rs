@@ -1,7 +1,7 @@
 //! Codes of four bits.
 
 use super::blocks::{Blocks, make};
-use super::{BLOCK, GROUP, LEAST_BLOCK, ROOM, Reader, Source, eight};
+use super::{BLOCK, GROUP, LEAST_BLOCK, ROOM, Reader, Source, WordReader, widen};
 use crate::entries::{Entries, Recipe};
 use crate::machine::Machine;
 use crate::values::Matrix;
@@ -62,6 +62,18 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Reader<M
 {
     #[inline(always)]
     unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract.
+        unsafe { widen::<M, HALF>(WordReader::<M>::words(self, g)) }
+    }
+}
+
+impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> WordReader<M>
+    for FourBitsReader<BYTES, FINE, HALF>
+{
+    const HALF: bool = HALF;
+
+    #[inline(always)]
+    unsafe fn words(&self, g: usize) -> [M::B; 4] {
         // SAFETY: the caller's contract: 32 bytes of each column are there.
         unsafe {
             let p = [self.codes[0].add(g * 32), self.codes[1].add(g * 32)];
@@ -72,9 +84,9 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Reader<M
             let i = g * GROUP;
             let first = self.blocks.pair::<M>(i);
             let second = if FINE { self.blocks.pair::<M>(i + 16) } else { first };
-            let [a, b] = words::<M, HALF>(first, indices[0]);
-            let [c, d] = words::<M, HALF>(second, indices[1]);
-            eight([a, b, c, d])
+            let [a, b] = words::<M>(first, indices[0]);
+            let [c, d] = words::<M>(second, indices[1]);
+            [a, b, c, d]
         }
     }
 }
@@ -132,6 +144,16 @@ impl<'t, M: Machine> Source<M> for MadeFourBits<'t> {
 impl<M: Machine> Reader<M> for MadeFourBitsReader<'_> {
     #[inline(always)]
     unsafe fn group(&self, g: usize) -> [M::F; 8] {
+        // SAFETY: the caller's contract.
+        unsafe { widen::<M, false>(WordReader::<M>::words(self, g)) }
+    }
+}
+
+impl<M: Machine> WordReader<M> for MadeFourBitsReader<'_> {
+    const HALF: bool = false;
+
+    #[inline(always)]
+    unsafe fn words(&self, g: usize) -> [M::B; 4] {
         // SAFETY: the caller's contract: 32 bytes of each column are there, and factors of their blocks.
         unsafe {
             let p = [self.codes[0].add(g * 32), self.codes[1].add(g * 32)];
@@ -144,9 +166,9 @@ impl<M: Machine> Reader<M> for MadeFourBitsReader<'_> {
                 [first.wrapping_add(a), first.wrapping_add(b), second.wrapping_add(a), second.wrapping_add(b)];
             let entries = M::entries_of(self.values, factors);
             let [first, second] = nibbles::<M>(p);
-            let [a, b] = words::<M, false>(entries, first);
-            let [c, d] = words::<M, false>(entries, second);
-            eight([a, b, c, d])
+            let [a, b] = words::<M>(entries, first);
+            let [c, d] = words::<M>(entries, second);
+            [a, b, c, d]
         }
     }
 }
@@ -162,12 +184,9 @@ unsafe fn nibbles<M: Machine>(p: [*const u8; 2]) -> [M::B; 2] {
     }
 }
 
-/// The values at sixteen indices (twice), in two pairs of vectors.
+/// The values at sixteen indices (twice), in two vectors.
 #[inline(always)]
-unsafe fn words<M: Machine, const HALF: bool>([low, high]: [M::B; 2], indices: M::B) -> [[M::F; 2]; 2] {
+unsafe fn words<M: Machine>([low, high]: [M::B; 2], indices: M::B) -> [M::B; 2] {
     // SAFETY: the caller's contract.
-    unsafe {
-        let [a, b] = M::interleave(M::look_up(low, indices), M::look_up(high, indices));
-        if HALF { [M::widen_f16(a), M::widen_f16(b)] } else { [M::widen_bf16(a), M::widen_bf16(b)] }
-    }
+    unsafe { M::interleave(M::look_up(low, indices), M::look_up(high, indices)) }
 }

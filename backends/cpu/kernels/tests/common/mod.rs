@@ -89,6 +89,8 @@ pub struct Case {
     pub weights: Weights,
     /// Rows of activations, `k` each.
     pub x: Vec<f32>,
+    /// Whether rows are bf16, as weights are.
+    pub bf16_rows: bool,
     /// Rows of weights as floats, `k` each.
     pub values: Vec<f32>,
     codes: Guarded,
@@ -101,6 +103,20 @@ pub struct Case {
 impl Case {
     pub fn new(seed: u64, shape: Shape, weights: Weights) -> Case {
         Case::with_scales(seed, shape, weights, |r| 0.4 + r.float().abs())
+    }
+
+    /// With weights that are floats.
+    pub fn with_floats(shape: Shape, weights: &Tensor) -> Case {
+        let mut case = Case::new(1, shape, Weights::Floats(weights.dtype));
+        let row_bytes = case.pitch - 16;
+        for (i, row) in weights.to_bytes().chunks(row_bytes).enumerate() {
+            // SAFETY: the codes have room for as many rows.
+            unsafe {
+                std::ptr::copy_nonoverlapping(row.as_ptr(), case.codes.pointer().add(i * case.pitch), row_bytes);
+            }
+        }
+        case.values = weights.floats().to_vec();
+        case
     }
 
     pub fn with_scales(seed: u64, shape: Shape, weights: Weights, mut scale: impl FnMut(&mut Random) -> f32) -> Case {
@@ -149,6 +165,7 @@ impl Case {
             shape,
             weights,
             x,
+            bf16_rows: false,
             values,
             codes: Guarded::new(&padded),
             scales: Guarded::new(&scales),
@@ -164,12 +181,12 @@ impl Case {
         let width = arranged_len(k as u64) as usize;
         let arranged = Guarded::new(&vec![0xff; rows * width * 4]);
         for r in 0..rows {
-            let row: Vec<u8> = self.x[r * k..(r + 1) * k].iter().flat_map(|v| v.to_le_bytes()).collect();
-            let row = Guarded::new(&row);
-            let f32s = Encoding::floats(DType::F32).unwrap().bits();
+            let dtype = if self.bf16_rows { DType::BF16 } else { DType::F32 };
+            let row = Guarded::new(&Tensor::float(dtype, &[k], self.x[r * k..(r + 1) * k].to_vec()).to_bytes());
+            let encoding = self.with_rows(Encoding::floats(dtype).unwrap()).bits();
             let to = arranged.pointer().wrapping_add(r * width * 4).cast();
             // SAFETY: `row` has `k` floats, and there is room for an arranged row at `to`.
-            unsafe { (kernels.arrange)(row.pointer(), f32s, k as u64, to) };
+            unsafe { (kernels.arrange)(row.pointer(), encoding, k as u64, to) };
         }
         let (n_columns, padding) = (last - first, 3);
         let out = Guarded::new(&vec![0xff; (rows * (n_columns + padding) - padding) * 4]);
@@ -192,7 +209,7 @@ impl Case {
             out: out.pointer().cast(),
             out_pitch: (n_columns + padding) as u64,
             scratch: scratch.pointer(),
-            encoding: encoding.unwrap().bits(),
+            encoding: self.with_rows(encoding.unwrap()).bits(),
             scales: self.scales.pointer(),
             scales_pitch: self.grid_cols as u64 * scale_bytes,
             global: self.global.pointer().cast(),
@@ -212,6 +229,17 @@ impl Case {
                 row[..n_columns].to_vec()
             })
             .collect()
+    }
+
+    /// The same with rows of bf16.
+    pub fn with_bf16_rows(mut self) -> Case {
+        self.bf16_rows = true;
+        self.x = Tensor::float(DType::BF16, &[self.x.len()], self.x).floats().to_vec();
+        self
+    }
+
+    fn with_rows(&self, encoding: Encoding) -> Encoding {
+        if self.bf16_rows { encoding.with_bf16_rows() } else { encoding }
     }
 
     /// The products in the order that `Products` documents, one at a time.
@@ -236,7 +264,7 @@ fn dot(x: &[f32], w: &[f32]) -> f32 {
         for (x, w) in x.chunks(64).zip(w.chunks(64)) {
             for j in 0..8 {
                 for (lane, sum) in sum.iter_mut().enumerate() {
-                    let i = lane / 4 * 32 + j / 2 * 8 + lane % 4 * 2 + j % 2;
+                    let i = lane / 4 * 32 + j / 2 * 8 + lane % 4 * 2 + (1 - j % 2);
                     let (x, w) = (x.get(i).copied().unwrap_or(0.0), w.get(i).copied().unwrap_or(0.0));
                     *sum = w.mul_add(x, *sum);
                 }
