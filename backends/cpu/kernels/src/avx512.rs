@@ -119,11 +119,14 @@ impl<const BF16: bool> Machine for Avx512<BF16> {
     #[inline(always)]
     unsafe fn store_sums(x: [__m512; 4], n: usize, to: *mut f32) {
         unsafe {
-            // The lanes 0 … 3 and 4 … 7 of four columns; then lanes 0 and 1, and 2 and 3, of eight.
-            let [a, b] = [[x[0], x[1]], [x[2], x[3]]].map(|[x, y]| {
-                let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(x, y);
-                _mm512_castps_pd(_mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(x, y)))
-            });
+            // Lanes 0 … 3 and 4 … 7 of four columns; then lanes 0 and 1, and 2 and 3, of eight. (No closures: they would
+            // be compiled without the processor's features.)
+            let (low, high) =
+                (_mm512_shuffle_f32x4::<0b10_00_10_00>(x[0], x[1]), _mm512_shuffle_f32x4::<0b11_01_11_01>(x[0], x[1]));
+            let a = _mm512_castps_pd(_mm512_add_ps(low, high));
+            let (low, high) =
+                (_mm512_shuffle_f32x4::<0b10_00_10_00>(x[2], x[3]), _mm512_shuffle_f32x4::<0b11_01_11_01>(x[2], x[3]));
+            let b = _mm512_castps_pd(_mm512_add_ps(low, high));
             let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
             let pairs = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
             let sums = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
@@ -138,16 +141,17 @@ impl<const BF16: bool> Machine for Avx512<BF16> {
     unsafe fn groups_of_words(p: [*const u8; 2]) -> [__m512i; 4] {
         unsafe {
             // Pieces of 16 bytes change places: columns and halves become the pieces of a vector.
-            let [a, b, c, d] = [p[0], p[0].add(64), p[1], p[1].add(64)].map(|p| _mm512_loadu_si512(p.cast()));
-            let (even, odd) =
-                (_mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13), _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15));
-            let [first, second] = [[a, b], [c, d]]
-                .map(|[x, y]| [_mm512_permutex2var_epi64(x, even, y), _mm512_permutex2var_epi64(x, odd, y)]);
+            let (a, b) = (_mm512_loadu_si512(p[0].cast()), _mm512_loadu_si512(p[0].add(64).cast()));
+            let (c, d) = (_mm512_loadu_si512(p[1].cast()), _mm512_loadu_si512(p[1].add(64).cast()));
+            let even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+            let odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+            let (ab_even, cd_even) = (_mm512_permutex2var_epi64(a, even, b), _mm512_permutex2var_epi64(c, even, d));
+            let (ab_odd, cd_odd) = (_mm512_permutex2var_epi64(a, odd, b), _mm512_permutex2var_epi64(c, odd, d));
             [
-                _mm512_shuffle_i64x2::<0b01_00_01_00>(first[0], second[0]),
-                _mm512_shuffle_i64x2::<0b01_00_01_00>(first[1], second[1]),
-                _mm512_shuffle_i64x2::<0b11_10_11_10>(first[0], second[0]),
-                _mm512_shuffle_i64x2::<0b11_10_11_10>(first[1], second[1]),
+                _mm512_shuffle_i64x2::<0b01_00_01_00>(ab_even, cd_even),
+                _mm512_shuffle_i64x2::<0b01_00_01_00>(ab_odd, cd_odd),
+                _mm512_shuffle_i64x2::<0b11_10_11_10>(ab_even, cd_even),
+                _mm512_shuffle_i64x2::<0b11_10_11_10>(ab_odd, cd_odd),
             ]
         }
     }

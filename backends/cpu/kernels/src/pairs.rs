@@ -54,6 +54,7 @@ unsafe fn add_two<M: Machine>(w: M::B, x: M::B, z: M::F) -> M::F {
 }
 
 /// The biased exponent of the least of bf16 numbers that are not zero, of the least word of [`Pairs::least`].
+#[inline(always)]
 fn exponent(least: u16) -> u32 {
     // Zeros only: any number is a bound.
     if least == u16::MAX { u32::from(u8::MAX) } else { u32::from(least + 1) >> 8 }
@@ -64,6 +65,7 @@ fn exponent(least: u16) -> u32 {
 /// A normal bf16 with exponent `e` is a multiple of 2^(e - 134), so a product is one of 2^(x + w - 268); and so is every sum,
 /// as rounding leaves what fits and makes the rest multiples of more. What is not zero is then at least that, which is
 /// normal from 2^-126 on.
+#[inline(always)]
 fn has_no_subnormal(x: u32, w: u32) -> bool {
     x > 0 && w > 0 && x + w >= 268 - 126
 }

@@ -21,12 +21,13 @@ pub(super) unsafe fn few_rows<M: Pairs, S: WordSource<M>, const ROWS: usize>(m: 
     let job = m.job;
     let n_columns = job.n_columns as usize;
     let at_once = N * M::COLUMNS;
-    let rows: [Row; ROWS] = std::array::from_fn(|r| Row::of(job.rows, job.k, r));
+    let mut rows = [Row::of(job.rows, job.k, 0); ROWS];
     let mut x_exponent = u32::MAX;
-    for row in rows {
+    for r in 0..ROWS {
+        rows[r] = Row::of(job.rows, job.k, r);
         for block in 0..(job.k as usize).div_ceil(BLOCK) {
             // SAFETY: the caller's contract.
-            x_exponent = x_exponent.min(unsafe { row.exponent(job.k, block) });
+            x_exponent = x_exponent.min(unsafe { rows[r].exponent(job.k, block) });
         }
     }
     let mut first_column = 0;

@@ -223,9 +223,10 @@ unsafe fn tile<M: Pairs, const ROWS: usize>(m: &Matrix, block: Block, first_row:
     let k = m.job.k;
     // SAFETY: the caller's contract.
     unsafe {
-        let rows: [Row; ROWS] = std::array::from_fn(|r| Row::of(m.job.rows, k, first_row + r));
+        let mut rows = [Row::of(m.job.rows, k, first_row); ROWS];
         let mut x_exponent = u32::MAX;
         for r in 0..ROWS {
+            rows[r] = Row::of(m.job.rows, k, first_row + r);
             x_exponent = x_exponent.min(rows[r].exponent(k, block.first / BLOCK));
         }
         let totals = totals.add(first_row * TILE * 8 * M::COLUMNS);

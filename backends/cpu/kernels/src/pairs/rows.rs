@@ -10,11 +10,13 @@ pub(super) struct Row(*const u8);
 
 impl Row {
     /// Row `r` of those at `rows`, of `k` elements.
+    #[inline(always)]
     pub fn of(rows: *const f32, k: u64, r: usize) -> Row {
         Row(rows.cast::<u8>().wrapping_add(r * arranged_len(k) as usize * size_of::<f32>()))
     }
 
     /// The words of the turns from element `first` on, which begins a group.
+    #[inline(always)]
     pub fn words(self, first: usize) -> *const u8 {
         self.0.wrapping_add(first * 2)
     }
@@ -23,6 +25,7 @@ impl Row {
     ///
     /// # Safety
     /// The row has been arranged, and has such a block.
+    #[inline(always)]
     pub unsafe fn exponent(self, k: u64, block: usize) -> u32 {
         // SAFETY: the caller's contract.
         unsafe { u32::from(*self.0.cast::<u16>().add(arranged_len(k) as usize + block)) }
