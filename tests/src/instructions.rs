@@ -243,7 +243,7 @@ pub fn page() -> (String, Vec<String>) {
          Made by `MOEC_BLESS=1 cargo test -p moec-tests --test blackwell instructions`, which also checks it. On the left every form of \
          tensor-core, copy, synchronisation, warp and small-float instruction in the PTX of moec's kernels for sm_100 and \
          sm_120 (words in alphabetical order, defaults left out), and every layout of operands that their `tcgen05.mma` \
-         descriptors name. On the right kernels that Triton or nvcc compiled, CUTLASS's and DeepGEMM's among them, which the emulator \
+         descriptors name. On the right kernels that Triton or nvcc compiled, which the emulator \
          runs to the expected results (`backends/ptx/corpus`): so the emulator's reading of the form is not ours alone.\n\n\
          | form or layout | used on | kernels of the corpus |\n|---|---|---|\n",
     );

@@ -260,9 +260,14 @@ const MUTANTS: &[Mutant] = &[
         Remove("fence.proxy.async.shared::cta", 0),
     ),
     mutant(
-        "nvcc_cutlass_mxfp4_mxfp8_pair_sm100",
+        "nvcc_scaled_mxfp4_mxfp8_pair_sm100",
         "no expect_tx for the answer in each CTA",
         Remove("mbarrier.arrive.expect_tx.shared::cluster", 0),
+    ),
+    mutant(
+        "nvcc_scaled_mxfp4_mxfp8_sm120",
+        "codes of e2m1 stay in the lowest bits",
+        Replace("shl.b32 \t%r", 0, "add.s32 \t%r"),
     ),
     // Pairs of CTAs.
     mutant(
@@ -271,14 +276,14 @@ const MUTANTS: &[Mutant] = &[
         Replace("tensor.2d.cta_group::2.shared::cluster", 0, "tensor.2d.shared::cluster"),
     ),
     mutant(
-        "nvcc_deepgemm_fp8_fp4_pair_sm100",
+        "nvcc_scaled_mxfp4_mxfp8_pair_sm100",
         "scale factors for one CTA only",
         Replace("tcgen05.cp.cta_group::2", 0, "tcgen05.cp.cta_group::1"),
     ),
     mutant(
-        "nvcc_deepgemm_fp8_fp4_pair_sm100",
+        "nvcc_scaled_mxfp4_mxfp8_pair_sm100",
         "no commit that frees the stage in both CTAs",
-        Replace(".multicast::cluster.b64 [%r165], %rs1", 0, ".b64 [%r165]"),
+        Replace(".multicast::cluster.b64 [%r68], %rs1", 0, ".b64 [%r68]"),
     ),
 ];
 
