@@ -44,6 +44,13 @@ fn is_type(word: &str) -> bool {
     )
 }
 
+/// What may follow the architecture of `.target`.
+const TARGET_OPTIONS: [&str; 4] = ["debug", "texmode_unified", "texmode_independent", "map_f64_to_f32"];
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
 impl Parser<'_> {
     pub(crate) fn module(mut self) -> Parsed<Module> {
         let mut module = Module { version: (0, 0), target: Vec::new(), address_size: 64, items: Vec::new() };
@@ -76,6 +83,9 @@ impl Parser<'_> {
         if matches!(word.text, ".entry" | ".func") {
             return self.function().map(Item::Function);
         }
+        if matches!(word.text, ".version" | ".target" | ".address_size") && ahead == 0 {
+            return self.header_directive().map(Item::Directive);
+        }
         if space_of(word.text).is_some() {
             let variable = self.variable()?;
             self.expect(";")?;
@@ -85,6 +95,43 @@ impl Parser<'_> {
             return Err(self.unexpected("a variable or function after its linkage"));
         }
         self.directive().map(Item::Directive)
+    }
+
+    /// `.version major.minor`, `.target word, word…` or `.address_size bits`. What follows is the next item, wherever it stands.
+    fn header_directive(&mut self) -> Parsed<Directive> {
+        let name = self.next();
+        let mut args = Vec::new();
+        match name.text {
+            ".version" => {
+                let number = |t: &str| t.split_once('.').is_some_and(|(a, b)| is_digits(a) && is_digits(b));
+                if !number(self.peek().text) {
+                    return Err(self.unexpected("a version, as in `8.0`"));
+                }
+                args.push(self.next().text.to_owned());
+            }
+            ".address_size" => {
+                if !matches!(self.peek().text, "32" | "64") {
+                    return Err(self.unexpected("32 or 64"));
+                }
+                args.push(self.next().text.to_owned());
+            }
+            _ => {
+                let word = self.peek().text;
+                if !(word.starts_with("sm_") || word.starts_with("compute_")) {
+                    return Err(self.unexpected("an architecture, as in `sm_90a`"));
+                }
+                args.push(self.next().text.to_owned());
+                while self.is(",") {
+                    args.push(self.next().text.to_owned());
+                    let word = self.peek().text;
+                    if !(TARGET_OPTIONS.contains(&word) || word.starts_with("sm_")) {
+                        return Err(self.unexpected(&format!("one of {}", TARGET_OPTIONS.join(", "))));
+                    }
+                    args.push(self.next().text.to_owned());
+                }
+            }
+        }
+        Ok(Directive { pos: name.pos, name: name.text[1..].to_owned(), args })
     }
 
     /// A directive that is kept as tokens. `.section` runs to its closing brace, the others to `;` or the end of the line.
@@ -103,12 +150,7 @@ impl Parser<'_> {
         } else {
             // `.pragma` and `.alias` end with `;`, the rest with their line.
             let closed = matches!(name.text, ".pragma" | ".alias");
-            // Nothing that these take begins with a dot: the next directive may stand on their line.
-            let header = matches!(name.text, ".version" | ".target" | ".address_size");
-            while self.peek().kind != TokenKind::End
-                && (closed || self.peek().pos.line == name.pos.line)
-                && !(header && self.peek().kind == TokenKind::Dot)
-            {
+            while self.peek().kind != TokenKind::End && (closed || self.peek().pos.line == name.pos.line) {
                 let t = self.next();
                 args.push(t.text.to_owned());
                 if t.text == ";" {

@@ -82,3 +82,30 @@ fn header_directives_may_share_a_line() {
     assert_eq!(module.target, ["sm_90a", "debug"]);
     assert_eq!(module.entries().count(), 1);
 }
+
+#[test]
+fn words_that_do_not_belong_to_the_header_are_refused() {
+    let of = |header: &str| Module::parse(&format!("{header}\n.visible .entry k() {{ ret; }}")).map_err(|e| e.message);
+    let fine =
+        [".version 8.0\n.target sm_90a,\n debug\n.address_size 64", ".version 8.0 .target sm_90a, texmode_unified"];
+    for header in fine {
+        of(header).unwrap_or_else(|e| panic!("{header}: {e}"));
+    }
+    let refused = [
+        (".version 8.0\n.target sm_90a foo", "expected a directive, found `foo`"),
+        (".version 8.0\n.target sm_90a debug", "expected a directive, found `debug`"),
+        (".version 8.0\n.target sm_90a ;", "expected a directive, found `;`"),
+        (".version 8.0\n.target debug", "expected an architecture, as in `sm_90a`, found `debug`"),
+        (
+            ".version 8.0\n.target sm_90a, foo",
+            "expected one of debug, texmode_unified, texmode_independent, map_f64_to_f32, found `foo`",
+        ),
+        (".version 8.0 1\n.target sm_90a", "expected a directive, found `1`"),
+        (".version 8\n.target sm_90a", "expected a version, as in `8.0`, found `8`"),
+        (".version 8.0\n.target sm_90a\n.address_size 48", "expected 32 or 64, found `48`"),
+        (".version 8.0\n.target sm_90a\n.address_size 64 64", "expected a directive, found `64`"),
+    ];
+    for (header, message) in refused {
+        assert_eq!(of(header).expect_err(header), message, "{header}");
+    }
+}
