@@ -155,6 +155,8 @@ fn emit_kernel(
     let llvm_ir = options.llvm_ir.then(|| module.print_to_string().to_string());
     let ptx = machine::ptx(&module, &machine, target.name, ptx_version)
         .map_err(|e| broken(e, module.print_to_string().to_string()))?;
+    // For those who read the listing: what it was made of.
+    let ptx = format!("// {}: {}\n{ptx}", kernel.name, kernel.summary());
     Ok(GpuKernelImage { kernel: n, entry: kernel.name.clone(), ptx, llvm_ir, launch })
 }
 

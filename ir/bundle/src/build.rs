@@ -183,7 +183,7 @@ fn entry(kernel: &moec_ir::tile::Kernel, symbol: String, class: NumericClass, la
     let operands = kernel.body.operands().into_iter().enumerate();
     let operands =
         operands.map(|(i, (buffer, written))| Operand { buffer, written, strided: strided(i, buffer) }).collect();
-    KernelEntry { name: kernel.name.clone(), entry: symbol, operands, class, launch }
+    KernelEntry { name: kernel.name.clone(), entry: symbol, operands, class, tile: Some(kernel.summary()), launch }
 }
 
 fn expect_parts(program: &Program, parts: usize) -> Result<(), Diagnostic> {

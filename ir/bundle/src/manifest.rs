@@ -156,6 +156,9 @@ pub struct KernelEntry {
     pub operands: Vec<Operand>,
     /// What the schedule does to the bits, compared with the reference.
     pub class: NumericClass,
+    /// The tile operation that it runs and how its work is cut, for people: `contract 64x128x64, 4 stages`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tile: Option<String>,
     /// How it is started.
     pub launch: Launch,
 }

@@ -40,6 +40,7 @@ fn everything() -> Manifest {
         entry: "k".into(),
         operands: vec![operand],
         class: NumericClass::Exact,
+        tile: Some("map 1x1".into()),
         launch,
     };
     let roles = [

@@ -22,6 +22,7 @@ mod parse;
 mod print;
 mod rows;
 mod schedule;
+mod summary;
 mod verify;
 
 pub use coded_rows::{Quantise, RowQuant, ScaledProduct};

@@ -101,7 +101,7 @@ fn compile_prints_a_table_and_writes_what_was_asked_for() {
     let inspect = moec_in(dir.path(), &["inspect", "out"]);
     assert_eq!(inspect.code, 0, "{}", inspect.stderr);
     assert!(inspect.stdout.contains("router.weight"), "{}", inspect.stdout);
-    assert!(!inspect.stdout.contains("  tile  "), "{}", inspect.stdout);
+    assert!(inspect.stdout.contains("contract "), "{}", inspect.stdout);
     // What was decided when it was compiled cannot be asked for any more.
     for option in [&["--layer", "1"][..], &["-O", "0"], &["--numerics", "fast"], &["--activations", "fp8-token"]] {
         let run = moec_in(dir.path(), &[&["run", "out", "--input", "random:"], option].concat());

@@ -93,14 +93,10 @@ pub fn run(options: &Options) -> Outcome {
     if options.remarks {
         output::remark(&remarks(&compiled));
     }
-    let kernels = |target: &str, variant: usize| {
-        let t = compiled.targets.iter().find(|t| t.target.name == target)?;
-        Some(t.variants.get(variant)?.program.kernels.clone())
-    };
     output::print(&format!(
         "{}{}",
         kernel_table::headline(compiled.bundle.manifest()),
-        kernel_table::render(&compiled.bundle, &kernels)
+        kernel_table::render(&compiled.bundle)
     ));
     Ok(Ended::Well)
 }

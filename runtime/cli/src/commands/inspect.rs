@@ -104,7 +104,7 @@ fn describe(bundle: &Bundle) -> String {
         manifest.params.iter().map(|p| vec![p.name.clone(), p.ty.to_string(), p.ty.bytes(0).to_string()]).collect();
     out += &table(&["parameter", "type", "bytes"], &params);
     out.push('\n');
-    out += &kernel_table::render(bundle, &|_, _| None);
+    out += &kernel_table::render(bundle);
     for target in &manifest.targets {
         out += &driver_line(bundle, target);
     }

@@ -3,27 +3,24 @@
 use crate::output::table;
 use moec::Bundle;
 use moec_bundle::manifest::{Launch, Manifest};
-use moec_ir::tile::{Body, Kernel};
 
 /// Token count at which a variant's launches are shown: its largest, but no more than a usual prefill chunk.
 const SHOWN_AT_MOST: u64 = 4096;
 
-/// One row for each kernel of each variant. `kernels` gives the tile program of (target, variant), where it is known.
-pub fn render(bundle: &Bundle, kernels: &dyn Fn(&str, usize) -> Option<Vec<Kernel>>) -> String {
+/// One row for each kernel of each variant.
+pub fn render(bundle: &Bundle) -> String {
     let manifest = bundle.manifest();
     let mut rows = Vec::new();
     for target in &manifest.targets {
-        for (v, variant) in target.variants.iter().enumerate() {
+        for variant in &target.variants {
             let n_tokens = variant.tokens.max.min(SHOWN_AT_MOST).max(variant.tokens.min);
-            let programs = kernels(&target.name, v);
             for (k, entry) in variant.kernels.iter().enumerate() {
-                let tile = programs.as_ref().and_then(|p| p.get(k)).map_or("-".to_string(), tile_words);
                 let first = k == 0;
                 let mut row = vec![
                     if first { target.name.clone() } else { String::new() },
                     if first { format!("{}..{}", variant.tokens.min, variant.tokens.max) } else { String::new() },
                     entry.name.clone(),
-                    tile,
+                    entry.tile.clone().unwrap_or_else(|| "-".to_string()),
                 ];
                 row.extend(launch_words(bundle, &entry.launch, n_tokens));
                 rows.push(row);
@@ -33,15 +30,7 @@ pub fn render(bundle: &Bundle, kernels: &dyn Fn(&str, usize) -> Option<Vec<Kerne
     if rows.is_empty() {
         return String::new();
     }
-    let mut header = vec!["target", "tokens", "kernel", "tile", "T", "grid", "block", "smem", "code bytes"];
-    // A bundle does not hold tile programs.
-    if rows.iter().all(|row| row[3] == "-") {
-        header.remove(3);
-        rows.iter_mut().for_each(|row| {
-            row.remove(3);
-        });
-    }
-    table(&header, &rows)
+    table(&["target", "tokens", "kernel", "tile", "T", "grid", "block", "smem", "code bytes"], &rows)
 }
 
 /// Token count, grid, block, shared memory, bytes of code.
@@ -64,17 +53,6 @@ fn launch_words(bundle: &Bundle, launch: &Launch, n_tokens: u64) -> Vec<String> 
             let items = format!("{} items", launch.items.at(n_tokens));
             vec![n_tokens.to_string(), items, "-".into(), "-".into(), "-".into()]
         }
-    }
-}
-
-/// How a kernel's work is cut: `64x128x64, 4 stages` for products.
-fn tile_words(kernel: &Kernel) -> String {
-    let s = kernel.schedule;
-    match kernel.body {
-        Body::Contract(_) => format!("{}x{}x{}, {} stages", s.tile_m, s.tile_n, s.tile_k, s.stages),
-        Body::Rows(_) | Body::Quantise(_) => format!("{} rows", s.tile_m),
-        Body::Plan(_) => "sort".to_string(),
-        Body::Map(_) | Body::Combine(_) => format!("{}x{}", s.tile_m, s.tile_n),
     }
 }
 

@@ -1,0 +1,52 @@
+//! A kernel in a few words, for tables and comments.
+
+use super::{Body, Kernel, Team};
+
+impl Kernel {
+    /// What the kernel computes and how its work is cut: `contract 64x128x64, 4 stages`.
+    ///
+    /// Products say rows x columns x contracted elements of a step, then the steps in flight, then what else the schedule
+    /// asks for; the other bodies say the rows, or rows x columns, of a piece of work.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let s = &self.schedule;
+        let cut = match self.body {
+            Body::Contract(_) => {
+                let mut cut = format!("{}x{}x{}, {} stages", s.tile_m, s.tile_n, s.tile_k, s.stages);
+                match s.team {
+                    Team::One => {}
+                    Team::Pair => cut += ", pair",
+                    Team::TwoPairs => cut += ", two pairs",
+                    Team::Neighbours => cut += ", neighbours",
+                    Team::SplitK => cut += ", split",
+                }
+                if s.k_parts > 1 {
+                    cut += &format!(", {} parts of k", s.k_parts);
+                }
+                if s.dynamic {
+                    cut += ", dynamic";
+                }
+                cut
+            }
+            Body::Rows(_) | Body::Quantise(_) => format!("{} rows", s.tile_m),
+            Body::Plan(_) => "experts".to_string(),
+            Body::Map(_) | Body::Combine(_) => format!("{}x{}", s.tile_m, s.tile_n),
+        };
+        format!("{} {cut}", self.body.operation())
+    }
+}
+
+impl Body {
+    /// The word that the text form has for it.
+    #[must_use]
+    pub fn operation(&self) -> &'static str {
+        match self {
+            Body::Contract(_) => "contract",
+            Body::Rows(_) => "rows",
+            Body::Plan(_) => "plan",
+            Body::Map(_) => "map",
+            Body::Quantise(_) => "quantise",
+            Body::Combine(_) => "combine",
+        }
+    }
+}
