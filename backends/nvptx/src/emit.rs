@@ -6,7 +6,7 @@ use crate::kernels::{self, Design, Kernel};
 use crate::machine;
 use inkwell::context::Context;
 use moec_ir::target::{Target, TargetKind};
-use moec_ir::tile::{self, Body, GpuLaunch, Program};
+use moec_ir::tile::{self, Body, GpuLaunch, Groups, Program};
 use moec_ir::{Diagnostic, Engine, engine};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,6 +62,7 @@ pub fn emit_all(
     options: &EmitOptions,
 ) -> Result<Vec<Vec<GpuKernelImage>>, Diagnostic> {
     crate::llvm()?;
+    programs.iter().try_for_each(|program| check_experts(program))?;
     let (jobs, job_of) = jobs(programs);
     let results: Vec<Mutex<Option<Result<GpuKernelImage, Diagnostic>>>> =
         jobs.iter().map(|_| Mutex::new(None)).collect();
@@ -159,6 +160,29 @@ fn emit_kernel(
     let ptx = format!("// {}: {}\n{ptx}", kernel.name, kernel.summary());
     Ok(GpuKernelImage { kernel: n, entry: kernel.name.clone(), ptx, llvm_ir, launch })
 }
+
+/// A warp keeps where the rows of each expert begin in registers: of more experts, there are too many.
+fn check_experts(program: &Program) -> Result<(), Diagnostic> {
+    let grouped = |k: &tile::Kernel| match &k.body {
+        Body::Contract(c) => {
+            let by_expert = c.segments.iter().filter(|s| matches!(s.groups, Groups::ByExpert { .. }));
+            by_expert.flat_map(|s| &s.panels).map(|p| program.buffer(p.weights).batch).max()
+        }
+        Body::Plan(p) => Some(p.n_experts),
+        Body::Rows(r) => r.plan.as_ref().map(|p| p.plan.n_experts),
+        Body::Quantise(_) | Body::Map(_) | Body::Combine(_) => None,
+    };
+    match program.kernels.iter().filter_map(grouped).max() {
+        Some(n) if n > MOST_EXPERTS => {
+            let what = format!("rows are sorted by {n} experts; kernels of a GPU take {MOST_EXPERTS} at most");
+            Err(Diagnostic::input("row-too-wide", what).help("compile for `cpu`, or for fewer experts"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Experts that rows are sorted by; as many as scores that top-k chooses from.
+const MOST_EXPERTS: u64 = 2048;
 
 /// How a kernel is launched and what builds it.
 fn design<'p>(

@@ -149,4 +149,8 @@ fn what_cannot_be_a_kernel_is_refused_by_name() {
     let wide = Layer { n_experts: 5000, ..Layer::small(DType::BF16) };
     let error = emit(&layer(&wide, &Schedules::for_rows(16)), target("sm_80")).expect_err("too wide");
     assert_eq!(error.code, "row-too-wide");
+    // Each lane of a warp would keep thousands of bounds in registers, and LLVM does not come back.
+    let many = Layer { n_experts: 1 << 20, ..Layer::small(DType::BF16) };
+    let error = emit(&layer(&many, &Schedules::for_rows(16)), target("sm_90a")).expect_err("too many experts");
+    assert!(error.code == "row-too-wide" && error.message.contains("1048576 experts"), "{error:?}");
 }

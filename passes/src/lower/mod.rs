@@ -119,6 +119,9 @@ impl<'a> Lowering<'a> {
             self.value(*v)?;
             return Ok(());
         }
+        if self.ty(*v).shape.len() > 2 {
+            return Err(self.unsupported(*v, "a stack of matrices is no output"));
+        }
         let source = self.value(*v)?;
         if !self.ty(*v).dtype.is_float() {
             return Err(self.unsupported(*v, "expert ids can be one output only"));

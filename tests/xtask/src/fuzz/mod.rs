@@ -42,6 +42,10 @@ pub struct Options {
     /// Change one thing in valid quantised checkpoints instead: what loads has to have the same values as before.
     #[arg(long, conflicts_with = "executions")]
     checkpoints: bool,
+    /// Change layer graphs instead, and give them to the compiler for every target and to the CPU; `--executions 10000` takes about an
+    /// hour.
+    #[arg(long, conflicts_with = "checkpoints")]
+    graphs: bool,
 }
 
 /// Longest time of one execution; generous, because other work may run on the machine.
@@ -74,6 +78,9 @@ struct Needed {
 pub fn run(options: &Options) -> Result<bool> {
     if options.checkpoints {
         return checkpoints(options);
+    }
+    if options.graphs {
+        return graphs(options);
     }
     let corpus = Corpus::open()?;
     let start = Instant::now();
@@ -124,6 +131,15 @@ fn checkpoints(options: &Options) -> Result<bool> {
     Ok(status.success())
 }
 
+/// The same for layer graphs, by a program that has the compiler.
+fn graphs(options: &Options) -> Result<bool> {
+    let numbers = [Some(options.executions), Some(options.seconds), Some(options.seed), options.only];
+    let numbers = numbers.into_iter().flatten().map(|n| n.to_string());
+    let program = ["run", "--quiet", "--package", "moec-tests", "--bin", "fuzz-graphs", "--"];
+    let status = crate::places::cargo().args(program).args(numbers).status().context("cannot run cargo")?;
+    Ok(status.success())
+}
+
 /// Runs one input; what is wrong, if anything.
 fn execute(corpus: &Corpus, kind: Kind, input: &[u8]) -> Option<String> {
     memory::start();
@@ -154,7 +170,8 @@ fn below_root(path: &str) -> PathBuf {
 mod tests {
     #[test]
     fn a_short_run_finds_nothing() {
-        let options = super::Options { executions: 20_000, seconds: 60, seed: 7, only: None, checkpoints: false };
+        let options =
+            super::Options { executions: 20_000, seconds: 60, seed: 7, only: None, checkpoints: false, graphs: false };
         assert!(super::run(&options).expect("inputs should be there"), "see the findings above");
     }
 }

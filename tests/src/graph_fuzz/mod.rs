@@ -1,0 +1,250 @@
+//! Layer graphs that people could write, right and wrong, through everything that a graph goes through: reading, compiling for
+//! each target, and running on the CPU.
+//!
+//! A graph is a seed of `examples/layers` or `runtime/cli/tests/graphs` with a few changes that know its structure ([`change`]); the
+//! `n`-th depends on the random seed and `n` only. Whatever the changes were, an answer is a layer or an error of the user's: no panic,
+//! no internal error, and what compiles for the CPU also runs there.
+
+pub mod change;
+
+use crate::changes::random::Draw;
+use moec::{CompileRequest, Device, Diagnostic, Model, Session, Target, Tensor, Weights};
+use moec_ir::diag::Fault;
+use moec_ir::graph::{Graph, evaluate, verify};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+/// Elements of all parameters and inputs together beyond which a layer is compiled but not run.
+const MOST_ELEMENTS: u64 = 1 << 21;
+
+/// What graphs are made of, and a folder for them.
+pub struct Fuzzer {
+    seeds: Vec<Value>,
+    vocabulary: change::Vocabulary,
+    folder: PathBuf,
+}
+
+/// What came of one graph.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// The codes with which it was refused, by what refused it: `read`, a target's name or `run`.
+    pub refused: BTreeMap<String, String>,
+    /// Targets that it compiled for.
+    pub compiled: Vec<&'static str>,
+    /// Whether it ran on the CPU.
+    pub ran: bool,
+    /// What must not be.
+    pub findings: Vec<String>,
+}
+
+impl Drop for Fuzzer {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.folder));
+    }
+}
+
+impl Fuzzer {
+    /// Reads the seeds and the schema.
+    ///
+    /// # Errors
+    /// What cannot be read, in words.
+    pub fn open() -> Result<Fuzzer, String> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let read = |path: &Path| {
+            let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+            serde_json::from_str::<Value>(&text).map_err(|e| format!("{}: {e}", path.display()))
+        };
+        let mut seeds = Vec::new();
+        for folder in ["examples/layers", "runtime/cli/tests/graphs"] {
+            let listed = std::fs::read_dir(root.join(folder)).map_err(|e| format!("{folder}: {e}"))?;
+            let mut files: Vec<PathBuf> = listed.flatten().map(|e| e.path()).collect();
+            files.sort();
+            for file in files {
+                seeds.push(read(&file)?);
+            }
+        }
+        let schema = read(&root.join("ir/frontend/schema/moec_graph.schema.json"))?;
+        let vocabulary = change::Vocabulary::new(&schema, &seeds);
+        let folder = std::env::temp_dir().join(format!("moec-fuzz-graphs-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+        Ok(Fuzzer { seeds, vocabulary, folder })
+    }
+
+    /// The `n`-th graph, and what was changed.
+    pub fn graph(&self, seed: u64, n: u64) -> (Value, Vec<String>) {
+        let mut draw = Draw::new(seed, n);
+        let mut graph = draw.pick(&self.seeds).clone();
+        let changes = (0..=draw.below(4)).map(|_| change::change(&mut draw, &mut graph, &self.vocabulary)).collect();
+        (graph, changes)
+    }
+
+    /// Gives a graph to everything.
+    ///
+    /// # Panics
+    /// When the folder for files cannot be written.
+    pub fn answer(&self, graph: &Value, targets: &[&'static Target], seed: u64) -> Answer {
+        let path = self.folder.join("graph.json");
+        std::fs::write(&path, graph.to_string()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut answer = Answer::default();
+        let opened = guarded(|| Model::open(&path).and_then(|m| m.layer(None)));
+        let layer = match opened {
+            Err(panic) => return answer.found(format!("reading panics: {panic}")),
+            Ok(Err(diagnostics)) => {
+                for d in &diagnostics {
+                    answer.refuse("read", d);
+                }
+                if diagnostics.is_empty() {
+                    answer.findings.push("refused without a reason".to_string());
+                }
+                return answer;
+            }
+            Ok(Ok(layer)) => layer,
+        };
+        if let Some(d) = verify(&layer.graph).first() {
+            answer.findings.push(format!("an accepted layer does not verify: {d}"));
+        }
+        let mut draw = Draw::new(seed, 0);
+        for &target in targets {
+            self.compile(&layer.graph, target, &mut draw, &mut answer);
+        }
+        answer
+    }
+
+    /// Compiles as `moec check` and `moec compile` do, the latter with options of the user's that must not matter, and runs on the CPU.
+    fn compile(&self, graph: &Graph, target: &'static Target, draw: &mut Draw, answer: &mut Answer) {
+        let check = match guarded(|| moec::compile(&CompileRequest::new(graph, vec![target]))) {
+            Err(panic) => return answer.findings.push(format!("{}: compiling panics: {panic}", target.name)),
+            Ok(check) => check,
+        };
+        if let Err(d) = &check {
+            answer.refuse(target.name, d);
+        }
+        let opt_level = *draw.pick(&[0, 1]);
+        let tokens = *draw.pick(&[(1, 1), (1, 4096), (0, 17)]);
+        let request = CompileRequest { opt_level, tokens, ..CompileRequest::new(graph, vec![target]) };
+        let how = format!("-O{opt_level} --tokens {}..{}", tokens.0, tokens.1);
+        match (guarded(|| moec::compile(&request)), &check) {
+            (Err(panic), _) => answer.findings.push(format!("{}: {how}: compiling panics: {panic}", target.name)),
+            (Ok(Err(d)), _) if d.fault == Fault::Internal => {
+                answer.findings.push(format!("{}: {how}: {d}", target.name));
+            }
+            (Ok(Err(d)), Ok(_)) => answer.findings.push(format!("{}: compiles, but not with {how}: {d}", target.name)),
+            (Ok(Ok(_)), Err(d)) => answer.findings.push(format!("{}: compiles only with {how}: {d}", target.name)),
+            (Ok(_), _) => {}
+        }
+        let Ok(compiled) = check else { return };
+        answer.compiled.push(target.name);
+        if target.is_cpu() {
+            let n_tokens = *draw.pick(&[1, 3, 17]);
+            let small = elements(graph, n_tokens) <= MOST_ELEMENTS;
+            if small {
+                self.run(graph, &compiled, n_tokens, answer);
+            }
+        }
+    }
+
+    fn run(&self, graph: &Graph, compiled: &moec::Compiled, n_tokens: u64, answer: &mut Answer) {
+        let inputs: Vec<(String, Tensor)> =
+            graph.inputs.iter().map(|i| (i.name.clone(), moec::random_tensor(&i.ty, n_tokens, 1, &i.name))).collect();
+        let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let is_published = graph.params.iter().any(|p| p.stored.is_some());
+        let params = moec::random_params(graph, 1);
+        let tensors: Vec<(String, Tensor)> =
+            graph.params.iter().zip(&params).map(|(p, t)| (p.name.clone(), t.clone())).collect();
+        let weights = if is_published { Weights::Random { seed: 1 } } else { Weights::Tensors(&tensors) };
+        let ran = guarded(|| {
+            let mut session = Session::load(&compiled.bundle, &weights, Device::Cpu, n_tokens)?;
+            session.run(&named)
+        });
+        match ran {
+            Err(panic) => answer.findings.push(format!("running panics: {panic}")),
+            // Inputs are random: a number may be no expert's.
+            Ok(Err(d)) if d.fault == Fault::Input && d.code.starts_with("input-") => answer.refuse("run", &d),
+            Ok(Err(d)) => answer.findings.push(format!("compiles for the CPU, but does not run: {d}")),
+            Ok(Ok(result)) => {
+                answer.ran = true;
+                if is_published {
+                    return;
+                }
+                let tensors: Vec<Tensor> = inputs.iter().map(|(_, t)| t.clone()).collect();
+                let got: Vec<Tensor> = result.outputs.iter().map(|(_, t)| t.clone()).collect();
+                match guarded(|| evaluate(graph, &tensors, &params)) {
+                    Err(panic) => answer.findings.push(format!("the reference panics: {panic}")),
+                    Ok(Err(d)) => answer.findings.push(format!("runs, but the reference refuses: {d}")),
+                    Ok(Ok(want)) => answer.findings.extend(far_off(graph, &got, &want)),
+                }
+            }
+        }
+    }
+}
+
+impl Answer {
+    fn refuse(&mut self, by: &str, d: &Diagnostic) {
+        if d.fault == Fault::Internal {
+            self.findings.push(format!("{by}: {d}"));
+        }
+        self.refused.entry(by.to_string()).or_insert_with(|| d.code.to_string());
+    }
+
+    fn found(mut self, what: String) -> Answer {
+        self.findings.push(what);
+        self
+    }
+}
+
+/// Runs it; the message of a panic.
+fn guarded<T>(what: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(what)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string())).unwrap_or_default()
+    })
+}
+
+fn elements(graph: &Graph, n_tokens: u64) -> u64 {
+    let of = |shape: &[moec_ir::Dim]| shape.iter().fold(1u64, |n, d| n.saturating_mul(d.at(n_tokens)));
+    let params = graph.params.iter().map(|p| of(&p.ty.shape));
+    let values = graph.nodes.iter().map(|n| of(&n.ty.shape));
+    params.chain(values).fold(0, u64::saturating_add)
+}
+
+/// An output of which more than half of the rows are wrong. Fewer may be ties that another order of a sum decides.
+fn far_off(graph: &Graph, got: &[Tensor], want: &[Tensor]) -> Option<String> {
+    for ((name, _), (g, w)) in graph.outputs.iter().zip(got.iter().zip(want)) {
+        if g.elements() != w.elements() || g.dtype.is_float() != w.dtype.is_float() {
+            return Some(format!("`{name}` is {:?} instead of {:?}", g.shape, w.shape));
+        }
+        let cols = w.cols().max(1);
+        let rows = w.elements().div_ceil(cols);
+        let wrong = if w.dtype.is_float() {
+            let row = |i: usize| (&g.floats()[i * cols..(i + 1) * cols], &w.floats()[i * cols..(i + 1) * cols]);
+            (0..rows).filter(|&i| row_is_wrong(row(i))).count()
+        } else {
+            (0..rows).filter(|&i| g.ints()[i * cols..(i + 1) * cols] != w.ints()[i * cols..(i + 1) * cols]).count()
+        };
+        if 2 * wrong > rows {
+            let first = |t: &Tensor| match t.dtype.is_float() {
+                true => format!("{:?}", &t.floats()[..cols.min(4)]),
+                false => format!("{:?}", &t.ints()[..cols.min(4)]),
+            };
+            return Some(format!(
+                "{wrong} of {rows} rows of `{name}` are not those of the reference: {} instead of {}",
+                first(g),
+                first(w)
+            ));
+        }
+    }
+    None
+}
+
+fn row_is_wrong((got, want): (&[f32], &[f32])) -> bool {
+    // What has overflowed has so for one order of a sum or the other.
+    if want.iter().chain(got).any(|x| !x.is_finite() || x.abs() > 1e30) {
+        return false;
+    }
+    let norm = |x: f64| x * x;
+    let error: f64 = got.iter().zip(want).map(|(g, w)| norm(f64::from(*g) - f64::from(*w))).sum();
+    let size: f64 = want.iter().map(|w| norm(f64::from(*w))).sum();
+    error > 0.05 * 0.05 * size + 1e-12
+}
