@@ -97,6 +97,25 @@ impl Space {
         kernels.map(|(k, &parts)| best_schedule(&form.program, k, model, parts, n_tokens)).collect()
     }
 
+    /// The least time with some of the forms and schedules, in seconds; infinite where a kernel has none left.
+    pub fn least(
+        &self,
+        model: &Model<'_>,
+        n_tokens: u64,
+        form: impl Fn(&Form) -> bool,
+        schedule: impl Fn(&Kernel, &Schedule) -> bool,
+    ) -> f64 {
+        let of_kernel = |program: &Program, k: &Kernel, parts: u32| {
+            let all = space::on_gpu(program, k, model.target, parts, n_tokens).into_iter();
+            let times = all.filter(|s| schedule(k, s)).map(|s| model.kernel(program, k, &s, n_tokens));
+            times.fold(f64::INFINITY, f64::min)
+        };
+        let of_form = |(f, parts): &(Form, Vec<u32>)| {
+            f.program.kernels.iter().zip(parts).map(|(k, &parts)| of_kernel(&f.program, k, parts)).sum::<f64>()
+        };
+        self.forms.iter().filter(|(f, _)| form(f)).map(of_form).fold(f64::INFINITY, f64::min)
+    }
+
     /// The time of a kernel of a form if it had the schedule `s`, in seconds.
     fn kernel(&self, model: &Model<'_>, (form, kernel): (usize, usize), s: &Schedule, n_tokens: u64) -> f64 {
         let program = &self.forms[form].0.program;

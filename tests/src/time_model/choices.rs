@@ -1,12 +1,13 @@
 //! What is chosen for which token counts, and what a token count loses by running the program of its range.
 
 use super::cases::{Case, cases, compile, graph, variant};
-use super::model;
+use super::{is_product, model};
 use moec_ir::Numerics;
 use moec_ir::target::Target;
-use moec_ir::tile::Program;
+use moec_ir::tile::{Body, Kernel, Program, Schedule, Team};
 use moec_passes::plan::Space;
-use moec_passes::plan::model::{Chip, Model, Routing};
+use moec_passes::plan::forms::{Form, MERGES};
+use moec_passes::plan::model::{Model, Routing};
 use moec_passes::{Limits, Variant, WeightStorage, lower_graph, normalise};
 use std::fmt::Write;
 
@@ -19,35 +20,34 @@ fn routings() -> [(&'static str, Routing); 3] {
 const TOKENS: [u64; 22] =
     [1, 2, 3, 5, 8, 13, 16, 24, 40, 64, 100, 128, 200, 256, 400, 700, 1024, 1500, 2500, 4096, 7000, 16384];
 
-/// Programs of a layer before planning.
-pub(super) fn lowered(case: &Case, target: &Target) -> Program {
+const CHIPS: [&str; 3] = ["h200", "b200", "rtx5090"];
+
+/// The program of a layer before planning.
+fn lowered(case: &Case, target: &Target) -> Program {
     let (graph, _) = normalise(&graph(case), Numerics::default(), Limits::default()).expect("a form");
     lower_graph(&graph, target, true, WeightStorage::default()).expect("a program")
 }
 
 /// The largest loss of the program that is run, and where it is, with each routing.
-fn worst(case: &Case, chip: &'static Chip, target: &'static Target, variants: &[Variant]) -> Vec<(f64, u64)> {
-    let plain = Model::new(chip, target);
-    let space = Space::new(&lowered(case, target), &plain, true);
+fn worst(case: &Case, uniform: &Model<'_>, variants: &[Variant]) -> Vec<(f64, u64)> {
+    let space = Space::new(&lowered(case, uniform.target), uniform, true);
     let with = |routing: Routing| {
-        let model = Model::new(chip, target).with_routing(routing);
+        let model = Model::new(uniform.chip, uniform.target).with_routing(routing);
         let lost = |&t: &u64| (model.seconds(variant(variants, t), t) / space.best(&model, t).1 - 1.0, t);
         TOKENS.iter().map(lost).reduce(|a, b| if b.0 > a.0 { b } else { a }).unwrap_or((0.0, 0))
     };
     routings().into_iter().map(|(_, r)| with(r)).collect()
 }
 
-/// Losses of over `limit` of any layer on any chip, as sentences.
+/// Losses of over `limit` of any layer on any chip with uniform routing, as sentences.
 pub fn regrets(limit: f64) -> Vec<String> {
     let mut out = Vec::new();
-    for name in ["h200", "b200", "rtx5090"] {
+    for name in CHIPS {
         let m = model(name);
         for case in &cases() {
-            let variants = compile(case, m.target);
-            for ((routing, _), (lost, t)) in routings().iter().zip(worst(case, m.chip, m.target, &variants)) {
-                if lost > limit {
-                    out.push(format!("{} on {name}, {routing}: {:.1} % at T={t}", case.name, lost * 100.0));
-                }
+            let (lost, t) = worst(case, &m, &compile(case, m.target))[0];
+            if lost > limit {
+                out.push(format!("{} on {name}: {:.1} % at T={t}", case.name, lost * 100.0));
             }
         }
     }
@@ -61,17 +61,85 @@ pub(super) fn section() -> String {
          its range instead of its own best one, in %.\n\n| layer | chip | up to | uniform | Zipf 1.2 | one-hot |\n|---|---|---|--:|--:|--:|\n",
     );
     for case in &cases() {
-        for name in ["h200", "b200", "rtx5090"] {
+        for name in CHIPS {
             let m = model(name);
             let variants = compile(case, m.target);
             let ends: Vec<String> = variants.iter().rev().skip(1).rev().map(|v| v.tokens.1.to_string()).collect();
-            let lost: Vec<String> = worst(case, m.chip, m.target, &variants)
+            let lost: Vec<String> = worst(case, &m, &variants)
                 .into_iter()
                 .map(|(lost, t)| if lost > 5e-4 { format!("{:.1} (T = {t})", lost * 100.0) } else { "0.0".into() })
                 .collect();
             writeln!(out, "| {} | {} | {}, … | {} |", case.name, m.chip.name, ends.join(", "), lost.join(" | "))
                 .expect("memory");
         }
+    }
+    out
+}
+
+/// What a choice would be without: a name, forms and schedules that are left.
+struct Without {
+    name: &'static str,
+    form: fn(&Form) -> bool,
+    schedule: fn(&Kernel, &Schedule) -> bool,
+}
+
+fn has(form: &Form, merge: usize) -> bool {
+    form.merges.contains(&MERGES[merge].name)
+}
+
+/// Forms and kinds of schedules, each of which has to be worth something.
+fn withouts() -> Vec<Without> {
+    let any_form: fn(&Form) -> bool = |_| true;
+    let any: fn(&Kernel, &Schedule) -> bool = |_, _| true;
+    vec![
+        Without { name: "rows rounded by the router", form: |f| !has(f, 0), schedule: any },
+        Without { name: "rows rounded by a launch of their own", form: |f| has(f, 0), schedule: any },
+        Without { name: "shared beside routed experts", form: |f| !has(f, 1), schedule: any },
+        Without { name: "shared experts in launches of their own", form: |f| has(f, 1), schedule: any },
+        Without { name: "expert order by the router's last CTA", form: |f| !has(f, 2), schedule: any },
+        Without { name: "expert order in a launch of its own", form: |f| has(f, 2), schedule: any },
+        Without { name: "one CTA for a tile", form: any_form, schedule: |k, s| !is_product(k) || s.team != Team::One },
+        Without { name: "pairs", form: any_form, schedule: |_, s| s.team != Team::Pair },
+        Without { name: "two pairs", form: any_form, schedule: |_, s| s.team != Team::TwoPairs },
+        Without { name: "neighbours", form: any_form, schedule: |_, s| s.team != Team::Neighbours },
+        Without { name: "tiles of up to 32 rows", form: any_form, schedule: |k, s| !is_product(k) || s.tile_m > 32 },
+        Without { name: "tiles of more than 32 rows", form: any_form, schedule: |k, s| !is_product(k) || s.tile_m <= 32 },
+        Without { name: "routers of up to 16 rows", form: any_form, schedule: |k, s| !is_rows(k) || s.tile_m > 16 },
+        Without { name: "routers of more than 16 rows", form: any_form, schedule: |k, s| !is_rows(k) || s.tile_m <= 16 },
+    ]
+}
+
+fn is_rows(k: &Kernel) -> bool {
+    matches!(k.body, Body::Rows(_))
+}
+
+/// What layers lose without one of the choices, at most.
+pub(super) fn worth() -> String {
+    let mut out = String::from(
+        "\n## What each choice is worth\n\nThe most that a layer of the table above loses without it, at any of the token counts 1, 8, 64, 512, \
+         4096, 16384.\n\n| without | most lost | where |\n|---|--:|---|\n",
+    );
+    let all: Vec<_> = CHIPS
+        .iter()
+        .flat_map(|name| cases().into_iter().map(move |case| (*name, case)))
+        .map(|(name, case)| {
+            let m = model(name);
+            let space = Space::new(&lowered(&case, m.target), &m, true);
+            (m, case.name, space)
+        })
+        .collect();
+    for w in withouts() {
+        let mut worst = (0.0, String::from("—"));
+        for (m, case, space) in &all {
+            for t in [1, 8, 64, 512, 4096, 16384] {
+                let lost = space.least(m, t, w.form, w.schedule) / space.least(m, t, |_| true, |_, _| true) - 1.0;
+                // Where nothing else is built, it is no choice.
+                if lost.is_finite() && lost > worst.0 {
+                    worst = (lost, format!("{case} on {}, T = {t}", m.chip.name));
+                }
+            }
+        }
+        writeln!(out, "| {} | {:.1} % | {} |", w.name, worst.0 * 100.0, worst.1).expect("memory");
     }
     out
 }

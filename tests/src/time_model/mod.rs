@@ -53,8 +53,3 @@ pub fn floor_check() -> (f64, f64) {
     let weights = 8.0 * 3.0 * 7168.0 * 2048.0 * 0.5625;
     (total(&l, model.chip), weights / model.chip.memory_bytes_per_s)
 }
-
-/// Tmp.
-pub fn lowered_all(target: &Target) -> Vec<(&'static str, Program)> {
-    cases().iter().map(|c| (c.name, choices::lowered(c, target))).collect()
-}

@@ -99,6 +99,7 @@ pub fn page() -> String {
     }
     out += "\nAt one token the launches decide: NVFP4 with a scale for each row needs a launch to quantise between the products.\n";
     out += &choices::section();
+    out += &choices::worth();
     out += "\n## Launches of that layer, µs at full rate by resource\n\n\
             | tokens | kernel | MB | useful flops | tiles | waves | memory | latency | L2 | tensor | shared | decoding | epilogue | all |\n\
             |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
