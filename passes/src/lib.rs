@@ -1,11 +1,13 @@
 //! From the graph IR to tile programs: the passes of moec, on one screen in [`compile`].
 #![warn(missing_docs)]
 
+mod fingerprint;
 mod lower;
 mod names;
 mod normalise;
 pub mod plan;
 
+pub use fingerprint::Fingerprint;
 pub use lower::{WeightStorage, lower_graph};
 pub use normalise::{Limits, Price, Rule, Saturation, catalogue, normalise, normalise_with, soundness};
 
@@ -65,6 +67,8 @@ pub struct Variant {
 
 /// Compiles a verified graph for one target: one variant for each range of token counts in which other choices win.
 ///
+/// All of them give a token the same bits ([`Fingerprint`]).
+///
 /// # Errors
 /// `unsupported-op` when the layer needs something that no kernel computes; `internal-error` and
 /// `tile-program-invalid` for bugs of moec.
@@ -86,6 +90,11 @@ pub fn compile(graph: &Graph, target: &Target, options: &CompileOptions) -> Resu
             merge: options.opt_level > 1,
         },
     );
+    let prints: Vec<Fingerprint> = planned.iter().map(|p| Fingerprint::of(&p.program, target)).collect();
+    if let Some(other) = prints.iter().find(|n| **n != prints[0]) {
+        let what = format!("programs of `{}` for {} give other bits at other token counts", graph.name, target.name);
+        return Err(Diagnostic::internal("internal-error", what).note(prints[0].text()).note(other.text()));
+    }
     let variant = |p: plan::Planned| match tile::verify(&p.program).into_iter().next() {
         None => {
             Ok(Variant { tokens: p.tokens, graph: graph.clone(), saturation: saturation.clone(), program: p.program })

@@ -10,8 +10,8 @@ use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::target::Target;
 use moec_ir::tensor::Tensor;
 use moec_ir::tile::{self, Body};
-use moec_ir::{ActQuant, Activation, DType, Engine, Numerics};
-use moec_passes::{CompileOptions, Variant, compile};
+use moec_ir::{ActQuant, Activation, DType, Numerics};
+use moec_passes::{CompileOptions, Fingerprint, Variant, compile};
 
 fn variants(graph: &Graph, opt_level: u8, numerics: Numerics) -> Vec<Variant> {
     let target = Target::by_name("sm_100f").unwrap();
@@ -221,19 +221,6 @@ fn compiling_twice_gives_the_same_programs() {
     }
 }
 
-/// What of a program bears on bits: which engine makes each result of a product, in how many parts of k.
-fn sums(program: &tile::Program, target: &Target) -> Vec<(String, String, u32)> {
-    let of = |k: &tile::Kernel| -> Vec<(String, String, u32)> {
-        let Body::Contract(c) = &k.body else { return Vec::new() };
-        let engine = Engine::of(target, program, c).unwrap().to_string();
-        let out = |s: &tile::Segment| (program.buffer(s.out).name.clone(), engine.clone(), k.schedule.k_parts);
-        c.segments.iter().map(out).collect()
-    };
-    let mut all: Vec<_> = program.kernels.iter().flat_map(of).collect();
-    all.sort();
-    all
-}
-
 #[test]
 fn a_token_has_the_same_bits_in_every_program_of_a_layer() {
     // Otherwise they would depend on the size of its batch.
@@ -249,12 +236,56 @@ fn a_token_has_the_same_bits_in_every_program_of_a_layer() {
             let want = tile::evaluate(&first.program, &inputs, &params, 7).unwrap();
             for v in &variants[1..] {
                 assert_eq!(v.graph, first.graph, "{layer:?}");
-                assert_eq!(sums(&v.program, target), sums(&first.program, target), "{layer:?} {name}");
+                let [one, other] = [&v.program, &first.program].map(|p| Fingerprint::of(p, target));
+                assert_eq!(one.text(), other.text(), "{layer:?} {name}");
                 same(&tile::evaluate(&v.program, &inputs, &params, 7).unwrap(), &want, 0.0, &format!("{layer:?}"));
             }
         }
     }
     assert!(several > 0, "all layers have one program");
+}
+
+#[test]
+fn fingerprints_tell_what_changes_bits_and_nothing_else() {
+    let target = Target::by_name("sm_100f").unwrap();
+    let of = |layer: &Layer, numerics| {
+        compile(&layer.graph(), target, &CompileOptions { numerics, ..CompileOptions::default() }).unwrap()
+    };
+    let layer = deepseek(DType::BF16);
+    let program = of(&layer, Numerics::Deterministic)[0].program.clone();
+    let fingerprint = |p: &tile::Program, target| Fingerprint::of(p, target).hash();
+    let own = fingerprint(&program, target);
+    assert_eq!(own.len(), 64);
+
+    // Tiles, names and unmerged launches are all the same.
+    let mut other = program.clone();
+    other.kernels.iter_mut().for_each(|k| {
+        k.schedule.tile_m += 16;
+        k.schedule.stages += 1;
+        k.name.push('x');
+    });
+    other.buffers.iter_mut().for_each(|b| b.name.push('x'));
+    assert_eq!(fingerprint(&other, target), own);
+    let options = CompileOptions { opt_level: 1, ..CompileOptions::default() };
+    let apart = compile(&layer.graph(), target, &options).unwrap();
+    assert!(apart[0].program.kernels.len() > program.kernels.len());
+    assert_eq!(fingerprint(&apart[0].program, target), own);
+
+    // Parts of k, the warps of a router, a rounding point and an engine are not.
+    let product = |k: &&mut tile::Kernel| matches!(k.body, Body::Contract(_));
+    let mut parts = program.clone();
+    parts.kernels.iter_mut().find(product).unwrap().schedule.k_parts = 2;
+    let mut warps = program.clone();
+    warps.kernels.iter_mut().find(|k| matches!(k.body, Body::Rows(_))).unwrap().schedule.warps = 4;
+    let mut rounded = program.clone();
+    let act = rounded.buffers.iter_mut().find(|b| b.role == tile::Role::Workspace && b.dtype == DType::BF16).unwrap();
+    act.dtype = DType::F16;
+    for changed in [&parts, &warps, &rounded] {
+        assert_ne!(fingerprint(changed, target), own);
+    }
+    assert_ne!(fingerprint(&program, Target::by_name("sm_80").unwrap()), own);
+    let f32 = of(&deepseek(DType::F32), Numerics::Deterministic)[0].program.clone();
+    assert_ne!(fingerprint(&f32, target), own);
 }
 
 #[test]

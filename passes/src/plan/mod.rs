@@ -9,7 +9,7 @@ pub mod model;
 mod ranges;
 mod space;
 
-use forms::Form;
+use forms::{Form, Pays};
 use model::Model;
 use moec_ir::Engine;
 use moec_ir::target::Target;
@@ -46,7 +46,7 @@ pub fn plan(program: &Program, target: &Target, options: &Options) -> Vec<Planne
 }
 
 fn on_cpu(program: &Program, options: &Options) -> Planned {
-    let mut program = forms::merged(program, |_, merge| options.merge && merge.on_cpu).program;
+    let mut program = forms::merged(program, |merge| options.merge && merge.pays != Pays::OnGpus).program;
     program.kernels.iter_mut().for_each(|k| k.schedule = space::on_cpu(k));
     Planned { tokens: options.tokens, program }
 }
@@ -66,7 +66,7 @@ pub struct Choice {
 impl Space {
     /// Of a lowered program.
     pub fn new(program: &Program, model: &Model<'_>, merge: bool) -> Space {
-        let forms = if merge { forms::forms(program) } else { vec![forms::merged(program, |_, _| false)] };
+        let forms = if merge { forms::forms(program) } else { vec![forms::merged(program, |_| false)] };
         // The form with most merges says how sums are cut; others that would cut or multiply otherwise do not compete.
         let Some(first) = forms.first() else { return Space { forms: Vec::new() } };
         let parts: Vec<(BufferId, Engine, u32)> = sums(&first.program, model.target)

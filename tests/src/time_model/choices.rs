@@ -6,7 +6,7 @@ use moec_ir::Numerics;
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, Kernel, Program, Schedule, Team};
 use moec_passes::plan::Space;
-use moec_passes::plan::forms::{Form, MERGES};
+use moec_passes::plan::forms::{Form, MERGES, Pays};
 use moec_passes::plan::model::{Model, Routing};
 use moec_passes::{Limits, Variant, WeightStorage, lower_graph, normalise};
 use std::fmt::Write;
@@ -83,8 +83,8 @@ struct Without {
     schedule: fn(&Kernel, &Schedule) -> bool,
 }
 
-fn has(form: &Form, merge: usize) -> bool {
-    form.merges.contains(&MERGES[merge].name)
+fn is_merged(form: &Form) -> bool {
+    MERGES.iter().any(|m| m.pays == Pays::Sometimes && form.merges.contains(&m.name))
 }
 
 /// Forms and kinds of schedules, each of which has to be worth something.
@@ -92,20 +92,24 @@ fn withouts() -> Vec<Without> {
     let any_form: fn(&Form) -> bool = |_| true;
     let any: fn(&Kernel, &Schedule) -> bool = |_, _| true;
     vec![
-        Without { name: "rows rounded by the router", form: |f| !has(f, 0), schedule: any },
-        Without { name: "rows rounded by a launch of their own", form: |f| has(f, 0), schedule: any },
-        Without { name: "shared beside routed experts", form: |f| !has(f, 1), schedule: any },
-        Without { name: "shared experts in launches of their own", form: |f| has(f, 1), schedule: any },
-        Without { name: "expert order by the router's last CTA", form: |f| !has(f, 2), schedule: any },
-        Without { name: "expert order in a launch of its own", form: |f| has(f, 2), schedule: any },
+        Without { name: "shared beside routed experts", form: |f| !is_merged(f), schedule: any },
+        Without { name: "shared experts in launches of their own", form: |f| is_merged(f), schedule: any },
         Without { name: "one CTA for a tile", form: any_form, schedule: |k, s| !is_product(k) || s.team != Team::One },
         Without { name: "pairs", form: any_form, schedule: |_, s| s.team != Team::Pair },
         Without { name: "two pairs", form: any_form, schedule: |_, s| s.team != Team::TwoPairs },
         Without { name: "neighbours", form: any_form, schedule: |_, s| s.team != Team::Neighbours },
         Without { name: "tiles of up to 32 rows", form: any_form, schedule: |k, s| !is_product(k) || s.tile_m > 32 },
-        Without { name: "tiles of more than 32 rows", form: any_form, schedule: |k, s| !is_product(k) || s.tile_m <= 32 },
+        Without {
+            name: "tiles of more than 32 rows",
+            form: any_form,
+            schedule: |k, s| !is_product(k) || s.tile_m <= 32,
+        },
         Without { name: "routers of up to 16 rows", form: any_form, schedule: |k, s| !is_rows(k) || s.tile_m > 16 },
-        Without { name: "routers of more than 16 rows", form: any_form, schedule: |k, s| !is_rows(k) || s.tile_m <= 16 },
+        Without {
+            name: "routers of more than 16 rows",
+            form: any_form,
+            schedule: |k, s| !is_rows(k) || s.tile_m <= 16,
+        },
     ]
 }
 

@@ -11,16 +11,31 @@ use moec_ir::tile::Program;
 pub struct Merge {
     /// What it puts together.
     pub name: &'static str,
-    /// Whether it pays on the CPU, where a launch costs nothing that would be worth more work in the router.
-    pub on_cpu: bool,
+    /// Where it is made.
+    pub pays: Pays,
     apply: fn(&mut Program),
+}
+
+/// Where a merge is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pays {
+    /// Everywhere: the launch is all that differs.
+    Always,
+    /// On GPUs: on the CPU a launch costs nothing that would be worth more work in the router.
+    OnGpus,
+    /// Where the model says so: tiles of one launch share a schedule, tiles of two wait for each other. On the CPU always.
+    Sometimes,
 }
 
 /// Every merge, in the order in which they are applied.
 pub const MERGES: [Merge; 3] = [
-    Merge { name: "rows rounded by the router", on_cpu: true, apply: quantise_in_route::quantise_in_route },
-    Merge { name: "shared beside routed experts", on_cpu: true, apply: merge_launches::merge_launches },
-    Merge { name: "expert order by the router's last CTA", on_cpu: false, apply: plan_after_route::plan_after_route },
+    Merge { name: "rows rounded by the router", pays: Pays::Always, apply: quantise_in_route::quantise_in_route },
+    Merge { name: "shared beside routed experts", pays: Pays::Sometimes, apply: merge_launches::merge_launches },
+    Merge {
+        name: "expert order by the router's last CTA",
+        pays: Pays::OnGpus,
+        apply: plan_after_route::plan_after_route,
+    },
 ];
 
 /// A program with some of the merges.
@@ -32,25 +47,17 @@ pub struct Form {
     pub program: Program,
 }
 
-/// Every form of a lowered program, with most merges first; those that are equal once.
+/// The forms of a lowered program that compete on GPUs, with most merges first; those that are equal once.
 pub fn forms(program: &Program) -> Vec<Form> {
-    let n = MERGES.len();
-    let mut subsets: Vec<usize> = (0..1 << n).collect();
-    subsets.sort_by_key(|s| (n as u32 - s.count_ones(), !s));
-    let mut forms: Vec<Form> = Vec::new();
-    for subset in subsets {
-        let form = merged(program, |i, _| subset >> i & 1 == 1);
-        if forms.iter().all(|f| f.program != form.program) {
-            forms.push(form);
-        }
-    }
-    forms
+    let all = merged(program, |_| true);
+    let some = merged(program, |m| m.pays != Pays::Sometimes);
+    if some.program == all.program { vec![all] } else { vec![all, some] }
 }
 
-/// The form with the merges that `wanted` takes, which gets their numbers too.
-pub fn merged(program: &Program, wanted: impl Fn(usize, &Merge) -> bool) -> Form {
+/// The form with the merges that `wanted` takes.
+pub fn merged(program: &Program, wanted: impl Fn(&Merge) -> bool) -> Form {
     let mut form = Form { merges: Vec::new(), program: program.clone() };
-    for (_, merge) in MERGES.iter().enumerate().filter(|(i, m)| wanted(*i, m)) {
+    for merge in MERGES.iter().filter(|m| wanted(m)) {
         let before = form.program.clone();
         (merge.apply)(&mut form.program);
         if form.program != before {

@@ -16,6 +16,8 @@ pub enum Emit {
     Egraph,
     /// `<target>/tile-A-B.txt`: the tile programs.
     Tile,
+    /// `<target>/fingerprint.txt`: what decides the bits of outputs, with a hash of it; equal texts mean equal bits.
+    Fingerprint,
     /// `<target>/KERNEL-A-B.ll`: optimised LLVM IR.
     Llvm,
     /// The PTX, which every bundle holds.
@@ -109,6 +111,13 @@ pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &
             Emit::Egraph => each_variant(&compiled, |target, tokens, v| {
                 let text = serde_json::to_string_pretty(&v.saturation).unwrap_or_default();
                 extra.insert(format!("{target}/egraph-{tokens}.json"), format!("{text}\n").into_bytes());
+            }),
+            Emit::Fingerprint => each_variant(&compiled, |target, _, v| {
+                let Some(known) = moec::Target::by_name(target) else { return };
+                // All programs of a target have one.
+                let print = moec_passes::Fingerprint::of(&v.program, known);
+                let text = format!("sha256 {}\n{}", print.hash(), print.text());
+                extra.insert(format!("{target}/fingerprint.txt"), text.into_bytes());
             }),
             Emit::Header | Emit::C | Emit::Rust => {
                 let aot = Aot::new(&compiled.bundle, prefix, &by_ptx)?;
