@@ -6,9 +6,10 @@ use crate::quant::{Code, QuantFormat, ScaleCode};
 /// Bytes of [`Products::scratch`].
 pub const PRODUCTS_SCRATCH_BYTES: u64 = 192 << 10;
 
-/// Floats that an arranged row of `k` elements has room for: whole groups of 64.
+/// Floats that an arranged row of `k` elements has room for: whole groups of 64, and a line of memory more, so that the same
+/// place of many rows does not fall on the same lines of a cache.
 pub const fn arranged_len(k: u64) -> u64 {
-    k.next_multiple_of(64)
+    k.next_multiple_of(64) + 16
 }
 
 /// Products of a few rows with a few columns of a matrix: `out[r, c] = Σ rows[r, i] · weights[c, i]` over `k` elements.

@@ -1,19 +1,19 @@
 //! How fast products are on one core: bytes of weights a second with one row, multiply-adds with many.
 //!
-//! `cargo run --release -p moec-cpu-kernels --example speed [-- FORMAT [KIB]]`. Every job has 64 columns of 2048 elements,
+//! `cargo run --release -p moec-cpu-kernels --example speed [-- FORMAT [KIB [INSTRUCTIONS]]]`. Every job has 64 columns of 2048 elements,
 //! from 96 MiB of memory, which no cache holds, or from `KIB`.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people")]
 
 use moec_cpu_kernels::{Instructions, with};
 use moec_ir::DType;
-use moec_ir::abi::{CpuKernels, Encoding, PRODUCTS_SCRATCH_BYTES, Products};
+use moec_ir::abi::{CpuKernels, Encoding, PRODUCTS_SCRATCH_BYTES, Products, arranged_len};
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 
 const K: u64 = 2048;
 const COLUMNS: u64 = 64;
 const ROWS: [u64; 8] = [1, 2, 3, 4, 8, 16, 32, 64];
 const MEMORY: u64 = 96 << 20;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 11;
 
 struct Aligned(Vec<u8>, usize);
 
@@ -32,6 +32,7 @@ impl Aligned {
 fn main() {
     let only = std::env::args().nth(1);
     let memory = std::env::args().nth(2).map_or(MEMORY, |kib| kib.parse::<u64>().unwrap() << 10);
+    let which = std::env::args().nth(3);
     let coded = |code, scale, block_rows, block_cols| Some(QuantFormat { code, scale, block_rows, block_cols });
     let formats = [
         ("bf16", None),
@@ -57,6 +58,9 @@ fn main() {
             continue;
         }
         for instructions in Instructions::here().into_iter().skip(1) {
+            if which.as_ref().is_some_and(|w| format!("{instructions:?}") != *w) {
+                continue;
+            }
             let kernels = with(instructions).unwrap();
             let times = ROWS.map(|rows| time(&kernels, format, rows, p, memory));
             let bytes = format.map_or(K * 2 * COLUMNS, |f| f.matrix_bytes(COLUMNS, K)) as f64;
@@ -79,10 +83,11 @@ fn cpu_seconds() -> f64 {
 
 /// Seconds of processor time of a job.
 fn time(kernels: &CpuKernels, format: Option<QuantFormat>, rows: u64, weights: *mut u8, memory: u64) -> f64 {
-    let mut x = Aligned::new(rows * K * 4);
+    let width = arranged_len(K);
+    let mut x = Aligned::new(rows * width * 4);
     let row: Vec<u8> = [0x80, 0x3f].repeat(K as usize);
     for r in 0..rows {
-        let to = x.pointer().wrapping_add((r * K * 4) as usize).cast();
+        let to = x.pointer().wrapping_add((r * width * 4) as usize).cast();
         // SAFETY: there are `K` elements, and room for as many floats.
         unsafe {
             (kernels.arrange)(row.as_ptr(), Encoding::floats(DType::BF16).unwrap().with_bf16_rows().bits(), K, to)

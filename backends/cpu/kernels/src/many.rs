@@ -44,7 +44,7 @@ impl<M: Machine, S: Source<M>> Fill<M> for Read<S> {
         scratch: Scratch,
     ) {
         // The same columns' next block.
-        let ahead = BLOCK * self.0.bits() / 8;
+        let ahead = BLOCK * S::BITS / 8;
         // SAFETY: the caller's contract.
         unsafe {
             let reader = self.0.reader(m, columns, (first, end), ahead, scratch.room);

@@ -56,6 +56,8 @@ impl<M: Machine, S: Source<M, Reader: WordReader<M>>> WordSource<M> for S {}
 /// A kind of weights of a job.
 pub(crate) trait Source<M: Machine>: Copy {
     type Reader: Reader<M>;
+    /// Bits of an element.
+    const BITS: usize;
     /// Whether elements are floats, which are decoded with few registers.
     const FLOATS: bool = false;
 
@@ -74,9 +76,6 @@ pub(crate) trait Source<M: Machine>: Copy {
         ahead: usize,
         room: *mut Entries,
     ) -> Self::Reader;
-
-    /// Bits of an element.
-    fn bits(&self) -> usize;
 }
 
 /// Eight vectors of four pairs of vectors, with even elements and with odd ones: what is odd has its turn first.

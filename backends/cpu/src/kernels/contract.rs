@@ -25,7 +25,7 @@ const COLUMNS: (u64, u64) = (8, 64);
 /// Most columns of a job: what a job prepares for all of them is then little beside them.
 const JOB_COLUMNS: u64 = 128;
 /// Bytes of arranged rows, which should stay in a core's second cache beside a panel of weights.
-const ARRANGED: u64 = 384 << 10;
+const ARRANGED: u64 = 400 << 10;
 /// Bounds of the rows that are arranged at once, a multiple of those of a tile.
 const ROWS: (u64, u64) = (6, 60);
 

@@ -13,6 +13,9 @@ const TILE: usize = 4;
 
 /// How the elements of a tile become words.
 pub(super) trait FillWords<M: Pairs>: Copy {
+    /// Bits of an element in memory; 0 when they differ.
+    const BITS: usize;
+
     /// Writes whole groups of elements `first .. end`, at most a block, of the columns of a vector; a vector is `stride`
     /// bytes behind the one before. Returns [`Pairs::least`] of them and `least`.
     ///
@@ -36,6 +39,8 @@ pub(super) trait FillWords<M: Pairs>: Copy {
 pub(super) struct Read<S>(pub S);
 
 impl<M: Pairs, S: WordSource<M>> FillWords<M> for Read<S> {
+    const BITS: usize = S::BITS;
+
     #[inline(always)]
     unsafe fn fill(
         &self,
@@ -47,11 +52,9 @@ impl<M: Pairs, S: WordSource<M>> FillWords<M> for Read<S> {
         scratch: Scratch,
         mut least: M::B,
     ) -> M::B {
-        // The same columns' next block.
-        let ahead = BLOCK * self.0.bits() / 8;
-        // SAFETY: the caller's contract.
+        // SAFETY: the caller's contract. Memory has been asked for before.
         unsafe {
-            let reader = self.0.reader(m, columns, (first, end), ahead, scratch.room);
+            let reader = self.0.reader(m, columns, (first, end), 0, scratch.room);
             for g in first / GROUP..end / GROUP {
                 let words = reader.words(g);
                 for q in 0..4 {
@@ -69,6 +72,8 @@ impl<M: Pairs, S: WordSource<M>> FillWords<M> for Read<S> {
 pub(super) struct Any;
 
 impl<M: Pairs> FillWords<M> for Any {
+    const BITS: usize = 0;
+
     #[inline(always)]
     unsafe fn fill(
         &self,
@@ -136,49 +141,56 @@ pub(super) unsafe fn tail<M: Pairs>(m: &Matrix, columns: [usize; 2], whole: usiz
 /// # Safety
 /// The job's pointers are valid as [`moec_ir::abi::Products`] says, and the processor has the machine's features.
 #[inline(always)]
-pub(super) unsafe fn many_rows<M: Pairs>(m: &Matrix, fill: &impl FillWords<M>, scratch: Scratch) {
+pub(super) unsafe fn many_rows<M: Pairs, F: FillWords<M>>(m: &Matrix, fill: &F, scratch: Scratch) {
     let job = m.job;
-    let (n_rows, n_columns, k) = (job.n_rows as usize, job.n_columns as usize, job.k as usize);
+    let (n_columns, k) = (job.n_columns as usize, job.k as usize);
     let whole = k / GROUP * GROUP;
     let (vector, tile) = (32 * M::COLUMNS, TILE * M::COLUMNS);
-    for first_column in (0..n_columns).step_by(PANEL_COLUMNS) {
-        let count = (n_columns - first_column).min(PANEL_COLUMNS);
-        let n_tiles = count.div_ceil(tile);
-        // Past the last column, it is computed again.
-        let column = |i: usize| first_column + i.min(count - 1);
-        // SAFETY: the caller's contract; scratch memory holds a tile's block and the totals of a panel's products.
-        unsafe {
-            for first in (0..k).step_by(BLOCK) {
-                let end = (first + BLOCK).min(whole).max(first);
-                let has_tail = first + BLOCK > whole && whole < k;
-                let turns = (end - first) / 16 + if has_tail { 4 } else { 0 };
-                let words = scratch.panel.cast::<u8>();
-                for t in 0..n_tiles {
-                    let mut least = M::splat(0xff);
-                    for n in 0..TILE {
-                        let i = t * tile + n * M::COLUMNS;
-                        let columns = [column(i), column(i + M::COLUMNS - 1)];
-                        let to = words.add(n * vector);
-                        least = fill.fill(m, columns, (first, end), to, TILE * vector, scratch, least);
-                        if has_tail {
-                            let to = to.add((end - first) / 16 * TILE * vector);
-                            least = M::lesser(least, tail::<M>(m, columns, whole, to, TILE * vector));
-                        }
+    let words = scratch.panel.cast::<u8>();
+    for first_of_panel in (0..n_columns).step_by(PANEL_COLUMNS) {
+        let end_of_panel = n_columns.min(first_of_panel + PANEL_COLUMNS);
+        for (first, first_column) in
+            (0..k).step_by(BLOCK).flat_map(|b| (first_of_panel..end_of_panel).step_by(tile).map(move |c| (b, c)))
+        {
+            let count = (n_columns - first_column).min(tile);
+            // Past the last column, it is computed again.
+            let column = |i: usize| first_column + i.min(count - 1);
+            let end = (first + BLOCK).min(whole).max(first);
+            let has_tail = first + BLOCK > whole && whole < k;
+            // SAFETY: the caller's contract; scratch memory holds a tile's block and the totals of all its products.
+            unsafe {
+                let mut least = M::splat(0xff);
+                for n in 0..TILE {
+                    let columns = [column(n * M::COLUMNS), column((n + 1) * M::COLUMNS - 1)];
+                    let to = words.add(n * vector);
+                    least = fill.fill(m, columns, (first, end), to, TILE * vector, scratch, least);
+                    if has_tail {
+                        let to = to.add((end - first) / 16 * TILE * vector);
+                        least = M::lesser(least, tail::<M>(m, columns, whole, to, TILE * vector));
                     }
-                    let totals = scratch.totals.add(t * n_rows * TILE * 8 * M::COLUMNS);
-                    let block = Block { first, words, turns, exponent: exponent(M::least_word(least)) };
-                    multiply::<M>(m, block, totals);
                 }
-            }
-            for t in 0..n_tiles {
-                for r in 0..n_rows {
-                    let to = job.out.add(r * job.out_pitch as usize + first_column + t * tile);
-                    let mut totals = [M::zero(); TILE];
-                    for n in 0..TILE {
-                        totals[n] = M::load(scratch.totals.add(((t * n_rows + r) * TILE + n) * 8 * M::COLUMNS));
-                    }
-                    M::store_sums(totals, count - t * tile, to);
-                }
+                let is_last = first + BLOCK >= k;
+                let (column, element) = if first_column + tile < end_of_panel {
+                    (first_column + tile, first)
+                } else if is_last {
+                    (first_column + tile, 0)
+                } else {
+                    (first_of_panel, first + BLOCK)
+                };
+                let block = Block {
+                    first,
+                    words,
+                    turns: (end - first) / 16 + if has_tail { 4 } else { 0 },
+                    exponent: exponent(M::least_word(least)),
+                    out: if is_last { job.out.wrapping_add(first_column) } else { std::ptr::null_mut() },
+                    count,
+                    next: m.column(column.min(n_columns - 1)).wrapping_add(element * F::BITS / 8),
+                    next_lines: BLOCK.min(k - element) * F::BITS / 8 / 64 * tile,
+                };
+                let n_rows = job.n_rows as usize;
+                let totals =
+                    scratch.totals.add((first_column - first_of_panel) / tile * n_rows * TILE * 8 * M::COLUMNS);
+                M::apart(&Multiply::<M> { m, block, totals, machine: PhantomData });
             }
         }
     }
@@ -193,49 +205,77 @@ struct Block {
     turns: usize,
     /// The least exponent of the columns' elements.
     exponent: u32,
+    /// Where products of the first row go, after the last block.
+    out: *mut f32,
+    /// Columns of the tile that there are.
+    count: usize,
+    /// Where the next block's first column is, and lines of memory of all its columns, which are asked for meanwhile.
+    next: *const u8,
+    next_lines: usize,
 }
 
-/// Adds the products of a block with all rows to their totals, or begins them with the first block.
-#[inline(always)]
-unsafe fn multiply<M: Pairs>(m: &Matrix, block: Block, totals: *mut f32) {
-    let n_rows = m.job.n_rows as usize;
-    let mut r = 0;
-    while r < n_rows {
-        let left = n_rows - r;
+/// Adds the products of a block with all rows to their totals: the first block begins them, the last one ends them.
+struct Multiply<'j, M> {
+    m: &'j Matrix<'j>,
+    block: Block,
+    totals: *mut f32,
+    machine: PhantomData<M>,
+}
+
+impl<M: Pairs> Task for Multiply<'_, M> {
+    #[inline(always)]
+    unsafe fn run(&self) {
+        // SAFETY: the contract of `add`.
+        unsafe {
+            let done = self.rows::<true>(0);
+            let mut r = done;
+            while r < self.m.job.n_rows as usize {
+                r += self.rows::<false>(r);
+            }
+        }
+    }
+}
+
+impl<M: Pairs> Multiply<'_, M> {
+    /// Some rows from `r` on; returns how many.
+    #[inline(always)]
+    unsafe fn rows<const ASK: bool>(&self, r: usize) -> usize {
+        let &Multiply { m, block, totals, .. } = self;
         // SAFETY: the caller's contract.
         unsafe {
             // Six times four sums leave eight of 32 registers.
-            r += match left {
-                1 => tile::<M, 1>(m, block, r, totals),
-                2 => tile::<M, 2>(m, block, r, totals),
-                3 => tile::<M, 3>(m, block, r, totals),
-                4 | 8 => tile::<M, 4>(m, block, r, totals),
-                5 | 9 | 10 => tile::<M, 5>(m, block, r, totals),
-                _ => tile::<M, 6>(m, block, r, totals),
-            };
+            match m.job.n_rows as usize - r {
+                1 => tile::<M, 1, ASK>(m, block, r, totals),
+                2 => tile::<M, 2, ASK>(m, block, r, totals),
+                3 => tile::<M, 3, ASK>(m, block, r, totals),
+                4 | 7 | 8 => tile::<M, 4, ASK>(m, block, r, totals),
+                5 | 9 | 10 => tile::<M, 5, ASK>(m, block, r, totals),
+                _ => tile::<M, 6, ASK>(m, block, r, totals),
+            }
         }
     }
 }
 
 /// `ROWS` rows from `first_row` on by a block; returns `ROWS`.
 #[inline(always)]
-unsafe fn tile<M: Pairs, const ROWS: usize>(m: &Matrix, block: Block, first_row: usize, totals: *mut f32) -> usize {
+unsafe fn tile<M: Pairs, const ROWS: usize, const ASK: bool>(
+    m: &Matrix,
+    block: Block,
+    first_row: usize,
+    totals: *mut f32,
+) -> usize {
     let k = m.job.k;
     // SAFETY: the caller's contract.
     unsafe {
-        let mut rows = [Row::of(m.job.rows, k, first_row); ROWS];
         let mut x_exponent = u32::MAX;
         for r in 0..ROWS {
-            rows[r] = Row::of(m.job.rows, k, first_row + r);
-            x_exponent = x_exponent.min(rows[r].exponent(k, block.first / BLOCK));
+            x_exponent = x_exponent.min(Row::of(m.job.rows, k, first_row + r).exponent(k, block.first / BLOCK));
         }
-        let totals = totals.add(first_row * TILE * 8 * M::COLUMNS);
         if has_no_subnormal(x_exponent, block.exponent) {
-            add::<M, ROWS, false>(rows, block, totals);
+            add::<M, ROWS, false, ASK>(m, block, first_row, totals);
         } else {
-            for r in 0..ROWS {
-                let totals = totals.add(r * TILE * 8 * M::COLUMNS);
-                M::apart(&Exactly::<M> { row: rows[r], block, totals, machine: PhantomData });
+            for r in first_row..first_row + ROWS {
+                M::apart(&Exactly::<M> { m, block, row: r, totals, machine: PhantomData });
             }
         }
     }
@@ -243,35 +283,55 @@ unsafe fn tile<M: Pairs, const ROWS: usize>(m: &Matrix, block: Block, first_row:
 }
 
 /// [`add`] of one row where a number may be subnormal.
-struct Exactly<M> {
-    row: Row,
+struct Exactly<'j, M> {
+    m: &'j Matrix<'j>,
     block: Block,
+    row: usize,
     totals: *mut f32,
     machine: PhantomData<M>,
 }
 
-impl<M: Pairs> Task for Exactly<M> {
+impl<M: Pairs> Task for Exactly<'_, M> {
     #[inline(always)]
     unsafe fn run(&self) {
         // SAFETY: the contract of `add`.
-        unsafe { add::<M, 1, true>([self.row], self.block, self.totals) }
+        unsafe { add::<M, 1, true, false>(self.m, self.block, self.row, self.totals) }
     }
 }
 
-/// Adds the products of rows and a block to totals.
+/// Adds the products of rows and a block to totals; asks for the next block's memory when `ASK`.
 #[inline(always)]
-unsafe fn add<M: Pairs, const ROWS: usize, const EXACT: bool>(rows: [Row; ROWS], block: Block, totals: *mut f32) {
-    let vector = 32 * M::COLUMNS;
+unsafe fn add<M: Pairs, const ROWS: usize, const EXACT: bool, const ASK: bool>(
+    m: &Matrix,
+    block: Block,
+    first_row: usize,
+    totals: *mut f32,
+) {
+    let (vector, pitch) = (32 * M::COLUMNS, m.job.pitch as usize);
     // SAFETY: the caller's contract.
     unsafe {
+        let mut rows = [std::ptr::null(); ROWS];
+        for r in 0..ROWS {
+            rows[r] = Row::of(m.job.rows, m.job.k, first_row + r).words(block.first);
+        }
+        let (mut next, mut column) = (block.next, 0);
+        let asked = if ASK { block.next_lines.div_ceil(block.turns) } else { 0 };
         let mut sums = [[M::zero(); TILE]; ROWS];
         for turn in 0..block.turns {
+            for _ in 0..asked {
+                M::prefetch(next.wrapping_add(column));
+                // The same line of the next column, then the first one's next.
+                column += pitch;
+                if column == pitch * TILE * M::COLUMNS {
+                    (next, column) = (next.wrapping_add(64), 0);
+                }
+            }
             let mut w = [M::splat(0); TILE];
             for n in 0..TILE {
                 w[n] = M::load_bytes(block.words.add((turn * TILE + n) * vector));
             }
             for r in 0..ROWS {
-                let x = M::spread_bytes(rows[r].words(block.first).add(turn * 32));
+                let x = M::spread_bytes(rows[r].add(turn * 32));
                 for n in 0..TILE {
                     sums[r][n] =
                         if EXACT { add_two::<M>(w[n], x, sums[r][n]) } else { M::add_pairs(w[n], x, sums[r][n]) };
@@ -279,10 +339,18 @@ unsafe fn add<M: Pairs, const ROWS: usize, const EXACT: bool>(rows: [Row; ROWS],
             }
         }
         for r in 0..ROWS {
+            let at = totals.add((first_row + r) * TILE * 8 * M::COLUMNS);
             for n in 0..TILE {
-                let at = totals.add((r * TILE + n) * 8 * M::COLUMNS);
-                let before = if block.first == 0 { M::zero() } else { M::load(at) };
-                M::store(at, M::sum(before, sums[r][n]));
+                let before = if block.first == 0 { M::zero() } else { M::load(at.add(n * 8 * M::COLUMNS)) };
+                sums[r][n] = M::sum(before, sums[r][n]);
+            }
+            if block.out.is_null() {
+                for n in 0..TILE {
+                    M::store(at.add(n * 8 * M::COLUMNS), sums[r][n]);
+                }
+            } else {
+                let to = block.out.add((first_row + r) * m.job.out_pitch as usize);
+                M::store_sums(sums[r], block.count, to);
             }
         }
     }

@@ -88,6 +88,6 @@ impl<M: Pairs, F: FillWords<M>> Task for ManyRows<'_, M, F> {
     #[inline(always)]
     unsafe fn run(&self) {
         // SAFETY: the contract of `InPairs::words`.
-        unsafe { many_rows::<M>(self.m, &self.fill, self.scratch) }
+        unsafe { many_rows::<M, F>(self.m, &self.fill, self.scratch) }
     }
 }

@@ -28,7 +28,7 @@ impl Row {
     #[inline(always)]
     pub unsafe fn exponent(self, k: u64, block: usize) -> u32 {
         // SAFETY: the caller's contract.
-        unsafe { u32::from(*self.0.cast::<u16>().add(arranged_len(k) as usize + block)) }
+        unsafe { u32::from(*self.0.cast::<u16>().add(k.next_multiple_of(GROUP as u64) as usize + block)) }
     }
 }
 
@@ -39,7 +39,7 @@ impl Row {
 /// features.
 #[inline(always)]
 pub(crate) unsafe fn arrange<M: Pairs>(from: *const u8, k: u64, to: *mut u8) {
-    let (n, len) = (k as usize, arranged_len(k) as usize);
+    let (n, len) = (k as usize, (k as usize).next_multiple_of(GROUP));
     // SAFETY: the caller's contract. Words and exponents take half of the room for floats and less.
     unsafe {
         let exponents = to.cast::<u16>().add(len);

@@ -26,6 +26,7 @@ pub(crate) struct E4m3Reader {
 
 impl<M: Machine> Source<M> for E4m3<'_> {
     type Reader = E4m3Reader;
+    const BITS: usize = 8;
 
     #[inline(always)]
     unsafe fn reader(
@@ -55,10 +56,6 @@ impl<M: Machine> Source<M> for E4m3<'_> {
             Blocks { entries: entries[1], scales, shift: self.shift },
         ];
         E4m3Reader { codes: [m.column(columns[0]), m.column(columns[1])], blocks, ahead }
-    }
-
-    fn bits(&self) -> usize {
-        8
     }
 }
 
@@ -111,6 +108,7 @@ pub(crate) struct WideE4m3Reader<B> {
 
 impl<M: Machine> Source<M> for WideE4m3<'_> {
     type Reader = WideE4m3Reader<M::B>;
+    const BITS: usize = 8;
 
     #[inline(always)]
     unsafe fn reader(
@@ -146,10 +144,6 @@ impl<M: Machine> Source<M> for WideE4m3<'_> {
         }
         let entries = room.cast_const().wrapping_sub(from);
         WideE4m3Reader { codes: [m.column(columns[0]), m.column(columns[1])], entries, shift: self.shift, ahead }
-    }
-
-    fn bits(&self) -> usize {
-        8
     }
 }
 

@@ -17,6 +17,7 @@ pub(crate) struct WordsReader<const HALF: bool> {
 
 impl<M: Machine, const HALF: bool> Source<M> for Words<HALF> {
     type Reader = WordsReader<HALF>;
+    const BITS: usize = 16;
     const FLOATS: bool = true;
 
     #[inline(always)]
@@ -29,10 +30,6 @@ impl<M: Machine, const HALF: bool> Source<M> for Words<HALF> {
         _: *mut Entries,
     ) -> Self::Reader {
         WordsReader { at: [m.column(columns[0]), m.column(columns[1])], ahead }
-    }
-
-    fn bits(&self) -> usize {
-        16
     }
 }
 
@@ -73,6 +70,7 @@ pub(crate) struct FloatsReader {
 
 impl<M: Machine> Source<M> for Floats {
     type Reader = FloatsReader;
+    const BITS: usize = 32;
     const FLOATS: bool = true;
 
     #[inline(always)]
@@ -85,10 +83,6 @@ impl<M: Machine> Source<M> for Floats {
         _: *mut Entries,
     ) -> Self::Reader {
         FloatsReader { at: [m.column(columns[0]), m.column(columns[1])], ahead }
-    }
-
-    fn bits(&self) -> usize {
-        32
     }
 }
 

@@ -27,6 +27,7 @@ pub(crate) struct FourBitsReader<const BYTES: bool, const FINE: bool, const HALF
 
 impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Source<M> for FourBits<'_, BYTES, FINE, HALF> {
     type Reader = FourBitsReader<BYTES, FINE, HALF>;
+    const BITS: usize = 4;
 
     #[inline(always)]
     unsafe fn reader(
@@ -50,10 +51,6 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Source<M
         let scales = [m.scales(columns[0]), m.scales(columns[1])];
         let blocks = Blocks { entries, scales, shift: self.shift };
         FourBitsReader { codes: [m.column(columns[0]), m.column(columns[1])], blocks, ahead }
-    }
-
-    fn bits(&self) -> usize {
-        4
     }
 }
 
@@ -112,6 +109,7 @@ pub(crate) struct MadeFourBitsReader<'t> {
 
 impl<'t, M: Machine> Source<M> for MadeFourBits<'t> {
     type Reader = MadeFourBitsReader<'t>;
+    const BITS: usize = 4;
 
     #[inline(always)]
     unsafe fn reader(
@@ -134,10 +132,6 @@ impl<'t, M: Machine> Source<M> for MadeFourBits<'t> {
         }
         let codes = [m.column(columns[0]), m.column(columns[1])];
         MadeFourBitsReader { codes, factors, shift: self.shift, ahead, values: &self.recipe.values }
-    }
-
-    fn bits(&self) -> usize {
-        4
     }
 }
 
