@@ -4,7 +4,7 @@ use super::rows::Row;
 use super::{Pairs, add_two, exponent, has_no_subnormal};
 use crate::machine::Task;
 use crate::readers::{BLOCK, GROUP, WordReader, WordSource};
-use crate::scratch::{PANEL_COLUMNS, Scratch};
+use crate::scratch::Scratch;
 use crate::values::Matrix;
 use std::marker::PhantomData;
 
@@ -147,14 +147,11 @@ pub(super) unsafe fn many_rows<M: Pairs, F: FillWords<M>>(m: &Matrix, fill: &F, 
     let whole = k / GROUP * GROUP;
     let (vector, tile) = (32 * M::COLUMNS, TILE * M::COLUMNS);
     let words = scratch.panel.cast::<u8>();
-    for first_of_panel in (0..n_columns).step_by(PANEL_COLUMNS) {
-        let end_of_panel = n_columns.min(first_of_panel + PANEL_COLUMNS);
-        for (first, first_column) in
-            (0..k).step_by(BLOCK).flat_map(|b| (first_of_panel..end_of_panel).step_by(tile).map(move |c| (b, c)))
-        {
-            let count = (n_columns - first_column).min(tile);
-            // Past the last column, it is computed again.
-            let column = |i: usize| first_column + i.min(count - 1);
+    for first_column in (0..n_columns).step_by(tile) {
+        let count = (n_columns - first_column).min(tile);
+        // Past the last column, it is computed again.
+        let column = |i: usize| first_column + i.min(count - 1);
+        for first in (0..k).step_by(BLOCK) {
             let end = (first + BLOCK).min(whole).max(first);
             let has_tail = first + BLOCK > whole && whole < k;
             // SAFETY: the caller's contract; scratch memory holds a tile's block and the totals of all its products.
@@ -170,13 +167,7 @@ pub(super) unsafe fn many_rows<M: Pairs, F: FillWords<M>>(m: &Matrix, fill: &F, 
                     }
                 }
                 let is_last = first + BLOCK >= k;
-                let (column, element) = if first_column + tile < end_of_panel {
-                    (first_column + tile, first)
-                } else if is_last {
-                    (first_column + tile, 0)
-                } else {
-                    (first_of_panel, first + BLOCK)
-                };
+                let (column, element) = if is_last { (first_column + tile, 0) } else { (first_column, first + BLOCK) };
                 let block = Block {
                     first,
                     words,
@@ -187,10 +178,7 @@ pub(super) unsafe fn many_rows<M: Pairs, F: FillWords<M>>(m: &Matrix, fill: &F, 
                     next: m.column(column.min(n_columns - 1)).wrapping_add(element * F::BITS / 8),
                     next_lines: BLOCK.min(k - element) * F::BITS / 8 / 64 * tile,
                 };
-                let n_rows = job.n_rows as usize;
-                let totals =
-                    scratch.totals.add((first_column - first_of_panel) / tile * n_rows * TILE * 8 * M::COLUMNS);
-                M::apart(&Multiply::<M> { m, block, totals, machine: PhantomData });
+                M::apart(&Multiply::<M> { m, block, totals: scratch.totals, machine: PhantomData });
             }
         }
     }
