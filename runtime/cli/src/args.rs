@@ -28,6 +28,8 @@ pub enum Command {
     Compile(crate::commands::compile::Options),
     /// Run a layer on the CPU, on a GPU, or in the PTX emulator.
     Run(crate::commands::run::Options),
+    /// Time a layer and its kernels on the CPU, beside a plain read of memory, or by turns with another bundle.
+    Bench(crate::commands::bench::Options),
     /// Run one PTX kernel in the emulator, from a launch recipe; or a program that calls the CUDA driver.
     Emulate(crate::commands::emulate::Options),
     /// Tell whether a layer can be compiled, and if not, why.

@@ -65,6 +65,7 @@ fn run(command: Command, format: report::MessageFormat) -> Outcome {
         Command::Inspect(options) => commands::inspect::run(&options),
         Command::Pack(options) => commands::pack::run(&options),
         Command::Run(options) => commands::run::run(&options),
+        Command::Bench(options) => commands::bench::run(&options),
         Command::Emulate(options) => commands::emulate::run(&options, format),
         Command::Rules(options) => commands::rules::run(&options),
         Command::Schema(options) => commands::schema::run(&options),

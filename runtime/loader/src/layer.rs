@@ -160,6 +160,26 @@ impl Layer {
         Ok(RunResult { outputs: names.zip(outputs).collect(), findings, target: self.target().to_string(), variant })
     }
 
+    /// Times of a run on host tensors, as a whole and by kernel, of a layer on the CPU; `None` on other devices. `before` is
+    /// called before each of the two runs.
+    ///
+    /// # Errors
+    /// As [`Layer::run_host`].
+    pub fn time_host(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        before: &mut dyn FnMut(),
+    ) -> Result<Option<crate::cpu::Times>, Diagnostic> {
+        let (inputs, n_tokens) = bind_inputs(&self.manifest.inputs, inputs)?;
+        match &mut self.engine {
+            Engine::Cpu(layer) => layer.time_host(&self.manifest, &inputs, n_tokens, before).map(Some),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(_) => Ok(None),
+            #[cfg(feature = "emulator")]
+            Engine::Emulator(_) => Ok(None),
+        }
+    }
+
     /// Names of the intermediate buffers of the variant that runs `n_tokens` tokens.
     ///
     /// # Errors

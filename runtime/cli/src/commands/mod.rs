@@ -1,6 +1,7 @@
 //! One file for each subcommand, and what several of them share.
 
 pub mod aot;
+pub mod bench;
 pub mod check;
 pub mod compile;
 pub mod counters;

@@ -5,8 +5,8 @@ use super::subject::{self, CompileArgs, PartArgs, ShardArgs, Subject};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use moec::{
-    Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, RunResult, Session,
-    Target, Tensor, Weights,
+    Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, ModelLayer,
+    RunResult, Session, Target, Tensor, Weights,
 };
 use moec_bundle::manifest::{ParamInfo, TensorInfo};
 use moec_ir::DType;
@@ -72,11 +72,11 @@ pub enum Source {
     },
 }
 
-fn parse_device(name: &str) -> Result<Device, String> {
+pub(super) fn parse_device(name: &str) -> Result<Device, String> {
     Device::parse(name).map_err(|d| format!("{}; {}", d.message, d.help.unwrap_or_default()))
 }
 
-fn parse_source(text: &str) -> Result<Source, String> {
+pub(super) fn parse_source(text: &str) -> Result<Source, String> {
     let Some(list) = text.strip_prefix("random:") else { return Ok(Source::Path(PathBuf::from(text))) };
     let (mut n_tokens, mut seed) = (64, 1);
     for part in list.split(',').filter(|p| !p.is_empty()) {
@@ -132,11 +132,22 @@ pub fn run(options: &Options) -> Outcome {
     Ok(ended)
 }
 
-/// The first option that only a model takes: what it asks for was decided when the bundle was compiled.
-fn decided_before(options: &Options) -> Option<&'static str> {
-    let (part, compile) = (&options.part, &options.compile);
+/// Refuses the first option that only a model takes: what it asks for was decided when the bundle was compiled.
+///
+/// # Errors
+/// `wrong-usage`.
+pub(super) fn refuse_decided(
+    layer: Option<u32>,
+    shard: &ShardArgs,
+    part: &PartArgs,
+    compile: &CompileArgs,
+) -> Result<(), Diagnostic> {
+    if shard.part()?.is_some() {
+        let d = Diagnostic::machine("wrong-usage", "a bundle holds one rank's part already");
+        return Err(d.help("give --tp, --ep and --rank to `moec compile`, or give the model"));
+    }
     let given = [
-        ("--layer", options.layer.is_some()),
+        ("--layer", layer.is_some()),
         ("--part", part.part != subject::PartArg::Layer),
         ("--ids-in", part.ids_in.is_some()),
         ("--topk-ids", part.topk_ids != DType::I32),
@@ -146,7 +157,9 @@ fn decided_before(options: &Options) -> Option<&'static str> {
         ("--weight-storage", !matches!(compile.weight_storage, moec::WeightStorage::AsPublished)),
         ("--activations", compile.activations.is_some()),
     ];
-    given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
+    let Some((option, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(()) };
+    let d = Diagnostic::machine("wrong-usage", format!("{option} changes nothing of a layer that is compiled"));
+    Err(d.help(format!("give {option} to `moec compile`, or give the model")))
 }
 
 /// Compiles a model, or opens a bundle.
@@ -158,15 +171,7 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
     let shard = options.shard.part().map_err(|d| vec![d])?;
     match subject::open(&options.subject)? {
         Subject::Bundle(bundle) => {
-            if shard.is_some() {
-                let d = Diagnostic::machine("wrong-usage", "a bundle holds one rank's part already");
-                return Err(vec![d.help("give --tp, --ep and --rank to `moec compile`, or give the model")]);
-            }
-            if let Some(option) = decided_before(options) {
-                let d =
-                    Diagnostic::machine("wrong-usage", format!("{option} changes nothing of a layer that is compiled"));
-                return Err(vec![d.help(format!("give {option} to `moec compile`, or give the model"))]);
-            }
+            refuse_decided(options.layer, &options.shard, &options.part, &options.compile).map_err(|d| vec![d])?;
             if options.jit {
                 let d = Diagnostic::machine("wrong-usage", "a bundle holds compiled code; --jit needs the model");
                 return Err(vec![d.help("give the model directory")]);
@@ -191,15 +196,8 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
             {
                 return Err(vec![d]);
             }
-            let request = CompileRequest {
-                info: layer.info.clone(),
-                numerics: options.compile.numerics,
-                opt_level: options.compile.opt_level,
-                weights: options.compile.weight_storage,
-                ..CompileRequest::new(&layer.graph, targets(&options.device).map_err(|d| vec![d])?)
-            };
-            let progress = Progress::start("compiling");
-            let compiled = moec::compile_reporting(&request, &mut |step| progress.say(step)).map_err(|d| vec![d])?;
+            let targets = targets(&options.device).map_err(|d| vec![d])?;
+            let compiled = compile(&layer, &options.compile, targets).map_err(|d| vec![d])?;
             Ok(Ready {
                 bundle: compiled.bundle.clone(),
                 compiled: Some(compiled),
@@ -207,6 +205,23 @@ fn prepare(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
             })
         }
     }
+}
+
+/// Compiles a layer, telling how far it is.
+pub(super) fn compile(
+    layer: &ModelLayer,
+    options: &CompileArgs,
+    targets: Vec<&'static Target>,
+) -> Result<Compiled, Diagnostic> {
+    let request = CompileRequest {
+        info: layer.info.clone(),
+        numerics: options.numerics,
+        opt_level: options.opt_level,
+        weights: options.weight_storage,
+        ..CompileRequest::new(&layer.graph, targets)
+    };
+    let progress = Progress::start("compiling");
+    moec::compile_reporting(&request, &mut |step| progress.say(step))
 }
 
 /// What has to be compiled for a device.
@@ -239,20 +254,7 @@ fn input_type(options: &Options) -> Result<Option<DType>, Diagnostic> {
 fn inputs(options: &Options, bundle: &Bundle) -> Result<Vec<(String, Tensor)>, Diagnostic> {
     let wanted = &bundle.manifest().inputs;
     match &options.input {
-        Source::Random { n_tokens, seed } => {
-            let random = |i: &TensorInfo| {
-                let tensor = moec::random_tensor(&i.ty, *n_tokens, *seed, &i.name);
-                // Any number is an id, but one that no expert has tries nothing.
-                match (i.name.as_str(), bundle.manifest().layer.facts.get("experts")) {
-                    ("topk_ids", Some(&n)) if n > 0 => {
-                        let ids = tensor.ints().iter().map(|id| id % n as i64).collect();
-                        (i.name.clone(), Tensor::int(tensor.dtype, &tensor.shape, ids))
-                    }
-                    _ => (i.name.clone(), tensor),
-                }
-            };
-            Ok(wanted.iter().map(random).collect())
-        }
+        Source::Random { n_tokens, seed } => Ok(random_inputs(bundle, *n_tokens, *seed)),
         Source::Path(path) => {
             let file = Checkpoint::open(path)?;
             let mut out = Vec::new();
@@ -264,6 +266,22 @@ fn inputs(options: &Options, bundle: &Bundle) -> Result<Vec<(String, Tensor)>, D
             Ok(out)
         }
     }
+}
+
+/// Random inputs for a layer.
+pub(super) fn random_inputs(bundle: &Bundle, n_tokens: u64, seed: u64) -> Vec<(String, Tensor)> {
+    let random = |i: &TensorInfo| {
+        let tensor = moec::random_tensor(&i.ty, n_tokens, seed, &i.name);
+        // Any number is an id, but one that no expert has tries nothing.
+        match (i.name.as_str(), bundle.manifest().layer.facts.get("experts")) {
+            ("topk_ids", Some(&n)) if n > 0 => {
+                let ids = tensor.ints().iter().map(|id| id % n as i64).collect();
+                (i.name.clone(), Tensor::int(tensor.dtype, &tensor.shape, ids))
+            }
+            _ => (i.name.clone(), tensor),
+        }
+    };
+    bundle.manifest().inputs.iter().map(random).collect()
 }
 
 fn tensor(file: &Checkpoint, name: &str) -> Result<Option<Tensor>, Diagnostic> {

@@ -2,9 +2,11 @@
 
 mod object_file;
 mod pool;
+mod times;
 
 pub use object_file::{Code, check_features};
 pub use pool::Pool;
+pub use times::Times;
 
 use crate::host;
 use crate::memory::allocate;
@@ -236,6 +238,28 @@ impl CpuLayer {
         inputs: &[*const u8],
         outputs: &[*mut u8],
     ) -> Result<(), Diagnostic> {
+        // SAFETY: the caller's contract; the stages are those of a launch.
+        unsafe {
+            let stages = self.stages_at(memory, n_tokens, inputs, outputs)?;
+            self.pool.run(&*stages);
+        }
+        Ok(())
+    }
+
+    /// Writes the stages of a launch into its memory: its kernels, in order. They may be run for as long as what they were
+    /// made of is valid: the kernels are the backend's for these operands, in the order of the calling convention; the
+    /// pointers are valid for their buffers' sizes (the caller's contract for inputs, outputs and `memory`, this layer's own
+    /// or the lender's for weights); scratch has `n_threads` pieces of at least the size that any kernel asks for.
+    ///
+    /// # Safety
+    /// As [`CpuLayer::launch_at`].
+    unsafe fn stages_at(
+        &self,
+        memory: *mut u8,
+        n_tokens: u64,
+        inputs: &[*const u8],
+        outputs: &[*mut u8],
+    ) -> Result<*const [Stage], Diagnostic> {
         let v = self.plan.variant_for(n_tokens)?;
         let (variant, cut) = (&self.variants[v], self.cut(v));
         // SAFETY: counters lie at the start of the workspace, which `memory` has room for.
@@ -276,12 +300,7 @@ impl CpuLayer {
             // SAFETY: `cut` has room for a stage for each kernel of the variant.
             unsafe { stages.add(k).write(stage) };
         }
-        // SAFETY: just written. The kernels are the backend's for these operands, in the order of the calling convention;
-        // the pointers are valid for their buffers' sizes (the caller's contract for inputs, outputs and `memory`, this
-        // layer's own or the lender's for weights); scratch has `n_threads` pieces of at least the size that any kernel
-        // asks for.
-        unsafe { self.pool.run(std::slice::from_raw_parts(stages, variant.kernels.len())) };
-        Ok(())
+        Ok(std::ptr::slice_from_raw_parts(stages.cast_const(), variant.kernels.len()))
     }
 
     /// An intermediate buffer as the last run left it: rows without padding.
@@ -306,13 +325,7 @@ impl CpuLayer {
     ) -> Result<Vec<Tensor>, Diagnostic> {
         let v = self.plan.variant_for(n_tokens)?;
         let n_inputs = manifest.inputs.len();
-        for (i, buffer) in self.plan.input_buffers(v, n_inputs).into_iter().enumerate() {
-            if let Some(buffer) = buffer {
-                host::write_rows(&inputs[i], buffer, &mut self.staging[i]);
-            }
-        }
-        let input_pointers: Vec<*const u8> = self.staging[..n_inputs].iter().map(|m| m.as_ptr()).collect();
-        let output_pointers: Vec<*mut u8> = self.staging[n_inputs..].iter_mut().map(|m| m.as_mut_ptr()).collect();
+        let (input_pointers, output_pointers) = self.stage_inputs(v, inputs, n_inputs);
         // SAFETY: each piece of staging memory was allocated for the buffer's largest size over all variants at the
         // largest token count, and is a mapping of its own.
         unsafe { self.launch(n_tokens, &input_pointers, &output_pointers)? };
@@ -322,6 +335,18 @@ impl CpuLayer {
             out.push(host::read_rows(info, buffer, n_tokens, &self.staging[n_inputs + i])?);
         }
         Ok(out)
+    }
+
+    /// Copies inputs to staging memory; returns where inputs and outputs lie there.
+    fn stage_inputs(&mut self, v: usize, inputs: &[Tensor], n_inputs: usize) -> (Vec<*const u8>, Vec<*mut u8>) {
+        for (i, buffer) in self.plan.input_buffers(v, n_inputs).into_iter().enumerate() {
+            if let Some(buffer) = buffer {
+                host::write_rows(&inputs[i], buffer, &mut self.staging[i]);
+            }
+        }
+        let input_pointers: Vec<*const u8> = self.staging[..n_inputs].iter().map(|m| m.as_ptr()).collect();
+        let output_pointers: Vec<*mut u8> = self.staging[n_inputs..].iter_mut().map(|m| m.as_mut_ptr()).collect();
+        (input_pointers, output_pointers)
     }
 }
 
