@@ -21,6 +21,7 @@ pub fn find(graph: &Graph, fuse: bool) -> (Vec<Cluster>, Vec<Option<usize>>) {
         for root in routing_roots(graph, &needed) {
             mark(graph, root, &mut in_route);
         }
+        keep_apart(graph, &mut in_route);
     }
     let mut clusters = Vec::new();
     let mut cluster_of = vec![None; graph.nodes.len()];
@@ -106,6 +107,17 @@ fn mark(graph: &Graph, v: ValueId, in_route: &mut [bool]) {
             node.inputs.iter().for_each(|&x| mark(graph, x, in_route));
         }
         _ => {}
+    }
+}
+
+/// Takes out what reads a value that another kernel makes of the cluster's own results: one launch cannot be before and after it.
+fn keep_apart(graph: &Graph, in_route: &mut [bool]) {
+    let mut after = vec![false; graph.nodes.len()];
+    for (i, node) in graph.nodes.iter().enumerate() {
+        if node.inputs.iter().any(|x| after[x.index()]) {
+            in_route[i] = false;
+        }
+        after[i] = !in_route[i] && node.inputs.iter().any(|x| in_route[x.index()] || after[x.index()]);
     }
 }
 
