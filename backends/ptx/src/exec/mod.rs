@@ -30,6 +30,7 @@ pub mod device;
 pub mod error;
 pub mod findings;
 pub(crate) mod heap;
+mod history;
 pub(crate) mod interpret;
 pub mod launch;
 pub mod lower;

@@ -1,7 +1,7 @@
 //! The shared memory of one CTA.
 
 use super::SHARED_RESERVED;
-use crate::exec::race::History;
+use crate::exec::history::History;
 
 /// Shared memory by address inside the CTA's window (rank bits removed). The first kilobyte belongs to the system.
 pub struct SharedMemory {

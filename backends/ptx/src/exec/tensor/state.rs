@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::exec::context::{AsyncCx, Machine};
 use crate::exec::findings::Check;
-use crate::exec::race::{AccessKind, Actor, Clock, History};
+use crate::exec::history::History;
+use crate::exec::race::{AccessKind, Actor, Clock};
 use crate::tensor::tmem::{COLUMNS, LANES, Tmem, TmemFault};
 
 /// What is known of an accumulator register.
