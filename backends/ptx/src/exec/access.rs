@@ -234,7 +234,9 @@ pub(crate) fn count_global(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, 
             }
         }
     }
-    sectors.sort_unstable();
+    if !sectors.is_sorted() {
+        sectors.sort_unstable();
+    }
     sectors.dedup();
     let memory = cx.m.launch.memory;
     let mut current = None;
@@ -293,7 +295,9 @@ pub(crate) fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
             }
         }
         let words = &mut words[..n];
-        words.sort_unstable();
+        if !words.is_sorted() {
+            words.sort_unstable();
+        }
         let mut counts = [0u8; 32];
         let mut last = u64::MAX;
         for w in words.iter() {

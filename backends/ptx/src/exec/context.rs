@@ -416,6 +416,24 @@ impl AsyncCx<'_> {
         true
     }
 
+    /// 16 bytes of shared memory with a bit for each that nobody wrote; zeros when the address does not exist.
+    pub fn read_unit(&mut self, address: u64) -> ([u8; 16], u16) {
+        let Some((rank, offset)) = self.m.shared_range(address, 16, 1, false, Some(self.lane)) else {
+            return ([0; 16], 0);
+        };
+        self.track(rank, offset, 16, AccessKind::Read);
+        let shared = &self.m.cluster.ctas[rank].shared;
+        let (mut bytes, mut holes) = ([0; 16], [0; 16]);
+        bytes.copy_from_slice(shared.bytes(offset as usize, 16));
+        holes.copy_from_slice(shared.holes(offset as usize, 16));
+        let unwritten = if u128::from_le_bytes(holes) == 0 {
+            0
+        } else {
+            holes.iter().enumerate().fold(0u16, |mask, (i, h)| mask | u16::from(*h != 0) << i)
+        };
+        (bytes, unwritten)
+    }
+
     /// Writes shared memory (address with rank), with bounds and race checks. Without `init` all bytes count as written.
     pub fn write_shared(&mut self, address: u64, data: &[u8], init: Option<&[bool]>) -> bool {
         let Some((rank, offset)) = self.m.shared_range(address, data.len() as u64, 1, false, Some(self.lane)) else {
@@ -448,6 +466,7 @@ impl AsyncCx<'_> {
         let all = a.read(at, out);
         let mut hole = None;
         match init {
+            Some(init) if all => init.fill(true),
             Some(init) => a.initialized(at, init),
             None if !all => {
                 let mut flags = vec![false; out.len()];

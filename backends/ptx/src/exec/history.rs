@@ -76,6 +76,9 @@ impl History {
     pub fn access(&mut self, offset: u32, bytes: u32, kind: AccessKind, actor: Actor<'_>) -> Option<Conflict> {
         let tick = actor.clock.seen.get(actor.id as usize).copied().unwrap_or(0);
         let key = Key { access: (actor.id as u16, tick, actor.pc), kind, async_proxy: actor.async_proxy };
+        if self.repeats(offset, bytes, key) {
+            return None;
+        }
         let mut found = None;
         let end = offset.saturating_add(bytes).min(self.words.len() as u32 * 4);
         let mut at = offset;
@@ -116,6 +119,25 @@ impl History {
             }
         }
         found
+    }
+
+    /// Does what the last step did, if these are whole words in the state that was before it or is after it.
+    #[inline]
+    fn repeats(&mut self, offset: u32, bytes: u32, key: Key) -> bool {
+        let Some((last, before, after)) = self.last else { return false };
+        if last != key || (offset | bytes) % 4 != 0 {
+            return false;
+        }
+        let (first, n) = (offset as usize / 4, bytes as usize / 4);
+        let Some(words) = self.words.get_mut(first..first + n) else { return false };
+        if words.iter().all(|s| *s == before) {
+            if before != after {
+                words.fill(after);
+                self.moved(before, after, n as u32);
+            }
+            return true;
+        }
+        words.iter().all(|s| *s == after)
     }
 
     /// The state after an access to something in state `old`, and the conflict.

@@ -105,8 +105,17 @@ impl MatrixMove {
         for (to, from) in expanded.iter_mut().zip(rows) {
             *to = expand(from, self.expand);
         }
+        // Most are of this kind: the four bytes of a lane lie together.
+        let together = matches!((self.shape, self.trans), (MatrixShape::M8n8, false) | (MatrixShape::M8n16, _));
         for (reg, lanes) in out.iter_mut().enumerate() {
             for (lane, word) in lanes.iter_mut().enumerate() {
+                if together {
+                    let (row, at) = self.source(lane, reg, 0);
+                    let mut bytes = [0; 4];
+                    bytes.copy_from_slice(&expanded[row][at..at + 4]);
+                    *word = u64::from(u32::from_le_bytes(bytes));
+                    continue;
+                }
                 *word = u64::from(u32::from_le_bytes(std::array::from_fn(|byte| {
                     let (row, at) = self.source(lane, reg, byte);
                     expanded[row][at]

@@ -208,28 +208,14 @@ impl Mma {
             self.execute_volta(a, b, c, d);
             return Ok(());
         }
-        let (m, n, k) = (self.m, self.n, self.k);
-        let mut am = [0f32; 16 * 256];
-        let mut bm = [0f32; 8 * 256];
-        self.gather(a, b, &mut am, &mut bm);
         let mut partial = [0f32; 16 * 8];
-        match (self.scale, scales) {
-            (None, _) => {
-                matmul::multiply(m, n, k, &am, &bm, &mut partial);
-                if self.bit_op == Some(BitOp::Xor) {
-                    // popc(a xor b) = popc(a) + popc(b) - 2 popc(a and b)
-                    for i in 0..m {
-                        let row: f32 = am[i * k..][..k].iter().sum();
-                        for j in 0..n {
-                            let column: f32 = (0..k).map(|p| bm[p * n + j]).sum();
-                            partial[i * n + j] = row + column - 2.0 * partial[i * n + j];
-                        }
-                    }
-                }
-            }
-            (Some(scale), Some((sa, sb))) => self.scaled(scale, &sa, &sb, &am, &bm, &mut partial)?,
-            (Some(_), None) => return invalid("a block-scaled mma needs scale operands"),
+        // The largest shapes, of single bits, have 256 columns; clearing room for them takes longer than most products.
+        match self.k {
+            0..=16 => self.product::<{ 16 * 16 }, { 8 * 16 }>(a, b, scales, &mut partial)?,
+            17..=64 => self.product::<{ 16 * 64 }, { 8 * 64 }>(a, b, scales, &mut partial)?,
+            _ => self.product::<{ 16 * 256 }, { 8 * 256 }>(a, b, scales, &mut partial)?,
         }
+        let (m, n) = (self.m, self.n);
         for lane in 0..32 {
             let (g, t) = (lane / 4, lane % 4);
             for pair in 0..m / 8 {
@@ -263,6 +249,38 @@ impl Mma {
             }
         }
         Ok(())
+    }
+
+    /// Decodes A and B, which have room for so many elements, and multiplies them.
+    fn product<const A: usize, const B: usize>(
+        &self,
+        a: &[Lanes],
+        b: &[Lanes],
+        scales: Option<(ScaleOperand<'_>, ScaleOperand<'_>)>,
+        partial: &mut [f32],
+    ) -> Result<(), TensorError> {
+        let (m, n, k) = (self.m, self.n, self.k);
+        let mut am = [0f32; A];
+        let mut bm = [0f32; B];
+        self.gather(a, b, &mut am, &mut bm);
+        match (self.scale, scales) {
+            (None, _) => {
+                matmul::multiply(m, n, k, &am, &bm, partial);
+                if self.bit_op == Some(BitOp::Xor) {
+                    // popc(a xor b) = popc(a) + popc(b) - 2 popc(a and b)
+                    for i in 0..m {
+                        let row: f32 = am[i * k..][..k].iter().sum();
+                        for j in 0..n {
+                            let column: f32 = (0..k).map(|p| bm[p * n + j]).sum();
+                            partial[i * n + j] = row + column - 2.0 * partial[i * n + j];
+                        }
+                    }
+                }
+                Ok(())
+            }
+            (Some(scale), Some((sa, sb))) => self.scaled(scale, &sa, &sb, &am, &bm, partial),
+            (Some(_), None) => invalid("a block-scaled mma needs scale operands"),
+        }
     }
 
     fn gather(&self, a: &[Lanes], b: &[Lanes], am: &mut [f32], bm: &mut [f32]) {

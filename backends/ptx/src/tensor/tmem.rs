@@ -143,7 +143,12 @@ impl Tmem {
     /// The first cell of a run that nobody wrote.
     #[must_use]
     pub fn first_unwritten(&self, lane: usize, column: usize, count: usize) -> Option<usize> {
-        self.written[lane * COLUMNS + column..][..count].iter().position(|w| !w).map(|i| column + i)
+        let written = &self.written[lane * COLUMNS + column..][..count];
+        // Nearly always all of them.
+        if !bytemuck::cast_slice::<bool, u8>(written).contains(&0) {
+            return None;
+        }
+        written.iter().position(|w| !w).map(|i| column + i)
     }
 
     /// The cells of a run; call [`Self::check`] first.

@@ -213,21 +213,18 @@ impl Form {
     #[inline]
     pub fn accumulate(&self, cells: &mut [u32], partial: &[f32], accumulate: bool, scale_d: u32) {
         let factor = if scale_d == 0 { 1.0 } else { 0.5f32.powi(scale_d as i32) };
-        for (cell, p) in cells.iter_mut().zip(partial) {
-            *cell = match self.idesc.d {
-                DType::F32 => {
-                    let old = if accumulate { f32::from_bits(*cell) * factor } else { 0.0 };
-                    (old + p).to_bits()
-                }
-                DType::F16 => {
-                    let old = if accumulate { half::f16_to_f32(*cell as u16) * factor } else { 0.0 };
-                    u32::from(half::f32_to_f16(old + p))
-                }
-                DType::S32 => {
-                    let old = if accumulate { *cell as i32 } else { 0 };
-                    matmul::add_s32(old, *p, self.idesc.saturate) as u32
-                }
-            };
+        let pairs = cells.iter_mut().zip(partial);
+        match (self.idesc.d, accumulate) {
+            (DType::F32, true) => pairs.for_each(|(c, p)| *c = (f32::from_bits(*c) * factor + p).to_bits()),
+            (DType::F32, false) => pairs.for_each(|(c, p)| *c = (0.0 + p).to_bits()),
+            (DType::F16, _) => pairs.for_each(|(cell, p)| {
+                let old = if accumulate { half::f16_to_f32(*cell as u16) * factor } else { 0.0 };
+                *cell = u32::from(half::f32_to_f16(old + p));
+            }),
+            (DType::S32, _) => pairs.for_each(|(cell, p)| {
+                let old = if accumulate { *cell as i32 } else { 0 };
+                *cell = matmul::add_s32(old, *p, self.idesc.saturate) as u32;
+            }),
         }
     }
 }

@@ -5,6 +5,8 @@
 
 use super::Target;
 use crate::ast::{Instruction, Operand};
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 /// Where something exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,16 +210,25 @@ fn fits(rule: &Rule, i: &Instruction) -> bool {
         None => m == word,
     };
     let there = |word: &str| i.modifiers.iter().any(|m| is(m, word));
-    let mut opcodes = rule.opcodes.split_whitespace().peekable();
-    (opcodes.peek().is_none() || opcodes.any(|o| o == i.opcode))
-        && rule.words.split_whitespace().all(|w| w.strip_prefix('!').map_or_else(|| there(w), |w| !there(w)))
+    rule.words.split_whitespace().all(|w| w.strip_prefix('!').map_or_else(|| there(w), |w| !there(w)))
         && (rule.any.is_empty() || rule.any.split_whitespace().any(there))
+}
+
+/// The rules that may concern an opcode.
+fn rules_of(opcode: &str) -> impl Iterator<Item = &'static Rule> {
+    static BY_OPCODE: LazyLock<HashMap<&'static str, Vec<&'static Rule>>> = LazyLock::new(|| {
+        let mut all = HashMap::<&str, Vec<&Rule>>::new();
+        // The empty name has those for every opcode.
+        RULES.iter().for_each(|rule| rule.opcodes.split(' ').for_each(|o| all.entry(o).or_default().push(rule)));
+        all
+    });
+    [opcode, ""].into_iter().filter_map(|o| BY_OPCODE.get(o)).flatten().copied()
 }
 
 /// What the machine or the PTX version lacks of an instruction, in words; `None` if it has everything.
 pub(crate) fn missing(i: &Instruction, target: Target, version: (u32, u32)) -> Option<String> {
     let mut needs: Vec<(&[Arch], (u32, u32), String)> =
-        RULES.iter().filter(|r| fits(r, i)).map(|r| (r.archs, r.version, i.full_name())).collect();
+        rules_of(&i.opcode).filter(|r| fits(r, i)).map(|r| (r.archs, r.version, i.full_name())).collect();
     // Sources in number rather than in name.
     if matches!(i.opcode.as_str(), "min" | "max") && i.operands.len() == 4 {
         needs.push((BLACKWELL, (8, 8), format!("{} of three values", i.full_name())));

@@ -216,19 +216,34 @@ impl Allocation {
 
     /// Copies bytes out; false if one of them was never written.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> bool {
-        let mut all = true;
-        let mut at = 0usize;
-        while at < out.len() {
-            let position = offset + at as u64;
-            let (word, byte) = ((position / 8) as usize, (position % 8) as usize);
-            let n = (8 - byte).min(out.len() - at);
-            let bytes = self.words[word].load(Relaxed).to_le_bytes();
-            out[at..at + n].copy_from_slice(&bytes[byte..byte + n]);
-            let need = byte_mask(n as u32) << byte;
-            all &= self.init[word].load(Relaxed) & need == need;
-            at += n;
+        // Parts of a word at the ends, whole words between them.
+        let head = ((8 - offset % 8) % 8).min(out.len() as u64) as usize;
+        let (head, rest) = out.split_at_mut(head);
+        let middle = offset + head.len() as u64;
+        let mut whole = rest.chunks_exact_mut(8);
+        let end = middle + 8 * whole.len() as u64;
+        let first = (middle / 8) as usize;
+        let mut written = 0xff;
+        if whole.len() > 0 {
+            let cells = self.words[first..].iter().zip(&self.init[first..]);
+            for (out, (word, init)) in whole.by_ref().zip(cells) {
+                out.copy_from_slice(&word.load(Relaxed).to_le_bytes());
+                written &= init.load(Relaxed);
+            }
         }
-        all
+        let (before, after) = (self.read_part(offset, head), self.read_part(end, whole.into_remainder()));
+        written == 0xff && before && after
+    }
+
+    /// [`Allocation::read`] of bytes of one word.
+    fn read_part(&self, offset: u64, out: &mut [u8]) -> bool {
+        if out.is_empty() {
+            return true;
+        }
+        let (word, byte) = ((offset / 8) as usize, (offset % 8) as usize);
+        out.copy_from_slice(&self.words[word].load(Relaxed).to_le_bytes()[byte..byte + out.len()]);
+        let need = byte_mask(out.len() as u32) << byte;
+        self.init[word].load(Relaxed) & need == need
     }
 
     /// Which of the bytes were written, one flag a byte.

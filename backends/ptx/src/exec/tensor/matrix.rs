@@ -69,6 +69,7 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
             cx.require(at.base, mask & address_mask(&form), "a matrix row address");
             let mut rows = [[0u8; 16]; 32];
             let mut written = [[1u8; 16]; 32];
+            let mut all_written = true;
             let mut addresses = [None; 32];
             for lane in 0..form.address_lanes() {
                 let Some((rank, offset)) = row(cx, at, lane) else { continue };
@@ -76,14 +77,17 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
                 cx.track_shared(rank, offset, 16, AccessKind::Read, lane as u32);
                 let shared = &cx.m.cluster.ctas[rank].shared;
                 rows[lane].copy_from_slice(shared.bytes(offset as usize, 16));
-                for (flag, w) in written[lane].iter_mut().zip(shared.holes(offset as usize, 16)) {
-                    *flag = u8::from(*w == 0);
+                let holes = shared.holes(offset as usize, 16);
+                if holes.iter().any(|h| *h != 0) {
+                    all_written = false;
+                    for (flag, w) in written[lane].iter_mut().zip(holes) {
+                        *flag = u8::from(*w == 0);
+                    }
                 }
             }
             count_banks(cx, line, &addresses);
             let mut values = vec![[0u64; 32]; d.len()];
             form.load(&rows, &mut values);
-            let all_written = written.iter().flatten().all(|w| *w == 1);
             for (reg, (slot, value)) in d.iter().zip(&values).enumerate() {
                 if all_written {
                     cx.write(*slot, mask, value, 0);
@@ -169,14 +173,18 @@ fn count_banks(cx: &mut Cx<'_>, line: u32, addresses: &[Option<u64>; 32]) {
     let mut ideal = 0;
     let mut passes = 0;
     for rows in addresses.chunks(8) {
-        let mut lines: [Vec<u64>; 8] = Default::default();
+        // Rows at different places of the same banks.
+        let mut places = [[0u64; 8]; 8];
+        let mut counts = [0usize; 8];
         for offset in rows.iter().flatten() {
             let bank = (offset / 16 % 8) as usize;
-            if !lines[bank].contains(&(offset / 128)) {
-                lines[bank].push(offset / 128);
+            let n = counts[bank];
+            if !places[bank][..n].contains(&(offset / 128)) {
+                places[bank][n] = offset / 128;
+                counts[bank] += 1;
             }
         }
-        let worst = lines.iter().map(Vec::len).max().unwrap_or(0) as u64;
+        let worst = counts.into_iter().max().unwrap_or(0) as u64;
         if worst > 0 {
             ideal += 1;
             passes += worst;

@@ -105,12 +105,3 @@ fn at_issue<'a>(cx: &'a mut Cx<'_>, actor: u32, lane: u32, what: &'static str) -
     };
     AsyncCx { m, lane, actor, clock, stream: Stream::Free, what }
 }
-
-/// Sixteen bytes of shared memory with a bit for each that nobody wrote; zeros when the address does not exist.
-fn read_unit(cx: &mut AsyncCx<'_>, address: u64) -> crate::tensor::operand::Unit {
-    let mut bytes = [0u8; 16];
-    let mut written = [true; 16];
-    cx.read_shared(address, &mut bytes, Some(&mut written));
-    let holes = written.iter().enumerate().fold(0u16, |mask, (i, w)| mask | u16::from(!w) << i);
-    (bytes, holes)
-}

@@ -238,19 +238,36 @@ fn load(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileError> {
 }
 
 fn load_rows(cx: &mut AsyncCx<'_>, map: &TensorMap, rows: &[Row], targets: &[(u64, u64)]) {
+    let (mut global, mut flags, mut data, mut init) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut image = Vec::new();
     for row in rows {
         let n = tma::global_bytes(map, row) as usize;
-        let mut global = vec![0u8; n];
-        let mut flags = vec![true; n];
+        global.clear();
+        global.resize(n, 0u8);
+        flags.clear();
+        flags.resize(n, true);
         if n > 0 {
             cx.read_global(row.address, &mut global, Some(&mut flags));
         }
-        let mut data = vec![0u8; row.bytes as usize];
-        let mut init = vec![false; row.bytes as usize];
+        let bytes = row.bytes as usize;
+        data.resize(bytes, 0u8);
+        init.resize(bytes, false);
         tma::expand_row(map, row, &global, &flags, &mut data, &mut init);
-        let all = init.iter().all(|w| *w);
+        let all = !bytemuck::cast_slice::<bool, u8>(&init).contains(&0);
         for (dst, _) in targets {
             let (rank, offset) = split_shared(*dst);
+            // A swizzle only moves the pieces of a row of whole patterns within it: one write.
+            let span = map.swizzle.span();
+            let at = (offset as u32).wrapping_add(row.offset);
+            if all && at.is_multiple_of(span) && row.bytes.is_multiple_of(span) {
+                image.resize(bytes, 0u8);
+                for (address, range) in tma::pieces(map, offset as u32, row.offset, row.bytes) {
+                    let to = (address - at) as usize;
+                    image[to..to + range.len()].copy_from_slice(&data[range]);
+                }
+                cx.write_shared((rank as u64) << 24 | u64::from(at), &image, None);
+                continue;
+            }
             for (address, range) in tma::pieces(map, offset as u32, row.offset, row.bytes) {
                 let flags = if all { None } else { Some(&init[range.clone()]) };
                 cx.write_shared((rank as u64) << 24 | u64::from(address), &data[range], flags);

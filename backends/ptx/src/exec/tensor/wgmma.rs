@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use super::mma::{destinations, shape, sources};
 use super::state::Accumulator;
-use super::{at_issue, fault, read_unit, whole_warp};
+use super::{at_issue, fault, whole_warp};
 use crate::ast::Instruction;
 use crate::exec::cluster::Cta;
 use crate::exec::context::{AsyncCx, Cx};
@@ -397,7 +397,7 @@ fn product(cx: &mut AsyncCx<'_>, form: &Form, rows: Rows, b_desc: &SmemDesc) -> 
     let mut columns = vec![false; n];
     let shape = OperandShape { lines: n, k, elem: form.b, packing: Packing::Dense, major: form.b_major };
     let order = Order::KByLine { n_total: n, first: 0 };
-    fetch(b_desc, &shape, order, &mut b, &mut columns, |address| read_unit(cx, base | u64::from(address)));
+    fetch(b_desc, &shape, order, &mut b, &mut columns, |address| cx.read_unit(base | u64::from(address)));
     let mut lines = vec![false; 16];
     let mut a = match rows {
         Rows::Values(matrix, unwritten) => {
@@ -487,7 +487,7 @@ fn fetch_rows(
     let mut values = [0f32; 128];
     let unit_at = |cx: &mut AsyncCx<'_>, line: usize, unit: usize, values: &mut [f32]| {
         let address = desc.unit_address(form.a_major, line as u32, unit as u32);
-        let (bytes, holes) = read_unit(cx, base | u64::from(address));
+        let (bytes, holes) = cx.read_unit(base | u64::from(address));
         crate::tensor::elem::decode_unit(&bytes, form.a, Packing::Dense, values);
         holes
     };

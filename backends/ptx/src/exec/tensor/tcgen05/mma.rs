@@ -1,7 +1,7 @@
 //! `tcgen05.mma`, dense, of all kinds, for one CTA or a pair, and `.ws`.
 
+use super::super::fault;
 use super::super::state::{Rect, report_fault, track_async};
-use super::super::{fault, read_unit};
 use super::{check_group, cta_group, group_ctas, is_address, pipe, tmem_address, tmem_value};
 use crate::ast::Instruction;
 use crate::exec::context::AsyncCx;
@@ -228,7 +228,7 @@ fn execute(cx: &mut AsyncCx<'_>, op: &Issued) -> Result<(), crate::tensor::Tenso
                     major: form.idesc.a_major,
                 };
                 fetch(desc, &shape, Order::LineByK, part, &mut bad_rows[index * rows..(index + 1) * rows], |at| {
-                    read_unit(cx, base | u64::from(at))
+                    cx.read_unit(base | u64::from(at))
                 });
             }
             MatrixA::Tensor(address) => {
@@ -242,7 +242,7 @@ fn execute(cx: &mut AsyncCx<'_>, op: &Issued) -> Result<(), crate::tensor::Tenso
             OperandShape { lines: columns, k, elem, packing: form.kind.smem_packing(elem), major: form.idesc.b_major };
         let order = Order::KByLine { n_total: n, first: index * columns };
         let bad = &mut bad_columns[index * columns..(index + 1) * columns];
-        fetch(&op.b, &shape, order, &mut b, bad, |at| read_unit(cx, base | u64::from(at)));
+        fetch(&op.b, &shape, order, &mut b, bad, |at| cx.read_unit(base | u64::from(at)));
     }
     let scales = match op.scales {
         Some((sa, sb)) => match scale_factors(cx, op, sa, sb) {
