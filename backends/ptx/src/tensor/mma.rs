@@ -286,6 +286,12 @@ impl Mma {
     fn gather(&self, a: &[Lanes], b: &[Lanes], am: &mut [f32], bm: &mut [f32]) {
         let packing = self.packing();
         let (n, k) = (self.n, self.k);
+        // The usual two, without a choice for each word.
+        match (self.a, self.b, self.m) {
+            (Elem::Bf16, Elem::Bf16, 16) => return gather_halves(n, k, half::bf16_to_f32, [a, b], am, bm),
+            (Elem::F16, Elem::F16, 16) => return gather_halves(n, k, half::f16_to_f32, [a, b], am, bm),
+            _ => {}
+        }
         let e = per_word(self.a, packing);
         let both_halves = usize::from(self.m == 16);
         for (r, lanes) in a.iter().enumerate() {
@@ -431,6 +437,32 @@ impl Mma {
                     }
                 }
             }
+        }
+    }
+}
+
+/// [`Mma::gather`] of m16 with 16-bit elements.
+#[inline]
+fn gather_halves(
+    n: usize,
+    k: usize,
+    decode: impl Fn(u16) -> f32,
+    [a, b]: [&[Lanes]; 2],
+    am: &mut [f32],
+    bm: &mut [f32],
+) {
+    for (r, lanes) in a.iter().enumerate() {
+        for (lane, word) in lanes.iter().enumerate() {
+            let at = (lane / 4 + 8 * (r & 1)) * k + 8 * (r >> 1) + 2 * (lane % 4);
+            am[at] = decode(*word as u16);
+            am[at + 1] = decode((*word >> 16) as u16);
+        }
+    }
+    for (r, lanes) in b.iter().enumerate() {
+        for (lane, word) in lanes.iter().enumerate() {
+            let at = (8 * r + 2 * (lane % 4)) * n + lane / 4;
+            bm[at] = decode(*word as u16);
+            bm[at + n] = decode((*word >> 16) as u16);
         }
     }
 }

@@ -225,48 +225,66 @@ fn rules_of(opcode: &str) -> impl Iterator<Item = &'static Rule> {
     [opcode, ""].into_iter().filter_map(|o| BY_OPCODE.get(o)).flatten().copied()
 }
 
+/// What of an instruction does not exist everywhere.
+#[derive(Clone, Copy)]
+enum Part<'i> {
+    /// The instruction, with what is added to its name.
+    Form(&'static str),
+    /// A special register.
+    Register(&'i str),
+}
+
 /// What the machine or the PTX version lacks of an instruction, in words; `None` if it has everything.
 pub(crate) fn missing(i: &Instruction, target: Target, version: (u32, u32)) -> Option<String> {
-    let mut needs: Vec<(&[Arch], (u32, u32), String)> =
-        rules_of(&i.opcode).filter(|r| fits(r, i)).map(|r| (r.archs, r.version, i.full_name())).collect();
+    // Machines, version, and what is added to the name of the instruction, or stands in place of it.
+    let mut needs: Vec<(&[Arch], (u32, u32), Part<'_>)> =
+        rules_of(&i.opcode).filter(|r| fits(r, i)).map(|r| (r.archs, r.version, Part::Form(""))).collect();
     // Sources in number rather than in name.
     if matches!(i.opcode.as_str(), "min" | "max") && i.operands.len() == 4 {
-        needs.push((BLACKWELL, (8, 8), format!("{} of three values", i.full_name())));
+        needs.push((BLACKWELL, (8, 8), Part::Form(" of three values")));
     }
     if i.opcode == "mbarrier" && i.has("arrive") && i.operands.len() == 3 && !i.has("noComplete") {
-        needs.push((HOPPER, (7, 8), format!("{} with a count", i.full_name())));
+        needs.push((HOPPER, (7, 8), Part::Form(" with a count")));
     }
     // A predicate that says whether the source is ignored; registers that hold predicates are called `%p` by every compiler.
     if i.opcode == "cp" && matches!(i.operands.get(3), Some(Operand::Name(n)) if n.starts_with("%p")) {
-        needs.push((AMPERE, (7, 5), format!("{} with a predicate", i.full_name())));
+        needs.push((AMPERE, (7, 5), Part::Form(" with a predicate")));
     }
     // The 8-bit conversions came to Hopper first.
     if i.opcode == "cvt" && i.modifiers.iter().any(|m| BYTES.split(' ').any(|b| b == m)) {
-        needs.push((ADA, if target.sm >= 90 { (7, 8) } else { (8, 1) }, i.full_name()));
+        needs.push((ADA, if target.sm >= 90 { (7, 8) } else { (8, 1) }, Part::Form("")));
     }
     if i.opcode == "tcgen05" && i.has("mma") && !i.has("ws") && i.operands.len() >= 6 && !i.has("block_scale") {
         let scaled = matches!(i.operands.last(), Some(Operand::Literal(_)));
         if scaled {
-            needs.push((&[Family(100)], (8, 6), format!("{} with a scale of d", i.full_name())));
+            needs.push((&[Family(100)], (8, 6), Part::Form(" with a scale of d")));
         }
     }
     for o in &i.operands {
         if let Operand::Name(n) = o {
             let found = REGISTERS.iter().find(|(stem, ..)| n.starts_with(stem));
             if let Some((_, arch, version)) = found {
-                needs.push((std::slice::from_ref(arch), *version, n.clone()));
+                needs.push((std::slice::from_ref(arch), *version, Part::Register(n)));
             }
         }
     }
-    for (archs, needed, what) in needs {
+    for (archs, needed, part) in needs {
+        let what = || match part {
+            Part::Form(of) => format!("{}{of}", i.full_name()),
+            Part::Register(name) => name.to_owned(),
+        };
         if !archs.iter().any(|a| a.has(target)) {
             let places: Vec<String> = archs.iter().map(|a| a.name()).collect();
-            return Some(format!("`{what}` does not exist on {target}; it needs {}", places.join(", ")));
+            return Some(format!("`{}` does not exist on {target}; it needs {}", what(), places.join(", ")));
         }
         if version < needed {
             return Some(format!(
-                "`{what}` needs `.version {}.{}` or later; the module says {}.{}",
-                needed.0, needed.1, version.0, version.1
+                "`{}` needs `.version {}.{}` or later; the module says {}.{}",
+                what(),
+                needed.0,
+                needed.1,
+                version.0,
+                version.1
             ));
         }
     }

@@ -417,7 +417,8 @@ fn issue_cp_async(cx: &mut Cx<'_>, copies: Vec<(u32, LaneCopy)>, size: u32) {
                 if read > 0 && !ax.fetch_global(c.from, &mut data[..read], Some(&mut init[..read])) {
                     init[..read].fill(false);
                 }
-                ax.write_shared(c.to, &data[..size], Some(&init[..size]));
+                let whole = init == [true; 16];
+                ax.write_shared(c.to, &data[..size], if whole { None } else { Some(&init[..size]) });
             }
             ax.group_read(GroupKind::CpAsync, group);
             ax.group_done(GroupKind::CpAsync, group);
