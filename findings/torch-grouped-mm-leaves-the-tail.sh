@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# PyTorch: rows after the last offset of grouped_mm are memory that nobody wrote, in the result and in the gradient of the input, so that a weight of 0 for padding still gives NaN; JAX's ragged_dot gives 0 there.
+# PyTorch: on a CPU, rows after the last offset of grouped_mm are memory that nobody wrote, in the result and in the gradient of the input, so that a weight of 0 for padding still gives NaN; JAX's ragged_dot gives 0 there.
 # Needs python3 (3.11 or later), about 6 GB of disk for a while, and the package index that pip is set up for.
 set -euo pipefail
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
