@@ -34,9 +34,10 @@ fn help_and_version_go_to_standard_output() {
 #[test]
 fn every_command_of_the_reference_is_in_the_help() {
     let help = moec(&["--help"]).stdout;
-    for command in
-        ["compile", "pack", "run", "bench", "emulate", "check", "explain", "inspect", "diff", "rules", "schema", "doctor"]
-    {
+    for command in [
+        "compile", "pack", "run", "bench", "emulate", "check", "explain", "inspect", "diff", "rules", "schema",
+        "doctor",
+    ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }
 }

@@ -1,6 +1,6 @@
 //! AVX-512 with byte permutations: Intel since 2019, AMD since 2022. Two columns in a vector.
 
-mod bf16;
+pub(crate) mod bf16;
 
 use crate::machine::{Machine, Task};
 use moec_ir::quant::ScaleCode;

@@ -50,6 +50,13 @@ impl Recipe {
         })
     }
 
+    /// The least of the values that are not zero, as a power of two.
+    #[inline(always)]
+    pub fn least_value(&self) -> f32 {
+        // e2m1 has 0.5, integers 1.
+        if self.values.contains(&0.5) { 0.5 } else { 1.0 }
+    }
+
     /// Writes the entries of `n` factors. A factor that is NaN is a quiet one, so that products' fractions leave room to be
     /// rounded up.
     ///
@@ -72,6 +79,34 @@ impl Recipe {
                 to.add(at).write(Entries(bytes));
             }
         }
+    }
+}
+
+/// The least magnitude of numbers, zeros aside.
+#[derive(Clone, Copy)]
+pub(crate) struct Least(u32);
+
+impl Least {
+    /// Of zeros only.
+    pub const ZEROS: Least = Least(u32::MAX);
+
+    /// With another number.
+    #[inline(always)]
+    pub fn add(&mut self, x: f32) {
+        // The sign is shifted out; zero becomes the greatest.
+        self.0 = self.0.min((x.to_bits() << 1).wrapping_sub(1));
+    }
+
+    /// A bound of the biased exponents of products with numbers of at least `value`, a power of two, rounded to bf16; 0 when
+    /// one may be subnormal.
+    #[inline(always)]
+    pub fn exponent(self, value: f32) -> u32 {
+        // Zeros only: any number is a bound.
+        if self.0 == u32::MAX {
+            return 255;
+        }
+        let exponent = (self.0 + 1) >> 24;
+        if exponent == 0 { 0 } else { (exponent + (value.to_bits() >> 23)).saturating_sub(127) }
     }
 }
 

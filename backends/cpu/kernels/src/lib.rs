@@ -1,12 +1,13 @@
 //! The matrix products that compiled CPU layers call through [`CpuKernels`].
 //!
 //! The one room of the CPU backend with instructions of particular processors. [`table`] chooses by what the processor
-//! has: AVX-512, AVX2, or portable code. An algorithm is written once, over vectors (`machine.rs`), so all three give the
-//! same bits; what they are is defined by [`Products`].
+//! has: AVX-512 with or without BF16, AVX2, or portable code. An algorithm is written once, over vectors (`machine.rs`), so
+//! all give the same bits; what they are is defined by [`Products`].
 //!
 //! A job is done in one of two ways, which do not differ in bits either: with few rows, codes become floats in registers
 //! and are multiplied at once; with many, a block of a panel of columns becomes floats in cache, and all rows are
-//! multiplied with it, in tiles that stay in registers.
+//! multiplied with it, in tiles that stay in registers. Where rows and weights are bf16 and the processor multiplies pairs,
+//! `pairs.rs` does both.
 #![warn(missing_docs)]
 // Loops over small arrays of vectors are unrolled; iterators over them are not, without inlining.
 #![allow(clippy::needless_range_loop)]
@@ -20,6 +21,7 @@ mod entries;
 mod few;
 mod machine;
 mod many;
+#[cfg(target_arch = "x86_64")]
 mod pairs;
 mod portable;
 mod products;
@@ -28,8 +30,14 @@ mod round;
 mod scratch;
 mod values;
 
-use moec_ir::abi::{CpuKernels, Encoding, Products};
+#[cfg(target_arch = "x86_64")]
+use moec_ir::abi::Encoding;
+use moec_ir::abi::{CpuKernels, Products};
 use portable::Portable;
+
+/// Whether this processor's products of pairs are as documented.
+#[cfg(target_arch = "x86_64")]
+static ADDS: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
 
 /// Instructions that kernels can be compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +53,8 @@ pub enum Instructions {
 }
 
 impl Instructions {
-    /// What this processor has, the best last. All give the same bits.
+    /// What this processor has, the best last. All give the same bits: one that multiplies pairs in another way than documented
+    /// counts as one that does not.
     pub fn here() -> Vec<Instructions> {
         let mut found = vec![Instructions::Portable];
         #[cfg(target_arch = "x86_64")]
@@ -59,9 +68,11 @@ impl Instructions {
                 && std::arch::is_x86_feature_detected!("avx512vl")
                 && std::arch::is_x86_feature_detected!("avx512vbmi");
             found.extend(avx2.then_some(Instructions::Avx2));
-            let bf16 = std::arch::is_x86_feature_detected!("avx512bf16");
+            // SAFETY: asked only where the processor has all of these.
+            let adds = || *ADDS.get_or_init(|| unsafe { avx512::bf16::adds_as_documented() });
+            let bf16 = std::arch::is_x86_feature_detected!("avx512bf16") && avx2 && avx512 && adds();
             found.extend((avx2 && avx512).then_some(Instructions::Avx512));
-            found.extend((avx2 && avx512 && bf16).then_some(Instructions::Avx512Bf16));
+            found.extend(bf16.then_some(Instructions::Avx512Bf16));
         }
         found
     }

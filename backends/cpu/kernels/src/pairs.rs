@@ -33,6 +33,8 @@ pub(crate) trait Pairs: Machine {
     unsafe fn least(least: Self::B, words: Self::B) -> Self::B;
     /// In every word the lesser.
     unsafe fn lesser(x: Self::B, y: Self::B) -> Self::B;
+    /// A word in all places.
+    unsafe fn splat_word(word: u16) -> Self::B;
     /// The least word.
     unsafe fn least_word(x: Self::B) -> u16;
     /// Writes the group of 64 words at `from` in the order of an arranged row, and returns [`Pairs::least`] of all ones and
@@ -45,7 +47,7 @@ pub(crate) trait Pairs: Machine {
 /// # Safety
 /// The processor has the machine's features.
 #[inline(always)]
-unsafe fn add_two<M: Machine>(w: M::B, x: M::B, z: M::F) -> M::F {
+pub(crate) unsafe fn add_two<M: Machine>(w: M::B, x: M::B, z: M::F) -> M::F {
     // SAFETY: the caller's contract.
     unsafe {
         let ([w_even, w_odd], [x_even, x_odd]) = (M::widen_bf16(w), M::widen_bf16(x));
@@ -58,6 +60,13 @@ unsafe fn add_two<M: Machine>(w: M::B, x: M::B, z: M::F) -> M::F {
 fn exponent(least: u16) -> u32 {
     // Zeros only: any number is a bound.
     if least == u16::MAX { u32::from(u8::MAX) } else { u32::from(least + 1) >> 8 }
+}
+
+/// The least word of [`Pairs::least`] of numbers with this exponent and greater ones.
+#[inline(always)]
+fn word_of(exponent: u32) -> u16 {
+    // Of a subnormal number.
+    if exponent == 0 { 0 } else { (exponent << 8) as u16 - 1 }
 }
 
 /// Whether sums of products of bf16 numbers have no subnormal number in them, by the least biased exponents of both sides.

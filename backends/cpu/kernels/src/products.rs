@@ -1,6 +1,6 @@
 //! A job, by what its weights are and how many rows it has.
 
-use crate::entries::{Recipe, SAFE, is_safe_for_e4m3};
+use crate::entries::{Least, Recipe, SAFE, is_safe_for_e4m3};
 use crate::few::few_rows;
 use crate::machine::{Machine, Task};
 use crate::many::{Any, Fill, Read, many_rows};
@@ -37,6 +37,9 @@ pub(crate) unsafe fn products<M: Machine>(job: &Products) {
 
 /// How jobs with codes are done.
 pub(crate) trait Way<M: Machine> {
+    /// Whether the least exponents of values matter.
+    const PAIRS: bool;
+
     /// With a source that was found for them.
     ///
     /// # Safety
@@ -83,28 +86,35 @@ pub(crate) unsafe fn codes<M: Machine, W: Way<M>>(
                             *factor = if product.is_nan() { f32::NAN } else { product };
                         }
                         recipe.entries::<M>(factors.as_ptr(), 256, scratch.table);
+                        let least_exponent =
+                            if W::PAIRS { least_factor(m, scale, &factors).exponent(recipe.least_value()) } else { 0 };
                         if fine {
-                            let source = FourBits::<true, true, false> { recipe, scale, shift, table };
+                            let source = FourBits::<true, true, false> { recipe, scale, shift, table, least_exponent };
                             W::words(m, source, scratch);
                         } else {
-                            let source = FourBits::<true, false, false> { recipe, scale, shift, table };
+                            let source = FourBits::<true, false, false> { recipe, scale, shift, table, least_exponent };
                             W::words(m, source, scratch);
                         }
                     }
                     Some(_) | None if !coarse => W::any(m, scratch),
                     Some(_) | None if half => {
-                        let source = FourBits::<false, false, true> { recipe, scale, shift, table };
+                        let source = FourBits::<false, false, true> { recipe, scale, shift, table, least_exponent: 0 };
                         W::words(m, source, scratch);
                     }
                     Some(_) | None => W::words(m, MadeFourBits { recipe, scale, shift }, scratch),
                 }
             }
-            (Code::E4M3, DType::BF16) if coarse && factors_are_safe(m, scale) => {
+            (Code::E4M3, DType::BF16) if coarse => {
                 let recipes = &Recipe::e4m3();
-                if shift >= GROUP.trailing_zeros() {
-                    W::words(m, WideE4m3 { recipes, scale, shift }, scratch);
-                } else {
-                    W::words(m, E4m3 { recipes, scale, shift }, scratch);
+                // The least e4m3 that is not zero is 2^-9.
+                let least_exponent =
+                    safe_factors(m, scale).map(|least| least.exponent(f32::from_bits((127 - 9) << 23)));
+                match least_exponent {
+                    Some(least_exponent) if shift >= GROUP.trailing_zeros() => {
+                        W::words(m, WideE4m3 { recipes, scale, shift, least_exponent }, scratch);
+                    }
+                    Some(least_exponent) => W::words(m, E4m3 { recipes, scale, shift, least_exponent }, scratch),
+                    None => W::any(m, scratch),
                 }
             }
             (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, _) => W::any(m, scratch),
@@ -112,27 +122,63 @@ pub(crate) unsafe fn codes<M: Machine, W: Way<M>>(
     }
 }
 
-/// Whether [`is_safe_for_e4m3`] for every factor of the job.
-///
-/// # Safety
-/// As [`products`].
-unsafe fn factors_are_safe(m: &Matrix, scale: ScaleCode) -> bool {
-    let blocks = (m.job.k as usize).div_ceil(m.block);
+/// Calls a function with the scales of every column of the job, once for neighbours that share theirs, until one gives
+/// false; returns whether none did.
+fn all_scales(m: &Matrix, mut good: impl FnMut(*const u8) -> bool) -> bool {
     let mut last = std::ptr::null();
     (0..m.job.n_columns as usize).all(|column| {
         let scales = m.scales(column);
-        if scales == last {
-            return true;
-        }
+        let is_new = scales != last;
         last = scales;
+        !is_new || good(scales)
+    })
+}
+
+/// The least factor of the job when all are as [`is_safe_for_e4m3`] asks.
+///
+/// # Safety
+/// As [`products`].
+unsafe fn safe_factors(m: &Matrix, scale: ScaleCode) -> Option<Least> {
+    let blocks = (m.job.k as usize).div_ceil(m.block);
+    let mut least = Least::ZEROS;
+    let is_safe = all_scales(m, |scales| {
         if scale == ScaleCode::E8M0 {
             // SAFETY: the caller's contract. Such a scale is its factor's exponent.
             let bytes = unsafe { std::slice::from_raw_parts(scales, blocks) };
-            return m.global == 1.0 && bytes.iter().fold(true, |all, &b| all & SAFE.contains(&u32::from(b)));
+            let (low, high) = bytes.iter().fold((u8::MAX, 0), |(low, high), &b| (low.min(b), high.max(b)));
+            least.add(f32::from_bits(u32::from(low) << 23));
+            return m.global == 1.0 && SAFE.contains(&u32::from(low)) && SAFE.contains(&u32::from(high));
         }
-        // SAFETY: the caller's contract.
-        (0..blocks).all(|block| is_safe_for_e4m3(unsafe { factor(scale, scales, block, m.global) }))
-    })
+        (0..blocks).all(|block| {
+            // SAFETY: the caller's contract.
+            let factor = unsafe { factor(scale, scales, block, m.global) };
+            least.add(factor);
+            is_safe_for_e4m3(factor)
+        })
+    });
+    is_safe.then_some(least)
+}
+
+/// The least factor of the job that is not zero, or one below it, by the factors of all bytes that a scale can be.
+///
+/// # Safety
+/// As [`products`].
+unsafe fn least_factor(m: &Matrix, scale: ScaleCode, factors: &[f32; 256]) -> Least {
+    let mut least = Least::ZEROS;
+    if scale == ScaleCode::E8M0 {
+        // Their bytes grow with them, so the least byte of those that are there tells.
+        let (blocks, mut low) = ((m.job.k as usize).div_ceil(m.block), u8::MAX);
+        all_scales(m, |scales| {
+            // SAFETY: the caller's contract.
+            let bytes = unsafe { std::slice::from_raw_parts(scales, blocks) };
+            low = bytes.iter().fold(low, |low, &b| low.min(b));
+            true
+        });
+        least.add(factors[usize::from(low)]);
+    } else {
+        factors.iter().for_each(|&factor| least.add(factor));
+    }
+    least
 }
 
 /// # Safety
@@ -159,6 +205,8 @@ unsafe fn run<M: Machine, S: Source<M>>(m: &Matrix, source: S, scratch: Scratch)
 struct InFloats;
 
 impl<M: Machine> Way<M> for InFloats {
+    const PAIRS: bool = false;
+
     #[inline(always)]
     unsafe fn words<S: WordSource<M>>(m: &Matrix, source: S, scratch: Scratch) {
         // SAFETY: the caller's contract.

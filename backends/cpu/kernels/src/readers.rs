@@ -42,6 +42,11 @@ pub(crate) trait WordReader<M: Machine>: Reader<M> {
     /// Whether they are f16, not bf16.
     const HALF: bool;
 
+    /// A bound of the biased exponents of all values that are not zero, from below; `None` where scales do not tell.
+    fn least_exponent(&self) -> Option<u32> {
+        None
+    }
+
     /// Group `g` of the columns: each of four vectors has eight words of each column's first half and eight of the other.
     ///
     /// # Safety

@@ -126,3 +126,13 @@ fn scales_of_any_size() {
         }
     }
 }
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_processor_with_the_instruction_uses_it() {
+    let has = |i| Instructions::here().contains(&i);
+    if std::arch::is_x86_feature_detected!("avx512bf16") && has(Instructions::Avx512) {
+        assert!(has(Instructions::Avx512Bf16), "it adds pairs in another way than documented");
+        assert_eq!(Instructions::here().last(), Some(&Instructions::Avx512Bf16));
+    }
+}

@@ -47,6 +47,11 @@ impl Pairs for Avx512<true> {
     }
 
     #[inline(always)]
+    unsafe fn splat_word(word: u16) -> __m512i {
+        unsafe { _mm512_set1_epi16(word as i16) }
+    }
+
+    #[inline(always)]
     unsafe fn least_word(x: __m512i) -> u16 {
         unsafe {
             let x = _mm256_min_epu16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64::<1>(x));
@@ -66,4 +71,35 @@ impl Pairs for Avx512<true> {
             Self::least(Self::least(_mm512_set1_epi8(-1), a), b)
         }
     }
+}
+
+/// Whether this processor adds pairs as Intel documents it and the order of sums needs it: as two fused multiply-adds, those
+/// of the odd elements first.
+///
+/// # Safety
+/// The processor has AVX-512 BF16 beside what `Avx512` needs.
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512bf16")]
+pub(crate) unsafe fn adds_as_documented() -> bool {
+    // Some numbers of either sign around 1, whose sums are rounded (Knuth's multiplicative generator).
+    let mut state = 1u32;
+    let mut number = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16 & 0x807f | (0x3d + (state >> 9 & 3)) << 8) as u16
+    };
+    let mut sums = [0.0f32; 16];
+    for _ in 0..64 {
+        let (w, x): ([u16; 32], [u16; 32]) = (std::array::from_fn(|_| number()), std::array::from_fn(|_| number()));
+        // SAFETY: the arrays are as large as vectors; the caller's contract.
+        unsafe {
+            let (w, x) = (_mm512_loadu_si512(w.as_ptr().cast()), _mm512_loadu_si512(x.as_ptr().cast()));
+            let z = _mm512_loadu_ps(sums.as_ptr());
+            let pairs = Avx512::<true>::add_pairs(w, x, z);
+            let two = crate::pairs::add_two::<Avx512<true>>(w, x, z);
+            if _mm512_cmpneq_epi32_mask(_mm512_castps_si512(pairs), _mm512_castps_si512(two)) != 0 {
+                return false;
+            }
+            _mm512_storeu_ps(sums.as_mut_ptr(), pairs);
+        }
+    }
+    true
 }

@@ -2,7 +2,7 @@
 
 use super::many::tail;
 use super::rows::Row;
-use super::{Pairs, add_two, exponent, has_no_subnormal};
+use super::{Pairs, add_two, exponent, has_no_subnormal, word_of};
 use crate::few::prefetch_scales;
 use crate::machine::Task;
 use crate::readers::{BLOCK, GROUP, ROOM, WordReader, WordSource};
@@ -102,11 +102,19 @@ unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const EXACT: bool>(
             for n in 1..N {
                 readers[n] = source.reader(m, columns[n], (first, end), ahead, scratch.room.add(n * ROOM));
             }
+            for n in 0..N {
+                if let Some(exponent) = readers[n].least_exponent() {
+                    least = M::lesser(least, M::splat_word(word_of(exponent)));
+                }
+            }
             let mut sums = [[M::zero(); N]; ROWS];
             for g in first / GROUP..end / GROUP {
                 for n in 0..N {
                     let w = readers[n].words(g);
-                    least = multiply::<M, ROWS, EXACT>(w, n, rows, g * GROUP, &mut sums, least);
+                    if readers[n].least_exponent().is_none() {
+                        least = least_of::<M>(w, least);
+                    }
+                    multiply::<M, ROWS, EXACT>(w, n, rows, g * GROUP, &mut sums);
                 }
             }
             if first + BLOCK > whole && whole < k {
@@ -117,7 +125,8 @@ unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const EXACT: bool>(
                     for q in 0..4 {
                         w[q] = M::load_bytes(to.add(q * M::COLUMNS * 32));
                     }
-                    least = multiply::<M, ROWS, EXACT>(w, n, rows, whole, &mut sums, least);
+                    least = least_of::<M>(w, least);
+                    multiply::<M, ROWS, EXACT>(w, n, rows, whole, &mut sums);
                 }
             }
             for r in 0..ROWS {
@@ -139,17 +148,24 @@ unsafe fn multiply<M: Pairs, const ROWS: usize, const EXACT: bool>(
     rows: [Row; ROWS],
     i: usize,
     sums: &mut [[M::F; N]; ROWS],
-    mut least: M::B,
-) -> M::B {
+) {
     // SAFETY: the caller's contract.
     unsafe {
         for q in 0..4 {
-            least = M::least(least, w[q]);
             for r in 0..ROWS {
                 let x = M::spread_bytes(rows[r].words(i).add(q * 32));
                 sums[r][n] = if EXACT { add_two::<M>(w[q], x, sums[r][n]) } else { M::add_pairs(w[q], x, sums[r][n]) };
             }
         }
+    }
+}
+
+/// [`Pairs::least`] of four vectors of words.
+#[inline(always)]
+unsafe fn least_of<M: Pairs>(w: [M::B; 4], mut least: M::B) -> M::B {
+    for q in 0..4 {
+        // SAFETY: the processor has the machine's features.
+        least = unsafe { M::least(least, w[q]) };
     }
     least
 }

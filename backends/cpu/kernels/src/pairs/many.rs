@@ -1,7 +1,7 @@
 //! Many rows: a block of a tile's columns is made words once, in cache, and multiplied with all rows.
 
 use super::rows::Row;
-use super::{Pairs, add_two, exponent, has_no_subnormal};
+use super::{Pairs, add_two, exponent, has_no_subnormal, word_of};
 use crate::machine::Task;
 use crate::readers::{BLOCK, GROUP, WordReader, WordSource};
 use crate::scratch::Scratch;
@@ -55,10 +55,16 @@ impl<M: Pairs, S: WordSource<M>> FillWords<M> for Read<S> {
         // SAFETY: the caller's contract. Memory has been asked for before.
         unsafe {
             let reader = self.0.reader(m, columns, (first, end), 0, scratch.room);
+            let known = reader.least_exponent();
+            if let Some(exponent) = known {
+                least = M::lesser(least, M::splat_word(word_of(exponent)));
+            }
             for g in first / GROUP..end / GROUP {
                 let words = reader.words(g);
                 for q in 0..4 {
-                    least = M::least(least, words[q]);
+                    if known.is_none() {
+                        least = M::least(least, words[q]);
+                    }
                     M::store_bytes(to.add((g * 4 - first / 16 + q) * stride), words[q]);
                 }
             }

@@ -14,6 +14,8 @@ pub(crate) struct E4m3<'t> {
     pub recipes: &'t [Recipe; 2],
     pub scale: ScaleCode,
     pub shift: u32,
+    /// [`WordReader::least_exponent`].
+    pub least_exponent: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -22,6 +24,7 @@ pub(crate) struct E4m3Reader {
     /// For codes whose upper bits are 0, and for the others.
     blocks: [Blocks<false>; 2],
     ahead: usize,
+    least_exponent: u32,
 }
 
 impl<M: Machine> Source<M> for E4m3<'_> {
@@ -55,7 +58,8 @@ impl<M: Machine> Source<M> for E4m3<'_> {
             Blocks { entries: entries[0], scales, shift: self.shift },
             Blocks { entries: entries[1], scales, shift: self.shift },
         ];
-        E4m3Reader { codes: [m.column(columns[0]), m.column(columns[1])], blocks, ahead }
+        let codes = [m.column(columns[0]), m.column(columns[1])];
+        E4m3Reader { codes, blocks, ahead, least_exponent: self.least_exponent }
     }
 }
 
@@ -69,6 +73,11 @@ impl<M: Machine> Reader<M> for E4m3Reader {
 
 impl<M: Machine> WordReader<M> for E4m3Reader {
     const HALF: bool = false;
+
+    #[inline(always)]
+    fn least_exponent(&self) -> Option<u32> {
+        Some(self.least_exponent)
+    }
 
     #[inline(always)]
     unsafe fn words(&self, g: usize) -> [M::B; 4] {
@@ -95,6 +104,8 @@ pub(crate) struct WideE4m3<'t> {
     pub recipes: &'t [Recipe; 2],
     pub scale: ScaleCode,
     pub shift: u32,
+    /// [`WordReader::least_exponent`].
+    pub least_exponent: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -104,6 +115,7 @@ pub(crate) struct WideE4m3Reader<B> {
     entries: *const [[B; 2]; 2],
     shift: u32,
     ahead: usize,
+    least_exponent: u32,
 }
 
 impl<M: Machine> Source<M> for WideE4m3<'_> {
@@ -143,7 +155,8 @@ impl<M: Machine> Source<M> for WideE4m3<'_> {
             }
         }
         let entries = room.cast_const().wrapping_sub(from);
-        WideE4m3Reader { codes: [m.column(columns[0]), m.column(columns[1])], entries, shift: self.shift, ahead }
+        let codes = [m.column(columns[0]), m.column(columns[1])];
+        WideE4m3Reader { codes, entries, shift: self.shift, ahead, least_exponent: self.least_exponent }
     }
 }
 
@@ -157,6 +170,11 @@ impl<M: Machine> Reader<M> for WideE4m3Reader<M::B> {
 
 impl<M: Machine> WordReader<M> for WideE4m3Reader<M::B> {
     const HALF: bool = false;
+
+    #[inline(always)]
+    fn least_exponent(&self) -> Option<u32> {
+        Some(self.least_exponent)
+    }
 
     #[inline(always)]
     unsafe fn words(&self, g: usize) -> [M::B; 4] {

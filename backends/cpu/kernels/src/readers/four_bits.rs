@@ -2,7 +2,7 @@
 
 use super::blocks::{Blocks, make};
 use super::{BLOCK, GROUP, LEAST_BLOCK, ROOM, Reader, Source, WordReader, widen};
-use crate::entries::{Entries, Recipe};
+use crate::entries::{Entries, Least, Recipe};
 use crate::machine::Machine;
 use crate::values::Matrix;
 use moec_ir::quant::ScaleCode;
@@ -16,6 +16,8 @@ pub(crate) struct FourBits<'t, const BYTES: bool, const FINE: bool, const HALF: 
     pub shift: u32,
     /// The entries for every byte of a scale, when `BYTES`.
     pub table: *const Entries,
+    /// [`WordReader::least_exponent`], when `BYTES`.
+    pub least_exponent: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -23,6 +25,7 @@ pub(crate) struct FourBitsReader<const BYTES: bool, const FINE: bool, const HALF
     codes: [*const u8; 2],
     blocks: Blocks<BYTES>,
     ahead: usize,
+    least_exponent: u32,
 }
 
 impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Source<M> for FourBits<'_, BYTES, FINE, HALF> {
@@ -50,7 +53,8 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Source<M
         }
         let scales = [m.scales(columns[0]), m.scales(columns[1])];
         let blocks = Blocks { entries, scales, shift: self.shift };
-        FourBitsReader { codes: [m.column(columns[0]), m.column(columns[1])], blocks, ahead }
+        let codes = [m.column(columns[0]), m.column(columns[1])];
+        FourBitsReader { codes, blocks, ahead, least_exponent: self.least_exponent }
     }
 }
 
@@ -68,6 +72,11 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> WordRead
     for FourBitsReader<BYTES, FINE, HALF>
 {
     const HALF: bool = HALF;
+
+    #[inline(always)]
+    fn least_exponent(&self) -> Option<u32> {
+        if BYTES { Some(self.least_exponent) } else { None }
+    }
 
     #[inline(always)]
     unsafe fn words(&self, g: usize) -> [M::B; 4] {
@@ -105,6 +114,7 @@ pub(crate) struct MadeFourBitsReader<'t> {
     shift: u32,
     ahead: usize,
     values: &'t [f32; 16],
+    least_exponent: u32,
 }
 
 impl<'t, M: Machine> Source<M> for MadeFourBits<'t> {
@@ -121,17 +131,25 @@ impl<'t, M: Machine> Source<M> for MadeFourBits<'t> {
         room: *mut Entries,
     ) -> Self::Reader {
         let mut factors = [std::ptr::null(); 2];
+        let mut least = Least::ZEROS;
         if first < end {
             let (from, to) = (first >> self.shift, (end - 1) >> self.shift);
             for c in 0..M::COLUMNS {
                 let room = room.cast::<f32>().wrapping_add(c * BLOCK / LEAST_BLOCK);
                 // SAFETY: the caller's contract; a block of a sum has at most so many blocks of codes.
-                unsafe { M::factors(self.scale, m.scales(columns[c]), from, to + 1 - from, m.global, room) };
+                unsafe {
+                    M::factors(self.scale, m.scales(columns[c]), from, to + 1 - from, m.global, room);
+                    for i in 0..to + 1 - from {
+                        least.add(*room.add(i));
+                    }
+                }
                 factors[c] = room.cast_const().wrapping_sub(from);
             }
         }
         let codes = [m.column(columns[0]), m.column(columns[1])];
-        MadeFourBitsReader { codes, factors, shift: self.shift, ahead, values: &self.recipe.values }
+        let values = &self.recipe.values;
+        let least_exponent = least.exponent(self.recipe.least_value());
+        MadeFourBitsReader { codes, factors, shift: self.shift, ahead, values, least_exponent }
     }
 }
 
@@ -145,6 +163,11 @@ impl<M: Machine> Reader<M> for MadeFourBitsReader<'_> {
 
 impl<M: Machine> WordReader<M> for MadeFourBitsReader<'_> {
     const HALF: bool = false;
+
+    #[inline(always)]
+    fn least_exponent(&self) -> Option<u32> {
+        Some(self.least_exponent)
+    }
 
     #[inline(always)]
     unsafe fn words(&self, g: usize) -> [M::B; 4] {
