@@ -284,6 +284,21 @@ impl<const BF16: bool> Machine for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn least_byte(p: *const u8, n: usize) -> u8 {
+        let mut least = u8::MAX;
+        for i in (0..n).step_by(16) {
+            let mask = if n - i >= 16 { 0xffff } else { (1u16 << (n - i)) - 1 };
+            unsafe {
+                let x = _mm_mask_loadu_epi8(_mm_set1_epi8(-1), mask, p.add(i).cast());
+                // The lesser of both bytes of every word.
+                let words = _mm_min_epu8(x, _mm_srli_epi16::<8>(x));
+                least = least.min(_mm_cvtsi128_si32(_mm_minpos_epu16(words)) as u8);
+            }
+        }
+        least
+    }
+
+    #[inline(always)]
     unsafe fn entries_of(values: &[f32; 16], p: [*const f32; 4]) -> [__m512i; 2] {
         unsafe {
             let values = _mm512_loadu_ps(values.as_ptr());

@@ -92,6 +92,12 @@ pub(crate) trait Machine: Copy {
     /// Writes scales `first .. first + n` of those at `from`, times `global`; a NaN becomes a quiet one. No other scale is
     /// read.
     unsafe fn factors(scale: ScaleCode, from: *const u8, first: usize, n: usize, global: f32, to: *mut f32);
+    /// The least of `n` bytes.
+    #[inline(always)]
+    unsafe fn least_byte(p: *const u8, n: usize) -> u8 {
+        // SAFETY: the caller's contract.
+        (0..n).fold(u8::MAX, |least, i| least.min(unsafe { *p.add(i) }))
+    }
     /// As [`Machine::entry_pairs`] of the entries of factors at `p`, which are made in registers, with nothing taken off.
     unsafe fn entries_of(values: &[f32; 16], p: [*const f32; 4]) -> [Self::B; 2];
     /// Entries at `p`, two for each column: low bytes, and high bytes.

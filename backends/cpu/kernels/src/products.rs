@@ -37,9 +37,6 @@ pub(crate) unsafe fn products<M: Machine>(job: &Products) {
 
 /// How jobs with codes are done.
 pub(crate) trait Way<M: Machine> {
-    /// Whether the least exponents of values matter.
-    const PAIRS: bool;
-
     /// With a source that was found for them.
     ///
     /// # Safety
@@ -86,19 +83,29 @@ pub(crate) unsafe fn codes<M: Machine, W: Way<M>>(
                             *factor = if product.is_nan() { f32::NAN } else { product };
                         }
                         recipe.entries::<M>(factors.as_ptr(), 256, scratch.table);
-                        let least_exponent =
-                            if W::PAIRS { least_factor(m, scale, &factors).exponent(recipe.least_value()) } else { 0 };
+                        let mut least = Least::ZEROS;
+                        factors.iter().for_each(|&factor| least.add(factor));
+                        let (factors, least_exponent) = (&factors, least.exponent(recipe.least_value()));
                         if fine {
-                            let source = FourBits::<true, true, false> { recipe, scale, shift, table, least_exponent };
+                            let source =
+                                FourBits::<true, true, false> { recipe, scale, shift, table, factors, least_exponent };
                             W::words(m, source, scratch);
                         } else {
-                            let source = FourBits::<true, false, false> { recipe, scale, shift, table, least_exponent };
+                            let source =
+                                FourBits::<true, false, false> { recipe, scale, shift, table, factors, least_exponent };
                             W::words(m, source, scratch);
                         }
                     }
                     Some(_) | None if !coarse => W::any(m, scratch),
                     Some(_) | None if half => {
-                        let source = FourBits::<false, false, true> { recipe, scale, shift, table, least_exponent: 0 };
+                        let source = FourBits::<false, false, true> {
+                            recipe,
+                            scale,
+                            shift,
+                            table,
+                            factors: &[0.0; 256],
+                            least_exponent: 0,
+                        };
                         W::words(m, source, scratch);
                     }
                     Some(_) | None => W::words(m, MadeFourBits { recipe, scale, shift }, scratch),
@@ -159,28 +166,6 @@ unsafe fn safe_factors(m: &Matrix, scale: ScaleCode) -> Option<Least> {
     is_safe.then_some(least)
 }
 
-/// The least factor of the job that is not zero, or one below it, by the factors of all bytes that a scale can be.
-///
-/// # Safety
-/// As [`products`].
-unsafe fn least_factor(m: &Matrix, scale: ScaleCode, factors: &[f32; 256]) -> Least {
-    let mut least = Least::ZEROS;
-    if scale == ScaleCode::E8M0 {
-        // Their bytes grow with them, so the least byte of those that are there tells.
-        let (blocks, mut low) = ((m.job.k as usize).div_ceil(m.block), u8::MAX);
-        all_scales(m, |scales| {
-            // SAFETY: the caller's contract.
-            let bytes = unsafe { std::slice::from_raw_parts(scales, blocks) };
-            low = bytes.iter().fold(low, |low, &b| low.min(b));
-            true
-        });
-        least.add(factors[usize::from(low)]);
-    } else {
-        factors.iter().for_each(|&factor| least.add(factor));
-    }
-    least
-}
-
 /// # Safety
 /// As [`products`].
 #[inline(always)]
@@ -205,8 +190,6 @@ unsafe fn run<M: Machine, S: Source<M>>(m: &Matrix, source: S, scratch: Scratch)
 struct InFloats;
 
 impl<M: Machine> Way<M> for InFloats {
-    const PAIRS: bool = false;
-
     #[inline(always)]
     unsafe fn words<S: WordSource<M>>(m: &Matrix, source: S, scratch: Scratch) {
         // SAFETY: the caller's contract.

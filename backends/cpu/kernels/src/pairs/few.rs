@@ -111,10 +111,8 @@ unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const EXACT: bool>(
             for g in first / GROUP..end / GROUP {
                 for n in 0..N {
                     let w = readers[n].words(g);
-                    if readers[n].least_exponent().is_none() {
-                        least = least_of::<M>(w, least);
-                    }
-                    multiply::<M, ROWS, EXACT>(w, n, rows, g * GROUP, &mut sums);
+                    let is_known = readers[n].least_exponent().is_some();
+                    least = multiply::<M, ROWS, EXACT>(w, n, rows, g * GROUP, &mut sums, least, is_known);
                 }
             }
             if first + BLOCK > whole && whole < k {
@@ -125,8 +123,7 @@ unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const EXACT: bool>(
                     for q in 0..4 {
                         w[q] = M::load_bytes(to.add(q * M::COLUMNS * 32));
                     }
-                    least = least_of::<M>(w, least);
-                    multiply::<M, ROWS, EXACT>(w, n, rows, whole, &mut sums);
+                    least = multiply::<M, ROWS, EXACT>(w, n, rows, whole, &mut sums, least, false);
                 }
             }
             for r in 0..ROWS {
@@ -140,7 +137,8 @@ unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const EXACT: bool>(
     }
 }
 
-/// Adds the products of one group of column vector `n` with every row; `i` is its first element.
+/// Adds the products of one group of column vector `n` with every row; `i` is its first element. Returns [`Pairs::least`] of
+/// its words and `least`, or that alone when `is_known`.
 #[inline(always)]
 unsafe fn multiply<M: Pairs, const ROWS: usize, const EXACT: bool>(
     w: [M::B; 4],
@@ -148,24 +146,20 @@ unsafe fn multiply<M: Pairs, const ROWS: usize, const EXACT: bool>(
     rows: [Row; ROWS],
     i: usize,
     sums: &mut [[M::F; N]; ROWS],
-) {
+    mut least: M::B,
+    is_known: bool,
+) -> M::B {
     // SAFETY: the caller's contract.
     unsafe {
         for q in 0..4 {
+            if !is_known {
+                least = M::least(least, w[q]);
+            }
             for r in 0..ROWS {
                 let x = M::spread_bytes(rows[r].words(i).add(q * 32));
                 sums[r][n] = if EXACT { add_two::<M>(w[q], x, sums[r][n]) } else { M::add_pairs(w[q], x, sums[r][n]) };
             }
         }
-    }
-}
-
-/// [`Pairs::least`] of four vectors of words.
-#[inline(always)]
-unsafe fn least_of<M: Pairs>(w: [M::B; 4], mut least: M::B) -> M::B {
-    for q in 0..4 {
-        // SAFETY: the processor has the machine's features.
-        least = unsafe { M::least(least, w[q]) };
     }
     least
 }

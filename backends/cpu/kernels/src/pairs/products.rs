@@ -36,8 +36,6 @@ pub(crate) unsafe fn products<M: Pairs>(job: &Products) {
 struct InPairs;
 
 impl<M: Pairs> Way<M> for InPairs {
-    const PAIRS: bool = true;
-
     #[inline(always)]
     unsafe fn words<S: WordSource<M>>(m: &Matrix, source: S, scratch: Scratch) {
         // SAFETY: the caller's contract.

@@ -16,7 +16,9 @@ pub(crate) struct FourBits<'t, const BYTES: bool, const FINE: bool, const HALF: 
     pub shift: u32,
     /// The entries for every byte of a scale, when `BYTES`.
     pub table: *const Entries,
-    /// [`WordReader::least_exponent`], when `BYTES`.
+    /// The factors of every byte of a scale, when `BYTES`.
+    pub factors: &'t [f32; 256],
+    /// [`WordReader::least_exponent`] of all of them.
     pub least_exponent: u32,
 }
 
@@ -54,7 +56,19 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Source<M
         let scales = [m.scales(columns[0]), m.scales(columns[1])];
         let blocks = Blocks { entries, scales, shift: self.shift };
         let codes = [m.column(columns[0]), m.column(columns[1])];
-        FourBitsReader { codes, blocks, ahead, least_exponent: self.least_exponent }
+        let mut least_exponent = self.least_exponent;
+        if BYTES && FINE && self.scale == ScaleCode::E8M0 && range.0 < range.1 {
+            // These scales reach down to nothing, and grow with their bytes: the least that is there tells.
+            let (from, to) = (range.0 >> self.shift, (range.1 - 1) >> self.shift);
+            let mut least = Least::ZEROS;
+            for c in 0..M::COLUMNS {
+                // SAFETY: the caller's contract: there are scales of these elements.
+                let byte = unsafe { M::least_byte(scales[c].add(from), to + 1 - from) };
+                least.add(self.factors[usize::from(byte)]);
+            }
+            least_exponent = least.exponent(self.recipe.least_value());
+        }
+        FourBitsReader { codes, blocks, ahead, least_exponent }
     }
 }
 
@@ -75,7 +89,8 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> WordRead
 
     #[inline(always)]
     fn least_exponent(&self) -> Option<u32> {
-        if BYTES { Some(self.least_exponent) } else { None }
+        // Where a group has twice as many scales, looking at words costs; else looking at scales costs as much.
+        if BYTES && FINE { Some(self.least_exponent) } else { None }
     }
 
     #[inline(always)]
