@@ -141,16 +141,16 @@ fn object<'a>(r: &mut Draw, graph: &'a mut Value, key: &str) -> Option<&'a mut M
 /// Makes one change, and says what it was.
 pub fn change(r: &mut Draw, graph: &mut Value, known: &Vocabulary) -> String {
     let kinds: [(usize, fn(&mut Draw, &mut Value, &Vocabulary) -> Option<String>); 13] = [
-        (8, resize),
-        (6, retype_all),
+        (10, resize),
+        (8, retype_all),
         (3, retype),
-        (2, reshape),
+        (1, reshape),
         (4, attribute),
-        (2, operation),
-        (6, wrap),
-        (4, rewire),
+        (1, operation),
+        (8, wrap),
+        (3, rewire),
         (2, drop_node),
-        (3, outputs),
+        (6, outputs),
         (3, store),
         (2, parameter),
         (1, odd),
@@ -168,29 +168,27 @@ pub fn change(r: &mut Draw, graph: &mut Value, known: &Vocabulary) -> String {
 
 /// A size, everywhere it stands: the layer stays consistent.
 fn resize(r: &mut Draw, graph: &mut Value, _: &Vocabulary) -> Option<String> {
-    fn sizes(v: &Value, out: &mut Vec<u64>) {
+    fn replace(v: &mut Value, is_size: bool, from: u64, to: u64) {
         match v {
-            Value::Number(n) => out.extend(n.as_u64().filter(|n| *n > 1)),
-            Value::Array(l) => l.iter().for_each(|v| sizes(v, out)),
-            Value::Object(m) => m.values().for_each(|v| sizes(v, out)),
+            Value::Number(n) if is_size && n.as_u64() == Some(from) => *v = json!(to),
+            Value::Array(l) => l.iter_mut().for_each(|v| replace(v, is_size, from, to)),
+            Value::Object(m) => {
+                for (key, v) in m {
+                    replace(v, matches!(key.as_str(), "shape" | "n_experts" | "len" | "start" | "of"), from, to);
+                }
+            }
             _ => {}
         }
     }
-    fn replace(v: &mut Value, from: u64, to: u64) {
-        match v {
-            Value::Number(n) if n.as_u64() == Some(from) => *v = json!(to),
-            Value::Array(l) => l.iter_mut().for_each(|v| replace(v, from, to)),
-            Value::Object(m) => m.values_mut().for_each(|v| replace(v, from, to)),
-            _ => {}
-        }
-    }
-    let mut found = Vec::new();
-    ["inputs", "params", "nodes"].into_iter().for_each(|k| sizes(&graph[k], &mut found));
+    let tensors = ["inputs", "params"].into_iter().flat_map(|k| list(graph, k));
+    let sizes = tensors.filter_map(|t| t["shape"].as_array()).flatten().filter_map(Value::as_u64);
+    let found: Vec<u64> = sizes.collect();
     if found.is_empty() {
         return None;
     }
-    let (from, to) = (*r.pick(&found), *r.pick(&SIZES));
-    ["inputs", "params", "nodes"].into_iter().for_each(|k| replace(&mut graph[k], from, to));
+    let from = *r.pick(&found);
+    let to = if r.below(8) == 0 { *r.pick(&SIZES) } else { *r.pick(&SIZES[1..SIZES.len() - 2]) };
+    ["inputs", "params", "nodes"].into_iter().for_each(|k| replace(&mut graph[k], false, from, to));
     Some(format!("{from} becomes {to}"))
 }
 

@@ -294,16 +294,18 @@ pub(crate) fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
                 }
             }
         }
-        let words = &mut words[..n];
-        if !words.is_sorted() {
-            words.sort_unstable();
-        }
-        let mut counts = [0u8; 32];
-        let mut last = u64::MAX;
-        for w in words.iter() {
-            if *w != last {
-                counts[(w % 32) as usize] += 1;
-                last = *w;
+        // The different words of each bank; each knows the one that came before it.
+        let (mut counts, mut heads, mut before) = ([0u8; 32], [u8::MAX; 32], [u8::MAX; 64]);
+        for (i, w) in words[..n].iter().enumerate() {
+            let bank = (w % 32) as usize;
+            let mut other = heads[bank];
+            while other != u8::MAX && words[usize::from(other)] != *w {
+                other = before[usize::from(other)];
+            }
+            if other == u8::MAX {
+                counts[bank] += 1;
+                before[i] = heads[bank];
+                heads[bank] = i as u8;
             }
         }
         passes += u64::from(counts.iter().copied().max().unwrap_or(0));

@@ -5,6 +5,8 @@
 //! one rule covers every shape but the f16 m8n8k4. C and D: element i at row g + 8·(i >> 1), column 2t + (i & 1).
 //! Source: PTX ISA 9.1, section 9.7.14.5.
 
+use std::borrow::Borrow;
+
 use super::elem::{Elem, Packing, decode_word, per_word};
 use super::{TensorError, invalid, matmul, unsupported};
 use crate::numeric::{half, scale};
@@ -189,11 +191,11 @@ impl Mma {
     ///
     /// # Errors
     /// `Invalid` for combinations or selectors that PTX does not allow; `Unsupported` for f64 (see [`Self::execute_f64`]).
-    pub fn execute(
+    pub fn execute<L: Borrow<Lanes>>(
         &self,
-        a: &[Lanes],
-        b: &[Lanes],
-        c: &[Lanes],
+        a: &[L],
+        b: &[L],
+        c: &[L],
         d: &mut [Lanes],
         scales: Option<(ScaleOperand<'_>, ScaleOperand<'_>)>,
     ) -> Result<(), TensorError> {
@@ -205,15 +207,16 @@ impl Mma {
             return invalid(format!("mma takes {counts:?} registers, got {:?}", (a.len(), b.len(), c.len(), d.len())));
         }
         if self.is_volta() {
-            self.execute_volta(a, b, c, d);
+            let own = |list: &[L]| list.iter().map(|l| *l.borrow()).collect::<Vec<Lanes>>();
+            self.execute_volta(&own(a), &own(b), &own(c), d);
             return Ok(());
         }
         let mut partial = [0f32; 16 * 8];
         // The largest shapes, of single bits, have 256 columns; clearing room for them takes longer than most products.
         match self.k {
-            0..=16 => self.product::<{ 16 * 16 }, { 8 * 16 }>(a, b, scales, &mut partial)?,
-            17..=64 => self.product::<{ 16 * 64 }, { 8 * 64 }>(a, b, scales, &mut partial)?,
-            _ => self.product::<{ 16 * 256 }, { 8 * 256 }>(a, b, scales, &mut partial)?,
+            0..=16 => self.product::<{ 16 * 16 }, { 8 * 16 }, L>(a, b, scales, &mut partial)?,
+            17..=64 => self.product::<{ 16 * 64 }, { 8 * 64 }, L>(a, b, scales, &mut partial)?,
+            _ => self.product::<{ 16 * 256 }, { 8 * 256 }, L>(a, b, scales, &mut partial)?,
         }
         let (m, n) = (self.m, self.n);
         for lane in 0..32 {
@@ -224,17 +227,20 @@ impl Mma {
                 let (p0, p1) = (partial[at], partial[at + 1]);
                 if self.c == Acc::S32 {
                     for (i, p) in [p0, p1].into_iter().enumerate() {
-                        let sum = matmul::add_s32(c[2 * pair + i][lane] as i32, p, self.satfinite);
+                        let sum = matmul::add_s32(c[2 * pair + i].borrow()[lane] as i32, p, self.satfinite);
                         d[2 * pair + i][lane] = u64::from(sum as u32);
                     }
                     continue;
                 }
                 let (c0, c1) = match self.c {
                     Acc::F16 => {
-                        let word = c[pair][lane];
+                        let word = c[pair].borrow()[lane];
                         (half::f16_to_f32(word as u16), half::f16_to_f32((word >> 16) as u16))
                     }
-                    _ => (f32::from_bits(c[2 * pair][lane] as u32), f32::from_bits(c[2 * pair + 1][lane] as u32)),
+                    _ => {
+                        let of = |i: usize| f32::from_bits(c[2 * pair + i].borrow()[lane] as u32);
+                        (of(0), of(1))
+                    }
                 };
                 match self.d {
                     Acc::F16 => {
@@ -252,10 +258,10 @@ impl Mma {
     }
 
     /// Decodes A and B, which have room for so many elements, and multiplies them.
-    fn product<const A: usize, const B: usize>(
+    fn product<const A: usize, const B: usize, L: Borrow<Lanes>>(
         &self,
-        a: &[Lanes],
-        b: &[Lanes],
+        a: &[L],
+        b: &[L],
         scales: Option<(ScaleOperand<'_>, ScaleOperand<'_>)>,
         partial: &mut [f32],
     ) -> Result<(), TensorError> {
@@ -283,7 +289,7 @@ impl Mma {
         }
     }
 
-    fn gather(&self, a: &[Lanes], b: &[Lanes], am: &mut [f32], bm: &mut [f32]) {
+    fn gather<L: Borrow<Lanes>>(&self, a: &[L], b: &[L], am: &mut [f32], bm: &mut [f32]) {
         let packing = self.packing();
         let (n, k) = (self.n, self.k);
         // The usual two, without a choice for each word.
@@ -296,7 +302,7 @@ impl Mma {
         let both_halves = usize::from(self.m == 16);
         for (r, lanes) in a.iter().enumerate() {
             let (half_row, k_group) = if both_halves == 1 { (r & 1, r >> 1) } else { (0, r) };
-            for (lane, word) in lanes.iter().enumerate() {
+            for (lane, word) in lanes.borrow().iter().enumerate() {
                 let row = lane / 4 + 8 * half_row;
                 let col = 4 * e * k_group + e * (lane % 4);
                 decode_word(*word as u32, self.a, packing, &mut am[row * k + col..][..e]);
@@ -305,7 +311,7 @@ impl Mma {
         let e = per_word(self.b, packing);
         let mut values = [0f32; 32];
         for (r, lanes) in b.iter().enumerate() {
-            for (lane, word) in lanes.iter().enumerate() {
+            for (lane, word) in lanes.borrow().iter().enumerate() {
                 decode_word(*word as u32, self.b, packing, &mut values[..e]);
                 let row = 4 * e * r + e * (lane % 4);
                 for (i, value) in values[..e].iter().enumerate() {
@@ -443,23 +449,23 @@ impl Mma {
 
 /// [`Mma::gather`] of m16 with 16-bit elements.
 #[inline]
-fn gather_halves(
+fn gather_halves<L: Borrow<Lanes>>(
     n: usize,
     k: usize,
     decode: impl Fn(u16) -> f32,
-    [a, b]: [&[Lanes]; 2],
+    [a, b]: [&[L]; 2],
     am: &mut [f32],
     bm: &mut [f32],
 ) {
     for (r, lanes) in a.iter().enumerate() {
-        for (lane, word) in lanes.iter().enumerate() {
+        for (lane, word) in lanes.borrow().iter().enumerate() {
             let at = (lane / 4 + 8 * (r & 1)) * k + 8 * (r >> 1) + 2 * (lane % 4);
             am[at] = decode(*word as u16);
             am[at + 1] = decode((*word >> 16) as u16);
         }
     }
     for (r, lanes) in b.iter().enumerate() {
-        for (lane, word) in lanes.iter().enumerate() {
+        for (lane, word) in lanes.borrow().iter().enumerate() {
             let at = (8 * r + 2 * (lane % 4)) * n + lane / 4;
             bm[at] = decode(*word as u16);
             bm[at + n] = decode((*word >> 16) as u16);

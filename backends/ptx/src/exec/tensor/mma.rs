@@ -153,18 +153,16 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
             return Ok(flow);
         }
         let mut poison = [0u32; 3];
-        let mut gather = |list: &[Src], which: usize| -> Vec<Lanes> {
-            list.iter()
-                .map(|s| {
-                    poison[which] |= cx.poison(*s);
-                    *cx.lanes(*s)
-                })
-                .collect()
-        };
-        let (av, bv, cv) = (gather(&a, 0), gather(&b, 1), gather(&c, 2));
+        let mut poisoned = |list: &[Src], which: usize| list.iter().for_each(|s| poison[which] |= cx.poison(*s));
+        poisoned(&a, 0);
+        poisoned(&b, 1);
+        poisoned(&c, 2);
+        let registers = |list: &[Src]| list.iter().map(|s| cx.lanes(*s)).collect::<Vec<&Lanes>>();
+        let (av, bv, cv) = (registers(&a), registers(&b), registers(&c));
         let mut dv = vec![[0u64; 32]; d.len()];
         let result = if wide {
-            op.execute_f64(&av, &bv, &cv, &mut dv)
+            let own = |list: &[&Lanes]| list.iter().map(|l| **l).collect::<Vec<Lanes>>();
+            op.execute_f64(&own(&av), &own(&bv), &own(&cv), &mut dv)
         } else {
             match &scales {
                 None => op.execute(&av, &bv, &cv, &mut dv, None),
