@@ -9,7 +9,8 @@
 //! * `candle` — tests and lints of `runtime/candle`, which the workspace leaves out.
 //! * `peers` — programs and test suites of others over the emulated CUDA driver.
 //! * `sanitize` — the examples in C and C++ under the compiler's sanitizers.
-//! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--checkpoints`, against values
+//! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--graphs`, layer graphs through the
+//!   compiler and the CPU; with `--checkpoints`, against values
 //!   that change without a word.
 //! * `models` — measures every model family and writes `docs/models.md`.
 //! * `time-model` — writes `docs/time-model.md` from the programs and the chips' figures.

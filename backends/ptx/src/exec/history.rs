@@ -125,7 +125,7 @@ impl History {
     #[inline]
     fn repeats(&mut self, offset: u32, bytes: u32, key: Key) -> bool {
         let Some((last, before, after)) = self.last else { return false };
-        if last != key || (offset | bytes) % 4 != 0 {
+        if last != key || !(offset | bytes).is_multiple_of(4) {
             return false;
         }
         let (first, n) = (offset as usize / 4, bytes as usize / 4);

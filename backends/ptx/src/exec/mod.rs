@@ -23,6 +23,7 @@
 
 pub mod access;
 pub mod barrier;
+mod call;
 pub mod cluster;
 pub mod context;
 pub mod counters;
@@ -45,8 +46,9 @@ pub mod unwritten;
 pub mod warp;
 pub mod worker;
 
+pub use call::{Launch, Options, Param, Report, Schedule, Target};
 pub use counters::Counters;
-pub use device::{Device, Launch, Options, Param, Report, Schedule, Target, Variables};
+pub use device::{Device, Variables};
 pub use error::{CompileError, ExecError};
 pub use findings::{Check, Checks, Finding};
 pub use memory::global::{Moved, Traffic};

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 
+use super::call::Schedule;
 use super::cluster::{ASYNC_ACTORS, Barrier, Cluster, ClusterBarrier, Cta};
 use super::context::{self, Cx, Machine};
-use super::device::Schedule;
 use super::error::ExecError;
 use super::findings::Check;
 use super::interpret::{self, Outcome};

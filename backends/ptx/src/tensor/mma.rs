@@ -191,6 +191,7 @@ impl Mma {
     ///
     /// # Errors
     /// `Invalid` for combinations or selectors that PTX does not allow; `Unsupported` for f64 (see [`Self::execute_f64`]).
+    #[allow(clippy::needless_range_loop, reason = "lanes are numbers here, as in the manual")]
     pub fn execute<L: Borrow<Lanes>>(
         &self,
         a: &[L],
