@@ -138,9 +138,12 @@ fn object<'a>(r: &mut Draw, graph: &'a mut Value, key: &str) -> Option<&'a mut M
     items[at].as_object_mut()
 }
 
+/// Makes a change, and says what it was; `None` when the graph has nothing to change.
+type Kind = fn(&mut Draw, &mut Value, &Vocabulary) -> Option<String>;
+
 /// Makes one change, and says what it was.
 pub fn change(r: &mut Draw, graph: &mut Value, known: &Vocabulary) -> String {
-    let kinds: [(usize, fn(&mut Draw, &mut Value, &Vocabulary) -> Option<String>); 13] = [
+    let kinds: [(usize, Kind); 13] = [
         (10, resize),
         (8, retype_all),
         (3, retype),
