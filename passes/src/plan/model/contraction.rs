@@ -144,7 +144,7 @@ pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Sch
         let read = match cut.cols_at_once {
             0.0 => portable::Geometry::of(program, s_, s).map_or(0.0, |g| {
                 // The fragments of all warps, for each element along k of a tile.
-                f64::from(g.fragment_bytes()) * k * row_tiles * col_tiles
+                g.fragment_bytes() * k * row_tiles * col_tiles
             }),
             at_once => {
                 // 32 bytes along k of the columns and of the rows, for each instruction: a pair reads rows once for both CTAs.

@@ -16,7 +16,8 @@ impl Function {
     /// Registers of a thread: as many as the PTX names, as NVIDIA's assembler is not here to use fewer, but so few that the
     /// largest block that the kernel allows has room.
     pub fn registers(&self) -> u32 {
-        let most = 65536 / self.program.max_threads().unwrap_or(1024).max(1);
+        // They come in eights.
+        let most = 65536 / self.program.max_threads().unwrap_or(1024).max(1) / 8 * 8;
         self.program.virtual_registers().clamp(16, most.clamp(16, 255))
     }
 
