@@ -74,3 +74,79 @@ fn needs(egraph: &LayerEGraph, id: Id, node: &ENode, best: &BTreeMap<Id, Needs>)
     let total = below.values().copied().sum();
     Some(Needs { node: node.clone(), below, total })
 }
+
+#[cfg(test)]
+#[path = "../../tests/layers/mod.rs"]
+mod layers;
+
+#[cfg(test)]
+mod tests {
+    use super::super::rules::catalogue;
+    use super::super::{Limits, saturate};
+    use super::layers::{Layer, deepseek, plain};
+    use super::*;
+    use moec_ir::DType;
+
+    /// What the roots need with one node chosen for each class; `None` for cycles and for forms without kernels.
+    fn price(egraph: &LayerEGraph, roots: &[Id], node: &impl Fn(Id) -> ENode) -> Option<Price> {
+        fn visit(
+            egraph: &LayerEGraph,
+            id: Id,
+            node: &impl Fn(Id) -> ENode,
+            open: &mut Vec<Id>,
+            done: &mut BTreeMap<Id, Price>,
+        ) -> Option<()> {
+            let id = egraph.find(id);
+            if done.contains_key(&id) {
+                return Some(());
+            }
+            if open.contains(&id) {
+                return None;
+            }
+            open.push(id);
+            let node_here = node(id);
+            for &child in &node_here.children {
+                visit(egraph, child, node, open, done)?;
+            }
+            open.pop();
+            let operands: Vec<&TensorType> = node_here.children.iter().map(|&c| &egraph[c].data).collect();
+            let is_joined = |&c: &Id| egraph[c].nodes.iter().any(|n| matches!(n.op, Op::Concat { .. }));
+            let joined: Vec<bool> = node_here.children.iter().map(is_joined).collect();
+            done.insert(id, Price::of(&node_here.op, &operands, &joined, &egraph[id].data)?);
+            Some(())
+        }
+        let mut done = BTreeMap::new();
+        roots.iter().try_for_each(|&root| visit(egraph, root, node, &mut Vec::new(), &mut done))?;
+        Some(done.into_values().sum())
+    }
+
+    #[test]
+    fn no_other_choice_of_nodes_has_a_lower_price() {
+        for layer in
+            [plain(DType::BF16), deepseek(DType::BF16), Layer { shared: Some(12), bias: true, ..plain(DType::F32) }]
+        {
+            let graph = layer.graph();
+            let full = saturate(&graph, &catalogue(), Limits::default());
+            let egraph = &full.egraph;
+            let roots: Vec<Id> = graph.outputs.iter().map(|(_, v)| egraph.find(full.ids[v.index()])).collect();
+            let choice = extract(egraph, &roots).expect("a form");
+            let extracted = price(egraph, &roots, &|id| choice[&id].clone()).expect("a form");
+            let several: Vec<Id> = egraph.classes().filter(|c| c.nodes.len() > 1).map(|c| c.id).collect();
+            let ways: Vec<usize> = several.iter().map(|&id| egraph[id].nodes.len()).collect();
+            let all: usize = ways.iter().product();
+            assert!(all > 1 && all <= 1 << 20, "{all} choices");
+            let mut least = extracted;
+            for n in 0..all {
+                // The digits of `n`, one for each class.
+                let mut rest = n;
+                let digits: Vec<usize> = ways.iter().map(|w| (rest % w, rest /= w).0).collect();
+                let node = |id: Id| {
+                    let digit = several.iter().position(|&c| c == id).map_or(0, |i| digits[i]);
+                    egraph[id].nodes[digit].clone()
+                };
+                least = least.min(price(egraph, &roots, &node).unwrap_or(least));
+            }
+            assert_eq!(least, extracted, "{layer:?}: {all} choices");
+        }
+    }
+}

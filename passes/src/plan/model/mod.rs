@@ -13,7 +13,7 @@ pub use chip::{Assumptions, Chip, assumptions, sources};
 pub use routing::{Load, Routing};
 
 use moec_ir::engine::{MmaType, other};
-use moec_ir::target::{Features, Target};
+use moec_ir::target::{Features, Target, TargetKind};
 use moec_ir::tile::{Body, BufferId, Kernel, Plan, Program, RowOpKind, RowProgram, Schedule};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -227,7 +227,7 @@ impl<'a> Model<'a> {
 
     /// Whether the chip has `wgmma`, beside which `mma.sync` is slow.
     fn has_wgmma(&self) -> bool {
-        self.target.name == "sm_90a"
+        matches!(self.target.kind, TargetKind::Gpu { capability: 90, .. })
     }
 
     fn load(&self, experts: u64, per_token: u64, n_tokens: u64) -> Rc<Load> {
