@@ -191,13 +191,14 @@ fn inherit(form: &Form, parts: &[(BufferId, Engine, u32)], target: &Target) -> O
     form.program.kernels.iter().map(of).collect()
 }
 
-/// Parts of k that are best over all token counts: bits depend on them, so that there is one choice for all.
+/// Parts of k that are best for 1 to 32 tokens, on the geometric mean. Bits depend on them, so that there is one choice for all
+/// token counts; parts are for few tokens, where there are few tiles, and cost little with many.
 fn k_parts(program: &Program, kernel: &Kernel, model: &Model<'_>) -> u32 {
     let over_all = |&parts: &u32| {
         let of = |t: u64| best_schedule(program, kernel, model, parts, t).1.ln();
-        (0..15).map(|i| of(1 << i)).sum::<f64>()
+        (0..6).map(|i| of(1 << i)).sum::<f64>()
     };
-    let all = space::k_parts(program, kernel, model.target);
+    let all = space::k_parts(program, kernel, model.target, model.chip.n_units as u64);
     let priced: Vec<(u32, f64)> =
         if all.len() > 1 { all.iter().map(|p| (*p, over_all(p))).collect() } else { Vec::new() };
     priced.into_iter().reduce(|a, b| if b.1 < a.1 { b } else { a }).map_or(1, |best| best.0)

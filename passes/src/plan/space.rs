@@ -49,22 +49,28 @@ pub fn on_gpu(program: &Program, kernel: &Kernel, target: &Target, k_parts: u32,
     built
 }
 
-/// Parts of k that a kernel may have: more than one keeps multiprocessors busy where there are few tiles, and each has steps
-/// enough for copies to be in flight.
-pub fn k_parts(program: &Program, kernel: &Kernel, target: &Target) -> Vec<u32> {
+/// Parts of k that a kernel may have. More than one are for products whose tiles of one token, the fewest that a launch can
+/// have, leave most of `n_units` multiprocessors without work, as with the experts of a tensor-parallel rank: with many tokens they
+/// cost time. Each part has steps enough for copies to be in flight.
+pub fn k_parts(program: &Program, kernel: &Kernel, target: &Target, n_units: u64) -> Vec<u32> {
     let Body::Contract(c) = &kernel.body else { return vec![1] };
     let step = match Engine::of(target, program, c) {
-        Ok(Engine::Hopper | Engine::Blackwell) => {
-            if c.has_coded_rows() {
-                256
-            } else {
-                64
-            }
-        }
+        Ok(Engine::Hopper | Engine::Blackwell) if c.has_coded_rows() => 256,
+        Ok(Engine::Hopper | Engine::Blackwell) => 64,
         Ok(Engine::Portable | Engine::GeForce) | Err(_) => return vec![1],
     };
+    let tiles = |s: &Segment| {
+        let rows = if let Dim::PerToken(n) = program.buffer(s.out).rows { n } else { 1 };
+        rows * s.n(program).div_ceil(128)
+    };
+    let tiles: u64 = c.segments.iter().map(tiles).sum();
+    // About half of the multiprocessors read as fast as all.
+    if tiles * 5 > n_units * 2 {
+        return vec![1];
+    }
     let steps = c.segments.iter().map(|s| s.k(program).div_ceil(step)).min().unwrap_or(1);
-    [1, 2, 4, 8].into_iter().filter(|&p| p == 1 || steps >= 4 * u64::from(p)).collect()
+    let fits = |&p: &u32| p == 1 || (steps >= 4 * u64::from(p) && tiles * u64::from(p) <= n_units);
+    [1, 2, 4, 8].into_iter().filter(fits).collect()
 }
 
 fn of_engine(engine: Engine, program: &Program, c: &Contract, k_parts: u32, n_tokens: u64) -> Vec<Schedule> {
@@ -100,7 +106,7 @@ fn in_parts(whole: Vec<Schedule>, k_parts: u32, gated: bool) -> Vec<Schedule> {
         return whole;
     }
     let split = whole.first().map(|s| Schedule { tile_m: 16, team: Team::SplitK, ..*s });
-    let fits = |s: &&Schedule| s.tile_m <= if gated { 64 } else { 128 } && s.team == Team::One;
+    let fits = |s: &&Schedule| s.tile_m <= if gated { 64 } else { 128 };
     split.into_iter().chain(whole.iter().filter(fits).copied()).collect()
 }
 
