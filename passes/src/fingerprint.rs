@@ -1,14 +1,14 @@
 //! What decides the bits of a layer's outputs, as a text: rounding points, formats, and for every sum the engine that makes it and
 //! its parts.
 //!
-//! Equal texts mean equal bits. What does not bear on them is left out: names, tiles, stages, the CTAs of a tile, and which kernels
+//! Equal texts of one version mean equal bits; what an engine does inside a step of k is in them by its name only. What does not bear on them is left out: names, tiles, stages, the CTAs of a tile, and which kernels
 //! share a launch; values are numbered from the outputs on. All programs of a layer for a target have one text, which
 //! [`crate::compile`] holds.
 
 use moec_ir::Engine;
 use moec_ir::engine::other::rows::Way;
 use moec_ir::target::Target;
-use moec_ir::tile::{Body, BufferId, Contract, Kernel, Program, Role, RowOpKind, RowProgram, Schedule};
+use moec_ir::tile::{Body, BufferId, Contract, Kernel, Program, Role, RowOp, RowOpKind, RowProgram, Schedule};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -97,15 +97,14 @@ fn rows_sums(program: &Program, rows: &RowProgram, kernel: &Kernel, target: &Tar
     if target.is_cpu() {
         return format!("sums by {}", target.name);
     }
-    let mut ways = rows.ops.iter().filter_map(|op| match op.kind {
-        RowOpKind::Linear { x, w, .. } => Some(Way::of(program, x, w)),
+    let way = |op: &RowOp| match op.kind {
+        RowOpKind::Linear { x, w, .. } => Some(match Way::of(program, x, w) {
+            Way::Mma(ty) => format!("sums by mma.sync of {ty:?} in {} parts of k", kernel.schedule.warps),
+            Way::Fma => "sums by multiply-adds in 32 parts of k".to_string(),
+        }),
         _ => None,
-    });
-    match ways.next() {
-        None => String::new(),
-        Some(Way::Mma(ty)) => format!("sums by mma.sync of {ty:?} in {} parts of k", kernel.schedule.warps),
-        Some(Way::Fma) => "sums by multiply-adds in 32 parts of k".to_string(),
-    }
+    };
+    rows.ops.iter().filter_map(way).collect::<Vec<_>>().join("; ")
 }
 
 struct Writer<'a> {

@@ -29,7 +29,7 @@ pub struct Options {
     pub merge: bool,
 }
 
-/// A program for a range of token counts, and how it came to be.
+/// A program for a range of token counts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
     /// Smallest and largest token count it is meant for; it is right for every token count.
@@ -106,9 +106,8 @@ impl Space {
         schedule: impl Fn(&Kernel, &Schedule) -> bool,
     ) -> f64 {
         let of_kernel = |program: &Program, k: &Kernel, parts: u32| {
-            let all = space::on_gpu(program, k, model.target, parts, n_tokens).into_iter();
-            let times = all.filter(|s| schedule(k, s)).map(|s| model.kernel(program, k, &s, n_tokens));
-            times.fold(f64::INFINITY, f64::min)
+            let all = priced(program, k, model, parts, n_tokens).into_iter();
+            all.filter(|(s, _)| schedule(k, s)).map(|(_, time)| time).fold(f64::INFINITY, f64::min)
         };
         let of_form = |(f, parts): &(Form, Vec<u32>)| {
             f.program.kernels.iter().zip(parts).map(|(k, &parts)| of_kernel(&f.program, k, parts)).sum::<f64>()
@@ -143,9 +142,7 @@ impl Space {
     ) -> Vec<(Kernel, Vec<(Schedule, f64)>)> {
         let (form, parts) = &self.forms[choice.form];
         let of = |((k, &parts), s): ((&Kernel, &u32), &Schedule)| {
-            let all = space::on_gpu(&form.program, k, model.target, parts, n_tokens);
-            let priced = all.into_iter().map(|s| (s, model.kernel(&form.program, k, &s, n_tokens))).collect();
-            (Kernel { schedule: *s, ..k.clone() }, priced)
+            (Kernel { schedule: *s, ..k.clone() }, priced(&form.program, k, model, parts, n_tokens))
         };
         form.program.kernels.iter().zip(parts).zip(&choice.schedules).map(of).collect()
     }
@@ -192,7 +189,7 @@ fn inherit(form: &Form, parts: &[(BufferId, Engine, u32)], target: &Target) -> O
 }
 
 /// Parts of k that are best for 1 to 32 tokens, on the geometric mean. Bits depend on them, so that there is one choice for all
-/// token counts; parts are for few tokens, where there are few tiles, and cost little with many.
+/// token counts, and few tokens are what parts are for.
 fn k_parts(program: &Program, kernel: &Kernel, model: &Model<'_>) -> u32 {
     let over_all = |&parts: &u32| {
         let of = |t: u64| best_schedule(program, kernel, model, parts, t).1.ln();
@@ -206,9 +203,13 @@ fn k_parts(program: &Program, kernel: &Kernel, model: &Model<'_>) -> u32 {
 
 /// The best schedule of a kernel for `n_tokens`, and its time.
 fn best_schedule(program: &Program, kernel: &Kernel, model: &Model<'_>, parts: u32, n_tokens: u64) -> (Schedule, f64) {
-    let all = space::on_gpu(program, kernel, model.target, parts, n_tokens);
-    let priced: Vec<(Schedule, f64)> =
-        all.into_iter().map(|s| (s, model.kernel(program, kernel, &s, n_tokens))).collect();
-    let least = priced.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
-    priced.iter().find(|p| p.1 <= least * NO_WORSE).copied().unwrap_or((kernel.schedule, least))
+    let all = priced(program, kernel, model, parts, n_tokens);
+    let least = all.iter().map(|p| p.1).fold(f64::INFINITY, f64::min);
+    all.iter().find(|p| p.1 <= least * NO_WORSE).copied().unwrap_or((kernel.schedule, least))
+}
+
+/// All schedules that compete for a kernel, small tiles first, with their times in seconds.
+fn priced(program: &Program, kernel: &Kernel, model: &Model<'_>, parts: u32, n_tokens: u64) -> Vec<(Schedule, f64)> {
+    let all = space::on_gpu(program, kernel, model.target, parts, n_tokens).into_iter();
+    all.map(|s| (s, model.kernel(program, kernel, &s, n_tokens))).collect()
 }

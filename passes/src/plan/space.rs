@@ -59,10 +59,7 @@ pub fn k_parts(program: &Program, kernel: &Kernel, target: &Target, n_units: u64
         Ok(Engine::Hopper | Engine::Blackwell) => 64,
         Ok(Engine::Portable | Engine::GeForce) | Err(_) => return vec![1],
     };
-    let tiles = |s: &Segment| {
-        let rows = if let Dim::PerToken(n) = program.buffer(s.out).rows { n } else { 1 };
-        rows * s.n(program).div_ceil(128)
-    };
+    let tiles = |s: &Segment| rows_per_token(program, s) * s.n(program).div_ceil(128);
     let tiles: u64 = c.segments.iter().map(tiles).sum();
     // About half of the multiprocessors read as fast as all.
     if tiles * 5 > n_units * 2 {
@@ -127,8 +124,11 @@ fn tcgen05(tile_m: u32, rows: u64) -> Schedule {
 fn rows_of_an_expert(program: &Program, c: &Contract, n_tokens: u64) -> u64 {
     let grouped = c.segments.iter().find(|s| matches!(s.groups, Groups::ByExpert { .. })).or(c.segments.first());
     let Some(s) = grouped else { return n_tokens };
-    let per_token = if let Dim::PerToken(n) = program.buffer(s.out).rows { n } else { 1 };
-    n_tokens.saturating_mul(per_token).div_ceil(program.buffer(s.panels[0].weights).batch.max(1))
+    n_tokens.saturating_mul(rows_per_token(program, s)).div_ceil(program.buffer(s.panels[0].weights).batch.max(1))
+}
+
+fn rows_per_token(program: &Program, s: &Segment) -> u64 {
+    if let Dim::PerToken(n) = program.buffer(s.out).rows { n } else { 1 }
 }
 
 /// Whether 256 columns at a time waste at most an eighth more than 128.

@@ -105,8 +105,7 @@ pub fn page() -> String {
             |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
     for n_tokens in TOKENS {
         for (k, l) in routed.launches(variant(&v3, n_tokens), n_tokens) {
-            let shown = &Resource::ALL[..Resource::ALL.len() - 1];
-            let parts: Vec<String> = shown.iter().map(|&r| format!("{:.1}", l.part(r) * 1e6)).collect();
+            let parts: Vec<String> = Resource::ALL.iter().map(|&r| format!("{:.1}", l.part(r) * 1e6)).collect();
             let useful = if is_product(k) {
                 let rows = (n_tokens * 8) as f64;
                 let panels = if k.name.contains("down") { 1.0 } else { 2.0 };

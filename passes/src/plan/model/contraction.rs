@@ -6,7 +6,7 @@ use super::{Launch, Model, Resource, bytes};
 use moec_ir::engine::{self, Engine, portable};
 use moec_ir::quant::Code;
 use moec_ir::target::TargetKind;
-use moec_ir::tile::{Contract, Groups, Program, RowMap, Schedule, Segment, Team};
+use moec_ir::tile::{Contract, Groups, Panel, Program, RowMap, Schedule, Segment, Team};
 use moec_ir::{DType, Dim};
 use std::rc::Rc;
 
@@ -120,43 +120,43 @@ pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Sch
     let lane_rate = a.lanes_per_cycle * chip.clock_hz * units;
     let mut l = Launch::default();
     let (mut l2, mut in_flight, mut outputs, mut spread) = (0.0, 0.0, 0.0, 0.0);
-    for s_ in c.segments.iter().filter(|s| model.with_shared || is_grouped(s)) {
-        let (load, experts) = expert_load(model, program, s_, n_tokens);
+    for segment in c.segments.iter().filter(|s| model.with_shared || is_grouped(s)) {
+        let (load, experts) = expert_load(model, program, segment, n_tokens);
         let w = Work::new(&cut, &load);
         let row_tiles = w.row_clusters * cut.neighbours;
-        let (cols, k, panels) = (s_.n(program) as f64, s_.k(program) as f64, s_.panels.len() as f64);
+        let (cols, k, panels) = (segment.n(program) as f64, segment.k(program) as f64, segment.panels.len() as f64);
         let col_tiles = (cols / cut.tile_cols).ceil();
         let padded_cols = col_tiles * cut.tile_cols;
-        let parts_of = |p: &moec_ir::tile::Panel| [Some(p.weights), p.quant.as_ref().map(|q| q.scales)];
+        let parts_of = |p: &Panel| [Some(p.weights), p.quant.as_ref().map(|q| q.scales)];
         let weights: f64 =
-            s_.panels.iter().flat_map(parts_of).flatten().map(|b| bytes(program, b, n_tokens) / experts).sum();
-        let row_bytes = bytes(program, s_.a, n_tokens) / program.buffer(s_.a).rows.at(n_tokens).max(1) as f64;
+            segment.panels.iter().flat_map(parts_of).flatten().map(|b| bytes(program, b, n_tokens) / experts).sum();
+        let row_bytes = bytes(program, segment.a, n_tokens) / program.buffer(segment.a).rows.at(n_tokens).max(1) as f64;
         // Rows of several experts are read once from memory.
-        let read_rows = if matches!(s_.a_rows, RowMap::Gather(_)) { n_tokens as f64 } else { w.rows };
-        let out = program.buffer(s_.out);
+        let read_rows = if matches!(segment.a_rows, RowMap::Gather(_)) { n_tokens as f64 } else { w.rows };
+        let out = program.buffer(segment.out);
         let result = w.rows * out.cols as f64 * out.dtype.bytes() as f64;
         l.bytes += w.touched * weights + read_rows * row_bytes + result;
         l2 += w.row_clusters * weights + w.rows * col_tiles * row_bytes + result;
-        let element = Element::of(program, s_);
+        let element = Element::of(program, segment);
         let products = 2.0 * w.issued_rows * padded_cols * k * panels;
         l.issued_flops += products;
         l.add(Resource::TensorCores, products / element.rate(chip, cut.engine, model.has_wgmma()));
         let read = match cut.cols_at_once {
-            0.0 => portable::Geometry::of(program, s_, s).map_or(0.0, |g| {
+            0.0 => portable::Geometry::of(program, segment, s).map_or(0.0, |g| {
                 // The fragments of all warps, for each element along k of a tile.
                 g.fragment_bytes() * k * row_tiles * col_tiles
             }),
             at_once => {
                 // 32 bytes along k of the columns and of the rows, for each instruction: a pair reads rows once for both CTAs.
                 let times = cut.tile_cols / at_once;
-                let columns = if becomes_floats_in_registers(&cut, s_) { 0.0 } else { cut.tile_cols * row_tiles };
+                let columns = if becomes_floats_in_registers(&cut, segment) { 0.0 } else { cut.tile_cols * row_tiles };
                 col_tiles * panels * k * element.bytes() * (columns + w.issued_rows * times)
             }
         };
         // And each stage is written once.
         let written = row_tiles * weights + w.rows * col_tiles * row_bytes;
         l.add(Resource::SharedMemory, (read + written) / shared_rate);
-        if let (None, Some(q)) = (&s_.a_quant, s_.panels.iter().find_map(|p| p.quant.as_ref())) {
+        if let (None, Some(q)) = (&segment.a_quant, segment.panels.iter().find_map(|p| p.quant.as_ref())) {
             let codes = row_tiles * padded_cols * k * panels;
             l.add(Resource::Decoding, codes * a.decode_instructions(q.format.code) / lane_rate);
         }

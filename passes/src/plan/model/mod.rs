@@ -36,13 +36,11 @@ pub enum Resource {
     Decoding,
     /// Elements of results.
     Epilogue,
-    /// Slots that one CTA puts in expert order.
-    Order,
 }
 
 impl Resource {
     /// Every resource.
-    pub const ALL: [Resource; 8] = [
+    pub const ALL: [Resource; 7] = [
         Resource::Memory,
         Resource::Latency,
         Resource::L2,
@@ -50,7 +48,6 @@ impl Resource {
         Resource::SharedMemory,
         Resource::Decoding,
         Resource::Epilogue,
-        Resource::Order,
     ];
 
     /// Its name in tables.
@@ -63,7 +60,6 @@ impl Resource {
             Resource::SharedMemory => "shared memory",
             Resource::Decoding => "decoding",
             Resource::Epilogue => "epilogue",
-            Resource::Order => "order",
         }
     }
 }
@@ -79,7 +75,7 @@ pub struct Launch {
     pub tiles: f64,
     /// Time of all waves of tiles over that of whole ones.
     pub waves: f64,
-    /// What follows when all tiles are done, in seconds.
+    /// What follows when all tiles are done, in seconds: one CTA puts slots in expert order.
     pub tail: f64,
     parts: [f64; Resource::ALL.len()],
 }
