@@ -9,15 +9,35 @@ use moec_ir::Engine;
 use moec_ir::engine::other::rows::Way;
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, BufferId, Contract, Kernel, Program, Role, RowOp, RowOpKind, RowProgram, Schedule};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-/// What decides the bits of a program's outputs.
+/// What decides the bits of a program's outputs, in the order of the graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
-    text: String,
+    /// One for each output.
+    pub outputs: Vec<OutputPrint>,
 }
+
+/// What decides the bits of one output.
+#[derive(Clone, Debug)]
+pub struct OutputPrint {
+    /// Name of the output.
+    pub name: String,
+    /// One line for each value and each step, from inputs to the output.
+    pub text: String,
+    /// What the values are called, for people: `%0`, `%1`, …
+    pub names: Vec<String>,
+}
+
+impl PartialEq for OutputPrint {
+    /// What values are called changes no bits.
+    fn eq(&self, other: &OutputPrint) -> bool {
+        self.name == other.name && self.text == other.text
+    }
+}
+
+impl Eq for OutputPrint {}
 
 /// A part of a kernel that could be a kernel of its own, and how its sums are made.
 struct Unit {
@@ -37,13 +57,6 @@ impl Fingerprint {
     /// Of a program as it is scheduled for a target.
     pub fn of(program: &Program, target: &Target) -> Fingerprint {
         let units: Vec<Unit> = program.kernels.iter().flat_map(|k| units(program, k, target)).collect();
-        let mut writer = Writer {
-            program,
-            units: &units,
-            done: vec![false; units.len()],
-            names: BTreeMap::new(),
-            text: String::new(),
-        };
         let mut outputs: Vec<(u32, BufferId)> = program
             .buffers
             .iter()
@@ -51,22 +64,27 @@ impl Fingerprint {
             .filter_map(|(i, b)| if let Role::Output(n) = b.role { Some((n, BufferId(i as u32))) } else { None })
             .collect();
         outputs.sort_unstable();
-        outputs.iter().for_each(|&(_, b)| writer.value(b));
-        Fingerprint { text: writer.text }
+        let print = |&(_, b): &(u32, BufferId)| {
+            let done = vec![false; units.len()];
+            let mut writer = Writer {
+                program,
+                units: &units,
+                done,
+                numbers: BTreeMap::new(),
+                names: Vec::new(),
+                text: String::new(),
+            };
+            writer.value(b);
+            let number = writer.number(b);
+            let _ = writeln!(writer.text, "  result %{number}");
+            OutputPrint { name: program.buffer(b).name.clone(), text: writer.text, names: writer.names }
+        };
+        Fingerprint { outputs: outputs.iter().map(print).collect() }
     }
 
-    /// One line for each value and each step, from inputs to outputs.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// SHA-256 of the text, in hexadecimal digits.
-    pub fn hash(&self) -> String {
-        Sha256::digest(self.text.as_bytes()).iter().fold(String::new(), |mut hex, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+    /// The texts of all outputs, one behind the other.
+    pub fn text(&self) -> String {
+        self.outputs.iter().map(|o| format!("{}:\n{}", o.name, o.text)).collect()
     }
 }
 
@@ -112,7 +130,9 @@ struct Writer<'a> {
     units: &'a [Unit],
     done: Vec<bool>,
     /// Numbers of buffers in the text.
-    names: BTreeMap<u32, usize>,
+    numbers: BTreeMap<u32, usize>,
+    /// Names of buffers, by those numbers.
+    names: Vec<String>,
     text: String,
 }
 
@@ -137,9 +157,11 @@ impl Writer<'_> {
     fn unit(&mut self, unit: &Unit) {
         let schedule = Schedule::new(1, 1, 1, 1, 1);
         let kernel = Kernel { name: "step".to_string(), body: unit.body.clone(), schedule };
+        // Name and schedule come first.
         let text = kernel.to_string();
-        let mut out = String::new();
-        let mut parts = text.split('%');
+        let body = text.split_once(") ").map_or(text.as_str(), |(_, body)| body);
+        let mut out = "  ".to_string();
+        let mut parts = body.split('%');
         out += parts.next().unwrap_or_default();
         for part in parts {
             let digits = part.len() - part.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -161,12 +183,13 @@ impl Writer<'_> {
 
     /// The number of a buffer, which is declared when it is first met.
     fn number(&mut self, b: BufferId) -> usize {
-        if let Some(&n) = self.names.get(&b.0) {
+        if let Some(&n) = self.numbers.get(&b.0) {
             return n;
         }
-        let n = self.names.len();
-        self.names.insert(b.0, n);
+        let n = self.numbers.len();
+        self.numbers.insert(b.0, n);
         let buffer = self.program.buffer(b);
+        self.names.push(buffer.name.clone());
         let role = match &buffer.role {
             // Kept in memory or given: what it holds is the same.
             Role::Workspace | Role::Counter => String::new(),

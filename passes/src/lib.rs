@@ -7,7 +7,7 @@ mod names;
 mod normalise;
 pub mod plan;
 
-pub use fingerprint::Fingerprint;
+pub use fingerprint::{Fingerprint, OutputPrint};
 pub use lower::{WeightStorage, lower_graph};
 pub use normalise::{Limits, Price, Rule, Saturation, catalogue, normalise, normalise_with, soundness};
 
@@ -63,6 +63,8 @@ pub struct Variant {
     pub saturation: Option<Saturation>,
     /// The program.
     pub program: Program,
+    /// What decides its bits: the same for all programs of a target.
+    pub fingerprint: Fingerprint,
 }
 
 /// Compiles a verified graph for one target: one variant for each range of token counts in which other choices win.
@@ -95,11 +97,15 @@ pub fn compile(graph: &Graph, target: &Target, options: &CompileOptions) -> Resu
         let what = format!("programs of `{}` for {} give other bits at other token counts", graph.name, target.name);
         return Err(Diagnostic::internal("internal-error", what).note(prints[0].text()).note(other.text()));
     }
-    let variant = |p: plan::Planned| match tile::verify(&p.program).into_iter().next() {
-        None => {
-            Ok(Variant { tokens: p.tokens, graph: graph.clone(), saturation: saturation.clone(), program: p.program })
-        }
+    let variant = |(p, fingerprint): (plan::Planned, Fingerprint)| match tile::verify(&p.program).into_iter().next() {
+        None => Ok(Variant {
+            tokens: p.tokens,
+            graph: graph.clone(),
+            saturation: saturation.clone(),
+            program: p.program,
+            fingerprint,
+        }),
         Some(error) => Err(error),
     };
-    planned.into_iter().map(variant).collect()
+    planned.into_iter().zip(prints).map(variant).collect()
 }

@@ -253,9 +253,8 @@ fn fingerprints_tell_what_changes_bits_and_nothing_else() {
     };
     let layer = deepseek(DType::BF16);
     let program = of(&layer, Numerics::Deterministic)[0].program.clone();
-    let fingerprint = |p: &tile::Program, target| Fingerprint::of(p, target).hash();
+    let fingerprint = |p: &tile::Program, target| Fingerprint::of(p, target);
     let own = fingerprint(&program, target);
-    assert_eq!(own.len(), 64);
 
     // Tiles, names and unmerged launches are all the same.
     let mut other = program.clone();

@@ -1,6 +1,7 @@
 //! Puts a bundle together from what the backends made.
 
 use crate::bundle::Bundle;
+use crate::fingerprint::{self, FINGERPRINT_VERSION, FingerprintText, TargetFingerprint};
 use crate::manifest::{
     KernelEntry, Launch, LayerInfo, Manifest, Operand, TargetEntry, TokenRange, Variant, WorkspaceRule,
 };
@@ -103,7 +104,13 @@ impl BundleBuilder {
             }
             out.push(self.variant(name, v.tokens, v.program, kernels, v.tile_text));
         }
-        self.push_target(TargetEntry { name: name.into(), requires: Vec::new(), object: None, variants: out });
+        self.push_target(TargetEntry {
+            name: name.into(),
+            requires: Vec::new(),
+            object: None,
+            fingerprint: None,
+            variants: out,
+        });
         Ok(())
     }
 
@@ -130,8 +137,18 @@ impl BundleBuilder {
             "cpu/layer.o".to_string()
         });
         let requires = requires.iter().map(|r| r.to_string()).collect();
-        self.push_target(TargetEntry { name: "cpu".into(), requires, object: path, variants: out });
+        self.push_target(TargetEntry { name: "cpu".into(), requires, object: path, fingerprint: None, variants: out });
         Ok(())
+    }
+
+    /// Says what decides the bits of a target that has been added.
+    pub fn add_fingerprint(&mut self, target: &str, texts: &[FingerprintText]) {
+        let file = format!("{target}/fingerprint.txt");
+        let outputs = texts.iter().map(|t| (t.output.clone(), t.hash())).collect();
+        self.files.insert(file.clone(), fingerprint::write(texts).into_bytes());
+        if let Some(entry) = self.manifest.targets.iter_mut().find(|t| t.name == target) {
+            entry.fingerprint = Some(TargetFingerprint { version: FINGERPRINT_VERSION, file, outputs });
+        }
     }
 
     /// The finished bundle.

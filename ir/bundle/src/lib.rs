@@ -8,6 +8,7 @@ mod archive;
 mod build;
 mod bundle;
 mod canonical;
+mod fingerprint;
 pub mod manifest;
 mod verify;
 mod write;
@@ -15,5 +16,8 @@ mod write;
 pub use build::{BundleBuilder, CpuKernelPart, CpuVariantPart, GpuKernelPart, GpuVariantPart};
 pub use bundle::Bundle;
 pub use canonical::sha256;
+pub use fingerprint::{
+    BitsDiffer, FINGERPRINT_VERSION, FingerprintLine, FingerprintText, TargetFingerprint, compare_fingerprints,
+};
 pub use manifest::Manifest;
 pub use verify::{MAX_KERNEL_PARAMS, MAX_TENSOR_MAPS, MAX_TOKENS, verify_manifest};

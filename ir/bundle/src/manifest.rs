@@ -1,5 +1,6 @@
 //! The manifest of a bundle: what was compiled, and how each target's kernels are bound and launched.
 
+use crate::fingerprint::TargetFingerprint;
 use moec_ir::graph::{Graph, Input, Param};
 use moec_ir::numerics::{NumericClass, Numerics};
 use moec_ir::quant::QuantFormat;
@@ -98,6 +99,9 @@ pub struct TargetEntry {
     /// CPU targets: the object file that holds every kernel's entry.
     #[serde(default)]
     pub object: Option<String>,
+    /// What decides the bits of its outputs, which is the same for all its programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<TargetFingerprint>,
     /// Programs for different token counts: ranges ascend and do not overlap.
     pub variants: Vec<Variant>,
 }

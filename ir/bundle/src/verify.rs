@@ -80,6 +80,14 @@ fn check_target(m: &Manifest, target: &TargetEntry) -> Result<(), String> {
     if let Some(object) = &target.object {
         ensure(m.files.contains_key(object), || format!("its object file `{object}` is not in the bundle"))?;
     }
+    if let Some(print) = &target.fingerprint {
+        let file = &print.file;
+        ensure(m.files.contains_key(file), || format!("its fingerprint `{file}` is not in the bundle"))?;
+        let outputs: BTreeSet<&String> = m.outputs.iter().map(|o| &o.name).collect();
+        ensure(print.outputs.keys().collect::<BTreeSet<_>>() == outputs, || {
+            "its fingerprint is not of the layer's outputs".into()
+        })?;
+    }
     let mut previous: Option<u64> = None;
     for v in &target.variants {
         let (min, max) = (v.tokens.min, v.tokens.max);

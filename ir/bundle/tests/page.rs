@@ -1,5 +1,6 @@
 //! `docs/bundle.md` says of every field of a manifest, and of every number that hosts need.
 
+use moec_bundle::TargetFingerprint;
 use moec_bundle::manifest::*;
 use moec_ir::DType;
 use moec_ir::abi::{BUFFER_ALIGN, CpuContext};
@@ -9,7 +10,7 @@ use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::*;
 use moec_ir::weights::{WeightSource, WeightStep};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 fn page() -> String {
@@ -74,6 +75,7 @@ fn everything() -> Manifest {
         name: "cpu".into(),
         requires: Vec::new(),
         object: Some("o".into()),
+        fingerprint: Some(TargetFingerprint { version: 1, file: "f".into(), outputs: BTreeMap::new() }),
         variants: vec![Variant {
             name: "v".into(),
             tokens: TokenRange { min: 0, max: 1 },

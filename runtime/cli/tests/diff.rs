@@ -1,4 +1,4 @@
-//! `moec diff` and `moec inspect --json`.
+//! `moec diff`, `moec check A B` and `moec inspect --json`.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
@@ -71,4 +71,41 @@ fn a_bundle_is_inspected_as_json() {
     assert_eq!(file["bytes"], stored.len());
     assert_eq!(file["sha256"].as_str().unwrap().len(), 64);
     assert!(file["kernels"][0]["figures"]["instructions"].as_u64().unwrap() > 100);
+}
+
+#[test]
+fn bundles_of_the_same_bits_are_told_from_others() {
+    let dir = tempfile::tempdir().unwrap();
+    compiled(dir.path(), "four", 4);
+    compiled(dir.path(), "five", 5);
+    let config = dir.path().join("config.json");
+    let compile = |name: &str, more: &[&str]| {
+        let run = moec_in(dir.path(), &[&["compile", config.to_str().unwrap(), "-o", name], more].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
+    };
+    compile("unmerged", &["--target", "sm_90a", "-O1"]);
+    compile("both", &["--target", "sm_80,cpu"]);
+
+    let same = moec_in(dir.path(), &["check", "five", "unmerged"]);
+    assert_eq!((same.code, same.stdout.as_str()), (0, "sm_90a: the same bits on one machine\n"), "{}", same.stderr);
+    let other = moec_in(dir.path(), &["check", "four", "five", "--json"]);
+    assert_eq!(other.code, 1, "{}", other.stderr);
+    let value: Value = serde_json::from_str(&other.stdout).unwrap();
+    assert_eq!(value["same"], false);
+    let ids = value["targets"][0]["differ"].as_array().unwrap().iter().find(|d| d["output"] == "topk_ids").unwrap();
+    assert!(ids["lines"][0].as_str().unwrap().contains(", 4]"), "{ids}");
+    let text = moec_in(dir.path(), &["check", "four", "five"]).stdout;
+    assert!(text.contains("`output` differs, first at `"), "{text}");
+
+    // Nothing to compare, a model, a text that was changed.
+    let code = |args: &[&str]| {
+        let run = moec_in(dir.path(), &[args, &["--message-format", "json"]].concat());
+        common::diagnostics(&run)[0]["code"].as_str().unwrap().to_string()
+    };
+    assert_eq!(code(&["check", "four", "both"]), "bundles-not-comparable");
+    assert_eq!(code(&["check", "four", "config.json"]), "bundle-not-found");
+    let file = dir.path().join("four/sm_90a/fingerprint.txt");
+    let changed = std::fs::read_to_string(&file).unwrap().replace("1 parts", "2 parts");
+    std::fs::write(&file, changed).unwrap();
+    assert_eq!(code(&["check", "four", "five"]), "bundle-corrupt");
 }

@@ -1,12 +1,12 @@
 //! From a graph to a bundle.
 
 use moec_bundle::manifest::LayerInfo;
-use moec_bundle::{Bundle, BundleBuilder};
+use moec_bundle::{Bundle, BundleBuilder, FingerprintText};
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Graph;
 use moec_ir::numerics::Numerics;
 use moec_ir::target::Target;
-use moec_passes::{CompileOptions, MAX_TOKENS, MOST_VARIANTS, Variant, WeightStorage};
+use moec_passes::{CompileOptions, MAX_TOKENS, MOST_VARIANTS, OutputPrint, Variant, WeightStorage};
 use std::time::Instant;
 
 /// Which token counts a compile is for.
@@ -160,6 +160,10 @@ pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(
         progress(&format!("{}: generating code", target.name));
         let start = Instant::now();
         crate::codegen::add_target(&mut builder, target, &variants, request.keep, &prefix)?;
+        if let Some(variant) = variants.first() {
+            let text = |o: &OutputPrint| FingerprintText::new(&o.name, &o.text, &o.names);
+            builder.add_fingerprint(target.name, &variant.fingerprint.outputs.iter().map(text).collect::<Vec<_>>());
+        }
         timings.push(Timing { step: "codegen", target: Some(target.name), seconds: start.elapsed().as_secs_f64() });
         targets.push(CompiledTarget { target, variants });
     }

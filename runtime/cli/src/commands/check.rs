@@ -1,15 +1,21 @@
-//! `moec check`: can this be compiled, and if not, why.
+//! `moec check`: can this be compiled, and if not, why; do two bundles give the same bits.
+
+mod bits;
 
 use super::subject::{ModelArgs, parse_target};
 use crate::output::{self, Ended, Outcome};
 use moec::{CompileRequest, Diagnostic, PlannedWeight, Target};
+use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
     #[command(flatten)]
     pub model: ModelArgs,
+    /// A second bundle, when the first is one too: says whether both give the same bits.
+    #[arg(conflicts_with_all = ["target", "weights"])]
+    pub other: Option<PathBuf>,
     /// What it would be compiled for.
-    #[arg(long, short, required_unless_present = "weights", value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
+    #[arg(long, short, required_unless_present_any = ["weights", "other"], value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
     pub target: Vec<&'static Target>,
     /// Tells where every weight comes from and how it is stored, without reading it; what cannot be read is an error.
     #[arg(long)]
@@ -20,6 +26,9 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Outcome {
+    if let Some(other) = &options.other {
+        return bits::run(&options.model.model, other, options.json);
+    }
     let layer = options.model.open()?;
     let mut verdicts: Vec<(&str, Option<Diagnostic>)> = Vec::new();
     for &target in &options.target {

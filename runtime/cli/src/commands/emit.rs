@@ -112,13 +112,6 @@ pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &
                 let text = serde_json::to_string_pretty(&v.saturation).unwrap_or_default();
                 extra.insert(format!("{target}/egraph-{tokens}.json"), format!("{text}\n").into_bytes());
             }),
-            Emit::Fingerprint => each_variant(&compiled, |target, _, v| {
-                let Some(known) = moec::Target::by_name(target) else { return };
-                // All programs of a target have one.
-                let print = moec_passes::Fingerprint::of(&v.program, known);
-                let text = format!("sha256 {}\n{}", print.hash(), print.text());
-                extra.insert(format!("{target}/fingerprint.txt"), text.into_bytes());
-            }),
             Emit::Header | Emit::C | Emit::Rust => {
                 let aot = Aot::new(&compiled.bundle, prefix, &by_ptx)?;
                 if *kind == Emit::Rust {
@@ -133,7 +126,7 @@ pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &
             Emit::Cubin => extra.append(&mut cubins),
             Emit::Sass => assembled(&compiled.bundle, Emit::Sass, &mut extra)?,
             // Kept by the compile itself, or part of every bundle.
-            Emit::Tile | Emit::Llvm | Emit::Ptx | Emit::Manifest => {}
+            Emit::Tile | Emit::Fingerprint | Emit::Llvm | Emit::Ptx | Emit::Manifest => {}
         }
     }
     if !extra.is_empty() {
