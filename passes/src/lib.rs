@@ -1,15 +1,17 @@
 //! From the graph IR to tile programs: the passes of moec, on one screen in [`compile`].
 #![warn(missing_docs)]
 
+mod algebra;
 mod fingerprint;
 mod lower;
 mod names;
 mod normalise;
 pub mod plan;
+pub mod verify;
 
 pub use fingerprint::{Fingerprint, OutputPrint};
 pub use lower::{WeightStorage, lower_graph};
-pub use normalise::{Limits, Price, Rule, Saturation, catalogue, normalise, normalise_with, soundness};
+pub use normalise::{Limits, Price, Rule, Saturation, catalogue, normalise, normalise_with};
 
 use moec_ir::graph::Graph;
 use moec_ir::target::Target;

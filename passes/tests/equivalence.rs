@@ -1,9 +1,6 @@
 //! The layer as written, rewritten, unfused and fused gives the same result.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod layers;
-
-use layers::{Layer, deepseek, plain, tensors};
 use moec_ir::expr::Real;
 use moec_ir::graph::{self, Graph};
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
@@ -11,6 +8,7 @@ use moec_ir::target::Target;
 use moec_ir::tensor::Tensor;
 use moec_ir::tile::{self, Body};
 use moec_ir::{ActQuant, Activation, DType, Numerics};
+use moec_passes::verify::layers::{Layer, deepseek, plain, tensors};
 use moec_passes::{CompileOptions, Fingerprint, Variant, compile};
 
 fn variants(graph: &Graph, opt_level: u8, numerics: Numerics) -> Vec<Variant> {

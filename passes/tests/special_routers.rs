@@ -1,15 +1,13 @@
 //! Routers that are not scores and a top-k: sparsemixer, hash routing, zero-compute experts.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-mod layers;
-
-use layers::Random;
 use moec_ir::expr::{Binary, Expr, ExprBuilder, Unary};
 use moec_ir::graph::{self, Graph, GraphBuilder, Op, Reduce, Score, ValueId};
 use moec_ir::target::Target;
 use moec_ir::tensor::Tensor;
 use moec_ir::weights::WeightSource;
 use moec_ir::{DType, Dim, TensorType, tile};
+use moec_passes::verify::layers::Random;
 use moec_passes::{CompileOptions, compile};
 
 const E: u64 = 6;

@@ -76,15 +76,11 @@ fn needs(egraph: &LayerEGraph, id: Id, node: &ENode, best: &BTreeMap<Id, Needs>)
 }
 
 #[cfg(test)]
-#[path = "../../tests/layers/mod.rs"]
-mod layers;
-
-#[cfg(test)]
 mod tests {
     use super::super::rules::catalogue;
     use super::super::{Limits, saturate};
-    use super::layers::{Layer, deepseek, plain};
     use super::*;
+    use crate::verify::layers::{Layer, deepseek, plain};
     use moec_ir::DType;
 
     /// What the roots need with one node chosen for each class; `None` for cycles and for forms without kernels.

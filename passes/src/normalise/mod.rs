@@ -4,15 +4,16 @@ mod extract;
 mod language;
 mod price;
 mod rules;
-pub mod soundness;
 
+pub(crate) use language::{ENode, LayerEGraph};
 pub use price::{Price, is_score_row};
 pub use rules::{Rule, catalogue};
+pub(crate) use rules::{Site, Tree, Watch};
 
 use crate::names::unique;
 use egg::{Id, Runner, SimpleScheduler, StopReason};
 use extract::extract;
-use language::{ENode, Facts, LayerEGraph};
+use language::Facts;
 use moec_ir::graph::{Graph, Node, Op, ValueId};
 use moec_ir::{Diagnostic, Numerics, TensorType};
 use std::collections::{BTreeMap, HashMap};

@@ -240,3 +240,13 @@ fn the_schema_of_layer_graphs_is_served() {
     assert!(run.code == 0 && schema["properties"]["moec_graph"].is_object(), "{}", run.stderr);
     assert!(moec(&["--help"]).stdout.contains("moec schema"));
 }
+
+#[test]
+fn rules_are_checked() {
+    let run = moec(&["rules", "--verify", "--json"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let lines: Vec<serde_json::Value> = run.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(lines.len() > 10 && lines.iter().all(|l| l["places"].as_u64().unwrap() > 0), "{}", run.stdout);
+    let table = moec(&["rules", "--verify"]).stdout;
+    assert!(table.contains("join-scales") && !table.contains("WRONG"), "{table}");
+}

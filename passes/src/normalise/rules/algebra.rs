@@ -1,7 +1,7 @@
 //! Rules about casts and constant factors.
 
-use super::super::language::{ENode, LayerEGraph};
-use super::{Rule, Tree, ty, ways};
+use super::super::language::ENode;
+use super::{Rule, Site, Tree};
 use moec_ir::DType;
 use moec_ir::NumericClass::{Exact, Reassociates};
 use moec_ir::expr::Real;
@@ -39,42 +39,48 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
-fn drop_cast(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let x = node.children.first().copied();
-    match x {
-        Some(x) if node.op == Op::Cast && ty(egraph, x).dtype == node.dtype => vec![Tree::Class(x)],
-        _ => Vec::new(),
-    }
+fn drop_cast(s: &Site<'_>) -> Vec<Tree> {
+    // No rewrite changes the type of a value, so any other cast stays.
+    if s.node.op == Op::Cast { vec![Tree::Class(s.operand(0))] } else { Vec::new() }
 }
 
-fn narrow_back(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    if node.op != Op::Cast || ty(egraph, node.children[0]).dtype != DType::F32 {
+fn narrow_back(s: &Site<'_>) -> Vec<Tree> {
+    if s.node.op != Op::Cast {
         return Vec::new();
     }
-    ways(egraph, node.children[0], |n| (n.op == Op::Cast).then(|| n.children[0]))
-        .filter(|&x| ty(egraph, x).dtype == node.dtype)
+    let wide = s.ty(s.operand(0)).dtype;
+    s.ways(s.operand(0), |n| (n.op == Op::Cast).then(|| n.children[0]))
+        .filter(|_| s.needs("the value in between is f32", wide == DType::F32))
+        .filter(|&x| s.needs("it is narrowed to the type that it had", s.ty(x).dtype == s.node.dtype))
         .map(Tree::Class)
         .collect()
 }
 
-fn drop_unit_scale(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    if node.op != Op::Scale(Real(1.0)) {
+fn drop_unit_scale(s: &Site<'_>) -> Vec<Tree> {
+    let Op::Scale(c) = s.node.op else { return Vec::new() };
+    if !s.needs("the factor is 1", c == Real(1.0)) {
         return Vec::new();
     }
-    let x = node.children[0];
-    if ty(egraph, x).dtype == node.dtype {
+    let x = s.operand(0);
+    if s.ty(x).dtype == s.node.dtype {
         return vec![Tree::Class(x)];
     }
-    vec![Tree::Node(Op::Cast, node.dtype, vec![Tree::Class(x)])]
+    vec![Tree::Node(Op::Cast, s.node.dtype, vec![Tree::Class(x)])]
 }
 
-fn join_scales(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let Op::Scale(a) = node.op else { return Vec::new() };
+fn join_scales(s: &Site<'_>) -> Vec<Tree> {
+    let Op::Scale(a) = s.node.op else { return Vec::new() };
     let inner = |n: &ENode| match n.op {
-        Op::Scale(b) if n.dtype == DType::F32 => Some((b, n.children[0])),
+        Op::Scale(b) => Some((b, n.dtype, n.children[0])),
         _ => None,
     };
-    ways(egraph, node.children[0], inner)
-        .map(|(b, x)| Tree::Node(Op::Scale(Real(a.0 * b.0)), node.dtype, vec![Tree::Class(x)]))
+    s.ways(s.operand(0), inner)
+        .filter(|(_, dtype, _)| s.needs("the first product is kept in f32", *dtype == DType::F32))
+        .filter(|(b, ..)| {
+            // Exact in f64.
+            let product = f64::from(a.0) * f64::from(b.0);
+            s.needs("the product of the factors is exact", f64::from(product as f32) == product)
+        })
+        .map(|(b, _, x)| Tree::Node(Op::Scale(Real(a.0 * b.0)), s.node.dtype, vec![Tree::Class(x)]))
         .collect()
 }

@@ -1,7 +1,7 @@
 //! Rules about the way back: un-permutation, weighted sum, scaling factor, shared expert.
 
-use super::super::language::{ENode, LayerEGraph};
-use super::{Rule, Tree, ty, ways};
+use super::super::language::ENode;
+use super::{Rule, Site, Tree};
 use egg::Id;
 use moec_ir::NumericClass::{Exact, Reassociates};
 use moec_ir::expr::Real;
@@ -16,6 +16,13 @@ pub const RULES: &[Rule] = &[
         class: Exact,
         about: "the weighted sum reads expert rows where they are, in slot order: no un-permuted copy",
         rewrite: unpermute_into_combine,
+    },
+    Rule {
+        name: "skip-undispatched-slots",
+        theme: "combine",
+        class: Reassociates,
+        about: "so too where ids are given: a slot that no expert has is left out of the sum, in place of its weight times zero",
+        rewrite: skip_undispatched_slots,
     },
     Rule {
         name: "scale-into-combine",
@@ -48,6 +55,7 @@ pub const RULES: &[Rule] = &[
 ];
 
 /// A combine node: attributes and operands.
+#[derive(Clone)]
 struct CombineNode {
     n_experts: u32,
     scale: Real,
@@ -79,87 +87,95 @@ impl CombineNode {
     }
 }
 
-fn unpermute_into_combine(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    if node.op != Op::WeightedSum {
+fn unpermute_into_combine(s: &Site<'_>) -> Vec<Tree> {
+    // A weight times zero may be a zero of another sign, or NaN.
+    combined(s).into_iter().filter(|n| s.chosen(n.operands[1], n.n_experts.into())).map(CombineNode::tree).collect()
+}
+
+fn skip_undispatched_slots(s: &Site<'_>) -> Vec<Tree> {
+    combined(s).into_iter().map(CombineNode::tree).collect()
+}
+
+/// A weighted sum of un-permuted rows, as combines.
+fn combined(s: &Site<'_>) -> Vec<CombineNode> {
+    if s.node.op != Op::WeightedSum {
         return Vec::new();
     }
-    let (slots, weights) = (node.children[0], node.children[1]);
+    let [slots, weights] = [0, 1].map(|i| s.operand(i));
     let source = |n: &ENode| match n.op {
         Op::Unpermute { n_experts } => Some((n_experts, n.children[0], n.children[1])),
         _ => None,
     };
-    ways(egraph, slots, source)
-        .filter(|(_, y, _)| ty(egraph, *y).dtype == ty(egraph, slots).dtype)
-        .map(|(n_experts, y, ids)| {
-            let operands = vec![y, ids, weights];
-            CombineNode {
-                n_experts,
-                scale: Real(1.0),
-                round: DType::F32,
-                gate_round: DType::F32,
-                dtype: node.dtype,
-                operands,
-            }
-            .tree()
+    s.ways(slots, source)
+        .filter(|(_, y, _)| s.needs("the copy does not narrow its rows", s.ty(*y).dtype == s.ty(slots).dtype))
+        .map(|(n_experts, y, ids)| CombineNode {
+            n_experts,
+            scale: Real(1.0),
+            round: DType::F32,
+            gate_round: DType::F32,
+            dtype: s.node.dtype,
+            operands: vec![y, ids, weights],
         })
         .collect()
 }
 
-fn scale_into_combine(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let Op::Scale(c) = node.op else { return Vec::new() };
-    // Only a sum that is still whole (f32), unscaled and without a base is multiplied exactly as before.
-    let whole = |n: &CombineNode| n.dtype == DType::F32 && n.scale == Real(1.0) && n.operands.len() == 3;
-    ways(egraph, node.children[0], combine)
-        .filter(whole)
-        .map(|n| CombineNode { scale: c, dtype: node.dtype, ..n }.tree())
+fn scale_into_combine(s: &Site<'_>) -> Vec<Tree> {
+    let Op::Scale(c) = s.node.op else { return Vec::new() };
+    // Only a sum that is still whole is multiplied exactly as before.
+    s.ways(s.operand(0), combine)
+        .filter(|n| s.needs("the sum is kept in f32", n.dtype == DType::F32))
+        .filter(|n| s.needs("the sum has no factor yet", n.scale == Real(1.0)))
+        .filter(|n| s.needs("nothing has been added to the sum", n.operands.len() == 3))
+        .map(|n| CombineNode { scale: c, dtype: s.node.dtype, ..n }.tree())
         .collect()
 }
 
-fn scale_into_weights(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let Op::Scale(c) = node.op else { return Vec::new() };
-    let sum = |n: &ENode| (n.op == Op::WeightedSum && n.dtype == DType::F32).then(|| (n.children[0], n.children[1]));
-    ways(egraph, node.children[0], sum)
-        .filter(|(_, w)| ty(egraph, *w).dtype == DType::F32)
-        .map(|(slots, w)| {
+fn scale_into_weights(s: &Site<'_>) -> Vec<Tree> {
+    let Op::Scale(c) = s.node.op else { return Vec::new() };
+    let sum = |n: &ENode| (n.op == Op::WeightedSum).then(|| (n.dtype, n.children[0], n.children[1]));
+    s.ways(s.operand(0), sum)
+        .filter(|(dtype, ..)| s.needs("the sum is kept in f32", *dtype == DType::F32))
+        .filter(|(.., w)| s.needs("the weights are f32", s.ty(*w).dtype == DType::F32))
+        .map(|(_, slots, w)| {
             let scaled = Tree::Node(Op::Scale(c), DType::F32, vec![Tree::Class(w)]);
-            Tree::Node(Op::WeightedSum, node.dtype, vec![Tree::Class(slots), scaled])
+            Tree::Node(Op::WeightedSum, s.node.dtype, vec![Tree::Class(slots), scaled])
         })
         .collect()
 }
 
-fn shared_into_combine(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    if node.op != Op::Add {
+fn shared_into_combine(s: &Site<'_>) -> Vec<Tree> {
+    if s.node.op != Op::Add {
         return Vec::new();
     }
     let mut found = Vec::new();
-    for (sum, base) in [(0, 1), (1, 0)] {
-        let base = node.children[base];
-        let bare = |n: &CombineNode| n.operands.len() == 3;
-        for n in ways(egraph, node.children[sum], combine).filter(bare) {
-            if ty(egraph, base).shape != ty(egraph, node.children[sum]).shape {
-                continue;
+    for (sum, base) in [(0, 1), (1, 0)].map(|(a, b)| (s.operand(a), s.operand(b))) {
+        for n in s.ways(sum, combine) {
+            let holds = s.needs("nothing has been added to the sum", n.operands.len() == 3)
+                && s.needs("what is added has the shape of the sum", s.ty(base).shape == s.ty(sum).shape);
+            if holds {
+                let operands = [n.operands.clone(), vec![base]].concat();
+                found.push(CombineNode { round: n.dtype, dtype: s.node.dtype, operands, ..n }.tree());
             }
-            let operands = [n.operands.clone(), vec![base]].concat();
-            found.push(CombineNode { round: n.dtype, dtype: node.dtype, operands, ..n }.tree());
         }
     }
     found
 }
 
-fn shared_gate_into_combine(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let Some(n) = combine(node).filter(|n| n.operands.len() == 4) else { return Vec::new() };
-    let base = n.operands[3];
-    let column = |id: Id| matches!(ty(egraph, id).shape[..], [Dim::PerToken(1), Dim::Fixed(1)]);
-    let gated = |m: &ENode| match m.op {
-        Op::Mul if column(m.children[1]) => Some((m.children[0], m.children[1], m.dtype)),
-        Op::Mul if column(m.children[0]) => Some((m.children[1], m.children[0], m.dtype)),
-        _ => None,
-    };
-    ways(egraph, base, gated)
-        .filter(|(x, _, _)| ty(egraph, *x).shape == ty(egraph, base).shape)
-        .map(|(x, gate, gate_round)| {
-            let operands = [&n.operands[..3], &[x, gate]].concat();
-            CombineNode { operands, gate_round, ..n }.tree()
-        })
-        .collect()
+fn shared_gate_into_combine(s: &Site<'_>) -> Vec<Tree> {
+    let Some(n) = combine(s.node) else { return Vec::new() };
+    let [y, ids, weights, base] = n.operands[..] else { return Vec::new() };
+    let factors = |m: &ENode| (m.op == Op::Mul).then(|| (m.children[0], m.children[1], m.dtype));
+    let mut found = Vec::new();
+    for (a, b, gate_round) in s.ways(base, factors) {
+        for (x, gate) in [(a, b), (b, a)] {
+            let column = matches!(s.ty(gate).shape[..], [Dim::PerToken(1), Dim::Fixed(1)]);
+            let holds = s.needs("the gate is a number for each token", column)
+                && s.needs("it is multiplied with rows of the sum's shape", s.ty(x).shape == s.ty(base).shape);
+            if holds {
+                let operands = vec![y, ids, weights, x, gate];
+                found.push(CombineNode { operands, gate_round, ..n.clone() }.tree());
+            }
+        }
+    }
+    found
 }

@@ -1,7 +1,7 @@
 //! Rules about matrix products: one product for gate and up, gathered rows, activation in the epilogue.
 
-use super::super::language::{ENode, LayerEGraph};
-use super::{Rule, Tree, ty, ways};
+use super::super::language::ENode;
+use super::{Rule, Site, Tree};
 use egg::Id;
 use moec_ir::NumericClass::Exact;
 use moec_ir::graph::Op;
@@ -53,29 +53,30 @@ fn product(node: &ENode) -> Option<Product> {
     })
 }
 
-fn merge_gate_and_up(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let Op::Activate(act) = &node.op else { return Vec::new() };
-    if !act.is_gated() || ty(egraph, node.children[0]).dtype != ty(egraph, node.children[1]).dtype {
+fn merge_gate_and_up(s: &Site<'_>) -> Vec<Tree> {
+    let Op::Activate(act) = &s.node.op else { return Vec::new() };
+    let [gate, up] = s.node.children[..] else { return Vec::new() };
+    let dtype = s.ty(gate).dtype;
+    if !act.is_gated() || !s.needs("gate and up are rounded to one type", dtype == s.ty(up).dtype) {
         return Vec::new();
     }
-    let dtype = ty(egraph, node.children[0]).dtype;
     let mut found = Vec::new();
-    for g in ways(egraph, node.children[0], product) {
-        for u in ways(egraph, node.children[1], product) {
-            let same_rows = g.op == u.op && g.leading == u.leading && g.bias.is_some() == u.bias.is_some();
-            // A bias may have its own element type; only biases of one type lie side by side.
-            let same_bias = match (g.bias, u.bias) {
-                (Some(a), Some(b)) => ty(egraph, a) == ty(egraph, b),
-                _ => true,
+    for g in s.ways(gate, product) {
+        for u in s.ways(up, product) {
+            let biases = match (g.bias, u.bias) {
+                (Some(a), Some(b)) => s.needs("biases have one type", s.ty(a) == s.ty(b)),
+                (a, b) => s.needs("both have a bias, or neither", a.is_none() && b.is_none()),
             };
-            if !same_rows || !same_bias || ty(egraph, g.weights) != ty(egraph, u.weights) {
+            let holds = biases
+                && s.needs("gate and up read the same rows", g.op == u.op && g.leading == u.leading)
+                && s.needs("their weights have one type", s.ty(g.weights) == s.ty(u.weights));
+            if !holds {
                 continue;
             }
             // Output rows are the axis before the last of a matrix, and the last axis of a bias.
-            let axis = ty(egraph, g.weights).shape.len() as u32 - 2;
-            let join = |a: Id, b: Id| {
-                Tree::Node(Op::Concat { axis }, ty(egraph, a).dtype, vec![Tree::Class(a), Tree::Class(b)])
-            };
+            let axis = s.ty(g.weights).shape.len() as u32 - 2;
+            let join =
+                |a: Id, b: Id| Tree::Node(Op::Concat { axis }, s.ty(a).dtype, vec![Tree::Class(a), Tree::Class(b)]);
             let mut operands: Vec<Tree> = g.leading.iter().map(|&id| Tree::Class(id)).collect();
             operands.push(join(g.weights, u.weights));
             if let (Some(a), Some(b)) = (g.bias, u.bias) {
@@ -83,58 +84,69 @@ fn merge_gate_and_up(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
             }
             let both = Tree::Node(g.op.clone(), dtype, operands);
             let half = |i| Tree::Node(Op::Half(i), dtype, vec![both.clone()]);
-            found.push(Tree::Node(node.op.clone(), node.dtype, vec![half(0), half(1)]));
+            found.push(Tree::Node(s.node.op.clone(), s.node.dtype, vec![half(0), half(1)]));
         }
     }
     found
 }
 
-fn activation_into_epilogue(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let Op::Activate(act) = &node.op else { return Vec::new() };
+fn activation_into_epilogue(s: &Site<'_>) -> Vec<Tree> {
+    let Op::Activate(act) = &s.node.op else { return Vec::new() };
     let both: Vec<Id> = if act.is_gated() {
-        let half = |which: u32| move |n: &ENode| (n.op == Op::Half(which)).then(|| n.children[0]);
-        let ups: Vec<Id> = ways(egraph, node.children[1], half(1)).collect();
-        ways(egraph, node.children[0], half(0)).filter(|g| ups.contains(g)).collect()
+        let half = |n: &ENode| match n.op {
+            Op::Half(which) => Some((which, n.children[0])),
+            _ => None,
+        };
+        let ups: Vec<(u32, Id)> = s.ways(s.operand(1), half).collect();
+        let halves = s.ways(s.operand(0), half);
+        halves
+            .filter(|&(which, id)| {
+                s.needs("gate and up are the halves of one product", which == 0 && ups.contains(&(1, id)))
+            })
+            .map(|(_, id)| id)
+            .collect()
     } else {
-        vec![node.children[0]]
+        vec![s.operand(0)]
     };
     let mut found = Vec::new();
     for id in both {
-        let round = ty(egraph, id).dtype;
-        for p in ways(egraph, id, product) {
+        let round = s.ty(id).dtype;
+        for p in s.ways(id, product) {
             let act = act.clone();
             let op = match p.op {
                 Op::Linear => Op::LinearAct { act, round },
                 _ => Op::GroupedLinearAct { act, round, gather: p.op == Op::GatherGroupedLinear },
             };
             let operands = p.leading.iter().copied().chain([p.weights]).chain(p.bias).map(Tree::Class).collect();
-            found.push(Tree::Node(op, node.dtype, operands));
+            found.push(Tree::Node(op, s.node.dtype, operands));
         }
     }
     found
 }
 
-fn permute_into_gather(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let op = match &node.op {
+fn permute_into_gather(s: &Site<'_>) -> Vec<Tree> {
+    let op = match &s.node.op {
         Op::GroupedLinear => Op::GatherGroupedLinear,
         Op::GroupedLinearAct { act, round, gather: false } => {
             Op::GroupedLinearAct { act: act.clone(), round: *round, gather: true }
         }
         _ => return Vec::new(),
     };
-    let (rows, ids, weights) = (node.children[0], node.children[1], node.children[2]);
-    let n_experts = ty(egraph, weights).shape[0].fixed();
-    let source = move |n: &ENode| match n.op {
-        Op::Permute { n_experts: e } if Some(u64::from(e)) == n_experts && n.children[1] == ids => Some(n.children[0]),
+    let [rows, ids, weights] = [0, 1, 2].map(|i| s.operand(i));
+    let n_experts = s.ty(weights).shape[0].fixed();
+    let source = |n: &ENode| match n.op {
+        Op::Permute { n_experts } => Some((n_experts, n.children[0], n.children[1])),
         _ => None,
     };
-    // A permute that also narrows its rows rounds once per slot; reading the source would skip that rounding.
-    ways(egraph, rows, source)
-        .filter(|&x| ty(egraph, x).dtype == ty(egraph, rows).dtype)
-        .map(|x| {
+    s.ways(rows, source)
+        .filter(|&(e, ..)| s.needs("rows lie in the order of as many experts", Some(u64::from(e)) == n_experts))
+        .filter(|&(.., by)| s.needs("rows lie in the order of the same ids", by == ids))
+        // A permute that also narrows its rows rounds once per slot; reading the source would skip that rounding.
+        .filter(|&(_, x, _)| s.needs("the copy does not narrow its rows", s.ty(x).dtype == s.ty(rows).dtype))
+        .map(|(_, x, _)| {
             let mut operands = vec![Tree::Class(x)];
-            operands.extend(node.children[1..].iter().map(|&c| Tree::Class(c)));
-            Tree::Node(op.clone(), node.dtype, operands)
+            operands.extend(s.node.children[1..].iter().map(|&c| Tree::Class(c)));
+            Tree::Node(op.clone(), s.node.dtype, operands)
         })
         .collect()
 }

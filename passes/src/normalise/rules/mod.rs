@@ -4,6 +4,9 @@ mod algebra;
 mod combine;
 mod gemm;
 mod routing;
+mod site;
+
+pub use site::{Site, Watch};
 
 use super::language::{ENode, Facts, LayerEGraph};
 use egg::{Applier, EClass, Id, PatternAst, SearchMatches, Searcher, Subst, Symbol};
@@ -21,8 +24,8 @@ pub struct Rule {
     pub class: NumericClass,
     /// When it may fire, and what it saves: one sentence.
     pub about: &'static str,
-    /// The other ways to make the value of `node`.
-    pub rewrite: fn(&LayerEGraph, &ENode) -> Vec<Tree>,
+    /// The other ways to make the value of the node at a site.
+    pub rewrite: fn(&Site<'_>) -> Vec<Tree>,
 }
 
 /// A value to be built: an existing class, or a new node.
@@ -41,9 +44,9 @@ pub fn catalogue() -> Vec<Rule> {
 
 impl Tree {
     /// The type of its value; `None` when the operands do not fit.
-    fn ty(&self, egraph: &LayerEGraph) -> Option<TensorType> {
+    pub(crate) fn ty(&self, egraph: &LayerEGraph) -> Option<TensorType> {
         match self {
-            Tree::Class(id) => Some(ty(egraph, *id).clone()),
+            Tree::Class(id) => Some(egraph[*id].data.clone()),
             Tree::Node(op, dtype, children) => {
                 let types: Vec<TensorType> = children.iter().map(|c| c.ty(egraph)).collect::<Option<_>>()?;
                 let names = vec!["operand"; types.len()];
@@ -67,23 +70,10 @@ impl Tree {
     }
 }
 
-/// The type of a class.
-fn ty(egraph: &LayerEGraph, id: Id) -> &TensorType {
-    &egraph[id].data
-}
-
-/// Every way in which `pick` reads a node of class `id`.
-fn ways<'a, T>(
-    egraph: &'a LayerEGraph,
-    id: Id,
-    pick: impl Fn(&'a ENode) -> Option<T> + 'a,
-) -> impl Iterator<Item = T> + 'a {
-    egraph[id].nodes.iter().filter_map(pick)
-}
-
 impl Rule {
     fn all(&self, egraph: &LayerEGraph, class: &EClass<ENode, TensorType>) -> Vec<Tree> {
-        class.nodes.iter().flat_map(|n| (self.rewrite)(egraph, n)).collect()
+        let watch = Watch::default();
+        class.nodes.iter().flat_map(|node| (self.rewrite)(&Site { egraph, node, watch: &watch })).collect()
     }
 
     /// The rule as `egg` wants it.

@@ -1,9 +1,11 @@
 //! Rules about scores and choices.
 
-use super::super::language::{ENode, LayerEGraph};
-use super::{Rule, Tree, ty, ways};
+use super::super::language::ENode;
+use super::{Rule, Site, Tree};
+use egg::Id;
 use moec_ir::NumericClass::{Exact, TieSensitive};
 use moec_ir::graph::{Op, RenormRule, Score};
+use moec_ir::{DType, Dim};
 
 /// The rules of this theme.
 pub const RULES: &[Rule] = &[
@@ -37,59 +39,63 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
-fn drop_group_limit(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    match node.op {
-        Op::GroupLimit { n_groups, keep, .. }
-            if keep == n_groups && ty(egraph, node.children[0]).dtype == node.dtype =>
-        {
-            vec![Tree::Class(node.children[0])]
-        }
-        _ => Vec::new(),
-    }
+fn drop_group_limit(s: &Site<'_>) -> Vec<Tree> {
+    let Op::GroupLimit { n_groups, keep, .. } = s.node.op else { return Vec::new() };
+    if s.needs("every group is kept", keep == n_groups) { vec![Tree::Class(s.operand(0))] } else { Vec::new() }
 }
 
-fn score_after_gather(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    if node.op != Op::GatherScores {
+/// Number of experts that have scores.
+fn experts(s: &Site<'_>, scores: Id) -> u64 {
+    s.ty(scores).last().and_then(Dim::fixed).unwrap_or(0)
+}
+
+fn score_after_gather(s: &Site<'_>) -> Vec<Tree> {
+    if s.node.op != Op::GatherScores {
         return Vec::new();
     }
-    let elementwise = |n: &ENode| match n.op {
-        Op::Score(s @ (Score::Sigmoid | Score::SqrtSoftplus)) => Some((s, n.children[0], n.dtype)),
+    let scored = |n: &ENode| match n.op {
+        Op::Score(kind) => Some((kind, n.children[0], n.dtype)),
         _ => None,
     };
-    ways(egraph, node.children[0], elementwise)
-        .filter(|(_, _, dtype)| *dtype == node.dtype)
-        .map(|(s, logits, dtype)| {
-            let chosen = Tree::Node(
-                Op::GatherScores,
-                ty(egraph, logits).dtype,
-                vec![Tree::Class(logits), Tree::Class(node.children[1])],
-            );
-            Tree::Node(Op::Score(s), dtype, vec![chosen])
+    let ids = s.operand(1);
+    s.ways(s.operand(0), scored)
+        .filter(|(kind, ..)| s.needs("the score is elementwise", matches!(kind, Score::Sigmoid | Score::SqrtSoftplus)))
+        .filter(|_| s.chosen(ids, experts(s, s.operand(0))))
+        .map(|(kind, logits, dtype)| {
+            let chosen = Tree::Node(Op::GatherScores, s.ty(logits).dtype, vec![Tree::Class(logits), Tree::Class(ids)]);
+            Tree::Node(Op::Score(kind), dtype, vec![chosen])
         })
         .collect()
 }
 
-fn choose_before_score(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let Op::TopK { .. } = node.op else { return Vec::new() };
+fn choose_before_score(s: &Site<'_>) -> Vec<Tree> {
+    let Op::TopK { .. } = s.node.op else { return Vec::new() };
     let scored = |n: &ENode| matches!(n.op, Op::Score(_)).then(|| n.children[0]);
-    ways(egraph, node.children[0], scored)
-        .map(|logits| Tree::Node(node.op.clone(), node.dtype, vec![Tree::Class(logits)]))
+    s.ways(s.operand(0), scored)
+        .map(|logits| Tree::Node(s.node.op.clone(), s.node.dtype, vec![Tree::Class(logits)]))
         .collect()
 }
 
-fn softmax_over_chosen(egraph: &LayerEGraph, node: &ENode) -> Vec<Tree> {
-    let Op::Renormalise(RenormRule::Sum { eps }) = node.op else { return Vec::new() };
-    if eps.0 > 1e-12 {
-        return Vec::new();
-    }
+fn softmax_over_chosen(s: &Site<'_>) -> Vec<Tree> {
+    let Op::Renormalise(RenormRule::Sum { eps }) = s.node.op else { return Vec::new() };
     let gathered = |n: &ENode| (n.op == Op::GatherScores).then(|| (n.children[0], n.children[1]));
-    let softmax = |n: &ENode| (n.op == Op::Score(Score::Softmax)).then(|| n.children[0]);
+    let scored = |n: &ENode| match n.op {
+        Op::Score(kind) => Some((kind, n.children[0])),
+        _ => None,
+    };
     let mut found = Vec::new();
-    for (scores, ids) in ways(egraph, node.children[0], gathered) {
-        for logits in ways(egraph, scores, softmax) {
-            let dtype = ty(egraph, logits).dtype;
-            let chosen = Tree::Node(Op::GatherScores, dtype, vec![Tree::Class(logits), Tree::Class(ids)]);
-            found.push(Tree::Node(Op::Score(Score::Softmax), node.dtype, vec![chosen]));
+    for (scores, ids) in s.ways(s.operand(0), gathered) {
+        for (kind, logits) in s.ways(scores, scored) {
+            let whole = [scores, s.operand(0)].iter().all(|&v| s.ty(v).dtype == DType::F32);
+            let holds = s.needs("the score is a softmax", kind == Score::Softmax)
+                && s.needs("scores are kept in f32", whole)
+                && s.needs("what is added to the sum is nothing beside it", eps.0 <= 1e-12)
+                && s.chosen(ids, experts(s, scores));
+            if holds {
+                let dtype = s.ty(logits).dtype;
+                let chosen = Tree::Node(Op::GatherScores, dtype, vec![Tree::Class(logits), Tree::Class(ids)]);
+                found.push(Tree::Node(Op::Score(Score::Softmax), s.node.dtype, vec![chosen]));
+            }
         }
     }
     found

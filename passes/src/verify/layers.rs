@@ -1,5 +1,5 @@
 //! Small MoE layers and random tensors for them.
-#![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, reason = "these layers are well formed")]
 
 use moec_ir::expr::Real;
 use moec_ir::graph::{Graph, GraphBuilder, GroupScore, Op, RenormRule, RowMask, Score};
@@ -10,16 +10,27 @@ use moec_ir::{Activation, DType, Dim, TensorType};
 /// Sizes and features of a layer.
 #[derive(Clone, Debug)]
 pub struct Layer {
+    /// E.
     pub experts: u64,
+    /// K.
     pub top_k: u32,
+    /// H.
     pub hidden: u64,
+    /// Columns of the act.
     pub ffn: u64,
+    /// Type of inputs, weights and values.
     pub dtype: DType,
+    /// What the experts compute between their products.
     pub act: Activation,
+    /// Whether experts have biases.
     pub bias: bool,
+    /// Sigmoid scores and a bias of the selection; groups, and how many of them are kept.
     pub selection: Option<(u32, u32)>,
+    /// Columns of the shared expert's act.
     pub shared: Option<u64>,
+    /// Whether it has a gate.
     pub shared_gate: bool,
+    /// The routed scaling factor.
     pub scale: f32,
 }
 
@@ -126,24 +137,32 @@ impl Layer {
     }
 }
 
-/// Deterministic values in about [-1, 1).
+/// Deterministic values.
 pub struct Random(u64);
 
 impl Random {
+    /// From a seed.
     pub fn new(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }
 
-    pub fn next(&mut self) -> f32 {
+    /// A number in [-1, 1).
+    pub fn number(&mut self) -> f32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
+    /// A tensor of such numbers; of integers from -2 to 9, among which are ids that no expert has.
     pub fn tensor(&mut self, ty: &TensorType, n_tokens: u64) -> Tensor {
         let shape: Vec<usize> = ty.shape.iter().map(|d| d.at(n_tokens) as usize).collect();
-        Tensor::float(ty.dtype, &shape, (0..shape.iter().product()).map(|_| self.next()).collect())
+        let numbers = (0..shape.iter().product()).map(|_| self.number());
+        if ty.dtype.is_float() {
+            Tensor::float(ty.dtype, &shape, numbers.collect())
+        } else {
+            Tensor::int(ty.dtype, &shape, numbers.map(|x| (x * 6.0) as i64 + 4).collect())
+        }
     }
 }
 
