@@ -7,6 +7,7 @@ mod lower;
 mod names;
 mod normalise;
 pub mod plan;
+pub mod proof;
 pub mod verify;
 
 pub use fingerprint::{Fingerprint, OutputPrint};

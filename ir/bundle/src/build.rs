@@ -141,6 +141,13 @@ impl BundleBuilder {
         Ok(())
     }
 
+    /// Adds the proof of the layer's rewrites.
+    pub fn add_proof(&mut self, text: String) {
+        let path = "proof.json";
+        self.files.insert(path.to_string(), text.into_bytes());
+        self.manifest.proof = Some(path.to_string());
+    }
+
     /// Says what decides the bits of a target that has been added.
     pub fn add_fingerprint(&mut self, target: &str, texts: &[FingerprintText]) {
         let file = format!("{target}/fingerprint.txt");

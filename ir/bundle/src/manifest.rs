@@ -36,6 +36,9 @@ pub struct Manifest {
     pub outputs: Vec<TensorInfo>,
     /// The checkpoint's tensors, in the graph's order; [`Role::Weight`] counts in this list.
     pub params: Vec<ParamInfo>,
+    /// The file that proves that what is computed is the layer as it was written, where it was rewritten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
     /// One entry for each target, in the order in which they were asked for; names are unique.
     pub targets: Vec<TargetEntry>,
     /// Every other file of the bundle by its path, with `/` between folders.
@@ -243,6 +246,7 @@ impl Manifest {
                 .map(|(name, value)| TensorInfo { name: name.clone(), ty: graph.ty(*value).clone() })
                 .collect(),
             params: graph.params.iter().map(ParamInfo::from).collect(),
+            proof: None,
             targets: Vec::new(),
             files: BTreeMap::new(),
         }

@@ -69,6 +69,9 @@ fn check(m: &Manifest) -> Result<(), String> {
             format!("`{path}` has no SHA-256")
         })?;
     }
+    if let Some(proof) = &m.proof {
+        ensure(m.files.contains_key(proof), || format!("its proof `{proof}` is not in the bundle"))?;
+    }
     for target in &m.targets {
         check_target(m, target).map_err(|why| format!("target `{}`: {why}", target.name))?;
     }

@@ -69,6 +69,7 @@ fn everything() -> Manifest {
     graph.params.push(Param { name: "w".into(), ty, source: WeightSource::FirstOf(sources), stored: Some(stored) });
     let layer = LayerInfo { published_weights: Some("said".into()), ..LayerInfo::default() };
     let mut manifest = Manifest::of_graph(&graph, layer, Numerics::default());
+    manifest.proof = Some("f".into());
     let gpu = kernel(Launch::Gpu { file: "f".into(), launch });
     let cpu = kernel(Launch::Cpu { launch: CpuLaunch { items: Extent::fixed(1), scratch_bytes: 0 } });
     manifest.targets.push(TargetEntry {

@@ -9,6 +9,8 @@ mod numbers;
 pub use evaluate::evaluate;
 pub use numbers::{Bounded, Field};
 
+use moec_ir::Tensor;
+
 /// Elements of a value, row-major.
 #[derive(Clone, Debug)]
 pub enum Elements<N> {
@@ -52,5 +54,18 @@ impl<N> Value<N> {
     /// Rows along the last axis.
     pub fn rows(&self) -> std::slice::Chunks<'_, N> {
         self.numbers().chunks(self.cols().max(1))
+    }
+}
+
+impl Value<Field> {
+    /// Random elements beside the reals of a tensor; ids are what they are.
+    pub fn beside(t: &Tensor, seed: u64) -> Value<Field> {
+        let element = |(i, &x): (usize, &f32)| Field::random(seed + i as u64, f64::from(x));
+        let elements = if t.dtype.is_float() {
+            Elements::Numbers(t.floats().iter().enumerate().map(element).collect())
+        } else {
+            Elements::Ids(t.ints().to_vec())
+        };
+        Value { shape: t.shape.clone(), elements }
     }
 }

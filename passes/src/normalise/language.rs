@@ -1,8 +1,10 @@
 //! The e-graph's language: graph operations with their rounding point, and the type of every class.
 
+use super::rules::Tree;
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 use moec_ir::graph::{Graph, Op, infer_type};
-use moec_ir::{DType, TensorType};
+use moec_ir::{DType, NumericClass, TensorType};
+use std::collections::BTreeMap;
 
 /// A graph node whose operands are e-classes.
 ///
@@ -37,11 +39,28 @@ impl Language for ENode {
     }
 }
 
-/// The facts that the analysis needs: types of the leaves.
+/// The facts that the analysis needs, types of the leaves; and what was done so far.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     inputs: Vec<TensorType>,
     params: Vec<TensorType>,
+    /// Rules that found something new, in order.
+    pub firings: Vec<Firing>,
+}
+
+/// Where a rule found something new.
+#[derive(Clone, Debug)]
+pub struct Firing {
+    /// Its name.
+    pub rule: &'static str,
+    /// What it does to the bits.
+    pub class: NumericClass,
+    /// The node that was there.
+    pub before: ENode,
+    /// The nodes that the rule saw behind its operands, by class.
+    pub seen: BTreeMap<Id, ENode>,
+    /// What the rule made of it.
+    pub after: Tree,
 }
 
 /// The e-graph of one layer.
@@ -53,6 +72,7 @@ impl Facts {
         Facts {
             inputs: graph.inputs.iter().map(|i| i.ty.clone()).collect(),
             params: graph.params.iter().map(|p| p.ty.clone()).collect(),
+            firings: Vec::new(),
         }
     }
 }

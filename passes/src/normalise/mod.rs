@@ -5,12 +5,13 @@ mod language;
 mod price;
 mod rules;
 
-pub(crate) use language::{ENode, LayerEGraph};
+pub(crate) use language::{ENode, Firing, LayerEGraph};
 pub use price::{Price, is_score_row};
 pub use rules::{Rule, catalogue};
 pub(crate) use rules::{Site, Tree, Watch};
 
 use crate::names::unique;
+use crate::proof::Proof;
 use egg::{Id, Runner, SimpleScheduler, StopReason};
 use extract::extract;
 use language::Facts;
@@ -51,6 +52,9 @@ pub struct Saturation {
     pub before: Option<Price>,
     /// Price of the layer that was taken out.
     pub after: Option<Price>,
+    /// That the layer that was taken out is equal to the one that was given.
+    #[serde(skip)]
+    pub proof: Proof,
 }
 
 /// Rewrites `graph` with the rules that `numerics` allows, and takes out the equal graph with the least price.
@@ -82,6 +86,12 @@ pub fn normalise_with(graph: &Graph, rules: &[Rule], limits: Limits) -> Result<(
         saturated: full.saturated,
         before: Price::of_graph(graph),
         after: Price::of_graph(&out),
+        proof: Proof::of(graph, &out, egraph, &egraph.analysis.firings).ok_or_else(|| {
+            Diagnostic::internal(
+                "internal-error",
+                format!("the rewrites of `{}` do not prove what came out", graph.name),
+            )
+        })?,
     };
     tracing::debug!(?report, "saturated");
     Ok((out, report))

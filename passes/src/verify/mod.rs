@@ -101,8 +101,8 @@ fn verify_rule(rule: &Rule, subjects: &[Subject], watch: &Watch, change: &dyn Fn
         let known_faults = report.faults.len();
         for class in subject.egraph.classes() {
             for node in &class.nodes {
-                let site = Site { egraph: &subject.egraph, node, watch };
-                for tree in (rule.rewrite)(&site).into_iter().map(change) {
+                let site = Site::new(&subject.egraph, node, watch);
+                for tree in (rule.rewrite)(&site).into_iter().map(|r| change(r.tree)) {
                     // What has another type is no rewrite.
                     if tree.ty(&subject.egraph).as_ref() != Some(&class.data) {
                         continue;

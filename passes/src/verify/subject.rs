@@ -3,7 +3,7 @@
 use super::inputs::Kind;
 use super::layers::{Layer, deepseek, plain};
 use super::odd;
-use crate::algebra::{Elements, Field, Value, evaluate};
+use crate::algebra::{Field, Value, evaluate};
 use crate::normalise::{ENode, LayerEGraph, Limits, catalogue, saturate};
 use egg::Id;
 use moec_ir::graph::{Graph, Node, Op, evaluate_node};
@@ -71,8 +71,8 @@ impl Subject {
         });
         let (inputs, params) = tensors(Kind::Random);
         let leaf = |op: &Op| match op {
-            Op::Input(i) => Some(over_field(&inputs[*i as usize], u64::from(*i) << 32)),
-            Op::Param(i) => Some(over_field(&params[*i as usize], (u64::from(*i) + 1000) << 32)),
+            Op::Input(i) => Some(Value::beside(&inputs[*i as usize], u64::from(*i) << 32)),
+            Op::Param(i) => Some(Value::beside(&params[*i as usize], (u64::from(*i) + 1000) << 32)),
             _ => None,
         };
         let field = values(&egraph, &written, leaf, &|node, ty, x| evaluate(&node.op, ty, x, TOKENS));
@@ -84,17 +84,6 @@ impl Subject {
 pub fn in_f32(op: &Op, ty: &TensorType, x: &[&Tensor]) -> Tensor {
     let node = Node { name: String::new(), op: op.clone(), inputs: Vec::new(), ty: ty.clone(), origin: None };
     evaluate_node(&node, x, TOKENS)
-}
-
-/// Random elements beside the reals of a tensor; zeros stay zeros.
-fn over_field(t: &Tensor, seed: u64) -> Value<Field> {
-    let element = |(i, &x): (usize, &f32)| Field::random(seed + i as u64, f64::from(x));
-    let elements = if t.dtype.is_float() {
-        Elements::Numbers(t.floats().iter().enumerate().map(element).collect())
-    } else {
-        Elements::Ids(t.ints().to_vec())
-    };
-    Value { shape: t.shape.clone(), elements }
 }
 
 /// The value of every class: by the node as it was written, else by the first that can be evaluated.

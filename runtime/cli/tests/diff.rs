@@ -109,3 +109,16 @@ fn bundles_of_the_same_bits_are_told_from_others() {
     std::fs::write(&file, changed).unwrap();
     assert_eq!(code(&["check", "four", "five"]), "bundle-corrupt");
 }
+
+#[test]
+fn the_proof_of_a_bundle_is_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    compiled(dir.path(), "four", 4);
+    let run = moec_in(dir.path(), &["check", "four"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for rule in ["permute-into-gather", "merge-gate-and-up", "activation-into-epilogue", "unpermute-into-combine"] {
+        assert!(run.stdout.contains(rule), "{}", run.stdout);
+    }
+    let run = moec_in(dir.path(), &["check", "config.json", "--message-format", "json"]);
+    assert_eq!((run.code, &common::diagnostics(&run)[0]["code"]), (2, &Value::from("wrong-usage")));
+}

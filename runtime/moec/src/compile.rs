@@ -161,6 +161,10 @@ pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(
         let start = Instant::now();
         crate::codegen::add_target(&mut builder, target, &variants, request.keep, &prefix)?;
         if let Some(variant) = variants.first() {
+            // Rewriting does not depend on the target.
+            if let Some(saturation) = variant.saturation.as_ref().filter(|_| targets.is_empty()) {
+                builder.add_proof(saturation.proof.to_text());
+            }
             let text = |o: &OutputPrint| FingerprintText::new(&o.name, &o.text, &o.names);
             builder.add_fingerprint(target.name, &variant.fingerprint.outputs.iter().map(text).collect::<Vec<_>>());
         }

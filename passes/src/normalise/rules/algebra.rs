@@ -1,7 +1,7 @@
 //! Rules about casts and constant factors.
 
 use super::super::language::ENode;
-use super::{Rule, Site, Tree};
+use super::{Rewrite, Rule, Site, Tree};
 use moec_ir::DType;
 use moec_ir::NumericClass::{Exact, Reassociates};
 use moec_ir::expr::Real;
@@ -39,12 +39,12 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
-fn drop_cast(s: &Site<'_>) -> Vec<Tree> {
+fn drop_cast(s: &Site<'_>) -> Vec<Rewrite> {
     // No rewrite changes the type of a value, so any other cast stays.
-    if s.node.op == Op::Cast { vec![Tree::Class(s.operand(0))] } else { Vec::new() }
+    if s.node.op == Op::Cast { vec![s.made(Tree::Class(s.operand(0)))] } else { Vec::new() }
 }
 
-fn narrow_back(s: &Site<'_>) -> Vec<Tree> {
+fn narrow_back(s: &Site<'_>) -> Vec<Rewrite> {
     if s.node.op != Op::Cast {
         return Vec::new();
     }
@@ -52,23 +52,23 @@ fn narrow_back(s: &Site<'_>) -> Vec<Tree> {
     s.ways(s.operand(0), |n| (n.op == Op::Cast).then(|| n.children[0]))
         .filter(|_| s.needs("the value in between is f32", wide == DType::F32))
         .filter(|&x| s.needs("it is narrowed to the type that it had", s.ty(x).dtype == s.node.dtype))
-        .map(Tree::Class)
+        .map(|x| s.made(Tree::Class(x)))
         .collect()
 }
 
-fn drop_unit_scale(s: &Site<'_>) -> Vec<Tree> {
+fn drop_unit_scale(s: &Site<'_>) -> Vec<Rewrite> {
     let Op::Scale(c) = s.node.op else { return Vec::new() };
     if !s.needs("the factor is 1", c == Real(1.0)) {
         return Vec::new();
     }
     let x = s.operand(0);
     if s.ty(x).dtype == s.node.dtype {
-        return vec![Tree::Class(x)];
+        return vec![s.made(Tree::Class(x))];
     }
-    vec![Tree::Node(Op::Cast, s.node.dtype, vec![Tree::Class(x)])]
+    vec![s.made(Tree::Node(Op::Cast, s.node.dtype, vec![Tree::Class(x)]))]
 }
 
-fn join_scales(s: &Site<'_>) -> Vec<Tree> {
+fn join_scales(s: &Site<'_>) -> Vec<Rewrite> {
     let Op::Scale(a) = s.node.op else { return Vec::new() };
     let inner = |n: &ENode| match n.op {
         Op::Scale(b) => Some((b, n.dtype, n.children[0])),
@@ -81,6 +81,6 @@ fn join_scales(s: &Site<'_>) -> Vec<Tree> {
             let product = f64::from(a.0) * f64::from(b.0);
             s.needs("the product of the factors is exact", f64::from(product as f32) == product)
         })
-        .map(|(b, _, x)| Tree::Node(Op::Scale(Real(a.0 * b.0)), s.node.dtype, vec![Tree::Class(x)]))
+        .map(|(b, _, x)| s.made(Tree::Node(Op::Scale(Real(a.0 * b.0)), s.node.dtype, vec![Tree::Class(x)])))
         .collect()
 }

@@ -1,7 +1,7 @@
 //! Rules about the way back: un-permutation, weighted sum, scaling factor, shared expert.
 
 use super::super::language::ENode;
-use super::{Rule, Site, Tree};
+use super::{Rewrite, Rule, Site, Tree};
 use egg::Id;
 use moec_ir::NumericClass::{Exact, Reassociates};
 use moec_ir::expr::Real;
@@ -87,17 +87,17 @@ impl CombineNode {
     }
 }
 
-fn unpermute_into_combine(s: &Site<'_>) -> Vec<Tree> {
+fn unpermute_into_combine(s: &Site<'_>) -> Vec<Rewrite> {
     // A weight times zero may be a zero of another sign, or NaN.
-    combined(s).into_iter().filter(|n| s.chosen(n.operands[1], n.n_experts.into())).map(CombineNode::tree).collect()
+    combined(s, |ids, n_experts| s.chosen(ids, n_experts.into()))
 }
 
-fn skip_undispatched_slots(s: &Site<'_>) -> Vec<Tree> {
-    combined(s).into_iter().map(CombineNode::tree).collect()
+fn skip_undispatched_slots(s: &Site<'_>) -> Vec<Rewrite> {
+    combined(s, |_, _| true)
 }
 
-/// A weighted sum of un-permuted rows, as combines.
-fn combined(s: &Site<'_>) -> Vec<CombineNode> {
+/// A weighted sum of rows that were un-permuted by ids of some experts, as a combine.
+fn combined(s: &Site<'_>, allowed: impl Fn(Id, u32) -> bool) -> Vec<Rewrite> {
     if s.node.op != Op::WeightedSum {
         return Vec::new();
     }
@@ -108,29 +108,33 @@ fn combined(s: &Site<'_>) -> Vec<CombineNode> {
     };
     s.ways(slots, source)
         .filter(|(_, y, _)| s.needs("the copy does not narrow its rows", s.ty(*y).dtype == s.ty(slots).dtype))
-        .map(|(n_experts, y, ids)| CombineNode {
-            n_experts,
-            scale: Real(1.0),
-            round: DType::F32,
-            gate_round: DType::F32,
-            dtype: s.node.dtype,
-            operands: vec![y, ids, weights],
+        .filter(|(n_experts, _, ids)| allowed(*ids, *n_experts))
+        .map(|(n_experts, y, ids)| {
+            let sum = CombineNode {
+                n_experts,
+                scale: Real(1.0),
+                round: DType::F32,
+                gate_round: DType::F32,
+                dtype: s.node.dtype,
+                operands: vec![y, ids, weights],
+            };
+            s.made(sum.tree())
         })
         .collect()
 }
 
-fn scale_into_combine(s: &Site<'_>) -> Vec<Tree> {
+fn scale_into_combine(s: &Site<'_>) -> Vec<Rewrite> {
     let Op::Scale(c) = s.node.op else { return Vec::new() };
     // Only a sum that is still whole is multiplied exactly as before.
     s.ways(s.operand(0), combine)
         .filter(|n| s.needs("the sum is kept in f32", n.dtype == DType::F32))
         .filter(|n| s.needs("the sum has no factor yet", n.scale == Real(1.0)))
         .filter(|n| s.needs("nothing has been added to the sum", n.operands.len() == 3))
-        .map(|n| CombineNode { scale: c, dtype: s.node.dtype, ..n }.tree())
+        .map(|n| s.made(CombineNode { scale: c, dtype: s.node.dtype, ..n }.tree()))
         .collect()
 }
 
-fn scale_into_weights(s: &Site<'_>) -> Vec<Tree> {
+fn scale_into_weights(s: &Site<'_>) -> Vec<Rewrite> {
     let Op::Scale(c) = s.node.op else { return Vec::new() };
     let sum = |n: &ENode| (n.op == Op::WeightedSum).then(|| (n.dtype, n.children[0], n.children[1]));
     s.ways(s.operand(0), sum)
@@ -138,30 +142,31 @@ fn scale_into_weights(s: &Site<'_>) -> Vec<Tree> {
         .filter(|(.., w)| s.needs("the weights are f32", s.ty(*w).dtype == DType::F32))
         .map(|(_, slots, w)| {
             let scaled = Tree::Node(Op::Scale(c), DType::F32, vec![Tree::Class(w)]);
-            Tree::Node(Op::WeightedSum, s.node.dtype, vec![Tree::Class(slots), scaled])
+            s.made(Tree::Node(Op::WeightedSum, s.node.dtype, vec![Tree::Class(slots), scaled]))
         })
         .collect()
 }
 
-fn shared_into_combine(s: &Site<'_>) -> Vec<Tree> {
+fn shared_into_combine(s: &Site<'_>) -> Vec<Rewrite> {
     if s.node.op != Op::Add {
         return Vec::new();
     }
     let mut found = Vec::new();
     for (sum, base) in [(0, 1), (1, 0)].map(|(a, b)| (s.operand(a), s.operand(b))) {
+        s.read_anew();
         for n in s.ways(sum, combine) {
             let holds = s.needs("nothing has been added to the sum", n.operands.len() == 3)
                 && s.needs("what is added has the shape of the sum", s.ty(base).shape == s.ty(sum).shape);
             if holds {
                 let operands = [n.operands.clone(), vec![base]].concat();
-                found.push(CombineNode { round: n.dtype, dtype: s.node.dtype, operands, ..n }.tree());
+                found.push(s.made(CombineNode { round: n.dtype, dtype: s.node.dtype, operands, ..n }.tree()));
             }
         }
     }
     found
 }
 
-fn shared_gate_into_combine(s: &Site<'_>) -> Vec<Tree> {
+fn shared_gate_into_combine(s: &Site<'_>) -> Vec<Rewrite> {
     let Some(n) = combine(s.node) else { return Vec::new() };
     let [y, ids, weights, base] = n.operands[..] else { return Vec::new() };
     let factors = |m: &ENode| (m.op == Op::Mul).then(|| (m.children[0], m.children[1], m.dtype));
@@ -173,7 +178,7 @@ fn shared_gate_into_combine(s: &Site<'_>) -> Vec<Tree> {
                 && s.needs("it is multiplied with rows of the sum's shape", s.ty(x).shape == s.ty(base).shape);
             if holds {
                 let operands = vec![y, ids, weights, x, gate];
-                found.push(CombineNode { operands, gate_round, ..n.clone() }.tree());
+                found.push(s.made(CombineNode { operands, gate_round, ..n.clone() }.tree()));
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Rules about matrix products: one product for gate and up, gathered rows, activation in the epilogue.
 
 use super::super::language::ENode;
-use super::{Rule, Site, Tree};
+use super::{Rewrite, Rule, Site, Tree};
 use egg::Id;
 use moec_ir::NumericClass::Exact;
 use moec_ir::graph::Op;
@@ -53,7 +53,7 @@ fn product(node: &ENode) -> Option<Product> {
     })
 }
 
-fn merge_gate_and_up(s: &Site<'_>) -> Vec<Tree> {
+fn merge_gate_and_up(s: &Site<'_>) -> Vec<Rewrite> {
     let Op::Activate(act) = &s.node.op else { return Vec::new() };
     let [gate, up] = s.node.children[..] else { return Vec::new() };
     let dtype = s.ty(gate).dtype;
@@ -84,47 +84,46 @@ fn merge_gate_and_up(s: &Site<'_>) -> Vec<Tree> {
             }
             let both = Tree::Node(g.op.clone(), dtype, operands);
             let half = |i| Tree::Node(Op::Half(i), dtype, vec![both.clone()]);
-            found.push(Tree::Node(s.node.op.clone(), s.node.dtype, vec![half(0), half(1)]));
+            found.push(s.made(Tree::Node(s.node.op.clone(), s.node.dtype, vec![half(0), half(1)])));
         }
     }
     found
 }
 
-fn activation_into_epilogue(s: &Site<'_>) -> Vec<Tree> {
+fn activation_into_epilogue(s: &Site<'_>) -> Vec<Rewrite> {
     let Op::Activate(act) = &s.node.op else { return Vec::new() };
-    let both: Vec<Id> = if act.is_gated() {
-        let half = |n: &ENode| match n.op {
-            Op::Half(which) => Some((which, n.children[0])),
-            _ => None,
-        };
-        let ups: Vec<(u32, Id)> = s.ways(s.operand(1), half).collect();
-        let halves = s.ways(s.operand(0), half);
-        halves
-            .filter(|&(which, id)| {
-                s.needs("gate and up are the halves of one product", which == 0 && ups.contains(&(1, id)))
-            })
-            .map(|(_, id)| id)
-            .collect()
-    } else {
-        vec![s.operand(0)]
-    };
     let mut found = Vec::new();
-    for id in both {
-        let round = s.ty(id).dtype;
-        for p in s.ways(id, product) {
+    let mut into_epilogue = |both: Id| {
+        let round = s.ty(both).dtype;
+        for p in s.ways(both, product) {
             let act = act.clone();
             let op = match p.op {
                 Op::Linear => Op::LinearAct { act, round },
                 _ => Op::GroupedLinearAct { act, round, gather: p.op == Op::GatherGroupedLinear },
             };
             let operands = p.leading.iter().copied().chain([p.weights]).chain(p.bias).map(Tree::Class).collect();
-            found.push(Tree::Node(op, s.node.dtype, operands));
+            found.push(s.made(Tree::Node(op, s.node.dtype, operands)));
+        }
+    };
+    if !act.is_gated() {
+        into_epilogue(s.operand(0));
+        return found;
+    }
+    let half = |n: &ENode| match n.op {
+        Op::Half(which) => Some((which, n.children[0])),
+        _ => None,
+    };
+    for g in s.ways(s.operand(0), half) {
+        for u in s.ways(s.operand(1), half) {
+            if s.needs("gate and up are the halves of one product", (g.0, u) == (0, (1, g.1))) {
+                into_epilogue(g.1);
+            }
         }
     }
     found
 }
 
-fn permute_into_gather(s: &Site<'_>) -> Vec<Tree> {
+fn permute_into_gather(s: &Site<'_>) -> Vec<Rewrite> {
     let op = match &s.node.op {
         Op::GroupedLinear => Op::GatherGroupedLinear,
         Op::GroupedLinearAct { act, round, gather: false } => {
@@ -146,7 +145,7 @@ fn permute_into_gather(s: &Site<'_>) -> Vec<Tree> {
         .map(|(_, x, _)| {
             let mut operands = vec![Tree::Class(x)];
             operands.extend(s.node.children[1..].iter().map(|&c| Tree::Class(c)));
-            Tree::Node(op.clone(), s.node.dtype, operands)
+            s.made(Tree::Node(op.clone(), s.node.dtype, operands))
         })
         .collect()
 }

@@ -6,9 +6,9 @@ mod gemm;
 mod routing;
 mod site;
 
-pub use site::{Site, Watch};
+pub use site::{Rewrite, Site, Watch};
 
-use super::language::{ENode, Facts, LayerEGraph};
+use super::language::{ENode, Facts, Firing, LayerEGraph};
 use egg::{Applier, EClass, Id, PatternAst, SearchMatches, Searcher, Subst, Symbol};
 use moec_ir::graph::{Op, infer_type};
 use moec_ir::{DType, NumericClass, TensorType};
@@ -25,7 +25,7 @@ pub struct Rule {
     /// When it may fire, and what it saves: one sentence.
     pub about: &'static str,
     /// The other ways to make the value of the node at a site.
-    pub rewrite: fn(&Site<'_>) -> Vec<Tree>,
+    pub rewrite: fn(&Site<'_>) -> Vec<Rewrite>,
 }
 
 /// A value to be built: an existing class, or a new node.
@@ -71,9 +71,14 @@ impl Tree {
 }
 
 impl Rule {
-    fn all(&self, egraph: &LayerEGraph, class: &EClass<ENode, TensorType>) -> Vec<Tree> {
+    /// What it makes of the nodes of a class, each with the node.
+    fn all(&self, egraph: &LayerEGraph, class: &EClass<ENode, TensorType>) -> Vec<(ENode, Rewrite)> {
         let watch = Watch::default();
-        class.nodes.iter().flat_map(|node| (self.rewrite)(&Site { egraph, node, watch: &watch })).collect()
+        let of = |node: &ENode| {
+            let rewrites = (self.rewrite)(&Site::new(egraph, node, &watch));
+            rewrites.into_iter().map(|r| (node.clone(), r)).collect::<Vec<_>>()
+        };
+        class.nodes.iter().flat_map(of).collect()
     }
 
     /// The rule as `egg` wants it.
@@ -107,17 +112,19 @@ impl Applier<ENode, Facts> for Rule {
         _ast: Option<&PatternAst<ENode>>,
         _rule: Symbol,
     ) -> Vec<Id> {
-        let trees = self.all(egraph, &egraph[id]);
+        let rewrites = self.all(egraph, &egraph[id]);
         let mut changed = Vec::new();
         // A graph may mix element types in ways that a rule did not think of: such a rewrite is none.
         let own = egraph[id].data.clone();
-        for tree in trees {
+        for (before, Rewrite { tree, seen }) in rewrites {
             if tree.ty(egraph).as_ref() != Some(&own) {
                 continue;
             }
             let new = tree.add(egraph);
             debug_assert_eq!(egraph[new].data, egraph[id].data, "rule `{}` should keep the type", self.name);
             if egraph.union(id, new) {
+                let firing = Firing { rule: self.name, class: self.class, before, seen, after: tree };
+                egraph.analysis.firings.push(firing);
                 changed.push(id);
             }
         }

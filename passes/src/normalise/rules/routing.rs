@@ -1,7 +1,7 @@
 //! Rules about scores and choices.
 
 use super::super::language::ENode;
-use super::{Rule, Site, Tree};
+use super::{Rewrite, Rule, Site, Tree};
 use egg::Id;
 use moec_ir::NumericClass::{Exact, TieSensitive};
 use moec_ir::graph::{Op, RenormRule, Score};
@@ -39,9 +39,9 @@ pub const RULES: &[Rule] = &[
     },
 ];
 
-fn drop_group_limit(s: &Site<'_>) -> Vec<Tree> {
+fn drop_group_limit(s: &Site<'_>) -> Vec<Rewrite> {
     let Op::GroupLimit { n_groups, keep, .. } = s.node.op else { return Vec::new() };
-    if s.needs("every group is kept", keep == n_groups) { vec![Tree::Class(s.operand(0))] } else { Vec::new() }
+    if s.needs("every group is kept", keep == n_groups) { vec![s.made(Tree::Class(s.operand(0)))] } else { Vec::new() }
 }
 
 /// Number of experts that have scores.
@@ -49,7 +49,7 @@ fn experts(s: &Site<'_>, scores: Id) -> u64 {
     s.ty(scores).last().and_then(Dim::fixed).unwrap_or(0)
 }
 
-fn score_after_gather(s: &Site<'_>) -> Vec<Tree> {
+fn score_after_gather(s: &Site<'_>) -> Vec<Rewrite> {
     if s.node.op != Op::GatherScores {
         return Vec::new();
     }
@@ -63,20 +63,20 @@ fn score_after_gather(s: &Site<'_>) -> Vec<Tree> {
         .filter(|_| s.chosen(ids, experts(s, s.operand(0))))
         .map(|(kind, logits, dtype)| {
             let chosen = Tree::Node(Op::GatherScores, s.ty(logits).dtype, vec![Tree::Class(logits), Tree::Class(ids)]);
-            Tree::Node(Op::Score(kind), dtype, vec![chosen])
+            s.made(Tree::Node(Op::Score(kind), dtype, vec![chosen]))
         })
         .collect()
 }
 
-fn choose_before_score(s: &Site<'_>) -> Vec<Tree> {
+fn choose_before_score(s: &Site<'_>) -> Vec<Rewrite> {
     let Op::TopK { .. } = s.node.op else { return Vec::new() };
     let scored = |n: &ENode| matches!(n.op, Op::Score(_)).then(|| n.children[0]);
     s.ways(s.operand(0), scored)
-        .map(|logits| Tree::Node(s.node.op.clone(), s.node.dtype, vec![Tree::Class(logits)]))
+        .map(|logits| s.made(Tree::Node(s.node.op.clone(), s.node.dtype, vec![Tree::Class(logits)])))
         .collect()
 }
 
-fn softmax_over_chosen(s: &Site<'_>) -> Vec<Tree> {
+fn softmax_over_chosen(s: &Site<'_>) -> Vec<Rewrite> {
     let Op::Renormalise(RenormRule::Sum { eps }) = s.node.op else { return Vec::new() };
     let gathered = |n: &ENode| (n.op == Op::GatherScores).then(|| (n.children[0], n.children[1]));
     let scored = |n: &ENode| match n.op {
@@ -94,7 +94,7 @@ fn softmax_over_chosen(s: &Site<'_>) -> Vec<Tree> {
             if holds {
                 let dtype = s.ty(logits).dtype;
                 let chosen = Tree::Node(Op::GatherScores, dtype, vec![Tree::Class(logits), Tree::Class(ids)]);
-                found.push(Tree::Node(Op::Score(Score::Softmax), s.node.dtype, vec![chosen]));
+                found.push(s.made(Tree::Node(Op::Score(Score::Softmax), s.node.dtype, vec![chosen])));
             }
         }
     }

@@ -2,12 +2,22 @@
 //!
 //! Conditions have words, so that a check of the rules can count where each held and where it did not, and can leave one out.
 
+use super::Tree;
 use crate::normalise::language::{ENode, LayerEGraph};
 use egg::Id;
 use moec_ir::graph::Op;
 use moec_ir::{Dim, TensorType};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+
+/// What a rule makes of a node, and how it read it.
+#[derive(Clone, Debug)]
+pub struct Rewrite {
+    /// The other way to make the value.
+    pub tree: Tree,
+    /// The nodes that the rule saw behind operands, by class.
+    pub seen: BTreeMap<Id, ENode>,
+}
 
 /// A node of an e-graph at which a rule is tried.
 pub struct Site<'a> {
@@ -17,6 +27,8 @@ pub struct Site<'a> {
     pub node: &'a ENode,
     /// Who counts conditions.
     pub watch: &'a Watch,
+    /// The node that was read last in each class.
+    reading: RefCell<BTreeMap<Id, ENode>>,
 }
 
 /// Counts conditions. The default one counts for nobody, and leaves none out.
@@ -29,6 +41,21 @@ pub struct Watch {
 }
 
 impl<'a> Site<'a> {
+    /// A node to be read.
+    pub fn new(egraph: &'a LayerEGraph, node: &'a ENode, watch: &'a Watch) -> Site<'a> {
+        Site { egraph, node, watch, reading: RefCell::default() }
+    }
+
+    /// What the rule makes of what it reads just now.
+    pub fn made(&self, tree: Tree) -> Rewrite {
+        Rewrite { tree, seen: self.reading.borrow().clone() }
+    }
+
+    /// Begins to read the operands anew.
+    pub fn read_anew(&self) {
+        self.reading.borrow_mut().clear();
+    }
+
     /// Whether the rule may go on: what is asked, in words, and whether it is so.
     pub fn needs(&self, condition: &'static str, holds: bool) -> bool {
         let mut seen = self.watch.seen.borrow_mut();
@@ -48,8 +75,12 @@ impl<'a> Site<'a> {
     }
 
     /// Every way in which `pick` reads a node that makes a value.
-    pub fn ways<T, F: Fn(&'a ENode) -> Option<T>>(&self, id: Id, pick: F) -> impl Iterator<Item = T> + use<'a, T, F> {
-        self.egraph[id].nodes.iter().filter_map(pick)
+    pub fn ways<T>(&self, id: Id, pick: impl Fn(&'a ENode) -> Option<T>) -> impl Iterator<Item = T> {
+        self.egraph[id].nodes.iter().filter_map(move |node| {
+            let picked = pick(node)?;
+            self.reading.borrow_mut().insert(id, node.clone());
+            Some(picked)
+        })
     }
 
     /// Whether every id is one of `n_experts`. Ids that are given from outside may be others, and those of a choice among more

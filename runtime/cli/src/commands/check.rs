@@ -1,6 +1,7 @@
-//! `moec check`: can this be compiled, and if not, why; do two bundles give the same bits.
+//! `moec check`: can this be compiled, and if not, why; do two bundles give the same bits; does a bundle's proof hold.
 
 mod bits;
+mod proof;
 
 use super::subject::{ModelArgs, parse_target};
 use crate::output::{self, Ended, Outcome};
@@ -14,8 +15,8 @@ pub struct Options {
     /// A second bundle, when the first is one too: says whether both give the same bits.
     #[arg(conflicts_with_all = ["target", "weights"])]
     pub other: Option<PathBuf>,
-    /// What it would be compiled for.
-    #[arg(long, short, required_unless_present_any = ["weights", "other"], value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
+    /// What it would be compiled for. Without it, the proof of a bundle is checked.
+    #[arg(long, short, value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
     pub target: Vec<&'static Target>,
     /// Tells where every weight comes from and how it is stored, without reading it; what cannot be read is an error.
     #[arg(long)]
@@ -28,6 +29,9 @@ pub struct Options {
 pub fn run(options: &Options) -> Outcome {
     if let Some(other) = &options.other {
         return bits::run(&options.model.model, other, options.json);
+    }
+    if options.target.is_empty() && !options.weights {
+        return proof::run(&options.model.model, options.json);
     }
     let layer = options.model.open()?;
     let mut verdicts: Vec<(&str, Option<Diagnostic>)> = Vec::new();
