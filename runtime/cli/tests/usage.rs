@@ -250,3 +250,24 @@ fn rules_are_checked() {
     let table = moec(&["rules", "--verify"]).stdout;
     assert!(table.contains("join-scales") && !table.contains("WRONG"), "{table}");
 }
+
+#[test]
+fn a_page_on_a_layer_needs_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("page.html");
+    let page = |target: &str| {
+        let args = ["explain", "examples/models/deepseek-r1", "--target", target, "--html", file.to_str().unwrap()];
+        moec(&args)
+    };
+    let run = page("h200");
+    assert_eq!((run.code, run.stdout.trim()), (0, file.to_str().unwrap()), "{}", run.stderr);
+    let text = std::fs::read_to_string(&file).unwrap();
+    for part in ["As written", "experts_act", "Roofline", "Programs by token counts", "one-hot", "merge-gate-and-up"] {
+        assert!(text.contains(part), "no {part}");
+    }
+    // Nothing is fetched, and no figure is missing.
+    assert!(!text.contains("http") && !text.contains("NaN") && !text.contains("inf%"));
+    assert_eq!(text.matches("<svg").count(), text.matches("</svg>").count());
+    let cpu = page("cpu");
+    assert!(cpu.code == 2 && cpu.stderr.contains("wrong-usage"), "{}", cpu.stderr);
+}

@@ -6,27 +6,56 @@ use moec::Diagnostic;
 use moec_ir::graph::Graph;
 use moec_ir::tile::{Kernel, Schedule, Team};
 use moec_passes::plan::model::{Chip, Model};
-use moec_passes::plan::{self, Space};
-use moec_passes::{Limits, MAX_TOKENS, MOST_VARIANTS, Rule, catalogue, lower_graph, normalise_with};
+use moec_passes::plan::{self, Planned, Space};
+use moec_passes::{Limits, MAX_TOKENS, MOST_VARIANTS, Rule, Saturation, catalogue, lower_graph, normalise_with};
 
 /// Schedules of a kernel that are shown beside the chosen one.
 const SHOWN: usize = 3;
 
-/// The text of `moec explain` on a graph.
-pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
-    let rules: Vec<Rule> = catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect();
-    let (target, tokens) = (options.target, options.tokens);
-    let Some(chip) = options.chip.or_else(|| Chip::of(target)) else {
-        return on_cpu(graph, options, &rules);
-    };
-    let plain = Model::new(chip, target);
-    let model = Model::new(chip, target).with_routing(options.routing.clone());
-    let space_of = |rules: &[Rule]| -> Result<_, Diagnostic> {
+/// What is decided for a layer on a GPU.
+pub struct Decided {
+    /// The chip whose times are modelled.
+    pub chip: &'static Chip,
+    /// The layer after rewriting.
+    pub normal: Graph,
+    /// What rewriting did.
+    pub report: Saturation,
+    /// Forms and schedules that compete.
+    pub space: Space,
+    /// The programs of a bundle.
+    pub planned: Vec<Planned>,
+}
+
+impl Decided {
+    /// By some of the rules; nothing for the CPU, where times are not modelled.
+    ///
+    /// # Errors
+    /// Those of the compiler.
+    pub fn of(graph: &Graph, options: &Options, rules: &[Rule]) -> Result<Option<Decided>, Diagnostic> {
+        let target = options.target;
+        let Some(chip) = options.chip.or_else(|| Chip::of(target)) else { return Ok(None) };
         let (normal, report) = normalise_with(graph, rules, Limits::default())?;
         let program = lower_graph(&normal, target, true, options.compile.weight_storage)?;
-        Ok((Space::new(&program, &plain, true), report, program))
+        let space = Space::new(&program, &Model::new(chip, target), true);
+        let asked = plan::Options { tokens: (0, MAX_TOKENS), most_variants: MOST_VARIANTS, merge: true };
+        let planned = plan::plan(&program, target, &asked);
+        Ok(Some(Decided { chip, normal, report, space, planned }))
+    }
+}
+
+/// The rules that may fire.
+pub fn rules(options: &Options) -> Vec<Rule> {
+    catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect()
+}
+
+/// The text of `moec explain` on a graph.
+pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
+    let rules = rules(options);
+    let (target, tokens) = (options.target, options.tokens);
+    let Some(Decided { chip, report, space, planned, .. }) = Decided::of(graph, options, &rules)? else {
+        return on_cpu(graph, options, &rules);
     };
-    let (space, report, program) = space_of(&rules)?;
+    let model = Model::new(chip, target).with_routing(options.routing.clone());
     let (best, seconds) = space.best(&model, tokens);
 
     let us = |s: f64| format!("{:.1}", s * 1e6);
@@ -43,7 +72,8 @@ pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
     let mut rows = Vec::new();
     for (name, times) in &report.fired {
         let without: Vec<Rule> = rules.iter().filter(|r| r.name != name).copied().collect();
-        let lost = space_of(&without)?.0.best(&model, tokens).1 - seconds;
+        let other = Decided::of(graph, options, &without)?.map_or(seconds, |d| d.space.best(&model, tokens).1);
+        let lost = other - seconds;
         let about = rules.iter().find(|r| r.name == name).map_or("", |r| r.about);
         rows.push(vec![name.clone(), times.to_string(), us(lost.max(0.0)), about.to_string()]);
     }
@@ -84,9 +114,8 @@ pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
         out += &table(&["launch", "cut", "us more"], &rows);
     }
 
-    let asked = plan::Options { tokens: (0, MAX_TOKENS), most_variants: MOST_VARIANTS, merge: true };
     let mut rows = Vec::new();
-    for p in plan::plan(&program, target, &asked) {
+    for p in planned {
         let kernels: Vec<String> =
             p.program.kernels.iter().map(|k: &Kernel| format!("{} {}", k.name, cut(&k.schedule))).collect();
         rows.push(vec![format!("{}..{}", p.tokens.0, p.tokens.1), kernels.join("; ")]);
@@ -126,7 +155,7 @@ fn nearest_of_each_team(sorted: &[(Schedule, f64)]) -> Vec<(Schedule, f64)> {
 }
 
 /// A schedule in words.
-fn cut(s: &Schedule) -> String {
+pub fn cut(s: &Schedule) -> String {
     let team = match s.team {
         Team::One => "",
         Team::Pair => ", pair",

@@ -5,7 +5,7 @@ use crate::output::{self, Ended, Outcome};
 use moec::{Diagnostic, LayerOptions, Target};
 use moec_ir::diag::{CODES, code_page};
 use moec_passes::plan::model::{Chip, Routing};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
@@ -29,6 +29,9 @@ pub struct Options {
     /// How tokens choose experts in times that are shown: uniform, one-hot, zipf:S, or a file with a count for each expert.
     #[arg(long, value_parser = parse_routing, default_value = "uniform", value_name = "HOW")]
     pub routing: Routing,
+    /// Write a page with pictures: the layer before and after, a roofline, launches in time, programs by token counts.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     #[command(flatten)]
     pub compile: CompileArgs,
 }
@@ -55,6 +58,12 @@ fn explain_model(options: &Options, path: &Path) -> Outcome {
     let shard = options.shard.part().map_err(one)?;
     let layer = open_layer(path, options.layer, &LayerOptions { shard, ..LayerOptions::default() })?;
     let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
+    if let Some(file) = &options.html {
+        let page = super::page::page(&layer, options).map_err(one)?;
+        output::write_file(file, page.as_bytes()).map_err(one)?;
+        output::print(&format!("{}\n", file.display()));
+        return Ok(Ended::Well);
+    }
     let mut out = layer.facts.as_ref().map_or_else(String::new, |f| format!("{}\n\n", f.paragraph()));
     out += &super::decisions::text(&layer.graph, options).map_err(one)?;
     output::print(&out);

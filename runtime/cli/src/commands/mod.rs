@@ -15,6 +15,7 @@ pub mod explain;
 pub mod inspect;
 pub mod kernel_table;
 pub mod pack;
+mod page;
 pub mod rules;
 pub mod run;
 pub mod schema;
