@@ -12,7 +12,7 @@ pub mod verify;
 
 pub use fingerprint::{Fingerprint, OutputPrint};
 pub use lower::{WeightStorage, lower_graph};
-pub use normalise::{Limits, Price, Rule, Saturation, catalogue, normalise, normalise_with};
+pub use normalise::{Limits, Price, Rule, Saturation, catalogue, egraph, normalise, normalise_with};
 
 use moec_ir::graph::Graph;
 use moec_ir::target::Target;

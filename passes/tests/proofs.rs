@@ -6,7 +6,7 @@ use moec_ir::graph::Op;
 use moec_ir::{Activation, DType, NumericClass, Numerics};
 use moec_passes::proof::{Proof, ProofFault, check};
 use moec_passes::verify::layers::{Layer, deepseek, plain};
-use moec_passes::{Limits, normalise};
+use moec_passes::{Limits, egraph, normalise};
 
 fn layers() -> Vec<Layer> {
     let mut list = Vec::new();
@@ -84,4 +84,18 @@ fn proofs_that_were_changed_are_refused() {
     assert!(matches!(fault, ProofFault::Malformed(_)), "{fault}");
     let fault = refused("a cycle", &|p| p.terms[combine].operands[0] = combine);
     assert!(matches!(fault, ProofFault::Malformed(_)), "{fault}");
+}
+
+#[test]
+fn the_egraph_is_written_as_viewers_read_it() {
+    let graph = deepseek(DType::BF16).graph();
+    let written = egraph(&graph, Numerics::Deterministic);
+    let text = serde_json::to_string(&written).unwrap();
+    let read: egraph_serialize::EGraph = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, written);
+    assert_eq!(read.root_eclasses.len(), graph.outputs.len());
+    // Every operand is a node that is there, and forms compete.
+    assert!(read.nodes.values().flat_map(|n| &n.children).all(|c| read.nodes.contains_key(c)));
+    assert!(read.classes().values().any(|c| c.nodes.len() > 1));
+    assert!(read.nodes.values().any(|n| n.op == "combine (taken)"), "{text}");
 }

@@ -2,10 +2,12 @@
 
 mod extract;
 mod language;
+mod picture;
 mod price;
 mod rules;
 
 pub(crate) use language::{ENode, Firing, LayerEGraph};
+pub use picture::egraph;
 pub use price::{Price, is_score_row};
 pub use rules::{Rule, catalogue};
 pub(crate) use rules::{Site, Tree, Watch};

@@ -122,3 +122,22 @@ fn the_proof_of_a_bundle_is_checked() {
     let run = moec_in(dir.path(), &["check", "config.json", "--message-format", "json"]);
     assert_eq!((run.code, &common::diagnostics(&run)[0]["code"]), (2, &Value::from("wrong-usage")));
 }
+
+#[test]
+fn what_two_bundles_decided_is_told_with_times() {
+    let dir = tempfile::tempdir().unwrap();
+    compiled(dir.path(), "four", 4);
+    let compile = |name: &str, target: &str| {
+        let args = ["compile", "config.json", "--target", target, "--emit", "tile", "-o", name];
+        assert_eq!(moec_in(dir.path(), &args).code, 0);
+    };
+    compile("hopper", "h200");
+    compile("blackwell", "b200");
+    let run = moec_in(dir.path(), &["explain", "hopper", "blackwell"]);
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    for part in ["the same 5 rewrites", "sm_90a and sm_100f", "other bits", "us, modelled", "experts_act"] {
+        assert!(run.stdout.contains(part), "no {part}: {}", run.stdout);
+    }
+    let without = moec_in(dir.path(), &["explain", "four", "hopper"]);
+    assert!(without.stdout.contains("the same bits") && without.stdout.contains("--emit tile"), "{}", without.stdout);
+}

@@ -89,14 +89,14 @@ fn compile_prints_a_table_and_writes_what_was_asked_for() {
     let run = moec_in(dir.path(), &args);
     assert_eq!(run.code, 0, "{}", run.stderr);
     assert!(run.stdout.contains("sm_90a") && run.stdout.contains("kernel"), "{}", run.stdout);
-    for file in ["manifest.json", "graph.txt", "layer.h", "layer.c", "layer.rs"] {
+    for file in ["manifest.json", "proof.json", "egraph.json", "graph.txt", "layer.h", "layer.c", "layer.rs"] {
         assert!(dir.path().join("out").join(file).is_file(), "{file}");
     }
     let names: Vec<String> = std::fs::read_dir(dir.path().join("out/sm_90a"))
         .unwrap()
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
-    for ending in [".ptx", ".ll", ".txt", ".json"] {
+    for ending in [".ptx", ".ll", ".txt"] {
         assert!(names.iter().any(|n| n.ends_with(ending)), "{ending}: {names:?}");
     }
     let inspect = moec_in(dir.path(), &["inspect", "out"]);

@@ -12,7 +12,7 @@ use std::fmt::Write;
 pub enum Emit {
     /// `graph.txt`: the layer as the front end read it; `<target>/graph-A-B.txt`: after rewriting.
     Graph,
-    /// `<target>/egraph-A-B.json`: rules that fired, sizes, costs.
+    /// `egraph.json`: all forms of the layer, as viewers of `egraph-serialize` read it.
     Egraph,
     /// `<target>/tile-A-B.txt`: the tile programs.
     Tile,
@@ -108,10 +108,11 @@ pub fn add_files(mut compiled: Compiled, emit: &[Emit], graph: &Graph, prefix: &
                     extra.insert(format!("{target}/graph-{tokens}.txt"), moec_ir::graph::print(&v.graph).into_bytes());
                 });
             }
-            Emit::Egraph => each_variant(&compiled, |target, tokens, v| {
-                let text = serde_json::to_string_pretty(&v.saturation).unwrap_or_default();
-                extra.insert(format!("{target}/egraph-{tokens}.json"), format!("{text}\n").into_bytes());
-            }),
+            Emit::Egraph => {
+                let egraph = moec_passes::egraph(graph, compiled.bundle.manifest().numerics);
+                let text = serde_json::to_string_pretty(&egraph).unwrap_or_default();
+                extra.insert("egraph.json".into(), format!("{text}\n").into_bytes());
+            }
             Emit::Header | Emit::C | Emit::Rust => {
                 let aot = Aot::new(&compiled.bundle, prefix, &by_ptx)?;
                 if *kind == Emit::Rust {

@@ -1,4 +1,6 @@
-//! `moec explain`: a page on a diagnostic code, or what the compiler decides for a model.
+//! `moec explain`: a page on a diagnostic code, what the compiler decides for a model, or what two bundles decided differently.
+
+mod versus;
 
 use super::subject::{CompileArgs, ShardArgs, open_layer, parse_target};
 use crate::output::{self, Ended, Outcome};
@@ -12,6 +14,9 @@ pub struct Options {
     /// A model, or a diagnostic code such as `top-k-exceeds-experts`; without it, the codes are listed.
     #[arg(value_name = "MODEL|CODE")]
     pub subject: Option<String>,
+    /// A second bundle, when the first is one too: says what both decided differently.
+    #[arg(value_name = "B", conflicts_with_all = ["layer", "html", "chip", "routing"])]
+    pub other: Option<PathBuf>,
     /// The layer of a model, by its own number.
     #[arg(long, value_name = "N")]
     pub layer: Option<u32>,
@@ -42,6 +47,9 @@ pub fn run(options: &Options) -> Outcome {
         output::print(&list);
         return Ok(Ended::Well);
     };
+    if let Some(other) = &options.other {
+        return versus::run(Path::new(subject), other);
+    }
     if let Some(page) = code_page(subject) {
         output::print(page.page);
         return Ok(Ended::Well);

@@ -1,6 +1,7 @@
 //! Options and helpers that several commands share: targets, ranges, models and bundles.
 
 use moec::{Bundle, DType, Diagnostic, LayerOptions, Model, ModelLayer, Part, Shard, ShardKind, Target};
+use moec_bundle::manifest::TargetEntry;
 use moec_ir::ActQuant;
 use moec_ir::target::{ALIASES, TARGETS, UNSERVED};
 use std::path::{Path, PathBuf};
@@ -51,6 +52,28 @@ pub fn open(path: &Path) -> Result<Subject, Vec<Diagnostic>> {
         return Ok(Subject::Bundle(Box::new(Bundle::open(path).map_err(|d| vec![d])?)));
     }
     Ok(Subject::Model(Box::new(Model::open(path)?)))
+}
+
+/// Targets of one name in two bundles; where both have a single one, these.
+///
+/// # Errors
+/// `bundles-not-comparable`.
+pub fn target_pairs<'a>(
+    [(path_a, a), (path_b, b)]: [(&Path, &'a Bundle); 2],
+) -> Result<Vec<(&'a TargetEntry, &'a TargetEntry)>, Diagnostic> {
+    let (ours, theirs) = (&a.manifest().targets, &b.manifest().targets);
+    if let ([x], [y]) = (&ours[..], &theirs[..]) {
+        return Ok(vec![(x, y)]);
+    }
+    let common: Vec<_> = ours.iter().filter_map(|x| Some((x, theirs.iter().find(|y| y.name == x.name)?))).collect();
+    if !common.is_empty() {
+        return Ok(common);
+    }
+    let names = |t: &[TargetEntry]| t.iter().map(|t| format!("`{}`", t.name)).collect::<Vec<_>>().join(", ");
+    let what = format!("`{}` and `{}` have no target in common", path_a.display(), path_b.display());
+    Err(Diagnostic::input("bundles-not-comparable", what)
+        .note(format!("one has {}; the other {}", names(ours), names(theirs)))
+        .help("compile both for one target"))
 }
 
 /// A layer of the model at `path`; remembered for a repro file.

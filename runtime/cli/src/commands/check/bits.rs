@@ -15,10 +15,7 @@ struct Compared {
 
 pub fn run(a: &Path, b: &Path, json: bool) -> Outcome {
     let [a, b] = [(a, open(a)?), (b, open(b)?)];
-    let pairs = pairs(&a.1, &b.1).map_err(|why| {
-        let what = format!("`{}` and `{}` have no target in common", a.0.display(), b.0.display());
-        vec![Diagnostic::input("bundles-not-comparable", what).note(why).help("compile both for one target")]
-    })?;
+    let pairs = subject::target_pairs([(a.0, &a.1), (b.0, &b.1)]).map_err(|d| vec![d])?;
     let mut all = Vec::new();
     for (x, y) in pairs {
         let texts = [text(a.0, &a.1, x)?, text(b.0, &b.1, y)?];
@@ -32,20 +29,6 @@ pub fn run(a: &Path, b: &Path, json: bool) -> Outcome {
         output::print(&all.iter().map(paragraph).collect::<String>());
     }
     Ok(if same { Ended::Well } else { Ended::WithFindings })
-}
-
-/// Targets of one name in both; where both have a single one, these.
-fn pairs<'a>(a: &'a Bundle, b: &'a Bundle) -> Result<Vec<(&'a TargetEntry, &'a TargetEntry)>, String> {
-    let (ours, theirs) = (&a.manifest().targets, &b.manifest().targets);
-    if let ([x], [y]) = (&ours[..], &theirs[..]) {
-        return Ok(vec![(x, y)]);
-    }
-    let common: Vec<_> = ours.iter().filter_map(|x| Some((x, theirs.iter().find(|y| y.name == x.name)?))).collect();
-    let names = |t: &[TargetEntry]| t.iter().map(|t| format!("`{}`", t.name)).collect::<Vec<_>>().join(", ");
-    if common.is_empty() {
-        return Err(format!("one has {}; the other {}", names(ours), names(theirs)));
-    }
-    Ok(common)
 }
 
 fn open(path: &Path) -> Result<Bundle, Vec<Diagnostic>> {
