@@ -171,7 +171,7 @@ fn of_expr<N: Number>(expr: &Expr, args: &[N]) -> N {
 }
 
 fn function<N: Number>(f: Unary, x: &N) -> N {
-    N::function(f.name(), &[x.clone()], |x| f64::from(f.eval(x[0] as f32)))
+    N::function(f.name(), std::slice::from_ref(x), |x| f64::from(f.eval(x[0] as f32)))
 }
 
 fn score<N: Number>(kind: Score, row: &[N]) -> Vec<N> {
@@ -182,7 +182,7 @@ fn score<N: Number>(kind: Score, row: &[N]) -> Vec<N> {
             // Over the reals nothing depends on what is taken off every logit so that no power overflows.
             let most = row.iter().map(|x| x.real()).filter(|x| x.is_finite()).fold(f64::MIN, f64::max);
             let powers: Vec<N> =
-                row.iter().map(|x| N::function("exp", &[x.clone()], |x| (x[0] - most).exp())).collect();
+                row.iter().map(|x| N::function("exp", std::slice::from_ref(x), |x| (x[0] - most).exp())).collect();
             let sum = powers.iter().fold(N::constant(0.0), |sum, p| sum.add(p));
             powers.iter().map(|p| p.div(&sum)).collect()
         }

@@ -155,10 +155,8 @@ impl Proof {
             }
         }
         let mut number = vec![0; used.len()];
-        let mut next = 0;
-        for (i, _) in used.iter().enumerate().filter(|(_, used)| **used) {
+        for (next, i) in (0..used.len()).filter(|&i| used[i]).enumerate() {
             number[i] = next;
-            next += 1;
         }
         let mut keep = used.iter();
         self.terms.retain(|_| *keep.next().unwrap_or(&false));

@@ -19,7 +19,13 @@ pub fn run(a: &Path, b: &Path) -> Outcome {
     let mut out = String::new();
     for (name, path, bundle) in [("A", a, &bundles[0]), ("B", b, &bundles[1])] {
         let m = bundle.manifest();
-        out += &format!("{name}: `{}`, {}, moec {}, {}\n", path.display(), m.layer.name, m.moec_version, m.numerics.name());
+        out += &format!(
+            "{name}: `{}`, {}, moec {}, {}\n",
+            path.display(),
+            m.layer.name,
+            m.moec_version,
+            m.numerics.name()
+        );
     }
     out += &rewrites(&bundles).map_err(one)?;
     for (x, y) in pairs {
