@@ -81,6 +81,7 @@ pub fn compile(graph: &Graph, target: &Target, options: &CompileOptions) -> Resu
     let optimise = options.opt_level > 0;
     let (graph, saturation) = if optimise {
         let (graph, report) = normalise(graph, options.numerics, options.limits)?;
+        hold(&report.proof, options.numerics, &graph.name)?;
         (graph, Some(report))
     } else {
         (graph.clone(), None)
@@ -111,4 +112,15 @@ pub fn compile(graph: &Graph, target: &Target, options: &CompileOptions) -> Resu
         Some(error) => Err(error),
     };
     planned.into_iter().zip(prints).map(variant).collect()
+}
+
+/// Checks the proof of a rewriting: a rule that is wrong is better refused than compiled. What cannot be evaluated passes.
+fn hold(proof: &proof::Proof, numerics: Numerics, name: &str) -> Result<(), Diagnostic> {
+    match proof::check(proof, numerics) {
+        Ok(()) | Err(proof::ProofFault::TooLarge | proof::ProofFault::Malformed(_)) => Ok(()),
+        Err(fault) => {
+            let what = format!("the rewrites of `{name}` do not hold: {fault}");
+            Err(Diagnostic::internal("internal-error", what))
+        }
+    }
 }

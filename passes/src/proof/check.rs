@@ -14,6 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Tokens of the evaluation.
 const TOKENS: usize = 3;
 
+/// Multiplications of an evaluation that takes a moment.
+const MOST_WORK: u64 = 50_000_000;
+
 /// Axes up to this length stay as they are.
 const SHORT: u64 = 16;
 
@@ -24,6 +27,8 @@ pub enum ProofFault {
     Version(u32),
     /// A term or a step speaks of something that is not there, or has no type.
     Malformed(String),
+    /// Its axes cannot be made so short that it is evaluated in a moment.
+    TooLarge,
     /// The class of this step is not allowed.
     NotAllowed(usize),
     /// The terms of this step are not equal.
@@ -39,6 +44,7 @@ impl std::fmt::Display for ProofFault {
         match self {
             ProofFault::Version(v) => write!(f, "it has version {v}, and this moec reads {PROOF_VERSION}"),
             ProofFault::Malformed(why) => f.write_str(why),
+            ProofFault::TooLarge => f.write_str("its axes cannot be made short enough to evaluate it"),
             ProofFault::NotAllowed(i) => write!(f, "step {i} is of a class that the layer was not to be compiled with"),
             ProofFault::Wrong(i) => write!(f, "the values of step {i} are not equal"),
             ProofFault::OtherBits(i) => write!(f, "step {i} changes bits, and says that it does not"),
@@ -85,7 +91,8 @@ pub fn check(proof: &Proof, numerics: Numerics) -> Result<(), ProofFault> {
             return Err(ProofFault::Wrong(i));
         }
         let (a, b) = (&floats[step.before], &floats[step.after]);
-        let same = a.floats().iter().zip(b.floats()).all(|(x, y)| x.to_bits() == y.to_bits()) && a.ints() == b.ints();
+        let same_bits = |(x, y): (&f32, &f32)| x.to_bits() == y.to_bits() || (x.is_nan() && y.is_nan());
+        let same = a.floats().iter().zip(b.floats()).all(same_bits) && a.ints() == b.ints();
         if step.class == NumericClass::Exact && !(same && a.dtype == b.dtype) {
             return Err(ProofFault::OtherBits(i));
         }
@@ -108,11 +115,21 @@ fn small(proof: &Proof) -> Result<Small<'_>, ProofFault> {
     let mut why = String::new();
     for kept in [SHORT, 1024, u64::MAX] {
         match typed(proof, &lengths(proof, kept)) {
+            Ok(types) if work(proof, &types) > MOST_WORK => return Err(ProofFault::TooLarge),
             Ok(types) => return Ok(Small { terms: &proof.terms, types }),
             Err(reason) => why = reason,
         }
     }
     Err(ProofFault::Malformed(why))
+}
+
+/// Multiplications, about: each element of a term is made from a row of its longest operand.
+fn work(proof: &Proof, types: &[TensorType]) -> u64 {
+    let of = |(term, ty): (&Term, &TensorType)| {
+        let row = |&o: &usize| types[o].last().map_or(1, |d| d.at(TOKENS as u64));
+        ty.elements(TOKENS as u64).saturating_mul(term.operands.iter().map(row).max().unwrap_or(1))
+    };
+    proof.terms.iter().zip(types).map(of).fold(0, u64::saturating_add)
 }
 
 /// A length for each of the leaves' axes. Those up to `kept`, and numbers of experts, stay; an axis of twice the length of another
