@@ -48,12 +48,20 @@ pub fn prepare(module: &Module, machine: &TargetMachine) {
     module.set_data_layout(&machine.get_target_data().get_data_layout());
 }
 
+/// Checks the module.
+///
+/// # Errors
+/// What LLVM's verifier said.
+pub fn verify(module: &Module) -> Result<(), String> {
+    module.verify().map_err(|e| e.to_string())
+}
+
 /// Checks and optimises the module.
 ///
 /// # Errors
 /// What LLVM's verifier or a pass said.
 pub fn optimise(module: &Module, machine: &TargetMachine) -> Result<(), String> {
-    module.verify().map_err(|e| e.to_string())?;
+    verify(module)?;
     module.run_passes(PASSES, machine, PassBuilderOptions::create()).map_err(|e| e.to_string())
 }
 

@@ -4,7 +4,7 @@ use crate::manifest::{FORMAT, KernelEntry, Launch, Manifest, ParamInfo, TargetEn
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::shape::{Dim, TensorType};
-use moec_ir::tile::{Buffer, Extent, Role, TensorMap};
+use moec_ir::tile::{Buffer, Role, TensorMap};
 use moec_ir::weights::{WeightSource, WeightStep};
 use std::collections::BTreeSet;
 
@@ -182,11 +182,7 @@ fn check_kernel(
         Launch::Gpu { file, launch } => {
             ensure(target.name != "cpu", || "it is for a GPU".into())?;
             ensure(m.files.contains_key(file), || format!("its PTX `{file}` is not in the bundle"))?;
-            let sizes = launch.grid.map(|e| extent(e, max_tokens));
-            let limits = [(1 << 31) - 1, 65535, 65535];
-            ensure(sizes.iter().zip(limits).all(|(n, limit)| n.is_some_and(|n| n <= limit)), || {
-                "its grid is larger than a GPU takes".into()
-            })?;
+            ensure(launch.grid_fits(max_tokens), || "its grid is larger than a GPU takes".into())?;
             ensure((1..=1024).contains(&launch.block_threads), || format!("it has {} threads", launch.block_threads))?;
             ensure((1..=16).contains(&launch.cluster), || format!("its cluster has {} blocks", launch.cluster))?;
             ensure(launch.dynamic_smem_bytes <= 1 << 20, || "it asks for more shared memory than there is".into())?;
@@ -197,7 +193,8 @@ fn check_kernel(
         }
         Launch::Cpu { launch } => {
             ensure(target.name == "cpu", || "it is for the CPU".into())?;
-            ensure(extent(launch.items, max_tokens).is_some(), || "its number of work items overflows".into())?;
+            let items = launch.items.checked_at(max_tokens).filter(|n| *n <= MAX_BYTES);
+            ensure(items.is_some(), || "its number of work items overflows".into())?;
             ensure(launch.scratch_bytes <= 1 << 32, || format!("it asks for {} bytes of scratch", launch.scratch_bytes))
         }
     }
@@ -235,14 +232,6 @@ fn size(b: &Buffer, n_tokens: u64) -> Option<u64> {
     };
     let bytes = b.batch.checked_mul(rows)?.checked_mul(b.pitch)?.checked_mul(b.dtype.bytes() as u64)?;
     (b.pitch >= b.cols && bytes <= MAX_BYTES && b.pitch <= MAX_BYTES && b.batch <= MAX_BYTES).then_some(bytes)
-}
-
-/// [`Extent::at`] without overflow or division by zero; also for every smaller token count.
-fn extent(e: Extent, n_tokens: u64) -> Option<u64> {
-    let rows = e.per_token.checked_mul(n_tokens)?;
-    let tiles = rows.checked_add(e.div)?.checked_div(e.div)?.checked_add(e.add)?;
-    e.mul.checked_mul(tiles)?;
-    Some(e.at(n_tokens)).filter(|&n| n <= MAX_BYTES)
 }
 
 /// A type as rows and columns, when its size is possible.
@@ -370,12 +359,11 @@ mod tests {
     #[test]
     fn extents_that_overflow_or_divide_by_zero_are_refused() {
         let e = Extent { mul: 2, per_token: 8, div: 16, add: 4, min: 1 };
-        assert_eq!(extent(e, 100), Some(e.at(100)));
-        assert_eq!(extent(Extent { div: 0, ..e }, 1), None);
-        assert_eq!(extent(Extent { per_token: u64::MAX, ..e }, 2), None);
-        assert_eq!(extent(Extent { mul: u64::MAX, ..e }, 2), None);
-        assert_eq!(extent(Extent { add: u64::MAX, ..e }, 2), None);
-        assert_eq!(extent(Extent { min: u64::MAX, ..e }, 2), None);
-        assert_eq!(extent(Extent { div: u64::MAX, ..e }, 2), None);
+        assert_eq!(e.checked_at(100), Some(e.at(100)));
+        assert_eq!(Extent { div: 0, ..e }.checked_at(1), None);
+        assert_eq!((Extent { per_token: u64::MAX, ..e }).checked_at(2), None);
+        assert_eq!((Extent { mul: u64::MAX, ..e }).checked_at(2), None);
+        assert_eq!((Extent { add: u64::MAX, ..e }).checked_at(2), None);
+        assert_eq!((Extent { div: u64::MAX, ..e }).checked_at(2), None);
     }
 }

@@ -38,6 +38,14 @@ impl Extent {
         Extent { mul, per_token, div, add: groups, min: 0 }
     }
 
+    /// As [`Extent::at`], where neither it nor a step on the way overflows; then it does not for fewer tokens either.
+    pub fn checked_at(self, n_tokens: u64) -> Option<u64> {
+        let rows = self.per_token.checked_mul(n_tokens)?;
+        let tiles = rows.checked_add(self.div)?.checked_div(self.div)?.checked_add(self.add)?;
+        self.mul.checked_mul(tiles)?;
+        Some(self.at(n_tokens))
+    }
+
     /// The number for a given token count.
     pub fn at(self, n_tokens: u64) -> u64 {
         let rows = self.per_token * n_tokens;
@@ -70,6 +78,15 @@ pub struct GpuLaunch {
 }
 
 impl GpuLaunch {
+    /// Most blocks that a GPU takes along x, y, z.
+    pub const MOST_BLOCKS: [u64; 3] = [(1 << 31) - 1, 65535, 65535];
+
+    /// Whether a GPU takes its grid for every token count up to `n_tokens`.
+    pub fn grid_fits(&self, n_tokens: u64) -> bool {
+        let mut axes = self.grid.iter().zip(Self::MOST_BLOCKS);
+        axes.all(|(extent, most)| extent.checked_at(n_tokens).is_some_and(|n| n <= most))
+    }
+
     /// Blocks along x, y, z for a token count, on a machine that runs `at_once` blocks at a time; whole clusters.
     pub fn blocks(&self, n_tokens: u64, at_once: u64) -> [u64; 3] {
         let mut grid = self.grid.map(|e| e.at(n_tokens));

@@ -1,12 +1,12 @@
 //! Hands tile programs to the backend of their target, and the results to the bundle.
 
-use crate::compile::Keep;
+use crate::compile::{CompileRequest, Keep};
 use moec_bundle::{BundleBuilder, CpuKernelPart, CpuVariantPart, GpuKernelPart, GpuVariantPart};
 use moec_cpu::{ObjectOptions, compile_objects};
 use moec_ir::diag::Diagnostic;
 use moec_ir::numerics::NumericClass;
 use moec_ir::target::{Target, TargetKind};
-use moec_ir::tile::{Body, Kernel, Program, RowOpKind};
+use moec_ir::tile::{Body, GpuLaunch, Kernel, Program, RowOpKind};
 use moec_nvptx::EmitOptions;
 use moec_passes::Variant;
 
@@ -15,12 +15,16 @@ pub(crate) fn add_target(
     builder: &mut BundleBuilder,
     target: &'static Target,
     variants: &[Variant],
-    keep: Keep,
+    request: &CompileRequest<'_>,
     prefix: &str,
 ) -> Result<(), Diagnostic> {
     match target.kind {
-        TargetKind::Cpu => add_cpu(builder, variants, keep, prefix),
-        TargetKind::Gpu { .. } => add_gpu(builder, target, variants, keep),
+        TargetKind::Cpu => add_cpu(builder, variants, request.keep, prefix),
+        TargetKind::Gpu { .. } => {
+            let options =
+                EmitOptions { llvm_ir: request.keep.llvm_ir, only_check: request.only_check, ..EmitOptions::default() };
+            add_gpu(builder, target, variants, request.keep, &options)
+        }
     }
 }
 
@@ -49,14 +53,19 @@ fn add_gpu(
     target: &'static Target,
     variants: &[Variant],
     keep: Keep,
+    options: &EmitOptions,
 ) -> Result<(), Diagnostic> {
-    let options = EmitOptions { llvm_ir: keep.llvm_ir, ..EmitOptions::default() };
     let mut parts = Vec::with_capacity(variants.len());
     let programs: Vec<&Program> = variants.iter().map(|v| &v.program).collect();
-    for (v, images) in variants.iter().zip(moec_nvptx::emit_all(&programs, target, &options)?) {
+    // Every program is right for every token count of the target.
+    let most_tokens = variants.last().map_or(0, |v| v.tokens.1);
+    for (v, images) in variants.iter().zip(moec_nvptx::emit_all(&programs, target, options)?) {
         let mut kernels = Vec::with_capacity(images.len());
         for image in images {
             let kernel = &v.program.kernels[image.kernel];
+            if !image.launch.grid_fits(most_tokens) {
+                return Err(grid_too_large(kernel, target, &image.launch, most_tokens));
+            }
             if let Some(text) = image.llvm_ir {
                 let path = format!("{}/{}-{}-{}.ll", target.name, kernel.name, v.tokens.0, v.tokens.1);
                 builder.add_file(path, text.into_bytes());
@@ -68,6 +77,15 @@ fn add_gpu(
         parts.push(GpuVariantPart { tokens: v.tokens, program: &v.program, kernels, tile_text });
     }
     builder.add_gpu_target(target.name, parts)
+}
+
+fn grid_too_large(kernel: &Kernel, target: &Target, launch: &GpuLaunch, n_tokens: u64) -> Diagnostic {
+    let blocks = launch.grid.map(|e| e.checked_at(n_tokens).map_or("more than 2^64".to_string(), |n| n.to_string()));
+    let (blocks, most) = (blocks.join(" by "), GpuLaunch::MOST_BLOCKS.map(|n| n.to_string()).join(" by "));
+    let what = format!("kernel `{}` for {} takes {blocks} blocks for {n_tokens} tokens", kernel.name, target.name);
+    Diagnostic::input("grid-too-large", what)
+        .note(format!("a GPU takes {most} at most"))
+        .help("compile for fewer tokens with --tokens, or for `cpu`")
 }
 
 /// What a kernel does to the bits, compared with the reference evaluator: a backend sums dot products in its own order.

@@ -64,6 +64,9 @@ pub struct CompileRequest<'a> {
     pub prefix: String,
     /// What the bundle holds beside the kernels.
     pub keep: Keep,
+    /// Whether only the answer is wanted: GPU kernels are built, but no PTX is made of them, which takes most of the time. The bundle
+    /// then is none to write or run.
+    pub only_check: bool,
     /// Files to be put into the bundle beside the kernels: path and content.
     pub extra_files: Vec<(String, Vec<u8>)>,
 }
@@ -82,6 +85,7 @@ impl<'a> CompileRequest<'a> {
             weights: WeightStorage::default(),
             prefix: String::new(),
             keep: Keep::default(),
+            only_check: false,
             extra_files: Vec::new(),
         }
     }
@@ -124,7 +128,7 @@ pub type CompiledVariant = Variant;
 /// Compiles a layer.
 ///
 /// # Errors
-/// `no-targets`; `unsupported-op`, with the reason, when the layer has something that no kernel computes; internal errors
+/// `no-targets`; `grid-too-large`; `unsupported-op`, with the reason, when the layer has something that no kernel computes; internal errors
 /// for bugs.
 pub fn compile(request: &CompileRequest<'_>) -> Result<Compiled, Diagnostic> {
     compile_reporting(request, &mut |_| {})
@@ -159,7 +163,7 @@ pub fn compile_reporting(request: &CompileRequest<'_>, progress: &mut dyn FnMut(
         timings.push(Timing { step: "passes", target: Some(target.name), seconds: start.elapsed().as_secs_f64() });
         progress(&format!("{}: generating code", target.name));
         let start = Instant::now();
-        crate::codegen::add_target(&mut builder, target, &variants, request.keep, &prefix)?;
+        crate::codegen::add_target(&mut builder, target, &variants, request, &prefix)?;
         if let Some(variant) = variants.first() {
             // Rewriting does not depend on the target.
             if let Some(saturation) = variant.saturation.as_ref().filter(|_| targets.is_empty()) {

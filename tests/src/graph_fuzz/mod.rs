@@ -1,9 +1,12 @@
-//! Layer graphs that people could write, right and wrong, through everything that a graph goes through: reading, compiling for
-//! each target, and running on the CPU.
+//! Layer graphs that people could write, right and wrong, through everything that a graph goes through: reading, checking and compiling
+//! for each target, and running on the CPU and in the emulator.
 //!
 //! A graph is a seed of `examples/layers` or `runtime/cli/tests/graphs` with a few changes that know its structure ([`change`]); the
 //! `n`-th depends on the random seed and `n` only. Whatever the changes were, an answer is a layer or an error of the user's: no panic,
-//! no internal error, and what compiles for the CPU also runs there.
+//! no internal error, `check` and `compile` of one mind, and what compiles also runs, with the reference's results.
+//!
+//! LLVM takes nearly all of the time. So each graph is checked for every target, which builds all kernels, but compiled to PTX for
+//! those only that the caller names.
 
 pub mod change;
 
@@ -17,8 +20,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Elements of all parameters and inputs together beyond which a layer is compiled but not run.
+/// Elements of all parameters and values together beyond which a layer is compiled but not run on the CPU.
 const MOST_ELEMENTS: u64 = 1 << 21;
+
+/// The same for the emulator, which takes a thousand times as long.
+const MOST_EMULATED: u64 = 1 << 16;
 
 /// What graphs are made of, and a folder for them.
 pub struct Fuzzer {
@@ -32,10 +38,10 @@ pub struct Fuzzer {
 pub struct Answer {
     /// The codes with which it was refused, by what refused it: `read`, a target's name or `run`.
     pub refused: BTreeMap<String, String>,
-    /// Targets that it compiled for.
+    /// Targets that it can be compiled for.
     pub compiled: Vec<&'static str>,
-    /// Whether it ran on the CPU.
-    pub ran: bool,
+    /// Targets that it ran on: the CPU, and GPUs in the emulator.
+    pub ran: Vec<&'static str>,
     /// What must not be.
     pub findings: Vec<String>,
 }
@@ -88,11 +94,17 @@ impl Fuzzer {
         (graph, changes)
     }
 
-    /// Gives a graph to everything.
+    /// Gives a graph to everything: checks it for `targets`, of which `full` are compiled to their end and run.
     ///
     /// # Panics
     /// When the folder for files cannot be written.
-    pub fn answer(&self, graph: &Value, targets: &[&'static Target], seed: u64) -> Answer {
+    pub fn answer(
+        &self,
+        graph: &Value,
+        targets: &[&'static Target],
+        full: impl Fn(&Target) -> bool,
+        seed: u64,
+    ) -> Answer {
         let path = self.folder.join("graph.json");
         std::fs::write(&path, graph.to_string()).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         let mut answer = Answer::default();
@@ -117,28 +129,53 @@ impl Fuzzer {
         // With other options for one of them: each graph would take twice as long.
         let with_options = draw.below(targets.len().max(1));
         for (i, &target) in targets.iter().enumerate() {
-            self.compile(&layer.graph, target, (i == with_options).then_some(&mut draw), &mut answer);
+            self.compile(&layer.graph, target, full(target), (i == with_options).then_some(&mut draw), &mut answer);
         }
         answer
     }
 
-    /// Compiles as `moec check` and `moec compile` do, the latter with options of the user's that must not matter, and runs on the CPU.
-    fn compile(&self, graph: &Graph, target: &'static Target, draw: Option<&mut Draw>, answer: &mut Answer) {
-        let check = match guarded(|| moec::compile(&CompileRequest::new(graph, vec![target]))) {
+    /// Compiles as `moec check` and, when it is to be done in full, `moec compile` do, and runs; with `draw`, compiles also with options
+    /// of the user's that must not matter.
+    fn compile(
+        &self,
+        graph: &Graph,
+        target: &'static Target,
+        full: bool,
+        draw: Option<&mut Draw>,
+        answer: &mut Answer,
+    ) {
+        let request = CompileRequest { only_check: true, ..CompileRequest::new(graph, vec![target]) };
+        let check = match guarded(|| moec::compile(&request)) {
             Err(panic) => return answer.findings.push(format!("{}: compiling panics: {panic}", target.name)),
             Ok(check) => check,
         };
-        if let Err(d) = &check {
-            answer.refuse(target.name, d);
+        match &check {
+            Ok(_) => answer.compiled.push(target.name),
+            Err(d) => answer.refuse(target.name, d),
         }
         if let Some(draw) = draw {
             self.compile_with_options(graph, target, &check, draw, answer);
         }
-        let Ok(compiled) = check else { return };
-        answer.compiled.push(target.name);
+        if !full {
+            return;
+        }
+        let compiled = match (guarded(|| moec::compile(&CompileRequest::new(graph, vec![target]))), check) {
+            (Err(panic), _) => return answer.findings.push(format!("{}: compiling panics: {panic}", target.name)),
+            (Ok(Ok(compiled)), Ok(_)) => compiled,
+            (Ok(Err(a)), Err(b)) if a == b => return,
+            (Ok(a), b) => {
+                let said = |r: Result<_, Diagnostic>| r.map_or_else(|d| d.to_string(), |_: moec::Compiled| "yes".into());
+                let what = format!("{}: `compile` says {}, `check` {}", target.name, said(a), said(b));
+                return answer.findings.push(what);
+            }
+        };
         let n_tokens = [1, 3, 17][graph.nodes.len() % 3];
-        if target.is_cpu() && elements(graph, n_tokens) <= MOST_ELEMENTS {
-            self.run(graph, &compiled, n_tokens, answer);
+        let (device, most) = match target.is_cpu() {
+            true => (Device::Cpu, MOST_ELEMENTS),
+            false => (Device::Emulator { target: target.name.into() }, MOST_EMULATED),
+        };
+        if elements(graph, n_tokens) <= most {
+            self.run(graph, &compiled, target, device, n_tokens, answer);
         }
     }
 
@@ -153,7 +190,8 @@ impl Fuzzer {
     ) {
         let opt_level = *draw.pick(&[0, 1]);
         let tokens = *draw.pick(&[(1, 1), (1, 4096), (0, 17)]);
-        let request = CompileRequest { opt_level, tokens, ..CompileRequest::new(graph, vec![target]) };
+        let request =
+            CompileRequest { opt_level, tokens, only_check: true, ..CompileRequest::new(graph, vec![target]) };
         let how = format!("-O{opt_level} --tokens {}..{}", tokens.0, tokens.1);
         match (guarded(|| moec::compile(&request)), check) {
             (Err(panic), _) => answer.findings.push(format!("{}: {how}: compiling panics: {panic}", target.name)),
@@ -162,14 +200,23 @@ impl Fuzzer {
             }
             (Ok(Err(d)), Ok(_)) => answer.findings.push(format!("{}: compiles, but not with {how}: {d}", target.name)),
             // What is too large for many tokens may do for few.
-            (Ok(Ok(_)), Err(d)) if d.code != "bundle-invalid" => {
+            (Ok(Ok(_)), Err(d)) if d.code != "grid-too-large" => {
                 answer.findings.push(format!("{}: compiles only with {how}: {d}", target.name));
             }
             (Ok(_), _) => {}
         }
     }
 
-    fn run(&self, graph: &Graph, compiled: &moec::Compiled, n_tokens: u64, answer: &mut Answer) {
+    fn run(
+        &self,
+        graph: &Graph,
+        compiled: &moec::Compiled,
+        target: &'static Target,
+        device: Device,
+        n_tokens: u64,
+        answer: &mut Answer,
+    ) {
+        let on = target.name;
         let inputs: Vec<(String, Tensor)> =
             graph.inputs.iter().map(|i| (i.name.clone(), moec::random_tensor(&i.ty, n_tokens, 1, &i.name))).collect();
         let named: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
@@ -179,16 +226,17 @@ impl Fuzzer {
             graph.params.iter().zip(&params).map(|(p, t)| (p.name.clone(), t.clone())).collect();
         let weights = if is_published { Weights::Random { seed: 1 } } else { Weights::Tensors(&tensors) };
         let ran = guarded(|| {
-            let mut session = Session::load(&compiled.bundle, &weights, Device::Cpu, n_tokens)?;
+            let mut session = Session::load(&compiled.bundle, &weights, device, n_tokens)?;
             session.run(&named)
         });
         match ran {
-            Err(panic) => answer.findings.push(format!("running panics: {panic}")),
+            Err(panic) => answer.findings.push(format!("{on}: running panics: {panic}")),
             // Inputs are random: a number may be no expert's.
             Ok(Err(d)) if d.fault == Fault::Input && d.code.starts_with("input-") => answer.refuse("run", &d),
-            Ok(Err(d)) => answer.findings.push(format!("compiles for the CPU, but does not run: {d}")),
+            Ok(Err(d)) => answer.findings.push(format!("{on}: compiles, but does not run: {d}")),
             Ok(Ok(result)) => {
-                answer.ran = true;
+                answer.ran.push(on);
+                answer.findings.extend(result.findings.iter().map(|f| format!("{on}: {f}")));
                 if is_published {
                     return;
                 }
@@ -197,7 +245,9 @@ impl Fuzzer {
                 match guarded(|| evaluate(graph, &tensors, &params)) {
                     Err(panic) => answer.findings.push(format!("the reference panics: {panic}")),
                     Ok(Err(d)) => answer.findings.push(format!("runs, but the reference refuses: {d}")),
-                    Ok(Ok(want)) => answer.findings.extend(far_off(graph, &got, &want)),
+                    Ok(Ok(want)) => {
+                        answer.findings.extend(far_off(graph, &got, &want).map(|why| format!("{on}: {why}")));
+                    }
                 }
             }
         }

@@ -38,6 +38,7 @@ pub fn run(options: &Options) -> Outcome {
     for &target in &options.target {
         let mut request = CompileRequest::new(&layer.graph, vec![target]);
         request.info = layer.info.clone();
+        request.only_check = true;
         match moec::compile(&request) {
             Ok(_) => verdicts.push((target.name, None)),
             Err(d) if d.fault == moec_ir::diag::Fault::Input => verdicts.push((target.name, Some(d))),

@@ -42,7 +42,7 @@ pub struct Options {
     /// Change one thing in valid quantised checkpoints instead: what loads has to have the same values as before.
     #[arg(long, conflicts_with = "executions")]
     checkpoints: bool,
-    /// Change layer graphs instead, and give them to the compiler for every target and to the CPU; a graph takes seconds.
+    /// Change layer graphs instead: each is checked for every target, and compiled and run on the CPU and for one GPU in the emulator.
     #[arg(long, conflicts_with = "checkpoints")]
     graphs: bool,
 }
