@@ -24,6 +24,20 @@ fn changed_graphs_get_an_answer_that_is_no_bug() {
 }
 
 #[test]
+fn a_layer_of_more_blocks_than_a_gpu_takes_is_told_apart() {
+    let fuzzer = Fuzzer::open().unwrap();
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/layers/biased_clamped.json");
+    // Rows of a million columns, for up to a million tokens.
+    let text = std::fs::read_to_string(path).unwrap().replace("36", "1048576");
+    let targets = ["cpu", "sm_80", "sm_90a"].map(|t| Target::by_name(t).unwrap());
+    let answer = fuzzer.answer(&serde_json::from_str(&text).unwrap(), &targets, |_| false, 1);
+    assert!(answer.findings.is_empty() && answer.compiled.contains(&"cpu"), "{answer:?}");
+    for target in ["sm_80", "sm_90a"] {
+        assert_eq!(answer.refused[target], "grid-too-large", "{answer:?}");
+    }
+}
+
+#[test]
 fn a_router_that_reads_what_others_make_of_its_scores_is_compiled_in_two_parts() {
     let fuzzer = Fuzzer::open().unwrap();
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/layers/sigmoid_groups_shared.json");

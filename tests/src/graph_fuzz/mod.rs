@@ -164,7 +164,8 @@ impl Fuzzer {
             (Ok(Ok(compiled)), Ok(_)) => compiled,
             (Ok(Err(a)), Err(b)) if a == b => return,
             (Ok(a), b) => {
-                let said = |r: Result<_, Diagnostic>| r.map_or_else(|d| d.to_string(), |_: moec::Compiled| "yes".into());
+                let said =
+                    |r: Result<_, Diagnostic>| r.map_or_else(|d| d.to_string(), |_: moec::Compiled| "yes".into());
                 let what = format!("{}: `compile` says {}, `check` {}", target.name, said(a), said(b));
                 return answer.findings.push(what);
             }
