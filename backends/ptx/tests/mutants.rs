@@ -18,10 +18,12 @@ use moec_ptx::launch::{EmulateError, Options, emulate_launch};
 enum Edit {
     /// Takes out the n-th statement that contains the text.
     Remove(&'static str, usize),
+    /// Takes out every statement that contains the text.
+    RemoveAll(&'static str),
     /// Replaces the n-th occurrence of a text.
     Replace(&'static str, usize, &'static str),
 }
-use Edit::{Remove, Replace};
+use Edit::{Remove, RemoveAll, Replace};
 
 struct Mutant {
     kernel: &'static str,
@@ -269,6 +271,26 @@ const MUTANTS: &[Mutant] = &[
         "codes of e2m1 stay in the lowest bits",
         Replace("shl.b32 \t%r", 0, "add.s32 \t%r"),
     ),
+    // Fences of tensor memory around thread synchronisation.
+    mutant(
+        "nvcc_scaled_mxfp4_sm100",
+        "no tcgen05.fence after the accumulator is complete",
+        Remove("tcgen05.fence::after_thread_sync", 3),
+    ),
+    mutant(
+        "nvcc_scaled_nvfp4_sm100",
+        "no tcgen05.fence after the accumulator is complete",
+        Remove("tcgen05.fence::after_thread_sync", 3),
+    ),
+    mutant(
+        "nvcc_scaled_mxfp4_mxfp8_pair_sm100",
+        "no tcgen05.fence before the accumulator is given back",
+        Remove("tcgen05.fence::before_thread_sync", 1),
+    ),
+    mutant("nvcc_scaled_mxfp4_mxfp8_pair_sm100", "no tcgen05.fence at all", RemoveAll("tcgen05.fence")),
+    // Exit.
+    mutant("nvcc_bulk_copy_sm100", "leaves without cp.async.bulk.wait_group", RemoveAll("cp.async.bulk.wait_group")),
+    mutant("triton_gluon_tmem_32x32b_sm100", "no tcgen05.wait::ld at all", RemoveAll("tcgen05.wait::ld")),
     // Pairs of CTAs.
     mutant(
         "triton_gluon_pair_tma_sm100",
@@ -295,12 +317,19 @@ const INSTRUCTION_LIMIT: u64 = 3_000_000;
 
 fn apply(ptx: &str, edit: &Edit) -> Option<String> {
     let (pattern, nth) = match edit {
+        RemoveAll(pattern) => {
+            let mut text = apply(ptx, &Remove(pattern, 0))?;
+            while let Some(less) = apply(&text, &Remove(pattern, 0)) {
+                text = less;
+            }
+            return Some(text);
+        }
         Remove(pattern, nth) | Replace(pattern, nth, _) => (*pattern, *nth),
     };
     let (at, _) = ptx.match_indices(pattern).nth(nth)?;
     let (from, to, with) = match edit {
         Replace(_, _, with) => (at, at + pattern.len(), *with),
-        Remove(..) => {
+        Remove(..) | RemoveAll(_) => {
             let from = ptx[..at].rfind([';', '{', '\n']).map_or(0, |end| end + 1);
             (from, at + ptx[at..].find(';')? + 1, "")
         }
@@ -329,7 +358,8 @@ fn shows(entry: &common::Entry, ptx: &str, schedule: Schedule) -> Result<Option<
             Err(error) => return Err(error.to_string()),
         }
     }
-    Ok(None)
+    // What machines put up with.
+    Ok(result.report.notes.first().map(|note| format!("note: {}: {} (line {})", note.check, note.message, note.line)))
 }
 
 type Table = Arc<Mutex<BTreeMap<usize, String>>>;

@@ -3,6 +3,7 @@
 use super::context::{Cx, split_shared};
 use super::error::ExecError;
 use super::findings::Check;
+use super::global_race::Order;
 use super::memory::global::{SECTOR, byte_mask};
 use super::memory::resolve;
 use super::program::{AddressSrc, Lanes, MemorySpace, Slot, Src, WARP};
@@ -17,8 +18,7 @@ pub(crate) struct LoadOp {
     pub bytes: u32,
     pub signed: bool,
     pub register_bits: u32,
-    /// volatile, relaxed, acquire
-    pub strong: bool,
+    pub order: Order,
 }
 
 /// A store.
@@ -27,7 +27,7 @@ pub(crate) struct StoreOp {
     pub address: AddressSrc,
     pub elements: Box<[Src]>,
     pub bytes: u32,
-    pub strong: bool,
+    pub order: Order,
 }
 
 /// The lanes of a mask.
@@ -83,7 +83,7 @@ fn extend(value: u64, bytes: u32, register_bits: u32) -> u64 {
 /// Executes a load for the lanes in `mask`.
 pub(crate) fn load(cx: &mut Cx<'_>, op: &LoadOp, mask: u32) -> Result<(), ExecError> {
     let mut at = addresses(cx, op.address, mask);
-    if op.strong {
+    if op.order.strong {
         cx.m.cluster.quantum_left -= 32;
         cx.m.cluster.slice_left -= 200;
     }
@@ -181,6 +181,7 @@ fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
     let mut found = Found::new();
     let memory = cx.m.launch.memory;
     let mut current: Option<&super::memory::global::Allocation> = None;
+    let mut written = 0;
     for l in lanes_of(lanes) {
         let address = at[l];
         let inside = |a: &super::memory::global::Allocation| {
@@ -203,6 +204,9 @@ fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
         };
         current = Some(a);
         let offset = address - a.base;
+        if a.shadow.is_written() && cx.m.launch.orders_global {
+            written |= 1 << l;
+        }
         for e in 0..n {
             let at = offset + e as u64 * u64::from(op.bytes);
             let (v, init) = a.load(at, op.bytes);
@@ -217,6 +221,12 @@ fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
                 found.hole(e, l, bits, near.contains(&true));
             }
         }
+    }
+    if op.order.strong {
+        cx.acquire_global(op.order, at, lanes);
+    }
+    if written != 0 {
+        cx.read_lanes(at, written, total, op.order.strong);
     }
     if cx.m.launch.options.counters {
         count_global(cx, at, lanes, total, false);
@@ -362,7 +372,7 @@ fn track_lanes(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, kind: Access
 fn load_shared(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, own_only: bool) {
     let n = op.elements.len();
     let total = u64::from(op.bytes) * n as u64;
-    let kind = if op.strong { AccessKind::StrongRead } else { AccessKind::Read };
+    let kind = if op.order.strong { AccessKind::StrongRead } else { AccessKind::Read };
     let good = shared_lanes(cx, at, lanes, total, own_only, kind);
     let mut found = Found::new();
     lanes_of(lanes & !good).for_each(|l| found.lost(n, l));
@@ -380,7 +390,7 @@ fn load_shared(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, own_only: b
             }
         }
     }
-    if op.strong {
+    if op.order.strong {
         acquire_shared(cx, at, good);
     }
     deliver(cx, op, lanes, &found);
@@ -520,6 +530,10 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
     if let Some(holes) = &holes {
         report_unwritten(cx, op, holes, lanes);
     }
+    if op.order.strong {
+        cx.release_global(op.order, at, lanes);
+    }
+    let strong = op.order.strong;
     let memory = cx.m.launch.memory;
     let mut current: Option<&super::memory::global::Allocation> = None;
     // Neighbouring lanes fill words together, so that most words are stored at once.
@@ -555,11 +569,13 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
                 }
                 _ => {
                     if let Some((pa, pw, pm, pv)) = pending.take() {
+                        cx.writes_global(pa, pw, pm, pv, l, strong);
                         pa.store_word(pw, pm, pv, true);
                     }
                     if lost == 0 {
                         pending = Some((a, word, mask, value));
                     } else {
+                        cx.writes_global(a, word, mask, value, l, strong);
                         a.store_word(word, mask & !lost, value, true);
                         a.store_word(word, lost, value, false);
                     }
@@ -568,6 +584,7 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
         }
     }
     if let Some((pa, pw, pm, pv)) = pending {
+        cx.writes_global(pa, pw, pm, pv, 31 - lanes.leading_zeros() as usize, strong);
         pa.store_word(pw, pm, pv, true);
     }
     if cx.m.launch.options.counters {
@@ -619,7 +636,7 @@ fn report_unwritten(cx: &mut Cx<'_>, op: &StoreOp, holes: &[Lanes], lanes: u32) 
 
 fn store_shared(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, own_only: bool) {
     let total = u64::from(op.bytes) * op.elements.len() as u64;
-    let kind = if op.strong { AccessKind::StrongWrite } else { AccessKind::Write };
+    let kind = if op.order.strong { AccessKind::StrongWrite } else { AccessKind::Write };
     let good = shared_lanes(cx, at, lanes, total, own_only, kind);
     if kind == AccessKind::Write && cx.m.cluster.n_actors > 0 {
         // Compilers let several warps store the same value to the same place; a store that changes nothing is no race.
@@ -640,7 +657,7 @@ fn store_shared(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, own_only:
             );
         }
     }
-    if op.strong {
+    if op.order.strong {
         release_shared(cx, at, good);
     }
 }

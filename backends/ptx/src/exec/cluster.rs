@@ -57,6 +57,8 @@ pub struct Cta {
 
 /// The CTAs of a cluster and what they share.
 pub struct Cluster {
+    /// Its number in the grid.
+    pub(crate) index: u64,
     /// CTAs by rank.
     pub ctas: Vec<Cta>,
     pub(crate) barrier: ClusterBarrier,

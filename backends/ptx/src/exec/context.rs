@@ -11,7 +11,7 @@ use super::mbarrier::{Mbarrier, Misuse};
 use super::memory::{self, global::Allocation};
 use super::program::{AddressSrc, Lanes, MemorySpace, PredSrc, Slot, Src, WARP};
 use super::queue::{AsyncOp, Pending, Run, Step, Stream};
-use super::race::{AccessKind, Actor, Clock};
+use super::race::{AccessKind, Actor, Clock, Takes};
 use super::warp::{GroupKind, Warp};
 use super::worker::Worker;
 
@@ -56,6 +56,18 @@ impl Machine<'_> {
         other: Option<(u32, u32)>,
         message: impl FnOnce() -> String,
     ) {
+        let other = other.map(|(actor, pc)| (self.cluster.actor_name(actor), Some(pc)));
+        self.report_beside(check, lane, other, message);
+    }
+
+    /// As [`report`](Machine::report), with the conflicting access: who, and the instruction if it is known.
+    pub(crate) fn report_beside(
+        &mut self,
+        check: Check,
+        lane: Option<u32>,
+        other: Option<(String, Option<u32>)>,
+        message: impl FnOnce() -> String,
+    ) {
         if !self.launch.options.checks.has(check) {
             return;
         }
@@ -69,6 +81,17 @@ impl Machine<'_> {
 
     /// Records something that PTX forbids or leaves open and that machines put up with.
     pub fn note(&mut self, check: Check, lane: Option<u32>, message: impl FnOnce() -> String) {
+        self.note_beside(check, lane, None, message);
+    }
+
+    /// As [`note`](Machine::note), with the conflicting access.
+    pub(crate) fn note_beside(
+        &mut self,
+        check: Check,
+        lane: Option<u32>,
+        other: Option<(String, Option<u32>)>,
+        message: impl FnOnce() -> String,
+    ) {
         if !self.launch.options.checks.has(check) {
             return;
         }
@@ -76,18 +99,25 @@ impl Machine<'_> {
             known.count += 1;
             return;
         }
-        let note = self.finding(check, lane, None, message());
+        let note = self.finding(check, lane, other, message());
         self.worker.notes.insert((self.pc, check), note);
     }
 
-    fn finding(&self, check: Check, lane: Option<u32>, other: Option<(u32, u32)>, message: String) -> Finding {
+    fn finding(
+        &self,
+        check: Check,
+        lane: Option<u32>,
+        other: Option<(String, Option<u32>)>,
+        message: String,
+    ) -> Finding {
         let source = &self.launch.program.source;
         let at = source.get(self.pc as usize);
-        let other_place = other.and_then(|(_, pc)| self.launch.program.place(pc));
-        let other = other.map(|(actor, pc)| {
+        let other_place = other.as_ref().and_then(|(_, pc)| self.launch.program.place((*pc)?));
+        let other = other.map(|(who, pc)| {
+            let Some(pc) = pc else { return who };
             let (line, text) = source.get(pc as usize).map_or((0, ""), |s| (s.line, s.text.as_str()));
             let place = self.launch.program.place(pc).map_or(String::new(), |p| format!(" ({p})"));
-            format!("{} at line {line}{place}: {text}", self.cluster.actor_name(actor))
+            format!("{who} at line {line}{place}: {text}")
         });
         Finding {
             check,
@@ -191,7 +221,7 @@ impl Machine<'_> {
     ) {
         let Some(history) = self.cluster.ctas[rank].shared.history.as_mut() else { return };
         let Some(conflict) = history.access(offset as u32, bytes as u32, kind, actor) else { return };
-        let check = if conflict.proxy_only { Check::Proxy } else { Check::Race };
+        let check = if conflict.unfenced { Check::Proxy } else { Check::Race };
         let write = matches!(kind, AccessKind::Write | AccessKind::StrongWrite);
         self.report_with(check, lane, Some((conflict.actor, conflict.pc)), || {
             let what = match (write, conflict.wrote) {
@@ -199,7 +229,7 @@ impl Machine<'_> {
                 (true, false) => "writes what another access still reads",
                 (false, _) => "reads what another access wrote",
             };
-            let missing = if conflict.proxy_only {
+            let missing = if conflict.unfenced {
                 "without fence.proxy.async between them"
             } else {
                 "without synchronisation between them"
@@ -306,7 +336,7 @@ impl Cx<'_> {
 
     /// This warp as an actor through the generic proxy.
     pub fn actor<'c>(m: &Machine<'_>, clock: &'c Clock) -> Actor<'c> {
-        Actor { id: m.cluster.warp_actor(m.cta, m.warp_index), clock, pc: m.pc, async_proxy: false }
+        Actor { id: m.cluster.warp_actor(m.cta, m.warp_index), clock, pc: m.pc, takes: Takes::Nothing }
     }
 
     /// Records an access of this warp to shared memory.
@@ -328,7 +358,12 @@ impl Cx<'_> {
     pub fn enqueue(&mut self, what: &'static str, stream: Stream, actor: u32, lane: u32, run: Run) {
         let mut clock = self.warp.clock.clone();
         if self.m.cluster.n_actors > 0 {
-            clock.seen[actor as usize] = self.m.cluster.next_tick(actor);
+            let tick = self.m.cluster.next_tick(actor);
+            clock.seen[actor as usize] = tick;
+            if what.starts_with("tcgen05") {
+                // The pipe is in order, and the warp's own.
+                self.warp.clock.needs_no_fence(actor, tick);
+            }
         }
         let pending = Pending {
             op: AsyncOp { what, stream, run },

@@ -14,6 +14,7 @@ use super::launch::LaunchState;
 use super::memory::global::DeviceMemory;
 use super::memory::{FUNCTION_WINDOW, SHARED_RESERVED};
 use super::program::{Constant, DataSymbol, Lanes, Program, RelocationTarget, WARP};
+use super::released::Released;
 use super::schedule;
 
 /// Where the variables of a module lie over several launches.
@@ -305,6 +306,7 @@ impl Device {
         if options.counters {
             self.memory.forget_traffic();
         }
+        self.memory.forget_accesses();
         let heap_base = if program.uses_heap { self.memory.alloc(HEAP_BYTES, 256)? } else { 0 };
         if program.uses_heap {
             globals.push(heap_base);
@@ -325,6 +327,8 @@ impl Device {
             n_clusters: launch.grid.iter().map(|n| u64::from(*n)).product::<u64>() / u64::from(size),
             executed: AtomicU64::new(0),
             stop: AtomicBool::new(false),
+            orders_global: options.checks.races && launch.grid.iter().any(|n| *n > 1),
+            released: Released::default(),
             wide: Mutex::new(()),
             heap: Heap::default(),
             heap_base,

@@ -4,7 +4,7 @@
 //! that thousands of words share a state; a word holds its number. An access turns runs of words of one state into another, and the
 //! last such step is remembered for the next row of the tile.
 
-use super::race::{AccessKind, Actor, Clock, Conflict};
+use super::race::{AccessKind, Actor, Clock, Conflict, Takes};
 use std::collections::HashMap;
 
 const NOBODY: u16 = 0xffff;
@@ -37,7 +37,7 @@ const NOTHING: Access = (NOBODY, 0, 0);
 struct Key {
     access: Access,
     kind: AccessKind,
-    async_proxy: bool,
+    takes: Takes,
 }
 
 /// The access history of one CTA's shared memory, word by word; words that were accessed in parts, byte by byte.
@@ -75,7 +75,7 @@ impl History {
     /// Records an access of `bytes` at `offset` and returns the first conflict.
     pub fn access(&mut self, offset: u32, bytes: u32, kind: AccessKind, actor: Actor<'_>) -> Option<Conflict> {
         let tick = actor.clock.seen.get(actor.id as usize).copied().unwrap_or(0);
-        let key = Key { access: (actor.id as u16, tick, actor.pc), kind, async_proxy: actor.async_proxy };
+        let key = Key { access: (actor.id as u16, tick, actor.pc), kind, takes: actor.takes };
         if self.repeats(offset, bytes, key) {
             return None;
         }
@@ -218,7 +218,8 @@ impl State {
     fn conflict(&self, key: Key, actor: Actor<'_>, generic_actors: u32, offset: u32) -> Option<Conflict> {
         let me = key.access.0;
         let has_seen = |(a, tick, _): Access| actor.clock.seen.get(usize::from(a)).is_some_and(|t| *t >= tick);
-        let of = |(a, _, pc): Access, wrote, proxy_only| Conflict { actor: a.into(), pc, wrote, proxy_only, offset };
+        let of =
+            |(a, tick, pc): Access, wrote, unfenced| Conflict { actor: a.into(), tick, pc, wrote, unfenced, offset };
         let (strong, writes) = match key.kind {
             AccessKind::Read => (false, false),
             AccessKind::StrongRead => (true, false),
@@ -231,18 +232,24 @@ impl State {
         }
         // The proxy rule also binds a warp to its own writes. Writing over them needs no fence (PTX orders that by the
         // mbarrier or barrier that releases the buffer).
-        if key.async_proxy
+        if key.takes == Takes::ProxyFence
             && key.kind == AccessKind::Read
             && u32::from(writer.0) < generic_actors
             && actor.clock.proxied.get(usize::from(writer.0)).is_none_or(|t| *t < writer.1)
         {
             return Some(of(writer, true, true));
         }
+        let lacks_fence = |(a, tick, _): Access| {
+            key.takes == Takes::TensorFences && actor.clock.after_sync.get(usize::from(a)).is_none_or(|t| *t < tick)
+        };
+        let unfenced = (writer.0 != NOBODY && writer.0 != me && lacks_fence(writer)).then(|| of(writer, true, true));
         if !writes || self.reader.0 == NOBODY {
-            return None;
+            return unfenced;
         }
-        let readers = std::iter::once(&self.reader).chain(&self.others);
-        readers.copied().find(|r| r.0 != me && !has_seen(*r)).map(|r| of(r, false, false))
+        let readers = || std::iter::once(&self.reader).chain(&self.others).copied().filter(|r| r.0 != me);
+        let unordered = readers().find(|r| !has_seen(*r)).map(|r| of(r, false, false));
+        let unfenced = || unfenced.or_else(|| readers().find(|r| lacks_fence(*r)).map(|r| of(r, false, true)));
+        unordered.or_else(unfenced)
     }
 
     /// The state after a weak read; `None` when it is the same.
@@ -269,10 +276,10 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use super::{AccessKind, Actor, Clock, History};
+    use super::{AccessKind, Actor, Clock, History, Takes};
 
     fn actor(id: u32, clock: &Clock) -> Actor<'_> {
-        Actor { id, clock, pc: id, async_proxy: false }
+        Actor { id, clock, pc: id, takes: Takes::Nothing }
     }
 
     fn two_clocks() -> (Clock, Clock) {
@@ -325,9 +332,9 @@ mod tests {
         let mut h = History::new(64, 2);
         h.access(0, 4, AccessKind::Write, actor(0, &a));
         let read = |h: &mut History, a: &Clock| {
-            h.access(0, 4, AccessKind::Read, Actor { id: 2, clock: a, pc: 9, async_proxy: true })
+            h.access(0, 4, AccessKind::Read, Actor { id: 2, clock: a, pc: 9, takes: Takes::ProxyFence })
         };
-        assert!(read(&mut h, &a).unwrap().proxy_only);
+        assert!(read(&mut h, &a).unwrap().unfenced);
         a.fence_proxy();
         assert_eq!(read(&mut h, &a), None);
     }

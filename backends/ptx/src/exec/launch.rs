@@ -7,6 +7,7 @@ use super::Options;
 use super::heap::Heap;
 use super::memory::global::DeviceMemory;
 use super::program::{Lanes, Program};
+use super::released::Released;
 
 /// Grid, parameters, device memory, options of a running launch; shared by all host threads.
 pub struct LaunchState<'a> {
@@ -35,6 +36,10 @@ pub struct LaunchState<'a> {
     pub(crate) n_clusters: u64,
     pub(crate) executed: AtomicU64,
     pub(crate) stop: AtomicBool,
+    /// Whether accesses of different CTAs to global memory are compared.
+    pub(crate) orders_global: bool,
+    /// What clusters have released to each other.
+    pub(crate) released: Released,
     /// Held by 128-bit atomics.
     pub(crate) wide: Mutex<()>,
     pub(crate) heap: Heap,

@@ -379,6 +379,8 @@ pub struct Program {
     /// Whether there is a `tcgen05.wait::ld`. A kernel without one relies on the registers: a use of a loaded value waits
     /// for the load, which the machine honours.
     pub(crate) waits_for_tmem_loads: bool,
+    /// Whether it has `tcgen05.fence`.
+    pub(crate) fences_tmem: bool,
     pub(crate) required_cluster: Option<[u32; 3]>,
     pub(crate) required_block: Option<[u32; 3]>,
     pub(crate) max_block: Option<u32>,

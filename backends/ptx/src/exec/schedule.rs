@@ -142,6 +142,7 @@ fn start(launch: &LaunchState<'_>, worker: &mut Worker, index: u64) -> Cluster {
     let first = launch.first_ctaid(index);
     let generic = tracked.then_some(2 * n_warps as u32);
     let mut cluster = Cluster {
+        index,
         ctas: Vec::with_capacity(size as usize),
         barrier: ClusterBarrier::default(),
         asyncs: AsyncQueue::default(),
@@ -219,6 +220,7 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
             stacks: Vec::new(),
             saved: Default::default(),
             clock: Clock::default(),
+            observed: None,
             cp_async: Groups::default(),
             bulk: Groups::default(),
             wgmma: Groups::default(),
@@ -253,6 +255,7 @@ fn fresh_warp(launch: &LaunchState<'_>, worker: &mut Worker, n_actors: usize) ->
     warp.stacks.clear();
     warp.saved.clear();
     warp.clock = Clock::new(n_actors);
+    warp.observed = None;
     warp.cp_async = Groups::default();
     warp.bulk = Groups::default();
     warp.wgmma = Groups::default();

@@ -186,6 +186,8 @@ pub struct Warp {
     /// Registers of suspended activations, by call depth and function; each lane has its own.
     pub(crate) saved: HashMap<(usize, u32), SavedFrame>,
     pub(crate) clock: Clock,
+    /// What strong reads have observed that no fence has acquired yet.
+    pub(crate) observed: Option<Box<Clock>>,
     /// Groups of `cp.async`, bulk copies and wgmma.
     pub(crate) cp_async: Groups,
     pub(crate) bulk: Groups,

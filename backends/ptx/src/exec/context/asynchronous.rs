@@ -2,13 +2,18 @@
 
 use super::AsyncCx;
 use crate::exec::findings::Check;
-use crate::exec::race::{AccessKind, Actor};
+use crate::exec::race::{AccessKind, Actor, Takes};
 use crate::exec::warp::{GroupKind, Warp};
 
 impl AsyncCx<'_> {
     fn actor(&self) -> Actor<'_> {
         let generic = self.actor < 2 * self.m.cluster.n_warps() as u32;
-        Actor { id: self.actor, clock: &self.clock, pc: self.m.pc, async_proxy: !generic }
+        Actor {
+            id: self.actor,
+            clock: &self.clock,
+            pc: self.m.pc,
+            takes: if generic { Takes::Nothing } else { Takes::ProxyFence },
+        }
     }
 
     fn track(&mut self, rank: usize, offset: u64, bytes: u64, kind: AccessKind) {
@@ -17,7 +22,12 @@ impl AsyncCx<'_> {
         }
         let clock = std::mem::take(&mut self.clock);
         let generic = self.actor < 2 * self.m.cluster.n_warps() as u32;
-        let actor = Actor { id: self.actor, clock: &clock, pc: self.m.pc, async_proxy: !generic };
+        let actor = Actor {
+            id: self.actor,
+            clock: &clock,
+            pc: self.m.pc,
+            takes: if generic { Takes::Nothing } else { Takes::ProxyFence },
+        };
         self.m.track_shared(rank, offset, bytes, kind, Some(self.lane), actor);
         self.clock = clock;
     }
@@ -92,6 +102,7 @@ impl AsyncCx<'_> {
     /// Reads global memory; the caller counts.
     pub fn fetch_global(&mut self, address: u64, out: &mut [u8], init: Option<&mut [bool]>) -> bool {
         let (lane, what) = (self.lane, self.what);
+        self.orders_read(address, out.len() as u64);
         let Some((a, at)) = self.m.global_range(address, out.len() as u64, 1, Some(lane)) else { return false };
         let all = a.read(at, out);
         let mut hole = None;
@@ -116,6 +127,7 @@ impl AsyncCx<'_> {
     /// Writes global memory; counts traffic.
     pub fn write_global(&mut self, address: u64, data: &[u8]) -> bool {
         let lane = self.lane;
+        self.orders_write(address, data.len() as u64, Some(data));
         let Some((a, at)) = self.m.global_range(address, data.len() as u64, 1, Some(lane)) else { return false };
         a.write(at, data);
         self.m.count_global(address, data.len() as u64, true);

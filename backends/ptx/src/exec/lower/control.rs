@@ -4,6 +4,7 @@ use super::{Lower, Symbol, Ty};
 use crate::ast::{Function, Instruction, Operand, Space};
 use crate::exec::access::{LoadOp, StoreOp};
 use crate::exec::error::CompileError;
+use crate::exec::global_race::Order;
 use crate::exec::program::{AddressSrc, CallOp, CallTarget, MemorySpace, Op, PredSrc, Slot, Src};
 
 impl<'m> Lower<'m> {
@@ -163,7 +164,7 @@ impl<'m> Lower<'m> {
             address: AddressSrc { base, offset: i64::from(at), narrow: false },
             elements: vec![value].into(),
             bytes: bits / 8,
-            strong: false,
+            order: Order::default(),
         })));
     }
 
@@ -176,7 +177,7 @@ impl<'m> Lower<'m> {
             bytes: bits / 8,
             signed: false,
             register_bits: bits,
-            strong: false,
+            order: Order::default(),
         })));
     }
 

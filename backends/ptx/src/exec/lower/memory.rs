@@ -6,6 +6,7 @@ use crate::ast::{Instruction, Operand};
 use crate::exec::access::{self, LoadOp, StoreOp, lanes_of};
 use crate::exec::error::CompileError;
 use crate::exec::findings::Check;
+use crate::exec::global_race::{Order, Scope};
 use crate::exec::program::{AddressSrc, Flow, MemorySpace, Op, Slot, Src};
 
 /// Combines the old value with the operands.
@@ -119,7 +120,7 @@ impl Lower<'_> {
         Ok((space, narrowed(space, self.address(o)?)))
     }
 
-    fn check_words(&self, i: &Instruction) -> Result<bool, CompileError> {
+    fn check_words(&self, i: &Instruction) -> Result<Order, CompileError> {
         let mut strong = false;
         for m in &i.modifiers {
             match m.as_str() {
@@ -130,11 +131,11 @@ impl Lower<'_> {
                 m => return Err(self.unsupported(format!("`.{m}` of `{}`", i.opcode))),
             }
         }
-        Ok(strong)
+        Ok(Order::of(i, strong, Scope::Gpu))
     }
 
     fn load(&mut self, i: &Instruction) -> Result<(), CompileError> {
-        let strong = self.check_words(i)?;
+        let order = self.check_words(i)?;
         let ty = self.last_type(i)?;
         let (Some(d), Some(a)) = (i.operands.first(), i.operands.get(1)) else {
             return Err(self.invalid("`ld` takes a destination and an address"));
@@ -166,13 +167,13 @@ impl Lower<'_> {
             bytes: (ty.bits() / 8).min(8),
             signed: matches!(ty, Ty::S(_)),
             register_bits,
-            strong,
+            order,
         })));
         Ok(())
     }
 
     fn store(&mut self, i: &Instruction) -> Result<(), CompileError> {
-        let strong = self.check_words(i)?;
+        let order = self.check_words(i)?;
         let ty = self.last_type(i)?;
         let (Some(a), Some(v)) = (i.operands.first(), i.operands.get(1)) else {
             return Err(self.invalid("`st` takes an address and a value"));
@@ -200,7 +201,7 @@ impl Lower<'_> {
             address,
             elements: elements.into(),
             bytes: (ty.bits() / 8).min(8),
-            strong,
+            order,
         })));
         Ok(())
     }
@@ -296,6 +297,7 @@ impl Lower<'_> {
         };
         let bytes = ty.bits() / 8;
         let n = b_elements.len();
+        let order = Order::of(i, true, Scope::Gpu);
         self.emit_custom(Box::new(move |cx, mask| {
             let mut at = access::addresses(cx, address, mask);
             for s in b_elements.iter().chain(&c) {
@@ -303,6 +305,9 @@ impl Lower<'_> {
             }
             for (space, lanes) in access::by_space(space, &mut at, mask) {
                 let shared = matches!(space, MemorySpace::Shared | MemorySpace::SharedCluster);
+                if !shared {
+                    cx.release_global(order, &at, lanes);
+                }
                 for (e, b) in b_elements.iter().enumerate() {
                     let b = *cx.lanes(*b);
                     let c = c.map_or([0; 32], |c| *cx.lanes(c));
@@ -310,6 +315,9 @@ impl Lower<'_> {
                     let mut poison = 0u32;
                     for l in lanes_of(lanes) {
                         let address = at[l] + (e as u64) * u64::from(bytes);
+                        if !shared {
+                            cx.updates_global(address, bytes, l);
+                        }
                         match access::update(cx, space, address, bytes, l, &mut |v| f(v, b[l], c[l])) {
                             Some((v, init)) => {
                                 old[l] = v;
@@ -330,8 +338,11 @@ impl Lower<'_> {
                 if shared {
                     access::acquire_shared(cx, &at, lanes);
                     access::release_shared(cx, &at, lanes);
-                } else if cx.m.launch.options.counters {
-                    access::count_global(cx, &at, lanes, u64::from(bytes) * n as u64, true);
+                } else {
+                    cx.acquire_global(order, &at, lanes);
+                    if cx.m.launch.options.counters {
+                        access::count_global(cx, &at, lanes, u64::from(bytes) * n as u64, true);
+                    }
                 }
             }
             // Locks are built of atomics: who spins on one should not keep the others waiting.
@@ -355,6 +366,7 @@ impl Lower<'_> {
         c: Option<&Operand>,
     ) -> Result<(), CompileError> {
         let ty = Ty::B(128);
+        let order = Order::of(i, true, Scope::Gpu);
         let b = self.src(b, ty)?;
         let c = match (op, c) {
             ("exch", _) => None,
@@ -371,6 +383,11 @@ impl Lower<'_> {
             let launch = cx.m.launch;
             let _guard = launch.wide.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             for (space, lanes) in access::by_space(space, &mut at, mask) {
+                let global = !matches!(space, MemorySpace::Shared | MemorySpace::SharedCluster);
+                if global {
+                    cx.release_global(order, &at, lanes);
+                    lanes_of(lanes).for_each(|l| cx.updates_global(at[l], 16, l));
+                }
                 for l in lanes_of(lanes) {
                     let half = |cx: &crate::exec::context::Cx<'_>, s: Src, h: u32| cx.lanes(Src(s.0 + h))[l];
                     let (b0, b1) = (half(cx, b, 0), half(cx, b, 1));
@@ -396,6 +413,9 @@ impl Lower<'_> {
                         cx.write(d, 1 << l, &[lo; 32], poison);
                         cx.write(Slot(d.0 + 1), 1 << l, &[hi; 32], poison);
                     }
+                }
+                if global {
+                    cx.acquire_global(order, &at, lanes);
                 }
             }
             Ok(Flow::Next)

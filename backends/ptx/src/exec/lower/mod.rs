@@ -127,6 +127,7 @@ pub struct Lower<'m> {
     has_vectors: bool,
     uses_stack: bool,
     waits_for_tmem_loads: bool,
+    fences_tmem: bool,
     current: Option<(Pos, String)>,
     /// The last `.loc`: the number of a file, and a line.
     loc: Option<(u32, u32)>,
@@ -183,6 +184,7 @@ impl Program {
             has_vectors: false,
             uses_stack: false,
             waits_for_tmem_loads: false,
+            fences_tmem: false,
             current: None,
             loc: None,
             class: Class::Move,
@@ -230,6 +232,7 @@ impl Program {
             uses_heap: lower.uses_heap,
             uses_stack: lower.uses_stack,
             waits_for_tmem_loads: lower.waits_for_tmem_loads,
+            fences_tmem: lower.fences_tmem,
             required_cluster: three("reqnctapercluster").filter(|c| c.iter().all(|n| *n > 0)),
             required_block: three("reqntid"),
             max_block: three("maxntid").map(|b| b.iter().product()),
@@ -308,6 +311,11 @@ impl<'m> Lower<'m> {
     /// Declares that the kernel has a `tcgen05.wait::ld`.
     pub(crate) fn waits_for_tmem_loads(&mut self) {
         self.waits_for_tmem_loads = true;
+    }
+
+    /// Notes that the kernel has a fence of tensor memory.
+    pub(crate) fn fences_tmem(&mut self) {
+        self.fences_tmem = true;
     }
 
     /// Declares that the kernel uses cluster features.

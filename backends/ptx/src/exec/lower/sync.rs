@@ -8,6 +8,7 @@ use crate::exec::barrier::{self, Arrival};
 use crate::exec::context::{Cx, split_shared};
 use crate::exec::error::CompileError;
 use crate::exec::findings::Check;
+use crate::exec::global_race::{Order, Scope};
 use crate::exec::mbarrier::{MAX_COUNT, Mbarrier, pending_count};
 use crate::exec::program::{Flow, Slot, Src, Wait};
 use crate::exec::queue::{Step, Stream};
@@ -35,7 +36,12 @@ impl Lower<'_> {
                 if i.has("proxy") {
                     return self.fence(i);
                 }
-                self.emit(crate::exec::program::Op::Nop);
+                // `membar` is a fence in sequentially consistent order.
+                let order = Order { acquire: true, release: true, ..Order::of(i, true, Scope::Cta) };
+                self.emit_custom(Box::new(move |cx, _| {
+                    cx.fence_global(order);
+                    Ok(Flow::Next)
+                }));
                 Ok(())
             }
             "setmaxnreg" => {
@@ -163,6 +169,8 @@ impl Lower<'_> {
         if let Some(bad) = i.modifiers.iter().find(|m| !known(m)) {
             return Err(self.unsupported(format!("`.{bad}` of `fence`")));
         }
+        // `fence.proxy` and `fence.mbarrier_init` order no accesses of other CTAs to global memory.
+        let order = (!i.has("proxy") && !i.has("mbarrier_init")).then(|| Order::of(i, true, Scope::Cta));
         let shared = i.has("proxy") && (i.has("async") || i.has("async::generic")) && !i.has("global");
         let mut map = None;
         for o in &i.operands {
@@ -182,6 +190,9 @@ impl Lower<'_> {
                 cx.warp.clock.fence_proxy();
                 // Later writes need a fence of their own.
                 cx.advance();
+            }
+            if let Some(order) = order {
+                cx.fence_global(order);
             }
             Ok(Flow::Next)
         }));

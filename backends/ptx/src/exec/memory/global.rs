@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use serde::{Deserialize, Serialize};
 
+use super::shadow::Shadow;
 use super::{HEAP, HEAP_END};
 use crate::exec::ExecError;
 
@@ -75,6 +76,8 @@ pub struct Allocation {
     init: Cells<AtomicU8>,
     /// Since the last [`DeviceMemory::forget_traffic`]: of loads, then of stores.
     traffic: [Touched; 2],
+    /// Who wrote and read in this launch.
+    pub(crate) shadow: Shadow,
 }
 
 /// The sectors of an allocation that accesses of one kind have touched.
@@ -128,7 +131,15 @@ impl Allocation {
     }
 
     fn of(base: u64, bytes: u64, words: Cells<AtomicU64>, init: Cells<AtomicU8>) -> Allocation {
-        Allocation { base, bytes, hidden: false, words, init, traffic: [Touched::new(bytes), Touched::new(bytes)] }
+        Allocation {
+            base,
+            bytes,
+            hidden: false,
+            words,
+            init,
+            traffic: [Touched::new(bytes), Touched::new(bytes)],
+            shadow: Shadow::default(),
+        }
     }
 
     /// The value of `bytes` (1, 2, 4, 8) at an aligned offset, and whether every byte was ever written.
@@ -161,6 +172,12 @@ impl Allocation {
         } else if !init && old & bytes != 0 {
             flags.fetch_and(!bytes, Relaxed);
         }
+    }
+
+    /// Whether these bytes of a word were written and are those of `value`.
+    pub(crate) fn holds(&self, word: usize, bytes: u8, value: u64) -> bool {
+        let (same, init) = (self.words[word].load(Relaxed) ^ value, self.init[word].load(Relaxed));
+        same & spread(bytes) == 0 && init & bytes == bytes
     }
 
     /// Replaces `bytes` (1, 2, 4, 8) at an aligned offset by `f` of the old value, atomically; gives the old value and
@@ -472,6 +489,11 @@ impl DeviceMemory {
             b.store_word((position / 8) as usize, 1 << (position % 8), 0, false);
         }
         Ok(())
+    }
+
+    /// Forgets who wrote and read what.
+    pub(crate) fn forget_accesses(&mut self) {
+        self.allocations.iter_mut().for_each(|a| a.shadow.clear());
     }
 
     /// Starts counting traffic anew.

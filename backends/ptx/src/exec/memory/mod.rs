@@ -1,6 +1,7 @@
 //! Device memory, shared memory, and the windows of the generic address space.
 
 pub mod global;
+pub(crate) mod shadow;
 pub mod shared;
 
 use super::program::MemorySpace;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::exec::context::{AsyncCx, Machine};
 use crate::exec::findings::Check;
 use crate::exec::history::History;
-use crate::exec::race::{AccessKind, Actor, Clock};
+use crate::exec::race::{AccessKind, Actor, Clock, Conflict, Takes};
 use crate::tensor::tmem::{COLUMNS, LANES, Tmem, TmemFault};
 
 /// What is known of an accumulator register.
@@ -118,7 +118,7 @@ pub(super) fn track(
         .tensor
         .history
         .get_or_insert_with(|| Box::new(History::new(LANES / LANE_GROUP * COLUMNS * 4, 0)));
-    let actor = Actor { id, clock, pc, async_proxy: false };
+    let actor = Actor { id, clock, pc, takes: Takes::TensorFences };
     let mut found = None;
     for group in rect.lane / LANE_GROUP..=((rect.lane + rect.lanes - 1) / LANE_GROUP).min(LANES / LANE_GROUP - 1) {
         let offset = (group * COLUMNS + rect.column) * 4;
@@ -128,6 +128,10 @@ pub(super) fn track(
         let cell = conflict.offset as usize / 4;
         let (first_lane, column) = (cell / COLUMNS * LANE_GROUP, cell % COLUMNS);
         let write = kind == AccessKind::Write;
+        if conflict.unfenced {
+            note_unfenced(m, lane, (first_lane, column), &conflict, clock);
+            return;
+        }
         m.report_with(Check::TensorMemory, lane, Some((conflict.actor, conflict.pc)), || {
             let what = match (write, conflict.wrote) {
                 (true, true) => "writes over what another write left",
@@ -140,6 +144,35 @@ pub(super) fn track(
             )
         });
     }
+}
+
+/// Tensor memory that one thread hands to another without the fences. A kernel that has none at all gets one note.
+#[cold]
+fn note_unfenced(
+    m: &mut Machine<'_>,
+    lane: Option<u32>,
+    (first_lane, column): (usize, usize),
+    conflict: &Conflict,
+    clock: &Clock,
+) {
+    let fenced = m.launch.program.fences_tmem;
+    if !fenced && let Some(known) = m.worker.notes.iter_mut().find(|((_, check), _)| *check == Check::TensorMemory) {
+        known.1.count += 1;
+        return;
+    }
+    let before = clock.before_sync.get(conflict.actor as usize).is_some_and(|t| *t >= conflict.tick);
+    let what = match (fenced, before) {
+        (false, _) => "in a kernel without any tcgen05.fence".to_owned(),
+        (true, false) => "without tcgen05.fence::before_thread_sync".to_owned(),
+        (true, true) => "without tcgen05.fence::after_thread_sync".to_owned(),
+    };
+    let who = m.cluster.actor_name(conflict.actor);
+    m.note_beside(Check::TensorMemory, lane, Some((who, Some(conflict.pc))), || {
+        format!(
+            "tensor memory (lanes {first_lane} to {}, column {column}) goes from one thread to another {what}; PTX asks for one on each side of the synchronisation, machines seem to do without",
+            first_lane + LANE_GROUP - 1
+        )
+    });
 }
 
 /// As [`track`] for an asynchronous operation.

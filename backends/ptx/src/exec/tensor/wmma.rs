@@ -5,6 +5,7 @@ use super::whole_warp;
 use crate::ast::Instruction;
 use crate::exec::access::{self, LoadOp, StoreOp, lanes_of};
 use crate::exec::error::CompileError;
+use crate::exec::global_race::Order;
 use crate::exec::lower::memory::space_of;
 use crate::exec::lower::{Lower, Ty};
 use crate::exec::program::{AddressSrc, Custom, Flow, Lanes, Slot, Src, WARP};
@@ -222,7 +223,7 @@ fn load(l: &mut Lower<'_>, i: &Instruction, size: (usize, usize, usize)) -> Resu
         bytes: bits / 8,
         signed: false,
         register_bits: 64,
-        strong: false,
+        order: Order::default(),
     };
     Ok(Box::new(move |cx, mask| {
         if let Some(flow) = whole_warp(cx, mask) {
@@ -262,7 +263,7 @@ fn store(l: &mut Lower<'_>, i: &Instruction, size: (usize, usize, usize)) -> Res
         address: AddressSrc { base: x.at.into(), offset: 0, narrow: false },
         elements: vec![x.value.into()].into(),
         bytes: bits / 8,
-        strong: false,
+        order: Order::default(),
     };
     Ok(Box::new(move |cx, mask| {
         if let Some(flow) = whole_warp(cx, mask) {

@@ -263,6 +263,7 @@ pub(super) fn wait(cx: &mut Cx<'_>, loads: bool) {
     if let Some(seen) = cx.warp.clock.seen.get_mut(id as usize) {
         *seen = (*seen).max(tick);
     }
+    cx.warp.clock.needs_no_fence(id, tick);
 }
 
 fn load(cx: &mut Cx<'_>, mask: u32, access: &Access, base: u32, d: &[Slot]) {

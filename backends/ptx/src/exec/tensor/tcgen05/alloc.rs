@@ -9,7 +9,7 @@ use crate::exec::error::{CompileError, ExecError};
 use crate::exec::findings::Check;
 use crate::exec::lower::{Lower, Ty};
 use crate::exec::program::{Custom, Flow, Wait};
-use crate::exec::race::{AccessKind, Actor};
+use crate::exec::race::{AccessKind, Actor, Takes};
 use crate::tensor::tmem::{LANES, split_address};
 
 const WAITS: Wait = Wait::Other("free tensor memory or the peer's tcgen05.alloc");
@@ -58,7 +58,7 @@ fn write_address(cx: &mut Cx<'_>, rank: usize, offset: u64, lane: u32) {
     if let Some(seen) = cx.warp.clock.seen.get_mut(id as usize) {
         *seen = (*seen).max(tick);
     }
-    let actor = Actor { id, clock: &cx.warp.clock, pc: cx.m.pc, async_proxy: false };
+    let actor = Actor { id, clock: &cx.warp.clock, pc: cx.m.pc, takes: Takes::Nothing };
     cx.m.track_shared(rank, offset, 4, AccessKind::Write, Some(lane), actor);
 }
 

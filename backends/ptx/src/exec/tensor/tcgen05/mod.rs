@@ -38,8 +38,19 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
                 Ok(Flow::Next)
             }))
         }
-        // Order between threads comes from the barrier that the fence goes with; the pipe is in order.
-        Some("fence::before_thread_sync" | "fence::after_thread_sync") => Ok(Box::new(|_, _| Ok(Flow::Next))),
+        Some(fence @ ("fence::before_thread_sync" | "fence::after_thread_sync")) => {
+            l.fences_tmem();
+            let before = fence == "fence::before_thread_sync";
+            Ok(Box::new(move |cx, _| {
+                let clock = &mut cx.warp.clock;
+                if before {
+                    clock.fence_before_sync()
+                } else {
+                    clock.fence_after_sync()
+                }
+                Ok(Flow::Next)
+            }))
+        }
         Some("commit") => lower_commit(l, i),
         Some("cp") => cp::lower(l, i),
         Some("mma") => mma::lower(l, i),
@@ -142,6 +153,8 @@ fn lower_commit(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, CompileErr
                 actor,
                 lane as u32,
                 Box::new(move |cx| {
+                    // As PTX has it, a commit is a fence as well.
+                    cx.clock.fence_before_sync();
                     for target in &targets {
                         cx.arrive(*target, 1);
                     }

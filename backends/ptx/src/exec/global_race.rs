@@ -1,0 +1,338 @@
+//! Races of CTAs in global memory.
+//!
+//! An access conflicts with one of another CTA to the same bytes, one of the two a write and not both strong, if no chain of
+//! releases and acquires orders them: fences and accesses with `.release` and `.acquire`, of a scope that holds both CTAs, or barriers
+//! and mbarriers of a cluster. Fences are cumulative: what is released is what the warp has seen.
+
+use super::context::{AsyncCx, Cx, Machine};
+use super::findings::Check;
+use super::memory::global::Allocation;
+use super::memory::shadow::{Mark, Page};
+use super::program::Lanes;
+use super::race::Clock;
+
+/// Who is synchronised with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    #[default]
+    Cta,
+    Cluster,
+    Gpu,
+}
+
+/// What an access or a fence orders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Order {
+    pub acquire: bool,
+    pub release: bool,
+    /// Not weak.
+    pub strong: bool,
+    pub scope: Scope,
+}
+
+impl Order {
+    /// Of the words of an instruction; `scope` where none is named.
+    pub fn of(i: &crate::ast::Instruction, strong: bool, scope: Scope) -> Order {
+        let has = |words: &[&str]| words.iter().any(|w| i.has(w));
+        let scope = match () {
+            () if has(&["cta"]) => Scope::Cta,
+            () if has(&["cluster"]) => Scope::Cluster,
+            () if has(&["gpu", "gl", "sys", "volatile", "mmio"]) => Scope::Gpu,
+            () => scope,
+        };
+        let (acquire, release) = (has(&["acquire", "acq_rel", "sc"]), has(&["release", "acq_rel", "sc"]));
+        Order { acquire, release, strong, scope }
+    }
+}
+
+/// Who accesses global memory.
+#[derive(Clone, Copy)]
+struct By<'c> {
+    actor: u32,
+    clock: &'c Clock,
+    lane: u32,
+    mark: Option<Mark>,
+}
+
+impl Machine<'_> {
+    fn by<'c>(&self, actor: u32, clock: &'c Clock, lane: u32, strong: bool) -> By<'c> {
+        let tick = clock.seen.get(actor as usize).copied().unwrap_or(0);
+        By { actor, clock, lane, mark: Mark::new(self.cluster.index, actor, tick, self.pc, strong) }
+    }
+
+    /// The rank of an actor's CTA; `None` for the async proxy of a cluster of several.
+    fn rank_of(&self, actor: u32) -> Option<u32> {
+        let (n, per) = (self.cluster.n_warps() as u32, self.cluster.warps_per_cta.max(1));
+        if self.cluster.ctas.len() == 1 { Some(0) } else { (actor < 2 * n).then_some(actor % n / per) }
+    }
+
+    /// Whether an access was another CTA's and nothing orders it before this one.
+    fn is_unordered(&self, old: Mark, by: By<'_>) -> bool {
+        if old.cluster() != self.cluster.index {
+            return !self.launch.released.has_seen(&by.clock.known, old);
+        }
+        let other_cta = self.rank_of(old.actor()).zip(self.rank_of(by.actor)).is_some_and(|(a, b)| a != b);
+        other_cta && by.clock.seen.get(old.actor() as usize).is_none_or(|tick| *tick < old.tick())
+    }
+
+    fn is_heap(&self, a: &Allocation) -> bool {
+        // `malloc` and `free` order what they hand around.
+        self.launch.heap_base != 0 && a.base == self.launch.heap_base
+    }
+
+    #[cold]
+    fn report_race(&mut self, a: &Allocation, word: usize, bytes: u8, old: Mark, by: By<'_>, what: &str) {
+        let address = a.base + 8 * word as u64 + u64::from(bytes.trailing_zeros());
+        let who = self.name_of(old);
+        self.report_beside(Check::Race, Some(by.lane), Some((who, old.pc())), || {
+            format!("{what} at global address {address:#x}, without a release and an acquire between them")
+        });
+    }
+
+    /// The first guess of a loop with `atom.cas` is read so, by CUDA's own headers too.
+    #[cold]
+    fn note_weak_read(&mut self, a: &Allocation, word: usize, bytes: u8, old: Mark, by: By<'_>) {
+        let address = a.base + 8 * word as u64 + u64::from(bytes.trailing_zeros());
+        let who = self.name_of(old);
+        self.note_beside(Check::Race, Some(by.lane), Some((who, old.pc())), || {
+            format!("a weak read of global address {address:#x}, which another CTA changes atomically; PTX calls that a race, machines give the old or the new value")
+        });
+    }
+
+    /// Block and warp of an access.
+    fn name_of(&self, mark: Mark) -> String {
+        if mark.cluster() == self.cluster.index {
+            return self.cluster.actor_name(mark.actor());
+        }
+        let (n, per) = (self.cluster.n_warps() as u32, self.cluster.warps_per_cta.max(1));
+        let [cx, cy, _] = self.launch.cluster;
+        let first = self.launch.first_ctaid(mark.cluster());
+        let block = |actor: u32| {
+            let rank = actor / per;
+            let inside = [rank % cx, rank / cx % cy, rank / cx / cy];
+            let [x, y, z] = [0, 1, 2].map(|d| first[d] + inside[d]);
+            format!("block {x},{y},{z} warp {}", actor % per)
+        };
+        match mark.actor() {
+            actor if actor < n => block(actor),
+            actor if actor < 2 * n => format!("cp.async of {}", block(actor - n)),
+            _ => {
+                let [x, y, z] = first;
+                format!("an operation of the async proxy of block {x},{y},{z}")
+            }
+        }
+    }
+
+    fn word_is_read(&mut self, a: &Allocation, page: &Page, word: usize, bytes: u8, by: By<'_>) {
+        let strong = by.mark.is_some_and(Mark::strong);
+        if let Some(old) = page.writer(word)
+            && old.bytes() & bytes != 0
+            && !(strong && old.strong())
+            && self.is_unordered(old, by)
+        {
+            if old.strong() {
+                self.note_weak_read(a, word, old.bytes() & bytes, old, by);
+            } else {
+                self.report_race(a, word, old.bytes() & bytes, old, by, "reads what another CTA wrote");
+            }
+        }
+        if !strong {
+            page.read(word, by.mark.map(|m| m.of(bytes)));
+        }
+    }
+
+    /// `value` is what will be written, where that is known.
+    fn word_is_written(&mut self, a: &Allocation, word: usize, bytes: u8, value: Option<u64>, by: By<'_>) {
+        let Some(page) = a.shadow.page_to_write(word, a.bytes.div_ceil(8) as usize) else { return };
+        let strong = by.mark.is_some_and(Mark::strong);
+        let (writer, reader) = (page.writer(word), page.reader(word));
+        if let (Some(old), Some(mark)) = (writer, by.mark)
+            && old.like(mark)
+            && reader.is_none()
+        {
+            page.wrote(word, Some(mark.of(old.bytes() | bytes)));
+            return;
+        }
+        let meets = |old: &Mark| old.bytes() & bytes != 0;
+        let over = writer.filter(meets).filter(|old| !(strong && old.strong()) && self.is_unordered(*old, by));
+        let read = reader.filter(meets).filter(|old| self.is_unordered(*old, by));
+        // Several may store the same value; one that changes nothing is no race. Whose it then is nobody knows.
+        if (over.is_some() || read.is_some()) && value.is_some_and(|v| a.holds(word, bytes, v)) {
+            page.wrote(word, None);
+            return;
+        }
+        if let Some(old) = over {
+            self.report_race(a, word, old.bytes() & bytes, old, by, "writes over what another CTA wrote");
+        }
+        if let Some(old) = read {
+            self.report_race(a, word, old.bytes() & bytes, old, by, "writes what another CTA reads");
+        }
+        page.wrote(word, by.mark.map(|m| m.of(bytes)));
+    }
+
+    fn range_is_read(&mut self, a: &Allocation, at: u64, bytes: u64, by: By<'_>) {
+        for (word, bytes) in words(at, bytes) {
+            if let Some(page) = a.shadow.page(word) {
+                self.word_is_read(a, page, word, bytes, by);
+            }
+        }
+    }
+}
+
+/// The words of a range, each with the bytes of it that are in the range.
+fn words(at: u64, bytes: u64) -> impl Iterator<Item = (usize, u8)> {
+    let end = at + bytes;
+    (at / 8..end.div_ceil(8)).map(move |word| {
+        let (first, last) = (at.saturating_sub(8 * word).min(8), (end - 8 * word).min(8));
+        (word as usize, ((1u16 << last) - (1u16 << first)) as u8)
+    })
+}
+
+impl Cx<'_> {
+    /// Lanes read global memory, all of it in allocations that somebody has written in this launch.
+    #[cold]
+    pub(crate) fn read_lanes(&mut self, at: &Lanes, lanes: u32, bytes: u64, strong: bool) {
+        let (memory, actor) = (self.m.launch.memory, self.m.cluster.warp_actor(self.m.cta, self.m.warp_index));
+        for l in super::access::lanes_of(lanes) {
+            if let Some(a) = memory.find(at[l], bytes) {
+                let by = self.m.by(actor, &self.warp.clock, l as u32, strong);
+                self.m.range_is_read(a, at[l] - a.base, bytes, by);
+            }
+        }
+    }
+
+    /// Lanes write bytes of a word of global memory.
+    #[inline]
+    pub(crate) fn writes_global(
+        &mut self,
+        a: &Allocation,
+        word: usize,
+        bytes: u8,
+        value: u64,
+        lane: usize,
+        strong: bool,
+    ) {
+        if self.m.launch.orders_global && !self.m.is_heap(a) {
+            let actor = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
+            let by = self.m.by(actor, &self.warp.clock, lane as u32, strong);
+            self.m.word_is_written(a, word, bytes, Some(value), by);
+        }
+    }
+
+    /// A lane replaces bytes of global memory atomically.
+    pub(crate) fn updates_global(&mut self, address: u64, bytes: u32, lane: usize) {
+        let memory = self.m.launch.memory;
+        let Some(a) = memory.find(address, u64::from(bytes)) else { return };
+        if self.m.launch.orders_global && !self.m.is_heap(a) {
+            let actor = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
+            let by = self.m.by(actor, &self.warp.clock, lane as u32, true);
+            for (word, bytes) in words(address - a.base, u64::from(bytes)) {
+                self.m.word_is_written(a, word, bytes, None, by);
+            }
+        }
+    }
+
+    /// Before a strong write of these lanes: releases what it is to release.
+    pub(crate) fn release_global(&mut self, order: Order, at: &Lanes, lanes: u32) {
+        let clock = &self.warp.clock;
+        // Without `.release`, what the last fence has fenced.
+        let seen = if order.release { &clock.seen } else { &clock.fenced };
+        if !self.m.launch.orders_global || order.scope == Scope::Cta || seen.is_empty() || lanes == 0 {
+            return;
+        }
+        let cluster = self.m.cluster.index;
+        let readers = if order.scope == Scope::Gpu { 0 } else { cluster + 1 };
+        for l in super::access::lanes_of(lanes) {
+            self.m.launch.released.release((at[l] / 4, readers), cluster, seen, &clock.known);
+        }
+        if order.release {
+            self.advance();
+        }
+    }
+
+    /// After a strong read of these lanes: learns what was released there, at once or with the next fence.
+    pub(crate) fn acquire_global(&mut self, order: Order, at: &Lanes, lanes: u32) {
+        if !self.m.launch.orders_global || order.scope == Scope::Cta {
+            return;
+        }
+        let cluster = self.m.cluster.index;
+        let clock = if order.acquire {
+            &mut self.warp.clock
+        } else {
+            let n = self.m.cluster.n_actors;
+            self.warp.observed.get_or_insert_with(|| Box::new(Clock::new(n)))
+        };
+        for l in super::access::lanes_of(lanes) {
+            let released = &self.m.launch.released;
+            released.acquire((at[l] / 4, 0), cluster, clock, order.scope == Scope::Cluster);
+            if self.m.cluster.ctas.len() > 1 {
+                released.acquire((at[l] / 4, cluster + 1), cluster, clock, true);
+            }
+        }
+    }
+
+    /// A fence: what was observed is acquired, and what is seen is released by the strong writes that follow.
+    pub(crate) fn fence_global(&mut self, order: Order) {
+        let alone = order.scope == Scope::Cluster && self.m.cluster.ctas.len() == 1;
+        if !self.m.launch.orders_global || order.scope == Scope::Cta || alone {
+            return;
+        }
+        if order.acquire
+            && let Some(observed) = &self.warp.observed
+        {
+            self.warp.clock.join(observed);
+        }
+        if order.release {
+            self.warp.clock.fenced = self.warp.clock.seen.clone();
+            // Later accesses are not fenced.
+            self.advance();
+        }
+    }
+}
+
+impl AsyncCx<'_> {
+    /// The operation reads global memory.
+    pub(crate) fn orders_read(&mut self, address: u64, bytes: u64) {
+        let memory = self.m.launch.memory;
+        if let Some(a) = memory.find(address, bytes)
+            && a.shadow.is_written()
+            && self.m.launch.orders_global
+        {
+            let clock = std::mem::take(&mut self.clock);
+            let by = self.m.by(self.actor, &clock, self.lane, false);
+            self.m.range_is_read(a, address - a.base, bytes, by);
+            self.clock = clock;
+        }
+    }
+
+    /// The operation writes global memory; `data` is `None` for reductions, which are atomic.
+    pub(crate) fn orders_write(&mut self, address: u64, bytes: u64, data: Option<&[u8]>) {
+        let memory = self.m.launch.memory;
+        let Some(a) = memory.find(address, bytes).filter(|a| self.m.launch.orders_global && !self.m.is_heap(a)) else {
+            return;
+        };
+        let clock = std::mem::take(&mut self.clock);
+        let by = self.m.by(self.actor, &clock, self.lane, data.is_none());
+        let at = address - a.base;
+        for (word, bytes) in words(at, bytes) {
+            let value = data.map(|data| {
+                let byte = |i: u64| (8 * word as u64 + i).checked_sub(at).and_then(|i| data.get(i as usize));
+                (0..8).fold(0, |v, i| v | u64::from(byte(i).copied().unwrap_or(0)) << (8 * i))
+            });
+            self.m.word_is_written(a, word, bytes, value, by);
+        }
+        self.clock = clock;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn ranges_are_cut_at_words() {
+        assert_eq!(words(6, 4).collect::<Vec<_>>(), [(0, 0b1100_0000), (1, 0b11)]);
+        assert_eq!(words(8, 8).collect::<Vec<_>>(), [(1, 0xff)]);
+        assert_eq!(words(2, 2).collect::<Vec<_>>(), [(0, 0b1100)]);
+    }
+}
