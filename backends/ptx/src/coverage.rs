@@ -8,7 +8,7 @@ mod catalogue;
 use std::fmt::Write as _;
 
 use crate::ast::{Module, Statement};
-use crate::exec::lower::availability::missing;
+use crate::exec::lower::availability::Lacks;
 use crate::exec::{CompileError, Program, Target};
 use crate::launch::EmulateError;
 
@@ -96,19 +96,19 @@ pub fn probe(form: &Form) -> Result<(), EmulateError> {
 /// What the parser says of the form.
 pub fn unavailable(form: &Form, target: Target, version: (u32, u32)) -> Result<Option<String>, EmulateError> {
     let module = Module::parse(&form.module())?;
-    let mut lacks = None;
+    let (mut found, lacks) = (None, Lacks::new(target, version));
     let kernel = module.entries().find(|f| f.name == "k");
     let mut blocks: Vec<&[Statement]> = kernel.and_then(|k| k.body.as_deref()).into_iter().collect();
     while let Some(block) = blocks.pop() {
         for statement in block {
             match statement {
-                Statement::Instruction(i) => lacks = lacks.or_else(|| missing(i, target, version)),
+                Statement::Instruction(i) => found = found.or_else(|| lacks.of(i)),
                 Statement::Scope(_, inner) => blocks.push(inner),
                 _ => {}
             }
         }
     }
-    Ok(lacks)
+    Ok(found)
 }
 
 /// Picks one alternative of each `<…|…>` in all ways.

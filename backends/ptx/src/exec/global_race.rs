@@ -33,15 +33,19 @@ pub(crate) struct Order {
 impl Order {
     /// Of the words of an instruction; `scope` where none is named.
     pub fn of(i: &crate::ast::Instruction, strong: bool, scope: Scope) -> Order {
-        let has = |words: &[&str]| words.iter().any(|w| i.has(w));
-        let scope = match () {
-            () if has(&["cta"]) => Scope::Cta,
-            () if has(&["cluster"]) => Scope::Cluster,
-            () if has(&["gpu", "gl", "sys", "volatile", "mmio"]) => Scope::Gpu,
-            () => scope,
-        };
-        let (acquire, release) = (has(&["acquire", "acq_rel", "sc"]), has(&["release", "acq_rel", "sc"]));
-        Order { acquire, release, strong, scope }
+        let mut order = Order { strong, scope, ..Order::default() };
+        for word in &i.modifiers {
+            match word.as_str() {
+                "cta" => order.scope = Scope::Cta,
+                "cluster" => order.scope = Scope::Cluster,
+                "gpu" | "gl" | "sys" | "volatile" | "mmio" => order.scope = Scope::Gpu,
+                "acquire" => order.acquire = true,
+                "release" => order.release = true,
+                "acq_rel" | "sc" => (order.acquire, order.release) = (true, true),
+                _ => {}
+            }
+        }
+        order
     }
 }
 
@@ -292,16 +296,11 @@ impl Cx<'_> {
 
 impl AsyncCx<'_> {
     /// The operation reads global memory.
-    pub(crate) fn orders_read(&mut self, address: u64, bytes: u64) {
-        let memory = self.m.launch.memory;
-        if let Some(a) = memory.find(address, bytes)
-            && a.shadow.is_written()
-            && self.m.launch.orders_global
-        {
-            let clock = std::mem::take(&mut self.clock);
-            let by = self.m.by(self.actor, &clock, self.lane, false);
-            self.m.range_is_read(a, address - a.base, bytes, by);
-            self.clock = clock;
+    #[inline]
+    pub(crate) fn orders_read(&mut self, a: &Allocation, at: u64, bytes: u64) {
+        if a.shadow.is_written() && self.m.launch.orders_global {
+            let by = self.m.by(self.actor, &self.clock, self.lane, false);
+            self.m.range_is_read(a, at, bytes, by);
         }
     }
 
@@ -311,8 +310,7 @@ impl AsyncCx<'_> {
         let Some(a) = memory.find(address, bytes).filter(|a| self.m.launch.orders_global && !self.m.is_heap(a)) else {
             return;
         };
-        let clock = std::mem::take(&mut self.clock);
-        let by = self.m.by(self.actor, &clock, self.lane, data.is_none());
+        let by = self.m.by(self.actor, &self.clock, self.lane, data.is_none());
         let at = address - a.base;
         for (word, bytes) in words(at, bytes) {
             let value = data.map(|data| {
@@ -321,7 +319,6 @@ impl AsyncCx<'_> {
             });
             self.m.word_is_written(a, word, bytes, value, by);
         }
-        self.clock = clock;
     }
 }
 

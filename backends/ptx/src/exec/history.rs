@@ -9,6 +9,9 @@ use std::collections::HashMap;
 
 const NOBODY: u16 = 0xffff;
 
+/// Steps that are remembered.
+const RECENT: usize = 4;
+
 /// In place of a state's number: the bytes of the word have states of their own, in `parts`.
 const SPLIT: u32 = u32::MAX;
 
@@ -46,8 +49,9 @@ pub struct History {
     parts: HashMap<u32, [u32; 4]>,
     states: Vec<State>,
     free: Vec<u32>,
-    /// A step without a conflict: the access, the state before, the state after.
-    last: Option<(Key, u32, u32)>,
+    /// The last steps without a conflict, newest first: the access, the state before, the state after. A tile that one instruction reads
+    /// was written by several warps.
+    recent: [Option<(Key, u32, u32)>; RECENT],
     /// The state that a write left.
     written: Option<(Key, u32)>,
     /// Actors below this number write through the generic proxy.
@@ -65,7 +69,7 @@ impl History {
             parts: HashMap::new(),
             states: vec![untouched],
             free: Vec::new(),
-            last: None,
+            recent: [None; RECENT],
             written: None,
             generic_actors,
             released: HashMap::new(),
@@ -121,14 +125,18 @@ impl History {
         found
     }
 
-    /// Does what the last step did, if these are whole words in the state that was before it or is after it.
+    /// Does what one of the last steps did, if these are whole words in the state that was before it or is after it.
     #[inline]
     fn repeats(&mut self, offset: u32, bytes: u32, key: Key) -> bool {
-        let Some((last, before, after)) = self.last else { return false };
-        if last != key || !(offset | bytes).is_multiple_of(4) {
+        if !(offset | bytes).is_multiple_of(4) {
             return false;
         }
         let (first, n) = (offset as usize / 4, bytes as usize / 4);
+        let Some(&state) = self.words.get(first) else { return false };
+        let mut steps = self.recent.iter().flatten();
+        let Some(&(_, before, after)) = steps.find(|s| (s.1 == state || s.2 == state) && s.0 == key) else {
+            return false;
+        };
         let Some(words) = self.words.get_mut(first..first + n) else { return false };
         if words.iter().all(|s| *s == before) {
             if before != after {
@@ -142,10 +150,7 @@ impl History {
 
     /// The state after an access to something in state `old`, and the conflict.
     fn step(&mut self, old: u32, offset: u32, key: Key, actor: Actor<'_>) -> (u32, Option<Conflict>) {
-        if let Some((last, before, after)) = self.last
-            && before == old
-            && last == key
-        {
+        if let Some(&(.., after)) = self.recent.iter().flatten().find(|s| s.1 == old && s.0 == key) {
             return (after, None);
         }
         let state = &self.states[old as usize];
@@ -168,7 +173,8 @@ impl History {
             },
         };
         if conflict.is_none() {
-            self.last = Some((key, old, new));
+            self.recent.rotate_right(1);
+            self.recent[0] = Some((key, old, new));
         }
         (new, conflict)
     }
@@ -198,7 +204,9 @@ impl History {
             state.others = Vec::new();
             self.free.push(old);
             // The number may become another state's.
-            self.last = self.last.filter(|(_, before, after)| *before != old && *after != old);
+            for step in &mut self.recent {
+                *step = step.filter(|(_, before, after)| *before != old && *after != old);
+            }
             self.written = self.written.filter(|(_, state)| *state != old);
         }
     }

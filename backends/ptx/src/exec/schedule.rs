@@ -138,7 +138,9 @@ fn start(launch: &LaunchState<'_>, worker: &mut Worker, index: u64) -> Cluster {
     let n_warps = (size * warps) as usize;
     let checks = &launch.options.checks;
     let tracked = checks.races || checks.proxies;
-    let n_actors = if tracked { 2 * n_warps + ASYNC_ACTORS } else { 0 };
+    // There is no async proxy before Hopper.
+    let async_actors = if launch.program.target.sm >= 90 { ASYNC_ACTORS } else { 0 };
+    let n_actors = if tracked { 2 * n_warps + async_actors } else { 0 };
     let first = launch.first_ctaid(index);
     let generic = tracked.then_some(2 * n_warps as u32);
     let mut cluster = Cluster {

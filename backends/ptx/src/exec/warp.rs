@@ -112,30 +112,18 @@ impl Groups {
     /// Whether, for each of `lanes`, all but the latest `allowed` committed groups are complete (or have read their
     /// sources, if `reads_only`). On success the clocks of those groups are handed to `learn`.
     pub fn complete(&mut self, lanes: u32, allowed: u32, reads_only: bool, mut learn: impl FnMut(&Clock)) -> bool {
-        let mut newer = [0u32; WARP];
+        let mut newer = Newer::new(&self.list, lanes);
         for g in self.list.iter().rev().filter(|g| g.lanes != 0) {
-            let mut due = false;
-            for (lane, n) in newer.iter_mut().enumerate() {
-                if g.lanes & lanes >> lane << lane & (1 << lane) != 0 {
-                    due |= *n >= allowed;
-                    *n += 1;
-                }
-            }
             let open = if reads_only { g.reading } else { g.pending };
-            if due && open > 0 {
+            if newer.is_due(g.lanes & lanes, allowed) && open > 0 {
                 return false;
             }
         }
-        let mut newer = [0u32; WARP];
+        let mut newer = Newer::new(&self.list, lanes);
         for g in self.list.iter_mut().rev().filter(|g| g.lanes != 0) {
-            let mut due = false;
-            for (lane, n) in newer.iter_mut().enumerate() {
-                if g.lanes & lanes & (1 << lane) != 0 {
-                    due |= *n >= allowed;
-                    *n += 1;
-                }
-            }
-            if due && let Some(clock) = &g.clock {
+            if newer.is_due(g.lanes & lanes, allowed)
+                && let Some(clock) = &g.clock
+            {
                 learn(clock);
                 if g.pending == 0 {
                     g.clock = None;
@@ -153,6 +141,39 @@ impl Groups {
     /// Operations that are not complete.
     pub fn pending(&self) -> u32 {
         self.list.iter().map(|g| g.pending).sum()
+    }
+}
+
+/// How many groups of each waiting lane are newer than the one that is looked at.
+enum Newer {
+    /// All lanes wait, and have committed, together.
+    Together(u32),
+    Each([u32; WARP]),
+}
+
+impl Newer {
+    fn new(list: &VecDeque<Group>, lanes: u32) -> Newer {
+        let together = list.iter().all(|g| g.lanes & lanes == lanes || g.lanes & lanes == 0);
+        if together { Newer::Together(0) } else { Newer::Each([0; WARP]) }
+    }
+
+    /// Whether one of the lanes of the next older group may not leave it open; counts the group.
+    fn is_due(&mut self, lanes: u32, allowed: u32) -> bool {
+        match self {
+            Newer::Together(n) => {
+                let due = lanes != 0 && *n >= allowed;
+                *n += u32::from(lanes != 0);
+                due
+            }
+            Newer::Each(newer) => {
+                let mut due = false;
+                for (_, n) in newer.iter_mut().enumerate().filter(|(lane, _)| lanes >> lane & 1 == 1) {
+                    due |= *n >= allowed;
+                    *n += 1;
+                }
+                due
+            }
+        }
     }
 }
 

@@ -23,6 +23,10 @@ pub struct Worker {
     // Boxed as in a CTA, so that taking a warp out for its turn moves a pointer.
     #[allow(clippy::vec_box)]
     pub(crate) spare: Vec<Box<super::warp::Warp>>,
+    /// Whether a note says that the kernel has no `tcgen05.fence`: once is enough.
+    pub(crate) knows_no_fences: bool,
+    /// Lists of finished `cp.async`, for the next ones.
+    pub(crate) spare_copies: Vec<Vec<(u32, super::lower::LaneCopy)>>,
 }
 
 impl Worker {
@@ -37,6 +41,8 @@ impl Worker {
             unreported: 0,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             spare: Vec::new(),
+            spare_copies: Vec::new(),
+            knows_no_fences: false,
         }
     }
 

@@ -20,16 +20,14 @@ impl AsyncCx<'_> {
         if self.m.cluster.n_actors == 0 {
             return;
         }
-        let clock = std::mem::take(&mut self.clock);
         let generic = self.actor < 2 * self.m.cluster.n_warps() as u32;
         let actor = Actor {
             id: self.actor,
-            clock: &clock,
+            clock: &self.clock,
             pc: self.m.pc,
             takes: if generic { Takes::Nothing } else { Takes::ProxyFence },
         };
         self.m.track_shared(rank, offset, bytes, kind, Some(self.lane), actor);
-        self.clock = clock;
     }
 
     /// Reads shared memory (address with rank), with bounds, race and proxy checks. `init` gets the written flag of
@@ -74,12 +72,26 @@ impl AsyncCx<'_> {
         (bytes, unwritten)
     }
 
-    /// Writes shared memory (address with rank), with bounds and race checks. Without `init` all bytes count as written.
-    pub fn write_shared(&mut self, address: u64, data: &[u8], init: Option<&[bool]>) -> bool {
-        let Some((rank, offset)) = self.m.shared_range(address, data.len() as u64, 1, false, Some(self.lane)) else {
-            return false;
-        };
-        self.track(rank, offset, data.len() as u64, AccessKind::Write);
+    /// Records writes of this operation to shared memory (addresses with rank), which lie in any order.
+    pub(crate) fn track_writes(&mut self, writes: &mut [(u64, u32)]) {
+        if self.m.cluster.n_actors == 0 {
+            return;
+        }
+        // Rows of a tile whose pieces change places lie side by side.
+        writes.sort_unstable();
+        let mut writes = writes.iter().peekable();
+        while let Some(&(start, bytes)) = writes.next() {
+            let mut end = start + u64::from(bytes);
+            while let Some((_, more)) = writes.next_if(|(at, _)| *at == end) {
+                end += u64::from(*more);
+            }
+            let (rank, offset) = crate::exec::context::split_shared(start);
+            self.track(rank, offset, end - start, AccessKind::Write);
+        }
+    }
+
+    /// As [`write_shared`](AsyncCx::write_shared), of aligned bytes inside a CTA's memory that are tracked apart.
+    pub(crate) fn write_tracked(&mut self, (rank, offset): (usize, u64), data: &[u8], init: Option<&[bool]>) {
         let shared = &mut self.m.cluster.ctas[rank].shared;
         shared.write(offset as usize, data);
         if let Some(init) = init {
@@ -87,6 +99,15 @@ impl AsyncCx<'_> {
                 shared.set_initialized(offset as usize + i, 1, *written);
             }
         }
+    }
+
+    /// Writes shared memory (address with rank), with bounds and race checks. Without `init` all bytes count as written.
+    pub fn write_shared(&mut self, address: u64, data: &[u8], init: Option<&[bool]>) -> bool {
+        let Some((rank, offset)) = self.m.shared_range(address, data.len() as u64, 1, false, Some(self.lane)) else {
+            return false;
+        };
+        self.track(rank, offset, data.len() as u64, AccessKind::Write);
+        self.write_tracked((rank, offset), data, init);
         true
     }
 
@@ -102,8 +123,14 @@ impl AsyncCx<'_> {
     /// Reads global memory; the caller counts.
     pub fn fetch_global(&mut self, address: u64, out: &mut [u8], init: Option<&mut [bool]>) -> bool {
         let (lane, what) = (self.lane, self.what);
-        self.orders_read(address, out.len() as u64);
-        let Some((a, at)) = self.m.global_range(address, out.len() as u64, 1, Some(lane)) else { return false };
+        let memory = self.m.launch.memory;
+        let Some(a) = memory.find(address, out.len() as u64) else {
+            // The finding is made here.
+            self.m.global_range(address, out.len() as u64, 1, Some(lane));
+            return false;
+        };
+        let at = address - a.base;
+        self.orders_read(a, at, out.len() as u64);
         let all = a.read(at, out);
         let mut hole = None;
         match init {
@@ -136,12 +163,11 @@ impl AsyncCx<'_> {
 
     /// `complete_tx` of `bytes` on the mbarrier at a shared address (with rank).
     pub fn complete_tx(&mut self, mbarrier: u64, bytes: u32) {
-        let clock = std::mem::take(&mut self.clock);
+        let clock = &self.clock;
         let outcome = self.m.mbarrier(mbarrier, Some(self.lane)).map(|b| {
-            b.clock.join(&clock);
+            b.clock.join(clock);
             b.complete_tx(bytes)
         });
-        self.clock = clock;
         if let Some(outcome) = outcome {
             self.m.mbarrier_outcome(outcome, mbarrier, Some(self.lane));
         }
@@ -149,12 +175,11 @@ impl AsyncCx<'_> {
 
     /// Arrives `count` times on the mbarrier at a shared address (with rank).
     pub fn arrive(&mut self, mbarrier: u64, count: u32) {
-        let clock = std::mem::take(&mut self.clock);
+        let clock = &self.clock;
         let outcome = self.m.mbarrier(mbarrier, Some(self.lane)).map(|b| {
-            b.clock.join(&clock);
+            b.clock.join(clock);
             b.arrive(count)
         });
-        self.clock = clock;
         if let Some(outcome) = outcome {
             self.m.mbarrier_outcome(outcome, mbarrier, Some(self.lane));
         }
@@ -175,12 +200,12 @@ impl AsyncCx<'_> {
 
     /// The operation is complete; call after [`group_read`](AsyncCx::group_read).
     pub fn group_done(&mut self, kind: GroupKind, id: u64) {
-        let clock = self.clock.clone();
-        if let Some(group) = self.warp().and_then(|w| w.groups(kind).get(id)) {
+        let warp = self.m.cluster.ctas[self.m.cta].warps[self.m.warp_index].as_deref_mut();
+        if let Some(group) = warp.and_then(|w| w.groups(kind).get(id)) {
             group.pending = group.pending.saturating_sub(1);
             match &mut group.clock {
-                Some(c) => c.join(&clock),
-                None => group.clock = Some(clock),
+                Some(c) => c.join(&self.clock),
+                None => group.clock = Some(self.clock.clone()),
             }
         }
         self.m.cluster.wake();

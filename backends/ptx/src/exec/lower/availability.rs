@@ -5,8 +5,7 @@
 
 use super::Target;
 use crate::ast::{Instruction, Operand};
-use std::collections::HashMap;
-use std::sync::LazyLock;
+use rustc_hash::FxHashMap;
 
 /// Where something exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,15 +213,32 @@ fn fits(rule: &Rule, i: &Instruction) -> bool {
         && (rule.any.is_empty() || rule.any.split_whitespace().any(there))
 }
 
-/// The rules that may concern an opcode.
-fn rules_of(opcode: &str) -> impl Iterator<Item = &'static Rule> {
-    static BY_OPCODE: LazyLock<HashMap<&'static str, Vec<&'static Rule>>> = LazyLock::new(|| {
-        let mut all = HashMap::<&str, Vec<&Rule>>::new();
-        // The empty name has those for every opcode.
-        RULES.iter().for_each(|rule| rule.opcodes.split(' ').for_each(|o| all.entry(o).or_default().push(rule)));
-        all
-    });
-    [opcode, ""].into_iter().filter_map(|o| BY_OPCODE.get(o)).flatten().copied()
+/// What a machine and a PTX version lack.
+pub(crate) struct Lacks {
+    target: Target,
+    version: (u32, u32),
+    /// The rules that do not hold here, by opcode. Most instructions have none.
+    rules: FxHashMap<&'static str, Vec<&'static Rule>>,
+    /// Those for every opcode.
+    for_all: Vec<&'static Rule>,
+}
+
+impl Lacks {
+    pub fn new(target: Target, version: (u32, u32)) -> Lacks {
+        let mut lacks = Lacks { target, version, rules: FxHashMap::default(), for_all: Vec::new() };
+        let holds = |r: &Rule| version >= r.version && r.archs.iter().any(|a| a.has(target));
+        for rule in RULES.iter().filter(|r| !holds(r)) {
+            match rule.opcodes {
+                "" => lacks.for_all.push(rule),
+                names => names.split(' ').for_each(|o| lacks.rules.entry(o).or_default().push(rule)),
+            }
+        }
+        lacks
+    }
+
+    fn rules_of(&self, opcode: &str) -> impl Iterator<Item = &'static Rule> {
+        self.rules.get(opcode).into_iter().flatten().chain(&self.for_all).copied()
+    }
 }
 
 /// What of an instruction does not exist everywhere.
@@ -234,59 +250,64 @@ enum Part<'i> {
     Register(&'i str),
 }
 
-/// What the machine or the PTX version lacks of an instruction, in words; `None` if it has everything.
-pub(crate) fn missing(i: &Instruction, target: Target, version: (u32, u32)) -> Option<String> {
-    // Machines, version, and what is added to the name of the instruction, or stands in place of it.
-    let mut needs: Vec<(&[Arch], (u32, u32), Part<'_>)> =
-        rules_of(&i.opcode).filter(|r| fits(r, i)).map(|r| (r.archs, r.version, Part::Form(""))).collect();
-    // Sources in number rather than in name.
-    if matches!(i.opcode.as_str(), "min" | "max") && i.operands.len() == 4 {
-        needs.push((BLACKWELL, (8, 8), Part::Form(" of three values")));
-    }
-    if i.opcode == "mbarrier" && i.has("arrive") && i.operands.len() == 3 && !i.has("noComplete") {
-        needs.push((HOPPER, (7, 8), Part::Form(" with a count")));
-    }
-    // A predicate that says whether the source is ignored; registers that hold predicates are called `%p` by every compiler.
-    if i.opcode == "cp" && matches!(i.operands.get(3), Some(Operand::Name(n)) if n.starts_with("%p")) {
-        needs.push((AMPERE, (7, 5), Part::Form(" with a predicate")));
-    }
-    // The 8-bit conversions came to Hopper first.
-    if i.opcode == "cvt" && i.modifiers.iter().any(|m| BYTES.split(' ').any(|b| b == m)) {
-        needs.push((ADA, if target.sm >= 90 { (7, 8) } else { (8, 1) }, Part::Form("")));
-    }
-    if i.opcode == "tcgen05" && i.has("mma") && !i.has("ws") && i.operands.len() >= 6 && !i.has("block_scale") {
-        let scaled = matches!(i.operands.last(), Some(Operand::Literal(_)));
-        if scaled {
-            needs.push((&[Family(100)], (8, 6), Part::Form(" with a scale of d")));
+impl Lacks {
+    /// What is missing of an instruction, in words; `None` if there is everything.
+    pub fn of(&self, i: &Instruction) -> Option<String> {
+        let (target, version) = (self.target, self.version);
+        // Machines, version, and what is added to the name of the instruction, or stands in place of it.
+        let mut needs: Vec<(&[Arch], (u32, u32), Part<'_>)> =
+            self.rules_of(&i.opcode).filter(|r| fits(r, i)).map(|r| (r.archs, r.version, Part::Form(""))).collect();
+        // Sources in number rather than in name.
+        if matches!(i.opcode.as_str(), "min" | "max") && i.operands.len() == 4 {
+            needs.push((BLACKWELL, (8, 8), Part::Form(" of three values")));
         }
-    }
-    for o in &i.operands {
-        if let Operand::Name(n) = o {
-            let found = REGISTERS.iter().find(|(stem, ..)| n.starts_with(stem));
-            if let Some((_, arch, version)) = found {
-                needs.push((std::slice::from_ref(arch), *version, Part::Register(n)));
+        if i.opcode == "mbarrier" && i.has("arrive") && i.operands.len() == 3 && !i.has("noComplete") {
+            needs.push((HOPPER, (7, 8), Part::Form(" with a count")));
+        }
+        // A predicate that says whether the source is ignored; registers that hold predicates are called `%p` by every compiler.
+        if i.opcode == "cp" && matches!(i.operands.get(3), Some(Operand::Name(n)) if n.starts_with("%p")) {
+            needs.push((AMPERE, (7, 5), Part::Form(" with a predicate")));
+        }
+        // The 8-bit conversions came to Hopper first.
+        if i.opcode == "cvt" && i.modifiers.iter().any(|m| BYTES.split(' ').any(|b| b == m)) {
+            needs.push((ADA, if target.sm >= 90 { (7, 8) } else { (8, 1) }, Part::Form("")));
+        }
+        if i.opcode == "tcgen05" && i.has("mma") && !i.has("ws") && i.operands.len() >= 6 && !i.has("block_scale") {
+            let scaled = matches!(i.operands.last(), Some(Operand::Literal(_)));
+            if scaled {
+                needs.push((&[Family(100)], (8, 6), Part::Form(" with a scale of d")));
             }
         }
-    }
-    for (archs, needed, part) in needs {
-        let what = || match part {
-            Part::Form(of) => format!("{}{of}", i.full_name()),
-            Part::Register(name) => name.to_owned(),
-        };
-        if !archs.iter().any(|a| a.has(target)) {
-            let places: Vec<String> = archs.iter().map(|a| a.name()).collect();
-            return Some(format!("`{}` does not exist on {target}; it needs {}", what(), places.join(", ")));
+        for o in &i.operands {
+            if let Operand::Name(n) = o
+                && n.len() > 9
+            {
+                let found = REGISTERS.iter().find(|(stem, ..)| n.starts_with(stem));
+                if let Some((_, arch, version)) = found {
+                    needs.push((std::slice::from_ref(arch), *version, Part::Register(n)));
+                }
+            }
         }
-        if version < needed {
-            return Some(format!(
-                "`{}` needs `.version {}.{}` or later; the module says {}.{}",
-                what(),
-                needed.0,
-                needed.1,
-                version.0,
-                version.1
-            ));
+        for (archs, needed, part) in needs {
+            let what = || match part {
+                Part::Form(of) => format!("{}{of}", i.full_name()),
+                Part::Register(name) => name.to_owned(),
+            };
+            if !archs.iter().any(|a| a.has(target)) {
+                let places: Vec<String> = archs.iter().map(|a| a.name()).collect();
+                return Some(format!("`{}` does not exist on {target}; it needs {}", what(), places.join(", ")));
+            }
+            if version < needed {
+                return Some(format!(
+                    "`{}` needs `.version {}.{}` or later; the module says {}.{}",
+                    what(),
+                    needed.0,
+                    needed.1,
+                    version.0,
+                    version.1
+                ));
+            }
         }
+        None
     }
-    None
 }

@@ -16,7 +16,7 @@ const MAX_BULK: u64 = 1 << 20;
 
 /// One lane of a `cp.async`.
 #[derive(Clone, Copy)]
-struct LaneCopy {
+pub(crate) struct LaneCopy {
     to: u64,
     from: u64,
     /// Bytes read; the rest of the copy is zero.
@@ -128,7 +128,7 @@ impl Lower<'_> {
                 cx.require(s, mask, "the source size");
             }
             let skip = ignore.map_or(0, |p| cx.pred(p));
-            let mut copies = Vec::with_capacity(mask.count_ones() as usize);
+            let mut copies = cx.m.worker.spare_copies.pop().unwrap_or_default();
             let mut reads = 0u32;
             for l in lanes_of(mask) {
                 let read = match source_size {
@@ -389,7 +389,7 @@ fn count_cp_async(cx: &mut Cx<'_>, copies: &[(u32, LaneCopy)], size: u32) {
     count_banks(cx, &to, all, size.into());
 }
 
-fn issue_cp_async(cx: &mut Cx<'_>, copies: Vec<(u32, LaneCopy)>, size: u32) {
+fn issue_cp_async(cx: &mut Cx<'_>, mut copies: Vec<(u32, LaneCopy)>, size: u32) {
     if cx.m.launch.options.counters && !copies.is_empty() {
         count_cp_async(cx, &copies, size);
     }
@@ -403,6 +403,7 @@ fn issue_cp_async(cx: &mut Cx<'_>, copies: Vec<(u32, LaneCopy)>, size: u32) {
         actor,
         lane,
         Box::new(move |ax| {
+            let (mut writes, mut n_writes) = ([(0, 0); 32], 0);
             for (lane, c) in &copies {
                 ax.lane = *lane;
                 let (mut data, mut init) = ([0u8; 16], [true; 16]);
@@ -418,8 +419,14 @@ fn issue_cp_async(cx: &mut Cx<'_>, copies: Vec<(u32, LaneCopy)>, size: u32) {
                     init[..read].fill(false);
                 }
                 let whole = init == [true; 16];
-                ax.write_shared(c.to, &data[..size], if whole { None } else { Some(&init[..size]) });
+                let Some(place) = ax.m.shared_range(c.to, size as u64, 1, false, Some(*lane)) else { continue };
+                ax.write_tracked(place, &data[..size], if whole { None } else { Some(&init[..size]) });
+                writes[n_writes] = (c.to, size as u32);
+                n_writes += 1;
             }
+            ax.track_writes(&mut writes[..n_writes]);
+            copies.clear();
+            ax.m.worker.spare_copies.push(copies);
             ax.group_read(GroupKind::CpAsync, group);
             ax.group_done(GroupKind::CpAsync, group);
             Ok(Step::Done)

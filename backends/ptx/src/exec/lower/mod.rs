@@ -5,6 +5,7 @@ mod carry;
 mod control;
 mod convert;
 mod copy;
+pub(crate) use copy::LaneCopy;
 mod data;
 mod device;
 mod float;
@@ -23,7 +24,9 @@ mod vectors;
 mod video;
 mod warp;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
 
 use super::Target;
 use super::counters::Class;
@@ -76,24 +79,25 @@ struct Range {
 
 #[derive(Default)]
 struct Scope {
-    registers: HashMap<String, Register>,
-    declared: HashMap<String, String>,
-    ranges: HashMap<String, Range>,
-    vectors: HashMap<String, u32>,
-    symbols: HashMap<String, Symbol>,
-    labels: HashMap<String, usize>,
-    targets: HashMap<String, Vec<String>>,
+    registers: FxHashMap<String, Register>,
+    declared: FxHashMap<String, String>,
+    ranges: FxHashMap<String, Range>,
+    vectors: FxHashMap<String, u32>,
+    symbols: FxHashMap<String, Symbol>,
+    labels: FxHashMap<String, usize>,
+    targets: FxHashMap<String, Vec<String>>,
 }
 
 /// Lowers one kernel and the functions it calls. Also the interface for the lowering of tensor instructions.
 pub struct Lower<'m> {
     module: &'m Module,
     target: Target,
+    lacks: availability::Lacks,
     code: Vec<Instr>,
     source: Vec<SourceInfo>,
     constants: Vec<Constant>,
-    constant_index: HashMap<Constant, Src>,
-    presets: HashMap<Preset, Slot>,
+    constant_index: FxHashMap<Constant, Src>,
+    presets: FxHashMap<Preset, Slot>,
     n_slots: u32,
     slot_bits: Vec<u8>,
     n_preds: u32,
@@ -105,7 +109,7 @@ pub struct Lower<'m> {
     functions: Vec<FunctionInfo>,
     /// Functions in order of numbers; the kernel is 0.
     bodies: Vec<&'m Function>,
-    function_index: HashMap<String, u32>,
+    function_index: FxHashMap<String, u32>,
     calls: Vec<(u32, Option<u32>)>,
     address_taken: Vec<u32>,
     current_function: u32,
@@ -151,11 +155,12 @@ impl Program {
         let mut lower = Lower {
             module,
             target,
+            lacks: availability::Lacks::new(target, module.version),
             code: Vec::new(),
             source: Vec::new(),
             constants: Vec::new(),
-            constant_index: HashMap::new(),
-            presets: HashMap::new(),
+            constant_index: FxHashMap::default(),
+            presets: FxHashMap::default(),
             n_slots: 0,
             slot_bits: Vec::new(),
             // Slot 0 is the predicate that always holds.
@@ -165,7 +170,7 @@ impl Program {
             fixups: Vec::new(),
             functions: Vec::new(),
             bodies: vec![kernel],
-            function_index: HashMap::new(),
+            function_index: FxHashMap::default(),
             calls: Vec::new(),
             address_taken: Vec::new(),
             current_function: 0,
@@ -536,7 +541,7 @@ impl<'m> Lower<'m> {
             None => PredSrc::TRUE,
         };
         self.class = class_of(i);
-        if let Some(lacks) = availability::missing(i, self.target, self.module.version) {
+        if let Some(lacks) = self.lacks.of(i) {
             return Err(self.unavailable(lacks));
         }
         match i.opcode.as_str() {

@@ -118,7 +118,8 @@ pub(super) fn track(
         .tensor
         .history
         .get_or_insert_with(|| Box::new(History::new(LANES / LANE_GROUP * COLUMNS * 4, 0)));
-    let actor = Actor { id, clock, pc, takes: Takes::TensorFences };
+    let takes = if m.worker.knows_no_fences { Takes::Nothing } else { Takes::TensorFences };
+    let actor = Actor { id, clock, pc, takes };
     let mut found = None;
     for group in rect.lane / LANE_GROUP..=((rect.lane + rect.lanes - 1) / LANE_GROUP).min(LANES / LANE_GROUP - 1) {
         let offset = (group * COLUMNS + rect.column) * 4;
@@ -156,10 +157,7 @@ fn note_unfenced(
     clock: &Clock,
 ) {
     let fenced = m.launch.program.fences_tmem;
-    if !fenced && let Some(known) = m.worker.notes.iter_mut().find(|((_, check), _)| *check == Check::TensorMemory) {
-        known.1.count += 1;
-        return;
-    }
+    m.worker.knows_no_fences = !fenced;
     let before = clock.before_sync.get(conflict.actor as usize).is_some_and(|t| *t >= conflict.tick);
     let what = match (fenced, before) {
         (false, _) => "in a kernel without any tcgen05.fence".to_owned(),
@@ -177,8 +175,5 @@ fn note_unfenced(
 
 /// As [`track`] for an asynchronous operation.
 pub(super) fn track_async(cx: &mut AsyncCx<'_>, rank: usize, rect: Rect, kind: AccessKind) {
-    let clock = std::mem::take(&mut cx.clock);
-    let (id, lane) = (cx.actor, cx.lane);
-    track(&mut cx.m, rank, rect, kind, id, &clock, Some(lane));
-    cx.clock = clock;
+    track(&mut cx.m, rank, rect, kind, cx.actor, &cx.clock, Some(cx.lane));
 }
