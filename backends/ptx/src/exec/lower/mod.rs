@@ -1,17 +1,18 @@
 //! Syntax tree to executable program.
 
 pub(crate) mod availability;
+mod body;
 mod carry;
 mod control;
 mod convert;
 mod copy;
-pub(crate) use copy::LaneCopy;
 mod data;
 mod device;
 mod float;
 mod half;
 mod integer;
 pub(crate) mod lanes;
+mod links;
 pub(crate) mod memory;
 mod moves;
 mod multimem;
@@ -32,11 +33,11 @@ use super::Target;
 use super::counters::Class;
 use super::error::CompileError;
 use super::program::{
-    CallTarget, Constant, Custom, DataSymbol, FunctionInfo, Instr, Op, PredSlot, PredSrc, Preset, Program, Slot,
-    SourceInfo, Src,
+    Constant, Custom, DataSymbol, FunctionInfo, Instr, Op, PredSlot, PredSrc, Preset, Program, Slot, SourceInfo, Src,
 };
-use crate::ast::{Function, Instruction, Item, Module, Operand, Pos, Space, Statement, Variable};
+use crate::ast::{Function, Instruction, Item, Module, Operand, Pos};
 
+pub(crate) use copy::LaneCopy;
 pub use types::Ty;
 
 /// Registers of a kernel and its functions beyond which a program is refused.
@@ -349,183 +350,6 @@ impl<'m> Lower<'m> {
         self.emit(Op::Custom(f));
     }
 
-    fn function(&mut self, number: u32) -> Result<(), CompileError> {
-        let f = self.bodies[number as usize];
-        let Some(body) = f.body.as_ref() else {
-            self.current = Some((f.pos, f.name.clone()));
-            return Err(self.unsupported(format!("function `{}` has no body", f.name)));
-        };
-        self.current_function = number;
-        self.loc = None;
-        self.frame_bytes = 0;
-        while self.functions.len() <= number as usize {
-            self.functions.push(FunctionInfo::default());
-        }
-        let (first_slot, first_pred) = (self.n_slots, self.n_preds);
-        self.scopes.push(Scope::default());
-        if number > 0 {
-            let params = self.frame_variables(f.params.as_deref().unwrap_or_default())?;
-            let returns = self.frame_variables(f.returns.as_deref().unwrap_or_default())?;
-            self.functions[number as usize].params = params;
-            self.functions[number as usize].returns = returns;
-        }
-        self.functions[number as usize].name.clone_from(&f.name);
-        self.functions[number as usize].entry_pc = self.code.len() as u32;
-        self.register_returns.clear();
-        if number > 0 {
-            self.register_params(f)?;
-        }
-        self.block(body)?;
-        // Falling off the end is a return.
-        self.guard = PredSrc::TRUE;
-        self.class = Class::Control;
-        self.current = Some((f.pos, "ret".to_owned()));
-        self.store_returns()?;
-        self.emit(Op::Ret);
-        self.scopes.pop();
-        let info = &mut self.functions[number as usize];
-        info.frame_bytes = self.frame_bytes.div_ceil(16) * 16;
-        // Presets hold the same in every activation; saving them with the rest does no harm.
-        info.saved = (first_slot..self.n_slots).map(Slot).collect();
-        info.saved_preds = (first_pred..self.n_preds).map(PredSlot).collect();
-        Ok(())
-    }
-
-    fn frame_variables(&mut self, list: &'m [Variable]) -> Result<Vec<(u32, u32)>, CompileError> {
-        let mut at = Vec::new();
-        for v in list {
-            self.current = Some((v.pos, v.to_string()));
-            for d in &v.names {
-                let bytes = self.variable_bytes(v, d)?;
-                let offset = self.frame_room(bytes, v)?;
-                self.scope().symbols.insert(d.name.clone(), Symbol::Frame(offset, bytes));
-                at.push((offset, bytes));
-            }
-        }
-        Ok(at)
-    }
-
-    fn scope(&mut self) -> &mut Scope {
-        let last = self.scopes.len() - 1;
-        &mut self.scopes[last]
-    }
-
-    fn block(&mut self, body: &'m [Statement]) -> Result<(), CompileError> {
-        // Labels and tables are visible in the whole scope, also before they stand.
-        let mut label = None;
-        for s in body {
-            match s {
-                Statement::Label(pos, name) => {
-                    let id = self.label_pcs.len();
-                    self.label_pcs.push(None);
-                    if self.scope().labels.insert(name.clone(), id).is_some() {
-                        self.current = Some((*pos, format!("{name}:")));
-                        return Err(self.invalid(format!("label `{name}` stands twice")));
-                    }
-                    label = Some(name);
-                }
-                Statement::Targets { names, .. } => {
-                    if let Some(label) = label {
-                        self.scope().targets.insert(label.clone(), names.clone());
-                    }
-                }
-                _ => {}
-            }
-        }
-        for s in body {
-            self.statement(s)?;
-        }
-        Ok(())
-    }
-
-    fn statement(&mut self, s: &'m Statement) -> Result<(), CompileError> {
-        match s {
-            Statement::Label(_, name) => {
-                let pc = self.code.len() as u32;
-                if let Some(id) = self.scope().labels.get(name).copied() {
-                    self.label_pcs[id] = Some(pc);
-                }
-                Ok(())
-            }
-            Statement::Instruction(i) => self.instruction(i),
-            Statement::Variable(v) => {
-                self.current = Some((v.pos, v.to_string()));
-                self.declare(v)
-            }
-            Statement::Scope(_, inner) => {
-                self.scopes.push(Scope::default());
-                self.block(inner)?;
-                self.scopes.pop();
-                Ok(())
-            }
-            Statement::Directive(d) => {
-                if let ("loc", [file, line, ..]) = (d.name.as_str(), &d.integers()[..]) {
-                    // Line 0 is code that no line stands for.
-                    let place = u32::try_from(*file).ok().zip(u32::try_from(*line).ok());
-                    self.loc = place.filter(|(_, line)| *line > 0);
-                }
-                Ok(())
-            }
-            Statement::Targets { .. } | Statement::Prototype { .. } => Ok(()),
-        }
-    }
-
-    fn declare(&mut self, v: &'m Variable) -> Result<(), CompileError> {
-        for d in &v.names {
-            match v.space {
-                Space::Reg => {
-                    let scope = self.scope();
-                    match &d.range {
-                        Some(range) => {
-                            let count = match range.value {
-                                crate::ast::Number::Int(n) => n as u64,
-                                crate::ast::Number::F32(_) | crate::ast::Number::F64(_) => 0,
-                            };
-                            scope.ranges.insert(d.name.clone(), Range { count, ty: v.ty.clone() });
-                        }
-                        None if v.vector > 1 => {
-                            for element in vectors::elements(v.vector) {
-                                let name = format!("{}.{element}", d.name);
-                                scope.registers.remove(&name);
-                                scope.declared.insert(name, v.ty.clone());
-                            }
-                            scope.vectors.insert(d.name.clone(), v.vector);
-                            self.has_vectors = true;
-                        }
-                        None => {
-                            scope.declared.insert(d.name.clone(), v.ty.clone());
-                            scope.registers.remove(&d.name);
-                        }
-                    }
-                }
-                Space::Local => {
-                    let bytes = self.variable_bytes(v, d)?;
-                    let at = self.frame_room(bytes, v)?;
-                    self.scope().symbols.insert(d.name.clone(), Symbol::Local(at));
-                }
-                Space::Param => {
-                    let bytes = self.variable_bytes(v, d)?;
-                    let at = self.frame_room(bytes, v)?;
-                    self.scope().symbols.insert(d.name.clone(), Symbol::Frame(at, bytes));
-                }
-                Space::Shared | Space::Global | Space::Const => self.declare_data(v, d)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// Reserves frame bytes.
-    fn frame_room(&mut self, bytes: u32, v: &Variable) -> Result<u32, CompileError> {
-        let align = v.align.unwrap_or_else(|| types::type_bits(&v.ty).unwrap_or(8).div_ceil(8) * v.vector).max(1);
-        let at = self.frame_bytes.div_ceil(align) * align;
-        // 512 KiB is PTX's limit of local memory of a thread.
-        if at.checked_add(bytes).is_none_or(|end| end > 512 << 10) {
-            return Err(self.unsupported("more than 512 KiB of local memory"));
-        }
-        self.frame_bytes = at + bytes;
-        Ok(at)
-    }
-
     fn instruction(&mut self, i: &'m Instruction) -> Result<(), CompileError> {
         self.current = Some((i.pos, i.to_string()));
         if self.code.len() > MAX_INSTRUCTIONS || self.n_slots > MAX_REGISTERS {
@@ -604,88 +428,6 @@ impl<'m> Lower<'m> {
             Item::Directive(_) | Item::Function(_) | Item::Variable(_) => None,
         };
         self.module.items.iter().filter_map(file).collect()
-    }
-
-    /// The function that `.alias name, function;` gives for a name.
-    fn alias(&self, name: &str) -> Option<&'m str> {
-        self.module.items.iter().find_map(|i| match i {
-            Item::Directive(d) if d.name == "alias" && d.args.first().is_some_and(|a| a == name) => {
-                d.args.get(2).map(String::as_str)
-            }
-            _ => None,
-        })
-    }
-
-    /// The number of a function, which is then lowered too.
-    fn function_number(&mut self, name: &str) -> Option<u32> {
-        if let Some(n) = self.function_index.get(name) {
-            return Some(*n);
-        }
-        // A definition is preferred to the declaration before it, and to that an alias of the name.
-        let defined = |name: &str| self.module.functions().find(|f| f.name == name && f.body.is_some());
-        let f = defined(name)
-            .or_else(|| defined(self.alias(name)?))
-            .or_else(|| self.module.functions().find(|f| f.name == name))?;
-        let n = self.bodies.len() as u32;
-        self.bodies.push(f);
-        self.function_index.insert(name.to_owned(), n);
-        Some(n)
-    }
-
-    fn label(&mut self, name: &str) -> Result<usize, CompileError> {
-        // Function scopes are separate: the search ends at the function's own scope (index 1).
-        match self.scopes[1..].iter().rev().find_map(|s| s.labels.get(name)) {
-            Some(id) => Ok(*id),
-            None => Err(self.invalid(format!("there is no label `{name}`"))),
-        }
-    }
-
-    fn patch(&mut self) -> Result<(), CompileError> {
-        for (at, index, label) in std::mem::take(&mut self.fixups) {
-            let Some(pc) = self.label_pcs[label] else {
-                return Err(self.invalid("a label without a place"));
-            };
-            match &mut self.code[at].op {
-                Op::Bra { target, .. } => *target = pc,
-                Op::Brx { targets, .. } => targets[index] = pc,
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Keeps the save lists of functions that may be active twice in one thread, and drops the others.
-    fn mark_recursion(&mut self) {
-        let n = self.functions.len();
-        let mut reach = vec![vec![false; n]; n];
-        for (from, to) in &self.calls {
-            match to {
-                Some(to) => reach[*from as usize][*to as usize] = true,
-                None => self.address_taken.iter().for_each(|t| reach[*from as usize][*t as usize] = true),
-            }
-        }
-        for via in 0..n {
-            let through = reach[via].clone();
-            for row in &mut reach {
-                if row[via] {
-                    row.iter_mut().zip(&through).for_each(|(a, b)| *a |= *b);
-                }
-            }
-        }
-        for (i, row) in reach.iter().enumerate() {
-            if !row[i] {
-                self.functions[i].saved.clear();
-                self.functions[i].saved_preds.clear();
-            }
-        }
-    }
-
-    fn note_call(&mut self, target: &CallTarget) {
-        let to = match target {
-            CallTarget::Direct(n) => Some(*n),
-            CallTarget::Indirect(_) => None,
-        };
-        self.calls.push((self.current_function, to));
     }
 }
 
