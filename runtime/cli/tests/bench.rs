@@ -53,6 +53,34 @@ fn two_bundles_take_turns() {
     assert!(is_spread(&json["runs"][0]["vs"]["ratio"]) && is_spread(&json["runs"][0]["vs"]["milliseconds"]));
 }
 
+/// Times and counters of every kernel; what is counted of the same bundle twice is the same.
+#[test]
+fn an_emulator_counts_what_kernels_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("mixtral.bf16");
+    let compile = ["compile", model.to_str().unwrap(), "--tokens", "0..64", "--target", "sm_90a", "-o", "a"];
+    assert_eq!(moec_in(dir.path(), &compile).code, 0);
+    let args = ["bench", "a", "--device", "emulator:sm_90a", "--vs", "a", "-T", "3", "--rounds", "2"];
+    let run = moec_in(dir.path(), &[&args[..], &["--json"]].concat());
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let json: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(json["device"] == "emulator:sm_90a" && json["target"] == "sm_90a" && json["read_gb_per_second"].is_null());
+    let run = &json["runs"][0];
+    let kernels = run["kernels"].as_array().unwrap();
+    assert!(kernels.len() > 1 && kernels.iter().all(|k| is_spread(&k["milliseconds"])));
+    for figure in ["bytes_read", "bytes_written", "tensor_flops", "warp_instructions", "blocks"] {
+        let of = |v: &Value| v["counters"][figure].as_u64().unwrap();
+        let sum: u64 = kernels.iter().map(of).sum();
+        assert!(sum > 0 && sum == of(&run["layer"]), "{figure}: {json:#}");
+        // How often a warp looks at a barrier depends on the host's threads.
+        assert!(figure == "warp_instructions" || sum == of(&run["vs"]), "{figure}: {json:#}");
+    }
+    let weights = run["layer"]["weight_bytes"].as_f64().unwrap();
+    assert!(run["layer"]["counters"]["bytes_read"].as_f64().unwrap() >= weights, "{json:#}");
+    let table = moec_in(dir.path(), &args);
+    assert!(table.stdout.contains("bank conflicts") && table.stdout.contains("emulator's own"), "{}", table.stdout);
+}
+
 #[test]
 fn what_cannot_be_timed_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -63,7 +91,8 @@ fn what_cannot_be_timed_is_refused() {
         assert_eq!(moec_in(dir.path(), &["compile", model, "--target", "cpu", "-o", name]).code, 0);
     }
     for (args, code, says) in [
-        (&["bench", model, "--device", "emulator:sm_90a"][..], 2, "times layers on the CPU"),
+        (&["bench", model, "--device", "emulator:sm_90a", "--threads", "2"][..], 2, "--threads changes nothing"),
+        (&["bench", "a", "--device", "emulator:sm_90a"], 1, "sm_90a"),
         (&["bench", model, "-T", "0"], 2, "token counts"),
         (&["bench", model, "--rounds", "0"], 2, "--rounds"),
         (&["bench", "a", "--layer", "1"], 2, "--layer changes nothing"),

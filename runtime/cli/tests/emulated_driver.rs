@@ -51,6 +51,27 @@ fn layers_run_on_every_generation_without_a_gpu() {
     }
 }
 
+/// Times by events, of graphs and of single kernels, with the cache overwritten before each.
+#[test]
+fn layers_are_timed_on_a_gpu() {
+    let model = conformance("mixtral.bf16");
+    let dir = tempfile::tempdir().unwrap();
+    let compile = ["compile", model.to_str().unwrap(), "--tokens", "0..64", "--target", "sm_80", "-o", "b"];
+    assert_eq!(moec_in(dir.path(), &compile).code, 0);
+    let bench = ["bench", "b", "--device", "cuda", "--vs", "b", "-T", "3", "--rounds", "1", "--json"];
+    let run = emulate(dir.path(), &[&["--gpu", "a100", "--", env!("CARGO_BIN_EXE_moec")], &bench[..]].concat());
+    assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
+    assert!(run.stderr.contains("0 findings"), "{}", run.stderr);
+    let json: serde_json::Value = serde_json::from_str(&run.stdout).unwrap();
+    assert!(json["device"] == "cuda:0" && json["target"] == "sm_80" && json["threads"].is_null(), "{json:#}");
+    let median = |v: &serde_json::Value| v["median"].as_f64().unwrap();
+    assert!(median(&json["read_gb_per_second"]) > 0.0);
+    let run = &json["runs"][0];
+    let kernels = run["kernels"].as_array().unwrap();
+    assert!(kernels.len() == 4 && kernels.iter().all(|k| median(&k["milliseconds"]) > 0.0), "{json:#}");
+    assert!(median(&run["vs"]["ratio"]) > 0.0);
+}
+
 /// The part of `cuda.h` that the program below needs; the header of the CUDA wheels has the same.
 const HEADER: &str = r#"
 #include <cstddef>

@@ -5,6 +5,7 @@
 
 use crate::host;
 use crate::plan::{Place, Plan, find_target};
+use crate::times::Times;
 use crate::weights::Weights;
 use moec_bundle::Bundle;
 use moec_bundle::manifest::{Launch, Manifest};
@@ -16,6 +17,7 @@ use moec_ptx::exec::{self, Device, ExecError, Options, Param, Program, Report, T
 use moec_ptx::tensor::swizzle::Swizzle;
 use moec_ptx::tensor::{TensorError, tensormap};
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// Blocks that a persistent kernel gets: few, so that each does several tiles one after another.
 const MULTIPROCESSORS: u64 = 4;
@@ -30,6 +32,8 @@ pub struct EmulatorLayer {
     weights: Vec<u64>,
     options: Options,
     reports: Vec<(String, Report)>,
+    /// Seconds of the host for each kernel of the last run's variant.
+    seconds: Vec<f64>,
     /// What the last run allocated, freed by the next.
     made: Vec<u64>,
     /// The last run's address of each buffer of its variant.
@@ -129,6 +133,7 @@ impl EmulatorLayer {
             weights: addresses,
             options,
             reports: Vec::new(),
+            seconds: Vec::new(),
             made: Vec::new(),
             addresses: Vec::new(),
             ran: 0,
@@ -142,6 +147,11 @@ impl EmulatorLayer {
     /// What each kernel of the last run found and counted, by name, in launch order.
     pub fn reports(&self) -> &[(String, Report)] {
         &self.reports
+    }
+
+    /// What the last run took.
+    pub fn times(&self) -> Times {
+        Times { all: self.seconds.iter().sum(), kernels: self.seconds.clone(), copies: Vec::new() }
     }
 
     /// Changes what the next runs check and count.
@@ -207,10 +217,12 @@ impl EmulatorLayer {
         let count = place(&mut self.device, Some(&(n_tokens as u32).to_le_bytes()), 4).map_err(failed)?;
         self.made.push(count);
         self.reports.clear();
+        self.seconds.clear();
         let mut findings = Vec::new();
         for step in &self.variants[v] {
             let grid = step.launch.blocks(n_tokens, MULTIPROCESSORS);
             if grid.contains(&0) {
+                self.seconds.push(0.0);
                 continue;
             }
             let addresses: Vec<u64> = step.operands.iter().map(|&b| self.addresses[b]).collect();
@@ -229,10 +241,12 @@ impl EmulatorLayer {
                 dynamic_smem_bytes: step.launch.dynamic_smem_bytes,
                 params,
             };
+            let start = Instant::now();
             let report = self
                 .device
                 .launch(&self.programs[step.program], &launch, &self.options)
                 .map_err(|e| failed(e).note(format!("kernel `{}`, {n_tokens} tokens", step.name)))?;
+            self.seconds.push(start.elapsed().as_secs_f64());
             findings.extend(report.findings.iter().map(|f| format!("{}: {f}", step.name)));
             self.reports.push((step.name.clone(), report));
         }

@@ -4,6 +4,7 @@ use crate::builder::LayerBuilder;
 use crate::cpu::{CpuLayer, JitKernels, Pool};
 use crate::device::Device;
 use crate::host::bind_inputs;
+use crate::times::Times;
 use crate::weights::Weights;
 use moec_bundle::{Bundle, Manifest};
 use moec_ir::Tensor;
@@ -160,23 +161,22 @@ impl Layer {
         Ok(RunResult { outputs: names.zip(outputs).collect(), findings, target: self.target().to_string(), variant })
     }
 
-    /// Times of a run on host tensors, as a whole and by kernel, of a layer on the CPU; `None` on other devices. `before` is
-    /// called before each of the two runs.
+    /// Times of a run on host tensors, as a whole and by kernel. `before` is called before each of the two runs on the CPU; on a GPU a
+    /// copy of memory comes before each launch. On the emulator it is the host's time.
     ///
     /// # Errors
     /// As [`Layer::run_host`].
-    pub fn time_host(
-        &mut self,
-        inputs: &[(&str, &Tensor)],
-        before: &mut dyn FnMut(),
-    ) -> Result<Option<crate::cpu::Times>, Diagnostic> {
+    pub fn time_host(&mut self, inputs: &[(&str, &Tensor)], before: &mut dyn FnMut()) -> Result<Times, Diagnostic> {
         let (inputs, n_tokens) = bind_inputs(&self.manifest.inputs, inputs)?;
         match &mut self.engine {
-            Engine::Cpu(layer) => layer.time_host(&self.manifest, &inputs, n_tokens, before).map(Some),
+            Engine::Cpu(layer) => layer.time_host(&self.manifest, &inputs, n_tokens, before),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(_) => Ok(None),
+            Engine::Cuda(layer) => layer.time_host(&self.manifest, &inputs, n_tokens),
             #[cfg(feature = "emulator")]
-            Engine::Emulator(_) => Ok(None),
+            Engine::Emulator(layer) => {
+                layer.run_host(&self.manifest, &inputs, n_tokens)?;
+                Ok(layer.times())
+            }
         }
     }
 

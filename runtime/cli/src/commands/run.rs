@@ -225,7 +225,7 @@ pub(super) fn compile(
 }
 
 /// What has to be compiled for a device.
-fn targets(device: &Device) -> Result<Vec<&'static Target>, Diagnostic> {
+pub(super) fn targets(device: &Device) -> Result<Vec<&'static Target>, Diagnostic> {
     match device {
         Device::Cpu => Ok(Target::by_name("cpu").into_iter().collect()),
         Device::Emulator { target } => Ok(Target::by_name(target).into_iter().collect()),

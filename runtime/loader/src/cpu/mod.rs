@@ -6,7 +6,6 @@ mod times;
 
 pub use object_file::{Code, check_features};
 pub use pool::Pool;
-pub use times::Times;
 
 use crate::host;
 use crate::memory::allocate;

@@ -1,19 +1,11 @@
-//! What a layer and each of its kernels take.
+//! What a layer and each of its kernels take on the CPU.
 
 use super::CpuLayer;
+use crate::times::Times;
 use moec_bundle::manifest::Manifest;
 use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
 use std::time::Instant;
-
-/// Times of two runs on the CPU, in seconds of the clock.
-#[derive(Clone, Debug)]
-pub struct Times {
-    /// A launch, as engines do it.
-    pub all: f64,
-    /// Each kernel of another launch, whose threads are woken for every kernel.
-    pub kernels: Vec<f64>,
-}
 
 impl CpuLayer {
     /// Runs the layer twice on host tensors, as a whole and kernel by kernel; `before` is called before each. Copying
@@ -45,6 +37,6 @@ impl CpuLayer {
                 kernels.push(start.elapsed().as_secs_f64());
             }
         }
-        Ok(Times { all, kernels })
+        Ok(Times { all, kernels, copies: Vec::new() })
     }
 }

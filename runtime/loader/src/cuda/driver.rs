@@ -327,6 +327,18 @@ impl DeviceMemory {
         check(result, "fill memory")
     }
 
+    /// Copies as much of `from`, of the same device, as both have, in the order of `stream`. Does not wait.
+    ///
+    /// # Errors
+    /// `cuda-call-failed`.
+    pub fn copy_from(&mut self, from: &DeviceMemory, stream: &CudaStream) -> Result<(), Diagnostic> {
+        let _entered = self.device.enter()?;
+        let bytes = self.bytes.min(from.bytes) as usize;
+        // SAFETY: both have so many bytes.
+        let result = unsafe { sys::cuMemcpyDtoDAsync_v2(self.pointer, from.pointer, bytes, stream.stream) };
+        check(result, "copy memory")
+    }
+
     fn fits(&self, offset: u64, len: usize) -> Result<(), Diagnostic> {
         if offset.checked_add(len as u64).is_some_and(|end| end <= self.bytes) {
             return Ok(());

@@ -7,12 +7,14 @@
 mod driver;
 mod module;
 mod tensor_map;
+mod times;
 
 pub use driver::{
     CudaDevice, CudaEvent, CudaGraph, CudaStream, DeviceInfo, DeviceMemory, DevicePtr, RawStream, device_count,
     driver_version,
 };
 pub use module::FunctionInfo;
+pub(crate) use times::Flush;
 
 use crate::device::best_target;
 use crate::host;
@@ -41,6 +43,8 @@ pub struct CudaLayer {
     /// What [`CudaLayer::launch`] and [`CudaLayer::run_host`] work in.
     own: OwnMemory,
     stream: CudaStream,
+    /// Made when the layer is first timed.
+    flush: Option<Flush>,
     /// Keeps the functions of `variants` callable; dropped after nothing can be launched any more.
     _modules: Vec<Module>,
 }
@@ -127,6 +131,7 @@ impl CudaLayer {
             weights: Vec::new(),
             own,
             stream: device.stream()?,
+            flush: None,
             device: device.clone(),
             plan,
             variants,

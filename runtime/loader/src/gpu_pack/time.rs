@@ -2,7 +2,7 @@
 
 use super::check::same_bits;
 use super::report::{KernelTime, LayerTime};
-use crate::cuda::{CudaIo, CudaLayer, CudaStream, DeviceMemory, RawStream};
+use crate::cuda::{CudaIo, CudaLayer, CudaStream, Flush, RawStream};
 use crate::layer::RunResult;
 use moec_bundle::Manifest;
 use moec_ir::Tensor;
@@ -55,18 +55,6 @@ pub(crate) fn graph_gives_the_same(
     Ok(same_bits(&whole, run) && same_bits(&graph_half, &direct_half))
 }
 
-/// Overwrites more than the second-level cache.
-struct Flush {
-    memory: DeviceMemory,
-}
-
-impl Flush {
-    fn new(layer: &CudaLayer) -> Result<Flush, Diagnostic> {
-        let bytes = (2 * layer.device().info().l2_bytes).max(64 << 20);
-        Ok(Flush { memory: layer.device().allocate(bytes, "overwriting the cache")? })
-    }
-}
-
 /// Median time of one call of `work` in seconds.
 fn median(
     layer: &CudaLayer,
@@ -82,7 +70,7 @@ fn median(
     let mut samples = Vec::with_capacity(REPEATS);
     for _ in 0..REPEATS {
         if let Some(flush) = &mut flush {
-            flush.memory.fill(0, stream)?;
+            flush.copy(layer)?;
         }
         start.record(stream)?;
         for _ in 0..per_sample {

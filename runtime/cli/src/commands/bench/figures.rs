@@ -1,11 +1,25 @@
 //! What was measured, for people and for programs.
 
+use super::counted::{self, Counted};
 use crate::output;
-use moec::Diagnostic;
-use moec_bundle::manifest::{KernelEntry, Manifest, Variant};
+use moec::{Diagnostic, Layer};
+use moec_bundle::manifest::{KernelEntry, Variant};
 use moec_ir::tile::Role;
-use moec_runtime::cpu::Times;
+use moec_ptx::exec::Counters;
+use moec_runtime::Times;
 use serde_json::{Value, json};
+
+/// What was measured on.
+pub(super) struct On {
+    /// As the user named it.
+    pub device: String,
+    /// What the layer was compiled for.
+    pub target: String,
+    /// Of the CPU.
+    pub threads: Option<usize>,
+    /// GB/s of plain reads of memory, on a GPU of copies (read and written bytes together); `None` on an emulator.
+    pub memory: Option<Spread>,
+}
 
 /// Least, middle and greatest of some figures.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,6 +52,8 @@ struct Line {
     times: Spread,
     /// Bytes of weights that are read, of the experts that have tokens; `None` where these are not known.
     weights: Option<f64>,
+    /// On an emulator.
+    counted: Option<Counters>,
 }
 
 impl Line {
@@ -54,23 +70,24 @@ pub(super) struct Run {
     experts: Option<f64>,
     /// The layer, then its kernels.
     lines: Vec<Line>,
-    /// Of the other layer: milliseconds, and by times of the layer, pair by pair.
-    vs: Option<(Spread, Spread)>,
+    /// Of the other layer: milliseconds, and by times of the layer, pair by pair; on an emulator, what was counted.
+    vs: Option<(Spread, Spread, Option<Counters>)>,
 }
 
 impl Run {
-    /// Times of the layer and maybe another, by round.
+    /// Times of the layer and maybe another, by round, and what an emulator counted of them.
     ///
     /// # Errors
     /// `internal-error` when the manifest has no such kernels.
     pub fn new(
-        manifest: &Manifest,
+        layer: &Layer,
         n_tokens: u64,
         experts: Option<f64>,
         times: &[Vec<Times>],
+        counted: Vec<Counted>,
     ) -> Result<Run, Diagnostic> {
         let odd = || Diagnostic::internal("internal-error", "what ran should be in the manifest");
-        let target = manifest.targets.iter().find(|t| t.name == "cpu").ok_or_else(odd)?;
+        let target = layer.manifest().targets.iter().find(|t| t.name == layer.target()).ok_or_else(odd)?;
         let holds = |v: &&Variant| (v.tokens.min..=v.tokens.max).contains(&n_tokens);
         let variant = target.variants.iter().find(holds).ok_or_else(odd)?;
         let own = times.first().ok_or_else(odd)?;
@@ -78,14 +95,20 @@ impl Run {
         let mut lines = Vec::new();
         for (k, kernel) in variant.kernels.iter().enumerate() {
             let times = Spread::of(&ms(&|t| t.kernels.get(k).copied().unwrap_or(0.0)));
-            lines.push(Line { name: kernel.name.clone(), times, weights: weights(variant, kernel, experts) });
+            let counted = counted.first().map(|all| {
+                let found = all.iter().find(|(name, _)| *name == kernel.name);
+                found.map(|(_, c)| c.clone()).unwrap_or_default()
+            });
+            lines.push(Line { name: kernel.name.clone(), times, weights: weights(variant, kernel, experts), counted });
         }
         let all = lines.iter().map(|l| l.weights).sum();
-        lines.insert(0, Line { name: "all".to_string(), times: Spread::of(&ms(&|t| t.all)), weights: all });
+        let times_of_all = Spread::of(&ms(&|t| t.all));
+        let counted_of_all = counted.first().map(counted::sum);
+        lines.insert(0, Line { name: "all".into(), times: times_of_all, weights: all, counted: counted_of_all });
         let vs = times.get(1).map(|other| {
             let ms: Vec<f64> = other.iter().map(|t| t.all * 1e3).collect();
             let ratios: Vec<f64> = other.iter().zip(own).map(|(other, own)| other.all / own.all).collect();
-            (Spread::of(&ms), Spread::of(&ratios))
+            (Spread::of(&ms), Spread::of(&ratios), counted.get(1).map(counted::sum))
         });
         Ok(Run { n_tokens, experts, lines, vs })
     }
@@ -104,55 +127,71 @@ fn weights(variant: &Variant, kernel: &KernelEntry, experts: Option<f64>) -> Opt
 }
 
 /// A table.
-pub(super) fn text(runs: &[Run], read: &Spread, threads: usize) -> String {
+pub(super) fn text(runs: &[Run], on: &On) -> String {
     let mut rows = Vec::new();
     let mut others = Vec::new();
     for run in runs {
         for (i, line) in run.lines.iter().enumerate() {
             let t = if i == 0 { run.n_tokens.to_string() } else { String::new() };
             let Spread { min, median, max } = line.times;
-            let speed = line.speed();
-            rows.push(vec![
-                t,
-                line.name.clone(),
-                format!("{min:.3}"),
-                format!("{median:.3}"),
-                format!("{max:.3}"),
-                speed.map_or_else(String::new, |s| format!("{s:.1}")),
-                speed.map_or_else(String::new, |s| format!("{:.0}", s / read.median * 100.0)),
-            ]);
+            let mut row = vec![t, line.name.clone()];
+            row.extend([min, median, max].map(|ms| format!("{ms:.3}")));
+            match (&line.counted, &on.memory) {
+                (Some(c), _) => row.extend(counted::cells(c)),
+                (None, memory) => {
+                    let speed = line.speed();
+                    let share = speed.zip(memory.as_ref()).map(|(s, m)| s / m.median * 100.0);
+                    row.push(speed.map_or_else(String::new, |s| format!("{s:.1}")));
+                    row.push(share.map_or_else(String::new, |s| format!("{s:.0}")));
+                }
+            }
+            rows.push(row);
         }
-        if let Some((times, ratio)) = &run.vs {
-            others.push(vec![
-                run.n_tokens.to_string(),
-                format!("{:.3}", times.median),
-                format!("{:.3}", ratio.min),
-                format!("{:.3}", ratio.median),
-                format!("{:.3}", ratio.max),
-            ]);
+        if let Some((times, ratio, counted)) = &run.vs {
+            let mut row = vec![run.n_tokens.to_string(), format!("{:.3}", times.median)];
+            row.extend([ratio.min, ratio.median, ratio.max].map(|r| format!("{r:.3}")));
+            row.extend(counted.iter().flat_map(counted::cells));
+            others.push(row);
         }
     }
-    let mut text = format!(
-        "cpu, {threads} threads; a plain read of memory: {:.1} GB/s ({:.1} to {:.1})\n\n",
-        read.median, read.min, read.max
-    );
-    text += &output::table(&["T", "kernel", "ms: min", "median", "max", "GB/s", "% of a read"], &rows);
+    let emulated = runs.iter().any(|r| r.lines.iter().any(|l| l.counted.is_some()));
+    let (memory, share) = match on.threads {
+        Some(_) => ("a plain read of memory", "% of a read"),
+        None => ("a copy of memory, bytes read and written", "% of a copy"),
+    };
+    let mut text = on.device.clone();
+    if *on.device != on.target {
+        text += &format!(", {}", on.target);
+    }
+    if let Some(threads) = on.threads {
+        text += &format!(", {threads} threads");
+    }
+    match &on.memory {
+        Some(m) => text += &format!("; {memory}: {:.1} GB/s ({:.1} to {:.1})\n\n", m.median, m.min, m.max),
+        None => text += "; times are the emulator's own\n\n",
+    }
+    let measured: &[&str] = if emulated { &counted::TITLES } else { &["GB/s", share] };
+    text += &output::table(&[&["T", "kernel", "ms: min", "median", "max"], measured].concat(), &rows);
     if !others.is_empty() {
         text += "\nthe other layer, and its time by this one's, pair by pair\n\n";
-        text += &output::table(&["T", "ms: median", "ratio: min", "median", "max"], &others);
+        let measured: &[&str] = if emulated { &counted::TITLES } else { &[] };
+        text += &output::table(&[&["T", "ms: median", "ratio: min", "median", "max"], measured].concat(), &others);
     }
     text
 }
 
 /// The same as JSON.
-pub(super) fn json(runs: &[Run], read: &Spread, threads: usize) -> String {
+pub(super) fn json(runs: &[Run], on: &On) -> String {
     let line = |line: &Line| {
         json!({
             "name": line.name,
             "milliseconds": line.times.json(),
             "weight_bytes": line.weights,
             "gb_per_second": line.speed(),
-            "share_of_read": line.speed().map(|s| s / read.median),
+            "share_of_read": line.speed().zip(on.memory.as_ref()).map(|(s, m)| s / m.median),
+            "counters": line.counted.as_ref().map(counted::json),
+            // What is known by line is of one kernel.
+            "all_counters": line.counted.as_ref().filter(|_| line.name != "all"),
         })
     };
     let run = |run: &Run| {
@@ -161,13 +200,18 @@ pub(super) fn json(runs: &[Run], read: &Spread, threads: usize) -> String {
             "experts": run.experts,
             "layer": run.lines.first().map(line),
             "kernels": run.lines.iter().skip(1).map(line).collect::<Vec<_>>(),
-            "vs": run.vs.as_ref().map(|(times, ratio)| json!({ "milliseconds": times.json(), "ratio": ratio.json() })),
+            "vs": run.vs.as_ref().map(|(times, ratio, counters)| json!({
+                "milliseconds": times.json(),
+                "ratio": ratio.json(),
+                "counters": counters.as_ref().map(counted::json),
+            })),
         })
     };
     let all = json!({
-        "device": "cpu",
-        "threads": threads,
-        "read_gb_per_second": read.json(),
+        "device": on.device,
+        "target": on.target,
+        "threads": on.threads,
+        "read_gb_per_second": on.memory.as_ref().map(Spread::json),
         "runs": runs.iter().map(run).collect::<Vec<_>>(),
     });
     format!("{all:#}\n")
