@@ -127,8 +127,10 @@ fn no_kernel_touches_memory_before_its_predecessor_is_done() {
 fn the_same_program_gives_the_same_bytes_on_any_number_of_threads() {
     let program = layer(&Layer::small(DType::BF16), &Schedules::for_rows(16));
     let program = common::fitted(&program, target("sm_100f"));
-    let with =
-        |threads| emit_with(&program, target("sm_100f"), &EmitOptions { llvm_ir: true, threads }).expect("emitted");
+    let with = |threads| {
+        emit_with(&program, target("sm_100f"), &EmitOptions { llvm_ir: true, threads, only_check: false })
+            .expect("emitted")
+    };
     let one = with(1);
     assert!((2..5).all(|n| with(n) == one));
     assert!(one.iter().all(|image| image.llvm_ir.as_ref().is_some_and(|ir| ir.contains("ptx_kernel"))));
