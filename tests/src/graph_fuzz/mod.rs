@@ -173,7 +173,7 @@ impl Fuzzer {
         let n_tokens = [1, 3, 17][graph.nodes.len() % 3];
         let (device, most) = match target.is_cpu() {
             true => (Device::Cpu, MOST_ELEMENTS),
-            false => (Device::Emulator { target: target.name.into() }, MOST_EMULATED),
+            false => (Device::Emulator { target: target.name }, MOST_EMULATED),
         };
         if elements(graph, n_tokens) <= most {
             self.run(graph, &compiled, target, device, n_tokens, answer);

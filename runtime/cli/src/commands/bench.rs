@@ -189,10 +189,10 @@ impl Bench<'_> {
                 // A run more would take as long as all the others; what is counted does not change from run to run.
                 if round == 0 {
                     for layer in &mut self.layers {
-                        let (counters, outputs, findings) = counted::count(layer, &named)?;
+                        let (counters, result) = counted::count(layer, &named)?;
                         counted.push(counters);
-                        self.findings.extend(findings);
-                        touched.extend(experts(&outputs).or_else(|| experts(&inputs)).map(|n| n as f64));
+                        self.findings.extend(result.findings);
+                        touched.extend(experts(&result.outputs).or_else(|| experts(&inputs)).map(|n| n as f64));
                     }
                     continue;
                 }

@@ -1,20 +1,17 @@
 //! What an emulator counted in one run.
 
-use moec::{Diagnostic, Layer, Tensor};
+use moec::{Diagnostic, Layer, RunResult, Tensor};
 use moec_ptx::exec::Counters;
 use serde_json::Value;
 
 /// Counters of each kernel of a layer that had something to do, by name.
 pub(super) type Counted = Vec<(String, Counters)>;
 
-/// Runs a layer of the emulator with counters; gives them, its outputs and its findings. The next runs do not count.
+/// Runs a layer of the emulator with counters; gives them and the result. The next runs do not count.
 ///
 /// # Errors
 /// Those of [`Layer::run_host`].
-pub(super) fn count(
-    layer: &mut Layer,
-    inputs: &[(&str, &Tensor)],
-) -> Result<(Counted, Vec<(String, Tensor)>, Vec<String>), Diagnostic> {
+pub(super) fn count(layer: &mut Layer, inputs: &[(&str, &Tensor)]) -> Result<(Counted, RunResult), Diagnostic> {
     let switch = |layer: &mut Layer, on: bool| {
         if let Some(layer) = layer.as_emulator() {
             layer.set_options(|o| o.counters = on);
@@ -26,7 +23,7 @@ pub(super) fn count(
     let result = result?;
     let counted =
         layer.as_emulator().map(|l| l.reports().iter().map(|(n, r)| (n.clone(), r.counters.clone())).collect());
-    Ok((counted.unwrap_or_default(), result.outputs, result.findings))
+    Ok((counted.unwrap_or_default(), result))
 }
 
 /// Titles of [`cells`].
