@@ -159,7 +159,8 @@ impl Machine<'_> {
         }
         let meets = |old: &Mark| old.bytes() & bytes != 0;
         let over = writer.filter(meets).filter(|old| !(strong && old.strong()) && self.is_unordered(*old, by));
-        let read = reader.filter(meets).filter(|old| self.is_unordered(*old, by));
+        // A weak read of what is changed atomically is a note where the read comes later.
+        let read = reader.filter(meets).filter(|old| !strong && self.is_unordered(*old, by));
         // Several may store the same value; one that changes nothing is no race. Whose it then is nobody knows.
         if (over.is_some() || read.is_some()) && value.is_some_and(|v| a.holds(word, bytes, v)) {
             page.wrote(word, None);
