@@ -57,13 +57,18 @@ class _Weight(NamedTuple):
     scale_numbers: tuple[int, ...] = ()
 
 
-MXFP4, NVFP4 = "e2m1 by e8m0(1, 32)", "e2m1 by e4m3(1, 16)"
+MXFP4, NVFP4, MXFP8 = "e2m1 by e8m0(1, 32)", "e2m1 by e4m3(1, 16)", "e4m3 by e8m0(1, 32)"
 
 
 def fp8(scale: torch.Tensor, block) -> str:
     """How FP8 weights with these float32 scales are coded: in blocks, or without ``block`` by one for each expert or each row."""
     rows, cols = block or ([0, 0] if scale.numel() == len(scale) else [1, 0])
     return f"e4m3 by f32({rows}, {cols})"
+
+
+def int4(scale: torch.Tensor, block) -> str:
+    """How integers of four bits that have 8 added are coded, with scales of this type: one for ``block[1]`` columns of a row, or for all."""
+    return f"int4 by {_tensors.dtype_name(scale)}(1, {max(block[1], 0) if block else 0})"
 
 
 def coded_form(form: Form, stored: str, dtype: torch.dtype) -> Form:

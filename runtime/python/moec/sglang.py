@@ -1,9 +1,10 @@
-"""moec in SGLang: experts of unquantised models, and of those in FP8.
+"""moec in SGLang: experts of unquantised models, and of those in FP8, MXFP8 and INT4.
 
 SGLang finds :func:`register` by itself (entry point ``sglang.srt.plugins``); ``--moe-runner-backend moec`` chooses it. Layers that
-moec does not support are left to Triton. FP8 weights stay codes, and activations stay in the model's type.
+moec does not support are left to SGLang. Coded weights stay codes, and activations stay in the model's type.
 """
 
+import importlib
 import json
 import logging
 
@@ -15,7 +16,7 @@ from sglang.srt.layers.moe.token_dispatcher.standard import StandardCombineInput
 from sglang.srt.layers.moe.utils import MoeRunnerBackend, get_moe_runner_backend, resolve_moe_runner_backend
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-from ._experts import Form, coded_form, coded_params, fp8
+from ._experts import MXFP8, Form, coded_form, coded_params, fp8, int4
 from .torch import experts
 
 __all__ = ["MoecCore", "form_of", "register"]
@@ -25,6 +26,8 @@ _FP8 = "sglang.srt.layers.quantization.fp8.Fp8MoEMethod"
 _COMPRESSED = (
     "sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors_w8a8_fp8_moe.CompressedTensorsW8A8Fp8MoE"
 )
+_INT4 = "sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors_wNa16_moe.CompressedTensorsWNA16"
+_INT4_ROWS = "sglang.srt.layers.quantization.moe_wna16.MoeWNA16Method"
 _LAYER = "sglang.srt.layers.moe.fused_moe_triton.layer.FusedMoE.__init__"
 _LOG = logging.getLogger(__name__)
 _NAMED: set[str] = set()
@@ -59,7 +62,8 @@ class MoecCore(DispatchMoeRunnerCore):
         form = form_of(runner_config, quant_info.fuse_swiglu_interleaved)
         x, scales = dispatch_output.hidden_states, [quant_info.w13_scale, quant_info.w2_scale]
         is_fp8 = scales[0] is not None and quant_info.use_fp8_w8a8 and quant_info.w13_weight.dtype == torch.float8_e4m3fn
-        if form is None or scales[0] is not None and not is_fp8:
+        is_int4 = scales[0] is not None and quant_info.use_int4_w4a16 and quant_info.w13_zp is None
+        if form is None or scales[0] is not None and not (is_fp8 or is_int4):
             raise NotImplementedError("moec does not support these experts")
         weights, ids = dispatch_output.topk_output.topk_weights, dispatch_output.topk_output.topk_ids
         if runner_config.apply_router_weight_on_input:
@@ -69,11 +73,18 @@ class MoecCore(DispatchMoeRunnerCore):
             weights = weights * runner_config.routed_scaling_factor
         biases = [b for b in (quant_info.b13, quant_info.b2) if b is not None]
         params = [quant_info.w13_weight, quant_info.w2_weight, *biases]
-        if is_fp8:
-            form = coded_form(form, fp8(scales[0], quant_info.block_shape), x.dtype)
+        if is_fp8 or is_int4:
+            form = coded_form(form, _stored(scales[0], is_fp8, quant_info.block_shape), x.dtype)
             params = coded_params(params[0], params[1], biases, scales)
         rows = experts(x, ids.long(), weights, params, json.dumps(form))
         return StandardCombineInput(hidden_states=rows)
+
+
+def _stored(scale, is_fp8: bool, block) -> str:
+    """How weights with these scales are coded."""
+    if not is_fp8:
+        return int4(scale, block)
+    return MXFP8 if scale.dtype == torch.uint8 else fp8(scale, block)
 
 
 def _is_chosen() -> bool:
@@ -95,7 +106,11 @@ def _create_fp8_runner(own, method, layer, moe_runner_config):
     if not _is_chosen():
         return
     backend = resolve_moe_runner_backend("moec")
-    other = getattr(method, "use_mxfp8", False) or getattr(method, "is_fp4_expert", False)
+    is_mxfp8 = getattr(method, "use_mxfp8", False)
+    other = getattr(method, "is_fp4_expert", False) or is_mxfp8 and not method.quant_config.is_checkpoint_fp8_serialized
+    if is_mxfp8 and not other and form_of(moe_runner_config) is not None:
+        # SGLang would make other codes of them on GPUs that its own kernels want those on.
+        method.convert_mxfp8_to_block = False
     if other or form_of(moe_runner_config) is None:
         # SGLang leaves a method without kernels when it does not know the chosen ones.
         backend = MoeRunnerBackend.TRITON
@@ -104,10 +119,33 @@ def _create_fp8_runner(own, method, layer, moe_runner_config):
     method._owns_moe_runner = True
 
 
+def _create_int4_runner(own, method, layer, moe_runner_config):
+    own(method, layer, moe_runner_config)
+    if not _is_chosen() or not _is_plain_int4(method) or form_of(moe_runner_config) is None:
+        return
+    schemes = importlib.import_module(_INT4.rpartition(".")[0])
+    if type(method) is schemes.CompressedTensorsWNA16MoE:
+        # The subclass has the same state and weights, and leaves them rows of codes when they have been loaded.
+        method.__class__ = schemes.CompressedTensorsWNA16TritonMoE
+    method.runner = MoeRunner(resolve_moe_runner_backend("moec"), moe_runner_config)
+
+
+def _is_plain_int4(method) -> bool:
+    """Groups of columns in the order of the columns, without zero points: what the kernels read."""
+    if hasattr(method, "num_bits"):
+        return method.num_bits == 4 and bool(method.sym) and method.actorder != "group"
+    return method.quant_config.weight_bits == 4 and not method.quant_config.has_zp
+
+
 def _apply_fp8(own, method, layer, dispatch_output):
     if method.runner is None or type(method.runner.runner_core) is not MoecCore:
         return own(method, layer, dispatch_output)
     return method.runner.run(dispatch_output, method.get_triton_quant_info(layer))
+
+
+def _process_mxfp8(own, method, layer, quantize=True):
+    if method.runner is None or type(method.runner.runner_core) is not MoecCore:
+        own(method, layer, quantize)
 
 
 def _make_layer(own, layer, *args, **kwargs):
@@ -133,4 +171,7 @@ def register() -> None:
     HookRegistry.register(_LAYER, _make_layer, HookType.AROUND)
     for method in (_FP8, _COMPRESSED):
         HookRegistry.register(f"{method}.create_moe_runner", _create_fp8_runner, HookType.AROUND)
+    for method in (_INT4 + "MoE", _INT4 + "TritonMoE", _INT4_ROWS):
+        HookRegistry.register(f"{method}.create_moe_runner", _create_int4_runner, HookType.AROUND)
+    HookRegistry.register(f"{_FP8}._process_mxfp8_moe_weights", _process_mxfp8, HookType.AROUND)
     HookRegistry.register(f"{_FP8}.apply", _apply_fp8, HookType.AROUND)

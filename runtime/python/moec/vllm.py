@@ -1,4 +1,4 @@
-"""moec in vLLM: experts of unquantised models, and of those in FP8, MXFP4 and NVFP4.
+"""moec in vLLM: experts of unquantised models, and of those in FP8, MXFP8, MXFP4, NVFP4 and INT4.
 
 vLLM finds :func:`register` by itself (entry point ``vllm.general_plugins``); ``VLLM_PLUGINS`` names the plug-ins to load, for those
 who want it not. What moec does not support — an activation, another quantisation, LoRA, all-to-all kernels — is left to vLLM's own
@@ -17,12 +17,21 @@ from vllm.model_executor.layers.fused_moe.config import FUSED_MOE_UNQUANTIZED_CO
 from vllm.model_executor.layers.fused_moe.fused_moe_method_base import FusedMoEMethodBase
 from vllm.model_executor.layers.fused_moe.oracle.nvfp4 import NvFp4MoeBackend
 from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedMoeBackend
-from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend
-from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend
+from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend, make_fp8_moe_kernel
+from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
+from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend, make_mxfp4_moe_kernel
 from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-from vllm.model_executor.layers.quantization import modelopt, mxfp4
-from vllm.model_executor.layers.quantization.utils.quant_utils import kMxfp4Static, kNvfp4Dynamic, kNvfp4Static
+from vllm.model_executor.layers.quantization import auto_gptq, modelopt, mxfp4
+from vllm.model_executor.layers.quantization.utils.quant_utils import (
+    kInt4Static,
+    kInt4Static32,
+    kMxfp4Static,
+    kMxfp8Dynamic,
+    kMxfp8Static,
+    kNvfp4Dynamic,
+    kNvfp4Static,
+)
 
 from . import _experts
 from .torch import experts
@@ -40,11 +49,10 @@ _PLAIN = {
 _WITH_NUMBERS = {MoEActivation.SILU, MoEActivation.SWIGLUOAI, MoEActivation.SWIGLUOAI_UNINTERLEAVE, MoEActivation.SITU}
 
 
+#: Where methods for compressed-tensors' checkpoints lie: modules end in what they are for.
+_COMPRESSED = "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe.compressed_tensors_moe_"
 #: Modules with a method of FP8 experts, which ask vLLM's table for the kernels to use.
-_FP8_METHODS = (
-    "vllm.model_executor.layers.quantization.fp8",
-    "vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe.compressed_tensors_moe_w8a8_fp8",
-)
+_FP8_METHODS = ("vllm.model_executor.layers.quantization.fp8", _COMPRESSED + "w8a8_fp8")
 
 
 def form_of(activation: MoEActivation, config: ApplyMoEActivationConfig) -> "_experts.Form | None":
@@ -77,14 +85,21 @@ class MoecExperts(mk.FusedMoEExpertsModular):
             raise NotImplementedError(f"moec does not have {moe_config.activation} with these numbers")
         self._is_coded = self.w1_scale is not None
         if self._is_coded:
-            kind = self.w1_scale.dtype
-            stored = _experts.NVFP4 if kind == torch.float8_e4m3fn else _experts.MXFP4
-            if kind == torch.float32:
-                stored = _experts.fp8(self.w1_scale, self.block_shape)
-            form = _experts.coded_form(form, stored, moe_config.in_dtype)
+            form = _experts.coded_form(form, self._stored(quant_config), moe_config.in_dtype)
         self._form = json.dumps(form)
         # The weights of the last call, as the operator takes them.
         self._given: tuple[Any, Any, list[torch.Tensor]] | None = None
+
+    def _stored(self, quant_config) -> str:
+        """How weights are coded."""
+        scale, kind = self.w1_scale, quant_config.weight_quant_dtype
+        if kind == "int4":
+            return _experts.int4(scale, self.block_shape)
+        if scale.dtype == torch.float32:
+            return _experts.fp8(scale, self.block_shape)
+        if scale.dtype == torch.float8_e4m3fn:
+            return _experts.NVFP4
+        return _experts.MXFP8 if kind == "mxfp8" else _experts.MXFP4
 
     @property
     def expects_unquantized_inputs(self) -> bool:
@@ -109,8 +124,10 @@ class MoecExperts(mk.FusedMoEExpertsModular):
         if weight_key is None:
             return activation_key is None
         # Whatever activations would be rounded to: here they stay as they are.
-        if weight_key in (kMxfp4Static, kNvfp4Static):
+        if weight_key in (kMxfp4Static, kNvfp4Static, kMxfp8Static):
             return True
+        if weight_key in (kInt4Static, kInt4Static32):
+            return activation_key is None
         scale = weight_key.scale
         is_known = weight_key.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.static
         return is_known and weight_key.symmetric and weight_key.scale2 is None and not scale.group_shape.is_per_token()
@@ -207,8 +224,83 @@ def _select_nvfp4(own):
     return select_moec
 
 
+def _select_mxfp8(own):
+    def select_moec(config):
+        if config.moe_backend == "auto" and is_supported(config, kMxfp8Static, kMxfp8Dynamic):
+            return Fp8MoeBackend.TRITON_MXFP8, MoecExperts
+        return own(config)
+
+    return select_moec
+
+
+def _select_int4(own):
+    def select_moec(config, weight_key, quant_config, may_have_zp, may_have_bias, **more):
+        # Groups of columns in the order of the columns, without zero points: what the kernels read. vLLM cannot bring codes with one
+        # scale for a row into rows.
+        in_order = not getattr(quant_config, "desc_act", False) and getattr(quant_config, "actorder", None) != "group"
+        in_order = in_order and (quant_config.group_size or -1) > 0
+        if config.moe_backend == "auto" and in_order and not may_have_zp and is_supported(config, weight_key):
+            # The backend whose weights stay rows of codes.
+            return WNA16MoEBackend.TRITON, MoecExperts
+        return own(config, weight_key, quant_config, may_have_zp=may_have_zp, may_have_bias=may_have_bias, **more)
+
+    return select_moec
+
+
+def _make_int4_kernel(own):
+    def make_moec(moe_quant_config, moe_config, experts_cls, backend=WNA16MoEBackend.MARLIN, routing_tables=None):
+        if experts_cls is not MoecExperts:
+            return own(moe_quant_config, moe_config, experts_cls, backend, routing_tables)
+        # vLLM's own function for INT4 has a closed list of classes.
+        return make_fp8_moe_kernel(moe_quant_config, moe_config, experts_cls, Fp8MoeBackend.TRITON, routing_tables)
+
+    return make_moec
+
+
+def _take_compressed_mxfp4(method) -> None:
+    """Has the method for MXFP4 of compressed-tensors, which asks no table, leave weights as they were loaded."""
+    own_init, own_process = method.__init__, method.process_weights_after_loading
+
+    def init(self, moe):
+        own_init(self, moe)
+        if moe.moe_backend == "auto" and is_supported(moe, kMxfp4Static):
+            self.mxfp4_backend, self.experts_cls, self.use_cutlass_mxfp4 = Mxfp4MoeBackend.EMULATION, MoecExperts, False
+
+    def process_weights_after_loading(self, layer) -> None:
+        if self.experts_cls is not MoecExperts:
+            return own_process(self, layer)
+        for name in ("w13_weight", "w2_weight"):
+            setattr(layer, name, torch.nn.Parameter(getattr(layer, name + "_packed").data, requires_grad=False))
+            delattr(layer, name + "_packed")
+        self.moe_quant_config = self.get_fused_moe_quant_config(layer)
+        self.moe_kernel = make_mxfp4_moe_kernel(
+            moe_quant_config=self.moe_quant_config,
+            moe_config=self.moe,
+            experts_cls=self.experts_cls,
+            mxfp4_backend=self.mxfp4_backend,
+            routing_tables=layer._expert_routing_tables(),
+        )
+        self.moe_kernel.fused_experts.process_weights_after_loading(layer)
+
+    method.__init__, method.process_weights_after_loading = init, process_weights_after_loading
+
+
+def _register_quantised() -> None:
+    compressed = {end: importlib.import_module(_COMPRESSED + end) for end in ("wna16", "w8a8_mxfp8", "w4a4_nvfp4", "w4a4_mxfp4")}
+    for module in (compressed["wna16"], auto_gptq):
+        module.select_wna16_moe_backend = _select_int4(module.select_wna16_moe_backend)
+        module.make_wna16_moe_kernel = _make_int4_kernel(module.make_wna16_moe_kernel)
+    for module in (compressed["w8a8_mxfp8"], modelopt):
+        module.select_mxfp8_moe_backend = _select_mxfp8(module.select_mxfp8_moe_backend)
+    for module in (compressed["w4a4_nvfp4"], modelopt):
+        module.select_nvfp4_moe_backend = _select_nvfp4(module.select_nvfp4_moe_backend)
+    for name in ("select_mxfp4_moe_backend", "select_deepseek_v4_mxfp4_moe_backend"):
+        setattr(mxfp4, name, _select_mxfp4(getattr(mxfp4, name)))
+    _take_compressed_mxfp4(compressed["w4a4_mxfp4"].CompressedTensorsW4A4Mxfp4MoEMethod)
+
+
 def register() -> None:
-    """Has vLLM use moec for the experts of unquantised models, and of those in FP8, MXFP4 and NVFP4."""
+    """Has vLLM use moec for the experts of unquantised models, and of those in FP8, MXFP8, MXFP4, NVFP4 and INT4."""
     own = fp8_oracle.select_fp8_moe_backend
     if own.__name__ != "select_moec":
 
@@ -222,9 +314,7 @@ def register() -> None:
         for name in _FP8_METHODS:
             importlib.import_module(name).select_fp8_moe_backend = select_moec
         fp8_oracle.select_fp8_moe_backend = select_moec
-        for name in ("select_mxfp4_moe_backend", "select_deepseek_v4_mxfp4_moe_backend"):
-            setattr(mxfp4, name, _select_mxfp4(getattr(mxfp4, name)))
-        modelopt.select_nvfp4_moe_backend = _select_nvfp4(modelopt.select_nvfp4_moe_backend)
+        _register_quantised()
 
     @UnquantizedFusedMoEMethod.register_oot
     class MoecUnquantizedFusedMoEMethod(UnquantizedFusedMoEMethod):

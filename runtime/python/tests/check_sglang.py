@@ -101,6 +101,7 @@ def by_scale(codes, scale, block):
     _, n, k = codes.shape
     rows, cols = block[0] or n, block[1] or k
     grid = scale.reshape(len(codes), -1, 1) if scale.ndim < 3 else scale
+    grid = 2.0 ** (grid.float() - 127) if grid.dtype == torch.uint8 else grid
     full = grid.repeat_interleave(rows, 1)[:, :n].repeat_interleave(cols, 2)[:, :, :k]
     return codes.float() * full.expand(codes.shape)
 
@@ -137,7 +138,10 @@ def run_fp8(name, block, dtype=torch.bfloat16, make=fp8_method, **more) -> None:
     assert type(method.runner.runner_core) is moec.sglang.MoecCore, method.runner.runner_core
     torch.manual_seed(0)
     for key, p in layer.named_parameters():
-        p.data.copy_(torch.rand(p.shape) * 0.02 + 0.005 if "scale" in key else torch.randn(p.shape) * 10)
+        if p.dtype == torch.uint8:
+            p.data.copy_(torch.randint(120, 124, p.shape))
+        else:
+            p.data.copy_(torch.rand(p.shape) * 0.02 + 0.005 if "scale" in key else torch.randn(p.shape) * 10)
     method.process_weights_after_loading(layer)
     x = torch.randn(T, hidden).to(dtype)
     w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
@@ -149,6 +153,69 @@ def run_fp8(name, block, dtype=torch.bfloat16, make=fp8_method, **more) -> None:
     want = reference(x, w, ids, floats, cfg, lambda h: torch.nn.functional.silu(h[:ffn]) * h[ffn:])
     e = ((got.float() - want).norm() / want.norm()).item()
     assert got.dtype == dtype and e < (2e-2 if dtype == torch.bfloat16 else 1e-5), (name, e)
+    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params]
+    assert all(coded[-3:]), "codes were made floats"
+    print(f"{name:40} {e:.1e}")
+
+
+def int4_method(cfg, **more):
+    """The method of compressed-tensors' checkpoints with integers, with what SGLang reads of that package's configs."""
+    module = importlib.import_module(moec.sglang._INT4.rpartition(".")[0])
+    module.CompressionFormat = types.SimpleNamespace(pack_quantized=types.SimpleNamespace(value="pack-quantized"))
+    kind = dict(num_bits=4, strategy="group", group_size=32, actorder=None, symmetric=True) | more
+    return module.CompressedTensorsWNA16MoE(types.SimpleNamespace(quant_format="pack-quantized"), types.SimpleNamespace(**kind))
+
+
+def gptq_method(cfg, **more):
+    """SGLang's method for checkpoints of GPTQ and AWQ with `--quantization moe_wna16`."""
+    module = importlib.import_module(moec.sglang._INT4_ROWS.rpartition(".")[0])
+    kind = dict(weight_bits=4, bit8_pack_factor=2, group_size=32, has_zp=False, linear_quant_method="gptq") | more
+    return module.MoeWNA16Method(types.SimpleNamespace(**kind))
+
+
+def int4_layer(make, cfg, **more):
+    method, layer = make(cfg, **more), torch.nn.Module()
+    layer.moe_runner_config, layer.moe_tp_size = cfg, 1
+    sizes = (E, cfg.hidden_size, cfg.intermediate_size_per_partition, cfg.params_dtype)
+    method.create_weights(layer, *sizes, weight_loader=lambda *_: None)
+    method.create_moe_runner(layer, cfg)
+    return method, layer
+
+
+def run_int4(name, make, dtype=torch.bfloat16, **more) -> None:
+    """Experts of integers in four bits: the values of their codes."""
+    hidden, ffn = 256, 128
+    cfg = config(dtype, hidden_size=hidden, intermediate_size_per_partition=ffn)
+    method, layer = int4_layer(make, cfg, **more)
+    assert type(method.runner.runner_core) is moec.sglang.MoecCore, method.runner.runner_core
+    torch.manual_seed(5)
+    for key, p in layer.named_parameters():
+        if "scale" in key:
+            p.data.copy_(torch.rand(p.shape) * 0.02 + 0.005)
+        elif p.numel() and p.dtype in (torch.int32, torch.uint8):
+            least, most = (-(2**31), 2**31) if p.dtype == torch.int32 else (0, 256)
+            p.data.copy_(torch.randint(least, most, p.shape))
+    floats = torch.nn.Module()
+    for w in ("w13", "w2"):
+        if hasattr(layer, f"{w}_qweight"):
+            # Rows of bytes.
+            codes, scales = getattr(layer, f"{w}_qweight"), getattr(layer, f"{w}_scales")
+            codes = torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
+        else:
+            # Columns of words.
+            codes, scales = getattr(layer, f"{w}_weight_packed"), getattr(layer, f"{w}_weight_scale").transpose(1, 2)
+            codes = torch.stack([codes >> 4 * i & 15 for i in range(8)], 2).flatten(1, 2).transpose(1, 2)
+        full = scales.float().repeat_interleave(codes.shape[-1] // scales.shape[-1], -1)
+        setattr(floats, f"{w}_weight", (codes.float() - 8) * full)
+    if hasattr(method, "process_weights_after_loading"):
+        method.process_weights_after_loading(layer)
+    x = torch.randn(T, hidden).to(dtype)
+    w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
+    apply = getattr(method, "apply_weights", None) or method.apply
+    got = apply(layer, StandardDispatchOutput(x, None, StandardTopKOutput(w, ids.int(), None))).hidden_states
+    want = reference(x, w, ids, floats, cfg, lambda h: torch.nn.functional.silu(h[:ffn]) * h[ffn:])
+    e = ((got.float() - want).norm() / want.norm()).item()
+    assert got.dtype == dtype and e < 2e-2, (name, e)
     coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params]
     assert all(coded[-3:]), "codes were made floats"
     print(f"{name:40} {e:.1e}")
@@ -184,6 +251,20 @@ def main() -> None:
     run_fp8("FP8, one scale an expert", (0, 0))
     run_fp8("FP8, one scale a row", (1, 0), make=compressed_tensors, strategy="CHANNEL", rows="TOKEN")
     run_fp8("FP8 blocks of compressed-tensors", (128, 128), make=compressed_tensors, strategy="BLOCK", rows="TOKEN")
+    run_fp8("MXFP8", (1, 32), weight_block_size=[1, 32], use_mxfp8=True)
+    run_int4("INT4 of compressed-tensors", int4_method)
+    run_int4("INT4 of compressed-tensors, f16", int4_method, torch.float16, group_size=128)
+    run_int4("INT4 of compressed-tensors, rows", int4_method, strategy="channel", group_size=None)
+    run_int4("GPTQ as moe_wna16", gptq_method)
+    small = config(torch.bfloat16, hidden_size=256, intermediate_size_per_partition=128)
+    for name, make, more in (
+        ("zero points", int4_method, {"symmetric": False}),
+        ("order of activations", int4_method, {"actorder": "group"}),
+        ("AWQ as moe_wna16", gptq_method, {"has_zp": True, "linear_quant_method": "awq"}),
+    ):
+        method, _ = int4_layer(make, small, **more)
+        assert type(method.runner.runner_core) is not moec.sglang.MoecCore
+        print(f"{'integers, ' + name:40} left to SGLang: {method.runner.runner_backend.value}")
     from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 
     assert FusedMoE.__init__.__wrapped__ is not None, "layers are made without a look at who serves them"

@@ -228,6 +228,111 @@ def run_fp4(name, make, activation, act, **more) -> None:
     print(f"{name:36} {e:.1e}")
 
 
+def run_kept(name, make, values, *, dtype=torch.bfloat16) -> None:
+    """Experts of a method that keeps codes as they were loaded; `values(layer, "w13")` is what they stand for."""
+    hidden, ffn = 256, 128
+    cfg = config(MoEActivation.SILU, dtype, hidden, ffn)
+    layer, method = torch.nn.Module(), make(cfg)
+    assert method.experts_cls is moec.vllm.MoecExperts, method.experts_cls
+    layer.intermediate_size_per_partition, layer.hidden_size = ffn, hidden
+    method.create_weights(layer, E, hidden, ffn, dtype, weight_loader=None)
+    torch.manual_seed(4)
+    for key, p in layer.named_parameters():
+        if p.dtype == torch.int32:
+            p.data.copy_(torch.randint(-(2**31), 2**31, p.shape))
+        elif p.dtype == torch.uint8:
+            p.data.copy_(torch.randint(120, 124, p.shape) if "scale" in key else torch.randint(0, 256, p.shape))
+        elif p.dtype == FP8:
+            p.data.copy_(torch.rand(p.shape) * 4 + 1 if "scale" in key else torch.randn(p.shape) * 4)
+        elif "global" in key:
+            p.data.copy_((torch.rand(len(p)) * 50 + 50).view(-1, *[1] * (p.ndim - 1)).expand(p.shape))
+        else:
+            p.data.copy_(torch.rand(p.shape) * 0.02 + 0.005)
+    layer.moe_config, layer._expert_routing_tables, layer._loaded_expert_biases = cfg, lambda: None, set()
+    layer.activation, layer.apply_router_weight_on_input = MoEActivation.SILU, False
+    layer.global_num_experts, layer.expert_map = E, None
+    w13, w2 = (values(layer, w) for w in ("w13", "w2"))
+    method.process_weights_after_loading(layer)
+    x = torch.randn(T, hidden).to(dtype)
+    w, ids = torch.softmax(torch.randn(T, E), -1).topk(K)
+    got = method.apply(layer, x, w, ids.int(), None, None)
+    want = reference(x, w, ids, w13, w2, lambda h: torch.nn.functional.silu(h[:ffn]) * h[ffn:])
+    e = ((got.float() - want).norm() / want.norm()).item()
+    assert got.dtype == dtype and e < 2e-2, (name, e)
+    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params]
+    assert coded and all(coded[-3:]), "codes were made floats"
+    print(f"{name:36} {e:.1e}")
+
+
+def nibbles(words):
+    """The codes of four bits in words or bytes, the lowest bits first, along a new last axis."""
+    return torch.stack([words >> 4 * i & 15 for i in range(2 * words.element_size())], -1)
+
+
+def int4_rows(layer, w):
+    codes, scales = getattr(layer, f"{w}_weight_packed"), getattr(layer, f"{w}_weight_scale").float()
+    codes = nibbles(codes).flatten(-2).float() - 8
+    return codes * scales.repeat_interleave(codes.shape[-1] // scales.shape[-1], -1)
+
+
+def gptq(layer, w):
+    codes, scales = getattr(layer, f"{w}_qweight"), getattr(layer, f"{w}_scales").float()
+    codes = nibbles(codes).movedim(-1, 2).flatten(1, 2).float() - 8
+    return (codes * scales.repeat_interleave(codes.shape[1] // scales.shape[1], 1)).transpose(1, 2)
+
+
+def mxfp8(layer, w):
+    codes, scales = getattr(layer, f"{w}_weight"), getattr(layer, f"{w}_weight_scale")
+    return codes.float() * 2.0 ** (scales.float() - 127).repeat_interleave(32, -1)
+
+
+def fp4_rows(layer, w):
+    values = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    codes, scales = getattr(layer, f"{w}_weight_packed"), getattr(layer, f"{w}_weight_scale")
+    numbers = torch.cat([values, -values])[nibbles(codes).flatten(-2).int()]
+    if scales.dtype == torch.uint8:
+        return numbers * 2.0 ** (scales.float() - 127).repeat_interleave(32, -1)
+    # compressed-tensors divides by its global scales.
+    wide = getattr(layer, f"{w}_weight_global_scale").reshape(E, -1)[:, :1, None]
+    return numbers * scales.float().repeat_interleave(16, -1) / wide
+
+
+def kept() -> None:
+    compressed = {end: importlib.import_module(moec.vllm._COMPRESSED + end) for end in ("wna16", "w8a8_mxfp8", "w4a4_nvfp4", "w4a4_mxfp4")}
+    from vllm.model_executor.layers.quantization import auto_gptq
+
+    def int4(**more):
+        kind = {"symmetric": True, "num_bits": 4, "group_size": 32, "strategy": "group", "actorder": None} | more
+        return lambda cfg: compressed["wna16"].CompressedTensorsWNA16MoEMethod(types.SimpleNamespace(**kind), None, cfg)
+
+    def of_gptq(**more):
+        kind = {"weight_bits": 4, "group_size": 32, "desc_act": False, "is_sym": True} | more
+        whole = auto_gptq.AutoGPTQConfig(**kind, lm_head_quantized=False, dynamic={}, full_config={})
+        return lambda cfg: auto_gptq.AutoGPTQMoEMethod(whole, cfg)
+
+    run_kept("INT4 of compressed-tensors, bf16", int4(), int4_rows)
+    run_kept("INT4 of compressed-tensors, groups of 128", int4(group_size=128), int4_rows)
+    run_kept("GPTQ, 4 bits", of_gptq(), gptq)
+    run_kept("GPTQ, 4 bits, f16", of_gptq(), gptq, dtype=torch.float16)
+    run_kept("MXFP8 of compressed-tensors", compressed["w8a8_mxfp8"].CompressedTensorsW8A8Mxfp8MoEMethod, mxfp8)
+    whole = modelopt.ModelOptMxFp8Config(is_checkpoint_mxfp8_serialized=True, kv_cache_quant_algo=None, exclude_modules=[])
+    run_kept("MXFP8 of ModelOpt", lambda cfg: modelopt.ModelOptMxFp8FusedMoE(whole, cfg), mxfp8)
+    run_kept("NVFP4 of compressed-tensors", compressed["w4a4_nvfp4"].CompressedTensorsW4A4Nvfp4MoEMethod, fp4_rows)
+    run_kept("MXFP4 of compressed-tensors", compressed["w4a4_mxfp4"].CompressedTensorsW4A4Mxfp4MoEMethod, fp4_rows)
+    for name, make in (
+        ("zero points", int4(symmetric=False)),
+        ("order of activations", int4(actorder="group")),
+        ("one scale a row", of_gptq(group_size=-1)),
+        ("8 bits", of_gptq(weight_bits=8)),
+    ):
+        try:
+            chosen = make(config(MoEActivation.SILU, torch.bfloat16, 256, 128)).experts_cls
+        except Exception as e:  # What is left to vLLM may want a GPU.
+            chosen = type(e)
+        assert chosen is not moec.vllm.MoecExperts
+        print(f"{'integers, ' + name:36} left to vLLM")
+
+
 def fp8_method(**more):
     return lambda cfg, layer: vllm_fp8.Fp8MoEMethod(vllm_fp8.Fp8Config(**more), layer)
 
@@ -286,6 +391,7 @@ def main() -> None:
         return modelopt.ModelOptNvFp4FusedMoE(config, cfg)
 
     run_fp4("NVFP4", nvfp4, MoEActivation.SILU, lambda h: silu(h[:128]) * h[128:])
+    kept()
     falls_back("swiglustep", config(MoEActivation.SWIGLUSTEP))
     falls_back("LoRA", config(MoEActivation.SILU, is_lora_enabled=True))
     falls_back("swigluoai_uninterleave, no limit", config(MoEActivation.SWIGLUOAI_UNINTERLEAVE))
