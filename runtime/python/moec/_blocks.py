@@ -58,11 +58,13 @@ class MoecBlock(torch.nn.Module):
         return repr(self.layer)
 
 
-def patch(model, *, checkpoint=None, max_tokens: int = 4096, progress: bool = False) -> int:
+def patch(model, *, checkpoint=None, max_tokens: int = 4096, partial: bool = False, progress: bool = False) -> int:
     """Replaces a model's MoE blocks by layers of moec, with the router in them.
 
     The blocks are let go: the model can be run then, but neither trained nor saved, and its router's logits are not given out.
-    Blocks that moec does not know stay as they are; when it knows none, a warning names their classes.
+    Blocks of classes that moec does not know stay as they are; when it knows none, a warning names their classes. Where one of those
+    that it knows cannot be served, none is replaced, and the model is left as it was: until the last layer is ready, weights are in
+    memory twice. With ``partial``, each block is let go as soon as its layer is ready, and those that cannot be served stay.
 
     Without a checkpoint, layers are compiled from the model's own config, and its weights are copied, by way of a temporary file for
     each block. With one, both are the checkpoint's: quantised weights stay as they are stored, whatever the model has made of them,
@@ -72,6 +74,7 @@ def patch(model, *, checkpoint=None, max_tokens: int = 4096, progress: bool = Fa
         model: a model of transformers.
         checkpoint: the folder that the model was loaded from.
         max_tokens: most tokens of one call.
+        partial: replace the blocks that can be served, and name the others in a warning.
         progress: show a bar while weights are copied.
 
     Returns:
@@ -79,7 +82,7 @@ def patch(model, *, checkpoint=None, max_tokens: int = 4096, progress: bool = Fa
 
     Raises:
         MoecError: ``argument-invalid`` when it is no model of transformers; ``weights-missing`` when weights lie on ``meta``;
-            ``unsupported-layer`` and others of the compiler.
+            ``unsupported-layer`` and others of the compiler and of loading, which name the block. The model is unchanged then.
     """
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise MoecError(
@@ -88,24 +91,48 @@ def patch(model, *, checkpoint=None, max_tokens: int = 4096, progress: bool = Fa
             "give what `from_pretrained` returns: the model's config says what its blocks are",
         )
     found = [(name, m) for name, m in model.named_modules() if _is_known(type(m))]
+    if checkpoint is None and not partial:
+        # Before anything is compiled.
+        for name, block in found:
+            _refuse_missing(name, block)
+    ready, left = [], []
     for name, block in found:
-        if checkpoint is None and any(p.is_meta for p in block.parameters()):
-            raise MoecError(
-                "weights-missing",
-                f"weights of `{name}` lie on `meta`: they are offloaded, or were not loaded",
-                "load the model without offloading, or hand in its checkpoint",
-            )
-    for cls in {type(block).__name__ for _, block in found} & PUBLISHED.keys():
+        try:
+            if checkpoint is None:
+                _refuse_missing(name, block)
+            layer = _layer(model, name, block, checkpoint, max_tokens, progress or None)
+        except MoecError as e:
+            if not partial:
+                what = f"`{name}` cannot be served, and the model is left as it was: {e.message}"
+                raise MoecError(e.code, what, e.help) from e
+            left.append(f"`{name}`: {e.message}")
+            continue
+        ready.append((name, type(block).__name__, layer))
+        if partial:
+            _replace(model, *ready[-1])
+    if not partial:
+        for each in ready:
+            _replace(model, *each)
+    for cls in {cls for _, cls, _ in ready} & PUBLISHED.keys():
         warnings.warn(PUBLISHED[cls], stacklevel=2)
-    for name, block in found:
-        _replace(model, name, block, _layer(model, name, block, checkpoint, max_tokens, progress or None))
-    if found:
+    if left:
+        warnings.warn("blocks that stay in the model's own code: " + "; ".join(left), stacklevel=2)
+    if ready:
         # Without its experts, the model would be saved in part.
         model.save_pretrained = _refuse_saving
-    elif not any(isinstance(m, MoecBlock) for m in model.modules()):
+    elif not found and not any(isinstance(m, MoecBlock) for m in model.modules()):
         kinds = sorted({type(m).__name__ for _, m in model.named_modules() if hasattr(m, "experts")})
         warnings.warn(f"moec.transformers.patch knows no MoE block of this model: {', '.join(kinds) or 'it has none'}", stacklevel=2)
-    return len(found)
+    return len(ready)
+
+
+def _refuse_missing(name: str, block) -> None:
+    if any(p.is_meta for p in block.parameters()):
+        raise MoecError(
+            "weights-missing",
+            f"weights of `{name}` lie on `meta`: they are offloaded, or were not loaded",
+            "load the model without offloading, or hand in its checkpoint",
+        )
 
 
 def _refuse_saving(*_, **__):
@@ -117,9 +144,9 @@ def _is_known(cls: type) -> bool:
     return cls.__module__.startswith("transformers.models.") and cls.__name__ in BLOCKS | PAIRS
 
 
-def _replace(model, name: str, block, layer: Layer) -> None:
+def _replace(model, name: str, cls: str, layer: Layer) -> None:
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, MoecBlock(layer, type(block).__name__ in PAIRS))
+    setattr(model.get_submodule(parent), child, MoecBlock(layer, cls in PAIRS))
 
 
 def _layer(model, name: str, block, checkpoint, max_tokens: int, progress) -> Layer:

@@ -167,6 +167,42 @@ def patched() -> None:
     assert not any("experts" in name for name, _ in model.named_parameters())
 
 
+def all_or_nothing() -> None:
+    """A model of which one block cannot be served stays as it was, or is served in part where that is asked for."""
+    model = model_of("mixtral", torch.float32)
+    tokens = torch.arange(9).reshape(1, 9)
+    with torch.no_grad():
+        want = model(tokens).logits
+    blocks = {name: m for name, m in model.named_modules() if hasattr(m, "experts")}
+    first, last = min(blocks), max(blocks)
+    right = blocks[last].experts.down_proj
+    before = {name: id(m) for name, m in model.named_modules()}
+    for wrong, code in ((right[..., :-8], "tensor-shape-mismatch"), (right.to("meta"), "weights-missing")):
+        blocks[last].experts.down_proj = torch.nn.Parameter(wrong)
+        try:
+            moec.transformers.patch(model, max_tokens=64)
+        except moec.MoecError as e:
+            assert e.code == code and last in e.message, e
+        else:
+            raise AssertionError("a block that does not fit should be refused")
+        assert {name: id(m) for name, m in model.named_modules()} == before
+        assert "save_pretrained" not in vars(model)
+    blocks[last].experts.down_proj = right
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, want)
+    blocks[last].experts.down_proj = torch.nn.Parameter(right[..., :-8])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert moec.transformers.patch(model, max_tokens=64, partial=True) == 1
+    assert any(last in str(w.message) and first not in str(w.message) for w in said), said
+    assert model.get_submodule(last) is blocks[last] and model.get_submodule(first) is not blocks[first]
+    blocks[last].experts.down_proj = right
+    with torch.no_grad():
+        e = error(model(tokens).logits, want)
+    assert e < 1e-5, e
+    print(f"one block of two, the other left: {e:.1e}")
+
+
 def published() -> None:
     """NLLB-MoE, whose tokens transformers 5 gives to other experts than the router chose; encoder and decoder."""
     config = transformers.NllbMoeConfig(
@@ -436,7 +472,7 @@ def main() -> None:
     print(f"{datetime.date.today()}, {versions}, calls {way}")
     assert moec.torch.IS_NATIVE is not PLAIN
     checks = [operator, weights, exported, compiled, changes]
-    for check in checks if PLAIN else [*checks, families, generate, patched, published, coded, from_checkpoint, refusals]:
+    for check in checks if PLAIN else [*checks, families, generate, patched, all_or_nothing, published, coded, from_checkpoint, refusals]:
         check()
 
 
