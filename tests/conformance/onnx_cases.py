@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make small ONNX files with `com.microsoft::MoE` nodes, and what they compute.
+"""Make small ONNX files with `com.microsoft::MoE` and `QMoE` nodes, and what they compute.
 
 usage: onnx_cases.py OUT
 
 `<family>` is a whole tiny model as transformers' own exporter writes it (`OnnxConfig(ort_fusions="cuda")`), cut down
 to what its MoE node and the router read; input and output of the layer are recorded from the PyTorch module. `<form>` is
-a model of one node; ONNX Runtime computes the output on the CPU. Needs onnx, onnxruntime and onnxscript beside requirements.txt.
+a model of one node; ONNX Runtime computes the output on the CPU, or stands near it where it rounds more (QMoE). Needs onnx, onnxruntime and onnxscript beside requirements.txt.
 """
 import os, sys, warnings
 
@@ -92,6 +92,63 @@ def node(out, name, rng, fused=False, biases=False, with_gate=False, **attribute
     save_file({"input": x, "router_logits": logits, "output": y}, os.path.join(out, "golden.safetensors"))
 
 
+def in_bytes(codes, bits):
+    """Codes along the last axis; of four bits two in a byte, the first in the low half."""
+    if bits == 8:
+        return codes
+    codes = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
+    return codes[..., ::2] | codes[..., 1::2] << 4
+
+
+def quantised(out, name, rng, bits, block=None, zero_points=False, fused=False, **attributes):
+    """A QMoE node. The output is that of float64; ONNX Runtime's has to be near it: with 8 bits in blocks it rounds rows to bytes."""
+    os.makedirs(out, exist_ok=True)
+    hidden, ffn = 64, 32
+    shapes = {"fc1": (E, 2 * ffn if fused else ffn, hidden), "fc2": (E, hidden, ffn)}
+    held, weights = {}, {}
+    for n, (e, rows, cols) in shapes.items():
+        groups = cols // block if block else 1
+        codes = rng.integers(0, 1 << bits, (e, rows, cols)).astype(np.uint8)
+        scales = ((rng.random((e, rows, groups)) + 1) / (1 << bits) / 2).astype(np.float32)
+        zeros = np.full((e, rows, groups), 1 << (bits - 1), np.uint8)
+        if zero_points:
+            zeros = rng.integers(1 << (bits - 2), 3 << (bits - 2), zeros.shape).astype(np.uint8)
+        weights[n] = (codes.astype(np.float64) - np.repeat(zeros, cols // groups, -1)) * np.repeat(scales, cols // groups, -1)
+        held[n], held[n + "_scales"] = in_bytes(codes, bits), scales if block else scales[..., 0]
+        if zero_points:
+            held[n + "_zeros"] = in_bytes(zeros if block else zeros[..., 0], bits)
+    operands = ["input", "router_logits", "fc1", "fc1_scales", "", "fc2", "fc2_scales"]
+    if zero_points:
+        operands += ["", "", "", "", "fc1_zeros", "fc2_zeros"]
+    more = dict(block_size=block) if block else {}
+    moe = helper.make_node("QMoE", operands, ["output"], name="moe", domain="com.microsoft", k=K, expert_weight_bits=bits,
+                           normalize_routing_weights=1, **more, **attributes)
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("input", ("T", hidden)), ("router_logits", ("T", E)))]
+    graph = helper.make_graph([moe], name, values, [helper.make_tensor_value_info("output", TensorProto.FLOAT, ("T", hidden))],
+                              [numpy_helper.from_array(w, n) for n, w in held.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)], ir_version=10)
+    onnx.save(model, os.path.join(out, "model.onnx"))
+    x = rng.standard_normal((T, hidden)).astype(np.float32)
+    logits = rng.standard_normal((T, E)).astype(np.float32) * 2
+    session = onnxruntime.InferenceSession(os.path.join(out, "model.onnx"), providers=["CPUExecutionProvider"])
+    (peer,) = session.run(None, {"input": x, "router_logits": logits})
+    scores, y = np.exp(logits.astype(np.float64)), np.zeros((T, hidden))
+    for t in range(T):
+        chosen = np.argsort(-logits[t])[:K]
+        for e in chosen:
+            h = weights["fc1"][e] @ x[t]
+            if fused:
+                g, l = h[::2], h[1::2]
+                h = g / (1 + np.exp(-g)) * l
+            else:
+                h = h / (1 + np.exp(-h))
+            y[t] += scores[t, e] / scores[t, chosen].sum() * (weights["fc2"][e] @ h)
+    far = np.linalg.norm(peer - y) / np.linalg.norm(y)
+    print(f"{name}: ONNX Runtime {onnxruntime.__version__} is {far:.1e} from float64")
+    assert far < (2e-2 if bits == 8 and block else 1e-5), name
+    save_file({"input": x, "router_logits": logits, "output": y.astype(np.float32)}, os.path.join(out, "golden.safetensors"))
+
+
 def main():
     (root,) = sys.argv[1:]
     for family in ("mixtral", "qwen3_moe"):
@@ -107,6 +164,16 @@ def main():
     }
     for name, form in forms.items():
         node(os.path.join(root, name), name, rng, **form)
+    forms = {
+        "qmoe4-blocks": dict(bits=4, block=32, activation_type="silu"),
+        "qmoe4-rows-zero-points": dict(bits=4, zero_points=True, activation_type="silu"),
+        "qmoe4-blocks-zero-points-swiglu": dict(bits=4, block=16, zero_points=True, fused=True, activation_type="swiglu", swiglu_fusion=1),
+        "qmoe8-rows": dict(bits=8, activation_type="silu"),
+        "qmoe8-blocks-zero-points": dict(bits=8, block=32, zero_points=True, activation_type="silu"),
+    }
+    rng = np.random.default_rng(5)
+    for name, form in forms.items():
+        quantised(os.path.join(root, name), name, rng, **form)
 
 
 if __name__ == "__main__":

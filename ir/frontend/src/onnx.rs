@@ -1,5 +1,5 @@
 //! `com.microsoft::MoE` nodes of ONNX files, as ONNX Runtime defines them and Hugging Face transformers writes them
-//! (`OnnxExporter` with `ort_fusions="cuda"`).
+//! (`OnnxExporter` with `ort_fusions="cuda"`), and `com.microsoft::QMoE` nodes with integers of 4 and 8 bits.
 //!
 //! The node takes rows, the router's logits and the experts' weights; softmax over all experts, the choice of K and the
 //! weights' normalisation are its own. Where the logits are a matrix product of the same rows with an initialiser, the
@@ -13,7 +13,7 @@ use moec_ir::expr::Real;
 use moec_ir::graph::{RenormRule, Score};
 use moec_ir::weights::{WeightSource, WeightStep};
 use moec_ir::{Activation, Curve, DType};
-use moec_weights::onnx::{Attribute, File, Node};
+use moec_weights::onnx::{Attribute, File, Node, QMOE_MATRICES, QmoeMatrix};
 use std::path::Path;
 
 /// An ONNX file with MoE nodes. A layer is one of them, counted from 0 in the order of the graph.
@@ -34,7 +34,7 @@ impl OnnxModel {
         let is_moe = |n: &&Node| n.domain == "com.microsoft" && matches!(n.op.as_str(), "MoE" | "QMoE");
         let nodes: Vec<usize> = file.nodes.iter().enumerate().filter(|(_, n)| is_moe(n)).map(|(i, _)| i).collect();
         if nodes.is_empty() {
-            let what = format!("no node of {} is a `com.microsoft::MoE`", file.path.display());
+            let what = format!("no node of {} is a `com.microsoft::MoE` or `QMoE`", file.path.display());
             return Err(vec![Diagnostic::input("no-moe-layers", what).help(
                 "transformers writes such nodes with `OnnxConfig(ort_fusions=\"cuda\")` for models whose router is a \
                  softmax; or compile the model's config.json",
@@ -73,16 +73,15 @@ struct Reader<'a> {
     node: &'a Node,
 }
 
-/// The place of an operand.
+/// The place of an operand; of a `QMoE` node, [`QMOE_MATRICES`] has those of weights.
 mod operand {
     pub const ROWS: usize = 0;
     pub const LOGITS: usize = 1;
-    pub const FC1: usize = 2;
-    pub const FC1_BIAS: usize = 3;
-    pub const FC2: usize = 4;
-    pub const FC2_BIAS: usize = 5;
-    pub const FC3: usize = 6;
-    pub const FC3_BIAS: usize = 7;
+    /// First, second, and a gate of its own.
+    pub const MATRICES: [usize; 3] = [2, 4, 6];
+    pub const BIASES: [usize; 3] = [3, 5, 7];
+    /// Of a `QMoE` node: other weights than those of the choice, and what stands behind them.
+    pub const ROUTER_WEIGHTS: usize = 14;
 }
 
 /// Gate and up in one tensor.
@@ -102,20 +101,19 @@ impl Fusion {
 
 impl Reader<'_> {
     fn spec(&self) -> Result<(MoeSpec, DType), Diagnostic> {
-        if self.node.op == "QMoE" {
-            return Err(self.unsupported("quantised experts (QMoE)"));
+        if self.is_quantised() {
+            self.check_quantised()?;
         }
         for flag in ["use_sparse_mixer", "swiglu_limit_after_activation"] {
             if self.int(flag, 0)? != 0 {
                 return Err(self.unsupported(&format!("`{flag}` = 1")));
             }
         }
-        let (fc1, fc2) = (self.weight(operand::FC1, 3)?, self.weight(operand::FC2, 3)?);
-        let (fc1, fc2) = match (fc1, fc2) {
+        let (fc1, fc2) = match (self.matrix(0)?, self.matrix(1)?) {
             (Some(a), Some(b)) => (a, b),
             _ => return Err(self.invalid("it has no weights `fc1_experts_weights` or `fc2_experts_weights`")),
         };
-        let fc3 = self.weight(operand::FC3, 3)?;
+        let fc3 = self.matrix(2)?;
         let (activation, fusion) = self.activation(fc3.is_some())?;
         let [n_experts, rows, hidden] = [fc1.shape[0], fc1.shape[1], fc1.shape[2]];
         let ffn = if fusion == Fusion::None { rows } else { rows / 2 };
@@ -196,7 +194,9 @@ impl Reader<'_> {
         fusion: Fusion,
         [n_experts, ffn, hidden]: [u64; 3],
     ) -> Result<Option<ExpertBiases>, Diagnostic> {
-        let [fc1, fc2, fc3] = [operand::FC1_BIAS, operand::FC2_BIAS, operand::FC3_BIAS].map(|at| self.weight(at, 2));
+        let [fc1, fc2, fc3] = [0, 1, 2].map(|i| {
+            self.weight(if self.is_quantised() { QMOE_MATRICES[i].bias } else { operand::BIASES[i] }, 2)
+        });
         let (fc1, fc2, fc3) = (fc1?, fc2?, fc3?);
         let separate_gate = activation.is_gated() && fusion == Fusion::None;
         match (fc1, fc2, fc3) {
@@ -269,6 +269,74 @@ impl Reader<'_> {
         name
     }
 
+    fn is_quantised(&self) -> bool {
+        self.node.op == "QMoE"
+    }
+
+    /// That a `QMoE` node has integers, and nothing that is not read.
+    fn check_quantised(&self) -> Result<(), Diagnostic> {
+        let kind = self.word("quant_type", "int")?;
+        if kind != "int" {
+            return Err(self.unsupported(&format!("experts quantised as {kind:?}")));
+        }
+        // By default, bytes lie as ONNX Runtime's CPU kernels read them.
+        if self.int("weights_prepacked", -1)? == 1 {
+            return Err(self.unsupported("weights in the order of one GPU's kernels (`weights_prepacked` = 1)"));
+        }
+        if self.int("normalize_routing_weights", 0)? == 0 {
+            return Err(self
+                .unsupported("`normalize_routing_weights` = 0, which ONNX Runtime's CPU kernels take for 1,")
+                .help("set it to 1 where the weights of a token's experts are to sum to 1"));
+        }
+        match self.node.inputs.iter().skip(operand::ROUTER_WEIGHTS).find(|n| !n.is_empty()) {
+            Some(name) => {
+                Err(self.unsupported(&format!("routing weights or scales in an operand of its own (`{name}`)")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Matrix number `i` of the experts; `None` when it is left out.
+    fn matrix(&self, i: usize) -> Result<Option<Weight>, Diagnostic> {
+        if self.is_quantised() { self.codes(&QMOE_MATRICES[i]) } else { self.weight(operand::MATRICES[i], 3) }
+    }
+
+    /// The matrix that codes of a `QMoE` node stand for, in the type of its scales.
+    fn codes(&self, matrix: &QmoeMatrix) -> Result<Option<Weight>, Diagnostic> {
+        let operand = |at: usize| self.node.inputs.get(at).filter(|n| !n.is_empty());
+        let Some(name) = operand(matrix.codes) else { return Ok(None) };
+        let tensor = |name: &String| {
+            let found = self.file.tensors.get(name);
+            found.ok_or_else(|| self.unsupported(&format!("weights that are no initialisers (`{name}`)")))
+        };
+        let (stored, shape) = tensor(name)?;
+        let scales = operand(matrix.scales).ok_or_else(|| self.invalid(&format!("`{name}` has no scales")))?;
+        let (scale, grid) = tensor(scales)?;
+        let bits = matrix.bits(self.node);
+        let &[n_experts, rows, bytes] = &shape[..] else {
+            return Err(self.invalid(&format!("`{name}` has {} axes; 3 are expected", shape.len())));
+        };
+        let (4 | 8, true) = (bits, stored.to_string() == "U8") else {
+            return Err(self.unsupported(&format!("codes of {bits} bits in {stored} (`{name}`)")));
+        };
+        let dtype = scale.dtype().filter(|d| d.is_float());
+        let dtype = dtype.ok_or_else(|| self.unsupported(&format!("scales of type {scale} (`{scales}`)")))?;
+        let cols = bytes.saturating_mul(8) / bits as u64;
+        let block = self.int("block_size", 0)?;
+        let wanted = match u64::try_from(block) {
+            Ok(0) => vec![n_experts, rows],
+            Ok(block) if cols.is_multiple_of(block) => vec![n_experts, rows, cols / block],
+            _ => return Err(self.invalid(&format!("blocks of {block} do not divide the {cols} columns of `{name}`"))),
+        };
+        if *grid != wanted {
+            return Err(self.invalid(&format!("`{scales}` is {grid:?}; beside `{name}` it should be {wanted:?}")));
+        }
+        if !bytes.is_multiple_of(4) {
+            return Err(self.unsupported(&format!("rows of {bytes} bytes, no multiple of 4 (`{name}`)")));
+        }
+        Ok(Some(Weight { name: name.clone(), dtype, shape: vec![n_experts, rows, cols] }))
+    }
+
     /// The initialiser at an operand; `None` when the operand is left out.
     fn weight(&self, at: usize, rank: usize) -> Result<Option<Weight>, Diagnostic> {
         let Some(name) = self.node.inputs.get(at).filter(|n| !n.is_empty()) else { return Ok(None) };
@@ -330,7 +398,7 @@ impl Reader<'_> {
     }
 }
 
-/// An initialiser with weights.
+/// An initialiser with weights, or codes of them.
 struct Weight {
     name: String,
     dtype: DType,

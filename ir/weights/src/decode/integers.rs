@@ -63,6 +63,16 @@ pub enum Zeros<'a> {
     },
     /// Signed bytes `[n, groups]`.
     Bytes(&'a [u8]),
+    /// As wide as codes, without a sign, the first in a byte's low bits: a line for the groups of each row, or for the rows of each
+    /// matrix where these have one group.
+    Unsigned {
+        /// The lines.
+        bytes: &'a [u8],
+        /// Bytes of a line.
+        cols: u64,
+        /// Whether a line is of a matrix's rows.
+        along_rows: bool,
+    },
 }
 
 /// Scales and zero points of neighbouring rows in one group of columns, kept while columns of that group are read.
@@ -267,6 +277,11 @@ impl Integers<'_> {
                 let offset = if self.packing == Packing::Bytes { 0 } else { 1 << (self.bits - 1) };
                 i32::from(bytes[(row * self.n_groups + group) as usize] as i8) + offset
             }
+            Zeros::Unsigned { bytes, cols, along_rows } => {
+                let (line, at) = if along_rows { (row / self.n, row % self.n) } else { (row, group) };
+                let bit = at * u64::from(self.bits);
+                i32::from(bytes[(line * cols + bit / 8) as usize] >> (bit % 8)) & self.mask() as i32
+            }
         }
     }
 
@@ -373,7 +388,16 @@ mod tests {
                     Packing::Bytes | Packing::RowPairs => Zeros::Bytes(&data[11..]),
                     _ => Zeros::Packed { words: &data[13..], cols: zero_cols, add: u32::from(by_group) },
                 };
-                for zeros in [Zeros::All(3), zeros] {
+                let unsigned = |along_rows| Zeros::Unsigned {
+                    bytes: &data[17..],
+                    cols: if along_rows { n * u64::from(bits) } else { n_groups * u64::from(bits) }.div_ceil(8),
+                    along_rows,
+                };
+                let zeros = match (packing, bits) {
+                    (Packing::Rows, 4 | 8) => vec![Zeros::All(3), zeros, unsigned(false), unsigned(true)],
+                    _ => vec![Zeros::All(3), zeros],
+                };
+                for zeros in zeros {
                     all.push(Integers {
                         leading: Vec::new(),
                         n,

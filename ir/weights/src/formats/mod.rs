@@ -13,6 +13,7 @@ pub mod ggml;
 mod gpt_oss;
 mod gptq;
 mod modelopt;
+mod qmoe;
 mod quark;
 mod read;
 mod shapes;
@@ -78,6 +79,8 @@ const SCHEMES: &[Scheme] = &[
     fp8::SCHEME,
     modelopt::SCHEME,
     single_bytes::SCHEME,
+    qmoe::FOUR,
+    qmoe::EIGHT,
     unread::HQQ,
     unread::QUANTO,
     unread::QUANTO_PACKED,

@@ -1,9 +1,11 @@
 //! ONNX files: the nodes of their graph, and their initialisers as the tensors of a checkpoint.
 //!
 //! * [`proto`] has the messages.
+//! * [`qmoe`] tells which initialisers are one quantised matrix.
 //! * [`tensors`] tells where initialisers lie: in the file itself, or in files beside it.
 
 mod proto;
+mod qmoe;
 mod tensors;
 
 use super::checkpoint::map;
@@ -14,6 +16,7 @@ use prost::bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+pub use qmoe::{QMOE_MATRICES, QmoeMatrix};
 pub(crate) use tensors::open;
 
 /// Whether a path names an ONNX file. The format has no mark of its own at its beginning.

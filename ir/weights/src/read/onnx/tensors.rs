@@ -1,6 +1,6 @@
 //! Where the initialisers of an ONNX file lie.
 
-use super::{invalid, parse, proto};
+use super::{invalid, node, parse, proto, qmoe};
 use crate::read::checkpoint::{Part, map};
 use crate::read::safetensors::{Entry, StoredType};
 use moec_ir::diag::Diagnostic;
@@ -63,6 +63,8 @@ pub(crate) fn open(path: &Path) -> Result<Vec<Part>, Diagnostic> {
             Entry { dtype, shape, start: if length == 0 { 0 } else { start }, end: if length == 0 { 0 } else { end } };
         parts[part].entries.insert(t.name, entry);
     }
+    let nodes: Vec<_> = graph.node.into_iter().map(node).collect();
+    qmoe::name_codes(path, &nodes, &mut parts)?;
     Ok(parts)
 }
 
