@@ -15,8 +15,11 @@ const MAY_REACH: &[(&str, &[&str])] = &[
     ("moec-cpu", &["moec-ir", "moec-passes"]),
     ("moec-cpu-kernels", &["moec-ir"]),
     ("moec-kernels-c", &["moec-ir", "moec-cpu-kernels"]),
-    ("moec-runtime", &["moec-ir", "moec-bundle", "moec-weights", "moec-cpu-kernels", "moec-ptx"]),
-    ("moec-capi", &["moec-ir", "moec-bundle", "moec-weights", "moec-runtime", "moec-cpu-kernels", "moec-ptx"]),
+    ("moec-runtime", &["moec-ir", "moec-frontend", "moec-bundle", "moec-weights", "moec-cpu-kernels", "moec-ptx"]),
+    (
+        "moec-capi",
+        &["moec-ir", "moec-frontend", "moec-bundle", "moec-weights", "moec-runtime", "moec-cpu-kernels", "moec-ptx"],
+    ),
     ("moec-emulated-driver", &["moec-ptx"]),
     ("moec-snapshot", &["moec-ir", "moec-bundle", "moec-ptx"]),
     (

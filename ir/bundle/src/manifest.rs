@@ -64,6 +64,10 @@ pub struct LayerInfo {
     /// by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub published_weights: Option<serde_json::Value>,
+    /// What the layer computes, fact by fact in words, when it is of a model's config: what a config beside weights is held
+    /// against.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub computes: BTreeMap<String, String>,
 }
 
 /// A tensor of the caller.

@@ -1,6 +1,7 @@
 //! A published model's `config.json`.
 
 use crate::assemble::{assemble, assemble_experts, experts_alone};
+use crate::computes::computes;
 use crate::facts::LayerFacts;
 use crate::families::single_experts::or_single_experts;
 use crate::families::{FAMILIES, Family, family};
@@ -14,6 +15,7 @@ use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Graph, Shard, shard};
 use moec_weights::Published;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What is wrong with a config, in file order. Never empty.
@@ -75,6 +77,8 @@ pub struct Layer {
     pub quantization: Option<String>,
     /// What the config says about its weights, for whoever reads them.
     pub published: Option<Published>,
+    /// What it computes, fact by fact, in words that [`ModelConfig::computes`] gives for another config of the same layer.
+    pub computes: BTreeMap<String, String>,
     /// Why the weights cannot be read, if they cannot.
     unread: Option<Diagnostic>,
     /// The layer in numbers.
@@ -202,6 +206,23 @@ impl ModelConfig {
     /// * Those of [`moec_ir::graph::shard`], when a shard is asked for.
     pub fn layer(&self, number: Option<u32>, options: &LayerOptions) -> Result<Layer, Diagnostics> {
         let dtype = options.dtype.unwrap_or(self.dtype);
+        let (layer, spec) = self.spec(number, dtype)?;
+        let published = self.quantization.as_ref();
+        build(&self.model_type, layer, spec, dtype, published, options)
+            .map_err(|d| vec![if d.origin.is_some() { d } else { d.at(Some(self.text.node().origin())) }])
+    }
+
+    /// What layer `number` computes in float type `dtype`, fact by fact: what two configs say in the same words, layers of the same
+    /// weights compute alike.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::layer`].
+    pub fn computes(&self, number: Option<u32>, dtype: DType) -> Result<BTreeMap<String, String>, Diagnostics> {
+        let (_, spec) = self.spec(number, dtype)?;
+        Ok(computes(&spec, dtype, Part::Layer))
+    }
+
+    fn spec(&self, number: Option<u32>, dtype: DType) -> Result<(u32, MoeSpec), Diagnostics> {
         let keys = self.keys(dtype);
         let moe_layers = (self.family.moe_layers)(&keys);
         let n_layers = keys.n_layers();
@@ -211,10 +232,7 @@ impl ModelConfig {
         let spec = (self.family.spec)(&keys, layer);
         let spec = keys.finish(spec)?;
         check(&keys, &spec);
-        let spec = or_single_experts(keys.finish(spec)?);
-        let published = self.quantization.as_ref();
-        build(&self.model_type, layer, spec, dtype, published, options)
-            .map_err(|d| vec![if d.origin.is_some() { d } else { d.at(Some(self.text.node().origin())) }])
+        Ok((layer, or_single_experts(keys.finish(spec)?)))
     }
 
     fn keys(&self, dtype: DType) -> Keys {
@@ -284,6 +302,7 @@ pub(crate) fn build(
         quantization,
         unread: published.and_then(|q| unread(q, &graph)),
         published: published.cloned(),
+        computes: computes(&spec, dtype, options.part),
         graph,
         description,
     })

@@ -9,6 +9,7 @@
 #![warn(missing_docs)]
 
 mod assemble;
+mod computes;
 pub mod config;
 pub mod facts;
 pub mod families;

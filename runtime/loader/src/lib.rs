@@ -45,6 +45,7 @@ mod packed_file;
 mod plan;
 mod random_codes;
 mod times;
+mod same_layer;
 mod weight_cache;
 mod weights;
 mod workspace;

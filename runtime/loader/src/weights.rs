@@ -52,7 +52,7 @@ impl Weights<'_> {
     /// Finds every weight of a layer and checks it, before anything is packed.
     ///
     /// # Errors
-    /// Those of [`Plan::new`] and [`Plan::check_scales`], the first of them.
+    /// Those of [`Plan::new`] and [`Plan::check_scales`], the first of them; `checkpoint-layer-mismatch`.
     pub(crate) fn find(&self, manifest: &Manifest) -> Result<FoundWeights<'_>, Diagnostic> {
         let mut inner = self;
         while let Weights::Watched(weights, _) = inner {
@@ -65,6 +65,7 @@ impl Weights<'_> {
                 return Ok(FoundWeights { weights: self, inner, plan: None });
             }
         };
+        crate::same_layer::check(checkpoint, manifest)?;
         let source = manifest.layer.published_weights.as_ref().map(Source::from_value).transpose()?;
         let model = source.map(|s| Published::read(s, DType::BF16)).transpose()?;
         let params: Vec<_> = manifest.params.iter().map(ParamInfo::param).collect();

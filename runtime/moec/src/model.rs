@@ -169,6 +169,7 @@ impl Model {
             layer: Some(layer.layer),
             facts: facts.into_iter().map(|(k, v)| (k.to_string(), v)).collect(),
             published_weights: layer.published.as_ref().map(|p| p.source.to_value()),
+            computes: layer.computes.clone(),
         };
         Ok(ModelLayer {
             published: layer.published.clone(),

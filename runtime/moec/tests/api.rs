@@ -57,6 +57,26 @@ fn one_error_type_takes_both_kinds() {
 }
 
 #[test]
+fn a_folder_of_another_family_is_refused_where_its_tensors_fit() {
+    let run = |model: &str, weights: PathBuf| {
+        let layer = Model::open(checkpoint(model)).unwrap().with_weights(weights).layer(Some(0)).unwrap();
+        Session::open(&layer, Device::Cpu, 8).map(|_| ())
+    };
+    for (model, other, named) in [
+        ("qwen3_moe.f32", "olmoe.f32", "weights of the chosen experts"),
+        ("olmoe.f32", "qwen3_moe.f32", "weights of the chosen experts"),
+        ("gguf.qwen3moe", "gguf.olmoe", "weights of the chosen experts"),
+    ] {
+        let refused = run(model, checkpoint(other)).unwrap_err();
+        assert_eq!(refused.code, "checkpoint-layer-mismatch", "{model}: {}", refused.message);
+        assert!(refused.message.contains(named), "{}", refused.message);
+        run(model, checkpoint(model)).unwrap();
+    }
+    // A file that is named by itself is taken as it is.
+    run("qwen3_moe.f32", checkpoint("olmoe.f32").join("model.safetensors")).unwrap();
+}
+
+#[test]
 fn tensors_are_read_and_written_where_they_lie() {
     for (name, dtype) in [("qwen3_moe.bf16", DType::BF16), ("qwen3_moe.f32", DType::F32)] {
         let layer = Model::open(checkpoint(name)).unwrap().layer(None).unwrap();

@@ -79,8 +79,16 @@ refused("checkpoint-not-found", moec.load, bundle, "/nonexistent")
 refused("unknown-device", moec.Layer, bundle, device="tpu")
 for wrong in ({"target": "sm_13"}, {"target": []}, {"part": "half"}, {"layer": -1}):
     assert refused("wrong-usage", moec.compile, model, **wrong).message.startswith("invalid value")
-for wrong in ({"threads": -1}, {"max_tokens": -1}):
+for wrong in ({"threads": -1}, {"threads": 1025}, {"threads": 2**32 + 1}, {"max_tokens": -1}, {"max_tokens": 2**64}):
     refused("argument-invalid", moec.load, bundle, model, **wrong)
+
+# Weights of another family, whose tensors have the same names and sizes.
+olmoe, qwen3 = (model.parent / f"{family}.f32" for family in ("olmoe", "qwen3_moe"))
+e = refused("checkpoint-layer-mismatch", moec.load, moec.compile(olmoe), qwen3)
+assert 'the layer has "as they are", the checkpoint "divided by their sum"' in e.message, e
+e = refused("checkpoint-layer-mismatch", moec.load, moec.compile(qwen3), olmoe)
+assert 'the layer has "divided by their sum", the checkpoint "as they are"' in e.message, e
+moec.load(moec.compile(olmoe), qwen3 / "model.safetensors")
 
 # An error belongs to its thread.
 threads = [threading.Thread(target=refused, args=("bundle-not-found", moec.load, f"/nonexistent/{i}")) for i in range(4)]
