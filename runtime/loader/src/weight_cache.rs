@@ -2,7 +2,9 @@
 //!
 //! One file for each packed buffer, named after everything that decides its bytes: the shards of the checkpoint (path, size and
 //! time of change), what the config says about their format, the recipe of the parameter, the layout of the buffer, and the
-//! version of the packing. A file appears under its name when it is complete.
+//! version of the packing. A file appears under its name when it is complete, and ends with check sums: a damaged one is made anew.
+//! Weights are mapped and not read, so that the sums of a file are looked at once for each state of it: what the file system said
+//! of the file then stands in a small one beside it (`.seen`). Whatever is written to a file, or to its time of change, shows there.
 
 use crate::memory::allocate;
 use memmap2::Mmap;
@@ -10,6 +12,7 @@ use moec_bundle::manifest::ParamInfo;
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::Buffer;
 use moec_weights::{Checkpoint, Plan};
+use rayon::prelude::*;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -18,9 +21,12 @@ use std::sync::Arc;
 /// Raised when packing gives other bytes for the same checkpoint, parameter and buffer.
 const PACKING_VERSION: u32 = 2;
 
-/// A file begins with the magic and its own key; the weights follow at the first page.
-const MAGIC: &[u8; 16] = b"moec weights v1\n";
+/// A file begins with the magic and its own key; the weights follow at the first page, then the CRC-32 of each piece of them.
+const MAGIC: &[u8; 16] = b"moec weights v2\n";
 const HEADER_BYTES: usize = 4096;
+
+/// Bytes that a check sum is of: enough of them for all cores to have some.
+const PIECE: usize = 1 << 20;
 
 /// A checkpoint whose packed weights are kept in a directory.
 #[derive(Debug)]
@@ -33,18 +39,22 @@ pub struct CachedWeights {
 
 /// A packed buffer, mapped.
 #[derive(Debug)]
-pub(crate) struct Packed(Mmap);
+pub(crate) struct Packed {
+    map: Mmap,
+    bytes: usize,
+}
 
 impl Packed {
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0[HEADER_BYTES..]
+        &self.map[HEADER_BYTES..HEADER_BYTES + self.bytes]
     }
 }
 
 impl CachedWeights {
     /// Keeps the packed weights of `checkpoint` in `dir`, which is made when it is not there. Whoever is first packs;
     /// several processes may share a directory. Files of checkpoints that have changed stay until somebody deletes them:
-    /// everything in the directory may be deleted at any time when no layer is loaded.
+    /// everything in the directory may be deleted at any time when no layer is loaded. A file that has changed since it was last
+    /// looked at is read whole, to see whether it is damaged.
     ///
     /// # Errors
     /// `weight-cache-unusable` when the directory cannot be made or a shard cannot be looked at.
@@ -92,7 +102,7 @@ impl CachedWeights {
         moec_bundle::sha256(parts.join("\n").as_bytes())
     }
 
-    /// The file, when it is there and complete.
+    /// The file, when it is there, complete, and as it was written.
     fn open(&self, path: &Path, key: &str, bytes: u64) -> Result<Option<Packed>, Diagnostic> {
         let file = match File::open(path) {
             Ok(file) => file,
@@ -102,10 +112,23 @@ impl CachedWeights {
         // SAFETY: the file is not written again once it has its name; whoever changes it all the same breaks the promise
         // that the directory belongs to moec while layers are loaded.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| unusable(&self.dir, &e))?;
-        let complete = map.len() as u64 == HEADER_BYTES as u64 + bytes
+        let complete = map.len() as u64 == HEADER_BYTES as u64 + bytes + 4 * bytes.div_ceil(PIECE as u64)
             && map.starts_with(MAGIC)
             && map[MAGIC.len()..].starts_with(key.as_bytes());
-        Ok(complete.then_some(Packed(map)))
+        if !complete {
+            return Ok(None);
+        }
+        let packed = Packed { map, bytes: bytes as usize };
+        let (state, seen) = (state(&file), path.with_extension("seen"));
+        if state.is_some() && std::fs::read_to_string(&seen).ok() == state {
+            return Ok(Some(packed));
+        }
+        let sound = sums(packed.bytes()) == packed.map[HEADER_BYTES + packed.bytes..];
+        if let (true, Some(state)) = (sound, state) {
+            // Where it cannot be written, as in a directory that is only read, every load looks at the sums.
+            let _ = std::fs::write(seen, state);
+        }
+        Ok(sound.then_some(packed))
     }
 
     fn write(&self, path: &Path, key: &str, weights: &[u8]) -> std::io::Result<()> {
@@ -117,6 +140,7 @@ impl CachedWeights {
             let mut file = File::create(&fresh)?;
             file.write_all(&header)?;
             file.write_all(weights)?;
+            file.write_all(&sums(weights))?;
             file.sync_all()?;
             std::fs::rename(&fresh, path)
         };
@@ -127,6 +151,30 @@ impl CachedWeights {
         }
         result
     }
+}
+
+/// What the file system says of a file that changes with everything that is done to it; `None` where systems have no such thing,
+/// and for a file that has just changed: clocks of file systems are coarse, and it may change again without a difference.
+fn state(file: &File) -> Option<String> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        use std::time::{Duration, SystemTime, UNIX_EPOCH};
+        let m = file.metadata().ok()?;
+        let changed = UNIX_EPOCH + Duration::new(m.ctime().try_into().ok()?, m.ctime_nsec().try_into().ok()?);
+        let is_settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age >= Duration::from_secs(1));
+        is_settled.then(|| format!("{} {} {} {} {}\n", m.dev(), m.ino(), m.size(), m.ctime(), m.ctime_nsec()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        None
+    }
+}
+
+/// The check sums of all pieces, one after another.
+fn sums(weights: &[u8]) -> Vec<u8> {
+    weights.par_chunks(PIECE).flat_map_iter(|piece| crc32fast::hash(piece).to_le_bytes()).collect()
 }
 
 fn unusable(dir: &Path, error: &std::io::Error) -> Diagnostic {
