@@ -46,7 +46,7 @@ static LAYERS: Handles<Created> = Handles::new("layer");
 /// Threads of all layers that do not ask for their own.
 fn shared_pool() -> Arc<Pool> {
     static POOL: OnceLock<Arc<Pool>> = OnceLock::new();
-    POOL.get_or_init(|| Arc::new(Pool::new(0))).clone()
+    POOL.get_or_init(|| Arc::new(Pool::for_all_cores())).clone()
 }
 
 pub(crate) fn get(handle: usize) -> Result<Arc<Created>, Diagnostic> {
@@ -70,7 +70,7 @@ pub(crate) fn create(bundle: &Bundle, device: &str, max_tokens: u64, n_threads: 
     }
     let pool = match n_threads {
         0 => shared_pool(),
-        n => Arc::new(Pool::new(n as usize)),
+        n => Arc::new(Pool::new(n as usize)?),
     };
     let options = LoadOptions {
         device: device.clone(),

@@ -15,7 +15,8 @@ pub struct moec_layer_options {
     pub device: *const c_char,
     /// Most tokens of one launch; 0 for 1.
     pub max_tokens: u64,
-    /// CPU: the threads, the caller's among them; 0 for one for each core, which all such layers of the process share.
+    /// CPU: the threads, the caller's among them, up to 1024; 0 for one for each core, which all such layers of the process
+    /// share.
     pub n_threads: u32,
     /// Not used; 0.
     pub reserved: u32,

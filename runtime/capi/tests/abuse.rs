@@ -52,6 +52,24 @@ fn a_whole_life_in_order() {
     must(moec_layer_free(layer));
 }
 
+#[test]
+fn threads_are_as_many_as_asked_for_or_refused() {
+    let (bundle, mut layer) = (open(&archive()), null_mut());
+    for (n_threads, refusal) in [(3, None), (1024, None), (1025, Some("1025")), (u32::MAX, Some("4294967295"))] {
+        let options = moec_layer_options { n_threads, ..options(5) };
+        // SAFETY: a handle, options and a place.
+        let status = unsafe { moec_layer_create(bundle, &options, &mut layer) };
+        let Some(named) = refusal else {
+            must(status);
+            must(moec_layer_free(layer));
+            continue;
+        };
+        assert_eq!(refused(status), "argument-invalid");
+        assert!(last().1.contains(named), "{}", last().1);
+    }
+    must(moec_bundle_free(bundle));
+}
+
 fn empty_param() -> moec_param {
     // SAFETY: zeros are a valid value of each field.
     unsafe { std::mem::zeroed() }

@@ -51,7 +51,7 @@ impl LayerBuilder {
         let rule = options.keep_intermediates.then_some(WorkspaceRule::Disjoint);
         let engine = match options.device {
             Device::Cpu => {
-                let pool = options.pool.unwrap_or_else(|| Arc::new(Pool::new(0)));
+                let pool = options.pool.unwrap_or_else(|| Arc::new(Pool::for_all_cores()));
                 let layer = CpuLayer::without_weights(bundle, options.max_tokens, pool, options.jit, rule)?;
                 let slots = slots(layer.plan());
                 Building::Cpu(Box::new(layer), slots)

@@ -12,7 +12,7 @@ use std::sync::Arc;
 fn builder(threads: usize) -> LayerBuilder {
     let options = LoadOptions {
         max_tokens: MAX_TOKENS,
-        pool: Some(Arc::new(Pool::new(threads))),
+        pool: Some(Arc::new(Pool::new(threads).expect("threads"))),
         jit: Some(kernels()),
         ..LoadOptions::default()
     };

@@ -14,7 +14,7 @@ use std::sync::Arc;
 fn load(weights: &Weights<'_>, max_tokens: u64, threads: usize) -> Layer {
     let options = LoadOptions {
         max_tokens,
-        pool: Some(Arc::new(Pool::new(threads))),
+        pool: Some(Arc::new(Pool::new(threads).expect("threads"))),
         jit: Some(kernels()),
         ..LoadOptions::default()
     };
@@ -102,7 +102,8 @@ fn packed_weights_are_kept_and_taken_again_until_the_checkpoint_changes() {
         layer.run_host(&[("input", &input(4))]).expect("run").output("output").expect("output").clone()
     };
     let files = || {
-        let mut list: Vec<_> = std::fs::read_dir(&cache).expect("dir").map(|e| e.expect("entry").path()).collect();
+        let all = std::fs::read_dir(&cache).expect("dir").map(|e| e.expect("entry").path());
+        let mut list: Vec<_> = all.filter(|p| p.extension().is_some_and(|e| e == "packed")).collect();
         list.sort();
         list
     };
@@ -113,16 +114,35 @@ fn packed_weights_are_kept_and_taken_again_until_the_checkpoint_changes() {
     assert_eq!(*told.lock().expect("told"), ["bias"]);
     let kept = files();
     assert_eq!(kept.len(), 1, "{kept:?}");
-    // What is kept is what is taken: other bytes in the file are other weights.
-    let mut bytes = std::fs::read(&kept[0]).expect("file");
+    // What is kept is taken, and not written again.
+    let old = std::time::UNIX_EPOCH;
+    let age = || std::fs::File::open(&kept[0]).and_then(|f| f.set_modified(old)).expect("time of change");
+    let is_old = || std::fs::metadata(&kept[0]).and_then(|m| m.modified()).expect("time of change") == old;
+    age();
+    let seen = kept[0].with_extension("seen");
     assert_eq!(run(&|_, _| ()), first);
-    let last = bytes.len() - 4;
-    bytes[last..].copy_from_slice(&1e6f32.to_le_bytes());
-    std::fs::write(&kept[0], &bytes).expect("write");
-    assert_ne!(run(&|_, _| ()), first);
-    // A file that is not complete is made anew.
-    std::fs::write(&kept[0], &bytes[..bytes.len() - 1]).expect("write");
-    assert_eq!(run(&|_, _| ()), first);
+    assert!(is_old() && !seen.exists(), "a file that has just changed is looked at again");
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    for _ in 0..2 {
+        assert_eq!(run(&|_, _| ()), first);
+        assert!(is_old() && seen.exists() == cfg!(unix));
+    }
+    // A file of which any bit has changed, or that is not complete, is made anew.
+    let bytes = std::fs::read(&kept[0]).expect("file");
+    let of_weights = 4096 + COLS * 4;
+    assert_eq!(bytes.len(), of_weights + 4);
+    let flipped = |at: usize| {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 4;
+        damaged
+    };
+    for damaged in [flipped(4096), flipped(of_weights - 1), flipped(of_weights), bytes[..bytes.len() - 1].to_vec()] {
+        std::fs::write(&kept[0], &damaged).expect("write");
+        age();
+        assert_eq!(run(&|_, _| ()), first);
+        assert!(!is_old());
+        assert_eq!(std::fs::read(&kept[0]).expect("file"), bytes);
+    }
     // Another state of the checkpoint has another file.
     write(2.0);
     std::fs::File::open(&path).and_then(|f| f.set_modified(std::time::UNIX_EPOCH)).expect("time of change");
@@ -135,7 +155,7 @@ fn packed_weights_are_kept_and_taken_again_until_the_checkpoint_changes() {
 
 #[test]
 fn layers_share_a_pool() {
-    let pool = Arc::new(Pool::new(3));
+    let pool = Arc::new(Pool::new(3).expect("threads"));
     let tensors = bias();
     let make = || {
         let options =

@@ -36,9 +36,10 @@ class Layer:
     """
 
     def __init__(self, bundle, *, device="cpu", max_tokens: int = 4096, threads: int = 0):
-        for name, value in (("max_tokens", max_tokens), ("threads", threads)):
-            if value < 0:
-                raise MoecError("argument-invalid", f"`{name}` is {value}", "give a number that is not negative")
+        for name, value, most in (("max_tokens", max_tokens, 2**64 - 1), ("threads", threads, 1024)):
+            # Before ctypes cuts it to the bits that there are.
+            if not 0 <= value <= most:
+                raise MoecError("argument-invalid", f"`{name}` is {value}", f"give a number from 0 to {most}")
         bundle = bundle if isinstance(bundle, Bundle) else Bundle(bundle)
         device = str(device)
         self.description, self.device, self.max_tokens = bundle.description, device, max_tokens
@@ -307,7 +308,7 @@ def load(
             kernels read them as they lie.
         device: ``"cpu"`` or ``"cuda:0"``, or PyTorch's device.
         max_tokens: most tokens of one call.
-        threads: CPU: how many; 0 for one for each core, shared by all layers.
+        threads: CPU: how many, up to 1024; 0 for one for each core, shared by all layers.
         cache, progress: as for :meth:`Layer.load`; ``progress=True`` shows a bar.
 
     Raises:

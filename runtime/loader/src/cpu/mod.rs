@@ -5,7 +5,7 @@ mod pool;
 mod times;
 
 pub use object_file::{Code, check_features};
-pub use pool::Pool;
+pub use pool::{MAX_THREADS, Pool};
 
 use crate::host;
 use crate::memory::allocate;

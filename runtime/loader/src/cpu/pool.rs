@@ -5,6 +5,7 @@
 //! goes on. So threads are woken once a run and not once a kernel, and a thread that wakes late holds up nobody.
 
 use moec_ir::abi::{CpuContext, CpuKernel};
+use moec_ir::diag::Diagnostic;
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -70,11 +71,38 @@ fn lock(m: &Mutex<()>) -> MutexGuard<'_, ()> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Most threads of a pool.
+pub const MAX_THREADS: usize = 1024;
+
 impl Pool {
-    /// A pool of `n_threads` threads, the caller's among them; 0 means one for each core.
-    pub fn new(n_threads: usize) -> Pool {
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let wanted = if n_threads == 0 { cores() } else { n_threads.min(1024) };
+    /// A pool of `n_threads` threads, the caller's among them; 0 means one for each core, up to [`MAX_THREADS`].
+    ///
+    /// # Errors
+    /// `argument-invalid` for more than [`MAX_THREADS`]; `out-of-memory` when the machine does not start as many as were asked for.
+    pub fn new(n_threads: usize) -> Result<Pool, Diagnostic> {
+        if n_threads > MAX_THREADS {
+            let what = format!("{n_threads} threads are asked for; a pool has up to {MAX_THREADS}");
+            return Err(Diagnostic::input("argument-invalid", what).help("give 0 for one thread for each core"));
+        }
+        if n_threads == 0 {
+            return Ok(Pool::for_all_cores());
+        }
+        let pool = Pool::of(n_threads);
+        match pool.workers.len() + 1 {
+            started if started < n_threads => {
+                let what = format!("{n_threads} threads are asked for, but the machine started {started}");
+                Err(Diagnostic::machine("out-of-memory", what).help("ask for fewer threads, or raise `ulimit -u`"))
+            }
+            _ => Ok(pool),
+        }
+    }
+
+    /// A pool of one thread for each core, up to [`MAX_THREADS`]; fewer where the machine starts no more.
+    pub fn for_all_cores() -> Pool {
+        Pool::of(std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS))
+    }
+
+    fn of(wanted: usize) -> Pool {
         let shared = Arc::new(Shared {
             n_threads: wanted,
             stages: UnsafeCell::new((std::ptr::null(), 0)),
@@ -87,7 +115,7 @@ impl Pool {
             lock: Mutex::new(()),
             wake: Condvar::new(),
         });
-        // A thread that cannot be had is done without: every item is still run, by those there are.
+        // Every item is run by those threads that there are.
         let workers = (1..wanted)
             .map_while(|i| {
                 let shared = shared.clone();
@@ -292,7 +320,7 @@ mod tests {
     #[test]
     fn every_item_runs_once_and_stages_do_not_overlap() {
         for n_threads in [1, 2, 5] {
-            let pool = Pool::new(n_threads);
+            let pool = Pool::of(n_threads);
             let math = CpuMath::standard();
             for _ in 0..200 {
                 let data: Vec<AtomicU64> = (0..1000).map(|_| AtomicU64::new(0)).collect();
@@ -308,7 +336,7 @@ mod tests {
 
     #[test]
     fn stages_without_items_and_runs_without_stages_return() {
-        let pool = Pool::new(3);
+        let pool = Pool::of(3);
         let math = CpuMath::standard();
         let mut scratch = vec![0u8; 256 * 3];
         let list = stages(&[], &mut scratch, &math, 3, 0);
@@ -320,8 +348,16 @@ mod tests {
     }
 
     #[test]
+    fn as_many_threads_as_asked_for_or_none() {
+        assert_eq!(Pool::new(7).map(|p| p.n_threads()).ok(), Some(7));
+        let refused = Pool::new(MAX_THREADS + 1).expect_err("too many");
+        assert_eq!(refused.code, "argument-invalid");
+        assert!(refused.message.contains("1025") && refused.message.contains("1024"), "{}", refused.message);
+    }
+
+    #[test]
     fn sleeping_threads_wake_again() {
-        let pool = Pool::new(2);
+        let pool = Pool::of(2);
         let math = CpuMath::standard();
         for _ in 0..5 {
             std::thread::sleep(std::time::Duration::from_millis(3));
