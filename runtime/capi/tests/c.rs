@@ -2,12 +2,14 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::print_stdout, reason = "a test says why it was skipped")]
 
+#[path = "common/compilers.rs"]
+mod compilers;
+
+use compilers::{STRICT, compilers};
 use moec::{CompileRequest, Device, Model, Session, Target, Tensor, Weights};
 use moec_ir::DType;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-
-const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -23,17 +25,6 @@ fn library_folder() -> PathBuf {
     let folder = me.parent().expect("a folder").to_path_buf();
     assert!(folder.join("libmoec_c.so").is_file(), "{}", folder.display());
     folder
-}
-
-/// The compilers for C and C++ that this machine has; said when there is none.
-fn compilers() -> Vec<(&'static str, &'static str)> {
-    let all = [("cc", "c++"), ("clang", "clang++")];
-    let works = |name: &str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
-    let found: Vec<_> = all.into_iter().filter(|(c, cpp)| works(c) && works(cpp)).collect();
-    if found.is_empty() {
-        println!("skipped: no C compiler");
-    }
-    found
 }
 
 fn compile(compiler: &str, args: &[&str], to: &Path) {

@@ -2,6 +2,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../../emulated-driver/tests/built/mod.rs"]
+mod built;
 mod common;
 
 use common::host::{BF16, BORROW, COPY, EITHER, U8, View, dtype_of, params, set, set_codes};
@@ -19,14 +21,9 @@ fn root() -> std::path::PathBuf {
 
 /// Runs the test called `name` again, in a process that finds the emulated driver.
 fn with_driver(name: &str, gpu: &str) {
-    let mut build = Command::new(env!("CARGO"));
-    let built = build.args(["build", "--quiet", "-p", "moec-emulated-driver"]).current_dir(root()).status().unwrap();
-    assert!(built.success());
     let dir = tempfile::tempdir().unwrap();
-    let me = std::env::current_exe().unwrap();
-    let made = me.parent().unwrap().parent().unwrap().join("libmoec_emulated_driver.so");
-    std::fs::copy(made, dir.path().join("libcuda.so")).unwrap();
-    let out = Command::new(me)
+    built::install(dir.path());
+    let out = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture"])
         .env("MOEC_EMULATED_GPU", gpu)
         .env("LD_LIBRARY_PATH", dir.path())

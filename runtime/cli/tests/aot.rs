@@ -2,24 +2,16 @@
 #![cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says why it was skipped")]
 
+#[path = "../../emulated-driver/tests/built/mod.rs"]
+mod built;
 mod common;
+#[path = "../../capi/tests/common/compilers.rs"]
+mod compilers;
 
 use common::{conformance, moec_in, root};
+use compilers::{STRICT, compilers};
 use std::path::Path;
 use std::process::{Command, Stdio};
-
-const STRICT: [&str; 4] = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"];
-
-/// The compilers for C and C++ that this machine has; said when there is none.
-fn compilers() -> Vec<(&'static str, &'static str)> {
-    let works = |name: &str| Command::new(name).arg("--version").output().is_ok_and(|o| o.status.success());
-    let found: Vec<_> =
-        [("cc", "c++"), ("clang", "clang++")].into_iter().filter(|(c, cpp)| works(c) && works(cpp)).collect();
-    if found.is_empty() {
-        println!("skipped: no C compiler");
-    }
-    found
-}
 
 fn moec(dir: &Path, args: &[&str]) {
     let run = moec_in(dir, args);
@@ -103,19 +95,11 @@ fn two_layers_are_linked_into_one_program() {
     }
 }
 
-/// The driver that runs kernels in the emulator, in a folder of its own under the names that programs look for.
+/// The driver that runs kernels in the emulator, in a folder of its own.
 fn driver(dir: &Path) -> std::path::PathBuf {
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "-p", "moec-emulated-driver"])
-        .current_dir(root())
-        .status();
-    assert!(built.unwrap().success());
     let folder = dir.join("driver");
     std::fs::create_dir(&folder).unwrap();
-    let made = Path::new(env!("CARGO_BIN_EXE_moec")).with_file_name("libmoec_emulated_driver.so");
-    for name in ["libcuda.so.1", "libcuda.so"] {
-        std::fs::copy(&made, folder.join(name)).unwrap();
-    }
+    built::install(&folder);
     folder
 }
 

@@ -2,25 +2,17 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may panic, and says why it was skipped")]
 
+#[path = "../../emulated-driver/tests/built/mod.rs"]
+mod built;
 mod common;
 
 use common::{Run, conformance, moec_in, root};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Once;
-
-/// Builds the driver beside `moec`.
-fn build_driver() {
-    static BUILT: Once = Once::new();
-    BUILT.call_once(|| {
-        let mut build = Command::new(env!("CARGO"));
-        let status = build.args(["build", "--quiet", "-p", "moec-emulated-driver"]).current_dir(root()).status();
-        assert!(status.unwrap().success());
-    });
-}
 
 fn emulate(dir: &Path, args: &[&str]) -> Run {
-    build_driver();
+    // Beside `moec`, which looks there.
+    built::driver();
     moec_in(dir, &[&["emulate"], args].concat())
 }
 
