@@ -78,7 +78,8 @@ typedef struct moec_layer_options {
    */
   uint64_t max_tokens;
   /**
-   * CPU: the threads, the caller's among them; 0 for one for each core, which all such layers of the process share.
+   * CPU: the threads, the caller's among them, up to 1024; 0 for one for each core, which all such layers of the process
+   * share.
    */
   uint32_t n_threads;
   /**
