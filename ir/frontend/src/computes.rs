@@ -144,7 +144,8 @@ fn latent_words(latent: Option<&Latent>) -> String {
 }
 
 fn shared_words(shared: Option<&Shared>) -> String {
-    let Some(Shared { ffn: _, activation, gate: _, up: _, down: _, out_gate, biases, in_norm, out_norm }) = shared else {
+    let Some(Shared { ffn: _, activation, gate: _, up: _, down: _, out_gate, biases, in_norm, out_norm }) = shared
+    else {
         return "none".to_string();
     };
     let gate = if out_gate.is_some() { ", behind a sigmoid gate" } else { "" };

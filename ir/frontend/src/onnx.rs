@@ -194,9 +194,8 @@ impl Reader<'_> {
         fusion: Fusion,
         [n_experts, ffn, hidden]: [u64; 3],
     ) -> Result<Option<ExpertBiases>, Diagnostic> {
-        let [fc1, fc2, fc3] = [0, 1, 2].map(|i| {
-            self.weight(if self.is_quantised() { QMOE_MATRICES[i].bias } else { operand::BIASES[i] }, 2)
-        });
+        let [fc1, fc2, fc3] = [0, 1, 2]
+            .map(|i| self.weight(if self.is_quantised() { QMOE_MATRICES[i].bias } else { operand::BIASES[i] }, 2));
         let (fc1, fc2, fc3) = (fc1?, fc2?, fc3?);
         let separate_gate = activation.is_gated() && fusion == Fusion::None;
         match (fc1, fc2, fc3) {

@@ -55,7 +55,8 @@ pub(super) fn name_codes(path: &Path, nodes: &[Node], parts: &mut [Part]) -> Res
     for node in nodes.iter().filter(|n| is_qmoe(n)) {
         let operand = |at: usize| node.inputs.get(at).map_or("", String::as_str);
         for matrix in &QMOE_MATRICES {
-            let (codes, how) = (operand(matrix.codes), (matrix.bits(node), operand(matrix.scales), operand(matrix.zeros)));
+            let (codes, how) =
+                (operand(matrix.codes), (matrix.bits(node), operand(matrix.scales), operand(matrix.zeros)));
             match seen.insert(codes, how) {
                 Some(other) if other != how => {
                     return Err(invalid(path, format!("two nodes read the codes `{codes}` with other scales or bits")));
