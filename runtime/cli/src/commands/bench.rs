@@ -73,7 +73,8 @@ pub fn run(options: &Options) -> Outcome {
         return Err(vec![d.help("leave it out")]);
     }
     let bundle = open(options)?;
-    let pool = (options.device == Device::Cpu).then(|| Pool::new(options.threads)).transpose().map_err(one)?.map(Arc::new);
+    let pool =
+        (options.device == Device::Cpu).then(|| Pool::new(options.threads)).transpose().map_err(one)?.map(Arc::new);
     let progress = Progress::start("loading weights");
     let mut layers = vec![load(&bundle, options, &pool, most).map_err(one)?];
     if let Some(path) = &options.vs {
