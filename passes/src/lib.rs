@@ -12,7 +12,10 @@ pub mod verify;
 
 pub use fingerprint::{Fingerprint, OutputPrint};
 pub use lower::{WeightStorage, lower_graph};
-pub use normalise::{Limits, Price, Rule, Saturation, catalogue, egraph, normalise, normalise_with};
+pub use normalise::{
+    EGraphPicture, Limits, PictureClass, PictureNode, Price, Rule, Saturation, catalogue, egraph, normalise,
+    normalise_with,
+};
 
 use moec_ir::graph::Graph;
 use moec_ir::target::Target;
@@ -96,7 +99,13 @@ pub fn compile(graph: &Graph, target: &Target, options: &CompileOptions) -> Resu
             merge: options.opt_level > 1,
         },
     );
-    let prints: Vec<Fingerprint> = planned.iter().map(|p| Fingerprint::of(&p.program, target)).collect();
+    let print = |p: &plan::Planned| {
+        let mut print = Fingerprint::of(&p.program, target);
+        // A buffer may have another name than the output that it holds.
+        print.outputs.iter_mut().zip(&graph.outputs).for_each(|(o, (name, _))| o.name.clone_from(name));
+        print
+    };
+    let prints: Vec<Fingerprint> = planned.iter().map(print).collect();
     if let Some(other) = prints.iter().find(|n| **n != prints[0]) {
         let what = format!("programs of `{}` for {} give other bits at other token counts", graph.name, target.name);
         return Err(Diagnostic::internal("internal-error", what).note(prints[0].text()).note(other.text()));

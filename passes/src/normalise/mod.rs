@@ -7,7 +7,7 @@ mod price;
 mod rules;
 
 pub(crate) use language::{ENode, Firing, LayerEGraph};
-pub use picture::egraph;
+pub use picture::{EGraphPicture, PictureClass, PictureNode, egraph};
 pub use price::{Price, is_score_row};
 pub use rules::{Rule, catalogue};
 pub(crate) use rules::{Site, Tree, Watch};

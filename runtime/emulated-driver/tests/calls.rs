@@ -7,8 +7,8 @@ use std::ffi::{CStr, CString, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
-/// `scale(x, factor)`: x[i] *= factor for a block; `count(x)` adds 1 to a variable of the module and stores it in `x`; `faulty`
-/// writes behind `x`.
+/// `scale(x, factor)`: x[i] *= factor for a block; `count(x)` adds 1 to a variable of the module and makes `x` at least
+/// that; `faulty` writes behind `x`.
 const PTX: &CStr = c"
 .version 8.0
 .target sm_80
@@ -21,8 +21,8 @@ const PTX: &CStr = c"
  ld.global.u32 %r2, [%rd3]; mul.lo.u32 %r3, %r2, %r4; st.global.u32 [%rd3], %r3; ret; }
 .visible .entry count(.param .u64 x) {
  .reg .b32 %r<5>; .reg .b64 %rd<4>;
- ld.param.u64 %rd1, [x]; ld.global.u32 %r1, [counter]; add.u32 %r1, %r1, 1; st.global.u32 [counter], %r1;
- ld.const.u32 %r2, [offset]; add.u32 %r3, %r1, %r2; st.global.u32 [%rd1], %r3; ret; }
+ ld.param.u64 %rd1, [x]; atom.global.add.u32 %r1, [counter], 1; add.u32 %r1, %r1, 1;
+ ld.const.u32 %r2, [offset]; add.u32 %r3, %r1, %r2; red.global.max.u32 [%rd1], %r3; ret; }
 .visible .entry faulty(.param .u64 x) {
  .reg .b32 %r<2>; .reg .b64 %rd<2>;
  ld.param.u64 %rd1, [x]; mov.u32 %r1, 1; st.global.u32 [%rd1+64], %r1; ret; }

@@ -341,6 +341,17 @@ unsafe extern "C" fn cuMemcpyHtoD_v2(to: u64, from: *const c_void, n: usize) -> 
     })
 }
 
+/// At once, whatever the stream.
+#[unsafe(no_mangle)]
+extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, n: usize, _stream: *mut c_void) -> c_uint {
+    need_context!();
+    let Some(copied) = state().bytes(from, n).map(|b| b.to_vec()) else { return INVALID_VALUE };
+    state().bytes(to, n).map_or(INVALID_VALUE, |b| {
+        b.copy_from_slice(&copied);
+        OK
+    })
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemcpyDtoH_v2(to: *mut c_void, from: u64, n: usize) -> c_uint {
     need_context!();
