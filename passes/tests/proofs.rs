@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use moec_ir::expr::Real;
-use moec_ir::graph::Op;
-use moec_ir::{Activation, DType, NumericClass, Numerics};
+use moec_ir::graph::{GraphBuilder, GroupScore, Op, RowMask, Score};
+use moec_ir::weights::WeightSource;
+use moec_ir::{Activation, DType, Dim, NumericClass, Numerics, TensorType};
 use moec_passes::proof::{Proof, ProofFault, check};
 use moec_passes::verify::layers::{Layer, deepseek, plain};
 use moec_passes::{Limits, egraph, normalise};
@@ -33,6 +34,29 @@ fn every_layer_has_a_proof_that_holds() {
             assert_eq!(check(&proof, numerics), Ok(()), "{layer:?} {numerics:?}");
             assert_eq!(serde_json::from_str::<Proof>(&proof.to_text()).unwrap(), proof);
         }
+    }
+}
+
+#[test]
+fn scores_that_saturate_are_ties_and_no_fault() {
+    // Most of these scores are 1: the lower expert is chosen by them, and the one of the larger logit by the logits.
+    let mut b = GraphBuilder::new("saturated");
+    let x = b.input("input", TensorType::new(DType::F32, [Dim::TOKENS, Dim::Fixed(32)]));
+    let w = b.param("router.weight", TensorType::fixed(DType::F32, &[16, 32]), WeightSource::tensor("unused"));
+    let logits = b.node("logits", Op::Linear, &[x, w]).unwrap();
+    let large = b.node("large", Op::Scale(Real(1e4)), &[logits]).unwrap();
+    let scores = b.node("scores", Op::Score(Score::Sigmoid), &[large]).unwrap();
+    let ids = b.node("ids", Op::TopK { k: 4 }, &[scores]).unwrap();
+    let limit = Op::GroupLimit { n_groups: 1, keep: 1, score: GroupScore::Max, fill: RowMask::NegInf };
+    let same = b.node("same", limit, &[scores]).unwrap();
+    let chosen = b.node("chosen", Op::GatherScores, &[same, ids]).unwrap();
+    b.output("ids", ids);
+    b.output("chosen", chosen);
+    let graph = b.finish();
+    for n in [Numerics::Bitwise, Numerics::Fast] {
+        let proof = normalise(&graph, n, Limits::default()).unwrap().1.proof;
+        assert!(!proof.steps.is_empty());
+        assert_eq!(check(&proof, n), Ok(()), "{n:?}");
     }
 }
 

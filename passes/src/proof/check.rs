@@ -5,7 +5,7 @@
 
 use super::closure::Closure;
 use super::{PROOF_VERSION, Proof, Term};
-use crate::algebra::{Value, evaluate};
+use crate::algebra::{Field, Value, evaluate};
 use crate::verify::layers::Random;
 use moec_ir::graph::{Node, Op, evaluate_node, infer_type};
 use moec_ir::{Dim, NumericClass, Numerics, Tensor, TensorType};
@@ -84,9 +84,10 @@ pub fn check(proof: &Proof, numerics: Numerics) -> Result<(), ProofFault> {
     );
     for (i, step) in proof.steps.iter().enumerate() {
         let (a, b) = (&field[step.before], &field[step.after]);
-        let equal = a.shape == b.shape
-            && a.ids() == b.ids()
-            && a.numbers().iter().zip(b.numbers()).all(|(x, y)| x.element == y.element);
+        let same_ids = a.ids() == b.ids()
+            || step.class == NumericClass::TieSensitive && only_ties(&proof.terms[step.before], &field, a, b);
+        let equal =
+            a.shape == b.shape && same_ids && a.numbers().iter().zip(b.numbers()).all(|(x, y)| x.element == y.element);
         if !equal {
             return Err(ProofFault::Wrong(i));
         }
@@ -102,6 +103,19 @@ pub fn check(proof: &Proof, numerics: Numerics) -> Result<(), ProofFault> {
         None => Ok(()),
         Some(o) => Err(ProofFault::NotProven(o.name.clone())),
     }
+}
+
+/// Whether two choices differ only where the scores that the first was made by are a tie, as saturated ones are.
+fn only_ties(choice: &Term, values: &[Value<Field>], a: &Value<Field>, b: &Value<Field>) -> bool {
+    let (Op::TopK { .. }, [scores]) = (&choice.op, &choice.operands[..]) else { return false };
+    let (scores, k) = (&values[*scores], a.cols());
+    let score = |slot: usize, id: i64| scores.numbers()[slot / k * scores.cols() + id as usize].real as f32;
+    let mut slots = a.ids().iter().zip(b.ids()).enumerate();
+    a.ids().len() == b.ids().len()
+        && slots.all(|(slot, (&x, &y))| {
+            let (p, q) = (score(slot, x), score(slot, y));
+            (p - q).abs() <= 4.0 * f32::EPSILON * p.abs().max(q.abs())
+        })
 }
 
 /// The terms with types of short axes.

@@ -97,7 +97,7 @@ impl Proof {
                 rule: f.rule.to_string(),
                 class: f.class,
                 before: table.of_seen(egraph, &f.before, &f.seen),
-                after: table.of_tree(egraph, &f.after),
+                after: table.of_tree(egraph, &f.after, &f.seen),
             };
             steps.push(step);
         }

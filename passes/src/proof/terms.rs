@@ -38,34 +38,28 @@ impl Table {
         terms
     }
 
-    /// A node over classes.
-    pub fn of_node(&mut self, egraph: &LayerEGraph, node: &ENode) -> usize {
-        let operands = node.children.iter().map(|&c| self.of_class(egraph, c)).collect();
-        self.add(&node.op, node.dtype, operands)
-    }
-
     /// A node over classes, of which some were seen as these nodes.
     pub fn of_seen(&mut self, egraph: &LayerEGraph, node: &ENode, seen: &BTreeMap<Id, ENode>) -> usize {
-        let operand = |table: &mut Table, c: &Id| {
-            let Some(n) = seen.get(c) else { return table.of_class(egraph, *c) };
-            // A cast that does nothing has its own class below it.
-            let below: BTreeMap<Id, ENode> =
-                seen.iter().filter(|(id, _)| *id != c).map(|(&id, n)| (id, n.clone())).collect();
-            table.of_seen(egraph, n, &below)
-        };
-        let operands = node.children.iter().map(|c| operand(self, c)).collect();
+        let operands = node.children.iter().map(|&c| self.of_class_seen(egraph, c, seen)).collect();
         self.add(&node.op, node.dtype, operands)
     }
 
-    /// What a rule made.
-    pub fn of_tree(&mut self, egraph: &LayerEGraph, tree: &Tree) -> usize {
+    /// What a rule made of values, of which some were seen as these nodes: a step speaks of each value in one way.
+    pub fn of_tree(&mut self, egraph: &LayerEGraph, tree: &Tree, seen: &BTreeMap<Id, ENode>) -> usize {
         match tree {
-            Tree::Class(id) => self.of_class(egraph, *id),
+            Tree::Class(id) => self.of_class_seen(egraph, *id, seen),
             Tree::Node(op, dtype, children) => {
-                let operands = children.iter().map(|c| self.of_tree(egraph, c)).collect();
+                let operands = children.iter().map(|c| self.of_tree(egraph, c, seen)).collect();
                 self.add(op, *dtype, operands)
             }
         }
+    }
+
+    fn of_class_seen(&mut self, egraph: &LayerEGraph, id: Id, seen: &BTreeMap<Id, ENode>) -> usize {
+        let Some(node) = seen.get(&id) else { return self.of_class(egraph, id) };
+        // A cast that does nothing has its own class below it.
+        let below: BTreeMap<Id, ENode> = seen.iter().filter(|(i, _)| **i != id).map(|(&i, n)| (i, n.clone())).collect();
+        self.of_seen(egraph, node, &below)
     }
 
     /// The node that was the first with this id. Its operands had lesser ids.
@@ -73,7 +67,7 @@ impl Table {
         if let Some(&term) = self.of_class.get(&id) {
             return term;
         }
-        let term = self.of_node(egraph, egraph.id_to_node(id));
+        let term = self.of_seen(egraph, egraph.id_to_node(id), &BTreeMap::new());
         self.of_class.insert(id, term);
         term
     }
