@@ -67,6 +67,19 @@ def exported(out, family):
     save_file({"input": x.numpy(), "output": y.numpy()}, os.path.join(out, "golden.safetensors"))
 
 
+def saved_and_run(out, name, operation, weights, hidden, rng):
+    """Saves a model of one node, and gives random rows, logits and what ONNX Runtime makes of them."""
+    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("input", ("T", hidden)), ("router_logits", ("T", E)))]
+    graph = helper.make_graph([operation], name, values, [helper.make_tensor_value_info("output", TensorProto.FLOAT, ("T", hidden))],
+                              [numpy_helper.from_array(w, n) for n, w in weights.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)], ir_version=10)
+    onnx.save(model, os.path.join(out, "model.onnx"))
+    x = rng.standard_normal((T, hidden)).astype(np.float32)
+    logits = rng.standard_normal((T, E)).astype(np.float32) * 2
+    session = onnxruntime.InferenceSession(os.path.join(out, "model.onnx"), providers=["CPUExecutionProvider"])
+    return x, logits, session.run(None, {"input": x, "router_logits": logits})[0]
+
+
 def node(out, name, rng, fused=False, biases=False, with_gate=False, **attributes):
     os.makedirs(out, exist_ok=True)
     rows = 2 * F if fused else F
@@ -80,15 +93,7 @@ def node(out, name, rng, fused=False, biases=False, with_gate=False, **attribute
     while not operands[-1]:
         operands.pop()
     moe = helper.make_node("MoE", operands, ["output"], name="moe", domain="com.microsoft", k=K, **attributes)
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("input", ("T", H)), ("router_logits", ("T", E)))]
-    graph = helper.make_graph([moe], name, values, [helper.make_tensor_value_info("output", TensorProto.FLOAT, ("T", H))],
-                              [numpy_helper.from_array(w, n) for n, w in weights.items()])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)], ir_version=10)
-    onnx.save(model, os.path.join(out, "model.onnx"))
-    x = rng.standard_normal((T, H)).astype(np.float32)
-    logits = rng.standard_normal((T, E)).astype(np.float32) * 2
-    session = onnxruntime.InferenceSession(os.path.join(out, "model.onnx"), providers=["CPUExecutionProvider"])
-    (y,) = session.run(None, {"input": x, "router_logits": logits})
+    x, logits, y = saved_and_run(out, name, moe, weights, H, rng)
     save_file({"input": x, "router_logits": logits, "output": y}, os.path.join(out, "golden.safetensors"))
 
 
@@ -123,15 +128,7 @@ def quantised(out, name, rng, bits, block=None, zero_points=False, fused=False, 
     more = dict(block_size=block) if block else {}
     moe = helper.make_node("QMoE", operands, ["output"], name="moe", domain="com.microsoft", k=K, expert_weight_bits=bits,
                            normalize_routing_weights=1, **more, **attributes)
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("input", ("T", hidden)), ("router_logits", ("T", E)))]
-    graph = helper.make_graph([moe], name, values, [helper.make_tensor_value_info("output", TensorProto.FLOAT, ("T", hidden))],
-                              [numpy_helper.from_array(w, n) for n, w in held.items()])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)], ir_version=10)
-    onnx.save(model, os.path.join(out, "model.onnx"))
-    x = rng.standard_normal((T, hidden)).astype(np.float32)
-    logits = rng.standard_normal((T, E)).astype(np.float32) * 2
-    session = onnxruntime.InferenceSession(os.path.join(out, "model.onnx"), providers=["CPUExecutionProvider"])
-    (peer,) = session.run(None, {"input": x, "router_logits": logits})
+    x, logits, peer = saved_and_run(out, name, moe, held, hidden, rng)
     scores, y = np.exp(logits.astype(np.float64)), np.zeros((T, hidden))
     for t in range(T):
         chosen = np.argsort(-logits[t])[:K]
