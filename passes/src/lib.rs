@@ -13,7 +13,7 @@ pub mod verify;
 pub use fingerprint::{Fingerprint, OutputPrint};
 pub use lower::{WeightStorage, lower_graph};
 pub use normalise::{
-    EGraphPicture, Limits, PictureClass, PictureNode, Price, Rule, Saturation, catalogue, egraph, normalise,
+    EGraphPicture, Limits, PictureClass, PictureNode, Price, Rule, Saturation, allowed, catalogue, egraph, normalise,
     normalise_with,
 };
 

@@ -7,8 +7,6 @@
 use super::language::{ENode, LayerEGraph};
 use super::price::Price;
 use egg::Id;
-use moec_ir::TensorType;
-use moec_ir::graph::Op;
 use std::collections::{BTreeMap, HashMap};
 
 /// What a class needs under its best node: every class below it and the price of that class's own node.
@@ -56,10 +54,7 @@ pub fn extract(egraph: &LayerEGraph, roots: &[Id]) -> Option<HashMap<Id, ENode>>
 }
 
 fn needs(egraph: &LayerEGraph, id: Id, node: &ENode, best: &BTreeMap<Id, Needs>) -> Option<Needs> {
-    let operands: Vec<&TensorType> = node.children.iter().map(|&c| &egraph[c].data).collect();
-    let is_joined = |&c: &Id| egraph[c].nodes.iter().any(|n| matches!(n.op, Op::Concat { .. }));
-    let joined: Vec<bool> = node.children.iter().map(is_joined).collect();
-    let own = Price::of(&node.op, &operands, &joined, &egraph[id].data)?;
+    let own = Price::of_enode(egraph, id, node)?;
     let mut below: BTreeMap<Id, Price> = BTreeMap::new();
     for &child in &node.children {
         let child = egraph.find(child);
@@ -105,10 +100,7 @@ mod tests {
                 visit(egraph, child, node, open, done)?;
             }
             open.pop();
-            let operands: Vec<&TensorType> = node_here.children.iter().map(|&c| &egraph[c].data).collect();
-            let is_joined = |&c: &Id| egraph[c].nodes.iter().any(|n| matches!(n.op, Op::Concat { .. }));
-            let joined: Vec<bool> = node_here.children.iter().map(is_joined).collect();
-            done.insert(id, Price::of(&node_here.op, &operands, &joined, &egraph[id].data)?);
+            done.insert(id, Price::of_enode(egraph, id, &node_here)?);
             Some(())
         }
         let mut done = BTreeMap::new();

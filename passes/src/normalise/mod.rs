@@ -9,7 +9,7 @@ mod rules;
 pub(crate) use language::{ENode, Firing, LayerEGraph};
 pub use picture::{EGraphPicture, PictureClass, PictureNode, egraph};
 pub use price::{Price, is_score_row};
-pub use rules::{Rule, catalogue};
+pub use rules::{Rule, allowed, catalogue};
 pub(crate) use rules::{Site, Tree, Watch};
 
 use crate::names::unique;
@@ -38,7 +38,7 @@ impl Default for Limits {
 }
 
 /// What a saturation did.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Saturation {
     /// Rules that found something new, with the number of times, in the order of the catalogue.
     pub fired: Vec<(String, usize)>,
@@ -55,7 +55,6 @@ pub struct Saturation {
     /// Price of the layer that was taken out.
     pub after: Option<Price>,
     /// That the layer that was taken out is equal to the one that was given.
-    #[serde(skip)]
     pub proof: Proof,
 }
 
@@ -64,8 +63,7 @@ pub struct Saturation {
 /// # Errors
 /// `internal-error` when no graph with kernels comes out: a rule is wrong.
 pub fn normalise(graph: &Graph, numerics: Numerics, limits: Limits) -> Result<(Graph, Saturation), Diagnostic> {
-    let rules: Vec<Rule> = catalogue().into_iter().filter(|r| numerics.allows(r.class)).collect();
-    normalise_with(graph, &rules, limits)
+    normalise_with(graph, &rules::allowed(numerics), limits)
 }
 
 /// As [`normalise`], with the rules given.

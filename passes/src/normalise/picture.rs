@@ -3,11 +3,11 @@
 
 use super::extract::extract;
 use super::price::Price;
-use super::rules::{Rule, catalogue};
+use super::rules::allowed;
 use super::{Limits, saturate};
 use egg::Id;
+use moec_ir::Numerics;
 use moec_ir::graph::{Graph, Op};
-use moec_ir::{Numerics, TensorType};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -50,8 +50,7 @@ const NO_KERNEL: f64 = 1000.0;
 /// The e-graph of a layer after the rules that `numerics` allows have run: a node's cost is its kernels, 1000 where it has none; the
 /// nodes that are taken out come first in their class, and are called `NAME (taken)`.
 pub fn egraph(graph: &Graph, numerics: Numerics) -> EGraphPicture {
-    let rules: Vec<Rule> = catalogue().into_iter().filter(|r| numerics.allows(r.class)).collect();
-    let full = saturate(graph, &rules, Limits::default());
+    let full = saturate(graph, &allowed(numerics), Limits::default());
     let egraph = &full.egraph;
     let roots: Vec<Id> = graph.outputs.iter().map(|(_, v)| egraph.find(full.ids[v.index()])).collect();
     let taken = extract(egraph, &roots).unwrap_or_default();
@@ -66,16 +65,13 @@ pub fn egraph(graph: &Graph, numerics: Numerics) -> EGraphPicture {
         let mut nodes: Vec<_> = class.nodes.iter().collect();
         nodes.sort_by_key(|n| (Some(*n) != chosen, *n));
         for (i, node) in nodes.into_iter().enumerate() {
-            let operands: Vec<&TensorType> = node.children.iter().map(|&c| &egraph[c].data).collect();
-            let is_joined = |&c: &Id| egraph[c].nodes.iter().any(|n| matches!(n.op, Op::Concat { .. }));
-            let joined: Vec<bool> = node.children.iter().map(is_joined).collect();
-            let price = Price::of(&node.op, &operands, &joined, &class.data);
             let name = match &node.op {
                 Op::Input(i) => graph.inputs[*i as usize].name.clone(),
                 Op::Param(i) => graph.params[*i as usize].name.clone(),
                 op => op.name().to_string(),
             };
             let is_taken = Some(node) == chosen;
+            let price = Price::of_enode(egraph, class.id, node);
             let node = PictureNode {
                 op: if is_taken { format!("{name} (taken)") } else { name },
                 children: node.children.iter().map(|&c| node_name(c, 0)).collect(),

@@ -2,13 +2,15 @@
 //!
 //! These hold on every machine and for every token count. What depends on either is chosen later, by [`crate::plan`].
 
+use super::language::{ENode, LayerEGraph};
+use egg::Id;
 use moec_ir::graph::{Graph, Op};
 use moec_ir::{Dim, TensorType};
 use std::iter::Sum;
 use std::ops::Add;
 
 /// A price; the first difference decides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Price {
     /// Kernels, each of which reads its operands from memory and writes its result there.
     pub kernels: u64,
@@ -60,6 +62,14 @@ impl Price {
             | Op::WeightedSum
             | Op::Combine { .. } => Some(kernel),
         }
+    }
+
+    /// Of a node of a class. `None` for a form that has no kernel.
+    pub(super) fn of_enode(egraph: &LayerEGraph, class: Id, node: &ENode) -> Option<Price> {
+        let operands: Vec<&TensorType> = node.children.iter().map(|&c| &egraph[c].data).collect();
+        let is_joined = |&c: &Id| egraph[c].nodes.iter().any(|n| matches!(n.op, Op::Concat { .. }));
+        let joined: Vec<bool> = node.children.iter().map(is_joined).collect();
+        Price::of(&node.op, &operands, &joined, &egraph[class].data)
     }
 
     /// Of every node that the outputs need, each once. `None` where one has no kernel.

@@ -4,10 +4,10 @@ use super::inputs::Kind;
 use super::layers::{Layer, deepseek, plain};
 use super::odd;
 use crate::algebra::{Field, Value, evaluate};
-use crate::normalise::{ENode, LayerEGraph, Limits, catalogue, saturate};
+use crate::normalise::{ENode, LayerEGraph, Limits, allowed, saturate};
 use egg::Id;
 use moec_ir::graph::{Graph, Node, Op, evaluate_node};
-use moec_ir::{Activation, DType, NumericClass, Tensor, TensorType};
+use moec_ir::{Activation, DType, Numerics, Tensor, TensorType};
 use std::collections::BTreeMap;
 
 /// Tokens of every run; more than two, so that each kind has its own.
@@ -46,8 +46,7 @@ pub fn all() -> Vec<Subject> {
 
 impl Subject {
     fn new(name: String, graph: &Graph, seed: u64) -> Subject {
-        let exact: Vec<_> = catalogue().into_iter().filter(|r| r.class == NumericClass::Exact).collect();
-        let full = saturate(graph, &exact, Limits::default());
+        let full = saturate(graph, &allowed(Numerics::Bitwise), Limits::default());
         let egraph = full.egraph;
         // The classes of the graph as it was written come first: their values do not depend on any rule.
         let written: Vec<(Id, ENode)> = graph

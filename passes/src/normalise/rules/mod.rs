@@ -11,7 +11,7 @@ pub use site::{Rewrite, Site, Watch};
 use super::language::{ENode, Facts, Firing, LayerEGraph};
 use egg::{Applier, EClass, Id, PatternAst, SearchMatches, Searcher, Subst, Symbol};
 use moec_ir::graph::{Op, infer_type};
-use moec_ir::{DType, NumericClass, TensorType};
+use moec_ir::{DType, NumericClass, Numerics, TensorType};
 
 /// A directed rewrite of one graph node, which may look at how its operands are made.
 #[derive(Clone, Copy)]
@@ -40,6 +40,11 @@ pub enum Tree {
 /// Every rule, in the order of the catalogue.
 pub fn catalogue() -> Vec<Rule> {
     [gemm::RULES, combine::RULES, routing::RULES, algebra::RULES].concat()
+}
+
+/// The rules that `numerics` allows.
+pub fn allowed(numerics: Numerics) -> Vec<Rule> {
+    catalogue().into_iter().filter(|r| numerics.allows(r.class)).collect()
 }
 
 impl Tree {

@@ -15,7 +15,7 @@ use moec_runtime::Times;
 use moec_runtime::cpu::Pool;
 use read::Reader;
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 #[derive(clap::Args, Debug)]
@@ -78,7 +78,7 @@ pub fn run(options: &Options) -> Outcome {
     let progress = Progress::start("loading weights");
     let mut layers = vec![load(&bundle, options, &pool, most).map_err(one)?];
     if let Some(path) = &options.vs {
-        let other = bundle_at(path)?;
+        let other = subject::bundle(path)?;
         layers.push(load(&other, options, &pool, most).map_err(one)?);
         same_inputs(&bundle, &other).map_err(one)?;
     }
@@ -128,16 +128,6 @@ fn open(options: &Options) -> Result<Bundle, Vec<Diagnostic>> {
             crate::bug::working_on(format!("layer: {}", layer.info.name));
             let targets = targets(&options.device).map_err(one)?;
             Ok(compile(&layer, &options.compile, targets).map_err(one)?.bundle)
-        }
-    }
-}
-
-fn bundle_at(path: &Path) -> Result<Bundle, Vec<Diagnostic>> {
-    match subject::open(path)? {
-        Subject::Bundle(bundle) => Ok(*bundle),
-        Subject::Model(_) => {
-            let d = Diagnostic::input("bundle-not-found", format!("`{}` is a model, not a bundle", path.display()));
-            Err(vec![d.help("`moec compile MODEL --target cpu -o DIR` writes a bundle")])
         }
     }
 }

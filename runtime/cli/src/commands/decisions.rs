@@ -7,7 +7,7 @@ use moec_ir::graph::Graph;
 use moec_ir::tile::{Kernel, Schedule, Team};
 use moec_passes::plan::model::{Chip, Model};
 use moec_passes::plan::{self, Planned, Space};
-use moec_passes::{Limits, MAX_TOKENS, MOST_VARIANTS, Rule, Saturation, catalogue, lower_graph, normalise_with};
+use moec_passes::{Limits, MAX_TOKENS, MOST_VARIANTS, Rule, Saturation, allowed, lower_graph, normalise_with};
 
 /// Schedules of a kernel that are shown beside the chosen one.
 const SHOWN: usize = 3;
@@ -43,14 +43,9 @@ impl Decided {
     }
 }
 
-/// The rules that may fire.
-pub fn rules(options: &Options) -> Vec<Rule> {
-    catalogue().into_iter().filter(|r| options.compile.numerics.allows(r.class)).collect()
-}
-
 /// The text of `moec explain` on a graph.
 pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
-    let rules = rules(options);
+    let rules = allowed(options.compile.numerics);
     let (target, tokens) = (options.target, options.tokens);
     let Some(Decided { chip, report, space, planned, .. }) = Decided::of(graph, options, &rules)? else {
         return on_cpu(graph, options, &rules);

@@ -16,7 +16,7 @@ pub enum Emit {
     Egraph,
     /// `<target>/tile-A-B.txt`: the tile programs.
     Tile,
-    /// `<target>/fingerprint.txt`: what decides the bits of outputs, with a hash of it; equal texts mean equal bits.
+    /// `<target>/fingerprint.txt`: what decides the bits of outputs, which every bundle holds.
     Fingerprint,
     /// `<target>/KERNEL-A-B.ll`: optimised LLVM IR.
     Llvm,

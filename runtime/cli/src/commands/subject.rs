@@ -54,6 +54,20 @@ pub fn open(path: &Path) -> Result<Subject, Vec<Diagnostic>> {
     Ok(Subject::Model(Box::new(Model::open(path)?)))
 }
 
+/// Opens what has to be a bundle.
+///
+/// # Errors
+/// `bundle-not-found` for a model; those of [`open`].
+pub fn bundle(path: &Path) -> Result<Bundle, Vec<Diagnostic>> {
+    match open(path)? {
+        Subject::Bundle(bundle) => Ok(*bundle),
+        Subject::Model(_) => {
+            let d = Diagnostic::input("bundle-not-found", format!("`{}` is a model, not a bundle", path.display()));
+            Err(vec![d.help("`moec compile MODEL --target T -o DIR` writes a bundle")])
+        }
+    }
+}
+
 /// Targets of one name in two bundles; where both have a single one, these.
 ///
 /// # Errors

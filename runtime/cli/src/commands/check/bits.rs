@@ -1,6 +1,6 @@
 //! `moec check A B`: whether two bundles give the same bits, by their fingerprints.
 
-use crate::commands::subject::{self, Subject};
+use crate::commands::subject;
 use crate::output::{self, Ended, Outcome};
 use moec::{Bundle, Diagnostic};
 use moec_bundle::manifest::TargetEntry;
@@ -14,7 +14,7 @@ struct Compared {
 }
 
 pub fn run(a: &Path, b: &Path, json: bool) -> Outcome {
-    let [a, b] = [(a, open(a)?), (b, open(b)?)];
+    let [a, b] = [(a, subject::bundle(a)?), (b, subject::bundle(b)?)];
     let pairs = subject::target_pairs([(a.0, &a.1), (b.0, &b.1)]).map_err(|d| vec![d])?;
     let mut all = Vec::new();
     for (x, y) in pairs {
@@ -29,17 +29,6 @@ pub fn run(a: &Path, b: &Path, json: bool) -> Outcome {
         output::print(&all.iter().map(paragraph).collect::<String>());
     }
     Ok(if same { Ended::Well } else { Ended::WithFindings })
-}
-
-fn open(path: &Path) -> Result<Bundle, Vec<Diagnostic>> {
-    match subject::open(path)? {
-        Subject::Bundle(bundle) => Ok(*bundle),
-        Subject::Model(_) => {
-            let what = format!("`{}` is a model, and two bundles are compared", path.display());
-            let help = "`moec compile MODEL --target T -o DIR` writes a bundle";
-            Err(vec![Diagnostic::input("bundle-not-found", what).help(help)])
-        }
-    }
 }
 
 fn text(

@@ -1,19 +1,28 @@
 //! `moec explain A B`: what two bundles decided differently, and what it costs by the model.
 
-use crate::commands::subject::{self, Subject};
+use crate::commands::subject;
 use crate::output::{self, Ended, Outcome, table};
 use moec::{Bundle, Diagnostic, Target};
 use moec_bundle::compare_fingerprints;
-use moec_bundle::manifest::{TargetEntry, Variant};
+use moec_bundle::manifest::{KernelEntry, TargetEntry, Variant};
 use moec_passes::plan::model::{Chip, Model};
 use moec_passes::proof::Proof;
 use std::path::Path;
+
+/// A kernel.
+struct Cut {
+    name: String,
+    /// Its operation, and how its work is cut.
+    cut: String,
+    /// Its time with its launch, where the bundle has the tile program.
+    seconds: Option<f64>,
+}
 
 /// Above this, more tokens are more of the same.
 const LARGEST: u64 = 16384;
 
 pub fn run(a: &Path, b: &Path) -> Outcome {
-    let bundles = [open(a)?, open(b)?];
+    let bundles = [subject::bundle(a)?, subject::bundle(b)?];
     let pairs = subject::target_pairs([(a, &bundles[0]), (b, &bundles[1])]).map_err(|d| vec![d])?;
     let one = |d: Diagnostic| vec![d];
     let mut out = String::new();
@@ -45,17 +54,6 @@ pub fn run(a: &Path, b: &Path) -> Outcome {
     }
     output::print(&out);
     Ok(Ended::Well)
-}
-
-fn open(path: &Path) -> Result<Bundle, Vec<Diagnostic>> {
-    match subject::open(path)? {
-        Subject::Bundle(bundle) => Ok(*bundle),
-        Subject::Model(_) => {
-            let what = format!("`{}` is a model, and two bundles are compared", path.display());
-            let help = "`moec compile MODEL --target T --emit tile -o DIR` writes a bundle";
-            Err(vec![Diagnostic::input("bundle-not-found", what).help(help)])
-        }
-    }
 }
 
 /// Which rules only one of them used.
@@ -97,17 +95,17 @@ fn starts(x: &TargetEntry, y: &TargetEntry) -> Vec<u64> {
 
 /// The launches of both for a token count, beside each other.
 fn launches(bundles: &[Bundle; 2], targets: [&TargetEntry; 2], tokens: u64) -> Result<String, Diagnostic> {
-    let side = |i: usize| -> Result<Vec<(String, String, Option<f64>)>, Diagnostic> {
+    let side = |i: usize| -> Result<Vec<Cut>, Diagnostic> {
         let variant = targets[i].variant_for(tokens).map(|v| &targets[i].variants[v]);
-        variant.map_or(Ok(Vec::new()), |v| side(&bundles[i], targets[i], v, tokens))
+        variant.map_or(Ok(Vec::new()), |v| kernels_of(&bundles[i], targets[i], v, tokens))
     };
     let [a, b] = [side(0)?, side(1)?];
-    let mut names: Vec<&String> = a.iter().map(|k| &k.0).collect();
-    names.extend(b.iter().map(|k| &k.0).filter(|n| !a.iter().any(|k| k.0 == **n)));
-    let cell = |side: &[(String, String, Option<f64>)], name: &str| {
-        let found = side.iter().find(|k| k.0 == name);
-        let us = found.and_then(|k| k.2).map_or(String::new(), |s| format!("{:.1}", s * 1e6));
-        (found.map_or("—".to_string(), |k| k.1.clone()), us)
+    let mut names: Vec<&String> = a.iter().map(|k| &k.name).collect();
+    names.extend(b.iter().map(|k| &k.name).filter(|n| !a.iter().any(|k| k.name == **n)));
+    let cell = |side: &[Cut], name: &str| {
+        let found = side.iter().find(|k| k.name == name);
+        let us = found.and_then(|k| k.seconds).map_or(String::new(), |s| format!("{:.1}", s * 1e6));
+        (found.map_or("—".to_string(), |k| k.cut.clone()), us)
     };
     let rows: Vec<Vec<String>> = names
         .into_iter()
@@ -116,7 +114,7 @@ fn launches(bundles: &[Bundle; 2], targets: [&TargetEntry; 2], tokens: u64) -> R
             vec![name.clone(), x.clone(), p, if x == y { "the same".to_string() } else { y }, q]
         })
         .collect();
-    let total = |side: &[(String, String, Option<f64>)]| side.iter().map(|k| k.2).sum::<Option<f64>>();
+    let total = |side: &[Cut]| side.iter().map(|k| k.seconds).sum::<Option<f64>>();
     let mut title = format!("\n  T={tokens}");
     match (total(&a), total(&b)) {
         (Some(x), Some(y)) => title += &format!(": {:.1} and {:.1} us, modelled\n", x * 1e6, y * 1e6),
@@ -126,13 +124,8 @@ fn launches(bundles: &[Bundle; 2], targets: [&TargetEntry; 2], tokens: u64) -> R
     Ok(title + &text.lines().map(|l| format!("  {l}\n")).collect::<String>())
 }
 
-/// Kernels by name: how each is cut, and its time with its launch where the bundle has the tile program.
-fn side(
-    bundle: &Bundle,
-    target: &TargetEntry,
-    variant: &Variant,
-    tokens: u64,
-) -> Result<Vec<(String, String, Option<f64>)>, Diagnostic> {
+/// The kernels of a program.
+fn kernels_of(bundle: &Bundle, target: &TargetEntry, variant: &Variant, tokens: u64) -> Result<Vec<Cut>, Diagnostic> {
     let text = variant.tile_text.as_ref().map(|file| bundle.text(file)).transpose()?;
     let program = text.and_then(|t| moec_ir::tile::parse(t).ok());
     let known = Target::by_name(&target.name).and_then(|t| Some((t, Chip::of(t)?)));
@@ -142,5 +135,10 @@ fn side(
         Some(Model::new(chip, target).kernel(program, kernel, &kernel.schedule, tokens))
     };
     let kernels = variant.kernels.iter();
-    Ok(kernels.map(|k| (k.name.clone(), k.tile.clone().unwrap_or_default(), seconds(&k.name))).collect())
+    let cut = |k: &KernelEntry| Cut {
+        name: k.name.clone(),
+        cut: k.tile.clone().unwrap_or_default(),
+        seconds: seconds(&k.name),
+    };
+    Ok(kernels.map(cut).collect())
 }

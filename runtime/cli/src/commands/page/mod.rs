@@ -4,9 +4,10 @@ mod bars;
 mod charts;
 mod graph;
 
-use super::decisions::{Decided, rules};
+use super::decisions::Decided;
 use super::explain::Options;
 use moec::{Diagnostic, ModelLayer};
+use moec_passes::allowed;
 use moec_passes::plan::model::Model;
 
 /// The page on a layer.
@@ -14,7 +15,7 @@ use moec_passes::plan::model::Model;
 /// # Errors
 /// `unsupported-op` for the CPU, where no times are modelled; those of the compiler.
 pub fn page(layer: &ModelLayer, options: &Options) -> Result<String, Diagnostic> {
-    let decided = Decided::of(&layer.graph, options, &rules(options))?.ok_or_else(|| {
+    let decided = Decided::of(&layer.graph, options, &allowed(options.compile.numerics))?.ok_or_else(|| {
         Diagnostic::machine("wrong-usage", format!("there is no page for `{}`", options.target.name))
             .note("times on the CPU are not modelled, so nothing is chosen by them")
             .help("name a GPU with --target")
