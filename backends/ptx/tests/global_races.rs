@@ -14,8 +14,8 @@ mul.wide.u32 %rd4, %r2, 4; add.s64 %rd5, %rd1, %rd4;
 mad.lo.u32 %r3, %r1, 64, %r2; mul.wide.u32 %rd6, %r3, 4; add.s64 %rd7, %rd1, %rd6;
 ";
 
-/// Runs a body with blocks of 64 threads under several schedules; everything that was reported.
-fn run(body: &str, blocks: u32, cluster: u32) -> Vec<Report> {
+/// Runs a body with blocks of 64 threads on so many host threads, under several schedules; everything that was reported.
+fn run(body: &str, blocks: u32, cluster: u32, threads: usize) -> Vec<Report> {
     let module = Module::parse(&format!("{HEAD}{body} ret; }}")).unwrap_or_else(|e| panic!("{e}\n{body}"));
     let program = Program::compile(&module, "k").unwrap_or_else(|e| panic!("{e}\n{body}"));
     let one = |schedule| {
@@ -28,19 +28,20 @@ fn run(body: &str, blocks: u32, cluster: u32) -> Vec<Report> {
         let params = [data, flag, out].map(Param::U64).to_vec();
         let launch =
             Launch { grid: [blocks, 1, 1], block: [64, 1, 1], cluster: [cluster, 1, 1], params, ..Launch::default() };
-        device.launch(&program, &launch, &Options { schedule, ..Options::default() }).unwrap()
+        device.launch(&program, &launch, &Options { schedule, threads, ..Options::default() }).unwrap()
     };
     [Schedule::RoundRobin, Schedule::Random(1), Schedule::Random(2)].map(one).into()
 }
 
 fn is_right(body: &str, blocks: u32, cluster: u32) {
-    for report in run(body, blocks, cluster) {
+    for report in run(body, blocks, cluster, 8) {
         assert!(report.findings.is_empty(), "{}\n{body}", report.findings[0]);
     }
 }
 
 fn is_a_race(body: &str, blocks: u32, cluster: u32) {
-    let races = run(body, blocks, cluster);
+    // Which block comes last is not left to the host.
+    let races = run(body, blocks, cluster, 1);
     let found = races.iter().flat_map(|r| &r.findings).any(|f| f.check == Check::Race && f.message.contains("global"));
     assert!(found, "no race in\n{body}");
 }
@@ -116,6 +117,38 @@ fn flags_pass_on_what_was_seen() {
     is_a_race(&chain("st.release.cta.global.u32", "ld.acquire.gpu.global.u32"), 3, 1);
 }
 
+/// As our own kernels and CUDA's cooperative groups do: the last one sets the count back, by a plain store. Who has observed a count
+/// comes after it, by an atomic of its own or by a poll.
+#[test]
+fn the_last_block_sets_the_count_back() {
+    let ticket =
+        "setp.ne.u32 %p1, %r2, 0; @%p1 bra END; «fence.acq_rel.gpu;» atom.relaxed.gpu.global.add.u32 %r5, [%rd2], 1;
+        add.u32 %r5, %r5, 1; setp.ne.u32 %p2, %r5, %r9; @%p2 bra END; fence.acq_rel.gpu; st.global.u32 [%rd2], 0; END:";
+    let poll = |atom: &str, load: &str| {
+        format!(
+            "setp.ne.u32 %p1, %r2, 0; @%p1 bra END; setp.eq.u32 %p3, %r1, 0; @%p3 bra POLL;
+             {atom}.global.add.u32 %r5, [%rd2], 1; bra END;
+             POLL: {load}.global.u32 %r5, [%rd2]; add.u32 %r5, %r5, 1; setp.lt.u32 %p2, %r5, %r9; @%p2 bra POLL;
+             fence.acq_rel.gpu; st.global.u32 [%rd2], 0; END:"
+        )
+    };
+    for _ in 0..20 {
+        is_right(&ticket.replace(['«', '»'], ""), 64, 1);
+        is_right(&poll("atom.acq_rel.gpu", "ld.acquire.gpu"), 8, 1);
+        is_right(&poll("fence.acq_rel.gpu; atom.relaxed.gpu", "ld.relaxed.gpu"), 8, 1);
+    }
+    is_a_race(&poll("atom.acq_rel.cta", "ld.acquire.gpu"), 8, 1);
+}
+
+/// Several blocks may store one value in one place, whichever host thread is first.
+#[test]
+fn one_value_from_all_blocks_is_no_race() {
+    for _ in 0..20 {
+        is_right("st.global.u32 [%rd5], 7; st.global.u32 [%rd5+1024], %r2;", 64, 1);
+    }
+    is_a_race("st.global.u32 [%rd5], %r1;", 64, 1);
+}
+
 /// What is written after the release is not released.
 #[test]
 fn a_release_is_for_what_came_before() {
@@ -144,7 +177,8 @@ fn writes_meet_in_the_same_bytes_only() {
     is_right("red.global.add.u32 [%rd5], 1;", 4, 1);
     is_a_race("setp.ne.u32 %p1, %r1, 0; @%p1 red.global.add.u32 [%rd5], 1; @!%p1 st.global.u32 [%rd5], 9;", 2, 1);
     // Beside atomics a weak read is a note.
-    let reports = run("ld.global.u32 %r4, [%rd5]; red.global.add.u32 [%rd5], %r4; red.global.add.u32 [%rd5], 1;", 4, 1);
+    let reports =
+        run("ld.global.u32 %r4, [%rd5]; red.global.add.u32 [%rd5], %r4; red.global.add.u32 [%rd5], 1;", 4, 1, 1);
     assert!(reports.iter().all(|r| r.findings.is_empty()));
     assert!(reports.iter().any(|r| r.notes.iter().any(|n| n.check == Check::Race)));
 }

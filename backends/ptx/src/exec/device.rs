@@ -10,6 +10,7 @@ use super::counters::Counters;
 use super::error::ExecError;
 use super::findings::{Check, Finding};
 use super::heap::{HEAP_BYTES, Heap};
+use super::host_order::HostOrder;
 use super::launch::LaunchState;
 use super::memory::global::DeviceMemory;
 use super::memory::{FUNCTION_WINDOW, SHARED_RESERVED};
@@ -311,7 +312,13 @@ impl Device {
         if program.uses_heap {
             globals.push(heap_base);
         }
+        let host_threads = if options.threads == 0 {
+            std::thread::available_parallelism().map_or(1, usize::from)
+        } else {
+            options.threads
+        };
         let state = LaunchState {
+            host_order: HostOrder::new(host_threads),
             program,
             memory: &self.memory,
             options,
@@ -333,12 +340,7 @@ impl Device {
             heap: Heap::default(),
             heap_base,
         };
-        let threads = if options.threads == 0 {
-            std::thread::available_parallelism().map_or(1, usize::from)
-        } else {
-            options.threads
-        };
-        let workers = schedule::run(&state, threads)?;
+        let workers = schedule::run(&state, host_threads)?;
         let mut report = collect(program, workers);
         if options.counters {
             report.traffic = self.memory.traffic();

@@ -6,6 +6,7 @@
 
 use super::context::{AsyncCx, Cx, Machine};
 use super::findings::Check;
+use super::host_order::Write;
 use super::memory::global::Allocation;
 use super::memory::shadow::{Mark, Page};
 use super::program::Lanes;
@@ -71,9 +72,9 @@ impl Machine<'_> {
     }
 
     /// Whether an access was another CTA's and nothing orders it before this one.
-    fn is_unordered(&self, old: Mark, by: By<'_>) -> bool {
+    fn is_unordered(&self, old: Mark, address: u64, by: By<'_>) -> bool {
         if old.cluster() != self.cluster.index {
-            return !self.launch.released.has_seen(&by.clock.known, old);
+            return !self.launch.released.has_seen(&by.clock.known, old, address);
         }
         let other_cta = self.rank_of(old.actor()).zip(self.rank_of(by.actor)).is_some_and(|(a, b)| a != b);
         other_cta && by.clock.seen.get(old.actor() as usize).is_none_or(|tick| *tick < old.tick())
@@ -128,11 +129,12 @@ impl Machine<'_> {
     }
 
     fn word_is_read(&mut self, a: &Allocation, page: &Page, word: usize, bytes: u8, by: By<'_>) {
+        let address = a.base + 8 * word as u64;
         let strong = by.mark.is_some_and(Mark::strong);
         if let Some(old) = page.writer(word)
             && old.bytes() & bytes != 0
             && !(strong && old.strong())
-            && self.is_unordered(old, by)
+            && self.is_unordered(old, address, by)
         {
             if old.strong() {
                 self.note_weak_read(a, word, old.bytes() & bytes, old, by);
@@ -148,7 +150,7 @@ impl Machine<'_> {
     /// `value` is what will be written, where that is known.
     fn word_is_written(&mut self, a: &Allocation, word: usize, bytes: u8, value: Option<u64>, by: By<'_>) {
         let Some(page) = a.shadow.page_to_write(word, a.bytes.div_ceil(8) as usize) else { return };
-        let strong = by.mark.is_some_and(Mark::strong);
+        let (strong, address) = (by.mark.is_some_and(Mark::strong), a.base + 8 * word as u64);
         let (writer, reader) = (page.writer(word), page.reader(word));
         if let (Some(old), Some(mark)) = (writer, by.mark)
             && old.like(mark)
@@ -158,13 +160,16 @@ impl Machine<'_> {
             return;
         }
         let meets = |old: &Mark| old.bytes() & bytes != 0;
-        let over = writer.filter(meets).filter(|old| !(strong && old.strong()) && self.is_unordered(*old, by));
+        let over = writer.filter(meets).filter(|old| !(strong && old.strong()) && self.is_unordered(*old, address, by));
         // A weak read of what is changed atomically is a note where the read comes later.
-        let read = reader.filter(meets).filter(|old| !strong && self.is_unordered(*old, by));
+        let read = reader.filter(meets).filter(|old| !strong && self.is_unordered(*old, address, by));
         // Several may store the same value; one that changes nothing is no race. Whose it then is nobody knows.
-        if (over.is_some() || read.is_some()) && value.is_some_and(|v| a.holds(word, bytes, v)) {
-            page.wrote(word, None);
-            return;
+        if let Some(value) = value.filter(|_| over.is_some() || read.is_some()) {
+            self.launch.host_order.settle(self.worker.number, address);
+            if a.holds(word, bytes, value) {
+                page.wrote(word, None);
+                return;
+            }
         }
         if let Some(old) = over {
             self.report_race(a, word, old.bytes() & bytes, old, by, "writes over what another CTA wrote");
@@ -193,7 +198,7 @@ fn words(at: u64, bytes: u64) -> impl Iterator<Item = (usize, u8)> {
     })
 }
 
-impl Cx<'_> {
+impl<'a> Cx<'a> {
     /// Lanes read global memory, all of it in allocations that somebody has written in this launch.
     #[cold]
     pub(crate) fn read_lanes(&mut self, at: &Lanes, lanes: u32, bytes: u64, strong: bool) {
@@ -206,7 +211,7 @@ impl Cx<'_> {
         }
     }
 
-    /// Lanes write bytes of a word of global memory.
+    /// Lanes write bytes of a word of global memory; the caller does so while it holds the result.
     #[inline]
     pub(crate) fn writes_global(
         &mut self,
@@ -216,28 +221,39 @@ impl Cx<'_> {
         value: u64,
         lane: usize,
         strong: bool,
-    ) {
-        if self.m.launch.orders_global && !self.m.is_heap(a) {
-            let actor = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
-            let by = self.m.by(actor, &self.warp.clock, lane as u32, strong);
-            self.m.word_is_written(a, word, bytes, Some(value), by);
+    ) -> Option<Write<'a>> {
+        if !self.m.launch.orders_global || self.m.is_heap(a) {
+            return None;
         }
+        let (order, address) = (&self.m.launch.host_order, a.base + 8 * word as u64);
+        let write = if strong {
+            Write::Strong(order.strong(address))
+        } else {
+            Write::Weak(order.weak(self.m.worker.number, address, 8))
+        };
+        let actor = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
+        let by = self.m.by(actor, &self.warp.clock, lane as u32, strong);
+        self.m.word_is_written(a, word, bytes, Some(value), by);
+        Some(write)
     }
 
-    /// A lane replaces bytes of global memory atomically.
-    pub(crate) fn updates_global(&mut self, address: u64, bytes: u32, lane: usize) {
+    /// A lane replaces bytes of global memory atomically; the caller does so while it holds the result.
+    pub(crate) fn updates_global(&mut self, address: u64, bytes: u32, lane: usize) -> Option<Write<'a>> {
         let memory = self.m.launch.memory;
-        let Some(a) = memory.find(address, u64::from(bytes)) else { return };
-        if self.m.launch.orders_global && !self.m.is_heap(a) {
-            let actor = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
-            let by = self.m.by(actor, &self.warp.clock, lane as u32, true);
-            for (word, bytes) in words(address - a.base, u64::from(bytes)) {
-                self.m.word_is_written(a, word, bytes, None, by);
-            }
+        let a = memory.find(address, u64::from(bytes))?;
+        if !self.m.launch.orders_global || self.m.is_heap(a) {
+            return None;
         }
+        let write = Write::Strong(self.m.launch.host_order.strong(address));
+        let actor = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
+        let by = self.m.by(actor, &self.warp.clock, lane as u32, true);
+        for (word, bytes) in words(address - a.base, u64::from(bytes)) {
+            self.m.word_is_written(a, word, bytes, None, by);
+        }
+        Some(write)
     }
 
-    /// Before a strong write of these lanes: releases what it is to release.
+    /// Before a strong write of these lanes: releases what it is to release. What follows is a new tick once it is written.
     pub(crate) fn release_global(&mut self, order: Order, at: &Lanes, lanes: u32) {
         let clock = &self.warp.clock;
         // Without `.release`, what the last fence has fenced.
@@ -247,10 +263,16 @@ impl Cx<'_> {
         }
         let cluster = self.m.cluster.index;
         let readers = if order.scope == Scope::Gpu { 0 } else { cluster + 1 };
+        let actor = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
+        let by = (actor, clock.seen.get(actor as usize).copied().unwrap_or(0));
         for l in super::access::lanes_of(lanes) {
-            self.m.launch.released.release((at[l] / 4, readers), cluster, seen, &clock.known);
+            self.m.launch.released.release((at[l] / 4, readers), cluster, by, seen, &clock.known);
         }
-        if order.release {
+    }
+
+    /// After the strong write: what follows is not released.
+    pub(crate) fn has_released_global(&mut self, order: Order, lanes: u32) {
+        if self.m.launch.orders_global && order.scope != Scope::Cta && order.release && lanes != 0 {
             self.advance();
         }
     }
@@ -295,7 +317,7 @@ impl Cx<'_> {
     }
 }
 
-impl AsyncCx<'_> {
+impl<'a> AsyncCx<'a> {
     /// The operation reads global memory.
     #[inline]
     pub(crate) fn orders_read(&mut self, a: &Allocation, at: u64, bytes: u64) {
@@ -305,12 +327,12 @@ impl AsyncCx<'_> {
         }
     }
 
-    /// The operation writes global memory; `data` is `None` for reductions, which are atomic.
-    pub(crate) fn orders_write(&mut self, address: u64, bytes: u64, data: Option<&[u8]>) {
+    /// The operation writes global memory; `data` is `None` for reductions, which are atomic. The caller does so while it holds
+    /// the result.
+    pub(crate) fn orders_write(&mut self, address: u64, bytes: u64, data: Option<&[u8]>) -> Option<Write<'a>> {
         let memory = self.m.launch.memory;
-        let Some(a) = memory.find(address, bytes).filter(|a| self.m.launch.orders_global && !self.m.is_heap(a)) else {
-            return;
-        };
+        let a = memory.find(address, bytes).filter(|a| self.m.launch.orders_global && !self.m.is_heap(a))?;
+        let write = self.m.launch.host_order.weak(self.m.worker.number, address, bytes);
         let by = self.m.by(self.actor, &self.clock, self.lane, data.is_none());
         let at = address - a.base;
         for (word, bytes) in words(at, bytes) {
@@ -320,6 +342,7 @@ impl AsyncCx<'_> {
             });
             self.m.word_is_written(a, word, bytes, value, by);
         }
+        Some(Write::Weak(write))
     }
 }
 

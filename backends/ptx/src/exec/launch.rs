@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::Options;
 use super::heap::Heap;
+use super::host_order::HostOrder;
 use super::memory::global::DeviceMemory;
 use super::program::{Lanes, Program};
 use super::released::Released;
@@ -38,6 +39,8 @@ pub struct LaunchState<'a> {
     pub(crate) stop: AtomicBool,
     /// Whether accesses of different CTAs to global memory are compared.
     pub(crate) orders_global: bool,
+    /// What keeps marks and memory in one order.
+    pub(crate) host_order: HostOrder,
     /// What clusters have released to each other.
     pub(crate) released: Released,
     /// Held by 128-bit atomics.

@@ -33,6 +33,7 @@ pub mod findings;
 mod global_race;
 pub(crate) mod heap;
 mod history;
+mod host_order;
 pub(crate) mod interpret;
 pub mod launch;
 pub mod lower;

@@ -48,10 +48,13 @@ pub(crate) fn run(launch: &LaunchState<'_>, threads: usize) -> Result<Vec<Worker
     let shared = Mutex::new(Waiting { most, ..Waiting::default() });
     let threads = threads.min(most).clamp(1, usize::try_from(launch.n_clusters).unwrap_or(usize::MAX).max(1));
     let workers: Vec<Worker> = if threads == 1 {
-        vec![work(launch, &shared)]
+        vec![work(launch, &shared, 0)]
     } else {
         std::thread::scope(|scope| {
-            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(|| work(launch, &shared))).collect();
+            let handles: Vec<_> = {
+                let shared = &shared;
+                (0..threads).map(|n| scope.spawn(move || work(launch, shared, n))).collect()
+            };
             handles
                 .into_iter()
                 .map(|h| match h.join() {
@@ -78,8 +81,8 @@ fn cluster_bytes(launch: &LaunchState<'_>) -> usize {
         + 4096)
 }
 
-fn work(launch: &LaunchState<'_>, shared: &Mutex<Waiting>) -> Worker {
-    let mut worker = Worker::new(launch.program.code.len(), 1);
+fn work(launch: &LaunchState<'_>, shared: &Mutex<Waiting>, number: usize) -> Worker {
+    let mut worker = Worker::new(number, launch.program.code.len(), 1);
     loop {
         if launch.stop.load(Relaxed) {
             return worker;

@@ -8,6 +8,8 @@ use super::findings::{Check, Finding};
 
 /// Findings, counters and random numbers of one host thread.
 pub struct Worker {
+    /// Of the host threads of the launch.
+    pub(crate) number: usize,
     pub(crate) findings: BTreeMap<(u32, Check), Finding>,
     pub(crate) notes: BTreeMap<(u32, Check), Finding>,
     /// Counters that operations add to themselves.
@@ -30,8 +32,9 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(n_instructions: usize, seed: u64) -> Worker {
+    pub(crate) fn new(number: usize, n_instructions: usize, seed: u64) -> Worker {
         Worker {
+            number,
             findings: BTreeMap::new(),
             notes: BTreeMap::new(),
             printed: String::new(),

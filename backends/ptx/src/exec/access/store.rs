@@ -93,13 +93,13 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
                 }
                 _ => {
                     if let Some((pa, pw, pm, pv)) = pending.take() {
-                        cx.writes_global(pa, pw, pm, pv, l, strong);
+                        let _held = cx.writes_global(pa, pw, pm, pv, l, strong);
                         pa.store_word(pw, pm, pv, true);
                     }
                     if lost == 0 {
                         pending = Some((a, word, mask, value));
                     } else {
-                        cx.writes_global(a, word, mask, value, l, strong);
+                        let _held = cx.writes_global(a, word, mask, value, l, strong);
                         a.store_word(word, mask & !lost, value, true);
                         a.store_word(word, lost, value, false);
                     }
@@ -108,8 +108,11 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
         }
     }
     if let Some((pa, pw, pm, pv)) = pending {
-        cx.writes_global(pa, pw, pm, pv, 31 - lanes.leading_zeros() as usize, strong);
+        let _held = cx.writes_global(pa, pw, pm, pv, 31 - lanes.leading_zeros() as usize, strong);
         pa.store_word(pw, pm, pv, true);
+    }
+    if strong {
+        cx.has_released_global(op.order, lanes);
     }
     if cx.m.launch.options.counters {
         count_global(cx, at, lanes, total, true);

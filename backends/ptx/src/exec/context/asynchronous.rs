@@ -154,7 +154,7 @@ impl AsyncCx<'_> {
     /// Writes global memory; counts traffic.
     pub fn write_global(&mut self, address: u64, data: &[u8]) -> bool {
         let lane = self.lane;
-        self.orders_write(address, data.len() as u64, Some(data));
+        let _held = self.orders_write(address, data.len() as u64, Some(data));
         let Some((a, at)) = self.m.global_range(address, data.len() as u64, 1, Some(lane)) else { return false };
         a.write(at, data);
         self.m.count_global(address, data.len() as u64, true);

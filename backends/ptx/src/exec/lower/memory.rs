@@ -315,9 +315,7 @@ impl Lower<'_> {
                     let mut poison = 0u32;
                     for l in lanes_of(lanes) {
                         let address = at[l] + (e as u64) * u64::from(bytes);
-                        if !shared {
-                            cx.updates_global(address, bytes, l);
-                        }
+                        let _held = if shared { None } else { cx.updates_global(address, bytes, l) };
                         match access::update(cx, space, address, bytes, l, &mut |v| f(v, b[l], c[l])) {
                             Some((v, init)) => {
                                 old[l] = v;
@@ -339,6 +337,7 @@ impl Lower<'_> {
                     access::acquire_shared(cx, &at, lanes);
                     access::release_shared(cx, &at, lanes);
                 } else {
+                    cx.has_released_global(order, lanes);
                     cx.acquire_global(order, &at, lanes);
                     if cx.m.launch.options.counters {
                         access::count_global(cx, &at, lanes, u64::from(bytes) * n as u64, true);
@@ -386,9 +385,9 @@ impl Lower<'_> {
                 let global = !matches!(space, MemorySpace::Shared | MemorySpace::SharedCluster);
                 if global {
                     cx.release_global(order, &at, lanes);
-                    lanes_of(lanes).for_each(|l| cx.updates_global(at[l], 16, l));
                 }
                 for l in lanes_of(lanes) {
+                    let _held = if global { cx.updates_global(at[l], 16, l) } else { None };
                     let half = |cx: &crate::exec::context::Cx<'_>, s: Src, h: u32| cx.lanes(Src(s.0 + h))[l];
                     let (b0, b1) = (half(cx, b, 0), half(cx, b, 1));
                     if !at[l].is_multiple_of(16) {
@@ -415,6 +414,7 @@ impl Lower<'_> {
                     }
                 }
                 if global {
+                    cx.has_released_global(order, lanes);
                     cx.acquire_global(order, &at, lanes);
                 }
             }

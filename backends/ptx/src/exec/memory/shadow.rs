@@ -5,7 +5,8 @@
 //! leaves a mark only where something was written before.
 
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Words of 8 bytes of a page.
 const WORDS: usize = 512;
@@ -78,7 +79,7 @@ impl Page {
     /// Who wrote a word last.
     #[inline]
     pub fn writer(&self, word: usize) -> Option<Mark> {
-        match self.writers[word % WORDS].load(Relaxed) {
+        match self.writers[word % WORDS].load(Acquire) {
             0 => None,
             mark => Some(Mark(mark)),
         }
@@ -86,7 +87,7 @@ impl Page {
 
     #[inline]
     pub fn wrote(&self, word: usize, mark: Option<Mark>) {
-        self.writers[word % WORDS].store(mark.map_or(0, |m| m.0), Relaxed);
+        self.writers[word % WORDS].store(mark.map_or(0, |m| m.0), Release);
     }
 
     /// Who read a word last since the page was first written.
