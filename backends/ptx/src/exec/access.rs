@@ -82,6 +82,7 @@ pub(crate) fn load(cx: &mut Cx<'_>, op: &LoadOp, mask: u32) -> Result<(), ExecEr
     if op.order.strong {
         cx.m.cluster.quantum_left -= 32;
         cx.m.cluster.slice_left -= 200;
+        cx.m.cluster.polls += 1;
     }
     if op.space != MemorySpace::Generic {
         load_from(cx, op, op.space, &at, mask);
@@ -175,7 +176,7 @@ fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
     let n = op.elements.len();
     let total = u64::from(op.bytes) * n as u64;
     let mut found = Found::new();
-    let memory = cx.m.launch.memory;
+    let launch = cx.m.launch;
     let mut current: Option<&super::memory::global::Allocation> = None;
     let mut written = 0;
     for l in lanes_of(lanes) {
@@ -188,7 +189,7 @@ fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
             _ => {
                 // The finding, if there is one, is made here.
                 if cx.m.global_range(address, total, total, Some(l as u32)).is_some() {
-                    memory.find(address, total)
+                    launch.find(address, total)
                 } else {
                     None
                 }

@@ -59,6 +59,8 @@ pub struct Cta {
 pub struct Cluster {
     /// Its number in the grid.
     pub(crate) index: u64,
+    /// Its number among the clusters of all launches of the run.
+    pub(crate) number: u64,
     /// CTAs by rank.
     pub ctas: Vec<Cta>,
     pub(crate) barrier: ClusterBarrier,
@@ -81,6 +83,8 @@ pub struct Cluster {
     pub(crate) loose: bool,
     /// Warp instructions left before another cluster gets its turn; waiting in loops uses it up faster.
     pub(crate) slice_left: i64,
+    /// Strong loads and atomics of memory.
+    pub(crate) polls: u64,
     /// Random state while the cluster is not running.
     pub(crate) random: u64,
     /// Consecutive times that nothing could go on without a timeout, and the event count then.

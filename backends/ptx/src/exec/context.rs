@@ -125,6 +125,7 @@ impl Machine<'_> {
             line: at.map_or(0, |s| s.line),
             place: self.launch.program.place(self.pc),
             instruction: at.map_or_else(String::new, |s| s.text.clone()),
+            rank: self.launch.run.has_ranks().then_some(self.launch.rank),
             block: self.cluster.ctas[self.cta].ctaid,
             thread: lane.map(|l| self.launch.tid(self.warp_index as u32 * WARP as u32 + l)),
             message,
@@ -187,10 +188,16 @@ impl Machine<'_> {
         align: u64,
         lane: Option<u32>,
     ) -> Option<(&Allocation, u64)> {
-        let memory = self.launch.memory;
-        let Some(a) = memory.find(address, bytes) else {
+        let launch = self.launch;
+        let Some(a) = launch.find(address, bytes) else {
             self.report(Check::Bounds, lane, || {
-                let near = memory.nearest(address).map_or_else(String::new, |a| {
+                if let Some(a) = launch.memory.find(address, bytes) {
+                    return format!(
+                        "{bytes} bytes at global address {address:#x} are memory of rank {}, which others do not see",
+                        a.owner
+                    );
+                }
+                let near = launch.memory.nearest(address).map_or_else(String::new, |a| {
                     format!(
                         "; the nearest allocation below is {:#x} with {} bytes, the access is at byte {}",
                         a.base,

@@ -100,6 +100,12 @@ pub struct Counters {
     pub global_load_sectors: u64,
     /// 32-byte sectors that stores moved.
     pub global_store_sectors: u64,
+    /// Of the bytes that loads asked, those of other devices' memory.
+    #[serde(default)]
+    pub far_load_bytes: u64,
+    /// Of the bytes that stores, atomics and reductions sent, those to other devices' memory.
+    #[serde(default)]
+    pub far_store_bytes: u64,
     /// Bytes of the distinct sectors that loads touched: what DRAM gives if the L2 is empty at first and large enough.
     pub dram_read_bytes: u64,
     /// Bytes of the distinct sectors that stores touched: what DRAM takes if the L2 is large enough.
@@ -137,6 +143,8 @@ impl Counters {
         }
         self.global_load_bytes += o.global_load_bytes;
         self.global_store_bytes += o.global_store_bytes;
+        self.far_load_bytes += o.far_load_bytes;
+        self.far_store_bytes += o.far_store_bytes;
         self.global_load_sectors += o.global_load_sectors;
         self.global_store_sectors += o.global_store_sectors;
         self.dram_read_bytes += o.dram_read_bytes;

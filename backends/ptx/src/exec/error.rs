@@ -115,3 +115,19 @@ pub enum ExecError {
         message: String,
     },
 }
+
+impl ExecError {
+    /// The same, of one of several ranks; `others` is where they stand.
+    pub(super) fn of_rank(mut self, rank: usize, others: &str) -> ExecError {
+        match &mut self {
+            ExecError::InstructionLimit { state, .. } | ExecError::Deadlock { state, .. } => {
+                *state = format!("rank {rank}:\n{state}{others}");
+            }
+            ExecError::Fault { message, .. } | ExecError::Launch { message, .. } => {
+                *message = format!("rank {rank}: {message}");
+            }
+            ExecError::Address { .. } | ExecError::OutOfMemory { .. } => {}
+        }
+        self
+    }
+}

@@ -188,6 +188,9 @@ pub struct Finding {
     pub place: Option<Place>,
     /// The instruction.
     pub instruction: String,
+    /// The device, where several run together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<u32>,
     /// `%ctaid` of the first occurrence.
     pub block: [u32; 3],
     /// `%tid` of the first occurrence, if one thread is meant.
@@ -211,7 +214,11 @@ impl fmt::Display for Finding {
         if let Some(place) = &self.place {
             write!(f, " {place},")?;
         }
-        write!(f, " line {}: {}; block {x},{y},{z}", self.line, self.instruction)?;
+        write!(f, " line {}: {}; ", self.line, self.instruction)?;
+        if let Some(rank) = self.rank {
+            write!(f, "rank {rank}, ")?;
+        }
+        write!(f, "block {x},{y},{z}")?;
         if let Some([x, y, z]) = self.thread {
             write!(f, "; thread {x},{y},{z}")?;
         }

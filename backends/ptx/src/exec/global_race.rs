@@ -11,6 +11,7 @@ use super::memory::global::Allocation;
 use super::memory::shadow::{Mark, Page};
 use super::program::Lanes;
 use super::race::Clock;
+use super::released::{Audience, Earlier, Who};
 
 /// Who is synchronised with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +20,8 @@ pub(crate) enum Scope {
     Cta,
     Cluster,
     Gpu,
+    /// All devices of a node.
+    Sys,
 }
 
 /// What an access or a fence orders.
@@ -39,7 +42,8 @@ impl Order {
             match word.as_str() {
                 "cta" => order.scope = Scope::Cta,
                 "cluster" => order.scope = Scope::Cluster,
-                "gpu" | "gl" | "sys" | "volatile" | "mmio" => order.scope = Scope::Gpu,
+                "gpu" | "gl" => order.scope = Scope::Gpu,
+                "sys" | "volatile" | "mmio" => order.scope = Scope::Sys,
                 "acquire" => order.acquire = true,
                 "release" => order.release = true,
                 "acq_rel" | "sc" => (order.acquire, order.release) = (true, true),
@@ -62,7 +66,7 @@ struct By<'c> {
 impl Machine<'_> {
     fn by<'c>(&self, actor: u32, clock: &'c Clock, lane: u32, strong: bool) -> By<'c> {
         let tick = clock.seen.get(actor as usize).copied().unwrap_or(0);
-        By { actor, clock, lane, mark: Mark::new(self.cluster.index, actor, tick, self.pc, strong) }
+        By { actor, clock, lane, mark: Mark::new(self.cluster.number, actor, tick, self.pc, strong) }
     }
 
     /// The rank of an actor's CTA; `None` for the async proxy of a cluster of several.
@@ -73,8 +77,12 @@ impl Machine<'_> {
 
     /// Whether an access was another CTA's and nothing orders it before this one.
     fn is_unordered(&self, old: Mark, address: u64, by: By<'_>) -> bool {
-        if old.cluster() != self.cluster.index {
-            return !self.launch.released.has_seen(&by.clock.known, old, address);
+        if old.cluster() != self.cluster.number {
+            let (rank, step) = self.launch.run.span(old.cluster()).map_or((0, 0), |s| (s.rank, s.step));
+            // A kernel comes after those that ran before it on its device.
+            let is_before = rank == self.launch.rank && step < self.launch.step;
+            return !is_before
+                && !self.launch.run.released.has_seen(&by.clock.known, Earlier { mark: old, rank, step, address });
         }
         let other_cta = self.rank_of(old.actor()).zip(self.rank_of(by.actor)).is_some_and(|(a, b)| a != b);
         other_cta && by.clock.seen.get(old.actor() as usize).is_none_or(|tick| *tick < old.tick())
@@ -89,7 +97,7 @@ impl Machine<'_> {
     fn report_race(&mut self, a: &Allocation, word: usize, bytes: u8, old: Mark, by: By<'_>, what: &str) {
         let address = a.base + 8 * word as u64 + u64::from(bytes.trailing_zeros());
         let who = self.name_of(old);
-        self.report_beside(Check::Race, Some(by.lane), Some((who, old.pc())), || {
+        self.report_beside(Check::Race, Some(by.lane), Some(who), || {
             format!("{what} at global address {address:#x}, without a release and an acquire between them")
         });
     }
@@ -99,32 +107,27 @@ impl Machine<'_> {
     fn note_weak_read(&mut self, a: &Allocation, word: usize, bytes: u8, old: Mark, by: By<'_>) {
         let address = a.base + 8 * word as u64 + u64::from(bytes.trailing_zeros());
         let who = self.name_of(old);
-        self.note_beside(Check::Race, Some(by.lane), Some((who, old.pc())), || {
+        self.note_beside(Check::Race, Some(by.lane), Some(who), || {
             format!("a weak read of global address {address:#x}, which another CTA changes atomically; PTX calls that a race, machines give the old or the new value")
         });
     }
 
-    /// Block and warp of an access.
-    fn name_of(&self, mark: Mark) -> String {
-        if mark.cluster() == self.cluster.index {
-            return self.cluster.actor_name(mark.actor());
+    /// Who made an access, and its instruction where that is one of this kernel.
+    fn name_of(&self, mark: Mark) -> (String, Option<u32>) {
+        if mark.cluster() == self.cluster.number {
+            return (self.cluster.actor_name(mark.actor()), mark.pc());
         }
-        let (n, per) = (self.cluster.n_warps() as u32, self.cluster.warps_per_cta.max(1));
-        let [cx, cy, _] = self.launch.cluster;
-        let first = self.launch.first_ctaid(mark.cluster());
-        let block = |actor: u32| {
-            let rank = actor / per;
-            let inside = [rank % cx, rank / cx % cy, rank / cx / cy];
-            let [x, y, z] = [0, 1, 2].map(|d| first[d] + inside[d]);
-            format!("block {x},{y},{z} warp {}", actor % per)
-        };
-        match mark.actor() {
-            actor if actor < n => block(actor),
-            actor if actor < 2 * n => format!("cp.async of {}", block(actor - n)),
-            _ => {
-                let [x, y, z] = first;
-                format!("an operation of the async proxy of block {x},{y},{z}")
-            }
+        let run = self.launch.run;
+        let Some(span) = run.span(mark.cluster()) else { return (String::new(), None) };
+        let name = span.name_of(mark.cluster(), mark.actor());
+        if !run.has_ranks() {
+            return (name, mark.pc());
+        }
+        let name = format!("rank {}, {name}", span.rank);
+        if span.kernel == self.launch.program.entry {
+            (name, mark.pc())
+        } else {
+            (format!("{name} of `{}`", span.kernel), None)
         }
     }
 
@@ -165,7 +168,7 @@ impl Machine<'_> {
         let read = reader.filter(meets).filter(|old| !strong && self.is_unordered(*old, address, by));
         // Several may store the same value; one that changes nothing is no race. Whose it then is nobody knows.
         if let Some(value) = value.filter(|_| over.is_some() || read.is_some()) {
-            self.launch.host_order.settle(self.worker.number, address);
+            self.launch.run.host_order.settle(self.worker.number, address);
             if a.holds(word, bytes, value) {
                 page.wrote(word, None);
                 return;
@@ -202,9 +205,9 @@ impl<'a> Cx<'a> {
     /// Lanes read global memory, all of it in allocations that somebody has written in this launch.
     #[cold]
     pub(crate) fn read_lanes(&mut self, at: &Lanes, lanes: u32, bytes: u64, strong: bool) {
-        let (memory, actor) = (self.m.launch.memory, self.m.cluster.warp_actor(self.m.cta, self.m.warp_index));
+        let (launch, actor) = (self.m.launch, self.m.cluster.warp_actor(self.m.cta, self.m.warp_index));
         for l in super::access::lanes_of(lanes) {
-            if let Some(a) = memory.find(at[l], bytes) {
+            if let Some(a) = launch.find(at[l], bytes) {
                 let by = self.m.by(actor, &self.warp.clock, l as u32, strong);
                 self.m.range_is_read(a, at[l] - a.base, bytes, by);
             }
@@ -225,7 +228,7 @@ impl<'a> Cx<'a> {
         if !self.m.launch.orders_global || self.m.is_heap(a) {
             return None;
         }
-        let (order, address) = (&self.m.launch.host_order, a.base + 8 * word as u64);
+        let (order, address) = (&self.m.launch.run.host_order, a.base + 8 * word as u64);
         let write = if strong {
             Write::Strong(order.strong(address))
         } else {
@@ -239,12 +242,12 @@ impl<'a> Cx<'a> {
 
     /// A lane replaces bytes of global memory atomically; the caller does so while it holds the result.
     pub(crate) fn updates_global(&mut self, address: u64, bytes: u32, lane: usize) -> Option<Write<'a>> {
-        let memory = self.m.launch.memory;
-        let a = memory.find(address, u64::from(bytes))?;
+        let launch = self.m.launch;
+        let a = launch.find(address, u64::from(bytes))?;
         if !self.m.launch.orders_global || self.m.is_heap(a) {
             return None;
         }
-        let write = Write::Strong(self.m.launch.host_order.strong(address));
+        let write = Write::Strong(self.m.launch.run.host_order.strong(address));
         let actor = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
         let by = self.m.by(actor, &self.warp.clock, lane as u32, true);
         for (word, bytes) in words(address - a.base, u64::from(bytes)) {
@@ -255,18 +258,28 @@ impl<'a> Cx<'a> {
 
     /// Before a strong write of these lanes: releases what it is to release. What follows is a new tick once it is written.
     pub(crate) fn release_global(&mut self, order: Order, at: &Lanes, lanes: u32) {
-        let clock = &self.warp.clock;
-        // Without `.release`, what the last fence has fenced.
-        let seen = if order.release { &clock.seen } else { &clock.fenced };
-        if !self.m.launch.orders_global || order.scope == Scope::Cta || seen.is_empty() || lanes == 0 {
+        let (launch, cluster, clock) = (self.m.launch, self.m.cluster.number, &self.warp.clock);
+        if !launch.orders_global || order.scope == Scope::Cta || lanes == 0 {
             return;
         }
-        let cluster = self.m.cluster.index;
-        let readers = if order.scope == Scope::Gpu { 0 } else { cluster + 1 };
+        let (near, far) = (Audience::Rank(launch.rank), Audience::All(launch.rank));
+        // Without `.release`, what the last fence has fenced, for those whom its scope holds too.
+        let told: [(Audience, &[u32]); 2] = match (order.scope, order.release) {
+            (Scope::Cta | Scope::Cluster, true) => [(Audience::Cluster(cluster), &clock.seen), (far, &[])],
+            (Scope::Cta | Scope::Cluster, false) => [(Audience::Cluster(cluster), &clock.fenced), (far, &[])],
+            (Scope::Gpu, true) => [(near, &clock.seen), (far, &[])],
+            (Scope::Gpu, false) => [(near, &clock.fenced), (far, &[])],
+            (Scope::Sys, true) => [(near, &[]), (far, &clock.seen)],
+            (Scope::Sys, false) if launch.run.has_ranks() => [(near, &clock.fenced), (far, &clock.fenced_all)],
+            (Scope::Sys, false) => [(near, &clock.fenced), (far, &[])],
+        };
         let actor = self.m.cluster.warp_actor(self.m.cta, self.m.warp_index);
-        let by = (actor, clock.seen.get(actor as usize).copied().unwrap_or(0));
-        for l in super::access::lanes_of(lanes) {
-            self.m.launch.released.release((at[l] / 4, readers), cluster, by, seen, &clock.known);
+        let tick = clock.seen.get(actor as usize).copied().unwrap_or(0);
+        let by = Who { cluster, rank: launch.rank, step: launch.step, actor, tick };
+        for (audience, seen) in told.into_iter().filter(|(_, seen)| !seen.is_empty()) {
+            for l in super::access::lanes_of(lanes) {
+                launch.run.released.release((at[l] / 4, audience), by, seen, &clock.known);
+            }
         }
     }
 
@@ -279,21 +292,28 @@ impl<'a> Cx<'a> {
 
     /// After a strong read of these lanes: learns what was released there, at once or with the next fence.
     pub(crate) fn acquire_global(&mut self, order: Order, at: &Lanes, lanes: u32) {
-        if !self.m.launch.orders_global || order.scope == Scope::Cta {
+        let (launch, cluster, n) = (self.m.launch, self.m.cluster.number, self.m.cluster.n_actors);
+        if !launch.orders_global || order.scope == Scope::Cta {
             return;
         }
-        let cluster = self.m.cluster.index;
-        let clock = if order.acquire {
-            &mut self.warp.clock
-        } else {
-            let n = self.m.cluster.n_actors;
-            self.warp.observed.get_or_insert_with(|| Box::new(Clock::new(n)))
-        };
+        let (released, rank) = (&launch.run.released, launch.rank);
+        let own_only = order.scope == Scope::Cluster;
+        let several = self.m.cluster.ctas.len() > 1;
+        let clock = self.warp.observes(order.acquire, false, n);
         for l in super::access::lanes_of(lanes) {
-            let released = &self.m.launch.released;
-            released.acquire((at[l] / 4, 0), cluster, clock, order.scope == Scope::Cluster);
-            if self.m.cluster.ctas.len() > 1 {
-                released.acquire((at[l] / 4, cluster + 1), cluster, clock, true);
+            released.acquire((at[l] / 4, Audience::All(rank)), cluster, clock, own_only);
+            released.acquire((at[l] / 4, Audience::Rank(rank)), cluster, clock, own_only);
+            if several {
+                released.acquire((at[l] / 4, Audience::Cluster(cluster)), cluster, clock, true);
+            }
+        }
+        if !launch.run.has_ranks() || order.scope != Scope::Sys {
+            return;
+        }
+        let clock = self.warp.observes(order.acquire, true, n);
+        for l in super::access::lanes_of(lanes) {
+            for of in released.ranks(at[l] / 4).into_iter().filter(|r| *r != rank) {
+                released.acquire((at[l] / 4, Audience::All(of)), cluster, clock, false);
             }
         }
     }
@@ -304,13 +324,16 @@ impl<'a> Cx<'a> {
         if !self.m.launch.orders_global || order.scope == Scope::Cta || alone {
             return;
         }
-        if order.acquire
-            && let Some(observed) = &self.warp.observed
-        {
+        // Of other devices only with the scope that holds them.
+        let far = self.warp.observed_far.as_ref().filter(|_| order.scope == Scope::Sys);
+        for observed in self.warp.observed.iter().chain(far).filter(|_| order.acquire) {
             self.warp.clock.join(observed);
         }
         if order.release {
             self.warp.clock.fenced = self.warp.clock.seen.clone();
+            if order.scope == Scope::Sys && self.m.launch.run.has_ranks() {
+                self.warp.clock.fenced_all = self.warp.clock.seen.clone();
+            }
             // Later accesses are not fenced.
             self.advance();
         }
@@ -330,9 +353,9 @@ impl<'a> AsyncCx<'a> {
     /// The operation writes global memory; `data` is `None` for reductions, which are atomic. The caller does so while it holds
     /// the result.
     pub(crate) fn orders_write(&mut self, address: u64, bytes: u64, data: Option<&[u8]>) -> Option<Write<'a>> {
-        let memory = self.m.launch.memory;
-        let a = memory.find(address, bytes).filter(|a| self.m.launch.orders_global && !self.m.is_heap(a))?;
-        let write = self.m.launch.host_order.weak(self.m.worker.number, address, bytes);
+        let launch = self.m.launch;
+        let a = launch.find(address, bytes).filter(|a| self.m.launch.orders_global && !self.m.is_heap(a))?;
+        let write = self.m.launch.run.host_order.weak(self.m.worker.number, address, bytes);
         let by = self.m.by(self.actor, &self.clock, self.lane, data.is_none());
         let at = address - a.base;
         for (word, bytes) in words(at, bytes) {

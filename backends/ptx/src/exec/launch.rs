@@ -1,17 +1,23 @@
 //! What is fixed for the whole of a launch.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 
 use super::Options;
 use super::heap::Heap;
-use super::host_order::HostOrder;
-use super::memory::global::DeviceMemory;
+use super::memory::global::{Allocation, DeviceMemory};
 use super::program::{Lanes, Program};
-use super::released::Released;
+use super::run::{Run, first_ctaid};
 
 /// Grid, parameters, device memory, options of a running launch; shared by all host threads.
 pub struct LaunchState<'a> {
+    /// What it shares with the other launches of the run.
+    pub(crate) run: &'a Run,
+    /// The device.
+    pub(crate) rank: u32,
+    /// Launches before it on the device in this run.
+    pub(crate) step: u32,
+    /// Number of its first cluster among all of the run.
+    pub(crate) first: u64,
     /// The kernel.
     pub program: &'a Program,
     /// Device memory.
@@ -35,22 +41,25 @@ pub struct LaunchState<'a> {
     /// Next cluster that nobody has started (or cancelled).
     pub(crate) next_cluster: AtomicU64,
     pub(crate) n_clusters: u64,
-    pub(crate) executed: AtomicU64,
-    pub(crate) stop: AtomicBool,
     /// Whether accesses of different CTAs to global memory are compared.
     pub(crate) orders_global: bool,
-    /// What keeps marks and memory in one order.
-    pub(crate) host_order: HostOrder,
-    /// What clusters have released to each other.
-    pub(crate) released: Released,
-    /// Held by 128-bit atomics.
-    pub(crate) wide: Mutex<()>,
     pub(crate) heap: Heap,
     /// Address of the device heap; 0 when the kernel has none.
     pub(crate) heap_base: u64,
 }
 
-impl LaunchState<'_> {
+impl<'a> LaunchState<'a> {
+    /// The allocation that holds `bytes` at `address`, if the device sees it.
+    #[inline]
+    pub(crate) fn find(&self, address: u64, bytes: u64) -> Option<&'a Allocation> {
+        self.memory.find_for(self.rank, address, bytes)
+    }
+
+    /// Whether an access leaves the device.
+    pub(crate) fn is_far(&self, a: &Allocation) -> bool {
+        self.run.has_ranks() && a.owner != self.rank
+    }
+
     /// `%tid` of a thread by its number in the block.
     pub fn tid(&self, thread: u32) -> [u32; 3] {
         let [x, y, _] = self.block;
@@ -79,13 +88,16 @@ impl LaunchState<'_> {
 
     /// `%ctaid` of the first CTA of a cluster by its number in the grid.
     pub(crate) fn first_ctaid(&self, cluster: u64) -> [u32; 3] {
-        let n = |d: usize| u64::from(self.grid[d] / self.cluster[d]);
-        let at = [cluster % n(0), cluster / n(0) % n(1), cluster / n(0) / n(1)];
-        [0, 1, 2].map(|d| at[d] as u32 * self.cluster[d])
+        first_ctaid(self.grid, self.cluster, cluster)
     }
 }
 
 impl LaunchState<'_> {
+    /// Whether every cluster has been started (or cancelled).
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.next_cluster.load(std::sync::atomic::Ordering::Relaxed) >= self.n_clusters
+    }
+
     /// Takes the next cluster that nobody has started.
     pub(crate) fn claim(&self) -> Option<u64> {
         use std::sync::atomic::Ordering::Relaxed;

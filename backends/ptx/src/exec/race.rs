@@ -6,7 +6,7 @@
 //! tick (the FastTrack rule, Flanagan and Freund 2009). A generic-proxy write is visible to the async proxy once a
 //! `fence.proxy.async` on the causality path has copied what its warp has seen into `proxied`.
 
-use super::released::{self, Known};
+use super::known::Known;
 
 /// What an actor knows of the others.
 #[derive(Clone, Debug, Default)]
@@ -17,8 +17,10 @@ pub struct Clock {
     pub proxied: Vec<u32>,
     /// What a fence has fenced for other CTAs, to be released by a strong write; empty before the first.
     pub fenced: Vec<u32>,
+    /// The same of fences of scope `.sys`, which alone are for other devices.
+    pub fenced_all: Vec<u32>,
     /// What is known of other clusters.
-    pub known: Known,
+    pub(crate) known: Known,
     /// What `tcgen05.fence::before_thread_sync` has ordered before the synchronisation that followed; empty without tensor memory.
     pub before_sync: Vec<u32>,
     /// What `tcgen05.fence::after_thread_sync` has ordered after the synchronisation before it, and the warp's own operations.
@@ -50,9 +52,10 @@ impl Clock {
             *a = (*a).max(*b);
         }
         join_ticks(&mut self.fenced, &other.fenced);
+        join_ticks(&mut self.fenced_all, &other.fenced_all);
         join_ticks(&mut self.before_sync, &other.before_sync);
         if !other.known.is_empty() {
-            released::join(&mut self.known, &other.known);
+            self.known.join(&other.known);
         }
     }
 

@@ -209,6 +209,8 @@ pub struct Warp {
     pub(crate) clock: Clock,
     /// What strong reads have observed that no fence has acquired yet.
     pub(crate) observed: Option<Box<Clock>>,
+    /// The same of what other devices released, which only a fence of scope `.sys` acquires.
+    pub(crate) observed_far: Option<Box<Clock>>,
     /// Groups of `cp.async`, bulk copies and wgmma.
     pub(crate) cp_async: Groups,
     pub(crate) bulk: Groups,
@@ -225,6 +227,13 @@ pub struct Warp {
 }
 
 impl Warp {
+    /// The clock that a strong read teaches: the warp's own if it acquires, else that of what waits for a fence, of this device or of
+    /// others (`far`).
+    pub(crate) fn observes(&mut self, acquires: bool, far: bool, n_actors: usize) -> &mut Clock {
+        let waiting = if far { &mut self.observed_far } else { &mut self.observed };
+        if acquires { &mut self.clock } else { waiting.get_or_insert_with(|| Box::new(Clock::new(n_actors))) }
+    }
+
     /// The lanes of a register. Constants live in the program, see [`Cx::lanes`](super::context::Cx::lanes).
     pub fn slot(&self, s: Slot) -> &Lanes {
         &self.regs[s.0 as usize]

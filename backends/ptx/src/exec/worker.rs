@@ -71,9 +71,11 @@ impl Machine<'_> {
         if !self.launch.options.counters || bytes == 0 {
             return;
         }
-        let Some(a) = self.launch.memory.find(address, bytes) else { return };
+        let Some(a) = self.launch.find(address, bytes) else { return };
         let sectors = a.touch(address - a.base, bytes, write);
+        let far = if self.launch.is_far(a) { bytes } else { 0 };
         let c = &mut self.worker.counters;
+        *(if write { &mut c.far_store_bytes } else { &mut c.far_load_bytes }) += far;
         if write {
             c.global_store_bytes += bytes;
             c.global_store_sectors += sectors;

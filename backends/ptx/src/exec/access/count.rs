@@ -19,17 +19,24 @@ pub(crate) fn count_global(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, 
         sectors.sort_unstable();
     }
     sectors.dedup();
-    let memory = cx.m.launch.memory;
+    let launch = cx.m.launch;
     let mut current = None;
     for run in sectors.chunk_by(|a, b| a + 1 == *b) {
         let (address, bytes) = (run[0] * SECTOR, run.len() as u64 * SECTOR);
         let hit = current.filter(|a: &&Allocation| address >= a.base && address < a.base + a.bytes);
-        current = hit.or_else(|| memory.find(address, 1));
+        current = hit.or_else(|| launch.find(address, 1));
         if let Some(a) = current {
             a.touch(address - a.base, bytes, write);
         }
     }
+    let far = if launch.run.has_ranks() {
+        let is_far = |l: &usize| launch.find(at[*l], 1).is_some_and(|a| launch.is_far(a));
+        lanes_of(lanes).filter(is_far).count() as u64 * total
+    } else {
+        0
+    };
     let c = &mut cx.m.worker.counters;
+    *(if write { &mut c.far_store_bytes } else { &mut c.far_load_bytes }) += far;
     let (bytes, n) = (u64::from(lanes.count_ones()) * total, sectors.len() as u64);
     if write {
         c.global_store_bytes += bytes;

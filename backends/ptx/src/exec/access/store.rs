@@ -58,7 +58,7 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
         cx.release_global(op.order, at, lanes);
     }
     let strong = op.order.strong;
-    let memory = cx.m.launch.memory;
+    let launch = cx.m.launch;
     let mut current: Option<&Allocation> = None;
     // Neighbouring lanes fill words together, so that most words are stored at once.
     let mut pending: Option<(&Allocation, usize, u8, u64)> = None;
@@ -72,7 +72,7 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
         });
         if !inside {
             current = if cx.m.global_range(address, total, total, Some(l as u32)).is_some() {
-                memory.find(address, total)
+                launch.find(address, total)
             } else {
                 None
             };
@@ -114,6 +114,7 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
     if strong {
         cx.has_released_global(op.order, lanes);
     }
+    cx.m.launch.run.has_changed();
     if cx.m.launch.options.counters {
         count_global(cx, at, lanes, total, true);
     }

@@ -123,8 +123,8 @@ impl AsyncCx<'_> {
     /// Reads global memory; the caller counts.
     pub fn fetch_global(&mut self, address: u64, out: &mut [u8], init: Option<&mut [bool]>) -> bool {
         let (lane, what) = (self.lane, self.what);
-        let memory = self.m.launch.memory;
-        let Some(a) = memory.find(address, out.len() as u64) else {
+        let launch = self.m.launch;
+        let Some(a) = launch.find(address, out.len() as u64) else {
             // The finding is made here.
             self.m.global_range(address, out.len() as u64, 1, Some(lane));
             return false;
@@ -157,6 +157,7 @@ impl AsyncCx<'_> {
         let _held = self.orders_write(address, data.len() as u64, Some(data));
         let Some((a, at)) = self.m.global_range(address, data.len() as u64, 1, Some(lane)) else { return false };
         a.write(at, data);
+        self.m.launch.run.has_changed();
         self.m.count_global(address, data.len() as u64, true);
         true
     }

@@ -75,7 +75,8 @@ fn picture(severity: &str, f: &Finding) -> String {
         }
     }
     let [x, y, z] = f.block;
-    let mut place = format!("block {x},{y},{z}");
+    let rank = f.rank.map_or_else(String::new, |r| format!("rank {r}, "));
+    let mut place = format!("{rank}block {x},{y},{z}");
     if let Some([x, y, z]) = f.thread {
         let _ = write!(place, ", thread {x},{y},{z}");
     }
@@ -128,6 +129,7 @@ mod tests {
             line,
             place: Some(Place { file: "/nowhere/gemm.cu".to_owned(), line: 57 }),
             instruction: "ld.shared.u32 %r1, [%r2];".to_owned(),
+            rank: None,
             block: [1, 0, 0],
             thread: Some([3, 0, 0]),
             message: "reads what another access wrote ".repeat(6),

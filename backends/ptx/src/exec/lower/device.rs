@@ -120,7 +120,7 @@ fn peek(cx: &Cx<'_>, address: u64, bytes: usize, l: usize) -> Option<u64> {
         MemorySpace::Const => v[..bytes].copy_from_slice(cx.m.launch.const_bank.get(index..index.checked_add(bytes)?)?),
         MemorySpace::Param => v[..bytes].copy_from_slice(cx.m.launch.params.get(index..index.checked_add(bytes)?)?),
         MemorySpace::Global => {
-            let a = cx.m.launch.memory.find(address, bytes as u64)?;
+            let a = cx.m.launch.find(address, bytes as u64)?;
             a.read(address - a.base, &mut v[..bytes]);
         }
         _ => {

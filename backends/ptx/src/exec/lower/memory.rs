@@ -316,7 +316,17 @@ impl Lower<'_> {
                     for l in lanes_of(lanes) {
                         let address = at[l] + (e as u64) * u64::from(bytes);
                         let _held = if shared { None } else { cx.updates_global(address, bytes, l) };
-                        match access::update(cx, space, address, bytes, l, &mut |v| f(v, b[l], c[l])) {
+                        let mut changes = false;
+                        let mut combine = |v| {
+                            let new = f(v, b[l], c[l]);
+                            changes |= new != v;
+                            new
+                        };
+                        let result = access::update(cx, space, address, bytes, l, &mut combine);
+                        if changes && !shared {
+                            cx.m.launch.run.has_changed();
+                        }
+                        match result {
                             Some((v, init)) => {
                                 old[l] = v;
                                 if !init {
@@ -347,6 +357,7 @@ impl Lower<'_> {
             // Locks are built of atomics: who spins on one should not keep the others waiting.
             cx.m.cluster.quantum_left -= 16;
             cx.m.cluster.slice_left -= 50;
+            cx.m.cluster.polls += 1;
             Ok(Flow::Next)
         }));
         Ok(())
@@ -380,7 +391,7 @@ impl Lower<'_> {
             let mut at = access::addresses(cx, address, mask);
             // One lock for all 128-bit atomics of the launch makes the two halves one.
             let launch = cx.m.launch;
-            let _guard = launch.wide.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let _guard = launch.run.wide.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             for (space, lanes) in access::by_space(space, &mut at, mask) {
                 let global = !matches!(space, MemorySpace::Shared | MemorySpace::SharedCluster);
                 if global {

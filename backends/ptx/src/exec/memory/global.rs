@@ -72,6 +72,10 @@ pub struct Allocation {
     pub bytes: u64,
     /// Whether kernels do not see it, as the memory of another device.
     hidden: bool,
+    /// The device that it lies on, where several run together.
+    pub owner: u32,
+    /// Whether the kernels of other devices see it.
+    pub for_all: bool,
     words: Cells<AtomicU64>,
     init: Cells<AtomicU8>,
     /// Since the last [`DeviceMemory::forget_traffic`]: of loads, then of stores.
@@ -135,6 +139,8 @@ impl Allocation {
             base,
             bytes,
             hidden: false,
+            owner: 0,
+            for_all: true,
             words,
             init,
             traffic: [Touched::new(bytes), Touched::new(bytes)],
@@ -346,6 +352,18 @@ impl DeviceMemory {
         Ok(base)
     }
 
+    /// As [`alloc`](DeviceMemory::alloc), on a device of several that run together; `for_all` makes it visible to the others.
+    ///
+    /// # Errors
+    /// `OutOfMemory`.
+    pub fn alloc_on(&mut self, owner: u32, for_all: bool, bytes: u64, align: u64) -> Result<u64, ExecError> {
+        let base = self.alloc(bytes, align)?;
+        if let Ok(i) = self.allocations.binary_search_by_key(&base, |a| a.base) {
+            (self.allocations[i].owner, self.allocations[i].for_all) = (owner, for_all);
+        }
+        Ok(base)
+    }
+
     /// Addresses for `bytes` that nothing lies at yet; a multiple of `align`, a power of two.
     ///
     /// # Errors
@@ -454,6 +472,12 @@ impl DeviceMemory {
         let i = self.allocations.partition_point(|a| a.base <= address);
         let a = self.allocations.get(i.checked_sub(1)?)?;
         (address - a.base <= a.bytes && bytes <= a.bytes - (address - a.base) && !a.hidden).then_some(a)
+    }
+
+    /// The allocation that holds `bytes` at `address`, if kernels of the device see it.
+    #[inline]
+    pub fn find_for(&self, rank: u32, address: u64, bytes: u64) -> Option<&Allocation> {
+        self.find(address, bytes).filter(|a| a.for_all || a.owner == rank)
     }
 
     /// The allocation that lies nearest below an address, for messages.
