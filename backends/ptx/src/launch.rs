@@ -5,8 +5,10 @@
 
 mod emulate;
 mod json;
+mod ranks;
 mod spec;
 
 pub use emulate::{EmulateError, Emulation, Options, emulate, emulate_launch};
 pub use json::parse;
-pub use spec::{Launch, LaunchError, Param, Patch, PatchValue, SWIZZLES, TENSOR_TYPES, TensorMap};
+pub use ranks::{RanksEmulation, emulate_ranks, parse_ranks};
+pub use spec::{Launch, LaunchError, Param, Patch, PatchValue, RanksLaunch, SWIZZLES, TENSOR_TYPES, TensorMap};

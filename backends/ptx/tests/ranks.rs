@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use moec_ptx::ast::Module;
+use moec_ptx::buffers::{Buffer, Buffers, Dtype};
 use moec_ptx::exec::{Check, ExecError, Launch, Options, Param, Program, Ranks, RanksReport, Schedule, Step, Target};
+use moec_ptx::launch::{emulate_ranks, parse_ranks};
 
 const EXCHANGE: &str = include_str!("ranks/exchange.ptx");
 const COLUMNS: u32 = 64;
@@ -293,6 +295,95 @@ fn a_dead_rank_is_a_deadlock() {
         assert!(state.contains("rank 0, `combine`") && state.contains("rank 1, `combine`"), "{state}");
         assert!(!state.contains("rank 2"), "{state}");
     }
+}
+
+/// The same exchange by a recipe; `windows` as the recipe has them.
+fn recipe(windows: &str) -> (String, Buffers) {
+    let (s, mut buffers) = (Shape { ranks: 2, epochs: 1, ..SMALL }, Buffers::new());
+    let of = |dtype, shape: &[usize], bytes| Buffer { dtype, shape: shape.to_vec(), bytes };
+    let window = 2048 + s.ranks * s.tokens * (4 + 8 * COLUMNS);
+    let mut ranks = Vec::new();
+    for rank in 0..s.ranks {
+        let row = |token| (0..COLUMNS).map(move |c| x(1, rank, token, c).to_bits());
+        let slots = |token| (0..s.topk).map(move |slot| expert(s, rank, token, slot));
+        let [t, k, h] = [s.tokens, s.topk, COLUMNS].map(|n| n as usize);
+        let of_rank = [
+            ("w", of(Dtype::U8, &[window as usize], vec![0; window as usize])),
+            ("x", of(Dtype::F32, &[t, h], bytes_of((0..s.tokens).flat_map(row)))),
+            ("ids", of(Dtype::I32, &[t, k], bytes_of((0..s.tokens).flat_map(slots)))),
+            ("out", of(Dtype::F32, &[t, h], vec![0; t * h * 4])),
+        ];
+        buffers.extend(of_rank.map(|(name, buffer)| (format!("{name}{rank}"), buffer)));
+        let table = r#"{"pointers": ["w0", "w1"]}"#;
+        let (x, ids, out) = (named("x", rank), named("ids", rank), named("out", rank));
+        let sizes = [s.ranks, s.tokens, s.topk, s.per_rank, 1].map(|n| format!(r#"{{"u32": {n}}}"#));
+        let [n, t, k, per, epoch] = &sizes;
+        let call = |entry: &str, grid: u32, params: &[&str]| {
+            let params = params.join(", ");
+            format!(r#"{{"entry": "{entry}", "grid": [{grid},1,1], "block": [64,1,1], "params": [{params}]}}"#)
+        };
+        let r = format!(r#"{{"u32": {rank}}}"#);
+        ranks.push(format!(
+            "[{}, {}, {}]",
+            call("dispatch", s.ranks, &[table, &x, &ids, &r, n, t, k, per, epoch]),
+            call("experts", s.ranks, &[table, &r, n, t, epoch]),
+            call("combine", s.tokens, &[table, &ids, &out, &r, n, t, k, per, epoch])
+        ));
+    }
+    let ranks = ranks.join(", ");
+    let text = format!(
+        r#"{{"target": "sm_90a", "ranks": [{ranks}], "windows": {windows}, "outputs": ["out0", "out1"], "tolerance": {{}}}}"#
+    );
+    (text, buffers)
+}
+
+fn named(name: &str, rank: u32) -> String {
+    format!(r#"{{"buffer": "{name}{rank}"}}"#)
+}
+
+#[test]
+fn a_recipe_runs_ranks() {
+    let (text, buffers) = recipe(r#"[["w0"], ["w1"]]"#);
+    let recipe = parse_ranks(&text).unwrap().unwrap();
+    let done = emulate_ranks(EXCHANGE, &recipe, &buffers, &Options::default()).unwrap();
+    assert!(done.report.all().all(|r| r.findings.is_empty() && r.counters.blocks > 0));
+    // Rank 1's tokens go to its own experts only, which double them; each has two.
+    let x = f32::from_le_bytes(buffers["x1"].bytes[..4].try_into().unwrap());
+    assert_eq!(f32::from_le_bytes(done.outputs["out1"].bytes[..4].try_into().unwrap()), 4.0 * x);
+    assert!(parse_ranks(r#"{"entry": "k"}"#).unwrap().is_none());
+}
+
+#[test]
+fn a_recipe_that_does_not_fit_says_where() {
+    let error = |windows: &str, change: (&str, &str)| {
+        let (text, buffers) = recipe(windows);
+        let run = |r| emulate_ranks(EXCHANGE, &r, &buffers, &Options::default()).map(|_| ()).map_err(|e| e.to_string());
+        parse_ranks(&text.replace(change.0, change.1))
+            .map_err(|e| e.to_string())
+            .and_then(|r| run(r.unwrap()))
+            .unwrap_err()
+    };
+    let windows = r#"[["w0"], ["w1"]]"#;
+    assert_eq!(
+        error(r#"[["w0"], []]"#, ("", "")),
+        "launch recipe: `ranks[1][0].params[0]`: `w1` is memory of rank 0, which rank 1 does not see; make it one of the `windows`"
+    );
+    assert_eq!(
+        error(r#"[["w0", "w1"]]"#, ("", "")),
+        "launch recipe: `windows`: found 1 lists, expected a list for each of the 2 ranks"
+    );
+    assert_eq!(
+        error(windows, (r#""out1"], "tol"#, r#""x9"], "tol"#)),
+        "launch recipe: `outputs[1]`: no launch names `x9`"
+    );
+    assert_eq!(
+        error(windows, (r#"{"buffer": "x1"}"#, r#"{"u32": 1}"#)),
+        "launch recipe: `ranks[1][0].params[1]`: 4 bytes are given, but `x` takes 8"
+    );
+    assert!(
+        error(windows, (r#"{"buffer": "x1"}"#, r#"{"pointers": 1}"#))
+            .contains("`ranks[1][0].params[1].pointers`: found 1")
+    );
 }
 
 #[test]

@@ -115,3 +115,63 @@ fn wrong_usage_is_json_for_those_who_ask() {
     assert_eq!((run.code, &d["code"], &d["severity"]), (2, &"wrong-usage".into(), &"error".into()), "{}", run.stderr);
     assert!(d["message"].as_str().unwrap().contains("--frobnicate"));
 }
+
+/// Rank 0 gives rank 1 a number and a flag.
+const PASSES_ON: &str = ".version 8.7 .target sm_90a .address_size 64
+.visible .entry give(.param .u64 window) { .reg .b64 %rd<4>; ld.param.u64 %rd1, [window];
+    st.global.u32 [%rd1], 7; st.release.sys.global.u32 [%rd1+8], 1; ret; }
+.visible .entry take(.param .u64 window, .param .u64 out) { .reg .b64 %rd<4>; .reg .b32 %r<4>; .reg .pred %p<2>;
+    ld.param.u64 %rd1, [window]; ld.param.u64 %rd2, [out];
+    POLL: ld.acquire.sys.global.u32 %r1, [%rd1+8]; setp.eq.u32 %p1, %r1, 0; @%p1 bra POLL;
+    ld.global.u32 %r2, [%rd1]; st.global.u32 [%rd2], %r2; ret; }";
+
+fn two_ranks(dir: &Path, ptx: &str) -> Run {
+    let buffer = |n: usize| moec_ptx::buffers::Buffer {
+        dtype: moec_ptx::buffers::Dtype::I32,
+        shape: vec![n],
+        bytes: vec![0; 4 * n],
+    };
+    let buffers = [("w".to_owned(), buffer(3)), ("out".to_owned(), buffer(1))].into_iter().collect();
+    std::fs::write(dir.join("buffers.safetensors"), moec_ptx::buffers::write(&buffers).unwrap()).unwrap();
+    std::fs::write(dir.join("kernel.ptx"), ptx).unwrap();
+    let recipe = r#"{"target": "sm_90a", "windows": [[], ["w"]], "outputs": ["out"], "ranks": [
+        [{"entry": "give", "grid": [1,1,1], "block": [1,1,1], "params": [{"buffer": "w"}]}],
+        [{"entry": "take", "grid": [1,1,1], "block": [1,1,1], "params": [{"buffer": "w"}, {"buffer": "out"}]}]]}"#;
+    std::fs::write(dir.join("launch.json"), recipe).unwrap();
+    emulate(dir, &["--counters", "counters.json", "--seed", "1"])
+}
+
+#[test]
+fn ranks_pass_on_what_they_release() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = two_ranks(dir.path(), PASSES_ON);
+    assert_eq!(run.code, 0, "{}{}", run.stdout, run.stderr);
+    assert!(run.stdout.contains("2 ranks: ") && run.stdout.contains("0 findings"), "{}", run.stdout);
+    let out = moec_ptx::buffers::read(&std::fs::read(dir.path().join("out.safetensors")).unwrap()).unwrap();
+    assert_eq!(out["out"].bytes, [7, 0, 0, 0]);
+    let counters = std::fs::read(dir.path().join("counters.json")).unwrap();
+    let counters: serde_json::Value = serde_json::from_slice(&counters).unwrap();
+    assert_eq!(counters[0][0]["entry"], "give");
+    assert_eq!(counters[0][0]["counters"]["far_store_bytes"], 8);
+    assert_eq!(counters[1][0]["counters"]["far_load_bytes"], 0);
+}
+
+#[test]
+fn a_scope_too_narrow_for_ranks_is_a_finding() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = two_ranks(dir.path(), &PASSES_ON.replace("st.release.sys", "st.release.gpu"));
+    assert_eq!(run.code, 1, "{}{}", run.stdout, run.stderr);
+    let finding = diagnostics(&run).into_iter().next().unwrap();
+    assert_eq!((finding["check"].as_str(), finding["rank"].as_u64()), (Some("race"), Some(1)), "{finding}");
+    assert!(finding["other"].as_str().unwrap().contains("rank 0"), "{finding}");
+}
+
+#[test]
+fn ranks_that_wait_for_ever_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = two_ranks(dir.path(), &PASSES_ON.replace("[%rd1+8], 1;", "[%rd1+8], 0;"));
+    assert_eq!(run.code, 1, "{}{}", run.stdout, run.stderr);
+    let d = diagnostics(&run).into_iter().next().unwrap();
+    assert_eq!(d["code"], "ptx-execution-failed");
+    assert!(d["message"].as_str().unwrap().contains("rank 1, `take`"), "{d}");
+}

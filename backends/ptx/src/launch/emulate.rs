@@ -67,31 +67,13 @@ pub fn emulate_launch(
 ) -> Result<Emulation, EmulateError> {
     let module = Module::parse(ptx)?;
     let program = Program::compile(&module, &launch.entry)?;
-    if let Some(entry) = module.entries().find(|function| function.name == launch.entry) {
-        check_params(launch, entry)?;
-    }
-    let target = Target::parse(&launch.target).ok_or_else(|| LaunchError::Field {
-        field: "target".to_string(),
-        found: format!("\"{}\"", launch.target),
-        expected: "a machine from sm_80 on, such as sm_90a".to_string(),
-    })?;
-    let mut device = Device::new(target);
-    let mut memory = Memory { device: &mut device, buffers, addresses: BTreeMap::new() };
-    let mut params = Vec::with_capacity(launch.params.len());
-    for (index, param) in launch.params.iter().enumerate() {
-        params.push(memory.param(&format!("params[{index}]"), param)?);
-    }
+    let mut device = Device::new(target(&launch.target)?);
+    let mut addresses = BTreeMap::new();
+    let mut memory = Memory { hold: &mut device, buffers, addresses: &mut addresses };
+    let call = memory.launch("", &module, launch)?;
     for (index, name) in launch.outputs.iter().enumerate() {
         memory.address(&format!("outputs[{index}]"), name)?;
     }
-    let addresses = memory.addresses;
-    let call = exec::Launch {
-        grid: launch.grid,
-        block: launch.block,
-        cluster: launch.cluster,
-        dynamic_smem_bytes: launch.dynamic_smem_bytes,
-        params,
-    };
     let report = device.launch(&program, &call, options)?;
     let mut outputs = Buffers::new();
     for name in &launch.outputs {
@@ -102,13 +84,22 @@ pub fn emulate_launch(
     Ok(Emulation { outputs, report })
 }
 
-/// Compares number and sizes of the parameters with those that the PTX declares.
-fn check_params(launch: &Launch, entry: &Function) -> Result<(), LaunchError> {
+/// The machine of a recipe.
+pub(super) fn target(name: &str) -> Result<Target, LaunchError> {
+    Target::parse(name).ok_or_else(|| LaunchError::Field {
+        field: "target".to_string(),
+        found: format!("\"{name}\""),
+        expected: "a machine from sm_80 on, such as sm_90a".to_string(),
+    })
+}
+
+/// Compares number and sizes of the parameters with those that the PTX declares. Fields of the launch stand behind `path`.
+fn check_params(path: &str, launch: &Launch, entry: &Function) -> Result<(), LaunchError> {
     let declared = entry.params.as_deref().unwrap_or_default();
     if declared.len() != launch.params.len() {
         let what =
             format!("{} are given, but the entry `{}` declares {}", launch.params.len(), entry.name, declared.len());
-        return Err(LaunchError::Mismatch { field: "params".to_string(), what });
+        return Err(LaunchError::Mismatch { field: format!("{path}params"), what });
     }
     for (index, (given, variable)) in launch.params.iter().zip(declared).enumerate() {
         let Some(want) = size_bytes(variable) else { continue };
@@ -116,7 +107,7 @@ fn check_params(launch: &Launch, entry: &Function) -> Result<(), LaunchError> {
         if want != have {
             let name = variable.names.first().map_or("", |declarator| declarator.name.as_str());
             let what = format!("{have} bytes are given, but `{name}` takes {want}");
-            return Err(LaunchError::Mismatch { field: format!("params[{index}]"), what });
+            return Err(LaunchError::Mismatch { field: format!("{path}params[{index}]"), what });
         }
     }
     Ok(())
@@ -133,26 +124,66 @@ fn size_bytes(variable: &Variable) -> Option<u64> {
     extents.try_fold(element, |size, extent| size.checked_mul(extent?))
 }
 
+/// What holds buffers.
+pub(super) trait Hold {
+    /// Allocates and fills a buffer, one of the recipe's if it has a name.
+    fn put(&mut self, name: Option<&str>, bytes: &[u8]) -> Result<u64, ExecError>;
+
+    /// Whether a parameter may name a buffer that is there, or why not.
+    fn may_name(&self, name: &str) -> Result<(), String>;
+}
+
+impl Hold for Device {
+    fn put(&mut self, _: Option<&str>, bytes: &[u8]) -> Result<u64, ExecError> {
+        let address = self.alloc((bytes.len() as u64).max(1))?;
+        self.upload(address, bytes)?;
+        Ok(address)
+    }
+
+    fn may_name(&self, _: &str) -> Result<(), String> {
+        Ok(())
+    }
+}
+
 /// Device memory with the buffers that were placed in it so far.
-struct Memory<'a> {
-    device: &'a mut Device,
-    buffers: &'a Buffers,
-    addresses: BTreeMap<String, u64>,
+pub(super) struct Memory<'a> {
+    pub hold: &'a mut dyn Hold,
+    pub buffers: &'a Buffers,
+    pub addresses: &'a mut BTreeMap<String, u64>,
 }
 
 impl Memory<'_> {
+    /// Checks a launch against the PTX and places what its parameters name. Its fields stand behind `path`.
+    pub fn launch(&mut self, path: &str, module: &Module, launch: &Launch) -> Result<exec::Launch, EmulateError> {
+        if let Some(entry) = module.entries().find(|function| function.name == launch.entry) {
+            check_params(path, launch, entry)?;
+        }
+        let mut params = Vec::with_capacity(launch.params.len());
+        for (index, param) in launch.params.iter().enumerate() {
+            params.push(self.param(&format!("{path}params[{index}]"), param)?);
+        }
+        Ok(exec::Launch {
+            grid: launch.grid,
+            block: launch.block,
+            cluster: launch.cluster,
+            dynamic_smem_bytes: launch.dynamic_smem_bytes,
+            params,
+        })
+    }
+
     /// Address of a buffer, which is allocated and filled when it is first named.
     fn address(&mut self, field: &str, name: &str) -> Result<u64, EmulateError> {
+        let mismatch = |what| EmulateError::from(LaunchError::Mismatch { field: field.to_string(), what });
+        self.hold.may_name(name).map_err(mismatch)?;
         if let Some(address) = self.addresses.get(name) {
             return Ok(*address);
         }
         let Some(buffer) = self.buffers.get(name) else {
             let have = self.buffers.keys().cloned().collect::<Vec<_>>().join(", ");
             let what = format!("no buffer `{name}` is given; there are {have}");
-            return Err(LaunchError::Mismatch { field: field.to_string(), what }.into());
+            return Err(mismatch(what));
         };
-        let address = self.device.alloc((buffer.bytes.len() as u64).max(1))?;
-        self.device.upload(address, &buffer.bytes)?;
+        let address = self.hold.put(Some(name), &buffer.bytes)?;
         self.addresses.insert(name.to_string(), address);
         Ok(address)
     }
@@ -190,6 +221,13 @@ impl Memory<'_> {
     fn param(&mut self, field: &str, param: &Param) -> Result<exec::Param, EmulateError> {
         Ok(match param {
             Param::Buffer { name, offset_bytes } => exec::Param::U64(self.byte(field, name, *offset_bytes)?),
+            Param::Pointers(names) => {
+                let mut table = Vec::with_capacity(8 * names.len());
+                for name in names {
+                    table.extend(self.address(field, name)?.to_le_bytes());
+                }
+                exec::Param::U64(self.hold.put(None, &table)?)
+            }
             Param::Null => exec::Param::U64(0),
             Param::Scalar(bytes) => exec::Param::Bytes(bytes.clone()),
             Param::Bytes { bytes, patches } => {

@@ -8,11 +8,11 @@ use super::spec::{Launch, LaunchError, Param, Patch, PatchValue, SWIZZLES, TENSO
 use crate::tensor::swizzle::Swizzle;
 use crate::tensor::tensormap::MapElem;
 
-type Result<T> = std::result::Result<T, LaunchError>;
+pub(super) type Result<T> = std::result::Result<T, LaunchError>;
 
 /// A value with its path from the root.
 #[derive(Clone)]
-struct At<'a> {
+pub(super) struct At<'a> {
     path: String,
     value: &'a Value,
 }
@@ -27,77 +27,87 @@ struct At<'a> {
 /// and what was expected.
 pub fn parse(text: &str) -> Result<Launch> {
     let root: Value = serde_json::from_str(text).map_err(|error| LaunchError::Json(error.to_string()))?;
-    let root = At { path: String::new(), value: &root };
-    let known = [
-        "entry",
-        "target",
-        "grid",
-        "block",
-        "cluster",
-        "dynamic_smem_bytes",
-        "params",
-        "outputs",
-        "tolerance",
-        "note",
-        "source",
-        "confidence",
-    ];
-    let object = root.object(&known)?;
-    let grid = root.need(object, "grid")?.triple(0x7fff_ffff)?;
-    let block = root.need(object, "block")?.triple(1024)?;
-    let threads = block.iter().product::<u32>();
-    if threads > 1024 {
-        return Err(root.child("block").wrong(format!("{threads} threads"), "at most 1024"));
-    }
-    let cluster = match root.get(object, "cluster") {
-        Some(at) => at.triple(16)?,
-        None => [1; 3],
-    };
-    if cluster.iter().product::<u32>() > 16 {
-        return Err(root.child("cluster").wrong(format!("{cluster:?}"), "at most 16 CTAs"));
-    }
-    if let Some(axis) = (0..3).find(|axis| grid[*axis] % cluster[*axis] != 0) {
-        let expected = format!("multiples of the cluster {cluster:?}");
-        return Err(root.child(&format!("grid[{axis}]")).wrong(grid[axis].to_string(), &expected));
-    }
-    let dynamic_smem_bytes = match root.get(object, "dynamic_smem_bytes") {
-        Some(at) => at.unsigned(232_448)? as u32,
-        None => 0,
-    };
-    let params = root.need(object, "params")?.list()?.iter().map(At::param).collect::<Result<Vec<_>>>()?;
-    let outputs = root.need(object, "outputs")?.list()?.iter().map(At::string).collect::<Result<Vec<_>>>()?;
-    let tolerance = match root.get(object, "tolerance") {
-        Some(at) => at.tolerance(&outputs)?,
-        None => BTreeMap::new(),
-    };
+    let root = At::root(&root);
+    let object =
+        root.object(&[&CALL[..], &["target", "outputs", "tolerance", "note", "source", "confidence"]].concat())?;
+    let call = root.call(object)?;
+    let (outputs, tolerance) = root.results(object)?;
     let text_of = |name: &str| root.get(object, name).map_or(Ok(String::new()), |at| at.string());
     Ok(Launch {
-        entry: root.need(object, "entry")?.string()?,
         target: root.need(object, "target")?.string()?,
-        grid,
-        block,
-        cluster,
-        dynamic_smem_bytes,
-        params,
         outputs,
         tolerance,
         note: text_of("note")?,
         source: text_of("source")?,
+        ..call
     })
 }
 
+/// The fields of a launch that say how its kernel is called.
+pub(super) const CALL: [&str; 6] = ["entry", "grid", "block", "cluster", "dynamic_smem_bytes", "params"];
+
+/// The outputs, and the tolerance of those that have one.
+type Results = (Vec<String>, BTreeMap<String, f64>);
+
 impl<'a> At<'a> {
-    fn child(&self, name: &str) -> Self {
+    /// The root of a recipe.
+    pub(super) fn root(value: &'a Value) -> Self {
+        Self { path: String::new(), value }
+    }
+
+    /// The fields of [`CALL`].
+    pub(super) fn call(&self, object: &'a Map<String, Value>) -> Result<Launch> {
+        let grid = self.need(object, "grid")?.triple(0x7fff_ffff)?;
+        let block = self.need(object, "block")?.triple(1024)?;
+        let threads = block.iter().product::<u32>();
+        if threads > 1024 {
+            return Err(self.child("block").wrong(format!("{threads} threads"), "at most 1024"));
+        }
+        let cluster = match self.get(object, "cluster") {
+            Some(at) => at.triple(16)?,
+            None => [1; 3],
+        };
+        if cluster.iter().product::<u32>() > 16 {
+            return Err(self.child("cluster").wrong(format!("{cluster:?}"), "at most 16 CTAs"));
+        }
+        if let Some(axis) = (0..3).find(|axis| grid[*axis] % cluster[*axis] != 0) {
+            let expected = format!("multiples of the cluster {cluster:?}");
+            return Err(self.child(&format!("grid[{axis}]")).wrong(grid[axis].to_string(), &expected));
+        }
+        let dynamic_smem_bytes = match self.get(object, "dynamic_smem_bytes") {
+            Some(at) => at.unsigned(232_448)? as u32,
+            None => 0,
+        };
+        let params = self.need(object, "params")?.list()?.iter().map(At::param).collect::<Result<Vec<_>>>()?;
+        let entry = self.need(object, "entry")?.string()?;
+        Ok(Launch { entry, grid, block, cluster, dynamic_smem_bytes, params, ..Launch::default() })
+    }
+
+    /// Outputs and tolerances.
+    pub(super) fn results(&self, object: &'a Map<String, Value>) -> Result<Results> {
+        let outputs = self.need(object, "outputs")?.strings()?;
+        let tolerance = match self.get(object, "tolerance") {
+            Some(at) => at.tolerance(&outputs)?,
+            None => BTreeMap::new(),
+        };
+        Ok((outputs, tolerance))
+    }
+
+    pub(super) fn strings(&self) -> Result<Vec<String>> {
+        self.list()?.iter().map(At::string).collect()
+    }
+
+    pub(super) fn child(&self, name: &str) -> Self {
         let path = if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) };
         Self { path, value: self.value }
     }
 
-    fn wrong(&self, found: String, expected: &str) -> LaunchError {
+    pub(super) fn wrong(&self, found: String, expected: &str) -> LaunchError {
         LaunchError::Field { field: self.path.clone(), found, expected: expected.to_string() }
     }
 
     /// An error about the value itself, shown as JSON, shortened.
-    fn unlike(&self, expected: &str) -> LaunchError {
+    pub(super) fn unlike(&self, expected: &str) -> LaunchError {
         let mut found = self.value.to_string();
         if found.chars().count() > 60 {
             found = found.chars().take(57).collect::<String>() + "...";
@@ -106,7 +116,7 @@ impl<'a> At<'a> {
     }
 
     /// The value as an object whose keys are all in `known`.
-    fn object(&self, known: &[&str]) -> Result<&'a Map<String, Value>> {
+    pub(super) fn object(&self, known: &[&str]) -> Result<&'a Map<String, Value>> {
         let expected = format!("an object with fields out of {}", known.join(", "));
         let Value::Object(object) = self.value else {
             return Err(self.unlike(&expected));
@@ -117,15 +127,15 @@ impl<'a> At<'a> {
         }
     }
 
-    fn get(&self, object: &'a Map<String, Value>, name: &str) -> Option<Self> {
+    pub(super) fn get(&self, object: &'a Map<String, Value>, name: &str) -> Option<Self> {
         object.get(name).map(|value| Self { path: self.child(name).path, value })
     }
 
-    fn need(&self, object: &'a Map<String, Value>, name: &str) -> Result<Self> {
+    pub(super) fn need(&self, object: &'a Map<String, Value>, name: &str) -> Result<Self> {
         self.get(object, name).ok_or_else(|| self.child(name).wrong("no such field".to_string(), "it to be given"))
     }
 
-    fn list(&self) -> Result<Vec<Self>> {
+    pub(super) fn list(&self) -> Result<Vec<Self>> {
         let Value::Array(items) = self.value else {
             return Err(self.unlike("a list"));
         };
@@ -133,7 +143,7 @@ impl<'a> At<'a> {
         Ok(items.iter().enumerate().map(at).collect())
     }
 
-    fn string(&self) -> Result<String> {
+    pub(super) fn string(&self) -> Result<String> {
         self.value.as_str().map(str::to_string).ok_or_else(|| self.unlike("a string"))
     }
 
@@ -212,8 +222,9 @@ impl<'a> At<'a> {
     }
 
     fn param(&self) -> Result<Param> {
-        const KINDS: [&str; 16] = [
+        const KINDS: [&str; 17] = [
             "buffer",
+            "pointers",
             "null",
             "bytes",
             "tensor_map",
@@ -239,6 +250,10 @@ impl<'a> At<'a> {
             extra(&["buffer", "offset_bytes"])?;
             return Ok(Param::Buffer { name: name.string()?, offset_bytes: self.offset(object)? });
         }
+        if let Some(names) = self.get(object, "pointers") {
+            extra(&["pointers"])?;
+            return Ok(Param::Pointers(names.strings()?));
+        }
         if let Some(null) = self.get(object, "null") {
             extra(&["null"])?;
             return if null.value == &Value::Bool(true) { Ok(Param::Null) } else { Err(null.unlike("true")) };
@@ -257,7 +272,7 @@ impl<'a> At<'a> {
             return Ok(Param::TensorMap(map.tensor_map()?));
         }
         let Some((kind, _)) = object.iter().next() else {
-            return Err(self.unlike(&format!("one of {}", KINDS[..14].join(", "))));
+            return Err(self.unlike(&format!("one of {}", KINDS[..15].join(", "))));
         };
         let at = self.need(object, kind)?;
         extra(&[kind.as_str()])?;
@@ -272,7 +287,7 @@ impl<'a> At<'a> {
             "i64" => at.signed(64)?.to_le_bytes().to_vec(),
             "f32" => (at.float()? as f32).to_le_bytes().to_vec(),
             "f64" => at.float()?.to_le_bytes().to_vec(),
-            _ => return Err(self.unlike(&format!("one of {}", KINDS[..14].join(", ")))),
+            _ => return Err(self.unlike(&format!("one of {}", KINDS[..15].join(", ")))),
         }))
     }
 

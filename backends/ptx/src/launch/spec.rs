@@ -7,7 +7,7 @@ use crate::tensor::swizzle::Swizzle;
 use crate::tensor::tensormap::{self, MapElem};
 
 /// How to launch one entry.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Launch {
     /// Name of the `.entry`.
     pub entry: String,
@@ -33,6 +33,21 @@ pub struct Launch {
     pub source: String,
 }
 
+/// How to launch kernels on several devices that run together.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RanksLaunch {
+    /// The machine of every rank.
+    pub target: String,
+    /// The launches of each rank, in order; their targets and outputs are those of all.
+    pub ranks: Vec<Vec<Launch>>,
+    /// The buffers of each rank that kernels of all ranks see. Every other buffer is seen by the rank that names it only.
+    pub windows: Vec<Vec<String>>,
+    /// Buffers that are results.
+    pub outputs: Vec<String>,
+    /// As [`Launch::tolerance`].
+    pub tolerance: BTreeMap<String, f64>,
+}
+
 /// One parameter of a launch.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Param {
@@ -43,6 +58,8 @@ pub enum Param {
         /// Which of its bytes.
         offset_bytes: u64,
     },
+    /// The address of a table with the addresses of these buffers, 8 bytes each; 8 bytes.
+    Pointers(Vec<String>),
     /// An 8-byte zero.
     Null,
     /// A number of 1, 2, 4 or 8 bytes, little-endian.
@@ -63,7 +80,7 @@ impl Param {
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         match self {
-            Self::Buffer { .. } | Self::Null => 8,
+            Self::Buffer { .. } | Self::Pointers(_) | Self::Null => 8,
             Self::Scalar(bytes) | Self::Bytes { bytes, .. } => bytes.len(),
             Self::TensorMap(_) => 128,
         }

@@ -10,8 +10,12 @@ use crate::report::MessageFormat;
 use moec::Diagnostic;
 use moec_ptx::ast::Module;
 use moec_ptx::buffers::{self, Buffers};
-use moec_ptx::exec::{Checks, Schedule, findings};
-use moec_ptx::launch::{EmulateError, Launch, Options as Run, emulate_launch, parse};
+use moec_ptx::exec::{Checks, Finding, Report, Schedule, findings};
+use moec_ptx::launch::{
+    EmulateError, Emulation, Launch, LaunchError, Options as Run, RanksEmulation, RanksLaunch, emulate_launch,
+    emulate_ranks, parse, parse_ranks,
+};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -24,7 +28,7 @@ pub struct Options {
     /// The PTX text.
     #[arg(required_unless_present_any = ["program", "driver"])]
     pub kernel: Option<PathBuf>,
-    /// The launch recipe: entry, target, grid, block, parameters, outputs.
+    /// The launch recipe: entry, target, grid, block, parameters, outputs; or launches for each of several ranks.
     #[arg(long, value_name = "LAUNCH.json", required_unless_present_any = ["program", "init", "driver"])]
     pub launch: Option<PathBuf>,
     /// Initial content of every buffer that a parameter names.
@@ -108,31 +112,56 @@ fn init(kernel: &Path) -> Result<Ended, Diagnostic> {
     Ok(Ended::Well)
 }
 
+/// What came of a recipe, of one launch or of several.
+struct Done {
+    /// Its name in the last line.
+    name: String,
+    outputs: Buffers,
+    tolerance: BTreeMap<String, f64>,
+    printed: String,
+    findings: Vec<Finding>,
+    notes: Vec<Finding>,
+    instructions: u64,
+    /// As `--counters` writes them.
+    counters: serde_json::Value,
+}
+
 fn emulate(options: &Options, checks: Checks, format: MessageFormat, files: &Files<'_>) -> Result<Ended, Diagnostic> {
     let ptx = text(files.kernel)?;
     let recipe = text(files.launch)?;
-    let launch = parse(&recipe).map_err(|e| invalid("launch-invalid", files.launch, &e.to_string()))?;
+    let refused = |e: LaunchError| invalid("launch-invalid", files.launch, &e.to_string());
+    let ranks = parse_ranks(&recipe).map_err(refused)?;
+    let launch = if ranks.is_none() { Some(parse(&recipe).map_err(refused)?) } else { None };
     let input = read(files.buffers)?;
     let expected = options.expect.as_deref().map(read).transpose()?;
     let schedule = options.seed.map_or(Schedule::RoundRobin, Schedule::Random);
     let run = Run { checks, schedule, ..Run::default() };
-    let progress = Progress::start(&format!("emulating {}", launch.entry));
-    let emulation = emulate_launch(&ptx, &launch, &input, &run).map_err(|e| failed(files, e))?;
+    let name = match (&launch, &ranks) {
+        (Some(launch), _) => launch.entry.clone(),
+        (None, Some(recipe)) => format!("{} ranks", recipe.ranks.len()),
+        (None, None) => String::new(),
+    };
+    let progress = Progress::start(&format!("emulating {name}"));
+    let done = match (launch, ranks) {
+        (_, Some(recipe)) => ranks_done(name, &recipe, emulate_ranks(&ptx, &recipe, &input, &run)),
+        (Some(launch), None) => one_done(name, &launch, emulate_launch(&ptx, &launch, &input, &run)),
+        (None, None) => return Err(Diagnostic::internal("internal-error", "a recipe without launches")),
+    };
+    let done = done.map_err(|e| failed(files, e))?;
     drop(progress);
     if let Some(path) = &options.output {
-        let out =
-            buffers::write(&emulation.outputs).map_err(|e| Diagnostic::internal("internal-error", e.to_string()))?;
+        let out = buffers::write(&done.outputs).map_err(|e| Diagnostic::internal("internal-error", e.to_string()))?;
         write(path, &out)?;
     }
     if let Some(path) = &options.counters {
-        let text = serde_json::to_string_pretty(emulation.counters()).unwrap_or_default();
+        let text = serde_json::to_string_pretty(&done.counters).unwrap_or_default();
         write(path, format!("{text}\n").as_bytes())?;
     }
-    let (found, notes) = (&emulation.report.findings, &emulation.report.notes);
-    let mut lines = vec![emulation.report.printed.clone()];
-    if !emulation.report.printed.is_empty() && !emulation.report.printed.ends_with('\n') {
+    let mut lines = vec![done.printed.clone()];
+    if !done.printed.is_empty() && !done.printed.ends_with('\n') {
         lines.push("\n".to_owned());
     }
+    let (found, notes) = (&done.findings, &done.notes);
     match format {
         MessageFormat::Human => lines.extend([findings::pictures("error", found), findings::pictures("note", notes)]),
         MessageFormat::Json => {
@@ -144,24 +173,62 @@ fn emulate(options: &Options, checks: Checks, format: MessageFormat, files: &Fil
     }
     let mut right = true;
     if let (Some(expected), Some(path)) = (&expected, &options.expect) {
-        let (text, within) = compared(&launch, &emulation.outputs, expected, path)?;
+        let (text, within) = compared(&done, expected, path)?;
         lines.push(text);
         right = within;
     }
     lines.push(format!(
         "{}: {} lane instructions, {} findings\n",
-        launch.entry,
-        emulation.report.instructions,
+        done.name,
+        done.instructions,
         findings::grouped(found).len()
     ));
     output::print(&lines.concat());
     Ok(if found.is_empty() && right { Ended::Well } else { Ended::WithFindings })
 }
 
+fn one_done(name: String, launch: &Launch, result: Result<Emulation, EmulateError>) -> Result<Done, EmulateError> {
+    let Emulation { outputs, report } = result?;
+    Ok(Done {
+        name,
+        outputs,
+        tolerance: launch.tolerance.clone(),
+        counters: serde_json::to_value(&report.counters).unwrap_or_default(),
+        printed: report.printed,
+        findings: report.findings,
+        notes: report.notes,
+        instructions: report.instructions,
+    })
+}
+
+/// The counters of several ranks are a list for each rank: entry and counters of each launch.
+fn ranks_done(
+    name: String,
+    recipe: &RanksLaunch,
+    result: Result<RanksEmulation, EmulateError>,
+) -> Result<Done, EmulateError> {
+    let RanksEmulation { outputs, report } = result?;
+    let of = |(launches, reports): (&Vec<Launch>, &Vec<Report>)| {
+        let of = |(l, r): (&Launch, &Report)| serde_json::json!({ "entry": l.entry, "counters": r.counters });
+        launches.iter().zip(reports).map(of).collect::<Vec<_>>()
+    };
+    let counters: Vec<_> = recipe.ranks.iter().zip(&report.launches).map(of).collect();
+    Ok(Done {
+        name,
+        outputs,
+        tolerance: recipe.tolerance.clone(),
+        counters: counters.into(),
+        printed: report.all().map(|r| r.printed.as_str()).collect(),
+        findings: report.all().flat_map(|r| r.findings.clone()).collect(),
+        notes: report.all().flat_map(|r| r.notes.clone()).collect(),
+        instructions: report.all().map(|r| r.instructions).sum(),
+    })
+}
+
 /// A line for each output, and whether all are within the recipe's tolerance.
-fn compared(launch: &Launch, got: &Buffers, want: &Buffers, path: &Path) -> Result<(String, bool), Diagnostic> {
+fn compared(done: &Done, want: &Buffers, path: &Path) -> Result<(String, bool), Diagnostic> {
     let (mut text, mut all) = (String::new(), true);
-    for (name, got) in got {
+    for (name, got) in &done.outputs {
         let Some(want) = want.get(name) else {
             return Err(invalid(
                 "buffer-shape-mismatch",
@@ -169,7 +236,7 @@ fn compared(launch: &Launch, got: &Buffers, want: &Buffers, path: &Path) -> Resu
                 &format!("it has no `{name}`, which is an output of the recipe"),
             ));
         };
-        let tolerance = launch.tolerance.get(name).copied().unwrap_or(0.0);
+        let tolerance = done.tolerance.get(name).copied().unwrap_or(0.0);
         let difference = buffers::compare(got, want)
             .map_err(|e| invalid("buffer-shape-mismatch", path, &format!("`{name}`: {e}")))?;
         let within = difference.within(tolerance);
