@@ -31,6 +31,8 @@ pub struct GpuKernelImage {
 pub struct EmitOptions {
     /// Keep the optimised LLVM IR.
     pub llvm_ir: bool,
+    /// Leave out the comments that say which part of a kernel a basic block comes from. The code is the same.
+    pub no_comments: bool,
     /// Threads to compile on; 0 for as many as the machine has.
     pub threads: usize,
     /// Only build the kernels, and let LLVM verify what was built: images without PTX, in a fraction of the time. What this
@@ -138,6 +140,7 @@ fn emit_kernel(
     machine::prepare(&module, &machine);
     let params = kernels::params(program, &kernel.body, launch.programmatic);
     let code = Builder::new(&context, &module, &kernel.name, &params, &launch, registers);
+    let code = if options.no_comments { code } else { code.with_parts(&module, &kernel.name) };
     if launch.programmatic {
         code.let_successor_start();
         // A persistent kernel waits after it has set up its barriers.
@@ -147,13 +150,14 @@ fn emit_kernel(
     }
     body(&Kernel::new(&code, program, &kernel.body));
     if options.only_check {
-        let checked = code.finish().and_then(|()| machine::verify(&module));
+        let checked = code.finish().and_then(|_| machine::verify(&module));
         checked.map_err(|e| broken(e, module.print_to_string().to_string()))?;
         let (entry, ptx) = (kernel.name.clone(), String::new());
         return Ok(GpuKernelImage { kernel: n, entry, ptx, llvm_ir: None, launch });
     }
-    code.finish()
-        .and_then(|()| machine::optimise(&module, &machine))
+    let parts = code
+        .finish()
+        .and_then(|parts| machine::optimise(&module, &machine).map(|()| parts))
         .map_err(|e| broken(e, module.print_to_string().to_string()))?;
     // Drivers refuse text of a version that they do not know, so it is the lowest that will do.
     let machine = match code.ptx_version() {
@@ -163,7 +167,7 @@ fn emit_kernel(
         _ => machine,
     };
     let llvm_ir = options.llvm_ir.then(|| module.print_to_string().to_string());
-    let ptx = machine::ptx(&module, &machine, target.name, ptx_version)
+    let ptx = machine::ptx(&module, &machine, (target.name, ptx_version), &parts)
         .map_err(|e| broken(e, module.print_to_string().to_string()))?;
     // For those who read the listing: what it was made of.
     let ptx = format!("// {}: {}\n{ptx}", kernel.name, kernel.summary());

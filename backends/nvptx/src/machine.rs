@@ -1,5 +1,6 @@
 //! LLVM's NVPTX machine: set up once, then optimise, verify and print one module at a time.
 
+use crate::builder::annotate;
 use inkwell::OptimizationLevel;
 use inkwell::module::Module;
 use inkwell::passes::PassBuilderOptions;
@@ -65,16 +66,21 @@ pub fn optimise(module: &Module, machine: &TargetMachine) -> Result<(), String> 
     module.run_passes(PASSES, machine, PassBuilderOptions::create()).map_err(|e| e.to_string())
 }
 
-/// The module as PTX text for a target, whose own version is `ptx_version`.
+/// The module as PTX text for a target, whose own version is `ptx_version`, with comments that name its parts.
 ///
 /// # Errors
 /// What LLVM's code generator said.
-pub fn ptx(module: &Module, machine: &TargetMachine, target: &str, ptx_version: u32) -> Result<String, String> {
+pub fn ptx(
+    module: &Module,
+    machine: &TargetMachine,
+    (target, ptx_version): (&str, u32),
+    parts: &[String],
+) -> Result<String, String> {
     let buffer = machine.write_to_memory_buffer(module, FileType::Assembly).map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(buffer.as_slice());
-    let text = text.trim_end_matches('\0');
+    let text = annotate(text.trim_end_matches('\0'), parts);
     let Some((_, kin, version)) = UNKNOWN_TO_LLVM.iter().find(|(name, ..)| *name == target) else {
-        return Ok(text.to_string());
+        return Ok(text);
     };
     let header = |version: u32, target: &str| format!(".version {}.{}\n.target {target}\n", version / 10, version % 10);
     let theirs = header(*version, kin);

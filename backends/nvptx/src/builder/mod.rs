@@ -9,6 +9,7 @@ mod claim;
 mod flow;
 mod intrinsic;
 mod memory;
+mod origin;
 mod pairs;
 mod scaled;
 mod tcgen05;
@@ -25,6 +26,7 @@ pub use intrinsic::Intrinsic;
 pub use moec_ir::engine::MmaType;
 pub use moec_ir::engine::blackwell::BlockScaled;
 pub use moec_ir::engine::geforce::CodedMma;
+pub use origin::annotate;
 pub use scaled::ScaleWord;
 pub use tcgen05::{CtaGroup, LOAD_COLUMNS};
 pub use tma::MapId;
@@ -41,6 +43,7 @@ use inkwell::types::AnyType;
 use inkwell::values::{BasicMetadataValueEnum, BasicValueEnum, CallSiteValue, FunctionValue, PointerValue};
 use intrinsic::Declarations;
 use moec_ir::tile::GpuLaunch;
+use origin::Origins;
 use std::cell::{Cell, RefCell};
 
 /// Address space of global memory.
@@ -60,6 +63,8 @@ pub struct Builder<'c> {
     entry: LlvmBuilder<'c>,
     function: FunctionValue<'c>,
     intrinsics: Declarations<'c>,
+    /// Where the parts of the kernel are told apart.
+    origins: Option<Origins<'c>>,
     dynamic_shared: PointerValue<'c>,
     /// Parameters before the tensor maps.
     n_pointers: usize,
@@ -131,19 +136,28 @@ impl<'c> Builder<'c> {
         let dynamic_shared = shared.as_pointer_value();
         let n_pointers = params.len();
         let (fault, ptx_version) = (RefCell::new(None), Cell::new(0));
-        Builder { context, llvm, entry, function, intrinsics, dynamic_shared, n_pointers, fault, ptx_version }
+        let origins = None;
+        Builder { context, llvm, entry, function, intrinsics, origins, dynamic_shared, n_pointers, fault, ptx_version }
     }
 
-    /// Ends the kernel.
+    /// The same kernel, with its parts told apart from here on (see [`Builder::part`]).
+    pub fn with_parts(self, module: &Module<'c>, name: &str) -> Builder<'c> {
+        let origins = Origins::new(self.context, module, self.function, name);
+        origins.locate(self.context, &self.llvm, 1);
+        Builder { origins: Some(origins), ..self }
+    }
+
+    /// Ends the kernel; the names of its parts.
     ///
     /// # Errors
     /// What LLVM's builder refused first.
-    pub fn finish(&self) -> Result<(), String> {
+    pub fn finish(&self) -> Result<Vec<String>, String> {
         self.check(self.llvm.build_return(None));
         if let Some(start) = self.function.get_basic_blocks().get(1) {
             self.check(self.entry.build_unconditional_branch(*start));
         }
-        self.fault.borrow_mut().take().map_or(Ok(()), Err)
+        let names = self.origins.as_ref().map_or_else(Vec::new, Origins::finish);
+        self.fault.borrow_mut().take().map_or(Ok(names), Err)
     }
 
     /// The PTX version, times ten, that its instructions need where that is higher than the target's.

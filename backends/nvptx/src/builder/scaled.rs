@@ -106,7 +106,7 @@ mod tests {
         build(&code, words, outputs, body);
         code.finish().unwrap();
         machine::optimise(&module, &machine).unwrap();
-        machine::ptx(&module, &machine, cpu, 88).unwrap()
+        machine::ptx(&module, &machine, (cpu, 88), &[]).unwrap()
     }
 
     fn build<'c>(

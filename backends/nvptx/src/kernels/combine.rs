@@ -33,19 +33,22 @@ fn build<'c>(k: &Kernel<'c, '_>, combine: &Combine, cut: &Cut, rows: Dim, slots:
             sums.iter().zip(values).for_each(|(sum, x)| sum.set(weight.fma(x, sum.get())));
         };
         let add_if_dispatched = |slot: I32<'c>, row: I32<'c>| c.when(row.is_negative().not(), || add(slot, row));
-        if slots > MOST_UNROLLED {
-            c.range(first, first + slots, 1, |slot| add_if_dispatched(slot, row_of(slot)));
-        } else {
-            let rows: Vec<(I32, I32)> = (0..slots).map(|j| (first + j, row_of(first + j))).collect();
-            // Almost always every slot has a row; then nothing stands between the loads.
-            let any_missing = rows.iter().fold(c.bool(false), |any, (_, row)| any.or(row.is_negative()));
-            c.either(
-                any_missing,
-                || rows.iter().for_each(|&(slot, row)| add_if_dispatched(slot, row)),
-                || rows.iter().for_each(|&(slot, row)| add(slot, row)),
-            );
-        }
-        finish(k, c, combine, cut, (token, col), &sums, &out);
+        let sum_all = || {
+            if slots > MOST_UNROLLED {
+                c.range(first, first + slots, 1, |slot| add_if_dispatched(slot, row_of(slot)));
+            } else {
+                let rows: Vec<(I32, I32)> = (0..slots).map(|j| (first + j, row_of(first + j))).collect();
+                // Almost always every slot has a row; then nothing stands between the loads.
+                let any_missing = rows.iter().fold(c.bool(false), |any, (_, row)| any.or(row.is_negative()));
+                c.either(
+                    any_missing,
+                    || rows.iter().for_each(|&(slot, row)| add_if_dispatched(slot, row)),
+                    || rows.iter().for_each(|&(slot, row)| add(slot, row)),
+                );
+            }
+        };
+        c.part("sum of slots", sum_all);
+        c.part("results", || finish(k, c, combine, cut, (token, col), &sums, &out));
     });
 }
 

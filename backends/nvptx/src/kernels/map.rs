@@ -13,10 +13,12 @@ pub fn map<'p>(program: &'p Program, map: &'p Map, schedule: &Schedule) -> Desig
     let body = move |k: &Kernel| {
         let out = k.view(map.out);
         cut.for_each(k, k.rows_until(rows, map.until), |row, col| {
-            let args: Vec<Vec<F32>> = map.args.iter().map(|a| cut.arg(k, a, row, col)).collect();
-            let value = |i: usize| evaluate(k.builder, &map.expr, &args.iter().map(|a| a[i]).collect::<Vec<_>>());
-            let values: Vec<F32> = (0..cut.vector as usize).map(value).collect();
-            k.builder.store_elements(out.at(row, col), out.dtype, &values);
+            k.builder.part("map", || {
+                let args: Vec<Vec<F32>> = map.args.iter().map(|a| cut.arg(k, a, row, col)).collect();
+                let value = |i: usize| evaluate(k.builder, &map.expr, &args.iter().map(|a| a[i]).collect::<Vec<_>>());
+                let values: Vec<F32> = (0..cut.vector as usize).map(value).collect();
+                k.builder.store_elements(out.at(row, col), out.dtype, &values);
+            })
         });
     };
     Design { launch: cut.launch(rows), registers: Registers::Plenty, body: Box::new(body) }

@@ -59,8 +59,10 @@ impl<'p> Planner<'p> {
         let (offsets, row_to_token) = (k.view(plan.offsets), k.view(plan.row_to_token));
         let counter = |warp: I32<'c>, expert: I32<'c>| (warp * n_experts + expert) << 2;
 
-        c.range(c.thread(), warps * n_experts, block_threads, |i| c.store_i32(c.shared().plus(i << 2), c.i32(0)));
-        c.barrier();
+        c.part("plan: counts", || {
+            c.range(c.thread(), warps * n_experts, block_threads, |i| c.store_i32(c.shared().plus(i << 2), c.i32(0)));
+            c.barrier();
+        });
 
         // Whole batches of 32 slots for each warp, in order.
         let warp = c.warp();
@@ -68,49 +70,57 @@ impl<'p> Planner<'p> {
         let first = warp * run;
         let end = (first + run).min(n_slots);
         let batch = Batch { c, ids, n_experts, counters: c.shared().plus(counter(warp, c.i32(0))), end };
-        c.range(first, end, 32, |at| {
-            let slot = batch.slot(at);
-            batch.count(&slot);
+        c.part("plan: counts", || {
+            c.range(first, end, 32, |at| {
+                let slot = batch.slot(at);
+                batch.count(&slot);
+            });
         });
         c.barrier();
 
         // One warp turns counts into first rows, 32 experts at a time; `before` is the number of rows of earlier experts.
-        c.when(warp.eq(0), || {
-            let before = c.var(c.i32(0));
-            c.range(0, n_experts, 32, |from| {
-                let expert = from + c.lane();
-                let exists = expert.lt(n_experts);
-                let total = c.var(c.i32(0));
-                c.when(exists, || {
-                    c.range(0, warps, 1, |w| {
-                        total.set(total.get() + c.load_i32(c.shared().plus(counter(w, expert))));
+        c.part("plan: first rows", || {
+            c.when(warp.eq(0), || {
+                let before = c.var(c.i32(0));
+                c.range(0, n_experts, 32, |from| {
+                    let expert = from + c.lane();
+                    let exists = expert.lt(n_experts);
+                    let total = c.var(c.i32(0));
+                    c.when(exists, || {
+                        c.range(0, warps, 1, |w| {
+                            total.set(total.get() + c.load_i32(c.shared().plus(counter(w, expert))));
+                        });
                     });
-                });
-                let inclusive = c.warp_prefix_sum(total.get(), c.lane());
-                let row = c.var(before.get() + inclusive - total.get());
-                c.when(exists, || {
-                    c.store_i32(offsets.nth(expert), row.get());
-                    c.range(0, warps, 1, |w| {
-                        let place = c.shared().plus(counter(w, expert));
-                        let count = c.load_i32(place);
-                        c.store_i32(place, row.get());
-                        row.set(row.get() + count);
+                    let inclusive = c.warp_prefix_sum(total.get(), c.lane());
+                    let row = c.var(before.get() + inclusive - total.get());
+                    c.when(exists, || {
+                        c.store_i32(offsets.nth(expert), row.get());
+                        c.range(0, warps, 1, |w| {
+                            let place = c.shared().plus(counter(w, expert));
+                            let count = c.load_i32(place);
+                            c.store_i32(place, row.get());
+                            row.set(row.get() + count);
+                        });
                     });
+                    before.set(before.get() + c.read_lane(inclusive, 31));
                 });
-                before.set(before.get() + c.read_lane(inclusive, 31));
+                c.when(c.lane().eq(0), || c.store_i32(offsets.nth(c.i32(n_experts)), before.get()));
+                c.range(before.get() + c.lane(), n_slots, 32, |row| {
+                    c.store_i32(row_to_token.nth(row), c.i32(u32::MAX))
+                });
             });
-            c.when(c.lane().eq(0), || c.store_i32(offsets.nth(c.i32(n_experts)), before.get()));
-            c.range(before.get() + c.lane(), n_slots, 32, |row| c.store_i32(row_to_token.nth(row), c.i32(u32::MAX)));
         });
         c.barrier();
 
         let slot_to_row = k.view(plan.slot_to_row);
-        c.range(first, end, 32, |at| {
-            let slot = batch.slot(at);
-            let row = batch.take_row(&slot);
-            c.when(slot.exists, || {
-                c.store_i32(slot_to_row.nth(slot.number), row);
-                c.when(row.is_negative().not(), || c.store_i32(row_to_token.nth(row), slot.number / per_token));
+        c.part("plan: rows of slots", || {
+            c.range(first, end, 32, |at| {
+                let slot = batch.slot(at);
+                let row = batch.take_row(&slot);
+                c.when(slot.exists, || {
+                    c.store_i32(slot_to_row.nth(slot.number), row);
+                    c.when(row.is_negative().not(), || c.store_i32(row_to_token.nth(row), slot.number / per_token));
+                });
             });
         });
     }

@@ -24,7 +24,7 @@ pub fn quantise<'p>(program: &'p Program, q: &'p Quantise, schedule: &Schedule) 
         let n_rows = k.rows_until(rows, q.until);
         let first = c.block_x() * tile_m;
         let end = (first + tile_m).min(n_rows);
-        c.range(first + c.warp(), end, warps, |row| quantise_row(k, q, row));
+        c.range(first + c.warp(), end, warps, |row| c.part("rounding of rows", || quantise_row(k, q, row)));
     };
     Design { launch, registers: Registers::Default, body: Box::new(body) }
 }

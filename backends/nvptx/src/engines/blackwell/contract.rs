@@ -147,17 +147,22 @@ fn build(
         board,
         tensor,
     };
-    c.when(warp.eq(WEIGHTS), || cta.copy_weights());
-    c.when(warp.eq(ACTIVATIONS), || cta.copy_activations());
-    c.when(warp.eq(PRODUCTS), || cta.multiply());
+    c.when(warp.eq(WEIGHTS), || c.part("copies of weights", || cta.copy_weights()));
+    c.when(warp.eq(ACTIVATIONS), || c.part("copies of rows", || cta.copy_activations()));
+    c.when(warp.eq(PRODUCTS), || c.part("products", || cta.multiply()));
     c.when(warp.eq(TILES), || {
-        publish_tiles(k, program, contract, &cta.board, elected, (g.cluster_rows(), g.tile_n()));
+        let tile = (g.cluster_rows(), g.tile_n());
+        c.part("tiles", || publish_tiles(k, program, contract, &cta.board, elected, tile));
     });
     if decoders + scales > 0 {
-        c.when(warp.ge(EPILOGUE).and(warp.lt(MORE)), || cta.store());
-        c.when(warp.ge(MORE), || if scales > 0 { cta.bring_block_scales() } else { cta.decode() });
+        c.when(warp.ge(EPILOGUE).and(warp.lt(MORE)), || c.part("results", || cta.store()));
+        let more = || match scales {
+            0 => c.part("decoding", || cta.decode()),
+            _ => c.part("copies of scales", || cta.bring_block_scales()),
+        };
+        c.when(warp.ge(MORE), more);
     } else {
-        c.when(warp.ge(EPILOGUE), || cta.store());
+        c.when(warp.ge(EPILOGUE), || c.part("results", || cta.store()));
     }
 
     c.warp_barrier();

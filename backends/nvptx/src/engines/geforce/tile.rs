@@ -35,19 +35,21 @@ pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &Sc
     let stage_at = |slot: I32<'c>| c.shared().plus(slot * g.stage_bytes());
     let start = |slot: I32<'c>, step: I32<'c>| {
         let stage = stage_at(slot);
-        copiers.codes.iter().for_each(|(copier, at)| copier.start(c, stage.at(*at), step));
-        copiers.scales.iter().for_each(|(copier, at)| copier.start(c, stage.at(*at), step));
+        c.part("copies", || {
+            copiers.codes.iter().for_each(|(copier, at)| copier.start(c, stage.at(*at), step));
+            copiers.scales.iter().for_each(|(copier, at)| copier.start(c, stage.at(*at), step));
+        });
     };
     let fragments = Fragments::new(c, g);
 
     cp_async::each_step(c, (g.stages, n_steps), start, |slot, step| {
         let stage = parts(g, stage_at(slot));
-        fragments.multiply(c, g, &stage, step, (&of_panels, &of_tokens));
+        c.part("products", || fragments.multiply(c, g, &stage, step, (&of_panels, &of_tokens)));
     });
     // The result takes the place of the ring.
     c.wait_copies(0);
     c.barrier();
-    epilogue::store(k, program, segment, g, tile, &fragments, source_rows(k, segment, tile));
+    c.part("results", || epilogue::store(k, program, segment, g, tile, &fragments, source_rows(k, segment, tile)));
 }
 
 /// The tiles of the stage at `base`.

@@ -112,15 +112,16 @@ fn build(
     let cta = Cta { k, program, contract, g, ty, features, maps, parts, elected, warp, full, empty, board };
     let bring = || {
         c.give_registers(FEW_REGISTERS);
-        c.when(warp.eq(WEIGHTS), || cta.copy_boxes());
+        c.when(warp.eq(WEIGHTS), || c.part("copies of weights", || cta.copy_boxes()));
         c.when(warp.eq(TILES), || {
-            publish_tiles(k, program, contract, &cta.board, elected, (g.tile_m * g.neighbours, TILE_N))
+            let tile = (g.tile_m * g.neighbours, TILE_N);
+            c.part("tiles", || publish_tiles(k, program, contract, &cta.board, elected, tile));
         });
-        c.when(warp.ge(ROWS), || cta.copy_rows());
+        c.when(warp.ge(ROWS), || c.part("copies of rows", || cta.copy_rows()));
     };
     let multiply = || {
         c.take_registers(MANY_REGISTERS);
-        cta.multiply(PART_BARRIERS);
+        c.part("products", || cta.multiply(PART_BARRIERS));
     };
     c.either(warp.lt(PRODUCTS), bring, multiply);
     if in_cluster {

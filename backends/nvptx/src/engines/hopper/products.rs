@@ -42,9 +42,11 @@ impl<'c> Cta<'_, 'c, '_> {
                 let sums: Sums = segment.panels.iter().map(|_| zero()).collect();
                 self.parts.each(c, |part| {
                     self.products(segment, tile, part, place, ring, &sums);
-                    parts.end(self.elected, part, |end| match self.g.operands {
-                        Operands::Halves => self.store(segment, tile, place, &sums, &parts, end),
-                        Operands::Fp8 => self.store_scaled(segment, tile, place, &sums, &parts, end),
+                    parts.end(self.elected, part, |end| {
+                        c.part("results", || match self.g.operands {
+                            Operands::Halves => self.store(segment, tile, place, &sums, &parts, end),
+                            Operands::Fp8 => self.store_scaled(segment, tile, place, &sums, &parts, end),
+                        });
                     });
                 });
             });

@@ -40,14 +40,16 @@ pub fn tile<'c>(
     let stage = |slot: I32<'c>| c.shared().plus(slot * g.stage_bytes());
     let start = |slot: I32<'c>, step: I32<'c>| {
         let stage = stage(slot);
-        for (copier, offset) in &floats {
-            copier.start(c, g, stage.at(*offset), step * g.tile_k, k_total);
-        }
-        panels.iter().for_each(|p| p.start(c, g, stage, step));
+        c.part("copies", || {
+            for (copier, offset) in &floats {
+                copier.start(c, g, stage.at(*offset), step * g.tile_k, k_total);
+            }
+            panels.iter().for_each(|p| p.start(c, g, stage, step));
+        });
     };
     let decoded = |step: I32<'c>| c.shared().at(g.stages * g.stage_bytes()).plus((step & 1) * g.decoded_bytes());
     let decode = |slot: I32<'c>, step: I32<'c>| {
-        panels.iter().for_each(|p| p.decode(c, g, stage(slot), decoded(step), step));
+        c.part("decoding", || panels.iter().for_each(|p| p.decode(c, g, stage(slot), decoded(step), step)));
     };
     let fragments = Fragments::new(c, g);
 
@@ -82,10 +84,10 @@ pub fn tile<'c>(
                 tile
             })
             .collect();
-        fragments.multiply(c, g, a, &tiles);
+        c.part("products", || fragments.multiply(c, g, a, &tiles));
         cp_async::advance(c, &slots, g.stages);
     });
-    store(k, program, segment, g, tile, &fragments);
+    c.part("results", || store(k, program, segment, g, tile, &fragments));
 }
 
 /// The part of a thread in one panel of codes.

@@ -53,7 +53,7 @@ fn segment_body(k: &Kernel, program: &Program, segment: &Segment, geometry: &Geo
     let (c, id) = (k.builder, k.builder.block_x());
     let tiles = Tiles::new(k, program, segment, (geometry.tile_m(), geometry.tile_n()));
     c.when(id.lt(tiles.count()), || {
-        let tile = tiles.find(c, id);
+        let tile = c.part("tiles", || tiles.find(c, id));
         match geometry {
             Geometry::Mma(g) if g.is_coded() => coded::tile(k, program, segment, g, &tile, features),
             Geometry::Mma(g) => mma::tile(k, program, segment, g, &tile),

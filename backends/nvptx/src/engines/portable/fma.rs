@@ -30,37 +30,42 @@ pub fn tile<'c>(
     let sum = || (0..cols).map(|_| c.var(c.f32(0.0))).collect::<Vec<_>>();
     let sums: Vec<Vec<Vec<Var<F32>>>> = (0..g.panels).map(|_| (0..rows).map(|_| sum()).collect()).collect();
 
-    operands.iter().for_each(|o| o.fetch(c, g, c.i32(0), k_total));
+    let fetch = |at: I32<'c>| c.part("copies", || operands.iter().for_each(|o| o.fetch(c, g, at, k_total)));
+    fetch(c.i32(0));
     c.range(0, k_total, g.tile_k, |at| {
-        operands.iter().for_each(|o| o.put(c, g));
+        c.part("copies", || operands.iter().for_each(|o| o.put(c, g)));
         c.barrier();
         let next = at + g.tile_k;
-        c.when(next.lt(k_total), || operands.iter().for_each(|o| o.fetch(c, g, next, k_total)));
-        c.range(0, g.tile_k, 1, |kk| {
-            let line = |o: &Operand<'c>| c.shared().plus(kk * (o.pitch * 4)).at(o.smem);
-            let row = line(&operands[0]).plus((thread_m * rows) << 2);
-            let a: Vec<F32> = (0..rows).map(|i| c.load_f32(row.at(4 * i))).collect();
-            for (operand, sums) in operands[1..].iter().zip(&sums) {
-                let col = line(operand).plus(thread_n << 2);
-                let b: Vec<F32> = (0..cols).map(|j| c.load_f32(col.at(4 * j * g.threads_n))).collect();
-                for (a, sums) in a.iter().zip(sums) {
-                    b.iter().zip(sums).for_each(|(b, sum)| sum.set(a.fma(*b, sum.get())));
+        c.when(next.lt(k_total), || fetch(next));
+        c.part("products", || {
+            c.range(0, g.tile_k, 1, |kk| {
+                let line = |o: &Operand<'c>| c.shared().plus(kk * (o.pitch * 4)).at(o.smem);
+                let row = line(&operands[0]).plus((thread_m * rows) << 2);
+                let a: Vec<F32> = (0..rows).map(|i| c.load_f32(row.at(4 * i))).collect();
+                for (operand, sums) in operands[1..].iter().zip(&sums) {
+                    let col = line(operand).plus(thread_n << 2);
+                    let b: Vec<F32> = (0..cols).map(|j| c.load_f32(col.at(4 * j * g.threads_n))).collect();
+                    for (a, sums) in a.iter().zip(sums) {
+                        b.iter().zip(sums).for_each(|(b, sum)| sum.set(a.fma(*b, sum.get())));
+                    }
                 }
-            }
+            });
         });
         c.barrier();
     });
 
-    let epilogue = Epilogue::new(k, program, segment, tile.expert);
-    for j in 0..cols {
-        let col = tile.col + thread_n + j * g.threads_n;
-        let biases = epilogue.biases(col, 1);
-        for i in 0..rows {
-            let row = thread_m * rows + i;
-            let values: Vec<Vec<F32>> = sums.iter().map(|p| vec![p[i as usize][j as usize].get()]).collect();
-            epilogue.store(tile.row + row, row.lt(tile.rows), col, &values, &biases);
+    c.part("results", || {
+        let epilogue = Epilogue::new(k, program, segment, tile.expert);
+        for j in 0..cols {
+            let col = tile.col + thread_n + j * g.threads_n;
+            let biases = epilogue.biases(col, 1);
+            for i in 0..rows {
+                let row = thread_m * rows + i;
+                let values: Vec<Vec<F32>> = sums.iter().map(|p| vec![p[i as usize][j as usize].get()]).collect();
+                epilogue.store(tile.row + row, row.lt(tile.rows), col, &values, &biases);
+            }
         }
-    }
+    });
 }
 
 /// Marks a code outside the matrix; codes are bytes.

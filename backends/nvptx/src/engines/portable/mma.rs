@@ -17,9 +17,11 @@ pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &Mm
     let n_steps = k_total.div_ceil(g.tile_k);
     let start = |slot: I32<'c>, step: I32<'c>| {
         let stage = c.shared().plus(slot * g.stage_bytes());
-        for (copier, offset) in &copiers {
-            copier.start(c, g, stage.at(*offset), step * g.tile_k, k_total);
-        }
+        c.part("copies", || {
+            for (copier, offset) in &copiers {
+                copier.start(c, g, stage.at(*offset), step * g.tile_k, k_total);
+            }
+        });
     };
     let fragments = Fragments::new(c, g);
 
@@ -27,9 +29,9 @@ pub fn tile<'c>(k: &Kernel<'c, '_>, program: &Program, segment: &Segment, g: &Mm
         let stage = c.shared().plus(slot * g.stage_bytes());
         let panels: Vec<Shared> =
             (0..g.panels).map(|p| stage.at(g.tile_m * g.row_bytes() + p * g.panel_bytes())).collect();
-        fragments.multiply(c, g, stage, &panels);
+        c.part("products", || fragments.multiply(c, g, stage, &panels));
     });
-    store(k, program, segment, g, tile, &fragments);
+    c.part("results", || store(k, program, segment, g, tile, &fragments));
 }
 
 /// What copies floats into a stage, with the byte offset of each operand's tile.

@@ -119,10 +119,10 @@ fn build<'c>(
                 c.store_f32(place, value);
             }
         };
-        match way {
+        c.part(&format!("r{i} = {op}"), || match way {
             Way::Mma(ty) => job.with_tensor_cores(c, ty, &keep),
             Way::Fma => job.with_multiply_adds(c, &keep),
-        }
+        });
         any_linear = true;
     }
     if g.ctas > 1 {
@@ -134,18 +134,20 @@ fn build<'c>(
         let base = values.plus((row / g.ctas) * g.layout.row_bytes);
         let warp = Warp { c, ops: &rows.ops, layout: &g.layout, base, lane: c.lane() };
         for i in 0..rows.ops.len() {
-            steps::step(k, &warp, i, first + row);
+            c.part(&format!("r{i} = {}", rows.ops[i]), || steps::step(k, &warp, i, first + row));
             c.warp_barrier();
             for store in rows.stores.iter().filter(|s| s.value.0 as usize == i) {
-                let out = k.view(store.buffer);
-                let value = warp.row(store.value);
-                warp.for_columns(value.width, |col| {
-                    let to = out.at(first + row, col);
-                    if value.is_int {
-                        c.store_i32(to, value.int(col));
-                    } else {
-                        c.store_elements(to, out.dtype, &[value.float(col)]);
-                    }
+                c.part(&format!("store {} -> {}", store.value, store.buffer), || {
+                    let out = k.view(store.buffer);
+                    let value = warp.row(store.value);
+                    warp.for_columns(value.width, |col| {
+                        let to = out.at(first + row, col);
+                        if value.is_int {
+                            c.store_i32(to, value.int(col));
+                        } else {
+                            c.store_elements(to, out.dtype, &[value.float(col)]);
+                        }
+                    });
                 });
             }
         }
@@ -153,7 +155,7 @@ fn build<'c>(
     });
     for q in &rows.quantise {
         c.range(c.warp() * g.ctas + rank, n_here, g.warps * g.ctas, |row| {
-            super::quantise::quantise_row(k, q, first + row);
+            c.part("rounding of rows", || super::quantise::quantise_row(k, q, first + row));
         });
     }
 }
