@@ -13,13 +13,14 @@ use crate::tensor::Tensor;
 
 /// Runs a verified graph.
 ///
-/// `inputs` and `params` are in the order of [`Graph::inputs`] and [`Graph::params`]; the token count is the length of the
-/// first input's outermost axis. Returns the values of [`Graph::outputs`], in order.
+/// `inputs` and `params` are in the order of [`Graph::inputs`] and [`Graph::params`]; the token count follows
+/// from the first input. Returns the values of [`Graph::outputs`], in order.
 ///
 /// # Errors
 /// `tensor-shape` or `tensor-type` when a given tensor is not what the graph says.
 pub fn evaluate(graph: &Graph, inputs: &[Tensor], params: &[Tensor]) -> Result<Vec<Tensor>, Diagnostic> {
-    let n_tokens = inputs.first().and_then(|t| t.shape.first()).copied().unwrap_or(0);
+    let first = graph.inputs.first().zip(inputs.first());
+    let n_tokens = first.and_then(|(i, t)| token_count(&i.ty, &t.shape)).unwrap_or(0);
     let given = |kind: &str, what: &str, ty: &TensorType, t: Option<&Tensor>| -> Result<Tensor, Diagnostic> {
         let t =
             t.ok_or_else(|| Diagnostic::input("tensor-missing", format!("no tensor is given for {kind} `{what}`")))?;

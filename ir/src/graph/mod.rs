@@ -11,10 +11,13 @@ mod eval;
 mod infer;
 mod op;
 mod parse;
+mod place;
 mod print;
 mod quantise;
 mod shard;
+mod slice;
 mod verify;
+mod wire;
 
 pub use attr::{Attr, AttrError};
 pub use builder::GraphBuilder;
@@ -22,10 +25,13 @@ pub use eval::{combine_expr, evaluate, evaluate_node, token_count};
 pub use infer::infer_type;
 pub use op::{GroupScore, Op, Reduce, RenormRule, RowMask, Score};
 pub use parse::parse;
+pub use place::{Maker, Placed, Source, Wire, place};
 pub use print::{print, source as print_source};
 pub use quantise::quantise_activations;
 pub use shard::{Shard, ShardKind, shard};
+pub use slice::slice_param;
 pub use verify::verify;
+pub use wire::round_on_wire;
 
 use crate::diag::Origin;
 use crate::quant::QuantFormat;

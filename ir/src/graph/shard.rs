@@ -10,10 +10,10 @@
 //! * **Expert parallel**: experts are cut into contiguous ranges. Every rank routes over all experts; slots whose expert
 //!   is elsewhere get the id -1 ([`Op::LocalIds`]), which is not dispatched.
 
+use super::slice::slice_param;
 use super::{Graph, GraphBuilder, Op, ValueId, verify};
 use crate::diag::Diagnostic;
 use crate::shape::Dim;
-use crate::weights::{WeightSource, WeightStep};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -288,23 +288,8 @@ impl Sharding<'_> {
         if let Some((.., made)) = self.cut.iter().find(known) {
             return *made;
         }
-        let mut param = self.graph.params[n as usize].clone();
-        if let Some((axis, range)) = part {
-            let len = range.end - range.start;
-            if param.ty.shape[axis] != Dim::Fixed(len) {
-                let whole = param.ty.shape[axis].fixed();
-                param.ty.shape[axis] = Dim::Fixed(len);
-                slice(&mut param.source, axis, range, whole);
-                // A block of codes that is parted has no scale of its own here: it becomes floats when it is loaded.
-                let axes = param.ty.shape.len();
-                let block = |f: crate::quant::QuantFormat| match axes - axis {
-                    1 => f.block_cols,
-                    2 => f.block_rows,
-                    _ => 1,
-                };
-                param.stored = param.stored.filter(|&f| block(f) == 0 || range.start.is_multiple_of(block(f)));
-            }
-        }
+        let whole = &self.graph.params[n as usize];
+        let param = part.map_or_else(|| whole.clone(), |(axis, range)| slice_param(whole, axis, range));
         let made = self.b.param(&param.name, param.ty, param.source);
         self.b.store_as(made, param.stored);
         self.cut.extend(part.map(|(axis, range)| (n, axis, range.clone(), made)));
@@ -539,26 +524,6 @@ fn dispatch_experts(graph: &Graph, i: usize) -> Option<u64> {
 /// The first operand with an axis of experts.
 fn weights_of_experts(op: &Op) -> Option<usize> {
     matches!(op, Op::GroupedLinear | Op::GatherGroupedLinear | Op::GroupedLinearAct { .. }).then_some(2)
-}
-
-/// Leaves only `range` of `axis`, which has `of` entries, of what a source gives.
-fn slice(source: &mut WeightSource, axis: usize, range: &Range<u64>, of: Option<u64>) {
-    let len = range.end - range.start;
-    let step = |axis: usize| WeightStep::Slice { axis: axis as u32, start: range.start, step: 1, len, of };
-    match source {
-        WeightSource::Tensor { steps, .. } => steps.push(step(axis)),
-        WeightSource::PerExpert { first, count, steps, .. } => {
-            if axis == 0 {
-                *first += range.start;
-                *count = len;
-            } else {
-                steps.push(step(axis - 1));
-            }
-        }
-        WeightSource::FirstOf(list) => list.iter_mut().for_each(|s| slice(s, axis, range, of)),
-        // One number has no parts.
-        WeightSource::LargestInputScale(_) => {}
-    }
 }
 
 /// Drops what the outputs do not need, and rounds where a value is made instead of in a cast of its own.

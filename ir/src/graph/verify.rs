@@ -4,7 +4,7 @@
 //! * Names of nodes, inputs, parameters and outputs are unique.
 //! * Every type is what [`infer_type`] makes of the operands; of a float result the element type is free, because that
 //!   is where the model rounds.
-//! * Inputs have the token count as outermost axis, parameters have none; no type has more than 2^48 elements a token, or none.
+//! * Inputs have the token count, or a multiple of it, as outermost axis, parameters have none; no type has more than 2^48 elements a token, or none.
 //! * Rows in expert order stay with the ids that ordered them: they are multiplied, permuted back and combined with
 //!   the same ids and the same number of experts, and are not mixed with rows in another order.
 //! * There is at least one output, and outputs name values.
@@ -29,10 +29,10 @@ pub fn verify(graph: &Graph) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     names(graph, &mut found);
     for input in &graph.inputs {
-        if input.ty.shape.first() != Some(&Dim::TOKENS) {
+        if !matches!(input.ty.shape.first(), Some(Dim::PerToken(1..))) {
             found.push(Diagnostic::input(
                 "input-without-tokens",
-                format!("input `{}` is {}; its outermost axis must be T", input.name, input.ty),
+                format!("input `{}` is {}; its outermost axis must be T, or a multiple of it", input.name, input.ty),
             ));
         }
         size(&input.name, &input.ty, &mut found);
