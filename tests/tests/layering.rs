@@ -20,6 +20,10 @@ const MAY_REACH: &[(&str, &[&str])] = &[
         "moec-capi",
         &["moec-ir", "moec-frontend", "moec-bundle", "moec-weights", "moec-runtime", "moec-cpu-kernels", "moec-ptx"],
     ),
+    (
+        "moec-ranks",
+        &["moec-ir", "moec-frontend", "moec-bundle", "moec-weights", "moec-runtime", "moec-cpu-kernels", "moec-ptx"],
+    ),
     ("moec-emulated-driver", &["moec-ptx"]),
     ("moec-snapshot", &["moec-ir", "moec-bundle", "moec-ptx"]),
     (
@@ -34,6 +38,7 @@ const MAY_REACH: &[(&str, &[&str])] = &[
             "moec-cpu",
             "moec-cpu-kernels",
             "moec-ptx",
+            "moec-ranks",
             "moec-runtime",
         ],
     ),
@@ -45,7 +50,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("llvm-sys", &["moec-nvptx", "moec", "moec-cli", "moec-capi-compiler"]),
     ("egg", &["moec-passes", "moec-nvptx", "moec-cpu", "moec", "moec-cli", "moec-capi-compiler"]),
     ("cranelift-codegen", &["moec-cpu", "moec", "moec-cli", "moec-capi-compiler"]),
-    ("cudarc", &["moec-runtime", "moec-capi", "moec", "moec-cli", "moec-capi-compiler"]),
+    ("cudarc", &["moec-runtime", "moec-ranks", "moec-capi", "moec", "moec-cli", "moec-capi-compiler"]),
 ];
 
 /// Crates above the library: they may reach everything.

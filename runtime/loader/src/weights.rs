@@ -1,6 +1,7 @@
 //! Where a layer's weights come from when it is loaded.
 
 use crate::random_codes::RandomCodes;
+use crate::selected::{FoundExperts, SelectedExperts};
 use crate::weight_cache::CachedWeights;
 use moec_bundle::Manifest;
 use moec_bundle::manifest::ParamInfo;
@@ -41,6 +42,8 @@ pub enum Weights<'a> {
     },
     /// Others, of which somebody is told before each is packed.
     Watched(&'a Weights<'a>, &'a Watch<'a>),
+    /// Those of some experts of a whole layer.
+    Experts(SelectedExperts<'a>),
 }
 
 impl Weights<'_> {
@@ -59,10 +62,14 @@ impl Weights<'_> {
             inner = weights;
         }
         let checkpoint = match inner {
+            Weights::Experts(of) => {
+                let experts = Some(of.find(manifest)?);
+                return Ok(FoundWeights { weights: self, inner, plan: None, experts });
+            }
             Weights::Checkpoint(c) => c,
             Weights::Cached(cached) => cached.checkpoint(),
             Weights::Tensors(_) | Weights::Fill(_) | Weights::Random { .. } | Weights::Watched(..) => {
-                return Ok(FoundWeights { weights: self, inner, plan: None });
+                return Ok(FoundWeights { weights: self, inner, plan: None, experts: None });
             }
         };
         crate::same_layer::check(checkpoint, manifest)?;
@@ -71,7 +78,18 @@ impl Weights<'_> {
         let params: Vec<_> = manifest.params.iter().map(ParamInfo::param).collect();
         let plan = Plan::new(checkpoint, model.as_ref(), &params).map_err(first)?;
         plan.check_scales()?;
-        Ok(FoundWeights { weights: self, inner, plan: Some((checkpoint, plan)) })
+        Ok(FoundWeights { weights: self, inner, plan: Some((checkpoint, plan)), experts: None })
+    }
+
+    /// Whether each expert's weights have a place of their own, so that they can be taken one by one.
+    pub(crate) fn has_places(&self) -> bool {
+        match self {
+            Weights::Checkpoint(_) => true,
+            // Cached are whole parameters.
+            Weights::Cached(_) | Weights::Tensors(_) | Weights::Fill(_) | Weights::Random { .. } => false,
+            Weights::Watched(of, _) => of.has_places(),
+            Weights::Experts(of) => of.weights.has_places(),
+        }
     }
 }
 
@@ -83,6 +101,8 @@ pub(crate) struct FoundWeights<'a> {
     inner: &'a Weights<'a>,
     /// The plan of those that come from a checkpoint.
     plan: Option<(&'a Arc<Checkpoint>, Plan<'a>)>,
+    /// Those of some experts.
+    experts: Option<FoundExperts<'a>>,
 }
 
 impl FoundWeights<'_> {
@@ -97,6 +117,9 @@ impl FoundWeights<'_> {
 
     /// Writes the packed form of a parameter.
     pub(crate) fn pack(&self, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
+        if let Some(experts) = &self.experts {
+            return experts.pack(param, buffer, dst);
+        }
         match (self.inner, &self.plan) {
             (Weights::Cached(cached), Some((_, plan))) => {
                 // Checks the layout as well: `dst` is as long as the buffer.
@@ -117,7 +140,7 @@ impl FoundWeights<'_> {
             }
             (Weights::Fill(fill), None) => fill(param, buffer, dst),
             (Weights::Random { seed }, None) => fill_random(*seed, param, buffer, dst),
-            (Weights::Checkpoint(_) | Weights::Cached(_) | Weights::Watched(..), None) => {
+            (Weights::Checkpoint(_) | Weights::Cached(_) | Weights::Watched(..) | Weights::Experts(_), None) => {
                 Err(Diagnostic::internal("internal-error", "weights of a checkpoint were not looked for"))
             }
         }

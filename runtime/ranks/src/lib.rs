@@ -1,0 +1,24 @@
+//! Layers whose tokens and experts live on ranks.
+//!
+//! [`PlacedLayer`] is what was compiled: three programs and what travels between them ([`moec_ir::graph::place`]).
+//! [`RankLayer`] is one rank of it, loaded: [`RankLayer::step`] takes the rank's own tokens to their output, with the experts
+//! of all ranks. Ranks exchange through a [`Comm`]; [`threads`] has one for threads of a process. Which rank holds which
+//! expert is a [`moec_ir::Placement`], which a layer takes anew between two steps; [`place_experts`] makes one from
+//! measured counts.
+#![warn(missing_docs)]
+
+mod balance;
+mod comm;
+mod layer;
+mod message;
+mod rank;
+mod rows;
+mod terms;
+pub mod threads;
+mod tokens;
+
+pub use balance::place_experts;
+pub use comm::{Comm, Fault};
+pub use layer::PlacedLayer;
+pub use rank::{RankLayer, RankOptions, StepResult, Traffic};
+pub use tokens::{join_tokens, split_evenly, split_tokens};

@@ -1,0 +1,482 @@
+//! One rank of a placed layer.
+
+use crate::comm::{Comm, Fault};
+use crate::layer::PlacedLayer;
+use crate::message::{self, Incoming, Outgoing};
+use crate::rows::{Sender, received, row_bytes, take};
+use crate::terms::{Terms, map_terms};
+use moec_bundle::Bundle;
+use moec_ir::diag::Diagnostic;
+use moec_ir::graph::{Maker, Source};
+use moec_ir::tensor::Data;
+use moec_ir::{DType, Placement, Tensor};
+use moec_runtime::cpu::Pool;
+use moec_runtime::{Device, Layer, LoadOptions, SelectedExperts, Weights};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// How a rank is loaded.
+#[derive(Clone, Debug)]
+pub struct RankOptions {
+    /// Where its programs run.
+    pub device: Device,
+    /// Most tokens of its own in one step; the same on all ranks. What may come from others follows from it.
+    pub max_tokens: u64,
+    /// CPU: the threads; one pool for each core when there is none.
+    pub pool: Option<Arc<Pool>>,
+}
+
+/// One rank of a placed layer, ready for steps.
+pub struct RankLayer<C> {
+    placed: Arc<PlacedLayer>,
+    comm: C,
+    options: RankOptions,
+    head: Option<Layer>,
+    tail: Layer,
+    /// The map that tokens are sent by, and the experts of this rank by it.
+    now: Loaded,
+    /// Newer maps whose experts are loaded, by version.
+    staged: BTreeMap<u64, Loaded>,
+    fingerprint: u64,
+    step: u64,
+    /// Set when a step failed: ranks are no longer at the same place.
+    broken: Option<String>,
+}
+
+/// A map, and the experts that a rank has by it.
+pub struct Loaded {
+    map: Placement,
+    experts: Layer,
+}
+
+/// What a step gives.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct StepResult {
+    /// The layer's outputs for this rank's tokens, in the layer's order.
+    pub outputs: Vec<(String, Tensor)>,
+    /// What this rank sent and computed.
+    pub traffic: Traffic,
+    /// Version of the map that the step was computed with.
+    pub map_version: u64,
+    /// What checks of an emulator found.
+    pub findings: Vec<String>,
+}
+
+/// Rows and bytes of one rank in one step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Rows that were sent to other ranks, each once to each rank.
+    pub rows_sent: u64,
+    /// Their bytes.
+    pub row_bytes_sent: u64,
+    /// Slots that this rank's experts computed, for itself and others.
+    pub slots_computed: u64,
+    /// Bytes of result rows that were sent back to other ranks.
+    pub result_bytes_sent: u64,
+    /// Slots of this rank's tokens that no expert has.
+    pub slots_dropped: u64,
+}
+
+impl<C: Comm> RankLayer<C> {
+    /// Loads a rank's programs, with the weights of the experts that `map` gives it. Ranks find out whether they agree before
+    /// any of them loads.
+    ///
+    /// # Errors
+    /// `placement-invalid`, `ranks-disagree`, `rank-not-answering`, and those of [`Layer::load`].
+    pub fn join(
+        placed: Arc<PlacedLayer>,
+        mut comm: C,
+        map: Placement,
+        weights: &Weights<'_>,
+        options: RankOptions,
+    ) -> Result<RankLayer<C>, Diagnostic> {
+        let fingerprint = placed.fingerprint();
+        let loaded = (|| -> Result<(Option<Layer>, Layer, Layer), Diagnostic> {
+            map.check(placed.n_experts, comm.n_ranks(), placed.n_local)?;
+            let own = map_terms(&map);
+            let terms = Terms { fingerprint, max_tokens: options.max_tokens, step: 0, map: own, ready: own };
+            let hello = vec![terms.to_bytes(); comm.n_ranks() as usize];
+            let all = comm.exchange(hello).map_err(|f| not_answering(f, comm.rank(), &map, "before the first step"))?;
+            for (rank, bytes) in (0u32..).zip(&all) {
+                terms.check(comm.rank(), rank, Terms::from_bytes(bytes).as_ref())?;
+            }
+            let load = |bundle: &Bundle| Layer::load(bundle, weights, load_options(&options, options.max_tokens));
+            let head = placed.head.as_ref().map(load).transpose()?;
+            let tail = load(&placed.tail)?;
+            let experts = load_experts(&placed, &map, comm.rank(), comm.n_ranks(), weights, &options)?;
+            Ok((head, tail, experts))
+        })();
+        match loaded {
+            Ok((head, tail, experts)) => Ok(RankLayer {
+                placed,
+                comm,
+                options,
+                head,
+                tail,
+                now: Loaded { map, experts },
+                staged: BTreeMap::new(),
+                fingerprint,
+                step: 0,
+                broken: None,
+            }),
+            Err(d) => {
+                comm.end(&d.message);
+                Err(d)
+            }
+        }
+    }
+
+    /// The map that the next step is computed with, unless all ranks are ready for a newer one.
+    pub fn map(&self) -> &Placement {
+        &self.now.map
+    }
+
+    /// This rank's end of the exchange.
+    pub fn comm(&mut self) -> &mut C {
+        &mut self.comm
+    }
+
+    /// What loads the experts of a map for this rank, on any thread, while steps go on.
+    pub fn loader(&self) -> ExpertLoader {
+        ExpertLoader {
+            placed: self.placed.clone(),
+            rank: self.comm.rank(),
+            n_ranks: self.comm.n_ranks(),
+            options: self.options.clone(),
+        }
+    }
+
+    /// Hands this rank a newer map with its experts. It is used from the step on that follows the one in which all ranks say
+    /// that they have it; until then, the old one is.
+    ///
+    /// # Errors
+    /// `placement-invalid` for a map that is not newer than the one in use.
+    pub fn stage(&mut self, loaded: Loaded) -> Result<(), Diagnostic> {
+        let (new, old) = (loaded.map.version(), self.now.map.version());
+        if new <= old {
+            let what = format!("a placement map of version {new} is handed to a rank that has version {old}");
+            return Err(Diagnostic::input("placement-invalid", what).help("give every new map a larger version"));
+        }
+        self.staged.insert(new, loaded);
+        Ok(())
+    }
+
+    /// Computes the outputs of this rank's tokens. `inputs` are found by name, as by [`Layer::run_host`]. All ranks take part
+    /// in every step, with no tokens where they have none.
+    ///
+    /// # Errors
+    /// `ranks-disagree` and `rank-not-answering`, before this rank has made an output; `too-many-tokens`, and those of
+    /// [`Layer::run_host`]. After an error the rank takes part in no more steps.
+    pub fn step(&mut self, inputs: &[(&str, &Tensor)]) -> Result<StepResult, Diagnostic> {
+        if let Some(why) = &self.broken {
+            let what = format!("rank {} takes part in no more steps: {why}", self.comm.rank());
+            return Err(Diagnostic::input("rank-not-answering", what).help("load the layer anew on all ranks"));
+        }
+        let result = self.try_step(inputs);
+        if let Err(d) = &result {
+            self.broken = Some(d.message.clone());
+            self.comm.end(&d.message);
+        }
+        result
+    }
+
+    fn try_step(&mut self, inputs: &[(&str, &Tensor)]) -> Result<StepResult, Diagnostic> {
+        let mut findings = Vec::new();
+        let mut traffic = Traffic::default();
+        let made = match &mut self.head {
+            Some(head) => {
+                let run = head.run_host(inputs)?;
+                findings.extend(run.findings);
+                run.outputs
+            }
+            None => Vec::new(),
+        };
+        let value = |source: &Source| find(source, inputs, &made);
+        let (rows, ids) = (value(&self.placed.rows)?, value(&self.placed.ids)?);
+        let n_tokens = ids.shape.first().copied().unwrap_or(0);
+        if n_tokens as u64 > self.options.max_tokens {
+            let what = format!("{n_tokens} tokens are given to rank {}", self.comm.rank());
+            let what = format!("{what}, which was loaded for up to {}", self.options.max_tokens);
+            return Err(Diagnostic::input("too-many-tokens", what).help("load the ranks for more tokens"));
+        }
+        let outgoing = self.dispatch(rows, ids, &mut traffic);
+        let (answers, ready) = self.exchange_rows(&outgoing, &mut traffic, &mut findings)?;
+        let slots = self.combine(&outgoing, &answers, n_tokens)?;
+        let weights = self.placed.weights.as_ref().map(value).transpose()?;
+        let weights = weights.map(|w| without_dropped(w, &outgoing));
+        let mut tail: Vec<(&str, &Tensor)> = vec![("slot_rows", &slots)];
+        tail.extend(weights.as_ref().map(|w| ("slot_weights", w)));
+        for (name, source) in &self.placed.crossing {
+            tail.push((name, value(source)?));
+        }
+        let run = self.tail.run_host(&tail)?;
+        findings.extend(run.findings);
+        let of = |name: &str, maker: Maker| {
+            let from = if maker == Maker::Head { &made } else { &run.outputs };
+            // An output that is an input of the layer has no program of its own.
+            let found = from.iter().find(|(n, _)| n == name).map(|(_, t)| t.clone());
+            found.or_else(|| inputs.iter().find(|(n, _)| *n == name).map(|(_, t)| (*t).clone()))
+        };
+        let mut outputs = Vec::new();
+        for (name, maker) in &self.placed.outputs {
+            let missing = || Diagnostic::internal("internal-error", format!("`{name}` should have been made"));
+            outputs.push((name.clone(), of(name, *maker).ok_or_else(missing)?));
+        }
+        let map_version = self.now.map.version();
+        self.step += 1;
+        self.adopt(ready)?;
+        Ok(StepResult { outputs, traffic, map_version, findings })
+    }
+
+    /// Sorts the slots of this rank's tokens by the ranks of their experts.
+    fn dispatch(&self, rows: &Tensor, ids: &Tensor, traffic: &mut Traffic) -> Vec<Outgoing> {
+        let (own, k) = (self.comm.rank(), self.placed.top_k.max(1));
+        let mut outgoing = vec![Outgoing::default(); self.comm.n_ranks() as usize];
+        let sender = Sender::new(rows, self.placed.wire);
+        // Replicas of an expert take turns, and ranks begin with different ones, so that their loads are equal.
+        let mut turns = vec![own as usize; self.placed.n_experts as usize];
+        for (slot, &id) in ids.ints().iter().enumerate() {
+            let replicas = u32::try_from(id).map_or(&[][..], |e| self.now.map.replicas_of(e));
+            if replicas.is_empty() {
+                traffic.slots_dropped += 1;
+                continue;
+            }
+            let turn = &mut turns[id as usize];
+            let (rank, local) = replicas[*turn % replicas.len()];
+            *turn += 1;
+            let token = slot / k;
+            outgoing[rank as usize].add(token, slot, local, |out| sender.write(token, out));
+        }
+        for (_, out) in (0u32..).zip(&outgoing).filter(|(rank, _)| *rank != own) {
+            traffic.rows_sent += out.n_rows();
+            traffic.row_bytes_sent += out.row_bytes();
+        }
+        outgoing
+    }
+
+    /// Sends rows to the experts' ranks, computes what came here, and sends the results back. Returns the results that came
+    /// back, by rank, and the map that all ranks have.
+    #[allow(clippy::type_complexity, reason = "bytes by rank, and a version with its digest")]
+    fn exchange_rows(
+        &mut self,
+        outgoing: &[Outgoing],
+        traffic: &mut Traffic,
+        findings: &mut Vec<String>,
+    ) -> Result<(Vec<Vec<u8>>, (u64, u64)), Diagnostic> {
+        let own = self.comm.rank();
+        let newest = self.staged.values().next_back().unwrap_or(&self.now);
+        let terms = Terms {
+            fingerprint: self.fingerprint,
+            max_tokens: self.options.max_tokens,
+            step: self.step,
+            map: map_terms(&self.now.map),
+            ready: map_terms(&newest.map),
+        };
+        let messages = outgoing.iter().map(|o| o.to_message(&terms)).collect();
+        let step = self.step;
+        let came = self.comm.exchange(messages);
+        let came =
+            came.map_err(|f| not_answering(f, own, &self.now.map, &format!("in the dispatch of step {step}")))?;
+        let mut ready = terms.ready;
+        let n_own = self.now.map.experts_of(own).len() as u32;
+        let bytes = row_bytes(self.placed.wire, self.placed.row.1);
+        let mut incoming = Vec::with_capacity(came.len());
+        for (rank, message) in (0u32..).zip(&came) {
+            let theirs = Terms::from_bytes(message);
+            terms.check(own, rank, theirs.as_ref())?;
+            // All ranks see the same versions, so that all go over to the same map after the same step.
+            ready = theirs.map_or(ready, |t| ready.min(t.ready));
+            let read = message::read(message, bytes, n_own);
+            incoming.push(read.ok_or_else(|| {
+                let what = format!("rank {rank} sent rows that rank {own} cannot read, in step {step}");
+                Diagnostic::input("ranks-disagree", what).help("run the same moec on all ranks")
+            })?);
+        }
+        let answers = self.compute(&incoming, traffic, findings)?;
+        let answered = (0u32..).zip(&answers).filter(|(rank, _)| *rank != own);
+        traffic.result_bytes_sent += answered.map(|(_, a)| a.len() as u64).sum::<u64>();
+        let back = self.comm.exchange(answers);
+        let back = back.map_err(|f| not_answering(f, own, &self.now.map, &format!("in the combine of step {step}")))?;
+        Ok((back, ready))
+    }
+
+    /// The result rows of slots that came, for each rank that sent some.
+    fn compute(
+        &mut self,
+        incoming: &[Incoming<'_>],
+        traffic: &mut Traffic,
+        findings: &mut Vec<String>,
+    ) -> Result<Vec<Vec<u8>>, Diagnostic> {
+        let (dtype, cols) = self.placed.row;
+        let bytes = row_bytes(self.placed.wire, cols);
+        let (mut rows, mut which, mut ids) = (Vec::new(), Vec::new(), Vec::new());
+        for from in incoming {
+            let before = rows.len() / bytes.max(1);
+            rows.extend(from.rows);
+            which.extend(from.slots.iter().map(|&(row, _)| before + row as usize));
+            ids.extend(from.slots.iter().map(|&(_, local)| i64::from(local)));
+        }
+        let broken = || Diagnostic::internal("internal-error", "rows that were read should have their length");
+        let rows = received(self.placed.wire, cols, dtype, &rows).ok_or_else(broken)?;
+        traffic.slots_computed += ids.len() as u64;
+        let most = (self.now.experts.max_tokens() as usize).max(1);
+        let mut results = Vec::new();
+        for (which, ids) in which.chunks(most).zip(ids.chunks(most)) {
+            let ids = Tensor::int(DType::I32, &[ids.len(), 1], ids.to_vec());
+            let run = self.now.experts.run_host(&[("rows", &take(&rows, which)), ("local_ids", &ids)])?;
+            findings.extend(run.findings);
+            results.extend(run.outputs.first().map(|(_, t)| t.to_bytes()).unwrap_or_default());
+        }
+        let width = self.placed.slot.0.bytes() * self.placed.slot.1;
+        let mut at = 0;
+        let answers = incoming.iter().map(|from| {
+            let range = at..at + from.slots.len() * width;
+            at = range.end;
+            results.get(range).map(<[u8]>::to_vec)
+        });
+        answers.collect::<Option<_>>().ok_or_else(broken)
+    }
+
+    /// The results in their slots; slots without an expert are zero.
+    fn combine(&self, outgoing: &[Outgoing], answers: &[Vec<u8>], n_tokens: usize) -> Result<Tensor, Diagnostic> {
+        let (dtype, cols) = self.placed.slot;
+        let width = dtype.bytes() * cols;
+        let n_slots = n_tokens * self.placed.top_k;
+        let mut slots = vec![0u8; n_slots * width];
+        for ((rank, out), answer) in (0u32..).zip(outgoing).zip(answers) {
+            if answer.len() != out.places.len() * width {
+                let (own, rows) = (self.comm.rank(), out.places.len());
+                let what = format!("rank {rank} answered {rows} rows of rank {own} with {} bytes", answer.len());
+                return Err(Diagnostic::input("ranks-disagree", what).help("run the same moec on all ranks"));
+            }
+            for (&place, row) in out.places.iter().zip(answer.chunks_exact(width.max(1))) {
+                slots[place * width..(place + 1) * width].copy_from_slice(row);
+            }
+        }
+        Tensor::from_bytes(dtype, &[n_slots, cols], &slots)
+            .ok_or_else(|| Diagnostic::internal("internal-error", "slots should fill their tensor"))
+    }
+
+    /// Goes over to the map that all ranks have.
+    fn adopt(&mut self, ready: (u64, u64)) -> Result<(), Diagnostic> {
+        if ready.0 <= self.now.map.version() {
+            return Ok(());
+        }
+        let Some(next) = self.staged.remove(&ready.0).filter(|l| map_terms(&l.map) == ready) else {
+            let (own, version) = (self.comm.rank(), ready.0);
+            let what =
+                format!("rank {own} has no placement map of version {version}, or another one than the other ranks");
+            return Err(Diagnostic::input("ranks-disagree", what)
+                .help("hand every map to all ranks, in the same order, under a version of its own"));
+        };
+        self.now = next;
+        self.staged = self.staged.split_off(&(ready.0 + 1));
+        Ok(())
+    }
+}
+
+impl<C: Comm> std::fmt::Debug for RankLayer<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut s = f.debug_struct("RankLayer");
+        s.field("rank", &self.comm.rank()).field("map", &self.now.map.version()).field("step", &self.step).finish()
+    }
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loaded").field("map", &self.map.version()).finish_non_exhaustive()
+    }
+}
+
+/// Loads the experts that a map gives to one rank.
+#[derive(Clone, Debug)]
+pub struct ExpertLoader {
+    placed: Arc<PlacedLayer>,
+    rank: u32,
+    n_ranks: u32,
+    options: RankOptions,
+}
+
+impl ExpertLoader {
+    /// The experts of `map`, without compiling anything. They take memory beside those in use until the layer has gone over.
+    ///
+    /// # Errors
+    /// `placement-invalid`, and those of [`Layer::load`].
+    pub fn load(&self, map: Placement, weights: &Weights<'_>) -> Result<Loaded, Diagnostic> {
+        map.check(self.placed.n_experts, self.n_ranks, self.placed.n_local)?;
+        let experts = load_experts(&self.placed, &map, self.rank, self.n_ranks, weights, &self.options)?;
+        Ok(Loaded { map, experts })
+    }
+}
+
+fn load_options(options: &RankOptions, max_tokens: u64) -> LoadOptions {
+    LoadOptions { device: options.device.clone(), max_tokens, pool: options.pool.clone(), ..LoadOptions::default() }
+}
+
+fn load_experts(
+    placed: &PlacedLayer,
+    map: &Placement,
+    rank: u32,
+    n_ranks: u32,
+    weights: &Weights<'_>,
+    options: &RankOptions,
+) -> Result<Layer, Diagnostic> {
+    let selected = SelectedExperts { weights, stacks: &placed.stacks, experts: map.experts_of(rank) };
+    // Every slot of every rank may go to experts of this one.
+    let most = options.max_tokens.saturating_mul(u64::from(n_ranks)).saturating_mul(placed.top_k as u64);
+    let most = most.clamp(1, moec_bundle::MAX_TOKENS);
+    Layer::load(&placed.experts, &Weights::Experts(selected), load_options(options, most))
+}
+
+fn find<'t>(
+    source: &Source,
+    inputs: &'t [(&str, &Tensor)],
+    made: &'t [(String, Tensor)],
+) -> Result<&'t Tensor, Diagnostic> {
+    match source {
+        Source::Input(name) => inputs.iter().find(|(n, _)| n == name).map(|(_, t)| *t).ok_or_else(|| {
+            Diagnostic::input("input-missing", format!("the layer needs the input `{name}`, and it was not given"))
+        }),
+        Source::Head(name) => made
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, t)| t)
+            .ok_or_else(|| Diagnostic::internal("internal-error", format!("the head should have made `{name}`"))),
+    }
+}
+
+/// The weights, with -0 for slots that no expert has: added to a sum, -0 times the zeros in such a slot changes none of its
+/// bits, whatever the weight was.
+fn without_dropped(weights: &Tensor, outgoing: &[Outgoing]) -> Tensor {
+    let mut sent = vec![false; weights.elements()];
+    outgoing.iter().flat_map(|o| &o.places).for_each(|&slot| sent[slot] = true);
+    let mut out = weights.clone();
+    if let Data::Float(values) = &mut out.data {
+        values.iter_mut().zip(&sent).filter(|(_, sent)| !**sent).for_each(|(w, _)| *w = -0.0);
+    }
+    out
+}
+
+/// A fault, with the experts that are not there because of it.
+fn not_answering(fault: Fault, own: u32, map: &Placement, when: &str) -> Diagnostic {
+    let holds = |rank: u32| match map.experts_of(rank) {
+        [] => "no experts".to_string(),
+        list => format!("experts {}", list.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    };
+    let help = "start it again, or give the other ranks a map in which others hold its experts; the tokens of this step were \
+                not lost: run it again";
+    match fault {
+        Fault::Silent { ranks, waited } => {
+            let who =
+                ranks.iter().map(|&r| format!("rank {r}, which holds {},", holds(r))).collect::<Vec<_>>().join(" and ");
+            let what = format!("{who} has not answered rank {own} within {:.1} s, {when}", waited.as_secs_f64());
+            Diagnostic::machine("rank-not-answering", what).help(help)
+        }
+        Fault::Ended { rank, why } => {
+            let what = format!("rank {rank}, which holds {}, has ended {when}: {why}", holds(rank));
+            Diagnostic::machine("rank-not-answering", what).help(help)
+        }
+        Fault::Misused(what) => Diagnostic::internal("internal-error", what),
+    }
+}

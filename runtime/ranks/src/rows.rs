@@ -1,0 +1,127 @@
+//! Rows as they travel.
+
+use moec_ir::graph::Wire;
+use moec_ir::tensor::Data;
+use moec_ir::{ActQuant, DType, Tensor};
+
+/// Bytes of a row of `cols` elements on its way.
+pub(crate) fn row_bytes(wire: Wire, cols: usize) -> usize {
+    match wire {
+        Wire::Rows(dtype) => cols * dtype.bytes(),
+        Wire::Codes(q) => {
+            let f = q.stored();
+            let scales = if f.block_cols == 0 { 1 } else { cols.div_ceil(f.block_cols as usize) };
+            let global = if q.has_row() { 4 } else { 0 };
+            f.code.bytes(cols as u64) as usize + scales * f.scale.dtype().bytes() + global
+        }
+    }
+}
+
+/// Rows of a tensor, ready to be sent.
+pub(crate) struct Sender {
+    wire: Wire,
+    cols: usize,
+    /// The elements as they travel, or their values.
+    bytes: Vec<u8>,
+    values: Vec<f32>,
+}
+
+impl Sender {
+    pub fn new(rows: &Tensor, wire: Wire) -> Sender {
+        let (bytes, values) = match wire {
+            Wire::Rows(_) => (rows.to_bytes(), Vec::new()),
+            Wire::Codes(_) => (Vec::new(), rows.floats().to_vec()),
+        };
+        Sender { wire, cols: rows.cols(), bytes, values }
+    }
+
+    /// Writes row `i` behind `out`.
+    pub fn write(&self, i: usize, out: &mut Vec<u8>) {
+        match self.wire {
+            Wire::Rows(_) => {
+                let n = row_bytes(self.wire, self.cols);
+                out.extend(&self.bytes[i * n..(i + 1) * n]);
+            }
+            Wire::Codes(q) => write_codes(q, &self.values[i * self.cols..(i + 1) * self.cols], out),
+        }
+    }
+}
+
+/// Codes, then scales, then the row's global scale where there is one.
+fn write_codes(q: ActQuant, row: &[f32], out: &mut Vec<u8>) {
+    let (coded, format) = (q.encode(row, 1.0), q.stored());
+    out.extend(&coded.codes);
+    coded.scales.iter().for_each(|&s| out.extend(format.scale.encode(s)));
+    if q.has_row() {
+        out.extend(coded.global.to_le_bytes());
+    }
+}
+
+/// The elements of rows that came, of type `dtype`.
+pub(crate) fn received(wire: Wire, cols: usize, dtype: DType, rows: &[u8]) -> Option<Tensor> {
+    let n = rows.len() / row_bytes(wire, cols).max(1);
+    match wire {
+        Wire::Rows(sent) => Tensor::from_bytes(sent, &[n, cols], rows),
+        Wire::Codes(q) => {
+            let f = q.stored();
+            let codes = f.code.bytes(cols as u64) as usize;
+            let mut values = vec![0.0; n * cols];
+            for (row, out) in rows.chunks_exact(row_bytes(wire, cols)).zip(values.chunks_mut(cols.max(1))) {
+                let (codes, rest) = row.split_at(codes);
+                let (scales, global) = rest.split_at(rest.len() - if q.has_row() { 4 } else { 0 });
+                let global = global.try_into().map_or(1.0, f32::from_le_bytes);
+                f.decode_row(codes, scales, global, 0, (1, cols as u64), out);
+                // In a block of zeros, nothing is what the layer's own rounding gives.
+                debug_assert!(out.iter().all(|v| !v.is_infinite()));
+            }
+            Some(Tensor::float(dtype, &[n, cols], values))
+        }
+    }
+}
+
+/// `rows[i]` for each `i` of `which`, or zeros.
+pub(crate) fn take(rows: &Tensor, which: &[usize]) -> Tensor {
+    let cols = rows.cols();
+    let shape = [which.len(), cols];
+    match &rows.data {
+        Data::Float(v) => {
+            let values = which.iter().flat_map(|&i| &v[i * cols..(i + 1) * cols]).copied().collect();
+            Tensor { dtype: rows.dtype, shape: shape.to_vec(), data: Data::Float(values) }
+        }
+        Data::Int(v) => {
+            Tensor::int(rows.dtype, &shape, which.iter().flat_map(|&i| &v[i * cols..(i + 1) * cols]).copied().collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_on_the_wire_have_the_values_of_the_layers_own_rounding() {
+        let cols = 300;
+        let values: Vec<f32> =
+            (0..3 * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1.3f32.powi((i / 40 - 8) as i32)).collect();
+        let rows = Tensor::float(DType::F32, &[3, cols], values);
+        for (name, q) in ActQuant::NAMES.into_iter().filter(|(_, q)| !q.has_global()) {
+            let (wire, mut bytes) = (Wire::Codes(q), Vec::new());
+            let sender = Sender::new(&rows, wire);
+            (0..3).for_each(|i| sender.write(i, &mut bytes));
+            assert_eq!(bytes.len(), 3 * row_bytes(wire, cols), "{name}");
+            let want: Vec<f32> = rows.floats().chunks(cols).flat_map(|r| q.quantise(r, 1.0)).collect();
+            assert_eq!(received(wire, cols, DType::F32, &bytes).unwrap().floats(), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn rows_of_elements_arrive_as_they_were() {
+        let rows = Tensor::float(DType::BF16, &[2, 3], vec![1.0, -0.0, 3.5, 4.0, 5.0, 6.0]);
+        let (wire, mut bytes) = (Wire::Rows(DType::BF16), Vec::new());
+        let sender = Sender::new(&rows, wire);
+        [1, 0].iter().for_each(|&i| sender.write(i, &mut bytes));
+        let got = received(wire, 3, DType::BF16, &bytes).unwrap();
+        assert_eq!(take(&got, &[1, 0]), rows);
+        assert_eq!(received(wire, 3, DType::BF16, &[]).unwrap().shape, [0, 3]);
+    }
+}
