@@ -42,6 +42,8 @@ pub enum Command {
     Diff(crate::commands::diff::Options),
     /// Write the weights of a bundle as its kernels read them, for programs without moec's runtime.
     Pack(crate::commands::pack::Options),
+    /// Spread experts over ranks by measured counts: which rank holds which, with redundant experts for `moec run --mesh`.
+    Place(crate::commands::place::Options),
     /// List the rewrites, their numeric classes and side conditions.
     Rules(crate::commands::rules::Options),
     /// Print the JSON schema of layer graphs.

@@ -64,6 +64,7 @@ fn run(command: Command, format: report::MessageFormat) -> Outcome {
         Command::Diff(options) => commands::diff::run(&options),
         Command::Inspect(options) => commands::inspect::run(&options),
         Command::Pack(options) => commands::pack::run(&options),
+        Command::Place(options) => commands::place::run(&options),
         Command::Run(options) => commands::run::run(&options),
         Command::Bench(options) => commands::bench::run(&options),
         Command::Emulate(options) => commands::emulate::run(&options, format),

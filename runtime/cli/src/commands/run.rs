@@ -1,14 +1,15 @@
 //! `moec run`: a layer on a device, with an input from a file or a generator.
 
 use super::counters;
+use super::mesh::{self, MeshArgs};
 use super::subject::{self, CompileArgs, PartArgs, ShardArgs, Subject};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use moec::{
     Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, ModelLayer,
-    RunResult, Session, Target, Tensor, Weights,
+    RunResult, Session, Target, Tensor, TensorType, Weights,
 };
-use moec_bundle::manifest::{ParamInfo, TensorInfo};
+use moec_bundle::manifest::ParamInfo;
 use moec_ir::DType;
 use moec_ir::tile::Buffer;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ pub struct Options {
     pub layer: Option<u32>,
     #[command(flatten)]
     pub shard: ShardArgs,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
     #[command(flatten)]
     pub part: PartArgs,
     /// A safetensors file with `input` [T, H], or a generator.
@@ -102,6 +105,9 @@ struct Ready {
 
 pub fn run(options: &Options) -> Outcome {
     let one = |d: Diagnostic| vec![d];
+    if let Some(mesh) = options.mesh.mesh {
+        return mesh::run(options, mesh);
+    }
     if options.counters.is_some() && !matches!(options.device, Device::Emulator { .. }) {
         let d = Diagnostic::machine("wrong-usage", format!("{} counts nothing", options.device));
         return Err(vec![d.help("give --device emulator:T with --counters")]);
@@ -244,7 +250,7 @@ pub(super) fn targets(device: &Device) -> Result<Vec<&'static Target>, Diagnosti
 }
 
 /// The float type of the hidden states in the input file, when there is one.
-fn input_type(options: &Options) -> Result<Option<DType>, Diagnostic> {
+pub(super) fn input_type(options: &Options) -> Result<Option<DType>, Diagnostic> {
     let Source::Path(path) = &options.input else { return Ok(None) };
     let file = Checkpoint::open(path)?;
     let input = file.tensor("input")?;
@@ -255,33 +261,45 @@ fn inputs(options: &Options, bundle: &Bundle) -> Result<Vec<(String, Tensor)>, D
     let wanted = &bundle.manifest().inputs;
     match &options.input {
         Source::Random { n_tokens, seed } => Ok(random_inputs(bundle, *n_tokens, *seed)),
-        Source::Path(path) => {
-            let file = Checkpoint::open(path)?;
-            let mut out = Vec::new();
-            for info in wanted {
-                if let Some(tensor) = tensor(&file, &info.name)? {
-                    out.push((info.name.clone(), tensor));
-                }
-            }
-            Ok(out)
-        }
+        Source::Path(path) => file_tensors(path, wanted.iter().map(|i| i.name.as_str())),
     }
+}
+
+/// Those of the tensors called `names` that a file has.
+pub(super) fn file_tensors<'n>(
+    path: &Path,
+    names: impl Iterator<Item = &'n str>,
+) -> Result<Vec<(String, Tensor)>, Diagnostic> {
+    let file = Checkpoint::open(path)?;
+    let found = names.filter_map(|name| Some(tensor(&file, name).transpose()?.map(|t| (name.to_string(), t))));
+    found.collect()
 }
 
 /// Random inputs for a layer.
 pub(super) fn random_inputs(bundle: &Bundle, n_tokens: u64, seed: u64) -> Vec<(String, Tensor)> {
-    let random = |i: &TensorInfo| {
-        let tensor = moec::random_tensor(&i.ty, n_tokens, seed, &i.name);
+    let n_experts = bundle.manifest().layer.facts.get("experts").copied();
+    random_tensors(bundle.manifest().inputs.iter().map(|i| (i.name.as_str(), &i.ty)), n_experts, n_tokens, seed)
+}
+
+/// Random tensors of these names and types.
+pub(super) fn random_tensors<'n>(
+    wanted: impl Iterator<Item = (&'n str, &'n TensorType)>,
+    n_experts: Option<u64>,
+    n_tokens: u64,
+    seed: u64,
+) -> Vec<(String, Tensor)> {
+    let random = |(name, ty): (&str, &TensorType)| {
+        let tensor = moec::random_tensor(ty, n_tokens, seed, name);
         // Any number is an id, but one that no expert has tries nothing.
-        match (i.name.as_str(), bundle.manifest().layer.facts.get("experts")) {
-            ("topk_ids", Some(&n)) if n > 0 => {
+        match (name, n_experts) {
+            ("topk_ids", Some(n)) if n > 0 => {
                 let ids = tensor.ints().iter().map(|id| id % n as i64).collect();
-                (i.name.clone(), Tensor::int(tensor.dtype, &tensor.shape, ids))
+                (name.to_string(), Tensor::int(tensor.dtype, &tensor.shape, ids))
             }
-            _ => (i.name.clone(), tensor),
+            _ => (name.to_string(), tensor),
         }
     };
-    bundle.manifest().inputs.iter().map(random).collect()
+    wanted.map(random).collect()
 }
 
 fn tensor(file: &Checkpoint, name: &str) -> Result<Option<Tensor>, Diagnostic> {
@@ -309,13 +327,7 @@ fn load(options: &Options, ready: &Ready, n_tokens: u64, progress: &Progress) ->
                 None => Weights::from_checkpoint(checkpoint),
             }
         }
-        (_, None) => {
-            return Err(Diagnostic::input(
-                "weights-missing",
-                format!("there are no weights beside `{}`", options.subject.display()),
-            )
-            .help("give a checkpoint with --weights DIR, or --weights random:seed=1 for a trial"));
-        }
+        (_, None) => return Err(weights_missing(options)),
     };
     let done = AtomicU64::new(0);
     let watch = |param: &ParamInfo, buffer: &Buffer| {
@@ -329,8 +341,14 @@ fn load(options: &Options, ready: &Ready, n_tokens: u64, progress: &Progress) ->
     }
 }
 
+pub(super) fn weights_missing(options: &Options) -> Diagnostic {
+    let what = format!("there are no weights beside `{}`", options.subject.display());
+    Diagnostic::input("weights-missing", what)
+        .help("give a checkpoint with --weights DIR, or --weights random:seed=1 for a trial")
+}
+
 /// Writes the results; expert ids as int64, as other tools expect them.
-fn write_results(path: &Path, result: &RunResult) -> Result<(), Diagnostic> {
+pub(super) fn write_results(path: &Path, result: &RunResult) -> Result<(), Diagnostic> {
     let wide = |t: &Tensor| match t.dtype {
         DType::I32 => Tensor::int(DType::I64, &t.shape, t.ints().to_vec()),
         DType::F64 | DType::F32 | DType::F16 | DType::BF16 | DType::I64 | DType::U8 => t.clone(),
@@ -340,7 +358,7 @@ fn write_results(path: &Path, result: &RunResult) -> Result<(), Diagnostic> {
     moec_weights::safetensors::write_safetensors(path, &named)
 }
 
-fn report(options: &Options, result: &RunResult, n_tokens: u64) -> Outcome {
+pub(super) fn report(options: &Options, result: &RunResult, n_tokens: u64) -> Outcome {
     let mut ended = Ended::Well;
     let mut text =
         format!("ran {} (variant {}) on {} with T={n_tokens}\n", result.target, result.variant, options.device);

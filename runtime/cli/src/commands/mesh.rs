@@ -1,0 +1,268 @@
+//! `moec run --mesh`: a layer on ranks that are threads of this process.
+
+use super::run::{self, Options, Source};
+use super::subject::{self, Subject};
+use crate::output::Outcome;
+use crate::progress::Progress;
+use moec::ranks::{Comm, RankLayer, RankOptions, StepResult, join_tokens, split_evenly, split_tokens, threads};
+use moec::{
+    Checkpoint, CompileRequest, Device, Diagnostic, LayerOptions, Mesh, ModelLayer, Placement, RunResult, Tensor,
+    Weights, compile_placed,
+};
+use moec_ir::graph::{Op, Wire};
+use moec_ir::{ActQuant, DType};
+use moec_runtime::cpu::Pool;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Ranks that share a layer, each with tokens and experts of its own.
+#[derive(clap::Args, Debug)]
+pub struct MeshArgs {
+    /// Spread tokens and experts over N ranks, which are threads of this process. The output has the bits of one rank.
+    #[arg(long, value_name = "ep=N", value_parser = parse_mesh, conflicts_with_all = ["tp", "ep", "rank"])]
+    pub mesh: Option<Mesh>,
+    /// Which rank holds which experts, as `moec place` writes it [default: ranges of experts, as equal as can be].
+    #[arg(long, value_name = "FILE", requires = "mesh")]
+    pub placement: Option<PathBuf>,
+    /// Tokens of each rank, in the order of the input [default: as equal as can be].
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', requires = "mesh")]
+    pub tokens_per_rank: Option<Vec<usize>>,
+    /// Round rows on their way to experts to this format [default: they are sent as they are].
+    #[arg(long, requires = "mesh", value_parser = parse_wire,
+          value_name = "none|bf16|f16|fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4")]
+    pub wire: Option<WireArg>,
+    /// Longest time to wait for a rank.
+    #[arg(long, value_name = "SECONDS", default_value = "60", requires = "mesh")]
+    pub timeout: f64,
+}
+
+/// How rows are rounded; `None` for not at all.
+#[derive(Clone, Copy, Debug)]
+pub struct WireArg(Option<Wire>);
+
+pub(super) fn parse_mesh(text: &str) -> Result<Mesh, String> {
+    Mesh::parse(text).map_err(|d| format!("{}; {}", d.message, d.help.unwrap_or_default()))
+}
+
+fn parse_wire(name: &str) -> Result<WireArg, String> {
+    match name {
+        "none" => return Ok(WireArg(None)),
+        "bf16" => return Ok(WireArg(Some(Wire::Rows(DType::BF16)))),
+        "f16" => return Ok(WireArg(Some(Wire::Rows(DType::F16)))),
+        _ => {}
+    }
+    let format = ActQuant::from_name(name).filter(|q| !q.has_global());
+    let names = ActQuant::NAMES.iter().filter(|(_, q)| !q.has_global()).map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
+    format.map(|q| WireArg(Some(Wire::Codes(q)))).ok_or_else(|| format!("none, bf16, f16 or one of {names}"))
+}
+
+/// Runs a model on the ranks of `mesh`; what comes out is gathered in the order of tokens.
+pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
+    let one = |d: Diagnostic| vec![d];
+    refuse(options).map_err(one)?;
+    let (layer, checkpoint) = open(options)?;
+    let map = placement(options.mesh.placement.as_deref(), n_experts(&layer).map_err(one)?, mesh).map_err(one)?;
+    let targets = run::targets(&options.device).map_err(one)?;
+    let request = CompileRequest {
+        info: layer.info.clone(),
+        numerics: options.compile.numerics,
+        opt_level: options.compile.opt_level,
+        weights: options.compile.weight_storage,
+        ..CompileRequest::new(&layer.graph, targets)
+    };
+    let progress = Progress::start("compiling");
+    let wire = options.mesh.wire.and_then(|w| w.0);
+    let placed = compile_placed(&request, map.most_local(), wire, &mut |step| progress.say(step)).map_err(one)?;
+    drop(progress);
+    let inputs = inputs(options, &layer).map_err(one)?;
+    let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).copied().unwrap_or(0);
+    let counts = counts(options.mesh.tokens_per_rank.as_deref(), n_tokens, mesh).map_err(one)?;
+    let weights = match (&options.weights, checkpoint) {
+        (Some(Source::Random { seed, .. }), _) => Weights::Random { seed: *seed },
+        (_, Some(path)) => Weights::from_checkpoint(Checkpoint::open(path).map_err(one)?),
+        (_, None) => return Err(vec![run::weights_missing(options)]),
+    };
+    let progress = Progress::start("loading weights and running");
+    let timeout = Duration::try_from_secs_f64(options.mesh.timeout).unwrap_or(Duration::MAX);
+    let steps =
+        step(Arc::new(placed), &map, &weights, &inputs, &counts, options.device.clone(), timeout).map_err(one)?;
+    drop(progress);
+    let result =
+        gather(&steps, run::targets(&options.device).map_err(one)?.first().map_or("cpu", |t| t.name)).map_err(one)?;
+    if let Some(path) = &options.output {
+        run::write_results(path, &result).map_err(one)?;
+    }
+    crate::output::print(&table(&steps, &map, &counts));
+    run::report(options, &result, n_tokens as u64)
+}
+
+/// Options that only one rank takes.
+fn refuse(options: &Options) -> Result<(), Diagnostic> {
+    let given = [
+        ("--jit", options.jit),
+        ("--weight-cache", options.weight_cache.is_some()),
+        ("--counters", options.counters.is_some()),
+    ];
+    let wrong = |what: String| Err(Diagnostic::machine("wrong-usage", what));
+    if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
+        return wrong(format!("{option} is for a layer on one rank")).map_err(|d| d.help("leave it out, or --mesh"));
+    }
+    if matches!(options.device, Device::Cuda { .. }) {
+        return wrong(
+            "ranks run on CPUs and in the emulator; there are no kernels yet that exchange between GPUs".into(),
+        )
+        .map_err(|d| d.help("give --device cpu or --device emulator:T"));
+    }
+    Ok(())
+}
+
+/// The layer, in the type of its input, and where its weights are.
+fn open(options: &Options) -> Result<(ModelLayer, Option<PathBuf>), Vec<Diagnostic>> {
+    let one = |d: Diagnostic| vec![d];
+    let Subject::Model(model) = subject::open(&options.subject)? else {
+        let d = Diagnostic::machine("wrong-usage", "a bundle holds the layer of one rank; --mesh needs the model");
+        return Err(vec![d.help("give the model directory")]);
+    };
+    let model = match &options.weights {
+        Some(Source::Path(path)) => model.with_weights(path),
+        Some(Source::Random { .. }) | None => *model,
+    };
+    let dtype = run::input_type(options).map_err(one)?;
+    let ids_in = options.part.ids_in().map_err(one)?;
+    let wanted = LayerOptions { dtype, shard: None, part: options.part.part(), ids_in };
+    let layer = model.layer_with(options.layer, &wanted)?;
+    let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
+    crate::bug::working_on(format!("layer: {}", layer.info.name));
+    if let (None, Some(d)) = (&options.weights, &layer.not_loadable) {
+        return Err(vec![d.clone()]);
+    }
+    let checkpoint = layer.checkpoint.clone();
+    Ok((layer, checkpoint))
+}
+
+/// Experts of a layer.
+///
+/// # Errors
+/// `layer-not-placeable` for a layer without.
+pub(super) fn n_experts(layer: &ModelLayer) -> Result<u32, Diagnostic> {
+    let of = |op: &Op| if let Op::Permute { n_experts } = op { Some(*n_experts) } else { None };
+    layer.graph.nodes.iter().find_map(|n| of(&n.op)).ok_or_else(|| {
+        let what =
+            format!("`{}` cannot be spread over ranks: tokens are not dispatched to experts in it", layer.graph.name);
+        Diagnostic::input("layer-not-placeable", what)
+    })
+}
+
+fn placement(file: Option<&Path>, n_experts: u32, mesh: Mesh) -> Result<Placement, Diagnostic> {
+    let Some(path) = file else { return Placement::even(n_experts, mesh.ep) };
+    let text = std::fs::read_to_string(path).map_err(|e| subject::unreadable(path, &e))?;
+    let map = Placement::from_json(&path.display().to_string(), &text)?;
+    map.check(n_experts, mesh.ep, map.most_local())?;
+    Ok(map)
+}
+
+fn counts(given: Option<&[usize]>, n_tokens: usize, mesh: Mesh) -> Result<Vec<usize>, Diagnostic> {
+    let Some(given) = given else { return Ok(split_evenly(n_tokens, mesh.ep)) };
+    let total = given.iter().try_fold(0usize, |a, &n| a.checked_add(n));
+    if given.len() != mesh.ep as usize || total != Some(n_tokens) {
+        let what = format!(
+            "--tokens-per-rank names {} ranks with {} tokens; there are {} ranks and {n_tokens} tokens",
+            given.len(),
+            total.map_or("too many".to_string(), |t| t.to_string()),
+            mesh.ep
+        );
+        return Err(
+            Diagnostic::machine("wrong-usage", what).help("give a number for each rank; together, those of the input")
+        );
+    }
+    Ok(given.to_vec())
+}
+
+fn inputs(options: &Options, layer: &ModelLayer) -> Result<Vec<(String, Tensor)>, Diagnostic> {
+    match &options.input {
+        Source::Random { n_tokens, seed } => {
+            let inputs = layer.graph.inputs.iter().map(|i| (i.name.as_str(), &i.ty));
+            let n_experts = layer.info.facts.get("experts").copied();
+            Ok(run::random_tensors(inputs, n_experts, *n_tokens, *seed))
+        }
+        Source::Path(path) => run::file_tensors(path, layer.graph.inputs.iter().map(|i| i.name.as_str())),
+    }
+}
+
+fn step(
+    placed: Arc<moec::ranks::PlacedLayer>,
+    map: &Placement,
+    weights: &Weights<'_>,
+    inputs: &[(String, Tensor)],
+    counts: &[usize],
+    device: Device,
+    timeout: Duration,
+) -> Result<Vec<StepResult>, Diagnostic> {
+    let parts = inputs.iter().map(|(_, t)| split_tokens(t, counts)).collect::<Result<Vec<_>, _>>()?;
+    let max_tokens = counts.iter().copied().max().unwrap_or(0).max(1) as u64;
+    let n_threads = (std::thread::available_parallelism().map_or(1, usize::from) / counts.len().max(1)).max(1);
+    threads::run(threads::connect(counts.len() as u32, timeout), |comm| {
+        let rank = comm.rank() as usize;
+        let pool = Some(Arc::new(Pool::new(n_threads)?));
+        let options = RankOptions { device: device.clone(), max_tokens, pool };
+        let mut layer = RankLayer::join(placed.clone(), comm, map.clone(), weights, options)?;
+        let own: Vec<(&str, &Tensor)> = inputs.iter().zip(&parts).map(|((n, _), p)| (n.as_str(), &p[rank])).collect();
+        layer.step(&own)
+    })
+}
+
+/// The outputs of all ranks in the order of tokens.
+fn gather(steps: &[StepResult], target: &str) -> Result<RunResult, Diagnostic> {
+    let broken = || Diagnostic::internal("internal-error", "ranks should have the same outputs");
+    let first = steps.first().ok_or_else(broken)?;
+    let mut outputs = Vec::new();
+    for (i, (name, _)) in first.outputs.iter().enumerate() {
+        let parts: Option<Vec<&Tensor>> = steps.iter().map(|s| s.outputs.get(i).map(|(_, t)| t)).collect();
+        let joined = parts.and_then(|p| join_tokens(&p)).ok_or_else(broken)?;
+        outputs.push((name.clone(), joined));
+    }
+    let findings = steps.iter().zip(0..).flat_map(|(s, r)| s.findings.iter().map(move |f| format!("rank {r}: {f}")));
+    Ok(RunResult::of_ranks(outputs, findings.collect(), target))
+}
+
+/// What each rank had, sent and computed.
+fn table(steps: &[StepResult], map: &Placement, counts: &[usize]) -> String {
+    let mut out = String::from("rank  experts  tokens  rows sent  KiB sent  slots computed  KiB returned\n");
+    for ((r, s), n) in (0u32..).zip(steps).zip(counts) {
+        let (t, kib) = (&s.traffic, |bytes: u64| bytes as f64 / 1024.0);
+        out += &format!(
+            "{r:<4}  {:<7}  {n:<6}  {:<9}  {:<8.1}  {:<14}  {:.1}\n",
+            map.experts_of(r).len(),
+            t.rows_sent,
+            kib(t.row_bytes_sent),
+            t.slots_computed,
+            kib(t.result_bytes_sent)
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_ranks_add_up_to_the_inputs() {
+        let mesh = Mesh { ep: 3 };
+        assert_eq!(counts(None, 7, mesh).map_err(|d| d.code), Ok(vec![3, 2, 2]));
+        assert_eq!(counts(Some(&[0, 7, 0]), 7, mesh).map_err(|d| d.code), Ok(vec![0, 7, 0]));
+        for wrong in [&[7][..], &[1, 2, 3], &[usize::MAX, 1, 7]] {
+            assert_eq!(counts(Some(wrong), 7, mesh).map_err(|d| d.code), Err("wrong-usage".to_string()));
+        }
+    }
+
+    #[test]
+    fn a_wire_is_a_format_that_needs_nothing_but_the_row() {
+        assert!(matches!(parse_wire("none"), Ok(WireArg(None))));
+        assert!(matches!(parse_wire("bf16"), Ok(WireArg(Some(Wire::Rows(DType::BF16))))));
+        assert!(parse_wire("nvfp4").is_ok());
+        assert!(parse_wire("nvfp4-static").is_err_and(|e| e.contains("mxfp8")));
+        assert!(parse_mesh("ep=2,tp=2").is_err_and(|e| e.contains("ep=N")));
+    }
+}
