@@ -8,6 +8,7 @@ pub mod data;
 pub mod engines;
 pub mod graph_fuzz;
 pub mod instructions;
+pub mod placed;
 pub mod quantised;
 pub mod recorded;
 pub mod runs;
