@@ -1,5 +1,7 @@
 //! What ranks need of each other.
 
+use moec_ir::Placement;
+use moec_ir::diag::Diagnostic;
 use std::time::Duration;
 
 /// One rank's end of an exchange between all ranks.
@@ -51,4 +53,27 @@ pub enum Fault {
     },
     /// The call is not one that can be answered.
     Misused(String),
+}
+
+/// A fault, with the experts that are not there because of it.
+pub(crate) fn not_answering(fault: Fault, own: u32, map: &Placement, when: &str) -> Diagnostic {
+    let holds = |rank: u32| match map.experts_of(rank) {
+        [] => "no experts".to_string(),
+        list => format!("experts {}", list.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    };
+    let help = "start it again, or give the other ranks a map in which others hold its experts; the tokens of this step were \
+                not lost: run it again";
+    match fault {
+        Fault::Silent { ranks, waited } => {
+            let who =
+                ranks.iter().map(|&r| format!("rank {r}, which holds {},", holds(r))).collect::<Vec<_>>().join(" and ");
+            let what = format!("{who} has not answered rank {own} within {:.1} s, {when}", waited.as_secs_f64());
+            Diagnostic::machine("rank-not-answering", what).help(help)
+        }
+        Fault::Ended { rank, why } => {
+            let what = format!("rank {rank}, which holds {}, has ended {when}: {why}", holds(rank));
+            Diagnostic::machine("rank-not-answering", what).help(help)
+        }
+        Fault::Misused(what) => Diagnostic::internal("internal-error", what),
+    }
 }

@@ -9,6 +9,7 @@
 
 mod balance;
 mod comm;
+mod experts;
 mod layer;
 mod message;
 mod rank;
@@ -19,6 +20,7 @@ mod tokens;
 
 pub use balance::place_experts;
 pub use comm::{Comm, Fault};
+pub use experts::{ExpertLoader, Loaded};
 pub use layer::PlacedLayer;
 pub use rank::{RankLayer, RankOptions, StepResult, Traffic};
 pub use tokens::{join_tokens, split_evenly, split_tokens};

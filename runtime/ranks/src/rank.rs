@@ -1,6 +1,7 @@
 //! One rank of a placed layer.
 
-use crate::comm::{Comm, Fault};
+use crate::comm::{Comm, not_answering};
+use crate::experts::{ExpertLoader, Loaded, load_experts, load_options};
 use crate::layer::PlacedLayer;
 use crate::message::{self, Incoming, Outgoing};
 use crate::rows::{Sender, received, row_bytes, take};
@@ -11,7 +12,7 @@ use moec_ir::graph::{Maker, Source};
 use moec_ir::tensor::Data;
 use moec_ir::{DType, Placement, Tensor};
 use moec_runtime::cpu::Pool;
-use moec_runtime::{Device, Layer, LoadOptions, SelectedExperts, Weights};
+use moec_runtime::{Device, Layer, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -41,12 +42,6 @@ pub struct RankLayer<C> {
     step: u64,
     /// Set when a step failed: ranks are no longer at the same place.
     broken: Option<String>,
-}
-
-/// A map, and the experts that a rank has by it.
-pub struct Loaded {
-    map: Placement,
-    experts: Layer,
 }
 
 /// What a step gives.
@@ -383,52 +378,6 @@ impl<C: Comm> std::fmt::Debug for RankLayer<C> {
     }
 }
 
-impl std::fmt::Debug for Loaded {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Loaded").field("map", &self.map.version()).finish_non_exhaustive()
-    }
-}
-
-/// Loads the experts that a map gives to one rank.
-#[derive(Clone, Debug)]
-pub struct ExpertLoader {
-    placed: Arc<PlacedLayer>,
-    rank: u32,
-    n_ranks: u32,
-    options: RankOptions,
-}
-
-impl ExpertLoader {
-    /// The experts of `map`, without compiling anything. They take memory beside those in use until the layer has gone over.
-    ///
-    /// # Errors
-    /// `placement-invalid`, and those of [`Layer::load`].
-    pub fn load(&self, map: Placement, weights: &Weights<'_>) -> Result<Loaded, Diagnostic> {
-        map.check(self.placed.n_experts, self.n_ranks, self.placed.n_local)?;
-        let experts = load_experts(&self.placed, &map, self.rank, self.n_ranks, weights, &self.options)?;
-        Ok(Loaded { map, experts })
-    }
-}
-
-fn load_options(options: &RankOptions, max_tokens: u64) -> LoadOptions {
-    LoadOptions { device: options.device.clone(), max_tokens, pool: options.pool.clone(), ..LoadOptions::default() }
-}
-
-fn load_experts(
-    placed: &PlacedLayer,
-    map: &Placement,
-    rank: u32,
-    n_ranks: u32,
-    weights: &Weights<'_>,
-    options: &RankOptions,
-) -> Result<Layer, Diagnostic> {
-    let selected = SelectedExperts { weights, stacks: &placed.stacks, experts: map.experts_of(rank) };
-    // Every slot of every rank may go to experts of this one.
-    let most = options.max_tokens.saturating_mul(u64::from(n_ranks)).saturating_mul(placed.top_k as u64);
-    let most = most.clamp(1, moec_bundle::MAX_TOKENS);
-    Layer::load(&placed.experts, &Weights::Experts(selected), load_options(options, most))
-}
-
 fn find<'t>(
     source: &Source,
     inputs: &'t [(&str, &Tensor)],
@@ -456,27 +405,4 @@ fn without_dropped(weights: &Tensor, outgoing: &[Outgoing]) -> Tensor {
         values.iter_mut().zip(&sent).filter(|(_, sent)| !**sent).for_each(|(w, _)| *w = -0.0);
     }
     out
-}
-
-/// A fault, with the experts that are not there because of it.
-fn not_answering(fault: Fault, own: u32, map: &Placement, when: &str) -> Diagnostic {
-    let holds = |rank: u32| match map.experts_of(rank) {
-        [] => "no experts".to_string(),
-        list => format!("experts {}", list.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
-    };
-    let help = "start it again, or give the other ranks a map in which others hold its experts; the tokens of this step were \
-                not lost: run it again";
-    match fault {
-        Fault::Silent { ranks, waited } => {
-            let who =
-                ranks.iter().map(|&r| format!("rank {r}, which holds {},", holds(r))).collect::<Vec<_>>().join(" and ");
-            let what = format!("{who} has not answered rank {own} within {:.1} s, {when}", waited.as_secs_f64());
-            Diagnostic::machine("rank-not-answering", what).help(help)
-        }
-        Fault::Ended { rank, why } => {
-            let what = format!("rank {rank}, which holds {}, has ended {when}: {why}", holds(rank));
-            Diagnostic::machine("rank-not-answering", what).help(help)
-        }
-        Fault::Misused(what) => Diagnostic::internal("internal-error", what),
-    }
 }
