@@ -2,7 +2,8 @@
 //!
 //! [`PlacedLayer`] is what was compiled: three programs and what travels between them ([`moec_ir::graph::place`]).
 //! [`RankLayer`] is one rank of it, loaded: [`RankLayer::step`] takes the rank's own tokens to their output, with the experts
-//! of all ranks. Ranks exchange through a [`Comm`]; [`threads`] has one for threads of a process. Which rank holds which
+//! of all ranks. Ranks exchange through a [`Comm`]; [`threads`] has one for threads of a process,
+//! [`mpi`] one for processes. Which rank holds which
 //! expert is a [`moec_ir::Placement`], which a layer takes anew between two steps; [`place_experts`] makes one from
 //! measured counts.
 #![warn(missing_docs)]
@@ -10,8 +11,10 @@
 mod balance;
 mod comm;
 mod experts;
+mod gather;
 mod layer;
 mod message;
+pub mod mpi;
 mod rank;
 mod rows;
 mod terms;

@@ -2,6 +2,7 @@
 
 use crate::comm::{Comm, not_answering};
 use crate::experts::{ExpertLoader, Loaded, load_experts, load_options};
+use crate::gather;
 use crate::layer::PlacedLayer;
 use crate::message::{self, Incoming, Outgoing};
 use crate::rows::{Sender, received, row_bytes, take};
@@ -130,6 +131,26 @@ impl<C: Comm> RankLayer<C> {
     /// This rank's end of the exchange.
     pub fn comm(&mut self) -> &mut C {
         &mut self.comm
+    }
+
+    /// Gives the first rank what every rank got in a step; nothing on the others. All ranks call it.
+    ///
+    /// # Errors
+    /// `rank-not-answering`, `ranks-disagree`.
+    pub fn gather(&mut self, step: &StepResult) -> Result<Option<Vec<StepResult>>, Diagnostic> {
+        let mut parts = vec![Vec::new(); self.comm.n_ranks() as usize];
+        parts[0] = gather::to_bytes(step);
+        let own = self.comm.rank();
+        let came = self.comm.exchange(parts);
+        let came = came.map_err(|f| not_answering(f, own, &self.now.map, "when results were gathered"))?;
+        if own != 0 {
+            return Ok(None);
+        }
+        let read = came.iter().map(|bytes| gather::from_bytes(bytes, step)).collect::<Option<_>>();
+        read.map(Some).ok_or_else(|| {
+            let what = "a rank sent results that the first one cannot read";
+            Diagnostic::input("ranks-disagree", what).help("run the same moec on all ranks")
+        })
     }
 
     /// What loads the experts of a map for this rank, on any thread, while steps go on.

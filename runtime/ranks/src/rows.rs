@@ -102,7 +102,7 @@ mod tests {
     fn codes_on_the_wire_have_the_values_of_the_layers_own_rounding() {
         let cols = 300;
         let values: Vec<f32> =
-            (0..3 * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1.3f32.powi((i / 40 - 8) as i32)).collect();
+            (0..3 * cols).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1.3f32.powi(i as i32 / 40 - 8)).collect();
         let rows = Tensor::float(DType::F32, &[3, cols], values);
         for (name, q) in ActQuant::NAMES.into_iter().filter(|(_, q)| !q.has_global()) {
             let (wire, mut bytes) = (Wire::Codes(q), Vec::new());

@@ -2,9 +2,12 @@
 
 use super::run::{self, Options, Source};
 use super::subject::{self, Subject};
-use crate::output::Outcome;
+use crate::output::{Ended, Outcome};
 use crate::progress::Progress;
-use moec::ranks::{Comm, RankLayer, RankOptions, StepResult, join_tokens, split_evenly, split_tokens, threads};
+use moec::ranks::mpi::MpiComm;
+use moec::ranks::{
+    Comm, PlacedLayer, RankLayer, RankOptions, StepResult, join_tokens, split_evenly, split_tokens, threads,
+};
 use moec::{
     Checkpoint, CompileRequest, Device, Diagnostic, LayerOptions, Mesh, ModelLayer, Placement, RunResult, Tensor,
     Weights, compile_placed,
@@ -32,9 +35,30 @@ pub struct MeshArgs {
     #[arg(long, requires = "mesh", value_parser = parse_wire,
           value_name = "none|bf16|f16|fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4")]
     pub wire: Option<WireArg>,
+    /// What the ranks are: threads of this process, or processes that mpirun started; LIBRARY is the MPI library of the
+    /// standard ABI, where the loader does not find `libmpi_abi.so.1`. The first process writes and compares the output.
+    #[arg(long, requires = "mesh", value_parser = parse_ranks, default_value = "threads", value_name = "threads|mpi[:LIBRARY]")]
+    pub ranks: RanksArg,
     /// Longest time to wait for a rank.
     #[arg(long, value_name = "SECONDS", default_value = "60", requires = "mesh")]
     pub timeout: f64,
+}
+
+/// What ranks are.
+#[derive(Clone, Debug)]
+pub enum RanksArg {
+    Threads,
+    /// Processes; the MPI library, where it is named.
+    Mpi(Option<PathBuf>),
+}
+
+fn parse_ranks(text: &str) -> Result<RanksArg, String> {
+    match text.split_once(':') {
+        None if text == "threads" => Ok(RanksArg::Threads),
+        None if text == "mpi" => Ok(RanksArg::Mpi(None)),
+        Some(("mpi", path)) if !path.is_empty() => Ok(RanksArg::Mpi(Some(path.into()))),
+        _ => Err("threads, mpi or mpi:LIBRARY".into()),
+    }
 }
 
 /// How rows are rounded; `None` for not at all.
@@ -84,9 +108,21 @@ pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
         (_, None) => return Err(vec![run::weights_missing(options)]),
     };
     let progress = Progress::start("loading weights and running");
+    let run = Run {
+        placed: Arc::new(placed),
+        map: &map,
+        weights: &weights,
+        inputs: &inputs,
+        counts: &counts,
+        device: options.device.clone(),
+    };
     let timeout = Duration::try_from_secs_f64(options.mesh.timeout).unwrap_or(Duration::MAX);
-    let steps =
-        step(Arc::new(placed), &map, &weights, &inputs, &counts, options.device.clone(), timeout).map_err(one)?;
+    let steps = match &options.mesh.ranks {
+        RanksArg::Threads => run.on_threads(timeout).map(Some),
+        RanksArg::Mpi(library) => run.as_process(library.as_deref(), mesh, timeout),
+    };
+    // The first process has everybody's.
+    let Some(steps) = steps.map_err(one)? else { return Ok(Ended::Well) };
     drop(progress);
     let result =
         gather(&steps, run::targets(&options.device).map_err(one)?.first().map_or("cpu", |t| t.name)).map_err(one)?;
@@ -190,26 +226,56 @@ fn inputs(options: &Options, layer: &ModelLayer) -> Result<Vec<(String, Tensor)>
     }
 }
 
-fn step(
-    placed: Arc<moec::ranks::PlacedLayer>,
-    map: &Placement,
-    weights: &Weights<'_>,
-    inputs: &[(String, Tensor)],
-    counts: &[usize],
+/// What all ranks are given.
+struct Run<'r> {
+    placed: Arc<PlacedLayer>,
+    map: &'r Placement,
+    weights: &'r Weights<'r>,
+    inputs: &'r [(String, Tensor)],
+    counts: &'r [usize],
     device: Device,
-    timeout: Duration,
-) -> Result<Vec<StepResult>, Diagnostic> {
-    let parts = inputs.iter().map(|(_, t)| split_tokens(t, counts)).collect::<Result<Vec<_>, _>>()?;
-    let max_tokens = counts.iter().copied().max().unwrap_or(0).max(1) as u64;
-    let n_threads = (std::thread::available_parallelism().map_or(1, usize::from) / counts.len().max(1)).max(1);
-    threads::run(threads::connect(counts.len() as u32, timeout), |comm| {
+}
+
+impl Run<'_> {
+    fn on_threads(&self, timeout: Duration) -> Result<Vec<StepResult>, Diagnostic> {
+        threads::run(threads::connect(self.counts.len() as u32, timeout), |comm| Ok(self.step(comm)?.1))
+    }
+
+    /// The results of all ranks on the first of them.
+    fn as_process(
+        &self,
+        library: Option<&Path>,
+        mesh: Mesh,
+        timeout: Duration,
+    ) -> Result<Option<Vec<StepResult>>, Diagnostic> {
+        let (mut layer, step) = self.step(MpiComm::start(library, mesh.ep, timeout)?)?;
+        layer.gather(&step)
+    }
+
+    fn step<C: Comm>(&self, mut comm: C) -> Result<(RankLayer<C>, StepResult), Diagnostic> {
         let rank = comm.rank() as usize;
-        let pool = Some(Arc::new(Pool::new(n_threads)?));
-        let options = RankOptions { device: device.clone(), max_tokens, pool };
-        let mut layer = RankLayer::join(placed.clone(), comm, map.clone(), weights, options)?;
-        let own: Vec<(&str, &Tensor)> = inputs.iter().zip(&parts).map(|((n, _), p)| (n.as_str(), &p[rank])).collect();
-        layer.step(&own)
-    })
+        let (parts, pool) = match self.part(rank) {
+            Ok(made) => made,
+            Err(d) => {
+                comm.end(&d.message);
+                return Err(d);
+            }
+        };
+        let max_tokens = self.counts.iter().copied().max().unwrap_or(0).max(1) as u64;
+        let options = RankOptions { device: self.device.clone(), max_tokens, pool: Some(Arc::new(pool)) };
+        let mut layer = RankLayer::join(self.placed.clone(), comm, self.map.clone(), self.weights, options)?;
+        let own: Vec<(&str, &Tensor)> = self.inputs.iter().map(|(n, _)| n.as_str()).zip(&parts).collect();
+        let step = layer.step(&own)?;
+        Ok((layer, step))
+    }
+
+    /// A rank's own tokens, and its share of the cores.
+    fn part(&self, rank: usize) -> Result<(Vec<Tensor>, Pool), Diagnostic> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let of = |t: &Tensor| Ok(split_tokens(t, self.counts)?.swap_remove(rank));
+        let parts = self.inputs.iter().map(|(_, t)| of(t)).collect::<Result<_, Diagnostic>>()?;
+        Ok((parts, Pool::new((cores / self.counts.len().max(1)).max(1))?))
+    }
 }
 
 /// The outputs of all ranks in the order of tokens.
@@ -263,6 +329,9 @@ mod tests {
         assert!(matches!(parse_wire("bf16"), Ok(WireArg(Some(Wire::Rows(DType::BF16))))));
         assert!(parse_wire("nvfp4").is_ok());
         assert!(parse_wire("nvfp4-static").is_err_and(|e| e.contains("mxfp8")));
+        assert!(matches!(parse_ranks("mpi:/a/b.so"), Ok(RanksArg::Mpi(Some(p))) if p == Path::new("/a/b.so")));
+        assert!(matches!(parse_ranks("mpi"), Ok(RanksArg::Mpi(None))));
+        assert!(parse_ranks("mpi:").is_err() && parse_ranks("tcp").is_err());
         assert!(parse_mesh("ep=2,tp=2").is_err_and(|e| e.contains("ep=N")));
     }
 }
