@@ -55,8 +55,13 @@ pub fn alone(r: &Recorded, inputs: &[(String, Tensor)]) -> Vec<(String, Tensor)>
 }
 
 pub fn options(max_tokens: u64) -> RankOptions {
-    RankOptions { device: Device::Cpu, max_tokens, pool: Some(Arc::new(Pool::new(1).expect("a pool"))) }
+    // Few slots at once: what comes is often computed in parts.
+    let pool = Some(Arc::new(Pool::new(1).expect("a pool")));
+    RankOptions { pool, max_slots: 5, ..RankOptions::new(Device::Cpu, max_tokens) }
 }
+
+/// Tensors by name, in the layer's order.
+pub type Outputs = Vec<(String, Tensor)>;
 
 /// One step on ranks with `counts` tokens each; the outputs in token order, and what each rank did.
 pub fn together(
@@ -65,7 +70,7 @@ pub fn together(
     map: &Placement,
     inputs: &[(String, Tensor)],
     counts: &[usize],
-) -> Result<(Vec<(String, Tensor)>, Vec<StepResult>), Diagnostic> {
+) -> Result<(Outputs, Vec<StepResult>), Diagnostic> {
     let parts = parts(inputs, counts);
     let most = counts.iter().copied().max().unwrap_or(0) as u64;
     let steps = threads::run(threads::connect(counts.len() as u32, LONG), |comm| {

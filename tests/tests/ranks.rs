@@ -207,7 +207,8 @@ fn what_is_spoilt_on_its_way_is_refused_before_a_number_is_made() {
     let (r, placed) = mixtral();
     let weights = Weights::Checkpoint(r.weights.clone());
     let parts = parts(&r.inputs, &split_evenly(r.inputs[0].1.shape[0], 3));
-    let faults: [(&str, usize, fn(&mut Vec<u8>), &str); 9] = [
+    type Case = (&'static str, usize, fn(&mut Vec<u8>), &'static str);
+    let faults: [Case; 9] = [
         ("another format", 1, |p| p[0] ^= 1, "no message"),
         ("another fingerprint", 1, |p| p[8] ^= 1, "fingerprint"),
         ("another largest number of tokens", 1, |p| p[16] += 1, "up to"),

@@ -35,8 +35,8 @@ fn help_and_version_go_to_standard_output() {
 fn every_command_of_the_reference_is_in_the_help() {
     let help = moec(&["--help"]).stdout;
     for command in [
-        "compile", "pack", "run", "bench", "emulate", "check", "explain", "inspect", "diff", "rules", "schema",
-        "doctor",
+        "compile", "pack", "run", "bench", "emulate", "check", "explain", "inspect", "diff", "place", "rules",
+        "schema", "doctor",
     ] {
         assert!(help.contains(&format!("\n  {command} ")), "{command}: {help}");
     }

@@ -55,6 +55,6 @@ pub(crate) fn load_experts(
     let selected = SelectedExperts { weights, stacks: &placed.stacks, experts: map.experts_of(rank) };
     // Every slot of every rank may go to experts of this one.
     let most = options.max_tokens.saturating_mul(u64::from(n_ranks)).saturating_mul(placed.top_k as u64);
-    let most = most.clamp(1, moec_bundle::MAX_TOKENS);
+    let most = most.min(options.max_slots).clamp(1, moec_bundle::MAX_TOKENS);
     Layer::load(&placed.experts, &Weights::Experts(selected), load_options(options, most))
 }

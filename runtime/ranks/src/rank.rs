@@ -22,10 +22,20 @@ use std::sync::Arc;
 pub struct RankOptions {
     /// Where its programs run.
     pub device: Device,
-    /// Most tokens of its own in one step; the same on all ranks. What may come from others follows from it.
+    /// Most tokens of its own in one step; the same on all ranks.
     pub max_tokens: u64,
+    /// Most slots that the experts compute at once; when more come, they are computed one part after the other. Decides how
+    /// much memory is allocated, and no bits.
+    pub max_slots: u64,
     /// CPU: the threads; one pool for each core when there is none.
     pub pool: Option<Arc<Pool>>,
+}
+
+impl RankOptions {
+    /// For up to `max_tokens` tokens of a rank, on all cores, up to 8192 slots at once.
+    pub fn new(device: Device, max_tokens: u64) -> RankOptions {
+        RankOptions { device, max_tokens, max_slots: 8192, pool: None }
+    }
 }
 
 /// One rank of a placed layer, ready for steps.

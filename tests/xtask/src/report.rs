@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 /// Reasons for which a test may skip itself. Any other reason makes the run fail, so that skips cannot pile up unseen.
-const KNOWN_REASONS: [&str; 5] = ["no CUDA device", "no ptxas", "no python", "no C compiler", "no address sanitizer"];
+const KNOWN_REASONS: [&str; 6] =
+    ["no CUDA device", "no ptxas", "no python", "no C compiler", "no address sanitizer", "no MPI"];
 
 /// Counts of one test binary or one crate's doc tests.
 #[derive(Clone, Debug, Default, PartialEq)]

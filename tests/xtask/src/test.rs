@@ -2,9 +2,13 @@
 
 use crate::places;
 use crate::report::Report;
+use crate::tool_checkpoints;
 use anyhow::{Context, Result};
 use std::io::{BufRead, BufReader, Write};
 use std::time::Instant;
+
+/// An MPI with the standard ABI, from Python's package index.
+const MPI: &str = "mpich==5.0.2";
 
 /// What `cargo xtask test` takes.
 #[derive(clap::Args)]
@@ -12,6 +16,9 @@ pub struct Options {
     /// Run without NVIDIA's assembler: its tests are then skipped, and the table says so.
     #[arg(long)]
     without_ptxas: bool,
+    /// Run without MPI: tests of ranks that are processes are then skipped, and the table says so.
+    #[arg(long)]
+    without_mpi: bool,
     /// Run the tests only, not the lints and the format check.
     #[arg(long)]
     tests_only: bool,
@@ -31,14 +38,23 @@ pub fn run(options: &Options) -> Result<bool> {
     let start = Instant::now();
     let jobs = options.jobs.unwrap_or_else(places::jobs);
     let mut env: Vec<(&str, std::ffi::OsString)> = vec![("INSTA_UPDATE", "no".into())];
+    let mut required = Vec::new();
     if !options.without_ptxas {
         let ptxas = moec_ptx::ptxas::install(&places::tools_dir()).context(
             "cannot install ptxas; `cargo xtask test --without-ptxas` runs without it and skips what needs it",
         )?;
         eprintln!("ptxas {} at {}", moec_ptx::ptxas::release(&ptxas)?, ptxas.display());
         env.push(("MOEC_PTXAS", ptxas.into_os_string()));
-        env.push(("MOEC_REQUIRE", "ptxas".into()));
+        required.push("ptxas");
     }
+    if !options.without_mpi {
+        let dir = places::tools_dir().join("mpi");
+        tool_checkpoints::install(&dir, &[MPI.to_string()])
+            .context("cannot install MPI; `cargo xtask test --without-mpi` runs without it and skips what needs it")?;
+        env.push(("MOEC_MPI", dir.into_os_string()));
+        required.push("mpi");
+    }
+    env.push(("MOEC_REQUIRE", required.join(",").into()));
 
     let (report, tests_ended_well) = run_tests(options, jobs, &env)?;
     let mut green = report.is_green() && tests_ended_well;

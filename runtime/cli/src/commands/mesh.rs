@@ -262,7 +262,7 @@ impl Run<'_> {
             }
         };
         let max_tokens = self.counts.iter().copied().max().unwrap_or(0).max(1) as u64;
-        let options = RankOptions { device: self.device.clone(), max_tokens, pool: Some(Arc::new(pool)) };
+        let options = RankOptions { pool: Some(Arc::new(pool)), ..RankOptions::new(self.device.clone(), max_tokens) };
         let mut layer = RankLayer::join(self.placed.clone(), comm, self.map.clone(), self.weights, options)?;
         let own: Vec<(&str, &Tensor)> = self.inputs.iter().map(|(n, _)| n.as_str()).zip(&parts).collect();
         let step = layer.step(&own)?;

@@ -1,0 +1,127 @@
+//! Layers on ranks, from the command line: threads, and processes of `mpirun`.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
+mod common;
+
+use common::{conformance, diagnostics, moec_in};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[test]
+fn ranks_write_what_one_rank_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("qwen3_moe.bf16");
+    let golden = model.join("golden.layer0.safetensors");
+    let (model, golden) = (model.to_str().unwrap(), golden.to_str().unwrap());
+    let args = ["run", model, "--input", golden, "--expect", golden, "-o"];
+    let run = |to: &str, more: &[&str]| {
+        let run = moec_in(dir.path(), &[&args[..], &[to], more].concat());
+        assert_eq!(run.code, 0, "{more:?}: {}{}", run.stdout, run.stderr);
+        (run.stdout, std::fs::read(dir.path().join(to)).unwrap())
+    };
+    let (_, alone) = run("alone.safetensors", &[]);
+    let (text, together) = run("ranks.safetensors", &["--mesh", "ep=4"]);
+    assert!(text.contains("rows sent") && text.contains("relative error"), "{text}");
+    assert_eq!(together, alone);
+
+    let place = ["place", model, "--mesh", "ep=3", "--counts", "alone.safetensors", "--redundant", "3"];
+    let placed = moec_in(dir.path(), &[&place[..], &["-o", "map.json"]].concat());
+    assert!(placed.code == 0 && placed.stdout.contains("3 redundant"), "{}{}", placed.stdout, placed.stderr);
+    assert!(moec_in(dir.path(), &place).stdout.contains("moec_placement"));
+    let uneven = ["--mesh", "ep=3", "--placement", "map.json", "--tokens-per-rank", "1,0,23"];
+    assert_eq!(run("uneven.safetensors", &uneven).1, alone);
+    let emulated = ["--device", "emulator:sm_90a"];
+    let (_, alone) = run("alone.safetensors", &emulated);
+    assert_eq!(run("ranks.safetensors", &[&emulated[..], &["--mesh", "ep=2"]].concat()).1, alone);
+}
+
+#[test]
+fn what_does_not_go_with_ranks_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("qwen3_moe.bf16");
+    let model = model.to_str().unwrap();
+    std::fs::write(dir.path().join("map.json"), r#"{"moec_placement":1,"version":1,"experts":8,"ranks":[[0,1],[2]]}"#)
+        .unwrap();
+    std::fs::write(dir.path().join("counts.json"), "[1, 2]").unwrap();
+    let of = |args: &[&str]| {
+        let run = moec_in(dir.path(), &[&["--message-format", "json"], args].concat());
+        let code = diagnostics(&run).first().map(|d| d["code"].as_str().unwrap().to_string());
+        (run.code, code.unwrap_or_default())
+    };
+    let run = ["run", model, "--input", "random:T=4", "--mesh"];
+    for (more, exit, code) in [
+        (&["ep=2", "--jit"][..], 2, "wrong-usage"),
+        (&["ep=2", "--device", "cuda"], 2, "wrong-usage"),
+        (&["ep=2", "--tokens-per-rank", "1,2"], 2, "wrong-usage"),
+        (&["ep=2", "--placement", "map.json"], 1, "placement-invalid"),
+        (&["ep=2", "--placement", "none.json"], 1, "file-unreadable"),
+        (&["ep=2", "--activations", "mxfp8", "--wire", "mxfp4"], 1, "layer-not-placeable"),
+        (&["ep=2", "--wire", "bf16", "--ranks", "mpi:/nonexistent/libmpi_abi.so"], 2, "mpi-unavailable"),
+    ] {
+        assert_eq!(of(&[&run[..], more].concat()), (exit, code.to_string()), "{more:?}");
+    }
+    let place = of(&["place", model, "--mesh", "ep=2", "--counts", "counts.json"]);
+    assert_eq!(place, (1, "expert-counts-invalid".to_string()));
+    let mesh = moec_in(dir.path(), &[&run[..], &["ep=2,tp=2"]].concat());
+    assert!(mesh.code == 2 && mesh.stderr.contains("not placed yet"), "{}", mesh.stderr);
+}
+
+/// The folder of an installed MPI, which `cargo xtask test` names.
+fn mpi() -> Option<PathBuf> {
+    let found = std::env::var_os("MOEC_MPI").map(PathBuf::from).filter(|p| p.join("bin/mpirun").is_file());
+    if found.is_none() {
+        assert!(!std::env::var("MOEC_REQUIRE").is_ok_and(|r| r.contains("mpi")), "MOEC_MPI names no MPI");
+        eprintln!("skipped: no MPI; `cargo xtask test` installs it");
+    }
+    found
+}
+
+/// A script in front of each process, then `moec` with these arguments: exit code, standard output and error.
+fn processes(mpi: &Path, n: u32, before: &str, args: &[&str]) -> (i32, String, String) {
+    let library = format!("mpi:{}", mpi.join("lib/libmpi_abi.so.1").display());
+    let script = format!("{before}\nexec \"$0\" \"$@\"");
+    let run = Command::new(mpi.join("bin/mpirun"))
+        .args(["-n", &n.to_string(), "sh", "-c", &script, env!("CARGO_BIN_EXE_moec")])
+        .args(args)
+        .args(["--ranks", &library, "--timeout", "10"])
+        .output()
+        .unwrap();
+    let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+    (run.status.code().unwrap_or(-1), text(&run.stdout), text(&run.stderr))
+}
+
+#[test]
+fn processes_write_what_one_writes() {
+    let Some(mpi) = mpi() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for (name, n) in [("mixtral.bf16", 4), ("deepseek_v3.fp8-block.h256", 3)] {
+        let model = conformance(name);
+        let layer = (0..8).find(|l| model.join(format!("golden.layer{l}.safetensors")).exists()).unwrap().to_string();
+        let golden = model.join(format!("golden.layer{layer}.safetensors")).display().to_string();
+        let [alone, ranks] = ["alone", "ranks"].map(|n| dir.path().join(n).with_extension("safetensors"));
+        let args = ["run", model.to_str().unwrap(), "--layer", &layer, "--input", &golden, "--expect", &golden, "-o"];
+        let one = moec_in(dir.path(), &[&args[..], &[alone.to_str().unwrap()]].concat());
+        assert_eq!(one.code, 0, "{}", one.stderr);
+        let mesh = format!("ep={n}");
+        let many = [&args[..], &[ranks.to_str().unwrap(), "--mesh", &mesh]].concat();
+        let (code, out, err) = processes(&mpi, n, "", &many);
+        assert!(code == 0 && out.matches("relative error").count() == 1, "{name}: {out}{err}");
+        assert_eq!(std::fs::read(&ranks).unwrap(), std::fs::read(&alone).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn processes_that_fail_are_named() {
+    let Some(mpi) = mpi() else { return };
+    let model = conformance("mixtral.bf16");
+    let args = ["run", model.to_str().unwrap(), "--input", "random:T=12", "--mesh", "ep=3"];
+    let (code, _, err) = processes(&mpi, 2, "", &args);
+    assert!(code == 2 && err.contains("2 processes were started, and the mesh has 3 ranks"), "{err}");
+    // Another option on one rank: the ranks that hear of it first end, and the others hear that they did.
+    let other = "if [ \"$PMI_RANK\" = 1 ]; then exec \"$0\" \"$@\" --wire mxfp8; fi";
+    let (code, out, err) = processes(&mpi, 3, other, &args);
+    assert!(
+        code != 0 && err.contains("rank 1") && err.contains("fingerprint") && !out.contains("rows sent"),
+        "{out}{err}"
+    );
+}
