@@ -243,6 +243,7 @@ fn refused(graph: &Graph, i: usize, why: &str) -> Diagnostic {
     let node = &graph.nodes[i];
     Diagnostic::input("layer-not-placeable", format!("`{}` cannot be spread over ranks: {why}", graph.name))
         .note(format!("at `{}` ({})", node.name, node.op.name()))
+        .help("compile the layer whole, for one rank")
         .at(node.origin.clone())
 }
 

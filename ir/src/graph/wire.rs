@@ -39,6 +39,7 @@ pub fn round_on_wire(graph: &Graph, wire: Wire) -> Result<Graph, Diagnostic> {
                         format!("rows of `{}` cannot be sent so: {why}", graph.name),
                     )
                     .note(format!("at `{}` ({})", node.name, node.op.name()))
+                    .help("send them as they are, or name a narrower float type or a format whose scales follow from the row")
                 };
                 match (wire, &sent.op) {
                     (Wire::Rows(to), _) if to == from => b.node_as(&node.name, node.op.clone(), &inputs, Some(from))?,

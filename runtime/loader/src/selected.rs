@@ -69,12 +69,13 @@ impl SelectedExperts<'_> {
 }
 
 impl FoundExperts<'_> {
-    /// Writes the packed form of a parameter. `dst` is zero before.
+    /// Writes the packed form of a parameter.
     pub(crate) fn pack(&self, param: &ParamInfo, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
         let Some(whole) = self.stacks.iter().find(|p| p.name == param.name) else {
             return self.others.pack(param, buffer, dst);
         };
         let bytes = bytes_of_one(param, buffer);
+        dst.chunks_mut(bytes.max(1)).skip(self.experts.len()).for_each(|none| none.fill(0));
         match &self.found {
             Found::One(found) => {
                 let one = with_experts(param, buffer, 1);
