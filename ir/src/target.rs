@@ -132,11 +132,12 @@ impl Target {
     /// How kernels of this target multiply codes of rows with codes of weights; `None` where they make floats of them first.
     pub fn scaled_product(&self, rows: ActQuant, weights: QuantFormat) -> Option<ScaledProduct> {
         let TargetKind::Gpu { engine, .. } = self.kind else { return None };
-        let product = ScaledProduct::of(rows, weights)?;
         match engine {
             Engine::Portable => None,
-            // f32 scales are no part of an instruction.
-            Engine::Hopper | Engine::Blackwell | Engine::GeForce => {
+            Engine::Hopper => ScaledProduct::of_fp8(rows, weights),
+            Engine::Blackwell | Engine::GeForce => {
+                let product = ScaledProduct::of(rows, weights)?;
+                // f32 scales are no part of an instruction.
                 (product == ScaledProduct::Fp8 || self.features().block_scales).then_some(product)
             }
         }

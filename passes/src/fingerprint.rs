@@ -6,7 +6,7 @@
 //! [`crate::compile`] holds.
 
 use moec_ir::Engine;
-use moec_ir::engine::other::rows::Way;
+use moec_ir::engine::rows::Way;
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, BufferId, Contract, Kernel, Program, Role, RowOp, RowOpKind, RowProgram, Schedule};
 use std::collections::BTreeMap;

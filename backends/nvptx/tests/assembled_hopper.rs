@@ -52,13 +52,21 @@ fn products_on_sm_90_are_instructions_of_its_tensor_cores() {
         ("nvfp4", format(Code::E2M1, ScaleCode::E4M3, 1, 16)),
         ("int4", format(Code::Int4, ScaleCode::BF16, 1, 32)),
     ];
+    let int4_128 = format(Code::Int4, ScaleCode::BF16, 1, 128);
+    // Rows as codes; results of the first product become such, too.
+    let of_codes = [
+        ("fp8 x fp8", formats[1].1),
+        ("fp8 x mxfp4", formats[2].1),
+        ("fp8 x nvfp4", formats[3].1),
+        ("fp8 x int4", formats[4].1),
+        ("fp8 x int4/128", int4_128),
+    ];
     let target = Target::by_name("sm_90a").expect("a target");
     let (mut table, mut wrong) = (String::new(), Vec::new());
-    // Rows as codes, in one format; results of the first product become such, too.
-    for (name, format) in formats.into_iter().chain([("fp8 x fp8", formats[1].1)]) {
+    for (name, format) in formats.into_iter().chain(of_codes) {
         for (tile_m, team) in [(16, Team::SplitK), (64, Team::One), (256, Team::One)] {
-            // Of codes that become floats, small tiles differ in numbers only.
-            if format.is_some() && !name.contains(" x ") && tile_m != 256 {
+            // Of codes that become floats or FP8, small tiles differ in numbers only.
+            if format.is_some() && name != "fp8 x fp8" && tile_m != 256 {
                 continue;
             }
             let k_parts = if team == Team::SplitK { 8 } else { 1 };
@@ -66,7 +74,7 @@ fn products_on_sm_90_are_instructions_of_its_tensor_cores() {
             let s = Schedules { gemm1: s, gemm2: s, ..Schedules::for_rows(32) };
             let mut program = layer(&Layer::deepseek_r1(), &s);
             program = match format {
-                Some(format) if name == "fp8 x fp8" => common::coded::in_codes(program, ActQuant::FP8_BLOCK, format),
+                Some(format) if name.contains(" x ") => common::coded::in_codes(program, ActQuant::FP8_BLOCK, format),
                 Some(format) => common::coded::in_format(program, format, format.has_global()),
                 None => program,
             };

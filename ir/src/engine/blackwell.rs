@@ -82,7 +82,7 @@ pub struct Geometry {
 /// Why it does not.
 pub fn takes(program: &Program, contract: &Contract) -> Result<(), String> {
     if contract.has_coded_rows() {
-        contract.one_scaled_product()
+        contract.one_scaled_product(ScaledProduct::of).map(|_| ())
     } else if contract.is_tma_addressable(program) {
         Ok(())
     } else {
@@ -170,12 +170,12 @@ impl Operands {
         if !contract.has_coded_rows() {
             return Operands::Halves;
         }
-        match contract.scaled_product() {
+        match contract.scaled_product(ScaledProduct::of) {
             Some(ScaledProduct::Mx) if both_fp4 => Operands::Blocks(BlockScaled::Mxf4),
             Some(ScaledProduct::Nv) => Operands::Blocks(BlockScaled::Mxf4Nvf4),
             Some(ScaledProduct::Mx) => Operands::Blocks(BlockScaled::Mxf8f6f4),
             // Those that are multiplied in no way, or in several, `takes` refuses.
-            Some(ScaledProduct::Fp8) | None => Operands::Fp8,
+            Some(ScaledProduct::Fp8 | ScaledProduct::Widened) | None => Operands::Fp8,
         }
     }
 

@@ -104,7 +104,7 @@ fn instruction(segment: &Segment) -> Option<(CodedMma, Operand, Operand)> {
     let a = segment.a_quant.as_ref()?.q.code;
     let w = segment.panels.first()?.quant.as_ref()?.format.code;
     let same = segment.panels.iter().all(|p| p.quant.as_ref().is_some_and(|q| q.format.code == w));
-    let product = segment.scaled_product().filter(|_| same)?;
+    let product = segment.scaled_product(ScaledProduct::of).filter(|_| same)?;
     let operands = |w_order, a_order| (Operand { code: w, order: w_order }, Operand { code: a, order: a_order });
     let (mma, (weights, tokens)) = match (product, w, a) {
         (ScaledProduct::Fp8, ..) => (CodedMma::Fp8, operands(AsStored, AsStored)),
@@ -113,6 +113,7 @@ fn instruction(segment: &Segment) -> Option<(CodedMma, Operand, Operand)> {
         (ScaledProduct::Mx, Code::E2M1, _) => (CodedMma::Mx { a: w, b: a }, operands(Spread, LikeSpread)),
         (ScaledProduct::Mx, _, Code::E2M1) => (CodedMma::Mx { a: w, b: a }, operands(LikeSpread, Spread)),
         (ScaledProduct::Mx, ..) => (CodedMma::Mx { a: w, b: a }, operands(AsStored, AsStored)),
+        (ScaledProduct::Widened, ..) => return None,
     };
     Some((mma, weights, tokens))
 }

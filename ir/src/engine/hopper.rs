@@ -1,15 +1,21 @@
 //! How contractions are cut for `wgmma`: tiles, stages, shared memory.
 //!
 //! A tile is 128 output columns of each panel, which are the instruction's 64 rows twice, by up to 256 rows of the domain,
-//! which are its columns. Each of two warpgroups has 64 of the columns. An instruction's number of rows stands in it, so a
-//! kernel has a loop for each of [`Geometry::row_steps`] and a tile runs the smallest that holds its rows.
+//! which are its columns. Each of two warpgroups has 64 of the columns; or, in tiles of 64 columns of two panels, a panel. An
+//! instruction's number of rows stands in it, so a kernel has a loop for each of [`Geometry::row_steps`] and a tile runs the
+//! smallest that holds its rows.
 
 use super::{ROW_BYTES, ScaleWindow, code_row_bytes, k_parts, kept_sums, panels};
 use crate::DType;
+use crate::quant::Code;
 use crate::tile::{BufferId, Contract, PanelQuant, Program, ScaledProduct, Schedule, Segment, Team};
 
 /// Output columns of a tile.
 pub const TILE_N: u32 = 128;
+/// Output columns of a warpgroup, and of a tile whose warpgroups have a panel each.
+pub const GROUP_N: u32 = TILE_N / 2;
+/// Most rows of a tile whose warpgroups have a panel each: few, for sums of one go to the other through shared memory.
+const MOST_ROWS_OF_PANELS: u32 = 64;
 /// Elements of a step of 16-bit floats.
 const HALF_K: u32 = ROW_BYTES / 2;
 /// Elements of a step of FP8 codes, whose sums are scaled in f32.
@@ -30,7 +36,8 @@ const MOST_SUMS: u32 = 128;
 pub enum Operands {
     /// 16-bit floats; codes of weights become such in registers.
     Halves,
-    /// FP8 codes with FP8 codes: the sum over each 128 is scaled and added in f32.
+    /// FP8 codes of rows with FP8 codes of weights, or with 4-bit ones, which become such in registers: the sum over each 128,
+    /// or over each group that has one scale, is scaled and added in f32.
     Fp8,
 }
 
@@ -43,6 +50,8 @@ pub struct Geometry {
     pub panels: u32,
     /// Most rows of a tile.
     pub tile_m: u32,
+    /// Columns of a tile: [`TILE_N`], or [`GROUP_N`] where each warpgroup has a panel.
+    pub tile_n: u32,
     /// Elements along k of a step.
     pub tile_k: u32,
     /// Stages of the ring.
@@ -59,6 +68,8 @@ pub struct Geometry {
     pub neighbours: u32,
     /// Bytes of the largest magnitudes of rows by warp, where results become codes.
     pub maxima_bytes: u32,
+    /// Bytes of the sums that one warpgroup gives the other, where each has a panel.
+    pub given_bytes: u32,
 }
 
 /// Whether the engine runs a contraction: TMA addresses its operands, and scales of codes change at the ends of steps or at
@@ -89,10 +100,7 @@ pub fn takes(program: &Program, contract: &Contract) -> Result<(), String> {
 }
 
 fn takes_codes(program: &Program, contract: &Contract) -> Result<(), String> {
-    contract.one_scaled_product()?;
-    if contract.scaled_product() != Some(ScaledProduct::Fp8) {
-        return Err("tensor cores multiply FP8 codes whose scales cover 128 elements or more".into());
-    }
+    contract.one_scaled_product(ScaledProduct::of_fp8)?;
     let aligned = |id: BufferId| program.buffer(id).pitch.is_multiple_of(16);
     for s in &contract.segments {
         if !aligned(s.a) || !s.panels.iter().all(|p| aligned(p.weights)) {
@@ -113,7 +121,8 @@ fn takes_codes(program: &Program, contract: &Contract) -> Result<(), String> {
 /// | asked | given |
 /// |---|---|
 /// | `tile_m` | a power of two, 8 … 256 of one panel, 128 of two; of FP8 codes 128, 64 |
-/// | `tile_n`, `tile_k`, `warps` | 128, 64 (128 of FP8 codes), 12 |
+/// | `tile_n` | 64 as asked of two panels of floats or of codes of one format that become floats, without parts of k, `tile_m` being 64 at most and `team` one CTA; else 128 |
+/// | `tile_k`, `warps` | 64 (128 of FP8 codes), 12 |
 /// | `stages` | as many as asked and as shared memory holds, at least 2 |
 /// | `k_parts` | as many as asked, and no more than the shortest segment has steps |
 /// | `team` | `SplitK` where there are parts of k, `Neighbours`, else one CTA |
@@ -123,16 +132,18 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
     let most = operands.most_rows() / panels(contract);
     let tile_k = operands.tile_k();
     let k_parts = k_parts(program, contract, asked.k_parts, tile_k);
+    let by_panel = asked.tile_n <= GROUP_N && k_parts == 1 && may_split_by_panel(operands, contract);
+    let most = if by_panel { MOST_ROWS_OF_PANELS } else { most };
     let mut s = Schedule {
         tile_m: asked.tile_m.clamp(8, most).next_power_of_two().min(most),
-        tile_n: TILE_N,
+        tile_n: if by_panel { GROUP_N } else { TILE_N },
         tile_k,
         stages: 2,
         warps: WARPS,
         team: match asked.team {
             Team::SplitK if k_parts > 1 => Team::SplitK,
-            Team::Neighbours => Team::Neighbours,
-            Team::One | Team::Pair | Team::TwoPairs | Team::SplitK => Team::One,
+            Team::Neighbours if !by_panel => Team::Neighbours,
+            Team::One | Team::Neighbours | Team::Pair | Team::TwoPairs | Team::SplitK => Team::One,
         },
         k_parts,
         dynamic: false,
@@ -146,6 +157,13 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
         }
         s.tile_m /= 2;
     }
+}
+
+/// Whether each warpgroup may have a panel: there are two, both floats or codes of one format.
+fn may_split_by_panel(operands: Operands, contract: &Contract) -> bool {
+    let format = |s: &Segment, i: usize| s.panels.get(i).map(|p| p.quant.as_ref().map(|q| q.format));
+    let alike = |s: &Segment| s.panels.len() == 2 && format(s, 0) == format(s, 1);
+    operands == Operands::Halves && contract.segments.iter().all(alike)
 }
 
 fn operands(contract: &Contract) -> Operands {
@@ -174,11 +192,11 @@ impl Geometry {
     pub fn of(program: &Program, contract: &Contract, schedule: &Schedule) -> Geometry {
         let over = |f: &dyn Fn(&Segment) -> u32| contract.segments.iter().map(f).max().unwrap_or(0);
         let operands = operands(contract);
-        let (tile_m, tile_k) = (schedule.tile_m, operands.tile_k());
+        let (tile_m, tile_n, tile_k) = (schedule.tile_m, schedule.tile_n, operands.tile_k());
         let scales = |s: &Segment| -> u32 {
             let quants = s.panels.iter().filter_map(|p| p.quant.as_ref());
             let of_panels: u32 =
-                quants.map(|q| ScaleWindow::of_weights(s.n(program), q, (TILE_N, tile_k)).bytes()).sum();
+                quants.map(|q| ScaleWindow::of_weights(s.n(program), q, (tile_n, tile_k)).bytes()).sum();
             of_panels + s.a_quant.as_ref().map_or(0, |q| ScaleWindow::of_rows(q, (tile_m, tile_k)).bytes())
         };
         let has_codes = contract.segments.iter().any(|s| s.out_quant.is_some());
@@ -186,16 +204,18 @@ impl Geometry {
             operands,
             panels: panels(contract),
             tile_m,
+            tile_n,
             tile_k,
             stages: schedule.stages,
             weight_bytes: over(&|s| {
-                s.panels.iter().map(|p| TILE_N * weight_row_bytes(operands, p.quant.as_ref())).sum()
+                s.panels.iter().map(|p| tile_n * weight_row_bytes(operands, p.quant.as_ref())).sum()
             }),
             scale_bytes: over(&scales),
             k_parts: schedule.k_parts,
             split: schedule.team == Team::SplitK && schedule.k_parts > 1,
             neighbours: if schedule.team == Team::Neighbours { 2 } else { 1 },
             maxima_bytes: if has_codes { tile_m * PRODUCT_WARPS * 4 } else { 0 },
+            given_bytes: if tile_n == GROUP_N { GROUP_N * tile_m * 4 } else { 0 },
         }
     }
 
@@ -229,9 +249,19 @@ impl Geometry {
         CONTROL_BYTES + self.stages * self.stage_bytes()
     }
 
+    /// Whether each warpgroup has a panel of the tile, instead of half of its columns.
+    pub fn is_by_panel(&self) -> bool {
+        self.tile_n == GROUP_N
+    }
+
+    /// Byte offset of the sums that one warpgroup gives the other: `[row][column]`, f32.
+    pub fn given(&self) -> u32 {
+        self.maxima() + self.maxima_bytes
+    }
+
     /// Byte offset of the sums of other parts of k.
     pub fn first_sums(&self) -> u32 {
-        self.maxima() + self.maxima_bytes
+        self.given() + self.given_bytes
     }
 
     /// Bytes of shared memory.
@@ -252,8 +282,15 @@ pub fn row_steps(tile_m: u32) -> Vec<u32> {
 pub fn weight_row_bytes(operands: Operands, quant: Option<&PanelQuant>) -> u32 {
     match (operands, quant) {
         (Operands::Halves, Some(q)) => code_row_bytes(q),
+        (Operands::Fp8, Some(q)) if q.format.code.bits() == 4 => ROW_BYTES / 2,
         (Operands::Halves, None) | (Operands::Fp8, _) => ROW_BYTES,
     }
+}
+
+/// Whether 4-bit codes of a panel become FP8 on the way to products with rows of FP8 codes.
+pub fn is_widened(segment: &Segment) -> bool {
+    let four_bits = |q: &PanelQuant| matches!(q.format.code, Code::E2M1 | Code::Int4);
+    segment.a_quant.is_some() && segment.panels.iter().filter_map(|p| p.quant.as_ref()).any(four_bits)
 }
 
 /// The type of a contraction's rows.

@@ -2,13 +2,15 @@
 //!
 //! What an engine takes and how it cuts a product is said here, so that schedules, verification, models of time and the
 //! code generator ask the same table. A target has one engine of its own; what that one does not take, the portable one does.
-//! How other kernels are cut is said beside them ([`other`]).
+//! How other kernels are cut is said beside them ([`rows`], [`plan`], [`elementwise`]).
 
 pub mod blackwell;
+pub mod elementwise;
 pub mod geforce;
 pub mod hopper;
-pub mod other;
+pub mod plan;
 pub mod portable;
+pub mod rows;
 mod scales;
 
 pub use scales::ScaleWindow;
@@ -83,6 +85,14 @@ pub fn code_row_bytes(q: &PanelQuant) -> u32 {
     ROW_BYTES / 2 * q.format.code.bits() as u32 / 8
 }
 
+/// Most warps of a CTA.
+const MOST_WARPS: u32 = 32;
+
+/// Warps of a CTA as kernels that are no contractions take them: a power of two.
+fn power_of_warps(warps: u32) -> u32 {
+    warps.clamp(1, MOST_WARPS).next_power_of_two()
+}
+
 /// Panels of the segment with most.
 fn panels(contract: &Contract) -> u32 {
     contract.segments.iter().map(|s| s.panels.len() as u32).max().unwrap_or(1).max(1)
@@ -141,18 +151,18 @@ pub fn fit(program: &mut Program, target: &Target) {
 /// is built: products that no engine takes, rows that do not fit in shared memory.
 pub fn fitted(program: &Program, kernel: &Kernel, target: &Target) -> Schedule {
     let (asked, TargetKind::Gpu { smem_bytes, .. }) = (kernel.schedule, target.kind) else { return kernel.schedule };
-    let elementwise = |out, others: &[_], args: &[_]| {
-        other::fit_elementwise(program.buffer(out).cols, other::vector(program, out, others, args), asked)
+    let by_element = |out, others: &[_], args: &[_]| {
+        elementwise::fit(program.buffer(out).cols, elementwise::vector(program, out, others, args), asked)
     };
     match &kernel.body {
         Body::Contract(c) => match Engine::of(target, program, c) {
             Ok(engine) => engine.fit(program, c, asked, smem_bytes),
             Err(_) => asked,
         },
-        Body::Rows(r) => other::rows::fit(program, r, asked, smem_bytes, target.features()).unwrap_or(asked),
-        Body::Plan(p) => other::fit_plan(p, asked, smem_bytes),
-        Body::Quantise(_) => other::fit_quantise(asked),
-        Body::Map(m) => elementwise(m.out, &[], &m.args),
-        Body::Combine(c) => elementwise(c.out, &[c.y], &c.args),
+        Body::Rows(r) => rows::fit(program, r, asked, smem_bytes, target.features()).unwrap_or(asked),
+        Body::Plan(p) => plan::fit(p, asked, smem_bytes),
+        Body::Quantise(_) => elementwise::fit_rows(asked),
+        Body::Map(m) => by_element(m.out, &[], &m.args),
+        Body::Combine(c) => by_element(c.out, &[c.y], &c.args),
     }
 }

@@ -76,7 +76,13 @@ pub enum ScaledProduct {
     Nv,
     /// FP8 whose scales cover 128 of K or a multiple: the sum over each 128 is scaled in f32 and added.
     Fp8,
+    /// FP8 rows whose scales cover 128 of K or a multiple, and 4-bit codes, which are FP8 numbers, too: the sum over each group
+    /// of K that has one scale is scaled in f32 and added.
+    Widened,
 }
+
+/// Which product rows and weights of two formats make on some tensor cores.
+pub type Pairing = fn(ActQuant, QuantFormat) -> Option<ScaledProduct>;
 
 impl ScaledProduct {
     /// How rows and weights of these formats are multiplied; `None` when no machine multiplies them as they are.
@@ -111,13 +117,34 @@ impl ScaledProduct {
             _ => None,
         }
     }
+
+    /// The same by tensor cores that multiply FP8 and know no block scales: sm_90's. 4-bit codes become FP8 on the way to them.
+    ///
+    /// | weights | scales |
+    /// |---|---|
+    /// | FP8 | f32, bf16 or f16, of 128 columns, a multiple, or all |
+    /// | FP4, INT4 | any, of 16, 32, 64, 128 columns, a multiple, or all; those of 128 columns are at most 16 bytes |
+    pub fn of_fp8(rows: ActQuant, weights: QuantFormat) -> Option<ScaledProduct> {
+        if let Some(ScaledProduct::Fp8) = ScaledProduct::of(rows, weights) {
+            return Some(ScaledProduct::Fp8);
+        }
+        let a = rows.stored();
+        let whole = |block: u64| block == 0 || block.is_multiple_of(128);
+        let in_a_step = |block: u64| matches!(block, 16 | 32 | 64) && 128 / block * weights.scale.bytes() <= 16;
+        let fits = a.code == Code::E4M3
+            && matches!(a.scale, ScaleCode::F32 | ScaleCode::E8M0)
+            && whole(a.block_cols)
+            && matches!(weights.code, Code::E2M1 | Code::Int4)
+            && (whole(weights.block_cols) || in_a_step(weights.block_cols));
+        fits.then_some(ScaledProduct::Widened)
+    }
 }
 
 impl Segment {
     /// How codes are multiplied with codes; `None` where rows are floats, or for a pair that nothing multiplies.
-    pub fn scaled_product(&self) -> Option<ScaledProduct> {
+    pub fn scaled_product(&self, pairing: Pairing) -> Option<ScaledProduct> {
         let rows = self.a_quant.as_ref()?;
-        let of = |p: &super::Panel| ScaledProduct::of(rows.q, p.quant.as_ref()?.format);
+        let of = |p: &super::Panel| pairing(rows.q, p.quant.as_ref()?.format);
         let first = of(self.panels.first()?)?;
         self.panels.iter().all(|p| of(p) == Some(first)).then_some(first)
     }
@@ -125,16 +152,16 @@ impl Segment {
 
 impl Contract {
     /// How codes are multiplied with codes, when all segments do it in one way.
-    pub fn scaled_product(&self) -> Option<ScaledProduct> {
-        let first = self.segments.first()?.scaled_product()?;
-        self.segments.iter().all(|s| s.scaled_product() == Some(first)).then_some(first)
+    pub fn scaled_product(&self, pairing: Pairing) -> Option<ScaledProduct> {
+        let first = self.segments.first()?.scaled_product(pairing)?;
+        self.segments.iter().all(|s| s.scaled_product(pairing) == Some(first)).then_some(first)
     }
 
-    /// Whether instructions with one type of code on each side multiply all segments.
+    /// How instructions with one type of code on each side multiply all segments.
     ///
     /// # Errors
     /// Why they do not.
-    pub fn one_scaled_product(&self) -> Result<(), String> {
+    pub fn one_scaled_product(&self, pairing: Pairing) -> Result<ScaledProduct, String> {
         let codes = |s: &Segment| -> Vec<Option<Code>> {
             let of_panels = s.panels.iter().map(|p| p.quant.as_ref().map(|q| q.format.code));
             of_panels.chain([s.a_quant.as_ref().map(|q| q.q.code)]).collect()
@@ -145,12 +172,11 @@ impl Contract {
         };
         let first = self.segments.first().map(codes).unwrap_or_default();
         let alike = |s: &Segment| fits(s) && codes(s).last() == first.last() && codes(s)[0] == first[0];
-        if self.scaled_product().is_none() {
-            Err("its segments are multiplied in different ways".into())
-        } else if !self.segments.iter().all(alike) {
-            Err("its panels or segments have different codes".into())
+        let product = self.scaled_product(pairing).ok_or("its segments are multiplied in different ways")?;
+        if self.segments.iter().all(alike) {
+            Ok(product)
         } else {
-            Ok(())
+            Err("its panels or segments have different codes".into())
         }
     }
 
@@ -186,6 +212,22 @@ mod tests {
         ];
         for (rows, weights, wanted) in cases {
             assert_eq!(ScaledProduct::of(rows, weights), wanted, "{rows:?} by {weights}");
+        }
+        let wide_scales = format(Code::Int4, ScaleCode::F32, 1, 16);
+        let fp8_cases = [
+            (ActQuant::FP8_BLOCK, deepseek, Some(ScaledProduct::Fp8)),
+            (ActQuant::FP8_BLOCK_POW2, mxfp4, Some(ScaledProduct::Widened)),
+            (ActQuant::FP8_TOKEN, nvfp4, Some(ScaledProduct::Widened)),
+            (ActQuant::FP8_BLOCK, int4, Some(ScaledProduct::Widened)),
+            (ActQuant::FP8_BLOCK, format(Code::Int4, ScaleCode::F16, 1, 0), Some(ScaledProduct::Widened)),
+            (ActQuant::FP8_BLOCK, wide_scales, None),
+            (ActQuant::FP8_BLOCK, format(Code::Int4, ScaleCode::BF16, 1, 8), None),
+            (ActQuant::MXFP8, mxfp4, None),
+            (ActQuant::MXFP4, mxfp4, None),
+            (ActQuant::NVFP4, nvfp4, None),
+        ];
+        for (rows, weights, wanted) in fp8_cases {
+            assert_eq!(ScaledProduct::of_fp8(rows, weights), wanted, "{rows:?} by {weights}");
         }
     }
 }

@@ -138,6 +138,11 @@ impl Segment {
         self.out_quant.as_ref().map_or(program.buffer(self.out).cols, |q| q.cols)
     }
 
+    /// Whether codes of weights become floats on the way to the products: its rows are floats, and a panel is codes.
+    pub fn codes_become_floats(&self) -> bool {
+        self.a_quant.is_none() && self.panels.iter().any(|p| p.quant.is_some())
+    }
+
     pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
         add(self.a, false);
         if let Some(q) = &self.a_quant {

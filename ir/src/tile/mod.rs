@@ -25,7 +25,7 @@ mod schedule;
 mod summary;
 mod verify;
 
-pub use coded_rows::{Quantise, RowQuant, ScaledProduct};
+pub use coded_rows::{Pairing, Quantise, RowQuant, ScaledProduct};
 pub use contract::{Contract, Groups, Panel, PanelQuant, RowMap, Segment};
 pub use eval::{evaluate, evaluate_given};
 pub use launch::{CpuLaunch, Extent, GpuLaunch, MapElem, TensorMap};

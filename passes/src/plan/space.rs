@@ -142,8 +142,7 @@ fn fills_pairs(program: &Program, c: &Contract) -> bool {
 
 /// Whether two pairs may share weights: each CTA decodes for itself.
 fn shares(program: &Program, c: &Contract) -> bool {
-    let decodes = |s: &Segment| s.a_quant.is_none() && s.panels.iter().any(|p| p.quant.is_some());
-    fills_pairs(program, c) && !c.segments.iter().any(decodes)
+    fills_pairs(program, c) && !c.segments.iter().any(Segment::codes_become_floats)
 }
 
 /// For products of codes on sm_89 and sm_120, which take columns in sixteens and tokens in eights. A small CTA leaves room for

@@ -33,6 +33,7 @@ pub(super) fn section(cases: &[Case]) -> String {
     }
     out += "\nEP8 is a rank of eight with an eighth of the experts, which gets eight rows for each of its own tokens; TP8 has an eighth of \
             every expert's columns.\n";
+    out += &widened(cases);
     out += "\nAgainst published times, measured, of vLLM's tuned Triton kernels on H100 (one of two tensor-parallel ranks of Mixtral 8x7B, \
             bf16): how far off the model is where memory bounds both shows what it forgets.\n\n\
             | tokens | published µs | ours µs, modelled | published ÷ ours |\n|--:|--:|--:|--:|\n";
@@ -47,6 +48,61 @@ pub(super) fn section(cases: &[Case]) -> String {
     for (n_tokens, us) in VLLM_MIXTRAL {
         let ours = h100.seconds(variant(&variants, n_tokens), n_tokens) * 1e6;
         writeln!(out, "| {n_tokens} | {us:.0} | {ours:.0} | {:.2} |", us / ours).expect("memory");
+    }
+    out
+}
+
+/// 4-bit weights with rows of floats, for which codes become floats, and with rows of FP8 codes, for which they become FP8.
+fn widened(cases: &[Case]) -> String {
+    let mut out = "\n4-bit weights on H200, layers in µs: rows of bf16, for which codes become bf16 in registers, and rows rounded to FP8, for \
+                   which they become FP8 (both `wgmma`); without that, such rows are multiplied by the portable engine as f32.\n\n\
+                   | layer | tokens | bf16 rows | FP8 rows | bf16 ÷ FP8 | FP8 rows as f32 |\n|---|--:|--:|--:|--:|--:|\n"
+        .to_string();
+    let config = |name: &str| cases.iter().find(|c| c.name.starts_with(name)).expect("a case").config.clone();
+    let gpt = config("gpt-oss-120b, MXFP4 weights");
+    let int4 = |group: u32| {
+        let weights =
+            json!({ "num_bits": 4, "type": "int", "strategy": "group", "group_size": group, "symmetric": true });
+        let quant = json!({ "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": [],
+            "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } } });
+        with(config("Kimi K2"), &json!({ "quantization_config": quant }))
+    };
+    let deepseek = config("DeepSeek-V3, NVFP4 weights");
+    let case = |name, config, rows| (Case { name, config, activations: None }, rows);
+    let layers = [
+        case("gpt-oss-120b, MXFP4 × FP8 of 128", gpt.clone(), "fp8-block"),
+        case("gpt-oss-120b, MXFP4 × FP8 of 128, powers of two", gpt, "fp8-block-pow2"),
+        case("Kimi K2, INT4 of 32 × FP8 of 128", int4(32), "fp8-block"),
+        case("Kimi K2, INT4 of 128 × FP8 of 128", int4(128), "fp8-block"),
+        case("DeepSeek-V3, NVFP4 × FP8 of 128", deepseek, "fp8-block"),
+    ];
+    for (case, rows) in layers {
+        let h200 = target("h200");
+        let TargetKind::Gpu { ptx_version, capability, smem_bytes, .. } = h200.kind else { return String::new() };
+        let kind = TargetKind::Gpu { ptx_version, capability, smem_bytes, engine: Engine::Portable };
+        let portable = Target { kind, ..*h200 };
+        let coded = Case { name: case.name, config: case.config.clone(), activations: Some(rows) };
+        let all =
+            [(h200, &case), (h200, &coded), (&portable, &coded)].map(|(target, case)| (target, compile(case, target)));
+        for n_tokens in [1, 8, 64, 512, 4096, 16384] {
+            let [floats, codes, singles] = all.each_ref().map(|(target, variants)| {
+                let model = Model::new(chip("H200 SXM"), target);
+                let l = model.launches(variant(variants, n_tokens), n_tokens);
+                (total(&l, model.chip), bound(&l))
+            });
+            writeln!(
+                out,
+                "| {} | {n_tokens} | {:.0} ({}) | {:.0} ({}) | {:.2} | {:.0} |",
+                case.name,
+                floats.0 * 1e6,
+                floats.1,
+                codes.0 * 1e6,
+                codes.1,
+                floats.0 / codes.0,
+                singles.0 * 1e6
+            )
+            .expect("memory");
+        }
     }
     out
 }

@@ -75,8 +75,13 @@ impl<'c> Builder<'c> {
 
     /// Waits for all products, whose sums are `sums`.
     pub fn finish_products(&'c self, sums: &[Var<'c, F32<'c>>]) {
+        self.finish_products_but(0, sums);
+    }
+
+    /// Waits until at most `pending` groups of products are under way; `sums` are those of the last that is not.
+    pub fn finish_products_but(&'c self, pending: u32, sums: &[Var<'c, F32<'c>>]) {
         let values: Vec<BasicValueEnum> = sums.iter().map(|x| x.get().raw()).collect();
-        let done = self.through("wgmma.wait_group.sync.aligned 0;", "f", &values);
+        let done = self.through(&format!("wgmma.wait_group.sync.aligned {pending};"), "f", &values);
         sums.iter().zip(done).for_each(|(sum, x)| sum.set(F32::from_raw(self, x)));
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Grid, Kernel, View};
 use crate::builder::{F32, I32, Var};
-use moec_ir::engine::other;
+use moec_ir::engine::elementwise;
 use moec_ir::tile::{BufferId, ColAccess, Extent, GpuLaunch, MapArg, Program, RowAccess, Schedule};
 
 /// How an elementwise kernel is cut.
@@ -19,7 +19,7 @@ pub struct Cut {
 impl Cut {
     /// As `schedule` says, for a result, other operands of its columns, and arguments.
     pub fn new(program: &Program, schedule: &Schedule, out: BufferId, others: &[BufferId], args: &[MapArg]) -> Cut {
-        let vector = other::vector(program, out, others, args);
+        let vector = elementwise::vector(program, out, others, args);
         let cols = program.buffer(out).cols as u32;
         Cut { threads: 32 * schedule.warps, tile_m: schedule.tile_m, tile_n: schedule.tile_n, vector, cols }
     }

@@ -5,7 +5,7 @@
 
 use super::{Design, Kernel, Registers, View};
 use crate::builder::{Builder, I32, Shared};
-use moec_ir::engine::other;
+use moec_ir::engine::plan;
 use moec_ir::tile::{Extent, GpuLaunch, Plan, Program, Schedule};
 
 /// Builds the plan in one launch of one block.
@@ -39,13 +39,13 @@ pub struct Planner<'p> {
 impl<'p> Planner<'p> {
     /// In as many of `warps` warps as there is shared memory for.
     pub fn new(program: &'p Program, plan: &'p Plan, warps: u32, smem_limit: u32) -> Planner<'p> {
-        let warps = other::plan_warps(plan, warps, smem_limit);
+        let warps = plan::warps_of(plan, warps, smem_limit);
         Planner { program, plan, n_experts: plan.n_experts as u32, warps }
     }
 
     /// Shared memory of the block.
     pub fn smem_bytes(&self) -> u32 {
-        other::plan_bytes(self.plan, self.warps)
+        plan::counter_bytes(self.plan, self.warps)
     }
 
     /// Makes the plan. All threads of one block take part; shared memory may hold anything before and after.

@@ -16,7 +16,7 @@ mod team;
 mod tiles;
 
 pub use decode::CodedPanel;
-pub use load::{SegmentMaps, coded_maps, maps};
+pub use load::{CodeRows, SegmentMaps, coded_maps, maps};
 pub use ring::{Barriers, Ring};
 pub use store::{Epilogue, ScaledColumn};
 pub use team::Member;

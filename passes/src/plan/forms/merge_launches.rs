@@ -3,7 +3,7 @@
 //! Both become segments of one launch, so that their tiles fill the machine together. Legal when nothing between the two
 //! kernels makes what the moved one reads or reads what it makes.
 
-use moec_ir::tile::{Body, BufferId, Groups, Kernel, Panel, Program, Segment};
+use moec_ir::tile::{Body, BufferId, Groups, Kernel, Panel, Program, ScaledProduct, Segment};
 
 /// Merges every dense product into a grouped one where that is legal. Numeric class: exact.
 pub fn merge_launches(program: &mut Program) {
@@ -67,7 +67,13 @@ fn same_types(program: &Program, d: usize, g: usize) -> bool {
             let of = |s: &Segment| {
                 let codes = |p: &Panel| p.quant.as_ref().map(|q| q.format.code);
                 let rows = s.a_quant.as_ref().map(|q| (q.q, s.panels.iter().map(codes).collect::<Vec<_>>()));
-                (program.buffer(s.a).dtype, rows, c.scaled_product(), s.panels[0].dtype(program), s.panels.len())
+                (
+                    program.buffer(s.a).dtype,
+                    rows,
+                    c.scaled_product(ScaledProduct::of),
+                    s.panels[0].dtype(program),
+                    s.panels.len(),
+                )
             };
             c.segments.first().map(of)
         }

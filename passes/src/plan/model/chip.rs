@@ -61,6 +61,8 @@ pub struct Assumptions {
     decode_e4m3: f64,
     decode_e2m1: f64,
     decode_int4: f64,
+    widen_e2m1: f64,
+    widen_int4: f64,
 }
 
 impl Assumptions {
@@ -70,6 +72,15 @@ impl Assumptions {
             Code::E4M3 | Code::E5M2 => self.decode_e4m3,
             Code::E2M1 => self.decode_e2m1,
             Code::Int4 => self.decode_int4,
+        }
+    }
+
+    /// Lane instructions for a 4-bit code that becomes FP8, scales included; codes of 8 bits are such.
+    pub fn widen_instructions(&self, code: Code) -> f64 {
+        match code {
+            Code::E4M3 | Code::E5M2 => 0.0,
+            Code::E2M1 => self.widen_e2m1,
+            Code::Int4 => self.widen_int4,
         }
     }
 }
@@ -124,6 +135,8 @@ impl Chips {
             decode_e4m3: all("decode_e4m3")?,
             decode_e2m1: all("decode_e2m1")?,
             decode_int4: all("decode_int4")?,
+            widen_e2m1: all("widen_e2m1")?,
+            widen_int4: all("widen_int4")?,
         };
         let chips = file.chips.keys().map(|name| chip(&file, name)).collect::<Result<_, _>>()?;
         let line = |of: &str, (figure, (value, source)): (&String, &Sourced)| {

@@ -109,6 +109,123 @@ impl Work {
     }
 }
 
+/// A segment's product with a schedule.
+struct Product<'p> {
+    program: &'p Program,
+    segment: &'p Segment,
+    work: Work,
+    element: Element,
+    k: f64,
+    cols: f64,
+    panels: f64,
+    col_tiles: f64,
+    /// Tiles along the rows.
+    row_tiles: f64,
+    /// Bytes of an expert's weights and scales, of a row of activations, and of all results.
+    weight_bytes: f64,
+    row_bytes: f64,
+    result_bytes: f64,
+}
+
+impl<'p> Product<'p> {
+    fn new(model: &Model<'_>, program: &'p Program, segment: &'p Segment, cut: &Cut, n_tokens: u64) -> Product<'p> {
+        let (load, experts) = expert_load(model, program, segment, n_tokens);
+        let work = Work::new(cut, &load);
+        let parts_of = |p: &Panel| [Some(p.weights), p.quant.as_ref().map(|q| q.scales)];
+        let weights = segment.panels.iter().flat_map(parts_of).flatten();
+        let rows = program.buffer(segment.a).rows.at(n_tokens).max(1) as f64;
+        let (cols, out) = (segment.n(program) as f64, program.buffer(segment.out));
+        Product {
+            program,
+            segment,
+            element: Element::of(program, segment),
+            k: segment.k(program) as f64,
+            cols,
+            panels: segment.panels.len() as f64,
+            col_tiles: (cols / cut.tile_cols).ceil(),
+            row_tiles: work.row_clusters * cut.neighbours,
+            weight_bytes: weights.map(|b| bytes(program, b, n_tokens) / experts).sum(),
+            row_bytes: bytes(program, segment.a, n_tokens) / rows,
+            result_bytes: work.rows * out.cols as f64 * out.dtype.bytes() as f64,
+            work,
+        }
+    }
+
+    /// Bytes from and to memory, each once.
+    fn memory_bytes(&self, n_tokens: u64) -> f64 {
+        // Rows of several experts are read once from memory.
+        let rows = if matches!(self.segment.a_rows, RowMap::Gather(_)) { n_tokens as f64 } else { self.work.rows };
+        self.work.touched * self.weight_bytes + rows * self.row_bytes + self.result_bytes
+    }
+
+    fn l2_bytes(&self) -> f64 {
+        let rows = self.work.rows * self.col_tiles * self.row_bytes;
+        self.work.row_clusters * self.weight_bytes + rows + self.result_bytes
+    }
+
+    fn padded_cols(&self, cut: &Cut) -> f64 {
+        self.col_tiles * cut.tile_cols
+    }
+
+    /// Flops of the instructions.
+    fn flops(&self, cut: &Cut) -> f64 {
+        2.0 * self.work.issued_rows * self.padded_cols(cut) * self.k * self.panels * self.times_issued(cut)
+    }
+
+    /// How often an element takes part in an instruction: half of those of one that has two groups of scales are zeros.
+    fn times_issued(&self, cut: &Cut) -> f64 {
+        if is_widened(cut, self.segment) && self.groups() > 4.0 { 2.0 } else { 1.0 }
+    }
+
+    /// Groups of weights with one scale in 128 elements along k; 1 where they are larger.
+    fn groups(&self) -> f64 {
+        let blocks = self.segment.panels.iter().filter_map(|p| p.quant.as_ref()).map(|q| q.format.block_cols);
+        blocks.filter(|b| *b > 0).map(|b| 128.0 / b as f64).fold(1.0, f64::max)
+    }
+
+    /// Bytes that are read and written in shared memory.
+    fn shared_bytes(&self, cut: &Cut, s: &Schedule) -> f64 {
+        let read = match cut.cols_at_once {
+            0.0 => portable::Geometry::of(self.program, self.segment, s).map_or(0.0, |g| {
+                // The fragments of all warps, for each element along k of a tile.
+                g.fragment_bytes() * self.k * self.row_tiles * self.col_tiles
+            }),
+            at_once => {
+                // 32 bytes along k of the columns and of the rows, for each instruction: a pair reads rows once for both CTAs.
+                let times = cut.tile_cols / at_once;
+                let in_registers = is_widened(cut, self.segment) || becomes_floats_in_registers(cut, self.segment);
+                let columns = if in_registers { 0.0 } else { cut.tile_cols * self.row_tiles };
+                let rows = self.work.issued_rows * times * self.times_issued(cut);
+                self.col_tiles * self.panels * self.k * self.element.bytes() * (columns + rows)
+            }
+        };
+        // And each stage is written once.
+        read + self.row_tiles * self.weight_bytes + self.work.rows * self.col_tiles * self.row_bytes
+    }
+
+    /// Lane instructions of the loop over k: for codes that become operands, and for sums that are scaled.
+    fn lane_instructions(&self, cut: &Cut) -> f64 {
+        let a = assumptions();
+        let Some(q) = self.segment.panels.iter().find_map(|p| p.quant.as_ref()) else { return 0.0 };
+        let codes = self.row_tiles * self.padded_cols(cut) * self.k * self.panels;
+        if self.segment.codes_become_floats() {
+            return codes * a.decode_instructions(q.format.code);
+        }
+        if !is_widened(cut, self.segment) {
+            return 0.0;
+        }
+        let sums = self.work.issued_rows * self.padded_cols(cut) * self.panels * (self.k / 128.0).ceil();
+        codes * a.widen_instructions(q.format.code) + sums * (self.groups() + 1.0)
+    }
+
+    /// Bytes of weights that a multiprocessor asks for at a time.
+    fn in_flight(&self, cut: &Cut, s: &Schedule) -> f64 {
+        let of_stage =
+            cut.tile_cols / cut.ctas * f64::from(s.tile_k) * self.weight_bytes / (self.cols * self.k).max(1.0);
+        f64::from(s.stages) * of_stage * cut.resident
+    }
+}
+
 /// The launch of a contraction with a schedule that its engine builds.
 pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Schedule, n_tokens: u64) -> Launch {
     let (chip, a) = (model.chip, assumptions());
@@ -119,58 +236,22 @@ pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Sch
     let shared_rate = a.shared_bytes_per_cycle * chip.clock_hz * units;
     let lane_rate = a.lanes_per_cycle * chip.clock_hz * units;
     let mut l = Launch::default();
-    let (mut l2, mut in_flight, mut outputs, mut spread) = (0.0, 0.0, 0.0, 0.0);
+    let (mut in_flight, mut spread) = (0.0, 0.0);
     for segment in c.segments.iter().filter(|s| model.with_shared || is_grouped(s)) {
-        let (load, experts) = expert_load(model, program, segment, n_tokens);
-        let w = Work::new(&cut, &load);
-        let row_tiles = w.row_clusters * cut.neighbours;
-        let (cols, k, panels) = (segment.n(program) as f64, segment.k(program) as f64, segment.panels.len() as f64);
-        let col_tiles = (cols / cut.tile_cols).ceil();
-        let padded_cols = col_tiles * cut.tile_cols;
-        let parts_of = |p: &Panel| [Some(p.weights), p.quant.as_ref().map(|q| q.scales)];
-        let weights: f64 =
-            segment.panels.iter().flat_map(parts_of).flatten().map(|b| bytes(program, b, n_tokens) / experts).sum();
-        let row_bytes = bytes(program, segment.a, n_tokens) / program.buffer(segment.a).rows.at(n_tokens).max(1) as f64;
-        // Rows of several experts are read once from memory.
-        let read_rows = if matches!(segment.a_rows, RowMap::Gather(_)) { n_tokens as f64 } else { w.rows };
-        let out = program.buffer(segment.out);
-        let result = w.rows * out.cols as f64 * out.dtype.bytes() as f64;
-        l.bytes += w.touched * weights + read_rows * row_bytes + result;
-        l2 += w.row_clusters * weights + w.rows * col_tiles * row_bytes + result;
-        let element = Element::of(program, segment);
-        let products = 2.0 * w.issued_rows * padded_cols * k * panels;
-        l.issued_flops += products;
-        l.add(Resource::TensorCores, products / element.rate(chip, cut.engine, model.has_wgmma()));
-        let read = match cut.cols_at_once {
-            0.0 => portable::Geometry::of(program, segment, s).map_or(0.0, |g| {
-                // The fragments of all warps, for each element along k of a tile.
-                g.fragment_bytes() * k * row_tiles * col_tiles
-            }),
-            at_once => {
-                // 32 bytes along k of the columns and of the rows, for each instruction: a pair reads rows once for both CTAs.
-                let times = cut.tile_cols / at_once;
-                let columns = if becomes_floats_in_registers(&cut, segment) { 0.0 } else { cut.tile_cols * row_tiles };
-                col_tiles * panels * k * element.bytes() * (columns + w.issued_rows * times)
-            }
-        };
-        // And each stage is written once.
-        let written = row_tiles * weights + w.rows * col_tiles * row_bytes;
-        l.add(Resource::SharedMemory, (read + written) / shared_rate);
-        if let (None, Some(q)) = (&segment.a_quant, segment.panels.iter().find_map(|p| p.quant.as_ref())) {
-            let codes = row_tiles * padded_cols * k * panels;
-            l.add(Resource::Decoding, codes * a.decode_instructions(q.format.code) / lane_rate);
-        }
-        // Bytes of weights that are asked for at a time, by all CTAs.
-        let of_stage = cut.tile_cols / cut.ctas * f64::from(s.tile_k) * weights / (cols * k).max(1.0);
-        in_flight += f64::from(s.stages) * of_stage * units * cut.resident / c.segments.len() as f64;
-        outputs += w.rows * cols;
-        l.tiles += row_tiles * col_tiles * cut.ctas;
-        spread += w.spread * cut.neighbours * col_tiles * cut.ctas;
+        let p = Product::new(model, program, segment, &cut, n_tokens);
+        l.bytes += p.memory_bytes(n_tokens);
+        l.issued_flops += p.flops(&cut);
+        l.add(Resource::L2, p.l2_bytes() / chip.l2_bytes_per_s);
+        l.add(Resource::TensorCores, p.flops(&cut) / p.element.rate(chip, cut.engine, model.has_wgmma()));
+        l.add(Resource::SharedMemory, p.shared_bytes(&cut, s) / shared_rate);
+        l.add(Resource::Decoding, p.lane_instructions(&cut) / lane_rate);
+        l.add(Resource::Epilogue, p.work.rows * p.cols * a.epilogue_instructions / lane_rate);
+        l.tiles += p.row_tiles * p.col_tiles * cut.ctas;
+        in_flight += p.in_flight(&cut, s) * units / c.segments.len() as f64;
+        spread += p.work.spread * cut.neighbours * p.col_tiles * cut.ctas;
     }
     l.add(Resource::Memory, l.bytes / (chip.memory_bytes_per_s * a.memory_share));
     l.add(Resource::Latency, l.bytes / (in_flight / a.latency_s).max(1.0));
-    l.add(Resource::L2, l2 / chip.l2_bytes_per_s);
-    l.add(Resource::Epilogue, outputs * a.epilogue_instructions / lane_rate);
     // A CTA for each part of k.
     let parts = if s.team == Team::SplitK { f64::from(s.k_parts) } else { 1.0 };
     l.waves = waves(l.tiles * parts, spread * parts, units, cut.resident);
@@ -205,7 +286,12 @@ fn expert_load(model: &Model<'_>, program: &Program, s: &Segment, n_tokens: u64)
 
 /// Whether weights are read from shared memory as codes, once, and multiplied from registers.
 fn becomes_floats_in_registers(cut: &Cut, s: &Segment) -> bool {
-    cut.engine == Engine::Hopper && s.a_quant.is_none() && s.panels.iter().any(|p| p.quant.is_some())
+    cut.engine == Engine::Hopper && s.codes_become_floats()
+}
+
+/// Whether 4-bit codes become FP8 in registers.
+fn is_widened(cut: &Cut, s: &Segment) -> bool {
+    cut.engine == Engine::Hopper && engine::hopper::is_widened(s)
 }
 
 /// What is multiplied.

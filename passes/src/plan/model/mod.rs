@@ -12,7 +12,7 @@ mod routing;
 pub use chip::{Assumptions, Chip, assumptions, sources};
 pub use routing::{Load, Routing};
 
-use moec_ir::engine::{MmaType, other};
+use moec_ir::engine::{MmaType, rows};
 use moec_ir::target::{Features, Target, TargetKind};
 use moec_ir::tile::{Body, BufferId, Kernel, Plan, Program, RowOpKind, RowProgram, Schedule};
 use std::cell::RefCell;
@@ -32,7 +32,7 @@ pub enum Resource {
     TensorCores,
     /// Bytes read and written in shared memory.
     SharedMemory,
-    /// Codes that become floats.
+    /// Codes that become operands, and their sums that are scaled.
     Decoding,
     /// Elements of results.
     Epilogue,
@@ -178,17 +178,17 @@ impl<'a> Model<'a> {
         let (chip, a) = (self.chip, assumptions());
         let mut l = self.moved(program, &Body::Rows(r.clone()), n_tokens);
         let features: Features = self.target.features();
-        let g = other::rows::Geometry::of(program, r, s, features);
+        let g = rows::Geometry::of(program, r, s, features);
         let n_rows = r.rows.at(n_tokens) as f64;
         let clusters = (n_rows / f64::from(s.tile_m)).ceil();
         for op in &r.ops {
             let RowOpKind::Linear { x, w, .. } = &op.kind else { continue };
-            let way = other::rows::Way::of(program, *x, *w);
+            let way = rows::Way::of(program, *x, *w);
             let at_once = f64::from(g.rows_at_once(way));
             let blocks = clusters * (f64::from(s.tile_m).min(n_rows.max(1.0)) / at_once).ceil();
             let cols_at_once = match way {
-                other::rows::Way::Mma(_) => f64::from(g.ctas * g.cols),
-                other::rows::Way::Fma => op.width as f64,
+                rows::Way::Mma(_) => f64::from(g.ctas * g.cols),
+                rows::Way::Fma => op.width as f64,
             };
             let passes = f64::from(g.ctas) * (op.width as f64 / cols_at_once).ceil();
             let l2 = blocks * bytes(program, *w, n_tokens) + passes * bytes(program, *x, n_tokens);
@@ -196,10 +196,10 @@ impl<'a> Model<'a> {
             let flops = 2.0 * blocks * at_once * (op.width * program.buffer(*x).cols) as f64;
             l.issued_flops += flops;
             let rate = match way {
-                other::rows::Way::Mma(MmaType::Bf16 | MmaType::F16) => {
+                rows::Way::Mma(MmaType::Bf16 | MmaType::F16) => {
                     chip.bf16_flops * a.tensor_share * if self.has_wgmma() { a.mma_sync_share } else { 1.0 }
                 }
-                other::rows::Way::Fma => chip.f32_flops * a.tensor_share,
+                rows::Way::Fma => chip.f32_flops * a.tensor_share,
             };
             l.add(Resource::TensorCores, flops / rate);
         }

@@ -25,7 +25,7 @@ use crate::builder::{BARRIER_BYTES, Bool, CtaGroup, I32, Shared};
 use crate::kernels::{Design, Kernel, Registers};
 use crate::parts::k_parts::{KParts, Parts};
 use crate::parts::{
-    Barriers, Board, Member, Order, Reader, Ring, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles,
+    Barriers, Board, CodeRows, Member, Order, Reader, Ring, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles,
 };
 use moec_ir::engine::blackwell::{DECODERS, Geometry, Operands, SCALE_WARPS, SETS, TILE_N};
 use moec_ir::target::Features;
@@ -62,7 +62,10 @@ pub fn contract<'p>(
     let sizes = (TILE_N / g.pairs(), g.box_rows());
     let (tensor_maps, segment_maps) = match g.operands {
         Operands::Halves => maps(program, contract, operands, sizes.0, sizes.1)?,
-        Operands::Blocks(_) | Operands::Fp8 => coded_maps(program, contract, operands, sizes, |code| g.spreads(code))?,
+        Operands::Blocks(_) | Operands::Fp8 => {
+            let code_rows = |code| if g.spreads(code) { CodeRows::Spread } else { CodeRows::Whole };
+            coded_maps(program, contract, operands, sizes, code_rows)?
+        }
     };
     let order = Order { team: schedule.blocks(), dynamic: schedule.dynamic };
     let tiles = extent(program, contract, (g.cluster_rows(), g.tile_n()));

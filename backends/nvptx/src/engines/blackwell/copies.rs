@@ -1,7 +1,6 @@
 //! The warps that start copies of weights and of activations.
 
 use super::contract::{Cta, NO_CODES};
-use super::decode::decodes;
 use super::layout::ROW_IDS;
 use super::rows::{Rows, Step};
 use crate::builder::{CtaGroup, I32, MapId};
@@ -37,7 +36,7 @@ impl<'c> Cta<'_, 'c, '_> {
                     let maps = &self.maps[i].weights;
                     let steps = self.steps(segment);
                     match codes {
-                        Some(codes) if decodes(segment) => {
+                        Some(codes) if segment.codes_become_floats() => {
                             self.copy_codes(segment, tile, maps, steps, codes);
                             return ring.skip(steps.1 - steps.0);
                         }
@@ -125,7 +124,7 @@ impl<'c> Cta<'_, 'c, '_> {
                     (Operands::Blocks(_) | Operands::Fp8, None) => return c.fail(NO_CODES),
                 };
                 // Where other segments have codes, decoding warps arrive in the place of the warp that brings weights.
-                let has_weights = g.decodes() && !decodes(segment);
+                let has_weights = g.decodes() && !segment.codes_become_floats();
                 let more = if has_weights { segment.panels.len() as u32 * PANEL_BYTES } else { 0 };
                 let step = Step { map: self.maps[i].activations, wide, row_bytes, more };
                 let activations = |slot| self.stage(slot).at(g.activations());

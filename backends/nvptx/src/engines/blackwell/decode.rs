@@ -7,11 +7,6 @@ use moec_ir::engine::blackwell::{PANEL_BYTES, TILE_N};
 use moec_ir::engine::code_row_bytes;
 use moec_ir::tile::Segment;
 
-/// Whether the weights of a segment are codes that become floats.
-pub fn decodes(segment: &Segment) -> bool {
-    segment.a_quant.is_none() && segment.panels.iter().any(|p| p.quant.is_some())
-}
-
 impl<'c> Cta<'_, 'c, '_> {
     /// The tile of codes of panel `panel` in a stage of codes.
     pub fn codes(&self, slot: I32<'c>, segment: &Segment, panel: usize) -> Shared<'c> {
@@ -28,7 +23,7 @@ impl<'c> Cta<'_, 'c, '_> {
         self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
                 let (first, end) = self.steps(segment);
-                if !decodes(segment) {
+                if !segment.codes_become_floats() {
                     // In step with the others, for whom it arrives.
                     return c.range(first, end, 1, |_| {
                         c.wait_for(self.empty.at(ring.slot()), ring.parity_before());

@@ -19,9 +19,12 @@
 use crate::builder::{BARRIER_BYTES, Bool, I32, Shared, WgmmaType};
 use crate::kernels::{Design, Kernel, Registers};
 use crate::parts::k_parts::{KParts, Parts};
-use crate::parts::{Barriers, Board, Order, Reader, Ring, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles};
+use crate::parts::{
+    Barriers, Board, CodeRows, Order, Reader, Ring, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles,
+};
 use moec_ir::DType;
-use moec_ir::engine::hopper::{self, CONTROL_BYTES, Geometry, MOST_STAGES, Operands, PRODUCT_WARPS, TILE_N, WARPS};
+use moec_ir::engine::hopper::{self, CONTROL_BYTES, Geometry, MOST_STAGES, Operands, PRODUCT_WARPS, WARPS};
+use moec_ir::quant::Code;
 use moec_ir::target::Features;
 use moec_ir::tile::{BufferId, Contract, Program, Schedule, Segment};
 
@@ -68,12 +71,15 @@ pub fn contract<'p>(
         (Operands::Halves, Some(DType::F16)) => WgmmaType::F16,
         (Operands::Halves, other) => return Err(format!("its rows are {other:?}")),
     };
-    let sizes = (TILE_N / g.neighbours, g.box_rows());
+    let sizes = (g.tile_n / g.neighbours, g.box_rows());
     let (tensor_maps, segment_maps) = match g.operands {
         Operands::Halves => maps(program, contract, operands, sizes.0, sizes.1)?,
-        Operands::Fp8 => coded_maps(program, contract, operands, sizes, |_| false)?,
+        Operands::Fp8 => {
+            let code_rows = |code: Code| if code.bits() == 4 { CodeRows::Half } else { CodeRows::Whole };
+            coded_maps(program, contract, operands, sizes, code_rows)?
+        }
     };
-    let tiles = extent(program, contract, (g.tile_m * g.neighbours, TILE_N));
+    let tiles = extent(program, contract, (g.tile_m * g.neighbours, g.tile_n));
     let order = Order { team: schedule.blocks(), dynamic: false };
     let launch = order.launch(tiles, WARPS * 32, g.smem_bytes(), tensor_maps);
     let body = move |k: &Kernel| build(k, program, contract, (&g, ty, order, features), &segment_maps);
@@ -114,7 +120,7 @@ fn build(
         c.give_registers(FEW_REGISTERS);
         c.when(warp.eq(WEIGHTS), || c.part("copies of weights", || cta.copy_boxes()));
         c.when(warp.eq(TILES), || {
-            let tile = (g.tile_m * g.neighbours, TILE_N);
+            let tile = (g.tile_m * g.neighbours, g.tile_n);
             c.part("tiles", || publish_tiles(k, program, contract, &cta.board, elected, tile));
         });
         c.when(warp.ge(ROWS), || c.part("copies of rows", || cta.copy_rows()));

@@ -10,7 +10,7 @@ use crate::parts::decode::block_of;
 use crate::parts::load::scales::{ScaleCopier, ScaleCut, Source};
 use crate::parts::{Reader, Ring, Tile};
 use moec_ir::engine::ROW_BYTES;
-use moec_ir::engine::hopper::{Operands, TILE_N, weight_row_bytes};
+use moec_ir::engine::hopper::{Operands, weight_row_bytes};
 use moec_ir::tile::{PanelQuant, RowMap, Segment};
 
 /// Most stages whose copies are under way before the first is told of.
@@ -36,7 +36,7 @@ impl<'c> Cta<'_, 'c, '_> {
 
     /// Byte offset in a stage of the weights of panel `panel`.
     pub fn panel(&self, segment: &Segment, panel: usize) -> u32 {
-        segment.panels[..panel].iter().map(|p| TILE_N * self.weight_row_bytes(p.quant.as_ref())).sum()
+        segment.panels[..panel].iter().map(|p| self.g.tile_n * self.weight_row_bytes(p.quant.as_ref())).sum()
     }
 
     pub fn weight_row_bytes(&self, quant: Option<&PanelQuant>) -> u32 {
@@ -71,7 +71,7 @@ impl<'c> Cta<'_, 'c, '_> {
                                 c.copy_box_in_cluster(to, full, map, &at);
                                 continue;
                             }
-                            let half = c.cluster_rank() * (TILE_N / 2);
+                            let half = c.cluster_rank() * (self.g.tile_n / 2);
                             let to = to.plus(half * self.weight_row_bytes(panel.quant.as_ref()));
                             c.copy_box_for_all((to, full), map, &[at[0], at[1] + half, at[2]], 0b11);
                         }
@@ -190,8 +190,8 @@ impl<'c> Cta<'_, 'c, '_> {
     /// What copies the scales of each panel of codes, then those of rows of codes, and where in a stage's scales to.
     fn scale_copiers(&self, segment: &Segment, tile: &Tile<'c>) -> Vec<(ScaleCopier<'c>, u32)> {
         let c = self.k.builder;
-        let (n, k_total) = (segment.n(self.program) as u32, segment.k(self.program));
-        let columns = (!n.is_multiple_of(TILE_N)).then(|| (c.i32(n) - tile.col).min(TILE_N));
+        let (n, k_total, tile_n) = (segment.n(self.program) as u32, segment.k(self.program), self.g.tile_n);
+        let columns = (!n.is_multiple_of(tile_n)).then(|| (c.i32(n) - tile.col).min(tile_n));
         let mut at = 0;
         let mut all = Vec::new();
         for q in segment.panels.iter().filter_map(|p| p.quant.as_ref()) {
@@ -205,7 +205,7 @@ impl<'c> Cta<'_, 'c, '_> {
                 base.plus((expert.wide() * grid_rows + block.wide()) * pitch_bytes)
             };
             let source = Source { row: Box::new(row), pitch_bytes, valid_rows: columns };
-            let cut = ScaleCut::of_weights(self.program, segment, q, (TILE_N, self.g.tile_k));
+            let cut = ScaleCut::of_weights(self.program, segment, q, (tile_n, self.g.tile_k));
             all.push((ScaleCopier::new(c, (ROWS * 32, ROW_WARPS * 32), cut, source), at));
             at += cut.bytes();
         }

@@ -13,13 +13,14 @@ use moec_ir::engine::hopper::TILE_N;
 use moec_ir::tile::{RowQuant, Segment};
 
 /// Where a stage has scales, and how they are cut.
-struct StageScales {
-    panels: Vec<(ScaleCut, u32)>,
-    rows: (ScaleCut, u32),
+pub struct StageScales {
+    pub panels: Vec<(ScaleCut, u32)>,
+    pub rows: (ScaleCut, u32),
 }
 
 impl<'c> Cta<'_, 'c, '_> {
-    fn stage_scales(&self, segment: &Segment, rows: &RowQuant) -> StageScales {
+    /// The scales of a segment's codes.
+    pub fn stage_scales(&self, segment: &Segment, rows: &RowQuant) -> StageScales {
         let g = self.g;
         let mut at = g.scales();
         let panel = |q| {

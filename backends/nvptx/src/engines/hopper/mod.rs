@@ -1,5 +1,5 @@
 //! Contractions on the tensor cores of sm_90 (`wgmma`), for 16-bit elements, for codes that become them in
-//! registers, and for FP8 codes with FP8 codes.
+//! registers, and for FP8 codes with FP8 codes or with 4-bit ones that become such in registers.
 //!
 //! The weights are always the first operand: 128 output columns of each panel are 64 rows of each of two warpgroups, and the
 //! rows of the domain (tokens) are the instruction's columns, whose number follows the rows that a tile has. So decode and
@@ -13,5 +13,6 @@ mod decode;
 mod fp8;
 mod products;
 mod results;
+mod widened;
 
 pub use contract::contract;

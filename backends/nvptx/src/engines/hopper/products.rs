@@ -6,7 +6,7 @@ use crate::builder::{F32, I32, Var, WgmmaRows};
 use crate::parts::k_parts::{End, Parts};
 use crate::parts::{Epilogue, Reader, Ring, Tile};
 use moec_ir::engine::ROW_BYTES;
-use moec_ir::engine::hopper::Operands;
+use moec_ir::engine::hopper::{Operands, is_widened};
 use moec_ir::tile::Segment;
 
 /// Columns of a warpgroup.
@@ -71,6 +71,9 @@ impl<'c> Cta<'_, 'c, '_> {
             let holds = less.map_or(fits, |less: u32| tile.rows.gt(less).and(fits));
             c.when(holds, || match self.g.operands {
                 Operands::Halves => self.products_of(segment, tile, (part, n), place, ring, sums),
+                Operands::Fp8 if is_widened(segment) => {
+                    self.widened_products_of(segment, (part, n), place, ring, sums);
+                }
                 Operands::Fp8 => self.fp8_products_of(segment, (part, n), place, ring, sums),
             });
             less = Some(n);

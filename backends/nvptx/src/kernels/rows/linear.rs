@@ -5,7 +5,7 @@
 use super::super::View;
 use crate::builder::{Builder, F32, I32, MmaType, Shared, Var};
 use moec_ir::DType;
-use moec_ir::engine::other::rows::FMA_ROWS;
+use moec_ir::engine::rows::FMA_ROWS;
 use moec_ir::tile::RowOp;
 
 /// Columns that a warp computes together with multiply-adds.

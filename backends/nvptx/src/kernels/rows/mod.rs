@@ -10,8 +10,7 @@ mod steps;
 
 use super::{Design, Grid, Kernel, Registers, plan};
 use crate::builder::{Bool, Builder, F32, I32, Shared};
-use moec_ir::engine::other::RowLayout;
-use moec_ir::engine::other::rows::{Geometry, Way};
+use moec_ir::engine::rows::{Geometry, RowLayout, Way};
 use moec_ir::target::Features;
 use moec_ir::tile::{Extent, GpuLaunch, Program, RowId, RowOp, RowOpKind, RowProgram, Schedule};
 use moec_ir::{DType, Diagnostic};

@@ -132,6 +132,27 @@ impl Decoder {
     }
 }
 
+/// The four 4-bit codes in bits 0..16 as FP8 e4m3 codes of the same values, by tables of bytes.
+pub fn widen_codes<'c>(c: &'c Builder<'c>, code: Code, word: I32<'c>) -> I32<'c> {
+    let digits = word & 0x7777;
+    let look_up = |table: [u32; 2]| c.permute_bytes(c.i32(table[0]), c.i32(table[1]), digits);
+    // A digit with its highest bit set copies the sign of the byte that it names: 0xff instead of 0x80.
+    let upper_half = c.permute_bytes(c.i32(0x8080_8080), c.i32(0x8080_8080), word) << 1;
+    match code {
+        Code::E4M3 | Code::E5M2 => {
+            c.fail("codes of 8 bits do not become FP8");
+            word
+        }
+        // 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the sign.
+        Code::E2M1 => look_up([0x3c38_3000, 0x4c48_4440]) | (upper_half & 0x8080_8080),
+        // -8 … -1, and 0 … 7. The lowest bit of all of them is 0, where the mask has another byte's.
+        Code::Int4 => {
+            let (negative, positive) = (look_up([0xcacc_ced0, 0xb8c0_c4c8]), look_up([0x4440_3800, 0x4e4c_4a48]));
+            ((positive ^ negative) & upper_half) ^ negative
+        }
+    }
+}
+
 /// The value of a scale from its own bits; whether the machine converts e4m3.
 pub fn scale_value<'c>(c: &'c Builder<'c>, code: ScaleCode, bits: I32<'c>, has_e4m3: bool) -> F32<'c> {
     match code {
@@ -145,6 +166,14 @@ pub fn scale_value<'c>(c: &'c Builder<'c>, code: ScaleCode, bits: I32<'c>, has_e
         }
         ScaleCode::E4M3 => e4m3_pair(c, bits, 0, has_e4m3)[0],
     }
+}
+
+/// The value of byte `i` of a word of e8m0 scales, as [`scale_value`] in fewer instructions.
+pub fn e8m0_byte<'c>(c: &'c Builder<'c>, word: I32<'c>, i: u32) -> F32<'c> {
+    let exponent = if i == 3 { word >> 1 } else { word << (23 - 8 * i) } & 0x7f80_0000;
+    // 2^-127 is subnormal; infinity stands where NaN is meant, and times 0 it is.
+    let power = exponent.signed_max(1 << 22).as_f32();
+    power.fma(c.f32(0.0), power)
 }
 
 /// Two FP8 e4m3 codes, in the low or the high half of a word.

@@ -84,8 +84,18 @@ pub fn maps(
     Ok((table.maps, segments))
 }
 
-/// The maps of every segment whose rows and weights are codes, for steps of [`ROW_BYTES`] bytes in shared memory. FP4
-/// codes that are multiplied with FP8 are `spread` to a byte each.
+/// How the weights' codes of a step lie in shared memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeRows {
+    /// As many as fill [`ROW_BYTES`].
+    Whole,
+    /// FP4 spread to a byte each by the copy, which fill [`ROW_BYTES`].
+    Spread,
+    /// 4-bit codes for as many bytes of rows: half of [`ROW_BYTES`], in the swizzle of that width.
+    Half,
+}
+
+/// The maps of every segment whose rows and weights are codes, for steps of [`ROW_BYTES`] bytes of rows in shared memory.
 ///
 /// # Errors
 /// Rows or weights that are no codes; a buffer that is no operand.
@@ -94,13 +104,13 @@ pub fn coded_maps(
     contract: &Contract,
     operands: &[(BufferId, bool)],
     (panel_rows, box_rows): (u32, u32),
-    spread: impl Fn(Code) -> bool,
+    code_rows: impl Fn(Code) -> CodeRows,
 ) -> Result<(Vec<TensorMap>, Vec<SegmentMaps>), String> {
     let mut table = Table { maps: Vec::new(), operands };
     // The columns of a row of k codes, and what they are.
-    let row = |code: Code, k: u64| match spread(code) {
-        true => (MapElem::U4Padded, k.next_multiple_of(u64::from(ROW_BYTES))),
-        false => (MapElem::U8, code.bytes(k)),
+    let row = |code: Code, k: u64| match code_rows(code) {
+        CodeRows::Spread => (MapElem::U4Padded, k.next_multiple_of(u64::from(ROW_BYTES))),
+        CodeRows::Whole | CodeRows::Half => (MapElem::U8, code.bytes(k)),
     };
     let mut segment = |s: &Segment| -> Result<SegmentMaps, String> {
         let (a, k, n) = (program.buffer(s.a), s.k(program), s.n(program));
@@ -115,7 +125,8 @@ pub fn coded_maps(
             let quant = panel.quant.as_ref().ok_or("a product of codes has weights that are none")?;
             let (elem, cols) = row(quant.format.code, k);
             let dims = vec![Dim::Fixed(cols), Dim::Fixed(n), Dim::Fixed(w.batch)];
-            let boxes = (vec![ROW_BYTES, panel_rows, 1], ROW_BYTES);
+            let wide = if code_rows(quant.format.code) == CodeRows::Half { ROW_BYTES / 2 } else { ROW_BYTES };
+            let boxes = (vec![wide, panel_rows, 1], wide);
             weights.push(table.add(panel.weights, elem, (dims, vec![w.pitch, n * w.pitch]), boxes)?);
         }
         Ok(SegmentMaps { weights, activations })

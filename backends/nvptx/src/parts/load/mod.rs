@@ -4,4 +4,4 @@ pub mod cp_async;
 mod maps;
 pub mod scales;
 
-pub use maps::{SegmentMaps, coded_maps, maps};
+pub use maps::{CodeRows, SegmentMaps, coded_maps, maps};

@@ -17,7 +17,7 @@ const GROUP: u32 = 128;
 pub struct ScaleCut {
     pub code: ScaleCode,
     /// Elements along K that have one scale; 0 for all.
-    block: u32,
+    pub block: u32,
     /// Scales of a row.
     cols: u32,
     /// What a stage holds of them.

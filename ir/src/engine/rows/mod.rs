@@ -1,7 +1,10 @@
 //! How row programs are cut: rows of a cluster, and what of shared memory they take.
 
-use super::RowLayout;
-use crate::engine::MmaType;
+mod layout;
+
+pub use layout::RowLayout;
+
+use super::{MmaType, power_of_warps};
 use crate::target::Features;
 use crate::tile::{BufferId, Program, RowOpKind, RowProgram, Schedule};
 
@@ -66,7 +69,7 @@ pub fn fit(
     smem_bytes: u32,
     features: Features,
 ) -> Option<Schedule> {
-    let warps = super::power_of_warps(asked.warps);
+    let warps = power_of_warps(asked.warps);
     let least = |width: u64| (width.div_ceil(MOST_CTAS.into()) as u32).next_multiple_of(8).min(MOST_COLS);
     let widest = products(program, rows).filter(|(_, way)| *way != Way::Fma).map(|(width, _)| least(width)).max();
     let tile_n = widest.map_or(1, |least| asked.tile_n.next_multiple_of(8).clamp(least, MOST_COLS));
