@@ -38,7 +38,7 @@ fn same(got: &[Tensor], want: &[Tensor], tolerance: f64, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (g, w) in got.iter().zip(want) {
         assert_eq!(g.ints(), w.ints(), "{what}");
-        let error = g.relative_error(w);
+        let error = g.worst_error(w);
         assert!(error <= tolerance, "{what}: error {error}");
     }
 }
