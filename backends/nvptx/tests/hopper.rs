@@ -144,6 +144,44 @@ fn neighbours_give_the_bits_of_one() {
     }
 }
 
+/// Tiles of 64 columns, of which each warpgroup has a panel, give the bits of tiles of 128: floats and codes of every format, odd
+/// columns and depths, experts with none to many rows, in any order of warps and copies.
+#[test]
+fn tiles_of_a_panel_for_each_warpgroup_give_the_same_bits() {
+    let formats = [None].into_iter().chain(FORMATS.map(Some));
+    for (seed, format) in (40u64..).zip(formats) {
+        for (i, (n, k, e, t, tile_m)) in
+            [(136, 200, 3, 40, 32), (72, 128, 0, 20, 64), (193, 264, 5, 11, 8)].into_iter().enumerate()
+        {
+            let g = Gemm { n_experts: e, panels: 2, gather: e > 0, biases: true, ..dense(DType::BF16, n, k) };
+            let wide = schedule(tile_m, 128, 64, 4, 12);
+            let mut random = Random(seed + 100 * i as u64);
+            let program = HOPPER.fitted(&g, wide);
+            let (inputs, _) = inputs(&g, &program, t, seed);
+            let others = others(&program, t, seed);
+            let (program, weights) = match format {
+                None => (program, Vec::new()),
+                Some((code, scale, block_rows, block_cols, global)) => {
+                    let format = QuantFormat { code, scale, block_rows, block_cols };
+                    let c = coded(program, format, global, seed % 2 == 0, &mut random);
+                    (c.coded, c.coded_weights)
+                }
+            };
+            let of = |tile_n: u32, order| {
+                let mut program = program.clone();
+                program.kernels[0].schedule.tile_n = tile_n;
+                engine::fit(&mut program, h200());
+                assert_eq!(program.kernels[0].schedule.tile_n, tile_n);
+                HOPPER.images(&program);
+                let out = run_with(&program, h200(), t, 1, &content(&weights, &others, &inputs), order);
+                out.iter().map(Tensor::to_bytes).collect::<Vec<_>>()
+            };
+            let (want, got) = (of(128, Order::RoundRobin), of(64, Order::Random(seed)));
+            assert!(got == want, "{format:?} {g:?} T = {t}");
+        }
+    }
+}
+
 const FORMATS: [(Code, ScaleCode, u64, u64, bool); 7] = [
     (Code::E4M3, ScaleCode::F32, 128, 128, false),
     (Code::E4M3, ScaleCode::F32, 1, 0, false),

@@ -14,6 +14,8 @@ use crate::tile::{BufferId, Contract, PanelQuant, Program, ScaledProduct, Schedu
 pub const TILE_N: u32 = 128;
 /// Output columns of a warpgroup, and of a tile whose warpgroups have a panel each.
 pub const GROUP_N: u32 = TILE_N / 2;
+/// Columns between rows of sums that one warpgroup gives the other: lanes that write together touch every bank once.
+pub const GIVEN_PITCH: u32 = GROUP_N + 4;
 /// Most rows of a tile whose warpgroups have a panel each: few, for sums of one go to the other through shared memory.
 const MOST_ROWS_OF_PANELS: u32 = 64;
 /// Elements of a step of 16-bit floats.
@@ -215,7 +217,7 @@ impl Geometry {
             split: schedule.team == Team::SplitK && schedule.k_parts > 1,
             neighbours: if schedule.team == Team::Neighbours { 2 } else { 1 },
             maxima_bytes: if has_codes { tile_m * PRODUCT_WARPS * 4 } else { 0 },
-            given_bytes: if tile_n == GROUP_N { GROUP_N * tile_m * 4 } else { 0 },
+            given_bytes: if tile_n == GROUP_N { GIVEN_PITCH * tile_m * 4 } else { 0 },
         }
     }
 
@@ -254,7 +256,7 @@ impl Geometry {
         self.tile_n == GROUP_N
     }
 
-    /// Byte offset of the sums that one warpgroup gives the other: `[row][column]`, f32.
+    /// Byte offset of the sums that one warpgroup gives the other: f32, a row each [`GIVEN_PITCH`].
     pub fn given(&self) -> u32 {
         self.maxima() + self.maxima_bytes
     }

@@ -75,8 +75,12 @@ fn of_engine(engine: Engine, program: &Program, c: &Contract, k_parts: u32, n_to
     match engine {
         Engine::Hopper => {
             let whole = |m: u32, team| Schedule { team, k_parts, ..wgmma(m) };
+            // Half as wide, tiles of few rows leave less of the last wave empty.
+            let narrow = [8, 16, 32, 64].map(|m| Schedule { tile_n: hopper::GROUP_N, ..whole(m, Team::One) });
             let of_teams = |m| [whole(m, Team::One), whole(m, Team::Neighbours)];
-            in_parts([8, 16, 32, 64, 128, 256].into_iter().flat_map(of_teams).collect(), k_parts, gated)
+            let wide = [8, 16, 32, 64, 128, 256].into_iter().flat_map(of_teams);
+            let narrow = narrow.into_iter().filter(|_| gated && k_parts == 1);
+            in_parts(wide.chain(narrow).collect(), k_parts, gated)
         }
         Engine::Blackwell => {
             let rows = rows_of_an_expert(program, c, n_tokens);

@@ -4,13 +4,14 @@
 //! four read the same 16 bytes of codes and pick the bytes of their pairs.
 
 use super::contract::Cta;
+use super::products::Place;
 use crate::builder::{F32, I32, Shared};
 use crate::kernels::Kernel;
 use crate::parts::Tile;
 use crate::parts::decode::Decoder;
 use crate::parts::load::scales::ScaleCut;
 use moec_ir::engine::ROW_BYTES;
-use moec_ir::engine::hopper::TILE_N;
+use moec_ir::engine::hopper::GROUP_N;
 use moec_ir::tile::{PanelQuant, Segment};
 
 /// Elements along k of a step.
@@ -29,24 +30,28 @@ pub struct CodedPanel<'k, 'c, 'p> {
     /// Bytes of a row of codes in a step: 32 or 64.
     row_bytes: u32,
     k_total: u32,
-    /// The first row, and the thread's place among the four that share rows.
+    /// The first row, by codes and by scales, how much further on these are, and the thread's place among the four that
+    /// share rows.
     row: I32<'c>,
+    scale_row: I32<'c>,
+    further: Option<I32<'c>>,
     quarter: I32<'c>,
 }
 
 impl<'c, 'p> Cta<'_, 'c, 'p> {
-    /// The panels that are codes, for the thread whose first row is `row`.
+    /// The panels that are codes, for the thread at `place`: both, or that of its warpgroup.
     pub fn coded_panels(
         &self,
         segment: &Segment,
         tile: &Tile<'c>,
-        (row, quarter): (I32<'c>, I32<'c>),
+        place: Place<'c>,
     ) -> Vec<Option<CodedPanel<'_, 'c, 'p>>> {
+        let (row, quarter) = (place.column, place.row >> 1);
         let mut scales_at = self.g.scales();
         let one = |(i, q): (usize, Option<&PanelQuant>)| {
             let q = q?;
             let (c, at) = (self.k.builder, scales_at);
-            let scales = ScaleCut::of_weights(self.program, segment, q, (TILE_N, self.g.tile_k));
+            let scales = ScaleCut::of_weights(self.program, segment, q, (self.g.tile_n, self.g.tile_k));
             scales_at += scales.bytes();
             Some(CodedPanel {
                 k: self.k,
@@ -59,27 +64,41 @@ impl<'c, 'p> Cta<'_, 'c, 'p> {
                 row_bytes: self.weight_row_bytes(Some(q)),
                 k_total: segment.k(self.program) as u32,
                 row,
+                scale_row: row,
+                further: None,
                 quarter,
             })
         };
-        segment.panels.iter().map(|p| p.quant.as_ref()).enumerate().map(one).collect()
+        let panels: Vec<_> = segment.panels.iter().map(|p| p.quant.as_ref()).enumerate().map(one).collect();
+        if !self.g.is_by_panel() {
+            return panels;
+        }
+        // Codes of the second panel follow those of the first, as its scales do.
+        let c = self.k.builder;
+        let mut of_group = panels.into_iter().flatten();
+        let (Some(first), Some(second)) = (of_group.next(), of_group.next()) else { return vec![None] };
+        let global = first.global.zip(second.global).map(|(a, b)| c.select(place.group.eq(0), a, b));
+        let further = Some(place.group * first.scales.bytes());
+        vec![Some(CodedPanel { global, scale_row: row & (GROUP_N - 1), further, ..first })]
     }
 }
 
 impl<'c> CodedPanel<'_, 'c, '_> {
     /// The floats of a step: for each 16 elements of k, those of both rows for one instruction.
     pub fn floats(&self, stage: Shared<'c>, step: I32<'c>) -> Vec<[I32<'c>; 4]> {
-        let [upper, lower] = [0, 8].map(|further| self.pairs_of(stage, self.row + further, step));
+        let [upper, lower] =
+            [0, 8].map(|further| self.pairs_of(stage, (self.row + further, self.scale_row + further), step));
         // Pairs of a row: of the first 8 elements of k, the second, …
         let by_piece = upper.chunks_exact(2).zip(lower.chunks_exact(2));
         by_piece.map(|(u, l)| [u[0], l[0], u[1], l[1]]).collect()
     }
 
     /// This thread's pairs of one row: one of every 8 elements.
-    fn pairs_of(&self, stage: Shared<'c>, row: I32<'c>, step: I32<'c>) -> Vec<I32<'c>> {
+    fn pairs_of(&self, stage: Shared<'c>, (row, scale_row): (I32<'c>, I32<'c>), step: I32<'c>) -> Vec<I32<'c>> {
         let c = self.k.builder;
         let scales = stage.at(self.scales_at);
-        let factor = |k: u32| self.decoder.scale(c, self.scales.bits(c, scales, row, step, k), self.global);
+        let scales = self.further.map_or(scales, |further| scales.plus(further));
+        let factor = |k: u32| self.decoder.scale(c, self.scales.bits(c, scales, scale_row, step, k), self.global);
         let at = stage.at(self.codes_at).plus(row * self.row_bytes);
         // The pattern that exchanges 16-byte pieces repeats every 128 bytes.
         let pieces = self.row_bytes / 16;

@@ -4,12 +4,12 @@
 //! scales and adds in f32. While one warpgroup scales, the other multiplies.
 
 use super::contract::Cta;
-use super::products::{GROUP_COLS, PIECES, Place, Sums};
+use super::products::{PIECES, Place, Sums};
 use crate::builder::{F32, I32, Shared, Var, WgmmaRows};
 use crate::parts::Ring;
 use crate::parts::load::scales::ScaleCut;
 use moec_ir::engine::ROW_BYTES;
-use moec_ir::engine::hopper::TILE_N;
+use moec_ir::engine::hopper::GROUP_N;
 use moec_ir::tile::{RowQuant, Segment};
 
 /// Where a stage has scales, and how they are cut.
@@ -24,7 +24,7 @@ impl<'c> Cta<'_, 'c, '_> {
         let g = self.g;
         let mut at = g.scales();
         let panel = |q| {
-            let (cut, here) = (ScaleCut::of_weights(self.program, segment, q, (TILE_N, g.tile_k)), at);
+            let (cut, here) = (ScaleCut::of_weights(self.program, segment, q, (g.tile_n, g.tile_k)), at);
             at += cut.bytes();
             (cut, here)
         };
@@ -56,7 +56,7 @@ impl<'c> Cta<'_, 'c, '_> {
             let (stage, tile) = (self.stage(slot), first_stage + slot * (g.stage_bytes() / 16));
             c.fence_products(&mut []);
             for (p, sums) in sums.iter().enumerate() {
-                let panel = tile + self.panel(segment, p) / 16 + place.group * (GROUP_COLS * ROW_BYTES / 16);
+                let panel = tile + self.panel(segment, p) / 16 + place.group * (GROUP_N * ROW_BYTES / 16);
                 for piece in 0..PIECES {
                     let b = tile + (g.activations() / 16 + 2 * piece);
                     let adds = u32::from(piece > 0);

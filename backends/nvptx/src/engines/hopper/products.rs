@@ -6,15 +6,15 @@ use crate::builder::{F32, I32, Var, WgmmaRows};
 use crate::parts::k_parts::{End, Parts};
 use crate::parts::{Epilogue, Reader, Ring, Tile};
 use moec_ir::engine::ROW_BYTES;
-use moec_ir::engine::hopper::{Operands, is_widened};
+use moec_ir::engine::hopper::{GIVEN_PITCH, GROUP_N, Operands, PRODUCT_WARPS, is_widened};
 use moec_ir::tile::Segment;
 
-/// Columns of a warpgroup.
-pub const GROUP_COLS: u32 = 64;
+/// Barrier of the warps that multiply.
+pub const RESULTS_BARRIER: u32 = 1;
 /// Instructions along k in a step: 32 bytes each.
 pub const PIECES: u32 = ROW_BYTES / 32;
 
-/// The sums of a thread: `[panel][sum]`.
+/// The sums of a thread: `[panel][sum]`; of one panel where each warpgroup has one.
 pub type Sums<'c> = Vec<Vec<Var<'c, F32<'c>>>>;
 
 /// Where a thread's sums lie in a tile.
@@ -22,7 +22,8 @@ pub type Sums<'c> = Vec<Vec<Var<'c, F32<'c>>>>;
 pub struct Place<'c> {
     /// The warpgroup, 0 or 1.
     pub group: I32<'c>,
-    /// Column of the tile of the first of its two; the other is eight columns on.
+    /// Column of the tile of the first of its two, those of a second panel behind those of the first where each warpgroup has
+    /// a panel; the other is eight columns on.
     pub column: I32<'c>,
     /// Row of the first of its two of every eight rows.
     pub row: I32<'c>,
@@ -39,11 +40,13 @@ impl<'c> Cta<'_, 'c, '_> {
         self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
                 let zero = || (0..g.tile_m / 2).map(|_| c.var(c.f32(0.0))).collect();
-                let sums: Sums = segment.panels.iter().map(|_| zero()).collect();
+                let n_panels = if g.is_by_panel() { 1 } else { segment.panels.len() };
+                let sums: Sums = (0..n_panels).map(|_| zero()).collect();
                 self.parts.each(c, |part| {
                     self.products(segment, tile, part, place, ring, &sums);
                     parts.end(self.elected, part, |end| {
                         c.part("results", || match self.g.operands {
+                            Operands::Halves if g.is_by_panel() => self.store_by_panel(segment, tile, place, &sums),
                             Operands::Halves => self.store(segment, tile, place, &sums, &parts, end),
                             Operands::Fp8 => self.store_scaled(segment, tile, place, &sums, &parts, end),
                         });
@@ -91,7 +94,7 @@ impl<'c> Cta<'_, 'c, '_> {
     ) {
         let (c, g) = (self.k.builder, self.g);
         let first_stage = c.swizzled_tile(self.stage(c.i32(0)));
-        let coded: Vec<Option<CodedPanel>> = self.coded_panels(segment, tile, (place.column, place.row >> 1));
+        let coded: Vec<Option<CodedPanel>> = self.coded_panels(segment, tile, place);
         let (first, end) = self.parts.steps(self.n_steps(segment), part);
         let before = c.var(c.i32(0));
         c.range(first, end, 1, |step| {
@@ -111,7 +114,7 @@ impl<'c> Cta<'_, 'c, '_> {
                         WgmmaRows::Registers(rows[((in_registers - 1) * PIECES + piece) as usize])
                     } else {
                         let panel = tile + (self.panel(segment, p) / 16 + 2 * piece);
-                        WgmmaRows::Shared(panel + place.group * (GROUP_COLS * ROW_BYTES / 16))
+                        WgmmaRows::Shared(panel + place.group * (GROUP_N * ROW_BYTES / 16))
                     };
                     c.start_wgmma((self.ty, n), sums, a, activations + 2 * piece, adds);
                 }
@@ -126,6 +129,43 @@ impl<'c> Cta<'_, 'c, '_> {
         let all: Vec<Var<F32>> = sums.iter().flat_map(|panel| &panel[..n as usize / 2]).copied().collect();
         c.finish_products(&all);
         self.release(before.get());
+    }
+
+    /// Stores results of tiles of which each warpgroup has a panel: the second gives its sums to the first.
+    fn store_by_panel(&self, segment: &Segment, tile: &Tile<'c>, place: Place<'c>, sums: &Sums<'c>) {
+        let c = self.k.builder;
+        let column = place.column & (GROUP_N - 1);
+        let given = |half: u32, row: I32<'c>| {
+            c.shared().at(self.g.given()).plus((row * GIVEN_PITCH + (column + 8 * half)) << 2)
+        };
+        let each = |half: u32, body: &dyn Fn(I32<'c>, Vec<F32<'c>>)| {
+            for eight in 0..self.g.tile_m / 8 {
+                c.when(tile.rows.gt(8 * eight), || {
+                    let at = (4 * eight + 2 * half) as usize;
+                    body(place.row + 8 * eight, sums[0][at..at + 2].iter().map(|x| x.get()).collect());
+                });
+            }
+        };
+        let give = || {
+            for half in 0..2 {
+                each(half, &|row, two| {
+                    (0u32..).zip(two).for_each(|(i, sum)| c.store_i32(given(half, row + i), sum.bits()));
+                });
+            }
+        };
+        c.when(place.group.ne(0), give);
+        c.barrier_of(RESULTS_BARRIER, PRODUCT_WARPS * 32);
+        c.when(place.group.eq(0), || {
+            for half in 0..2 {
+                let epilogue = Epilogue::new(self.k, self.program, segment, tile.expert, tile.col + column + 8 * half);
+                each(half, &|row, two| {
+                    let other = (0..2).map(|i| c.load_i32(given(half, row + i)).as_f32()).collect();
+                    epilogue.store(tile.row + row, (tile.rows - row).signed_max(0), &[two, other]);
+                });
+            }
+        });
+        // All have read before the next tile's take the place.
+        c.barrier_of(RESULTS_BARRIER, PRODUCT_WARPS * 32);
     }
 
     /// Stores the sums, or does with those of a part what has to be done.

@@ -4,7 +4,7 @@
 //! magnitude of a row goes through shared memory.
 
 use super::contract::{Cta, PRODUCTS};
-use super::products::{Place, Sums};
+use super::products::{Place, RESULTS_BARRIER, Sums};
 use crate::builder::{F32, I32, Var};
 use crate::parts::k_parts::{End, Parts};
 use crate::parts::{ScaledColumn, Tile, encode};
@@ -14,8 +14,6 @@ use moec_ir::tile::{RowQuant, Segment};
 /// A thread's results of eight rows, of which it has two in either column: `[column][row]`.
 type Values<'c> = [[Var<'c, F32<'c>>; 2]; 2];
 
-/// Barrier of the warps that multiply.
-const RESULTS_BARRIER: u32 = 1;
 const _: () = assert!(PRODUCT_WARPS == 8);
 
 impl<'c> Cta<'_, 'c, '_> {

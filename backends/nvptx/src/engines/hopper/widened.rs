@@ -11,7 +11,7 @@ use super::fp8::StageScales;
 use super::products::{PIECES, Place, Sums};
 use crate::builder::{F32, I32, Shared, Var, WgmmaRows};
 use crate::parts::Ring;
-use crate::parts::decode::{e8m0_byte, scale_value, widen_codes};
+use crate::parts::decode::{e8m0_byte, scale_value, widen_codes, widened_unit};
 use crate::parts::load::scales::ScaleCut;
 use moec_ir::engine::ROW_BYTES;
 use moec_ir::quant::{Code, ScaleCode};
@@ -93,6 +93,7 @@ impl<'c> Cta<'_, 'c, '_> {
                 let groups = groups(q.format.block_cols);
                 let mut codes = self.widened(segment, panel, stage, place);
                 let column_scales = self.column_scales(&scales.panels[panel], stage, step, place);
+                let times = widened_unit(q.format.code);
                 c.fence_products(&mut codes);
                 for first in (0..n).step_by(rows as usize) {
                     let unit = Unit { panel, first, rows };
@@ -107,7 +108,7 @@ impl<'c> Cta<'_, 'c, '_> {
                             c.start_wgmma((self.ty, rows), sums, a, b, u32::from(j > 0));
                         }
                         c.commit_products();
-                        let of_columns = column_scales.each_ref().map(|of| of(i * TILE_K / groups.len()));
+                        let of_columns = column_scales.each_ref().map(|of| of(i * TILE_K / groups.len()) * times);
                         let (is_first, is_last) = (i == 0, i + 1 == groups.len());
                         let next = UnderWay { unit, sums, of_columns, is_first, is_last };
                         if n_sets == 1 {
@@ -143,7 +144,7 @@ impl<'c> Cta<'_, 'c, '_> {
             let [upper, lower] = [0, 8].map(|further| {
                 let at = at.at(further * CODE_BYTES);
                 let word = c.permute_bytes(c.load_i32(at), c.load_i32(at.at(8)), selector);
-                [word, word >> 16].map(|half| widen_codes(c, code, half))
+                widen_codes(c, code, word)
             });
             [upper[0], lower[0], upper[1], lower[1]]
         };

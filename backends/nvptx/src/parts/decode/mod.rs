@@ -132,25 +132,39 @@ impl Decoder {
     }
 }
 
-/// The four 4-bit codes in bits 0..16 as FP8 e4m3 codes of the same values, by tables of bytes.
-pub fn widen_codes<'c>(c: &'c Builder<'c>, code: Code, word: I32<'c>) -> I32<'c> {
-    let digits = word & 0x7777;
-    let look_up = |table: [u32; 2]| c.permute_bytes(c.i32(table[0]), c.i32(table[1]), digits);
-    // A digit with its highest bit set copies the sign of the byte that it names: 0xff instead of 0x80.
-    let upper_half = c.permute_bytes(c.i32(0x8080_8080), c.i32(0x8080_8080), word) << 1;
+/// What [`widen_codes`] gives stands for so many times itself.
+pub fn widened_unit(code: Code) -> f32 {
     match code {
+        Code::E4M3 | Code::E5M2 => 1.0,
+        Code::E2M1 => 64.0,
+        Code::Int4 => 512.0,
+    }
+}
+
+/// The eight 4-bit codes of a word as FP8 e4m3 codes, in order, of values that are too small by a power of two
+/// ([`widened_unit`]): bits of e2m1 are the lowest of e4m3's exponent and the highest of its mantissa, magnitudes of INT4 are
+/// e4m3's least numbers.
+pub fn widen_codes<'c>(c: &'c Builder<'c>, code: Code, word: I32<'c>) -> [I32<'c>; 2] {
+    // Codes 0, 2, 4, 6, and those between.
+    let (even, odd) = match code {
         Code::E4M3 | Code::E5M2 => {
             c.fail("codes of 8 bits do not become FP8");
-            word
+            (word, word)
         }
-        // 0, 0.5, 1, 1.5, 2, 3, 4, 6, and the sign.
-        Code::E2M1 => look_up([0x3c38_3000, 0x4c48_4440]) | (upper_half & 0x8080_8080),
-        // -8 … -1, and 0 … 7. The lowest bit of all of them is 0, where the mask has another byte's.
+        Code::E2M1 => {
+            let placed = |sign: I32<'c>, rest: I32<'c>| (rest & 0x1c1c_1c1c) | (sign & 0x8080_8080);
+            (placed(word << 4, word << 2), placed(word, word >> 2))
+        }
         Code::Int4 => {
-            let (negative, positive) = (look_up([0xcacc_ced0, 0xb8c0_c4c8]), look_up([0x4440_3800, 0x4e4c_4a48]));
-            ((positive ^ negative) & upper_half) ^ negative
+            // Of u below 8, 0x80 and 8 - u, which is not(u) + 1; else u - 8.
+            let placed = |digits: I32<'c>, sign: I32<'c>| {
+                let is_negative = (sign & 0x0101_0101) ^ 0x0101_0101;
+                is_negative * 0x81 + ((digits & 0x0707_0707) ^ (is_negative * 7))
+            };
+            (placed(word, word >> 3), placed(word >> 4, word >> 7))
         }
-    }
+    };
+    [0x5140, 0x7362].map(|selector| c.permute_bytes(even, odd, c.i32(selector)))
 }
 
 /// The value of a scale from its own bits; whether the machine converts e4m3.
