@@ -59,7 +59,7 @@ pub struct Case {
     pub tokens: Vec<usize>,
     /// How the router was made.
     pub routing: Routing,
-    /// Largest relative Frobenius error of an engine.
+    /// Largest error of an engine: [`Tensor::worst_error`].
     pub tolerance: f64,
 }
 

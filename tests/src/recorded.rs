@@ -118,7 +118,7 @@ pub fn in_bf16(family: &str) -> Vec<Recorded> {
 /// What a run of a recorded layer gave.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// Relative Frobenius error of the output.
+    /// How far the output is off, by the whole, by rows and by elements: [`moec_ir::Tensor::worst_error`].
     pub error: f64,
     /// Tokens, and how many of them chose other experts without an exact tie; `None` where the record has no choice.
     pub routing: Option<(usize, usize)>,
@@ -153,7 +153,7 @@ pub fn measure(recorded: &Recorded, format: Format, place: Place, scratch: &Path
     };
     let got = run(&layer, &recorded.dir, &inputs, place)?;
     let output = output.ok_or("no `output` is recorded")?;
-    let error = got[0].relative_error(&output);
+    let error = got[0].worst_error(&output);
     let routing = match (ids, w) {
         (Some(ids), Some(w)) => Some((ids.shape[0], other_choices((&got[1], &got[2]), (&ids, &w)))),
         _ => None,
@@ -187,7 +187,7 @@ fn quantised(
         let got = run(&layer, &coded, &inputs, place)?;
         let [Some(output), Some(ids), Some(w)] = want else { return Err("a layer should have three outputs".into()) };
         let routing = Some((ids.shape[0], other_choices((&got[1], &got[2]), (&ids, &w))));
-        Some(Measured { error: got[0].relative_error(&output), routing })
+        Some(Measured { error: got[0].worst_error(&output), routing })
     };
     for dir in [wide, coded, floats] {
         let _ = std::fs::remove_dir_all(dir);

@@ -13,8 +13,13 @@ use moec_nvptx::GpuKernelImage;
 use moec_ptx::ptxas;
 use std::path::Path;
 
-/// A row of the table.
-fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &GpuKernelImage, wrong: &mut Vec<String>) -> String {
+/// A row of the table. A thread decodes `codes` in a step; 0 where none are.
+fn disassembled(
+    (ptxas, nvdisasm): (&Path, &Path),
+    (name, codes): (&str, u32),
+    image: &GpuKernelImage,
+    wrong: &mut Vec<String>,
+) -> String {
     let done = ptxas::assemble(ptxas, &image.ptx, "sm_90a").unwrap_or_else(|e| panic!("{name}: {e}"));
     let entry = done.report.entry(&image.entry).expect("the entry should be reported");
     let spills = (entry.spill_store_bytes, entry.spill_load_bytes);
@@ -30,9 +35,14 @@ fn disassembled(ptxas: &Path, nvdisasm: &Path, name: &str, image: &GpuKernelImag
     let [products, copies, fallback] = [product, "UTMALDG", "HMMA"].map(count);
     assert!(products > 0 && copies > 0 && fallback == 0, "{name}: {products}, {copies}, {fallback}");
     let loops = blocks.iter().filter(|b| b.iter().any(|o| o.starts_with(product)));
-    let in_loops: usize = loops.map(Vec::len).sum();
+    let lengths: Vec<usize> = loops.map(Vec::len).collect();
+    let (in_loops, shortest) = (lengths.iter().sum::<usize>(), lengths.iter().min().expect("there are products"));
+    let for_a_code = match codes {
+        0 => String::new(),
+        codes => format!(", with few rows {:.1} for a code", *shortest as f64 / f64::from(codes)),
+    };
     format!(
-        "{name:<18} {:<6} {:>3} registers, {:>6} bytes of shared memory, {:>5.1} instructions for a product\n",
+        "{name:<18} {:<6} {:>3} registers, {:>6} bytes of shared memory, {:>5.1} instructions for a product{for_a_code}\n",
         image.entry,
         entry.registers,
         image.launch.dynamic_smem_bytes,
@@ -64,26 +74,34 @@ fn products_on_sm_90_are_instructions_of_its_tensor_cores() {
     let target = Target::by_name("sm_90a").expect("a target");
     let (mut table, mut wrong) = (String::new(), Vec::new());
     for (name, format) in formats.into_iter().chain(of_codes) {
-        for (tile_m, team) in [(16, Team::SplitK), (64, Team::One), (256, Team::One)] {
+        let tiles = [(16, 128, Team::SplitK), (64, 128, Team::One), (256, 128, Team::One), (64, 64, Team::One)];
+        let of_codes = name.contains(" x ");
+        let decodes = format.is_some() && name != "fp8 x fp8";
+        for (tile_m, tile_n, team) in tiles {
             // Of codes that become floats or FP8, small tiles differ in numbers only.
-            if format.is_some() && name != "fp8 x fp8" && tile_m != 256 {
+            if decodes && tile_n == 128 && tile_m != 256 || of_codes && tile_n == 64 {
                 continue;
             }
             let k_parts = if team == Team::SplitK { 8 } else { 1 };
-            let s = Schedule { team, k_parts, ..schedule(tile_m, 128, 64, 32, 12) };
+            let s = Schedule { team, k_parts, ..schedule(tile_m, tile_n, 64, 32, 12) };
             let s = Schedules { gemm1: s, gemm2: s, ..Schedules::for_rows(32) };
             let mut program = layer(&Layer::deepseek_r1(), &s);
             program = match format {
-                Some(format) if name.contains(" x ") => common::coded::in_codes(program, ActQuant::FP8_BLOCK, format),
+                Some(format) if of_codes => common::coded::in_codes(program, ActQuant::FP8_BLOCK, format),
                 Some(format) => common::coded::in_format(program, format, format.has_global()),
                 None => program,
             };
-            program.kernels.retain(|k| k.name.starts_with("gemm"));
+            // One panel is made in tiles of 128 columns only.
+            program.kernels.retain(|k| k.name == "gemm1" || k.name == "gemm2" && tile_n == 128);
             engine::fit(&mut program, target);
             for image in common::emit(&program, target).unwrap_or_else(|e| panic!("{name}: {e}")) {
                 let s = program.kernels[image.kernel].schedule;
-                let name = format!("{name}/{}{}", s.tile_m, if team == Team::SplitK { " split" } else { "" });
-                table += &disassembled(&ptxas, &nvdisasm, &name, &image, &mut wrong);
+                let split = if team == Team::SplitK { " split" } else { "" };
+                let wide = if tile_n == 64 { format!("/{tile_n}") } else { String::new() };
+                let name = format!("{name}/{}{wide}{split}", s.tile_m);
+                let panels = if image.entry == "gemm1" { 2 } else { 1 };
+                let codes = if decodes { panels * s.tile_n * s.tile_k / 256 } else { 0 };
+                table += &disassembled((&ptxas, &nvdisasm), (&name, codes), &image, &mut wrong);
             }
         }
     }

@@ -14,7 +14,8 @@ Written by `cargo xtask models`, which measures what it says. One tiny layer of 
 transformers 5.23 or 5.24 is recorded in `ir/frontend/tests/golden`: its config, its weights, and what transformers computed. Here
 each goes the way of a user's model — config, rewrites, kernels, bundle, loader, run — on three engines: code for the CPU,
 and the PTX of sm_90a and of sm_100a in the emulator, with its checks for races and uninitialised reads on. Cells are
-relative Frobenius errors of the output: on the CPU · sm_90a · sm_100a. What every model type's traps are, and which tests
+errors of the output: on the CPU · sm_90a · sm_100a; the largest of that of the whole (Frobenius), half of that of any row, and an
+eighth of that of any element over the size of its row. What every model type's traps are, and which tests
 hold them, is in [semantic-traps.md](semantic-traps.md).
 
 ## As transformers computes it
