@@ -14,12 +14,16 @@ const ONE_HOT: f64 = 25.0;
 /// Above this, more tokens are more of the same.
 const LARGEST: u64 = 16384;
 
-/// Powers of two, and half way between, that lie in `tokens`; at least one.
+/// Above this, a quarter of the way to the next power of two has a point of its own.
+const QUARTERS: u64 = 1024;
+
+/// Powers of two, and half way between, with many tokens quarters of the way, that lie in `tokens`; at least one.
 fn grid(tokens: (u64, u64)) -> Vec<u64> {
     let first = tokens.0.clamp(1, LARGEST);
     let last = tokens.1.clamp(first, LARGEST);
     let steps = (0..15).flat_map(|i| [1 << i, 3 << i >> 1]);
-    let mut all: Vec<u64> = steps.filter(|t| (first..=last).contains(t)).chain([first, last]).collect();
+    let quarters = (0..15).flat_map(|i| [5 << i >> 2, 7 << i >> 2]).filter(|t| *t > QUARTERS);
+    let mut all: Vec<u64> = steps.chain(quarters).filter(|t| (first..=last).contains(t)).chain([first, last]).collect();
     all.sort_unstable();
     all.dedup();
     all

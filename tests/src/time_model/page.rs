@@ -33,7 +33,7 @@ pub fn page() -> String {
          makes this page from the programs that moec compiles and the figures of `passes/src/plan/model/chips.json`; the test holds that it is \
          current.\n\n\
          ## The model\n\n\
-         A launch takes as long as its slowest resource, times what its last wave of tiles wastes, plus the time to fill and \
+         A launch takes as long as its slowest resource, times what its last wave of tiles wastes (of memory and the L2, which half of the multiprocessors take as fast as all, less), plus the time to fill and \
          drain it; launches follow each other at the chip's launch time (programmatic dependent launch is not credited). Tokens \
          choose experts independently, and evenly unless said otherwise: rows of an expert are binomial.\n\n\
          | resource | work |\n|---|---|\n\
@@ -119,7 +119,7 @@ pub fn page() -> String {
                 k.name,
                 l.bytes / 1e6,
                 l.tiles,
-                l.waves,
+                if matches!(l.bound(), Resource::Memory | Resource::L2) { l.shared_waves } else { l.waves },
                 parts.join(" | "),
                 l.seconds() * 1e6
             )

@@ -254,19 +254,30 @@ pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Sch
     l.add(Resource::Latency, l.bytes / (in_flight / a.latency_s).max(1.0));
     // A CTA for each part of k.
     let parts = if s.team == Team::SplitK { f64::from(s.k_parts) } else { 1.0 };
-    l.waves = waves(l.tiles * parts, spread * parts, units, cut.resident);
+    [l.waves, l.shared_waves] = waves(l.tiles * parts, spread * parts, units, cut.resident);
     l
 }
 
-/// Time of all waves of CTAs over that of whole ones, on an average over numbers of CTAs that lie so far from the expected one.
-fn waves(ctas: f64, spread: f64, units: f64, resident: f64) -> f64 {
+/// Time of all waves of CTAs over that of whole ones, on an average over numbers of CTAs that lie so far from the expected one:
+/// of what each multiprocessor has of its own, and of what all share.
+fn waves(ctas: f64, spread: f64, units: f64, resident: f64) -> [f64; 2] {
     let of = |ctas: f64| {
         let full = ctas / (units * resident);
         // Fewer CTAs than multiprocessors: memory serves half of them as fast as all (a guess).
-        if full >= 1.0 { full.ceil() / full } else { (0.5 / (ctas / units).max(0.05)).max(1.0) }
+        if full < 1.0 {
+            return [(0.5 / (ctas / units).max(0.05)).max(1.0); 2];
+        }
+        // So it does in the last wave.
+        let rest = full - full.floor();
+        let last = if rest > 0.0 { rest.max(0.5 / resident) } else { 0.0 };
+        [full.ceil() / full, (full.floor() + last) / full]
     };
     let at = |deviations: f64| of((ctas + deviations * spread).max(1.0));
-    if spread == 0.0 { of(ctas) } else { [-1.5, -0.75, 0.0, 0.75, 1.5].map(at).iter().sum::<f64>() / 5.0 }
+    if spread == 0.0 {
+        return of(ctas);
+    }
+    let all = [-1.5, -0.75, 0.0, 0.75, 1.5].map(at);
+    [0, 1].map(|i| all.iter().map(|w| w[i]).sum::<f64>() / 5.0)
 }
 
 fn is_grouped(s: &Segment) -> bool {

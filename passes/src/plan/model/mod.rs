@@ -73,8 +73,11 @@ pub struct Launch {
     pub issued_flops: f64,
     /// Tiles.
     pub tiles: f64,
-    /// Time of all waves of tiles over that of whole ones.
+    /// Time of all waves of tiles over that of whole ones, for what each multiprocessor has of its own.
     pub waves: f64,
+    /// The same for memory and the L2, which half of the multiprocessors take as fast as all: the last wave is as long as its
+    /// bytes, or half as long as a whole one.
+    pub shared_waves: f64,
     /// What follows when all tiles are done, in seconds: one CTA puts slots in expert order.
     pub tail: f64,
     parts: [f64; Resource::ALL.len()],
@@ -86,15 +89,28 @@ impl Launch {
         self.parts[resource as usize]
     }
 
+    /// Time of a resource with what waves of tiles waste, in seconds.
+    fn time_of(&self, resource: Resource) -> f64 {
+        let waves = match resource {
+            Resource::Memory | Resource::L2 => self.shared_waves,
+            Resource::Latency
+            | Resource::TensorCores
+            | Resource::SharedMemory
+            | Resource::Decoding
+            | Resource::Epilogue => self.waves,
+        };
+        self.part(resource) * waves.max(1.0)
+    }
+
     /// The resource that takes longest.
     pub fn bound(&self) -> Resource {
-        let longer = |a: Resource, b: Resource| if self.part(b) > self.part(a) { b } else { a };
+        let longer = |a: Resource, b: Resource| if self.time_of(b) > self.time_of(a) { b } else { a };
         Resource::ALL.into_iter().reduce(longer).unwrap_or(Resource::Memory)
     }
 
     /// Without the launch itself, in seconds.
     pub fn seconds(&self) -> f64 {
-        self.part(self.bound()) * self.waves.max(1.0) + self.tail + assumptions().fill_s
+        self.time_of(self.bound()) + self.tail + assumptions().fill_s
     }
 
     fn add(&mut self, resource: Resource, seconds: f64) {
@@ -207,6 +223,7 @@ impl<'a> Model<'a> {
         let full = l.tiles / chip.n_units;
         // Fewer CTAs than multiprocessors wait for memory, which half of them take as fast as all (a guess).
         l.waves = if full >= 1.0 { 1.0 } else { (0.5 / full.max(0.05)).max(1.0) };
+        l.shared_waves = l.waves;
         if let Some(p) = &r.plan {
             l.tail = self.order(program, &p.plan, n_tokens);
         }
