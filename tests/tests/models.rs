@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use moec_ir::DType;
+use moec_ir::{ActQuant, DType};
 use moec_tests::quantised::Published;
 use moec_tests::recorded::{self, ACTIVATIONS, Format, Place, Recorded, measure, tolerance};
 use std::path::Path;
@@ -11,6 +11,13 @@ use std::path::Path;
 /// Formats for each layer on the CPU, and for every so many layers on an emulated device: `cargo xtask models` measures all.
 const ON_CPU: usize = 1;
 const EVERY: usize = 4;
+
+/// FP8 rows and 4-bit weights, which Hopper multiplies as FP8.
+const WIDENED: [Format; 3] = [
+    Format::Quantised(Published::Mxfp4, Some(ActQuant::FP8_BLOCK)),
+    Format::Quantised(Published::Int4, Some(ActQuant::FP8_TOKEN)),
+    Format::Quantised(Published::Nvfp4, Some(ActQuant::FP8_BLOCK_POW2)),
+];
 
 fn main() {
     let args = Arguments::from_args();
@@ -26,6 +33,9 @@ fn main() {
         if i % EVERY == 0 {
             let format = turn(i / EVERY);
             trials.push(trial(&recorded, Place::ALL[1 + i / EVERY % 2], vec![format]));
+        }
+        if ["gpt_oss", "kimi_k2"].contains(&recorded.family.as_str()) {
+            trials.push(trial(&recorded, Place::ALL[1], WIDENED.to_vec()));
         }
         if recorded.family == "longcat_flash" {
             // Slots of experts that return their input have no row; the kernels that round rows stop before those.

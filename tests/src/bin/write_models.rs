@@ -48,7 +48,7 @@ const ROWS: &str = "
 
 `--activations`: the rows before expert matrices are rounded to a format as the first of each pair says, the weights are
 stored in the second: MXFP8 × MXFP4 is how gpt-oss and DeepSeek-V4 are served. Both outputs round at the same points.
-sm_100a multiplies the codes, the others the values that they stand for. At most 1e-3: a value that lies on an edge between
+sm_100a multiplies the codes, sm_90a those of FP8, and the CPU the values that they stand for. At most 1e-3: a value that lies on an edge between
 two codes may fall either way when two engines differ in its last bit.
 
 ";

@@ -1,6 +1,6 @@
 //! Hopper's part of the page: its engine against the portable one, and against published times.
 
-use super::cases::{Case, compile, shards, variant, with};
+use super::cases::{Case, cases, compile, shards, variant, with};
 use super::{bound, chip, products, target, total};
 use moec_ir::Engine;
 use moec_ir::target::{Target, TargetKind};
@@ -12,24 +12,61 @@ use std::fmt::Write;
 /// vLLM's Triton kernels on H100, Mixtral 8x7B of two tensor-parallel ranks in bf16, tuned: tokens and µs. Source: vllm PR #24700.
 const VLLM_MIXTRAL: [(u64, f64); 5] = [(1, 144.0), (8, 435.0), (64, 483.0), (256, 537.0), (1024, 834.0)];
 
+/// Token counts of layers, and of shards.
+const TOKENS: [u64; 5] = [1, 64, 1024, 4096, 8192];
+const SHARD_TOKENS: [u64; 6] = [1, 8, 32, 128, 1024, 8192];
+
+/// Layers whose rows sm_90 multiplies by its own tensor cores.
+fn fits(c: &&Case) -> bool {
+    !c.name.contains("NVFP4 ×") && !c.name.contains("MXFP8")
+}
+
+/// Hopper with the portable engine alone.
+fn portable() -> Target {
+    let h200 = target("h200");
+    match h200.kind {
+        TargetKind::Gpu { ptx_version, capability, smem_bytes, .. } => {
+            let kind = TargetKind::Gpu { ptx_version, capability, smem_bytes, engine: Engine::Portable };
+            Target { kind, ..*h200 }
+        }
+        TargetKind::Cpu => *h200,
+    }
+}
+
+/// Layers and shards that take over `limit` longer on Hopper's own engine than on the portable one, as sentences.
+pub fn slower_than_portable(limit: f64) -> Vec<String> {
+    let (h200, portable) = (target("h200"), portable());
+    let mut out = Vec::new();
+    let (cases, shards) = (cases(), shards());
+    let layers = cases.iter().filter(fits).map(|c| (c, &TOKENS[..]));
+    for (case, tokens) in layers.chain(shards.iter().map(|c| (c, &SHARD_TOKENS[..]))) {
+        let all = [&portable, h200].map(|target| (target, compile(case, target)));
+        for &n_tokens in tokens {
+            let [before, now] = all.each_ref().map(|(target, variants)| {
+                Model::new(chip("H200 SXM"), target).seconds(variant(variants, n_tokens), n_tokens)
+            });
+            if now > before * (1.0 + limit) {
+                out.push(format!("{} at T={n_tokens}: {:.1} %", case.name, (now / before - 1.0) * 100.0));
+            }
+        }
+    }
+    out
+}
+
 /// Hopper: its own engine against the portable one, and against published times.
 pub(super) fn section(cases: &[Case]) -> String {
-    let h200 = target("h200");
-    let TargetKind::Gpu { ptx_version, capability, smem_bytes, .. } = h200.kind else { return String::new() };
-    let kind = TargetKind::Gpu { ptx_version, capability, smem_bytes, engine: Engine::Portable };
-    let portable = Target { kind, ..*h200 };
+    let (h200, portable) = (target("h200"), portable());
     let mut out = format!(
         "\n## Hopper\n\nH200, layers in µs, shared experts included: the portable engine (`mma.sync`, {:.0} % of the tensor \
          cores' rate) and Hopper's own (`wgmma`); in brackets what takes longest in gate and up.\n\n\
          | layer | tokens | portable | hopper | portable ÷ hopper | Tflop/s | of the memory's bandwidth |\n|---|--:|--:|--:|--:|--:|--:|\n",
         assumptions().mma_sync_share * 100.0
     );
-    let fits = |c: &&Case| !c.name.contains("NVFP4 ×") && !c.name.contains("MXFP8");
     for case in cases.iter().filter(fits) {
-        compared(&mut out, &[&portable, h200], case, &[1, 64, 1024, 4096, 8192]);
+        compared(&mut out, &[&portable, h200], case, &TOKENS);
     }
     for case in &shards() {
-        compared(&mut out, &[&portable, h200], case, &[1, 8, 32, 128, 1024, 8192]);
+        compared(&mut out, &[&portable, h200], case, &SHARD_TOKENS);
     }
     out += "\nEP8 is a rank of eight with an eighth of the experts, which gets eight rows for each of its own tokens; TP8 has an eighth of \
             every expert's columns.\n";
@@ -77,10 +114,7 @@ fn widened(cases: &[Case]) -> String {
         case("DeepSeek-V3, NVFP4 × FP8 of 128", deepseek, "fp8-block"),
     ];
     for (case, rows) in layers {
-        let h200 = target("h200");
-        let TargetKind::Gpu { ptx_version, capability, smem_bytes, .. } = h200.kind else { return String::new() };
-        let kind = TargetKind::Gpu { ptx_version, capability, smem_bytes, engine: Engine::Portable };
-        let portable = Target { kind, ..*h200 };
+        let (h200, portable) = (target("h200"), portable());
         let coded = Case { name: case.name, config: case.config.clone(), activations: Some(rows) };
         let all =
             [(h200, &case), (h200, &coded), (&portable, &coded)].map(|(target, case)| (target, compile(case, target)));

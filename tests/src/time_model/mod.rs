@@ -7,6 +7,7 @@ mod hopper;
 mod page;
 
 pub use choices::regrets;
+pub use hopper::slower_than_portable;
 pub use page::page;
 
 use cases::{cases, compile, variant};
