@@ -2,11 +2,15 @@
 
 mod common;
 
-use common::products::{Case, MXFP4, NVFP4, PAIRS, PLAIN, check, format, results};
+use common::emulate::run_given;
+use common::products::{Case, MXFP4, NVFP4, PAIRS, PLAIN, check, find, format, inputs, program, results};
 use common::programs::schedule;
+use common::random::Random;
+use moec_ir::Tensor;
 use moec_ir::act_quant::ActQuant;
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
-use moec_ir::tile::{ScaledProduct, Schedule, Team};
+use moec_ir::target::Target;
+use moec_ir::tile::{ScaledProduct, Schedule, Team, evaluate_given};
 use moec_ptx::exec::Schedule as Order;
 
 /// On sm_90: tiles of any height, parts of k by one CTA or a cluster, rows that are adjacent or gathered, columns that end in
@@ -97,5 +101,42 @@ fn four_bit_codes_give_the_same_bits_in_every_tile_and_order() {
             let other = results(&case, "sm_90a", s, Order::Random(seed));
             assert!(first == other, "{case:?} in {s:?}");
         }
+    }
+}
+
+/// A scale of NaN makes NaN of its column, also where codes are zero, and the least power of two is no zero.
+#[test]
+fn scales_of_nan_and_of_the_least_power_are_what_they_are() {
+    let (rows, weights) = WIDENED[0];
+    let s = schedule(8, 128, 128, 3, 12);
+    let case = Case {
+        rows,
+        weights,
+        n_experts: 0,
+        n: 8,
+        k: 64,
+        panels: 1,
+        biases: false,
+        gather: false,
+        n_tokens: 3,
+        schedule: s,
+        ..PLAIN
+    };
+    let mut random = Random(900);
+    let (program, mut held) = program(&case, &mut random);
+    held.extend(inputs(&case, &mut random));
+    let scales = held.iter_mut().find(|(name, _)| name == "w0_scale").expect("scales");
+    let mut bytes = scales.1.to_bytes();
+    // Two scales for each column.
+    (bytes[2 * 5 + 1], bytes[2 * 6], bytes[2 * 6 + 1]) = (255, 0, 0);
+    scales.1 = Tensor::from_bytes(scales.1.dtype, &scales.1.shape, &bytes).expect("as many");
+    let target = Target::by_name("sm_90a").expect("a target");
+    let got = run_given(&program, target, case.n_tokens, 1, &find(&held));
+    let want = evaluate_given(&program, case.n_tokens as usize, find(&held)).expect("tensors fit");
+    let e = got[0].worst_error(&want[0]);
+    assert!(e <= 2e-6, "relative error {e}");
+    for (got, want) in got[0].floats().chunks(8).zip(want[0].floats().chunks(8)) {
+        assert!(got[5].is_nan() && want[5].is_nan());
+        assert!(want[6] != 0.0 && (got[6] - want[6]).abs() <= want[6].abs() * 1e-3, "{} is not {}", got[6], want[6]);
     }
 }

@@ -1,4 +1,5 @@
-//! Products of rows of FP8 codes with 4-bit codes, which become FP8 in registers on the way: each is a number of e4m3.
+//! Products of rows of FP8 codes with 4-bit codes, which become FP8 in registers on the way: each is a number of e4m3, and a
+//! power of two that its scale takes ([`widened_unit`]).
 //!
 //! Each group of K that has one scale is a sum of its own, of as many instructions as it has 32 elements. Those of 16 take an
 //! instruction each, too, whose other half of the codes is zero. A thread scales the sums of groups by their columns, adds
