@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout, reason = "an example talks to its reader")]
 
 use moec::ranks::{Comm, RankLayer, RankOptions, place_experts, split_evenly, split_tokens, threads};
-use moec::{CompileRequest, Device, Model, Placement, Session, Target, Weights};
+use moec::{CompileRequest, Device, Model, Placement, Session, Spread, Target, Weights};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ fn main() -> moec::Result<()> {
     let alone = Session::load(&compiled.bundle, &weights, Device::Cpu, n_tokens)?.run(&[("input", &input)])?;
 
     // Four: the same programs on all of them, with room for three experts each.
-    let placed = Arc::new(moec::compile_placed(&request, 3, None, &mut |_| {})?);
+    let placed = Arc::new(moec::compile_placed(&request, &Spread::new(3), &mut |_| {})?);
     let n_experts = placed.n_experts();
     let even = Placement::even(n_experts, n_ranks)?;
     // Later, another map: as if the first expert had most of the tokens.

@@ -13,21 +13,23 @@ pub const MAX_RANKS: u32 = 1024;
 /// Ranks that share a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mesh {
-    /// Ranks that the experts are spread over.
+    /// Groups of ranks that the experts are spread over.
     pub ep: u32,
+    /// Ranks of a group, over which the matrices of each of its experts are cut.
+    pub tp: u32,
 }
 
 impl Mesh {
-    /// Reads `ep=N`.
+    /// Reads `ep=N` or `ep=N,tp=M`.
     ///
     /// # Errors
     /// `mesh-invalid`.
     pub fn parse(text: &str) -> Result<Mesh, Diagnostic> {
         let wrong = |why: String| {
             Diagnostic::machine("mesh-invalid", format!("`{text}` is no mesh: {why}"))
-                .help(format!("write ep=N, with N from 1 to {MAX_RANKS}"))
+                .help(format!("write ep=N or ep=N,tp=M, with 1 to {MAX_RANKS} ranks in all"))
         };
-        let mut ep = None;
+        let (mut ep, mut tp) = (None, None);
         for part in text.split(',') {
             let Some((axis, n)) = part.split_once('=') else {
                 return Err(wrong(format!("`{part}` is not AXIS=N")));
@@ -38,23 +40,32 @@ impl Mesh {
             }
             match axis {
                 "ep" if ep.is_none() => ep = Some(n),
-                "ep" => return Err(wrong("`ep` is given twice".into())),
-                "tp" if n == 1 => {}
-                "tp" => return Err(wrong("experts whose width is cut are not placed yet; `ep` alone is".into())),
-                _ => return Err(wrong(format!("it has no axis `{axis}`; the axis is `ep`"))),
+                "tp" if tp.is_none() => tp = Some(n),
+                "ep" | "tp" => return Err(wrong(format!("`{axis}` is given twice"))),
+                _ => return Err(wrong(format!("it has no axis `{axis}`; the axes are `ep` and `tp`"))),
             }
         }
-        ep.map(|ep| Mesh { ep }).ok_or_else(|| wrong("it does not say `ep`".into()))
+        let mesh = ep.map(|ep| Mesh { ep, tp: tp.unwrap_or(1) }).ok_or_else(|| wrong("it does not say `ep`".into()))?;
+        if mesh.n_ranks() > MAX_RANKS {
+            return Err(wrong(format!("{} ranks are not from 1 to {MAX_RANKS}", mesh.n_ranks())));
+        }
+        Ok(mesh)
+    }
+
+    /// All ranks: rank `g * tp + m` is member `m` of group `g`.
+    pub fn n_ranks(self) -> u32 {
+        self.ep * self.tp
     }
 }
 
 impl std::fmt::Display for Mesh {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ep={}", self.ep)
+        write!(f, "ep={}", self.ep)?;
+        if self.tp > 1 { write!(f, ",tp={}", self.tp) } else { Ok(()) }
     }
 }
 
-/// Which ranks hold which experts.
+/// Which ranks hold which experts. Where a mesh cuts experts over groups of ranks, a rank of the map is a group.
 ///
 /// Every expert is on one rank at least and on a rank at most once; a rank may hold none. The place of an expert in its
 /// rank's list is its *local expert*.
@@ -275,9 +286,12 @@ mod tests {
 
     #[test]
     fn a_mesh_is_read_or_refused() {
-        assert_eq!(Mesh::parse("ep=4").unwrap(), Mesh { ep: 4 });
+        assert_eq!(Mesh::parse("ep=4").unwrap(), Mesh { ep: 4, tp: 1 });
+        assert_eq!(Mesh::parse("tp=2,ep=4").unwrap().to_string(), "ep=4,tp=2");
         assert_eq!(Mesh::parse("ep=4,tp=1").unwrap().to_string(), "ep=4");
-        for wrong in ["", "4", "ep=0", "ep=x", "ep=2,ep=2", "tp=1", "pp=2,ep=1", "ep=2,tp=2", "ep=99999"] {
+        for wrong in
+            ["", "4", "ep=0", "ep=x", "ep=2,ep=2", "tp=1", "pp=2,ep=1", "ep=2,tp=2,tp=1", "ep=99999", "ep=512,tp=3"]
+        {
             assert_eq!(Mesh::parse(wrong).unwrap_err().code, "mesh-invalid", "{wrong}");
         }
     }

@@ -1,10 +1,10 @@
 //! Layers whose tokens and experts are spread over ranks have the bits that they have on one.
 
 use moec::ranks::split_evenly;
-use moec::{Checkpoint, DType, Model, ModelLayer, Placement, Weights, compile_placed};
+use moec::{Checkpoint, DType, Model, ModelLayer, Placement, Spread, Weights, compile_placed};
 use moec_ir::graph::{Wire, round_on_wire};
 use moec_tests::placed::{Recorded, alone, assert_same, folder, in_bf16, n_experts, recorded, request, together};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// On `ranks` ranks the layer has the bits that it has on one, whoever has how many tokens. The programs are compiled once.
@@ -13,7 +13,7 @@ fn has_the_same_bits(r: &Recorded, ranks: &[u32], what: &str) {
     let n_tokens = r.inputs[0].1.shape[0];
     let map = |n: u32| Placement::even(n_experts(&r.layer), n).expect("a map");
     let n_local = ranks.iter().map(|&n| map(n).most_local()).max().expect("some ranks");
-    let placed = Arc::new(compile_placed(&request(&r.layer), n_local, None, &mut |_| {}).expect(what));
+    let placed = Arc::new(compile_placed(&request(&r.layer), &Spread::new(n_local), &mut |_| {}).expect(what));
     let weights = Weights::Checkpoint(r.weights.clone());
     for &n in ranks {
         let counts = split_evenly(n_tokens, n);
@@ -27,19 +27,63 @@ fn has_the_same_bits(r: &Recorded, ranks: &[u32], what: &str) {
     }
 }
 
+/// The same with the matrices of experts cut over groups of ranks; false when the layer's experts cannot be cut so.
+fn has_the_same_bits_cut(r: &Recorded, (n_groups, n_members): (u32, u32), what: &str) -> bool {
+    let map = Placement::even(n_experts(&r.layer), n_groups).expect("a map");
+    let spread = Spread { n_members, ..Spread::new(map.most_local()) };
+    let placed = match compile_placed(&request(&r.layer), &spread, &mut |_| {}) {
+        Ok(placed) => Arc::new(placed),
+        Err(d) => {
+            assert!(d.code == "layer-not-placeable" && d.message.contains("cannot be cut"), "{what}: {d}");
+            return false;
+        }
+    };
+    let n_tokens = r.inputs[0].1.shape[0];
+    let counts = split_evenly(n_tokens, n_groups * n_members);
+    let (got, _) = together(&placed, &Weights::Checkpoint(r.weights.clone()), &map, &r.inputs, &counts).expect(what);
+    assert_same(&got, &alone(r, &r.inputs), &format!("{what}, {n_groups} groups of {n_members}"));
+    true
+}
+
+/// Widths that do not divide, blocks that share scales, codes that are parted: columns have the bits that they have together.
+#[test]
+fn experts_that_are_cut_over_groups_of_ranks_have_the_same_bits() {
+    let mut cut = 0;
+    for (dir, number) in checkpoints() {
+        let what = format!("{} layer {number}", dir.file_name().unwrap_or_default().display());
+        cut += u32::from(has_the_same_bits_cut(&recorded(&dir, number), (2, 3), &what));
+    }
+    assert!(cut >= 30, "{cut}");
+    let mut refused = Vec::new();
+    for family in moec_tests::recorded::families() {
+        let what = format!("{} in bf16", family.family);
+        if !has_the_same_bits_cut(&in_bf16(&family.dir, family.layer), (2, 2), &what) {
+            refused.push(family.family);
+        }
+    }
+    assert!(refused == ["muse_spark"], "{refused:?}");
+}
+
+fn checkpoints() -> Vec<(PathBuf, u32)> {
+    let mut out = Vec::new();
+    for entry in std::fs::read_dir(folder("")).expect("folder") {
+        let dir = entry.expect("entry").path();
+        let recorded = (0..8).filter(|l| dir.join(format!("golden.layer{l}.safetensors")).exists());
+        out.extend(recorded.map(|l| (dir.clone(), l)));
+    }
+    out.sort();
+    out
+}
+
 /// The published checkpoints: bf16, and the formats of quantised weights.
 #[test]
 fn every_checkpoint_has_the_same_bits_on_two_three_and_four_ranks() {
-    let mut n = 0;
-    for entry in std::fs::read_dir(folder("")).expect("folder") {
-        let dir = entry.expect("entry").path();
-        for number in (0..8).filter(|l| dir.join(format!("golden.layer{l}.safetensors")).exists()) {
-            let what = format!("{} layer {number}", dir.file_name().unwrap_or_default().display());
-            has_the_same_bits(&recorded(&dir, number), &[2, 3, 4], &what);
-            n += 1;
-        }
+    let all = checkpoints();
+    assert!(all.len() >= 30, "{}", all.len());
+    for (dir, number) in all {
+        let what = format!("{} layer {number}", dir.file_name().unwrap_or_default().display());
+        has_the_same_bits(&recorded(&dir, number), &[2, 3, 4], &what);
     }
-    assert!(n >= 30, "{n}");
 }
 
 #[test]
@@ -89,7 +133,7 @@ fn a_wire_of_codes_computes_the_layer_that_rounds_so() {
         let rounded = ModelLayer { graph: round_on_wire(&r.layer.graph, wire).expect("rounds"), ..r.layer.clone() };
         let r = Recorded { layer: rounded, ..recorded(&folder("qwen3_moe.bf16"), 0) };
         let want = alone(&r, &r.inputs);
-        let placed = compile_placed(&request(&r.layer), map.most_local(), None, &mut |_| {}).expect(name);
+        let placed = compile_placed(&request(&r.layer), &Spread::new(map.most_local()), &mut |_| {}).expect(name);
         let weights = Weights::Checkpoint(r.weights.clone());
         let n = r.inputs[0].1.shape[0];
         let (got, _) = together(&Arc::new(placed), &weights, &map, &r.inputs, &[n - 1, 0, 1]).expect(name);

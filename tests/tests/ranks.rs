@@ -1,7 +1,7 @@
 //! Steps of ranks: tokens and experts that are spread unevenly, maps that change while steps go on, and faults.
 
 use moec::ranks::{Comm, Fault, PlacedLayer, RankLayer, split_evenly, threads};
-use moec::{DType, Diagnostic, Placement, Tensor, Weights, compile_placed};
+use moec::{DType, Diagnostic, Placement, Spread, Tensor, Weights, compile_placed};
 use moec_ir::graph::Wire;
 use moec_tests::placed::{
     LONG, Recorded, alone, assert_same, folder, gather, named, options, parts, recorded, request, together,
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// Eight experts, two for each token, and a layer with room for all of them on any rank.
 fn mixtral() -> (Recorded, Arc<PlacedLayer>) {
     let r = recorded(&folder("mixtral.bf16"), 0);
-    let placed = compile_placed(&request(&r.layer), 8, None, &mut |_| {}).expect("compiles");
+    let placed = compile_placed(&request(&r.layer), &Spread::new(8), &mut |_| {}).expect("compiles");
     (r, Arc::new(placed))
 }
 
@@ -101,7 +101,7 @@ fn slots_without_an_expert_are_dropped() {
     ];
     let r = Recorded { layer: layer.expect("layer"), inputs, ..recorded };
     let want = alone(&r, &r.inputs);
-    let placed = Arc::new(compile_placed(&request(&r.layer), 4, None, &mut |_| {}).expect("compiles"));
+    let placed = Arc::new(compile_placed(&request(&r.layer), &Spread::new(4), &mut |_| {}).expect("compiles"));
     let weights = Weights::Checkpoint(r.weights.clone());
     let counts = split_evenly(ids.shape[0], 3);
     let (got, steps) =
@@ -245,7 +245,10 @@ fn what_is_spoilt_on_its_way_is_refused_before_a_number_is_made() {
 fn ranks_that_do_not_mean_the_same_are_refused_before_they_load() {
     let (r, placed) = mixtral();
     let wire = Wire::Codes(moec_ir::ActQuant::MXFP8);
-    let other = Arc::new(compile_placed(&request(&r.layer), 8, Some(wire), &mut |_| {}).expect("compiles"));
+    let other = Arc::new(
+        compile_placed(&request(&r.layer), &Spread { wire: Some(wire), ..Spread::new(8) }, &mut |_| {})
+            .expect("compiles"),
+    );
     let weights = Weights::Checkpoint(r.weights.clone());
     let even = Placement::even(8, 3).expect("a map");
     let swapped = map(0, &[&[1, 0, 2], &[3, 4, 5], &[6, 7]]);
@@ -365,7 +368,7 @@ fn a_map_that_ranks_cannot_go_over_to_is_refused() {
     let (r, _) = mixtral();
     let weights = Weights::Checkpoint(r.weights.clone());
     let parts = parts(&r.inputs, &split_evenly(r.inputs[0].1.shape[0], 2));
-    let small = Arc::new(compile_placed(&request(&r.layer), 4, None, &mut |_| {}).expect("compiles"));
+    let small = Arc::new(compile_placed(&request(&r.layer), &Spread::new(4), &mut |_| {}).expect("compiles"));
     let found = each(threads::connect(2, LONG), |comm| {
         let rank = comm.rank() as usize;
         let mut layer =

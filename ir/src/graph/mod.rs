@@ -7,6 +7,8 @@
 pub mod arbitrary;
 mod attr;
 mod builder;
+mod columns;
+mod emit;
 mod eval;
 mod infer;
 mod op;
@@ -21,6 +23,7 @@ mod wire;
 
 pub use attr::{Attr, AttrError};
 pub use builder::GraphBuilder;
+pub use columns::{Columns, cut_columns};
 pub use eval::{combine_expr, evaluate, evaluate_node, token_count};
 pub use infer::infer_type;
 pub use op::{GroupScore, Op, Reduce, RenormRule, RowMask, Score};

@@ -20,8 +20,8 @@
 //! Which rank holds which expert is no part of the graphs: `experts` has a number of *local experts*, and what sits in
 //! them is given when it is loaded ([`crate::placement`]).
 
-use super::slice::slice_param;
-use super::{Graph, GraphBuilder, Op, Param, ValueId, verify};
+use super::emit::Emit;
+use super::{Graph, Op, Param, ValueId, verify};
 use crate::DType;
 use crate::act_quant::ActQuant;
 use crate::diag::Diagnostic;
@@ -239,7 +239,7 @@ fn weights_of(graph: &Graph, slots: usize) -> Result<Option<ValueId>, Diagnostic
     Ok(found)
 }
 
-fn refused(graph: &Graph, i: usize, why: &str) -> Diagnostic {
+pub(super) fn refused(graph: &Graph, i: usize, why: &str) -> Diagnostic {
     let node = &graph.nodes[i];
     Diagnostic::input("layer-not-placeable", format!("`{}` cannot be spread over ranks: {why}", graph.name))
         .note(format!("at `{}` ({})", node.name, node.op.name()))
@@ -375,68 +375,5 @@ impl Heads<'_> {
         self.emit.b.output(name, made);
         self.names.entry(v).or_insert_with(|| name.to_string());
         Ok(())
-    }
-}
-
-/// Copies what values need from one graph to another.
-struct Emit<'a> {
-    graph: &'a Graph,
-    b: GraphBuilder,
-    /// Values of the old graph that are there.
-    map: BTreeMap<usize, ValueId>,
-    /// Number of experts in place of the layer's, and the parameters that have an axis of them.
-    n_local: Option<u32>,
-    stacks: BTreeSet<u32>,
-    /// What stands for the weights in sums of these slots.
-    weights: Option<(usize, ValueId)>,
-}
-
-impl<'a> Emit<'a> {
-    fn new(graph: &'a Graph) -> Emit<'a> {
-        let b = GraphBuilder::new("");
-        Emit { graph, b, map: BTreeMap::new(), n_local: None, stacks: BTreeSet::new(), weights: None }
-    }
-
-    fn value(&mut self, v: ValueId) -> Result<ValueId, Diagnostic> {
-        if let Some(&made) = self.map.get(&v.index()) {
-            return Ok(made);
-        }
-        let node = self.graph.node(v);
-        let made = match &node.op {
-            Op::Input(n) => {
-                let input = &self.graph.inputs[*n as usize];
-                self.b.input(&input.name, input.ty.clone())
-            }
-            Op::Param(n) => self.param(*n),
-            op => {
-                let is_sum = |slots: usize| *op == Op::WeightedSum && node.inputs[0].index() == slots;
-                let weights = self.weights.filter(|(slots, _)| is_sum(*slots)).map(|(_, w)| w);
-                let mut operands = Vec::with_capacity(node.inputs.len());
-                for (i, &input) in node.inputs.iter().enumerate() {
-                    operands.push(match weights {
-                        Some(w) if i == 1 => w,
-                        _ => self.value(input)?,
-                    });
-                }
-                let mut op = op.clone();
-                if let (Some(n), Op::Permute { n_experts } | Op::Unpermute { n_experts }) = (self.n_local, &mut op) {
-                    *n_experts = n;
-                }
-                self.b.set_origin(node.origin.clone());
-                self.b.node_as(&node.name, op, &operands, Some(node.ty.dtype))?
-            }
-        };
-        self.map.insert(v.index(), made);
-        Ok(made)
-    }
-
-    fn param(&mut self, n: u32) -> ValueId {
-        let whole = &self.graph.params[n as usize];
-        let local = self.n_local.filter(|_| self.stacks.contains(&n));
-        // Until a placement says otherwise, the local experts are the first ones.
-        let param = local.map_or_else(|| whole.clone(), |count| slice_param(whole, 0, &(0..u64::from(count))));
-        let made = self.b.param(&param.name, param.ty, param.source);
-        self.b.store_as(made, param.stored);
-        made
     }
 }

@@ -115,15 +115,15 @@ pub fn shard(graph: &Graph, shard: Shard) -> Result<Graph, Diagnostic> {
 
 /// Matrix products that are cut along the columns between them.
 #[derive(Debug)]
-struct Group {
+pub(super) struct Group {
     /// Products whose rows (N) are cut.
-    starts: Vec<usize>,
+    pub starts: Vec<usize>,
     /// Elementwise operations between.
-    between: Vec<usize>,
+    pub between: Vec<usize>,
     /// The product whose columns (K) are cut.
-    end: usize,
+    pub end: usize,
     /// The width that is cut.
-    width: u64,
+    pub width: u64,
 }
 
 /// The operand that holds the weights of a matrix product, when it can be cut along rows and columns.
@@ -164,7 +164,7 @@ fn find_groups(graph: &Graph) -> Vec<Group> {
 }
 
 /// Walks up from value `at` over elementwise operations to matrix products; false when something else is met.
-fn walk(graph: &Graph, at: usize, width: u64, group: &mut Group) -> bool {
+pub(super) fn walk(graph: &Graph, at: usize, width: u64, group: &mut Group) -> bool {
     if group.starts.contains(&at) || group.between.contains(&at) {
         return true;
     }

@@ -30,6 +30,7 @@ fn ranks_write_what_one_rank_writes() {
     assert!(moec_in(dir.path(), &place).stdout.contains("moec_placement"));
     let uneven = ["--mesh", "ep=3", "--placement", "map.json", "--tokens-per-rank", "1,0,23"];
     assert_eq!(run("uneven.safetensors", &uneven).1, alone);
+    assert_eq!(run("cut.safetensors", &["--mesh", "ep=2,tp=2"]).1, alone);
     let emulated = ["--device", "emulator:sm_90a"];
     let (_, alone) = run("alone.safetensors", &emulated);
     assert_eq!(run("ranks.safetensors", &[&emulated[..], &["--mesh", "ep=2"]].concat()).1, alone);
@@ -62,8 +63,8 @@ fn what_does_not_go_with_ranks_is_refused() {
     }
     let place = of(&["place", model, "--mesh", "ep=2", "--counts", "counts.json"]);
     assert_eq!(place, (1, "expert-counts-invalid".to_string()));
-    let mesh = moec_in(dir.path(), &[&run[..], &["ep=2,tp=2"]].concat());
-    assert!(mesh.code == 2 && mesh.stderr.contains("not placed yet"), "{}", mesh.stderr);
+    let mesh = moec_in(dir.path(), &[&run[..], &["ep=2,pp=2"]].concat());
+    assert!(mesh.code == 2 && mesh.stderr.contains("no axis `pp`"), "{}", mesh.stderr);
 }
 
 /// The folder of an installed MPI, which `cargo xtask test` names.

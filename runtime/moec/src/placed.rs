@@ -4,25 +4,43 @@ use crate::compile::{CompileRequest, compile_reporting};
 use moec_bundle::Bundle;
 use moec_ir::Numerics;
 use moec_ir::diag::Diagnostic;
-use moec_ir::graph::{Graph, Wire, place, round_on_wire};
-use moec_ranks::PlacedLayer;
+use moec_ir::graph::{Graph, Param, Wire, cut_columns, place, round_on_wire};
+use moec_ranks::{ExpertProgram, ExpertPrograms, PlacedLayer};
 
-/// Compiles a layer for ranks that share it, each with room for `n_local` of its experts: the same programs for all of them.
+/// How a layer is spread over ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spread {
+    /// Most experts that a rank, or a group of ranks, has room for.
+    pub n_local: u32,
+    /// Ranks of a group, over which the matrices of each expert are cut; 1 where they are whole.
+    pub n_members: u32,
+    /// How rows are rounded on their way to the experts. Without, they travel as they are, or as the layer itself rounds them
+    /// before its experts.
+    pub wire: Option<Wire>,
+}
+
+impl Spread {
+    /// Whole experts, up to `n_local` on a rank, and rows as they are.
+    pub fn new(n_local: u32) -> Spread {
+        Spread { n_local, n_members: 1, wire: None }
+    }
+}
+
+/// Compiles a layer for ranks that share it: the same programs for all of them.
 ///
-/// With a `wire`, rows are rounded to it on their way to the experts; the result is that of the layer
-/// [`round_on_wire`] gives. Without, they travel as they are, or as the layer itself rounds them before its experts.
+/// With a `wire`, the result is that of the layer that [`round_on_wire`] gives.
 ///
 /// Unless the request is for [`Numerics::Fast`], only rewrites fire that keep all bits: the output is that of the layer compiled
 /// with [`Numerics::Bitwise`], and of [`Numerics::Deterministic`] wherever that has found nothing better to do.
 ///
 /// # Errors
-/// Those of [`place`], [`round_on_wire`] and [`crate::compile`].
+/// Those of [`place`], [`round_on_wire`], [`cut_columns`] and [`crate::compile`].
 pub fn compile_placed(
     request: &CompileRequest<'_>,
-    n_local: u32,
-    wire: Option<Wire>,
+    spread: &Spread,
     progress: &mut dyn FnMut(&str),
 ) -> Result<PlacedLayer, Diagnostic> {
+    let &Spread { n_local, n_members, wire } = spread;
     let rounded = wire.map(|w| round_on_wire(request.graph, w)).transpose()?;
     let placed = place(rounded.as_ref().unwrap_or(request.graph), n_local)?;
     // A form that moves a rounding may pay in the tail and not in the whole layer, or the other way round.
@@ -39,6 +57,19 @@ pub fn compile_placed(
         Ok(compile_reporting(&request, progress)?.bundle)
     };
     let head = placed.head.as_ref().map(&mut piece).transpose()?;
-    let (experts, tail) = (piece(&placed.experts)?, piece(&placed.tail)?);
+    let mut program = |graph: &Graph, stacks: Vec<Param>| -> Result<Box<ExpertProgram>, Diagnostic> {
+        Ok(Box::new(ExpertProgram { bundle: piece(graph)?, stacks }))
+    };
+    let mut experts = Vec::new();
+    if n_members <= 1 {
+        experts.push(ExpertPrograms::Whole(program(&placed.experts, placed.stacks.clone())?));
+    } else {
+        for member in 0..n_members {
+            let columns = cut_columns(&placed, n_members, member)?;
+            let (up, down) = (program(&columns.up, columns.up_stacks)?, program(&columns.down, columns.down_stacks)?);
+            experts.push(ExpertPrograms::Columns { up, down });
+        }
+    }
+    let tail = piece(&placed.tail)?;
     PlacedLayer::new(&placed, head, experts, tail)
 }

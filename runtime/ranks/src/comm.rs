@@ -56,8 +56,8 @@ pub enum Fault {
 }
 
 /// A fault, with the experts that are not there because of it.
-pub(crate) fn not_answering(fault: Fault, own: u32, map: &Placement, when: &str) -> Diagnostic {
-    let holds = |rank: u32| match map.experts_of(rank) {
+pub(crate) fn not_answering(fault: Fault, own: u32, (map, members): (&Placement, u32), when: &str) -> Diagnostic {
+    let holds = |rank: u32| match map.experts_of(rank / members.max(1)) {
         [] => "no experts".to_string(),
         list => format!("experts {}", list.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
     };

@@ -1,16 +1,24 @@
 //! The experts that a map gives to a rank, loaded.
 
-use crate::layer::PlacedLayer;
+use crate::layer::{ExpertProgram, ExpertPrograms, PlacedLayer};
 use crate::rank::RankOptions;
-use moec_ir::Placement;
+use crate::rows::take;
 use moec_ir::diag::Diagnostic;
+use moec_ir::{DType, Placement, Tensor};
 use moec_runtime::{Layer, LoadOptions, SelectedExperts, Weights};
 use std::sync::Arc;
 
 /// A map, and the experts that a rank has by it.
 pub struct Loaded {
     pub(crate) map: Placement,
-    pub(crate) experts: Layer,
+    pub(crate) experts: LoadedExperts,
+}
+
+/// A member's programs of its experts.
+pub(crate) enum LoadedExperts {
+    Whole(Box<Layer>),
+    /// Columns of activations, and columns of results.
+    Columns(Box<Layer>, Box<Layer>),
 }
 
 impl std::fmt::Debug for Loaded {
@@ -34,7 +42,7 @@ impl ExpertLoader {
     /// # Errors
     /// `placement-invalid`, and those of [`Layer::load`].
     pub fn load(&self, map: Placement, weights: &Weights<'_>) -> Result<Loaded, Diagnostic> {
-        map.check(self.placed.n_experts, self.n_ranks, self.placed.n_local)?;
+        check(&self.placed, &map, self.n_ranks)?;
         let experts = load_experts(&self.placed, &map, self.rank, self.n_ranks, weights, &self.options)?;
         Ok(Loaded { map, experts })
     }
@@ -44,6 +52,7 @@ pub(crate) fn load_options(options: &RankOptions, max_tokens: u64) -> LoadOption
     LoadOptions { device: options.device.clone(), max_tokens, pool: options.pool.clone(), ..LoadOptions::default() }
 }
 
+/// The experts of a map that `rank` of `n_ranks` has a part in.
 pub(crate) fn load_experts(
     placed: &PlacedLayer,
     map: &Placement,
@@ -51,10 +60,47 @@ pub(crate) fn load_experts(
     n_ranks: u32,
     weights: &Weights<'_>,
     options: &RankOptions,
-) -> Result<Layer, Diagnostic> {
-    let selected = SelectedExperts { weights, stacks: &placed.stacks, experts: map.experts_of(rank) };
+) -> Result<LoadedExperts, Diagnostic> {
+    let members = placed.n_members();
     // Every slot of every rank may go to experts of this one.
     let most = options.max_tokens.saturating_mul(u64::from(n_ranks)).saturating_mul(placed.top_k as u64);
     let most = most.min(options.max_slots).clamp(1, moec_bundle::MAX_TOKENS);
-    Layer::load(&placed.experts, &Weights::Experts(selected), load_options(options, most))
+    let load = |program: &ExpertProgram| {
+        let experts = map.experts_of(rank / members);
+        let selected = SelectedExperts { weights, stacks: &program.stacks, experts };
+        Layer::load(&program.bundle, &Weights::Experts(selected), load_options(options, most))
+    };
+    match &placed.experts[(rank % members) as usize] {
+        ExpertPrograms::Whole(whole) => Ok(LoadedExperts::Whole(Box::new(load(whole)?))),
+        ExpertPrograms::Columns { up, down } => Ok(LoadedExperts::Columns(Box::new(load(up)?), Box::new(load(down)?))),
+    }
+}
+
+/// That a map is one of the layer on `n_ranks` ranks.
+pub(crate) fn check(placed: &PlacedLayer, map: &Placement, n_ranks: u32) -> Result<(), Diagnostic> {
+    let members = placed.n_members();
+    if !n_ranks.is_multiple_of(members) {
+        let what = format!("{n_ranks} ranks are no groups of {members}, which share the matrices of an expert");
+        return Err(Diagnostic::machine("mesh-invalid", what).help("start a multiple of that"));
+    }
+    map.check(placed.n_experts, n_ranks / members, placed.n_local)
+}
+
+/// The results of slots, as bytes: slot `i` has row `which[i]` and local expert `ids[i]`.
+pub(crate) fn run_slots(
+    layer: &mut Layer,
+    (input, rows): (&str, &Tensor),
+    which: &[usize],
+    ids: &[i64],
+    findings: &mut Vec<String>,
+) -> Result<Vec<u8>, Diagnostic> {
+    let most = (layer.max_tokens() as usize).max(1);
+    let mut results = Vec::new();
+    for (which, ids) in which.chunks(most).zip(ids.chunks(most)) {
+        let ids = Tensor::int(DType::I32, &[ids.len(), 1], ids.to_vec());
+        let run = layer.run_host(&[(input, &take(rows, which)), ("local_ids", &ids)])?;
+        findings.extend(run.findings);
+        results.extend(run.outputs.first().map(|(_, t)| t.to_bytes()).unwrap_or_default());
+    }
+    Ok(results)
 }

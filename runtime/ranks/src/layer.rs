@@ -11,7 +11,8 @@ use moec_ir::{DType, Dim, TensorType};
 #[derive(Clone, Debug)]
 pub struct PlacedLayer {
     pub(crate) head: Option<Bundle>,
-    pub(crate) experts: Bundle,
+    /// What each member of a group computes of its experts.
+    pub(crate) experts: Vec<ExpertPrograms>,
     pub(crate) tail: Bundle,
     pub(crate) rows: Source,
     pub(crate) ids: Source,
@@ -21,38 +22,85 @@ pub struct PlacedLayer {
     pub(crate) n_experts: u32,
     pub(crate) n_local: u32,
     pub(crate) top_k: usize,
-    pub(crate) stacks: Vec<Param>,
     pub(crate) outputs: Vec<(String, Maker)>,
     /// Element type and columns of a row before the experts, and of a slot's result.
     pub(crate) row: (DType, usize),
     pub(crate) slot: (DType, usize),
 }
 
+/// A program of local experts.
+#[derive(Clone, Debug)]
+pub struct ExpertProgram {
+    /// As it was compiled.
+    pub bundle: Bundle,
+    /// Its parameters that have an axis of experts, with all experts.
+    pub stacks: Vec<Param>,
+}
+
+/// What a rank computes of the experts that it has a part in.
+#[derive(Clone, Debug)]
+pub enum ExpertPrograms {
+    /// From rows to slot rows.
+    Whole(Box<ExpertProgram>),
+    /// Some of the columns of both products ([`moec_ir::graph::cut_columns`]).
+    Columns {
+        /// From rows to columns of activations.
+        up: Box<ExpertProgram>,
+        /// From whole activations to columns of slot rows.
+        down: Box<ExpertProgram>,
+    },
+}
+
+impl ExpertPrograms {
+    fn parts(&self) -> Vec<&ExpertProgram> {
+        match self {
+            ExpertPrograms::Whole(whole) => vec![whole],
+            ExpertPrograms::Columns { up, down } => vec![up, down],
+        }
+    }
+
+    /// Columns of the result of the first part and of the last.
+    pub(crate) fn columns(&self) -> (usize, usize) {
+        let of = |bundle: &Bundle| {
+            let ty = bundle.manifest().outputs.first().and_then(|o| o.ty.last()).and_then(Dim::fixed);
+            ty.unwrap_or(0) as usize
+        };
+        let parts = self.parts();
+        (parts.first().map_or(0, |p| of(&p.bundle)), parts.last().map_or(0, |p| of(&p.bundle)))
+    }
+}
+
 impl PlacedLayer {
     /// A layer from its graphs and what was compiled from them.
+    ///
+    /// `experts` has what each member of a group of ranks computes; one, where experts are not cut.
     ///
     /// # Errors
     /// `internal-error` when a bundle is not the compiled form of its graph.
     pub fn new(
         placed: &Placed,
         head: Option<Bundle>,
-        experts: Bundle,
+        experts: Vec<ExpertPrograms>,
         tail: Bundle,
     ) -> Result<PlacedLayer, Diagnostic> {
         let broken = |what: &str| Diagnostic::internal("internal-error", format!("a placed layer should have {what}"));
         if head.is_some() != placed.head.is_some() {
             return Err(broken("a head where its graphs have one"));
         }
-        let kind = |ty: &TensorType| Some((ty.dtype, ty.last().and_then(Dim::fixed)? as usize));
-        let rows = experts.manifest().inputs.iter().find(|i| i.name == "rows").and_then(|i| kind(&i.ty));
-        let slots = experts.manifest().outputs.first().and_then(|o| kind(&o.ty));
-        let n_local = placed.stacks.first().and_then(|stack| {
-            let local = experts.manifest().params.iter().find(|p| p.name == stack.name)?;
+        let parts = experts.first().map(ExpertPrograms::parts).unwrap_or_default();
+        let n_local = parts.first().and_then(|part| {
+            let stack = part.stacks.first()?;
+            let local = part.bundle.manifest().params.iter().find(|p| p.name == stack.name)?;
             local.ty.shape.first()?.fixed()
         });
+        let (row, slot) = placed.widths();
+        let slot_type = placed.experts.ty(placed.experts.outputs[0].1).dtype;
+        if experts.iter().map(|e| e.columns().1).sum::<usize>() != slot as usize {
+            return Err(broken("all columns of its slots"));
+        }
         Ok(PlacedLayer {
-            row: rows.ok_or_else(|| broken("rows before its experts"))?,
-            slot: slots.ok_or_else(|| broken("rows behind its experts"))?,
+            row: (placed.experts.inputs[0].ty.dtype, row as usize),
+            slot: (slot_type, slot as usize),
             n_local: n_local.ok_or_else(|| broken("weights of experts"))? as u32,
             head,
             experts,
@@ -64,7 +112,6 @@ impl PlacedLayer {
             wire: placed.wire,
             n_experts: placed.n_experts,
             top_k: placed.top_k as usize,
-            stacks: placed.stacks.clone(),
             outputs: placed.outputs.clone(),
         })
     }
@@ -77,6 +124,11 @@ impl PlacedLayer {
     /// Most experts that a rank has room for.
     pub fn n_local(&self) -> u32 {
         self.n_local
+    }
+
+    /// Ranks of a group that share the matrices of an expert.
+    pub fn n_members(&self) -> u32 {
+        self.experts.len() as u32
     }
 
     /// Slots of a token.
@@ -103,11 +155,19 @@ impl PlacedLayer {
         out
     }
 
+    /// The element type of activations that members of a group exchange.
+    pub(crate) fn act_type(&self) -> DType {
+        let first = self.experts.first().map(ExpertPrograms::parts).unwrap_or_default();
+        let output = first.first().and_then(|part| part.bundle.manifest().outputs.first());
+        output.map_or(self.slot.0, |o| o.ty.dtype)
+    }
+
     /// What decides the bits of its programs, as one number.
     pub(crate) fn fingerprint(&self) -> u64 {
         let mut text =
             format!("{:?} {:?} {:?} {:?} {:?}\n", self.wire, self.rows, self.ids, self.weights, self.crossing);
-        for bundle in self.head.iter().chain([&self.experts, &self.tail]) {
+        let experts = self.experts.iter().flat_map(ExpertPrograms::parts).map(|part| &part.bundle);
+        for bundle in self.head.iter().chain(experts).chain([&self.tail]) {
             let m = bundle.manifest();
             text += &format!("{} {}\n", m.moec_version, m.layer.name);
             for param in &m.params {

@@ -24,6 +24,6 @@ mod tokens;
 pub use balance::place_experts;
 pub use comm::{Comm, Fault};
 pub use experts::{ExpertLoader, Loaded};
-pub use layer::PlacedLayer;
+pub use layer::{ExpertProgram, ExpertPrograms, PlacedLayer};
 pub use rank::{RankLayer, RankOptions, StepResult, Traffic};
 pub use tokens::{join_tokens, split_evenly, split_tokens};

@@ -1,17 +1,17 @@
 //! One rank of a placed layer.
 
 use crate::comm::{Comm, not_answering};
-use crate::experts::{ExpertLoader, Loaded, load_experts, load_options};
+use crate::experts::{ExpertLoader, Loaded, LoadedExperts, check, load_experts, load_options, run_slots};
 use crate::gather;
 use crate::layer::PlacedLayer;
 use crate::message::{self, Incoming, Outgoing};
-use crate::rows::{Sender, received, row_bytes, take};
+use crate::rows::{Sender, join, received, row_bytes};
 use crate::terms::{Terms, map_terms};
 use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Maker, Source};
 use moec_ir::tensor::Data;
-use moec_ir::{DType, Placement, Tensor};
+use moec_ir::{Placement, Tensor};
 use moec_runtime::cpu::Pool;
 use moec_runtime::{Device, Layer, Weights};
 use std::collections::BTreeMap;
@@ -98,12 +98,14 @@ impl<C: Comm> RankLayer<C> {
         options: RankOptions,
     ) -> Result<RankLayer<C>, Diagnostic> {
         let fingerprint = placed.fingerprint();
-        let loaded = (|| -> Result<(Option<Layer>, Layer, Layer), Diagnostic> {
-            map.check(placed.n_experts, comm.n_ranks(), placed.n_local)?;
+        let loaded = (|| -> Result<(Option<Layer>, Layer, LoadedExperts), Diagnostic> {
+            check(&placed, &map, comm.n_ranks())?;
+            let members = placed.n_members();
             let own = map_terms(&map);
             let terms = Terms { fingerprint, max_tokens: options.max_tokens, step: 0, map: own, ready: own };
             let hello = vec![terms.to_bytes(); comm.n_ranks() as usize];
-            let all = comm.exchange(hello).map_err(|f| not_answering(f, comm.rank(), &map, "before the first step"))?;
+            let all = comm.exchange(hello);
+            let all = all.map_err(|f| not_answering(f, comm.rank(), (&map, members), "before the first step"))?;
             for (rank, bytes) in (0u32..).zip(&all) {
                 terms.check(comm.rank(), rank, Terms::from_bytes(bytes).as_ref())?;
             }
@@ -152,7 +154,7 @@ impl<C: Comm> RankLayer<C> {
         parts[0] = gather::to_bytes(step);
         let own = self.comm.rank();
         let came = self.comm.exchange(parts);
-        let came = came.map_err(|f| not_answering(f, own, &self.now.map, "when results were gathered"))?;
+        let came = came.map_err(|f| not_answering(f, own, self.holders(), "when results were gathered"))?;
         if own != 0 {
             return Ok(None);
         }
@@ -255,10 +257,10 @@ impl<C: Comm> RankLayer<C> {
         Ok(StepResult { outputs, traffic, map_version, findings })
     }
 
-    /// Sorts the slots of this rank's tokens by the ranks of their experts.
+    /// Sorts the slots of this rank's tokens by the groups of ranks that hold their experts.
     fn dispatch(&self, rows: &Tensor, ids: &Tensor, traffic: &mut Traffic) -> Vec<Outgoing> {
         let (own, k) = (self.comm.rank(), self.placed.top_k.max(1));
-        let mut outgoing = vec![Outgoing::default(); self.comm.n_ranks() as usize];
+        let mut outgoing = vec![Outgoing::default(); self.now.map.n_ranks() as usize];
         let sender = Sender::new(rows, self.placed.wire);
         // Replicas of an expert take turns, and ranks begin with different ones, so that their loads are equal.
         let mut turns = vec![own as usize; self.placed.n_experts as usize];
@@ -269,14 +271,17 @@ impl<C: Comm> RankLayer<C> {
                 continue;
             }
             let turn = &mut turns[id as usize];
-            let (rank, local) = replicas[*turn % replicas.len()];
+            let (group, local) = replicas[*turn % replicas.len()];
             *turn += 1;
             let token = slot / k;
-            outgoing[rank as usize].add(token, slot, local, |out| sender.write(token, out));
+            outgoing[group as usize].add(token, slot, local, |out| sender.write(token, out));
         }
-        for (_, out) in (0u32..).zip(&outgoing).filter(|(rank, _)| *rank != own) {
-            traffic.rows_sent += out.n_rows();
-            traffic.row_bytes_sent += out.row_bytes();
+        let members = u64::from(self.placed.n_members());
+        for (group, out) in (0u32..).zip(&outgoing) {
+            // All members of a group get the row; this rank has it.
+            let others = members - u64::from(group == own / self.placed.n_members());
+            traffic.rows_sent += others * out.n_rows();
+            traffic.row_bytes_sent += others * out.row_bytes();
         }
         outgoing
     }
@@ -299,13 +304,14 @@ impl<C: Comm> RankLayer<C> {
             map: map_terms(&self.now.map),
             ready: map_terms(&newest.map),
         };
-        let messages = outgoing.iter().map(|o| o.to_message(&terms)).collect();
+        let members = self.placed.n_members() as usize;
+        let messages = outgoing.iter().flat_map(|o| vec![o.to_message(&terms); members]).collect();
         let step = self.step;
         let came = self.comm.exchange(messages);
         let came =
-            came.map_err(|f| not_answering(f, own, &self.now.map, &format!("in the dispatch of step {step}")))?;
+            came.map_err(|f| not_answering(f, own, self.holders(), &format!("in the dispatch of step {step}")))?;
         let mut ready = terms.ready;
-        let n_own = self.now.map.experts_of(own).len() as u32;
+        let n_own = self.now.map.experts_of(own / self.placed.n_members()).len() as u32;
         let bytes = row_bytes(self.placed.wire, self.placed.row.1);
         let mut incoming = Vec::with_capacity(came.len());
         for (rank, message) in (0u32..).zip(&came) {
@@ -323,7 +329,8 @@ impl<C: Comm> RankLayer<C> {
         let answered = (0u32..).zip(&answers).filter(|(rank, _)| *rank != own);
         traffic.result_bytes_sent += answered.map(|(_, a)| a.len() as u64).sum::<u64>();
         let back = self.comm.exchange(answers);
-        let back = back.map_err(|f| not_answering(f, own, &self.now.map, &format!("in the combine of step {step}")))?;
+        let back =
+            back.map_err(|f| not_answering(f, own, self.holders(), &format!("in the combine of step {step}")))?;
         Ok((back, ready))
     }
 
@@ -346,15 +353,18 @@ impl<C: Comm> RankLayer<C> {
         let broken = || Diagnostic::internal("internal-error", "rows that were read should have their length");
         let rows = received(self.placed.wire, cols, dtype, &rows).ok_or_else(broken)?;
         traffic.slots_computed += ids.len() as u64;
-        let most = (self.now.experts.max_tokens() as usize).max(1);
-        let mut results = Vec::new();
-        for (which, ids) in which.chunks(most).zip(ids.chunks(most)) {
-            let ids = Tensor::int(DType::I32, &[ids.len(), 1], ids.to_vec());
-            let run = self.now.experts.run_host(&[("rows", &take(&rows, which)), ("local_ids", &ids)])?;
-            findings.extend(run.findings);
-            results.extend(run.outputs.first().map(|(_, t)| t.to_bytes()).unwrap_or_default());
-        }
-        let width = self.placed.slot.0.bytes() * self.placed.slot.1;
+        let results = match &mut self.now.experts {
+            LoadedExperts::Whole(experts) => run_slots(experts, ("rows", &rows), &which, &ids, findings)?,
+            LoadedExperts::Columns(up, _) => {
+                let columns = run_slots(up, ("rows", &rows), &which, &ids, findings)?;
+                let act = self.join_columns(columns, ids.len(), traffic)?;
+                let which: Vec<usize> = (0..ids.len()).collect();
+                let LoadedExperts::Columns(_, down) = &mut self.now.experts else { return Err(broken()) };
+                run_slots(down, ("act_rows", &act), &which, &ids, findings)?
+            }
+        };
+        let member = &self.placed.experts[(self.comm.rank() % self.placed.n_members()) as usize];
+        let width = self.placed.slot.0.bytes() * member.columns().1;
         let mut at = 0;
         let answers = incoming.iter().map(|from| {
             let range = at..at + from.slots.len() * width;
@@ -364,24 +374,53 @@ impl<C: Comm> RankLayer<C> {
         answers.collect::<Option<_>>().ok_or_else(broken)
     }
 
+    /// The activations of slots, whole: the columns of all members of this rank's group.
+    fn join_columns(&mut self, own_columns: Vec<u8>, n: usize, traffic: &mut Traffic) -> Result<Tensor, Diagnostic> {
+        let (own, members) = (self.comm.rank(), self.placed.n_members());
+        let first = own / members * members;
+        let group = first as usize..(first + members) as usize;
+        let mut parts = vec![Vec::new(); self.comm.n_ranks() as usize];
+        traffic.result_bytes_sent += own_columns.len() as u64 * u64::from(members - 1);
+        parts[group.clone()].iter_mut().for_each(|p| p.clone_from(&own_columns));
+        let step = self.step;
+        let came = self.comm.exchange(parts);
+        let came =
+            came.map_err(|f| not_answering(f, own, self.holders(), &format!("in the activations of step {step}")))?;
+        let dtype = self.placed.act_type();
+        let widths: Vec<usize> = self.placed.experts.iter().map(|e| e.columns().0).collect();
+        join(dtype, n, &widths, came[group].iter()).ok_or_else(|| {
+            let what =
+                format!("a rank of the group of rank {own} sent other activations than it waits for, in step {step}");
+            Diagnostic::input("ranks-disagree", what).help("run the same moec on all ranks")
+        })
+    }
+
     /// The results in their slots; slots without an expert are zero.
     fn combine(&self, outgoing: &[Outgoing], answers: &[Vec<u8>], n_tokens: usize) -> Result<Tensor, Diagnostic> {
         let (dtype, cols) = self.placed.slot;
-        let width = dtype.bytes() * cols;
         let n_slots = n_tokens * self.placed.top_k;
+        let members = self.placed.n_members() as usize;
+        let widths: Vec<usize> = self.placed.experts.iter().map(|e| e.columns().1).collect();
+        let width = dtype.bytes() * cols;
         let mut slots = vec![0u8; n_slots * width];
-        for ((rank, out), answer) in (0u32..).zip(outgoing).zip(answers) {
-            if answer.len() != out.places.len() * width {
-                let (own, rows) = (self.comm.rank(), out.places.len());
-                let what = format!("rank {rank} answered {rows} rows of rank {own} with {} bytes", answer.len());
-                return Err(Diagnostic::input("ranks-disagree", what).help("run the same moec on all ranks"));
-            }
-            for (&place, row) in out.places.iter().zip(answer.chunks_exact(width.max(1))) {
+        for ((group, out), parts) in outgoing.iter().enumerate().zip(answers.chunks(members)) {
+            let rows = join(dtype, out.places.len(), &widths, parts.iter()).ok_or_else(|| {
+                let (own, rows, got) = (self.comm.rank(), out.places.len(), parts.iter().map(Vec::len).max());
+                let who = if members == 1 { format!("rank {group}") } else { format!("the ranks of group {group}") };
+                let what = format!("{who} answered {rows} rows of rank {own} with {} bytes", got.unwrap_or(0));
+                Diagnostic::input("ranks-disagree", what).help("run the same moec on all ranks")
+            })?;
+            for (&place, row) in out.places.iter().zip(rows.to_bytes().chunks_exact(width.max(1))) {
                 slots[place * width..(place + 1) * width].copy_from_slice(row);
             }
         }
         Tensor::from_bytes(dtype, &[n_slots, cols], &slots)
             .ok_or_else(|| Diagnostic::internal("internal-error", "slots should fill their tensor"))
+    }
+
+    /// Who holds what, for messages.
+    fn holders(&self) -> (&Placement, u32) {
+        (&self.now.map, self.placed.n_members())
     }
 
     /// Goes over to the map that all ranks have.

@@ -79,7 +79,28 @@ pub(crate) fn received(wire: Wire, cols: usize, dtype: DType, rows: &[u8]) -> Op
     }
 }
 
-/// `rows[i]` for each `i` of `which`, or zeros.
+/// `n` rows whose columns came in parts, each of so many columns; `None` when a part has another size.
+pub(crate) fn join<'p>(
+    dtype: DType,
+    n: usize,
+    widths: &[usize],
+    parts: impl Iterator<Item = &'p Vec<u8>>,
+) -> Option<Tensor> {
+    let cols: usize = widths.iter().sum();
+    let mut bytes = vec![0u8; n * cols * dtype.bytes()];
+    let mut at = 0;
+    for (part, width) in parts.zip(widths.iter().map(|w| w * dtype.bytes())) {
+        if part.len() != n * width {
+            return None;
+        }
+        let rows = bytes.chunks_exact_mut((cols * dtype.bytes()).max(1));
+        rows.zip(part.chunks_exact(width.max(1))).for_each(|(row, part)| row[at..at + width].copy_from_slice(part));
+        at += width;
+    }
+    Tensor::from_bytes(dtype, &[n, cols], &bytes)
+}
+
+/// `rows[i]` for each `i` of `which`.
 pub(crate) fn take(rows: &Tensor, which: &[usize]) -> Tensor {
     let cols = rows.cols();
     let shape = [which.len(), cols];

@@ -9,8 +9,8 @@ use moec::ranks::{
     Comm, PlacedLayer, RankLayer, RankOptions, StepResult, join_tokens, split_evenly, split_tokens, threads,
 };
 use moec::{
-    Checkpoint, CompileRequest, Device, Diagnostic, LayerOptions, Mesh, ModelLayer, Placement, RunResult, Tensor,
-    Weights, compile_placed,
+    Checkpoint, CompileRequest, Device, Diagnostic, LayerOptions, Mesh, ModelLayer, Placement, RunResult, Spread,
+    Tensor, Weights, compile_placed,
 };
 use moec_ir::graph::{Op, Wire};
 use moec_ir::{ActQuant, DType};
@@ -22,8 +22,9 @@ use std::time::Duration;
 /// Ranks that share a layer, each with tokens and experts of its own.
 #[derive(clap::Args, Debug)]
 pub struct MeshArgs {
-    /// Spread tokens and experts over N ranks, which are threads of this process. The output has the bits of one rank.
-    #[arg(long, value_name = "ep=N", value_parser = parse_mesh, conflicts_with_all = ["tp", "ep", "rank"])]
+    /// Spread tokens over N * M ranks, and experts over N groups of M ranks, which share their matrices column by column. The
+    /// output has the bits of one rank.
+    #[arg(long, value_name = "ep=N[,tp=M]", value_parser = parse_mesh, conflicts_with_all = ["tp", "ep", "rank"])]
     pub mesh: Option<Mesh>,
     /// Which rank holds which experts, as `moec place` writes it [default: ranges of experts, as equal as can be].
     #[arg(long, value_name = "FILE", requires = "mesh")]
@@ -97,7 +98,8 @@ pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
     };
     let progress = Progress::start("compiling");
     let wire = options.mesh.wire.and_then(|w| w.0);
-    let placed = compile_placed(&request, map.most_local(), wire, &mut |step| progress.say(step)).map_err(one)?;
+    let spread = Spread { n_local: map.most_local(), n_members: mesh.tp, wire };
+    let placed = compile_placed(&request, &spread, &mut |step| progress.say(step)).map_err(one)?;
     drop(progress);
     let inputs = inputs(options, &layer).map_err(one)?;
     let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).copied().unwrap_or(0);
@@ -129,7 +131,7 @@ pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
     if let Some(path) = &options.output {
         run::write_results(path, &result).map_err(one)?;
     }
-    crate::output::print(&table(&steps, &map, &counts));
+    crate::output::print(&table(&steps, &map, mesh.tp, &counts));
     run::report(options, &result, n_tokens as u64)
 }
 
@@ -199,14 +201,14 @@ fn placement(file: Option<&Path>, n_experts: u32, mesh: Mesh) -> Result<Placemen
 }
 
 fn counts(given: Option<&[usize]>, n_tokens: usize, mesh: Mesh) -> Result<Vec<usize>, Diagnostic> {
-    let Some(given) = given else { return Ok(split_evenly(n_tokens, mesh.ep)) };
+    let Some(given) = given else { return Ok(split_evenly(n_tokens, mesh.n_ranks())) };
     let total = given.iter().try_fold(0usize, |a, &n| a.checked_add(n));
-    if given.len() != mesh.ep as usize || total != Some(n_tokens) {
+    if given.len() != mesh.n_ranks() as usize || total != Some(n_tokens) {
         let what = format!(
             "--tokens-per-rank names {} ranks with {} tokens; there are {} ranks and {n_tokens} tokens",
             given.len(),
             total.map_or("too many".to_string(), |t| t.to_string()),
-            mesh.ep
+            mesh.n_ranks()
         );
         return Err(
             Diagnostic::machine("wrong-usage", what).help("give a number for each rank; together, those of the input")
@@ -248,7 +250,7 @@ impl Run<'_> {
         mesh: Mesh,
         timeout: Duration,
     ) -> Result<Option<Vec<StepResult>>, Diagnostic> {
-        let (mut layer, step) = self.step(MpiComm::start(library, mesh.ep, timeout)?)?;
+        let (mut layer, step) = self.step(MpiComm::start(library, mesh.n_ranks(), timeout)?)?;
         layer.gather(&step)
     }
 
@@ -293,13 +295,13 @@ fn gather(steps: &[StepResult], target: &str) -> Result<RunResult, Diagnostic> {
 }
 
 /// What each rank had, sent and computed.
-fn table(steps: &[StepResult], map: &Placement, counts: &[usize]) -> String {
+fn table(steps: &[StepResult], map: &Placement, tp: u32, counts: &[usize]) -> String {
     let mut out = String::from("rank  experts  tokens  rows sent  KiB sent  slots computed  KiB returned\n");
     for ((r, s), n) in (0u32..).zip(steps).zip(counts) {
         let (t, kib) = (&s.traffic, |bytes: u64| bytes as f64 / 1024.0);
         out += &format!(
             "{r:<4}  {:<7}  {n:<6}  {:<9}  {:<8.1}  {:<14}  {:.1}\n",
-            map.experts_of(r).len(),
+            map.experts_of(r / tp.max(1)).len(),
             t.rows_sent,
             kib(t.row_bytes_sent),
             t.slots_computed,
@@ -315,7 +317,7 @@ mod tests {
 
     #[test]
     fn tokens_of_ranks_add_up_to_the_inputs() {
-        let mesh = Mesh { ep: 3 };
+        let mesh = Mesh { ep: 3, tp: 1 };
         assert_eq!(counts(None, 7, mesh).map_err(|d| d.code), Ok(vec![3, 2, 2]));
         assert_eq!(counts(Some(&[0, 7, 0]), 7, mesh).map_err(|d| d.code), Ok(vec![0, 7, 0]));
         for wrong in [&[7][..], &[1, 2, 3], &[usize::MAX, 1, 7]] {
@@ -332,6 +334,6 @@ mod tests {
         assert!(matches!(parse_ranks("mpi:/a/b.so"), Ok(RanksArg::Mpi(Some(p))) if p == Path::new("/a/b.so")));
         assert!(matches!(parse_ranks("mpi"), Ok(RanksArg::Mpi(None))));
         assert!(parse_ranks("mpi:").is_err() && parse_ranks("tcp").is_err());
-        assert!(parse_mesh("ep=2,tp=2").is_err_and(|e| e.contains("ep=N")));
+        assert!(parse_mesh("ep=2,pp=2").is_err_and(|e| e.contains("ep=N")));
     }
 }
