@@ -2,7 +2,7 @@
 
 use moec::Tensor;
 use moec_ir::graph::arbitrary::{moe_graph, tensors};
-use moec_ir::graph::{self, Graph, Source, Wire, evaluate, place, round_on_wire};
+use moec_ir::graph::{self, Graph, Source, Wire, cut_columns, evaluate, place, round_on_wire};
 use moec_ir::{ActQuant, DType};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -152,6 +152,20 @@ fn layers_that_cannot_be_placed_are_refused() {
         assert!(d.code == "layer-not-placeable" && d.message.contains(word), "{d}");
         assert!(d.notes.iter().any(|n| n.contains(&format!("`{node}`"))), "{d} {:?}", d.notes);
     }
+    // Without an activation between two products there is nothing to cut; and 13 ranks have no column each.
+    let d = cut_columns(&place(&whole, 2).expect("can be placed"), 2, 0).expect_err("one product");
+    assert!(d.code == "layer-not-placeable" && d.message.contains("cannot be cut over ranks"), "{d}");
+    let two = LAYER
+        .replace("param \"up\"", "param \"down\" : f32[4, 6, 6] = tensor(\"down\")\nparam \"up\"")
+        .replace("%3 = param index=0 ()", "%3 = param index=1 ()");
+    let two = two.split_once("%6 =").expect("an unpermute").0.to_string()
+        + "%6 = param index=0 () : f32[4, 6, 6]  \"down\"\n%7 = grouped_linear (%5, %1, %6) : f32[T*2, 6]  \"z\"\n\
+           %8 = unpermute n_experts=4 (%7, %1) : f32[T*2, 6]  \"slots\"\n%9 = weighted_sum (%8, %2) : f32[T, 6]  \"sum\"\n\
+           output \"output\" = %9\n";
+    let two = place(&graph::parse("g.mir", &two).expect("parses"), 2).expect("can be placed");
+    let columns = cut_columns(&two, 4, 3).expect("can be cut");
+    assert_eq!((columns.up_stacks.len(), columns.down_stacks[0].ty.to_string()), (1, "f32[4, 1, 6]".to_string()));
+    assert_eq!(cut_columns(&two, 13, 0).expect_err("six columns").code, "shard-too-narrow");
     for wire in [Wire::Rows(DType::F32), Wire::Codes(ActQuant::NVFP4), Wire::Rows(DType::I32)] {
         match round_on_wire(&whole, wire) {
             Ok(same) => assert!(wire == Wire::Rows(DType::F32) && same == whole),

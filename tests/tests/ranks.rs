@@ -270,6 +270,13 @@ fn ranks_that_do_not_mean_the_same_are_refused_before_they_load() {
         }
         assert_refused(&found[2], "ranks-disagree", &[], what);
     }
+    // Three ranks are no groups of two.
+    let spread = Spread { n_members: 2, ..Spread::new(8) };
+    let cut = Arc::new(compile_placed(&request(&r.layer), &spread, &mut |_| {}).expect("compiles"));
+    let found = each(threads::connect(3, LONG), |comm| {
+        RankLayer::join(cut.clone(), comm, even.clone(), &weights, options(64)).map(|_| ())
+    });
+    assert!(found.iter().flatten().any(|d| d.code == "mesh-invalid" && d.message.contains("groups of 2")), "{found:?}");
     for (what, map, word) in [
         ("of another layer", Placement::even(9, 3).expect("a map"), "9 experts"),
         ("of another mesh", Placement::even(8, 2).expect("a map"), "2 ranks"),
