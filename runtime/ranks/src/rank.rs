@@ -78,7 +78,7 @@ pub struct Traffic {
     pub row_bytes_sent: u64,
     /// Slots that this rank's experts computed, for itself and others.
     pub slots_computed: u64,
-    /// Bytes of result rows that were sent back to other ranks.
+    /// Bytes of result rows that were sent back to other ranks, and of activations where the matrices of experts are cut.
     pub result_bytes_sent: u64,
     /// Slots of this rank's tokens that no expert has.
     pub slots_dropped: u64,
