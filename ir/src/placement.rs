@@ -5,7 +5,6 @@
 
 use crate::diag::Diagnostic;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 
 /// The largest number of ranks. Ranks tell each other what they send, each to all: more would need another protocol.
 pub const MAX_RANKS: u32 = 1024;
@@ -220,13 +219,6 @@ impl Placement {
         let most = loads.iter().copied().fold(0.0, f64::max);
         if total > 0.0 { most * loads.len() as f64 / total } else { 1.0 }
     }
-
-    /// Experts whose place on `rank` is another one than by `old`: local expert and expert.
-    pub fn moved(&self, old: &Placement, rank: u32) -> BTreeSet<(u32, u32)> {
-        let before = old.experts_of(rank);
-        let now = (0u32..).zip(self.experts_of(rank).iter().copied());
-        now.filter(|&(local, e)| before.get(local as usize) != Some(&e)).collect()
-    }
 }
 
 fn invalid(what: String) -> Diagnostic {
@@ -279,9 +271,6 @@ mod tests {
         assert!((p.imbalance(&[8, 2]) - 1.2).abs() < 1e-12);
         assert!((p.imbalance(&[0, 0]) - 1.0).abs() < 1e-12);
         assert_eq!(p.replicas_of(0), [(0, 0), (1, 0)]);
-        let q = Placement::new(1, 2, vec![vec![1], vec![0]]).unwrap();
-        assert_eq!(q.moved(&p, 0), BTreeSet::from([(0, 1)]));
-        assert_eq!(q.moved(&p, 1), BTreeSet::new());
     }
 
     #[test]

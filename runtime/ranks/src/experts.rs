@@ -1,8 +1,8 @@
 //! The experts that a map gives to a rank, loaded.
 
 use crate::layer::{ExpertProgram, ExpertPrograms, PlacedLayer};
-use crate::rank::RankOptions;
 use crate::rows::take;
+use crate::step::RankOptions;
 use moec_ir::diag::Diagnostic;
 use moec_ir::{DType, Placement, Tensor};
 use moec_runtime::{Layer, LoadOptions, SelectedExperts, Weights};

@@ -1,6 +1,6 @@
 //! What all ranks have, on the first of them.
 
-use crate::rank::{StepResult, Traffic};
+use crate::step::{StepResult, Traffic};
 use moec_ir::Tensor;
 
 /// A step's result as it travels to the rank that gathers, whose own tells names and types.

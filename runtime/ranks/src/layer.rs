@@ -5,7 +5,7 @@ use crate::terms::fnv;
 use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Maker, Param, Placed, Source, Wire};
-use moec_ir::{DType, Dim, TensorType};
+use moec_ir::{DType, Dim};
 
 /// Three programs, and what travels between them. All ranks run the same; what tells them apart is a placement map.
 #[derive(Clone, Debug)]
@@ -139,20 +139,6 @@ impl PlacedLayer {
     /// Bytes of a row on its way to an expert, and of a result row on its way back.
     pub fn bytes_on_the_wire(&self) -> (usize, usize) {
         (row_bytes(self.wire, self.row.1), self.slot.0.bytes() * self.slot.1)
-    }
-
-    /// The layer's inputs that a step needs, by name, in the order in which programs ask for them.
-    pub fn inputs(&self) -> Vec<(&str, &TensorType)> {
-        let mut out: Vec<(&str, &TensorType)> = Vec::new();
-        let head = self.head.iter().flat_map(|h| &h.manifest().inputs);
-        let own = |name: &str| self.crossing.iter().any(|(n, s)| n == name && matches!(s, Source::Input(_)));
-        let tail = self.tail.manifest().inputs.iter().filter(|i| own(&i.name));
-        for input in head.chain(tail) {
-            if out.iter().all(|(name, _)| *name != input.name) {
-                out.push((&input.name, &input.ty));
-            }
-        }
-        out
     }
 
     /// The element type of activations that members of a group exchange.

@@ -6,37 +6,16 @@ use crate::gather;
 use crate::layer::PlacedLayer;
 use crate::message::{self, Incoming, Outgoing};
 use crate::rows::{Sender, join, received, row_bytes};
+use crate::step::{RankOptions, StepResult, Traffic};
 use crate::terms::{Terms, map_terms};
 use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::{Maker, Source};
 use moec_ir::tensor::Data;
 use moec_ir::{Placement, Tensor};
-use moec_runtime::cpu::Pool;
-use moec_runtime::{Device, Layer, Weights};
+use moec_runtime::{Layer, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// How a rank is loaded.
-#[derive(Clone, Debug)]
-pub struct RankOptions {
-    /// Where its programs run.
-    pub device: Device,
-    /// Most tokens of its own in one step; the same on all ranks.
-    pub max_tokens: u64,
-    /// Most slots that the experts compute at once; when more come, they are computed one part after the other. Decides how
-    /// much memory is allocated, and no bits.
-    pub max_slots: u64,
-    /// CPU: the threads; one pool for each core when there is none.
-    pub pool: Option<Arc<Pool>>,
-}
-
-impl RankOptions {
-    /// For up to `max_tokens` tokens of a rank, on all cores, up to 8192 slots at once.
-    pub fn new(device: Device, max_tokens: u64) -> RankOptions {
-        RankOptions { device, max_tokens, max_slots: 8192, pool: None }
-    }
-}
 
 /// One rank of a placed layer, ready for steps.
 pub struct RankLayer<C> {
@@ -53,35 +32,6 @@ pub struct RankLayer<C> {
     step: u64,
     /// Set when a step failed: ranks are no longer at the same place.
     broken: Option<String>,
-}
-
-/// What a step gives.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct StepResult {
-    /// The layer's outputs for this rank's tokens, in the layer's order.
-    pub outputs: Vec<(String, Tensor)>,
-    /// What this rank sent and computed.
-    pub traffic: Traffic,
-    /// Version of the map that the step was computed with.
-    pub map_version: u64,
-    /// What checks of an emulator found.
-    pub findings: Vec<String>,
-}
-
-/// Rows and bytes of one rank in one step.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Rows that were sent to other ranks, each once to each rank.
-    pub rows_sent: u64,
-    /// Their bytes.
-    pub row_bytes_sent: u64,
-    /// Slots that this rank's experts computed, for itself and others.
-    pub slots_computed: u64,
-    /// Bytes of result rows that were sent back to other ranks, and of activations where the matrices of experts are cut.
-    pub result_bytes_sent: u64,
-    /// Slots of this rank's tokens that no expert has.
-    pub slots_dropped: u64,
 }
 
 impl<C: Comm> RankLayer<C> {
@@ -138,11 +88,6 @@ impl<C: Comm> RankLayer<C> {
     /// The map that the next step is computed with, unless all ranks are ready for a newer one.
     pub fn map(&self) -> &Placement {
         &self.now.map
-    }
-
-    /// This rank's end of the exchange.
-    pub fn comm(&mut self) -> &mut C {
-        &mut self.comm
     }
 
     /// Gives the first rank what every rank got in a step; nothing on the others. All ranks call it.
