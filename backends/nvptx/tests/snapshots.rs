@@ -128,7 +128,7 @@ fn the_same_program_gives_the_same_bytes_on_any_number_of_threads() {
     let program = layer(&Layer::small(DType::BF16), &Schedules::for_rows(16));
     let program = common::fitted(&program, target("sm_100f"));
     let with = |threads| {
-        emit_with(&program, target("sm_100f"), &EmitOptions { llvm_ir: true, threads, only_check: false })
+        emit_with(&program, target("sm_100f"), &EmitOptions { llvm_ir: true, threads, ..EmitOptions::default() })
             .expect("emitted")
     };
     let one = with(1);
