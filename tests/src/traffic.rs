@@ -107,7 +107,8 @@ impl Launch {
     /// The lines of innermost loops that hold a product of matrices: from a label to the last branch back to it.
     pub fn product_loops(&self) -> Vec<std::ops::RangeInclusive<u32>> {
         let lines: Vec<&str> = self.ptx.lines().map(str::trim).collect();
-        let label = |l: &str| l.strip_suffix(':').filter(|l| l.starts_with('$')).map(str::to_string);
+        // Behind a label there may be a comment.
+        let label = |l: &str| l.split_once(':').map(|l| l.0).filter(|l| l.starts_with('$')).map(str::to_string);
         let labels: BTreeMap<String, usize> =
             lines.iter().enumerate().filter_map(|(i, l)| Some((label(l)?, i))).collect();
         let back = lines.iter().enumerate().filter_map(|(i, l)| {
