@@ -79,7 +79,7 @@ fn of_engine(engine: Engine, program: &Program, c: &Contract, k_parts: u32, n_to
             let narrow = [8, 16, 32, 64].map(|m| Schedule { tile_n: hopper::GROUP_N, ..whole(m, Team::One) });
             let of_teams = |m| [whole(m, Team::One), whole(m, Team::Neighbours)];
             let wide = [8, 16, 32, 64, 128, 256].into_iter().flat_map(of_teams);
-            let narrow = narrow.into_iter().filter(|_| gated && k_parts == 1);
+            let narrow = narrow.into_iter().filter(|_| gated && k_parts == 1 && !spills_where_narrow(program, c));
             in_parts(wide.chain(narrow).collect(), k_parts, gated)
         }
         Engine::Blackwell => {
@@ -114,6 +114,14 @@ fn in_parts(whole: Vec<Schedule>, k_parts: u32, gated: bool) -> Vec<Schedule> {
 /// For the tensor cores of sm_90, with as many stages as shared memory holds.
 fn wgmma(tile_m: u32) -> Schedule {
     Schedule::new(tile_m, hopper::TILE_N, 64, hopper::MOST_STAGES, hopper::WARPS)
+}
+
+/// Whether a tile of half the width wants more registers than there are: FP8 codes are decoded in registers, where the warp that finds
+/// tiles has the rows of each expert, too. With 384 experts, `ptxas` 13.5 spills one.
+fn spills_where_narrow(program: &Program, c: &Contract) -> bool {
+    let panels = || c.segments.iter().flat_map(|s| &s.panels);
+    let n_experts = panels().map(|p| program.buffer(p.weights).batch).max().unwrap_or(0);
+    n_experts > 256 && panels().filter_map(|p| p.quant.as_ref()).any(|q| q.format.code.bits() == 8)
 }
 
 /// For the tensor cores of sm_100, with as many stages as shared memory holds, up to 16.
