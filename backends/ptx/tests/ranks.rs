@@ -377,6 +377,10 @@ fn a_recipe_that_does_not_fit_says_where() {
         "launch recipe: `outputs[1]`: no launch names `x9`"
     );
     assert_eq!(
+        parse_ranks(r#"{"target": "sm_90a", "ranks": [], "windows": [], "outputs": []}"#).unwrap_err().to_string(),
+        "launch recipe: `ranks`: found [], expected a list of launches for each rank"
+    );
+    assert_eq!(
         error(windows, (r#"{"buffer": "x1"}"#, r#"{"u32": 1}"#)),
         "launch recipe: `ranks[1][0].params[1]`: 4 bytes are given, but `x` takes 8"
     );

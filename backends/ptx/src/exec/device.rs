@@ -83,9 +83,7 @@ impl Device {
     /// # Errors
     /// `Address` when the range is not inside one allocation.
     pub fn upload(&self, address: u64, data: &[u8]) -> Result<(), ExecError> {
-        let (a, at) = self.memory.range(address, data.len() as u64)?;
-        a.write(at, data);
-        Ok(())
+        self.memory.upload(address, data)
     }
 
     /// Copies bytes from the device; bytes that nobody wrote are 0.
@@ -93,10 +91,7 @@ impl Device {
     /// # Errors
     /// `Address` when the range is not inside one allocation.
     pub fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>, ExecError> {
-        let (a, at) = self.memory.range(address, bytes as u64)?;
-        let mut out = vec![0; bytes];
-        a.read(at, &mut out);
-        Ok(out)
+        self.memory.download(address, bytes)
     }
 
     /// Runs a kernel to its end.

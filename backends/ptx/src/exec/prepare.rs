@@ -108,13 +108,6 @@ pub(crate) fn plan(target: Target, program: &Program, launch: &Launch) -> Result
     Ok(Plan { cluster, dynamic_start, shared_bytes, params })
 }
 
-/// Writes device memory from the host.
-fn upload(memory: &DeviceMemory, address: u64, data: &[u8]) -> Result<(), ExecError> {
-    let (a, at) = memory.range(address, data.len() as u64)?;
-    a.write(at, data);
-    Ok(())
-}
-
 /// Places the variables that a launch needs, and gives them their values; those of `variables` are where they were. What was placed
 /// is in `placed` after an error too.
 ///
@@ -135,19 +128,17 @@ pub(crate) fn place(
     for (i, (g, address)) in program.globals.iter().zip(globals).enumerate() {
         let bytes = relocated(g, globals);
         if i >= n_given {
-            upload(memory, *address, &bytes)?;
+            memory.upload(*address, &bytes)?;
             continue;
         }
         // Functions are numbered anew in each kernel.
         for r in g.relocations.iter().filter(|r| matches!(r.target, RelocationTarget::Function(_))) {
-            upload(memory, *address + r.at as u64, &bytes[r.at..r.at + r.bytes])?;
+            memory.upload(*address + r.at as u64, &bytes[r.at..r.at + r.bytes])?;
         }
     }
     placed.const_bank = relocated(&program.const_bank, globals);
     if let Some(v) = variables {
-        let (a, at) = memory.range(v.bank, program.const_bank.bytes.len() as u64)?;
-        let mut bank = vec![0; program.const_bank.bytes.len()];
-        a.read(at, &mut bank);
+        let mut bank = memory.download(v.bank, program.const_bank.bytes.len())?;
         for r in program.const_bank.relocations.iter().filter(|r| matches!(r.target, RelocationTarget::Function(_))) {
             let piece = r.at..r.at + r.bytes;
             bank[piece.clone()].copy_from_slice(&placed.const_bank[piece]);

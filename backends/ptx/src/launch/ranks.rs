@@ -36,6 +36,9 @@ pub fn parse_ranks(text: &str) -> Result<Option<RanksLaunch>> {
         let call = |at: &At<'_>| at.call(at.object(&CALL)?);
         ranks.push(stream.list()?.iter().map(call).collect::<Result<Vec<_>>>()?);
     }
+    if ranks.is_empty() {
+        return Err(root.need(object, "ranks")?.unlike("a list of launches for each rank"));
+    }
     let at = root.need(object, "windows")?;
     let windows = at.list()?.iter().map(At::strings).collect::<Result<Vec<_>>>()?;
     if windows.len() != ranks.len() {

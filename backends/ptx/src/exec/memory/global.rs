@@ -494,6 +494,27 @@ impl DeviceMemory {
         self.find(address, bytes).map(|a| (a, address - a.base)).ok_or(ExecError::Address { address, bytes })
     }
 
+    /// Copies bytes in from the host.
+    ///
+    /// # Errors
+    /// `Address` when the range is not inside one allocation.
+    pub fn upload(&self, address: u64, data: &[u8]) -> Result<(), ExecError> {
+        let (a, at) = self.range(address, data.len() as u64)?;
+        a.write(at, data);
+        Ok(())
+    }
+
+    /// Copies bytes out to the host; bytes that nobody wrote are 0.
+    ///
+    /// # Errors
+    /// `Address` when the range is not inside one allocation.
+    pub fn download(&self, address: u64, bytes: usize) -> Result<Vec<u8>, ExecError> {
+        let (a, at) = self.range(address, bytes as u64)?;
+        let mut out = vec![0; bytes];
+        a.read(at, &mut out);
+        Ok(out)
+    }
+
     /// Copies bytes between allocations; what nobody wrote stays unwritten.
     ///
     /// # Errors
