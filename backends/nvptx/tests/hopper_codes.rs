@@ -13,6 +13,22 @@ use moec_ir::target::Target;
 use moec_ir::tile::{ScaledProduct, Schedule, Team, evaluate_given};
 use moec_ptx::exec::Schedule as Order;
 
+/// Holds that a product has the same bits from tiles of any height, by one CTA, parts of k in a cluster or neighbours (of rows and
+/// stages as given), in any order of warps and copies.
+fn in_every_tile_and_order(case: &Case, k_parts: u32, (tile_m, stages): (u32, u32)) {
+    let at = |tile_m, stages, team| Schedule { k_parts, team, ..schedule(tile_m, 128, 128, stages, 12) };
+    let first = results(case, "sm_90a", at(16, 4, Team::One), Order::RoundRobin);
+    for (seed, s) in [
+        (1, at(8, 2, Team::One)),
+        (2, at(128, 3, Team::One)),
+        (3, at(16, 5, Team::SplitK)),
+        (4, at(tile_m, stages, Team::Neighbours)),
+    ] {
+        let other = results(case, "sm_90a", s, Order::Random(seed));
+        assert!(first == other, "{case:?} in {s:?}");
+    }
+}
+
 /// On sm_90: tiles of any height, parts of k by one CTA or a cluster, rows that are adjacent or gathered, columns that end in
 /// either warpgroup, results as floats or codes, in any order of warps.
 #[test]
@@ -35,17 +51,7 @@ fn hopper_gives_the_same_bits_in_every_tile_and_order() {
             seed: 500 + i as u64,
             ..PLAIN
         };
-        let at = |tile_m, stages, team| Schedule { k_parts, team, ..schedule(tile_m, 128, 128, stages, 12) };
-        let first = results(&case, "sm_90a", at(16, 4, Team::One), Order::RoundRobin);
-        for (seed, s) in [
-            (1, at(8, 2, Team::One)),
-            (2, at(128, 3, Team::One)),
-            (3, at(16, 5, Team::SplitK)),
-            (4, at(8, 4, Team::Neighbours)),
-        ] {
-            let other = results(&case, "sm_90a", s, Order::Random(seed));
-            assert!(first == other, "{case:?} in {s:?}");
-        }
+        in_every_tile_and_order(&case, k_parts, (8, 4));
     }
 }
 
@@ -90,17 +96,7 @@ fn four_bit_codes_give_the_same_bits_in_every_tile_and_order() {
         let (panels, seed) = (1 + i % 2, 800 + i as u64);
         let case = Case { rows, weights, n, k, panels, gather: i != 2, n_tokens: [70, 9, 33, 90][i], seed, ..PLAIN };
         let k_parts = 2 + i as u32 % 3;
-        let at = |tile_m, stages, team| Schedule { k_parts, team, ..schedule(tile_m, 128, 128, stages, 12) };
-        let first = results(&case, "sm_90a", at(16, 4, Team::One), Order::RoundRobin);
-        for (seed, s) in [
-            (1, at(8, 2, Team::One)),
-            (2, at(128, 3, Team::One)),
-            (3, at(16, 5, Team::SplitK)),
-            (4, at(64, 3, Team::Neighbours)),
-        ] {
-            let other = results(&case, "sm_90a", s, Order::Random(seed));
-            assert!(first == other, "{case:?} in {s:?}");
-        }
+        in_every_tile_and_order(&case, k_parts, (64, 3));
     }
 }
 
