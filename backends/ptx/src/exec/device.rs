@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use super::call::{Launch, Options, Report, Target};
 use super::error::ExecError;
 use super::memory::global::DeviceMemory;
-use super::prepare::{Placed, Ready, place, plan, relocated, run_streams};
+use super::prepare::{Placed, Ready, place, plan, relocated};
 use super::program::Program;
+use super::streams::run_streams;
 
 /// Where the variables of a module lie over several launches.
 #[derive(Clone, Debug, Default)]

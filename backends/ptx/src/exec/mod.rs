@@ -50,6 +50,7 @@ mod report;
 mod run;
 pub(crate) mod schedule;
 mod start;
+mod streams;
 pub mod tensor;
 mod turn;
 pub mod unwritten;

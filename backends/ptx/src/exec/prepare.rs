@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use super::call::{Launch, Options, Report, Target};
+use super::call::{Launch, Options, Target};
 use super::device::Variables;
 use super::error::ExecError;
 use super::heap::{HEAP_BYTES, Heap};
@@ -10,9 +10,7 @@ use super::launch::LaunchState;
 use super::memory::global::DeviceMemory;
 use super::memory::{FUNCTION_WINDOW, SHARED_RESERVED};
 use super::program::{Constant, DataSymbol, Lanes, Program, RelocationTarget, WARP};
-use super::report::collect;
 use super::run::{Run, Span};
-use super::schedule::{self, Stream};
 
 /// What a launch asks for, checked.
 pub(crate) struct Plan {
@@ -222,47 +220,6 @@ impl<'a> Ready<'a> {
             heap_base: placed.heap_base,
         }
     }
-}
-
-/// Runs the launches of every rank, one after the other, the ranks together; gives a report for each launch.
-///
-/// # Errors
-/// What ends a launch ends all.
-pub(crate) fn run_streams(
-    memory: &mut DeviceMemory,
-    streams: Vec<Vec<Ready<'_>>>,
-    options: &Options,
-) -> Result<Vec<Vec<Report>>, ExecError> {
-    if options.counters {
-        memory.forget_traffic();
-    }
-    memory.forget_accesses();
-    let host_threads = match options.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        n => n,
-    };
-    let (mut spans, mut first) = (Vec::new(), 0);
-    for stream in &streams {
-        for (step, ready) in stream.iter().enumerate() {
-            spans.push(ready.span(first, step as u32));
-            first += ready.n_clusters();
-        }
-    }
-    let run = Run::new(streams.len() as u32, host_threads, spans);
-    let memory: &DeviceMemory = memory;
-    let mut firsts = run.spans.iter().map(|s| (s.first, s.step));
-    let streams: Vec<Stream<'_>> = streams
-        .into_iter()
-        .map(|s| s.into_iter().zip(&mut firsts).map(|(r, at)| r.state(&run, memory, options, at)).collect())
-        .collect();
-    let mut workers = schedule::run(&run, &streams, host_threads)?;
-    let report = |(rank, stream): (usize, &Stream<'_>)| {
-        let of = |(step, launch): (usize, &LaunchState<'_>)| {
-            collect(launch.program, workers.iter_mut().filter_map(|w| w.remove(&(rank, step))).collect())
-        };
-        stream.iter().enumerate().map(of).collect()
-    };
-    Ok(streams.iter().enumerate().map(report).collect())
 }
 
 /// A symbol's bytes with addresses filled in.

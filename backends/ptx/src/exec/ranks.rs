@@ -3,8 +3,9 @@
 use super::call::{Launch, Options, Report, Target};
 use super::error::ExecError;
 use super::memory::global::{DeviceMemory, Traffic};
-use super::prepare::{Placed, Ready, place, plan, run_streams};
+use super::prepare::{Placed, Ready, place, plan};
 use super::program::Program;
+use super::streams::run_streams;
 
 /// Devices of one target with one address space, as CUDA's peers have it.
 ///
