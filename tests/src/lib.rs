@@ -6,6 +6,7 @@ pub mod changes;
 pub mod compare;
 pub mod data;
 pub mod engines;
+pub mod fabric;
 pub mod graph_fuzz;
 pub mod instructions;
 pub mod placed;

@@ -61,3 +61,16 @@ fn the_time_model_is_current_and_no_faster_than_memory() {
     let written = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(page == written, "docs/time-model.md is not current; run `cargo xtask time-model`");
 }
+
+#[test]
+fn the_time_model_of_fabrics_is_current() {
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    for (name, made) in [("nvl72.md", moec_tests::fabric::page()), ("nvl72.svg", moec_tests::fabric::chart())] {
+        let path = docs.join(name);
+        if std::env::var_os("MOEC_BLESS").is_some() {
+            std::fs::write(&path, &made).expect("docs should be writable");
+        }
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(made == written, "docs/{name} is not current; run `cargo xtask time-model`");
+    }
+}

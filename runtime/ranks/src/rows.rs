@@ -5,7 +5,7 @@ use moec_ir::tensor::Data;
 use moec_ir::{ActQuant, DType, Tensor};
 
 /// Bytes of a row of `cols` elements on its way.
-pub(crate) fn row_bytes(wire: Wire, cols: usize) -> usize {
+pub fn row_bytes(wire: Wire, cols: usize) -> usize {
     match wire {
         Wire::Rows(dtype) => cols * dtype.bytes(),
         Wire::Codes(q) => {

@@ -15,14 +15,14 @@ pub(super) struct Case {
     pub(super) activations: Option<&'static str>,
 }
 
-pub(super) fn nvfp4() -> Value {
+pub(crate) fn nvfp4() -> Value {
     let weights = json!({ "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": true,
                           "dynamic": false });
     json!({ "quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized", "ignore": ["lm_head"],
             "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } } })
 }
 
-pub(super) fn with(mut base: Value, more: &Value) -> Value {
+pub(crate) fn with(mut base: Value, more: &Value) -> Value {
     if let (Value::Object(base), Value::Object(more)) = (&mut base, more) {
         base.extend(more.clone());
     }

@@ -6,6 +6,7 @@ mod choices;
 mod hopper;
 mod page;
 
+pub(crate) use cases::{nvfp4, with};
 pub use choices::regrets;
 pub use hopper::slower_than_portable;
 pub use page::page;

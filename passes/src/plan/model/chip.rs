@@ -86,7 +86,7 @@ impl Assumptions {
 }
 
 /// A figure and where it is from.
-type Sourced = (f64, String);
+pub(super) type Sourced = (f64, String);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

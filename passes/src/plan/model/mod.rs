@@ -7,9 +7,11 @@
 
 mod chip;
 mod contraction;
+mod fabric;
 mod routing;
 
 pub use chip::{Assumptions, Chip, assumptions, sources};
+pub use fabric::{Exchange, Fabric};
 pub use routing::{Load, Routing};
 
 use moec_ir::engine::{MmaType, rows};

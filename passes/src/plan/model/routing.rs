@@ -114,7 +114,7 @@ fn bin(rows: f64) -> u64 {
 }
 
 /// Calls `each` with the numbers that `n` trials of probability `p` come to, and how likely they are.
-fn binomial(n: u64, p: f64, mut each: impl FnMut(f64, f64)) {
+pub(super) fn binomial(n: u64, p: f64, mut each: impl FnMut(f64, f64)) {
     if p <= 0.0 || p >= 1.0 || n == 0 {
         each(if p > 0.0 { n as f64 } else { 0.0 }, 1.0);
         return;

@@ -1,0 +1,239 @@
+//! The time that rows of a placed layer take between ranks, on a fabric where every GPU reaches every other in one hop.
+//!
+//! A rank's link carries so many bytes a second each way. Dispatch sends a row once to each rank that has one of its token's
+//! experts, combine a row back for each slot; both are as long as the busiest rank's bytes, and end when a flag is seen.
+
+use super::chip::{Chip, Sourced, assumptions};
+use super::routing::binomial;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+/// GPUs that store into each other's memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fabric {
+    /// Its name.
+    pub name: String,
+    /// Its GPUs.
+    pub chip: &'static Chip,
+    /// Most ranks of it.
+    pub n_ranks: u64,
+    /// Bytes per second that leave a GPU, and that come to it.
+    pub link_bytes_per_s: f64,
+}
+
+/// What holds of all fabrics.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+struct Links {
+    /// Part of a link's rate that exchanges reach.
+    link_share: f64,
+    /// From the last store of a row to the end of the wait for it, in seconds.
+    flag_s: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    assumptions: BTreeMap<String, Sourced>,
+    fabrics: BTreeMap<String, Entry>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    chip: String,
+    ranks: Sourced,
+    link_bytes_per_s: Sourced,
+}
+
+struct Fabrics {
+    links: Links,
+    fabrics: Vec<Fabric>,
+    /// `(of, figure, value, source)`; `of` is empty for what holds of all.
+    sources: Vec<(String, String, f64, String)>,
+}
+
+/// The file. It is part of the crate, so a test finds what is wrong with it.
+static FABRICS: LazyLock<Fabrics> =
+    LazyLock::new(|| Fabrics::read(include_str!("fabrics.json")).expect("fabrics.json should be complete"));
+
+impl Fabrics {
+    fn read(text: &str) -> Result<Fabrics, String> {
+        let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let all = |name: &str| file.assumptions.get(name).map(|f| f.0).ok_or(format!("no assumption `{name}`"));
+        let links = Links { link_share: all("link_share")?, flag_s: all("flag_s")? };
+        let mut fabrics = Vec::new();
+        let line = |of: &str, figure: &str, (value, source): &Sourced| {
+            (of.to_string(), figure.to_string(), *value, source.clone())
+        };
+        let mut sources: Vec<_> = file.assumptions.iter().map(|(figure, f)| line("", figure, f)).collect();
+        for (name, e) in &file.fabrics {
+            let chip = Chip::by_name(&e.chip).ok_or(format!("no chip `{}`", e.chip))?;
+            fabrics.push(Fabric {
+                name: name.clone(),
+                chip,
+                n_ranks: e.ranks.0 as u64,
+                link_bytes_per_s: e.link_bytes_per_s.0,
+            });
+            sources.extend([line(name, "ranks", &e.ranks), line(name, "link_bytes_per_s", &e.link_bytes_per_s)]);
+        }
+        Ok(Fabrics { links, fabrics, sources })
+    }
+}
+
+impl Fabric {
+    /// Every fabric.
+    pub fn all() -> &'static [Fabric] {
+        &FABRICS.fabrics
+    }
+
+    /// The fabric called `name`.
+    pub fn by_name(name: &str) -> Option<&'static Fabric> {
+        FABRICS.fabrics.iter().find(|f| f.name == name)
+    }
+
+    /// Every figure with its source: `(fabric, figure, value, source)`; what holds of all fabrics has none of them.
+    pub fn sources() -> &'static [(String, String, f64, String)] {
+        &FABRICS.sources
+    }
+
+    /// Until `bytes` of the busiest rank have crossed and the last flag is seen, with a launch that sends them, in seconds.
+    fn crossing(&self, bytes: f64) -> f64 {
+        let rate = self.link_bytes_per_s * FABRICS.links.link_share;
+        bytes / rate + FABRICS.links.flag_s + self.chip.launch_s + assumptions().fill_s
+    }
+}
+
+/// A step of a placed layer, for tokens that choose experts evenly.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exchange {
+    /// Ranks, which hold as many experts each.
+    pub n_ranks: u64,
+    /// Experts of a rank, copies counted.
+    pub n_local: u64,
+    /// Tokens of each rank.
+    pub n_tokens: u64,
+    /// Slots of a token.
+    pub top_k: u64,
+    /// Bytes of a dispatched row.
+    pub row_bytes: f64,
+    /// Bytes of a result row.
+    pub slot_bytes: f64,
+}
+
+/// Bytes of the local expert's number that goes with a slot.
+const ID_BYTES: f64 = 4.0;
+
+impl Exchange {
+    /// Ranks that have an expert of a token, its own counted, as a mean: those that not all of its slots miss.
+    pub fn ranks_of_token(&self) -> f64 {
+        let (all, local) = ((self.n_ranks * self.n_local) as f64, self.n_local as f64);
+        let misses = (0..self.top_k).map(|i| ((all - local - i as f64) / (all - i as f64)).max(0.0));
+        self.n_ranks as f64 * (1.0 - misses.product::<f64>())
+    }
+
+    /// Slots of the rank that gets most of them, as a mean.
+    pub fn most_slots(&self) -> f64 {
+        let ranks = self.n_ranks as f64;
+        expected_most(self.n_ranks * self.n_tokens * self.top_k, 1.0 / ranks, self.n_ranks)
+    }
+
+    /// Bytes that cross the fabric to the rank that gets most rows, as a mean.
+    pub fn dispatch_bytes(&self) -> f64 {
+        let rows =
+            expected_most(self.n_ranks * self.n_tokens, self.ranks_of_token() / self.n_ranks as f64, self.n_ranks);
+        self.of_others() * rows * (self.row_bytes + ID_BYTES * self.top_k as f64)
+    }
+
+    /// Bytes that cross the fabric from the rank that computes most slots, as a mean.
+    pub fn combine_bytes(&self) -> f64 {
+        self.of_others() * self.most_slots() * self.slot_bytes
+    }
+
+    /// The part of a rank's rows that is of other ranks' tokens.
+    fn of_others(&self) -> f64 {
+        (self.n_ranks - 1) as f64 / self.n_ranks as f64
+    }
+
+    /// The time of dispatch, in seconds.
+    pub fn dispatch_s(&self, fabric: &Fabric) -> f64 {
+        fabric.crossing(self.dispatch_bytes())
+    }
+
+    /// The time of the way back, in seconds.
+    pub fn combine_s(&self, fabric: &Fabric) -> f64 {
+        fabric.crossing(self.combine_bytes())
+    }
+}
+
+/// The largest of `ranks` numbers that `n` trials of probability `p` come to, as if they were independent: its mean.
+fn expected_most(n: u64, p: f64, ranks: u64) -> f64 {
+    let (mut below, mut most, mut seen) = (0.0, 0.0, 0.0);
+    binomial(n, p, |x, probability| {
+        seen += probability;
+        let at_most = f64::powi(f64::min(seen, 1.0), ranks as i32);
+        most += x * (at_most - below);
+        below = at_most;
+    });
+    // What the tails that are left out would have.
+    if below > 0.0 { most / below } else { n as f64 * p }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const V3: Exchange =
+        Exchange { n_ranks: 8, n_local: 32, n_tokens: 128, top_k: 8, row_bytes: 7168.0, slot_bytes: 14336.0 };
+
+    #[test]
+    fn every_figure_has_a_source_and_a_missing_one_is_refused() {
+        assert!(Fabric::all().len() >= 5 && Fabric::sources().iter().all(|(.., source)| !source.is_empty()));
+        for (from, to) in [("link_share", "link_chair"), ("\"GB200\"", "\"GB2000\"")] {
+            let text = include_str!("fabrics.json").replace(from, to);
+            assert!(Fabrics::read(&text).is_err(), "{to}");
+        }
+    }
+
+    /// Counted with experts that are drawn.
+    #[test]
+    fn ranks_and_the_busiest_of_them_are_those_that_draws_give() {
+        let mut state = 7u64;
+        let mut draw = |below: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % below
+        };
+        let (mut touched, mut most, steps) = (0u64, 0u64, 40u64);
+        for _ in 0..steps {
+            let mut slots = [0u64; 8];
+            for _ in 0..V3.n_ranks * V3.n_tokens {
+                let mut experts: Vec<u64> = Vec::new();
+                while experts.len() < 8 {
+                    let e = draw(256);
+                    if !experts.contains(&e) {
+                        experts.push(e);
+                    }
+                }
+                let mut ranks: Vec<u64> = experts.iter().map(|e| e / 32).collect();
+                ranks.iter().for_each(|&r| slots[r as usize] += 1);
+                ranks.sort_unstable();
+                ranks.dedup();
+                touched += ranks.len() as u64;
+            }
+            most += slots.iter().max().copied().unwrap_or(0);
+        }
+        let touched = touched as f64 / (steps * V3.n_ranks * V3.n_tokens) as f64;
+        assert!((V3.ranks_of_token() - touched).abs() < 0.02, "{} is not {touched}", V3.ranks_of_token());
+        let most = most as f64 / steps as f64;
+        assert!((V3.most_slots() / most - 1.0).abs() < 0.01, "{} is not {most}", V3.most_slots());
+    }
+
+    #[test]
+    fn one_rank_sends_nothing_and_many_ranks_send_a_row_for_each_slot() {
+        let alone = Exchange { n_ranks: 1, n_local: 256, ..V3 };
+        assert!(alone.dispatch_bytes() == 0.0 && alone.ranks_of_token() == 1.0);
+        let spread = Exchange { n_ranks: 256, n_local: 1, ..V3 };
+        assert!((spread.ranks_of_token() - 8.0).abs() < 1e-9);
+        assert!(spread.combine_bytes() > V3.combine_bytes(), "the busiest of many ranks has more above the mean");
+    }
+}
