@@ -2,7 +2,7 @@
 
 use moec::Tensor;
 use moec_ir::graph::arbitrary::{moe_graph, tensors};
-use moec_ir::graph::{self, Graph, Source, Wire, cut_columns, evaluate, place, round_on_wire};
+use moec_ir::graph::{self, Graph, Rounding, Source, Wire, cut_columns, evaluate, place, round_on_wire};
 use moec_ir::{ActQuant, DType};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -28,8 +28,8 @@ fn rows_of(t: &Tensor, which: &[usize]) -> Tensor {
 }
 
 /// The outputs of a layer by way of its placed form, with all experts on one rank.
-fn placed_outputs(graph: &Graph, inputs: &[Tensor], params: &[Tensor]) -> Vec<Tensor> {
-    let placed = place(graph, u32::MAX).expect("can be placed");
+fn placed_outputs(graph: &Graph, rounding: Rounding, inputs: &[Tensor], params: &[Tensor]) -> Vec<Tensor> {
+    let placed = place(graph, u32::MAX, rounding).expect("can be placed");
     let given: Named<'_> = graph.inputs.iter().map(|i| i.name.as_str()).zip(inputs).collect();
     let params: Named<'_> = graph.params.iter().map(|p| p.name.as_str()).zip(params).collect();
     let made = placed.head.as_ref().map(|head| run(head, &given, &params)).unwrap_or_default();
@@ -95,10 +95,12 @@ fn head_experts_and_tail_are_the_layer() {
         };
         let (inputs, params) = tensors(&layer, n_tokens, seed);
         let want = evaluate(&layer, &inputs, &params).expect("evaluates");
-        let got = placed_outputs(&layer, &inputs, &params);
-        for ((name, _), (got, want)) in layer.outputs.iter().zip(got.iter().zip(&want)) {
-            prop_assert_eq!(&got.shape, &want.shape);
-            prop_assert!(got.to_bytes() == want.to_bytes(), "`{}`\n{}", name, graph::print(&layer));
+        for rounding in [Rounding::BeforeDispatch, Rounding::AfterDispatch] {
+            let got = placed_outputs(&layer, rounding, &inputs, &params);
+            for ((name, _), (got, want)) in layer.outputs.iter().zip(got.iter().zip(&want)) {
+                prop_assert_eq!(&got.shape, &want.shape);
+                prop_assert!(got.to_bytes() == want.to_bytes(), "`{}`, {:?}\n{}", name, rounding, graph::print(&layer));
+            }
         }
         Ok(())
     };
@@ -125,7 +127,7 @@ output "output" = %7
 #[test]
 fn layers_that_cannot_be_placed_are_refused() {
     let whole = graph::parse("g.mir", LAYER).expect("parses");
-    let placed = place(&whole, 2).expect("can be placed");
+    let placed = place(&whole, 2, Rounding::BeforeDispatch).expect("can be placed");
     assert!(placed.head.is_none() && placed.stacks.len() == 1 && placed.widths() == (6, 6));
     assert_eq!(placed.experts.params[0].ty.shape[0].fixed(), Some(2), "two local experts");
     let with = |from: &str, to: &str| graph::parse("g.mir", &LAYER.replace(from, to)).expect("parses");
@@ -148,12 +150,13 @@ fn layers_that_cannot_be_placed_are_refused() {
         (nothing, "no output comes of its experts", "slots"),
         (other_sum, "two sets of weights", "s2"),
     ] {
-        let d = place(&layer, 2).expect_err("cannot be placed");
+        let d = place(&layer, 2, Rounding::BeforeDispatch).expect_err("cannot be placed");
         assert!(d.code == "layer-not-placeable" && d.message.contains(word), "{d}");
         assert!(d.notes.iter().any(|n| n.contains(&format!("`{node}`"))), "{d} {:?}", d.notes);
     }
     // Without an activation between two products there is nothing to cut; and 13 ranks have no column each.
-    let d = cut_columns(&place(&whole, 2).expect("can be placed"), 2, 0).expect_err("one product");
+    let d = cut_columns(&place(&whole, 2, Rounding::BeforeDispatch).expect("can be placed"), 2, 0)
+        .expect_err("one product");
     assert!(d.code == "layer-not-placeable" && d.message.contains("cannot be cut over ranks"), "{d}");
     let two = LAYER
         .replace("param \"up\"", "param \"down\" : f32[4, 6, 6] = tensor(\"down\")\nparam \"up\"")
@@ -162,7 +165,7 @@ fn layers_that_cannot_be_placed_are_refused() {
         + "%6 = param index=0 () : f32[4, 6, 6]  \"down\"\n%7 = grouped_linear (%5, %1, %6) : f32[T*2, 6]  \"z\"\n\
            %8 = unpermute n_experts=4 (%7, %1) : f32[T*2, 6]  \"slots\"\n%9 = weighted_sum (%8, %2) : f32[T, 6]  \"sum\"\n\
            output \"output\" = %9\n";
-    let two = place(&graph::parse("g.mir", &two).expect("parses"), 2).expect("can be placed");
+    let two = place(&graph::parse("g.mir", &two).expect("parses"), 2, Rounding::BeforeDispatch).expect("can be placed");
     let columns = cut_columns(&two, 4, 3).expect("can be cut");
     assert_eq!((columns.up_stacks.len(), columns.down_stacks[0].ty.to_string()), (1, "f32[4, 1, 6]".to_string()));
     assert_eq!(cut_columns(&two, 13, 0).expect_err("six columns").code, "shard-too-narrow");

@@ -28,7 +28,7 @@ pub use eval::{combine_expr, evaluate, evaluate_node, token_count};
 pub use infer::infer_type;
 pub use op::{GroupScore, Op, Reduce, RenormRule, RowMask, Score};
 pub use parse::parse;
-pub use place::{Maker, Placed, Source, Wire, place};
+pub use place::{Maker, Placed, Rounding, Source, Wire, place};
 pub use print::{print, source as print_source};
 pub use quantise::quantise_activations;
 pub use shard::{Shard, ShardKind, shard};

@@ -46,6 +46,15 @@ pub enum Wire {
     Codes(ActQuant),
 }
 
+/// Where the rows of a layer that rounds them before its experts are rounded. Both give the same values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// Before they are sent: codes travel, and experts read what they stand for as floats.
+    BeforeDispatch,
+    /// Where they arrive: floats travel, and products can be those of codes.
+    AfterDispatch,
+}
+
 /// Which graph makes an output of the layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Maker {
@@ -97,11 +106,11 @@ impl Placed {
 /// # Errors
 /// `layer-not-placeable` — the layer has not one dispatch to experts, or its experts use more of a token than its row,
 /// or more of it than their results is used; the note names the operation. Those of [`verify`].
-pub fn place(graph: &Graph, n_local: u32) -> Result<Placed, Diagnostic> {
+pub fn place(graph: &Graph, n_local: u32, rounding: Rounding) -> Result<Placed, Diagnostic> {
     if let Some(d) = verify(graph).into_iter().next() {
         return Err(d);
     }
-    let cut = Cut::find(graph)?;
+    let cut = Cut::find(graph, rounding)?;
     let n_local = n_local.clamp(1, cut.n_experts);
     let (experts, stacks) = experts(graph, &cut, n_local)?;
     let mut heads = Heads { graph, emit: Emit::new(graph), names: BTreeMap::new() };
@@ -140,6 +149,8 @@ pub fn place(graph: &Graph, n_local: u32) -> Result<Placed, Diagnostic> {
 struct Cut {
     /// The token rows that are dispatched, before codes are made of them.
     rows: ValueId,
+    /// What the experts' rank has of them.
+    arrive: ValueId,
     wire: Wire,
     ids: ValueId,
     n_experts: u32,
@@ -156,7 +167,7 @@ struct Cut {
 }
 
 impl Cut {
-    fn find(graph: &Graph) -> Result<Cut, Diagnostic> {
+    fn find(graph: &Graph, rounding: Rounding) -> Result<Cut, Diagnostic> {
         let of = |is: fn(&Op) -> bool| (0..graph.nodes.len()).filter(|&i| is(&graph.nodes[i].op)).collect::<Vec<_>>();
         let fused = of(|op| matches!(op, Op::GatherGroupedLinear | Op::GroupedLinearAct { .. } | Op::Combine { .. }));
         if let Some(&i) = fused.first() {
@@ -213,14 +224,16 @@ impl Cut {
         if !graph.outputs.iter().any(|(_, v)| after.contains(&v.index())) {
             return Err(refused(graph, slots, "no output comes of its experts"));
         }
-        let (rows, wire) = match graph.node(sent).op {
+        let floats = |v: ValueId| (v, v, Wire::Rows(graph.ty(v).dtype));
+        let (rows, arrive, wire) = match (&graph.node(sent).op, &graph.node(sent).inputs[..], rounding) {
             // Rounding a row and sending it is one step: codes travel.
-            Op::Quantise(q) if graph.node(sent).inputs.len() == 1 => (graph.node(sent).inputs[0], Wire::Codes(q)),
-            _ => (sent, Wire::Rows(graph.ty(sent).dtype)),
+            (&Op::Quantise(q), &[rows], Rounding::BeforeDispatch) => (rows, sent, Wire::Codes(q)),
+            (Op::Quantise(_), &[rows], Rounding::AfterDispatch) => floats(rows),
+            _ => floats(sent),
         };
         let top_k = graph.ty(ids).last().and_then(Dim::fixed).unwrap_or(1);
         let weights = weights_of(graph, slots)?;
-        Ok(Cut { rows, wire, ids, n_experts, top_k, permuted, slots, weights, region, after })
+        Ok(Cut { rows, arrive, wire, ids, n_experts, top_k, permuted, slots, weights, region, after })
     }
 }
 
@@ -267,11 +280,10 @@ fn experts(graph: &Graph, cut: &Cut, n_local: u32) -> Result<(Graph, Vec<Param>)
             node.inputs[2..].iter().for_each(|&v| stack(graph, v, &mut emit.stacks));
         }
     }
-    let sent = graph.nodes[cut.permuted].inputs[0];
-    let cols = graph.ty(sent).shape[1];
-    let rows = emit.b.input("rows", TensorType::new(graph.ty(sent).dtype, [Dim::TOKENS, cols]));
+    let TensorType { dtype, shape } = graph.ty(cut.arrive);
+    let rows = emit.b.input("rows", TensorType::new(*dtype, [Dim::TOKENS, shape[1]]));
     let ids = emit.b.input("local_ids", TensorType::new(DType::I32, [Dim::TOKENS, Dim::Fixed(1)]));
-    emit.map.insert(sent.index(), rows);
+    emit.map.insert(cut.arrive.index(), rows);
     emit.map.insert(cut.ids.index(), ids);
     let slots = emit.value(ValueId(cut.slots as u32))?;
     emit.b.output("slot_rows", slots);

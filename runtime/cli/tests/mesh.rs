@@ -34,6 +34,10 @@ fn ranks_write_what_one_rank_writes() {
     let emulated = ["--device", "emulator:sm_90a"];
     let (_, alone) = run("alone.safetensors", &emulated);
     assert_eq!(run("ranks.safetensors", &[&emulated[..], &["--mesh", "ep=2"]].concat()).1, alone);
+    // Rows that the layer rounds are rounded where they arrive, for products of codes.
+    let rounded = ["--device", "emulator:sm_100a", "--activations", "mxfp8"];
+    let (_, alone) = run("alone.safetensors", &[&rounded[..], &["--numerics", "bitwise"]].concat());
+    assert_eq!(run("ranks.safetensors", &[&rounded[..], &["--mesh", "ep=2"]].concat()).1, alone);
 }
 
 #[test]

@@ -4,7 +4,8 @@ use crate::compile::{CompileRequest, compile_reporting};
 use moec_bundle::Bundle;
 use moec_ir::Numerics;
 use moec_ir::diag::Diagnostic;
-use moec_ir::graph::{Graph, Param, Wire, cut_columns, place, round_on_wire};
+use moec_ir::graph::{Graph, Param, Rounding, Wire, cut_columns, place, round_on_wire};
+use moec_ir::target::TargetKind;
 use moec_ranks::{ExpertProgram, ExpertPrograms, PlacedLayer};
 
 /// How a layer is spread over ranks.
@@ -14,8 +15,8 @@ pub struct Spread {
     pub n_local: u32,
     /// Ranks of a group, over which the matrices of each expert are cut; 1 where they are whole.
     pub n_members: u32,
-    /// How rows are rounded on their way to the experts. Without, they travel as they are, or as the layer itself rounds them
-    /// before its experts.
+    /// How rows are rounded on their way to the experts. Without, they travel as they are; those that the layer itself rounds
+    /// before its experts travel so on CPUs, and are rounded where they arrive on GPUs, which multiply codes.
     pub wire: Option<Wire>,
 }
 
@@ -42,7 +43,10 @@ pub fn compile_placed(
 ) -> Result<PlacedLayer, Diagnostic> {
     let &Spread { n_local, n_members, wire } = spread;
     let rounded = wire.map(|w| round_on_wire(request.graph, w)).transpose()?;
-    let placed = place(rounded.as_ref().unwrap_or(request.graph), n_local)?;
+    // GPUs have instructions for codes, which no program takes from outside yet; a wire that was asked for is kept.
+    let on_gpus = request.targets.iter().any(|t| matches!(t.kind, TargetKind::Gpu { .. }));
+    let rounding = if on_gpus && wire.is_none() { Rounding::AfterDispatch } else { Rounding::BeforeDispatch };
+    let placed = place(rounded.as_ref().unwrap_or(request.graph), n_local, rounding)?;
     // A form that moves a rounding may pay in the tail and not in the whole layer, or the other way round.
     let numerics = if request.numerics == Numerics::Fast { Numerics::Fast } else { Numerics::Bitwise };
     let dtype = |graph: &Graph| graph.inputs.iter().map(|i| i.ty.dtype).find(|d| d.is_float());

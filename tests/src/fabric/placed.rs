@@ -2,7 +2,7 @@
 
 use crate::time_model::{nvfp4, with};
 use moec_frontend::{LayerOptions, ModelConfig, PublishedRows};
-use moec_ir::graph::{Graph, Placed, place, quantise_activations};
+use moec_ir::graph::{Graph, Placed, Rounding, place, quantise_activations};
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, Program};
 use moec_ir::{ActQuant, Numerics};
@@ -108,14 +108,16 @@ impl Case {
             (None, _) => None,
         };
         let graph = format.map_or(Ok(graph.clone()), |q| quantise_activations(&graph, q)).expect("a format for rows");
-        let n_experts = u64::from(place(&graph, 1).expect("a layer that can be placed").n_experts);
+        let n_experts =
+            u64::from(place(&graph, 1, Rounding::AfterDispatch).expect("a layer that can be placed").n_experts);
         Case { name, layers, n_experts, graph, programs: RefCell::default() }
     }
 
     fn pieces(&self, n_local: u64, target: &'static Target) -> Rc<Pieces> {
         let mut programs = self.programs.borrow_mut();
         let new = || {
-            let placed = place(&self.graph, n_local as u32).unwrap_or_else(|d| panic!("{}: {d:?}", self.name));
+            let placed = place(&self.graph, n_local as u32, Rounding::AfterDispatch)
+                .unwrap_or_else(|d| panic!("{}: {d:?}", self.name));
             let options = CompileOptions { numerics: Numerics::Bitwise, ..CompileOptions::default() };
             let compile = |graph: &Graph| {
                 moec_passes::compile(graph, target, &options).unwrap_or_else(|d| panic!("{}: {d:?}", self.name))
