@@ -143,6 +143,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 fn readme(llvm: &Path) -> String {
     let llvm = llvm.file_name().unwrap_or_default().to_string_lossy();
+    let (major, minor) = elf::GLIBC;
     format!(
         "moec {}: compiles Mixture-of-Experts layers to GPU and CPU code, and runs them.\n\n\
          bin/moec        the compiler; `bin/moec doctor` tells what this machine has\n\
@@ -152,7 +153,7 @@ fn readme(llvm: &Path) -> String {
          lib/libmoec_compiler.so, include/moec_compiler.h\n                the same and the compiler: link one of the two\n\
          lib/libmoec_emulated_driver.so\n                a CUDA driver without a GPU, for `moec emulate -- PROGRAM`\n\
          lib/libmoec_kernels.a\n                the matrix products of CPU layers that `moec compile --emit header,c` writes\n\n\
-         Needs a Linux with glibc 2.34 or newer, and zlib. Nothing is installed: copy the folder where you like.\n",
+         Needs a Linux with glibc {major}.{minor} or newer, and zlib. Nothing is installed: copy the folder where you like.\n",
         env!("CARGO_PKG_VERSION")
     )
 }
@@ -168,6 +169,10 @@ fn check(dir: &Path, llvm: &Path, built_with: &Path) -> Result<()> {
             let ties = found.ties();
             if !ties.is_empty() {
                 bail!("{} would not run elsewhere: it asks for {}", path.display(), ties.join(", "));
+            }
+            let ((major, minor), (most, of)) = (found.glibc, elf::GLIBC);
+            if found.glibc > elf::GLIBC {
+                bail!("{} asks for glibc {major}.{minor}; what is shipped runs with {most}.{of}", path.display());
             }
         }
     }

@@ -13,7 +13,12 @@ pub struct Dynamic {
     pub needed: Vec<String>,
     /// Folders that it adds to the search.
     pub search: Vec<String>,
+    /// The newest glibc that has a symbol which it asks for, as in `GLIBC_2.34`.
+    pub glibc: (u32, u32),
 }
+
+/// The glibc that what is shipped may ask for, and no newer one: RHEL 9 has it.
+pub const GLIBC: (u32, u32) = (2, 34);
 
 /// Libraries that every Linux machine with glibc has, by the start of their names; `libz` is there for LLVM.
 const SYSTEM: [&str; 10] = [
@@ -52,7 +57,22 @@ pub fn dynamic(path: &Path) -> Result<Option<Dynamic>> {
         };
         list.push(String::from_utf8_lossy(entry.string(endian, strings)?).into_owned());
     }
+    if let Some((mut libraries, strings)) = sections.gnu_verneed(endian, &*bytes)? {
+        let strings = sections.strings(endian, &*bytes, strings)?;
+        while let Some((_, mut versions)) = libraries.next()? {
+            while let Some(version) = versions.next()? {
+                let name = String::from_utf8_lossy(version.name(endian, strings)?);
+                found.glibc = found.glibc.max(glibc_of(&name).unwrap_or_default());
+            }
+        }
+    }
     Ok(Some(found))
+}
+
+/// The numbers in a version such as `GLIBC_2.2.5`, the first two of them; `None` for versions of other libraries.
+fn glibc_of(version: &str) -> Option<(u32, u32)> {
+    let mut numbers = version.strip_prefix("GLIBC_")?.split('.').map(|n| n.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 impl Dynamic {
@@ -76,6 +96,14 @@ mod tests {
         let found = dynamic(&me).unwrap().expect("a program has a dynamic section");
         assert!(found.needed.iter().any(|n| n.starts_with("libc.so.")), "{found:?}");
         assert_eq!(found.ties(), [""; 0]);
+        assert!(found.glibc >= (2, 2), "{found:?}");
+    }
+
+    #[test]
+    fn versions_are_numbers() {
+        assert_eq!(glibc_of("GLIBC_2.2.5"), Some((2, 2)));
+        assert!(glibc_of("GLIBC_2.9") < glibc_of("GLIBC_2.34"));
+        assert_eq!((glibc_of("GCC_3.0"), glibc_of("GLIBC_PRIVATE")), (None, None));
     }
 
     #[test]
@@ -83,6 +111,7 @@ mod tests {
         let found = Dynamic {
             needed: ["libc.so.6", "/root/libLLVM.so.22", "libfoo.so.1"].map(String::from).to_vec(),
             search: vec!["$ORIGIN/../lib:/opt/lib".into()],
+            ..Dynamic::default()
         };
         assert_eq!(found.ties(), ["/root/libLLVM.so.22", "libfoo.so.1", "/opt/lib"]);
     }

@@ -3,7 +3,7 @@
 //! Nothing in it depends on a version of Python: the library is called through ctypes. So it is written here, and no Python
 //! build tool is needed.
 
-use crate::places;
+use crate::{elf, places};
 use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,9 +11,6 @@ use sha2::{Digest, Sha256};
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use zip::write::SimpleFileOptions;
-
-/// What the libraries ask of the system: glibc 2.34 or newer.
-const PLATFORM: &str = "manylinux_2_34";
 
 /// The command line, and what vLLM and SGLang look for.
 const ENTRY_POINTS: &str = "[console_scripts]\nmoec = moec.cli:main\n\n[vllm.general_plugins]\nmoec = moec.vllm:register\n\n\
@@ -25,7 +22,8 @@ const ENTRY_POINTS: &str = "[console_scripts]\nmoec = moec.cli:main\n\n[vllm.gen
 /// When a file cannot be read or written.
 pub fn write(dist: &Path, to: &Path) -> Result<PathBuf> {
     let version = env!("CARGO_PKG_VERSION");
-    let tag = format!("py3-none-{PLATFORM}_{}", std::env::consts::ARCH);
+    let (major, minor) = elf::GLIBC;
+    let tag = format!("py3-none-manylinux_{major}_{minor}_{}", std::env::consts::ARCH);
     let path = to.join(format!("moec-{version}-{tag}.whl"));
     let info = format!("moec-{version}.dist-info");
     let mut files = package()?;

@@ -137,7 +137,11 @@ pub fn roofline(decided: &Decided, model: &Model<'_>, tokens: u64) -> String {
         let _ = writeln!(chart.svg, "<circle cx={px:.1} cy={py:.1} r=6 style=\"fill:{}\"/>", colour(i));
     }
     // Launches at one place have one label.
-    let near = |i: usize, j: usize| (places[i].0 - places[j].0).hypot(places[i].1 - places[j].1) < 16.0;
+    let near = |i: usize, j: usize| {
+        // No `hypot`: glibc has had a new one since 2.35, which older systems could not load the program for.
+        let (dx, dy) = (places[i].0 - places[j].0, places[i].1 - places[j].1);
+        dx * dx + dy * dy < 16.0 * 16.0
+    };
     for i in (0..places.len()).filter(|&i| !(0..i).any(|j| near(i, j))) {
         let numbers: Vec<String> = (i..places.len()).filter(|&j| near(i, j)).map(|j| (j + 1).to_string()).collect();
         let (px, py) = (places[i].0 + 9.0, places[i].1 + 17.0);
