@@ -11,7 +11,8 @@ A *form* says how a module's experts are built; as an operand of an operator it 
 
 ``params`` are the weights in the order ``gate_up or up``, ``down``, their biases in the same order, or none, the norm's weight, and
 the scales of coded weights in the same order. Codes are bytes, two 4-bit codes in each; scales are ``[E, blocks along out, blocks
-along in]``. Where those are e4m3, scales of whole experts ``[E]`` follow, of both weights.
+along in]``. Where those are e4m3, scales of whole experts ``[E]`` follow, of both weights. With ``zeros``, integers have zero points,
+of which :func:`moec._int4.terms` follow, of both weights.
 """
 
 import json
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import torch
 
-from . import _tensors
+from . import _int4, _tensors
 from ._compile import Bundle, compile
 from ._errors import MoecError
 from ._layer import Layer
@@ -42,6 +43,7 @@ class Form(_Floats, total=False):
 
     stored: str
     dtype: str
+    zeros: bool
     out_norm_eps: float
 
 
@@ -71,18 +73,21 @@ def int4(scale: torch.Tensor, block) -> str:
     return f"int4 by {_tensors.dtype_name(scale)}(1, {max(block[1], 0) if block else 0})"
 
 
-def coded_form(form: Form, stored: str, dtype: torch.dtype) -> Form:
+def coded_form(form: Form, stored: str, dtype: torch.dtype, zeros: bool = False) -> Form:
     """The form with weights coded so that stand for numbers of this type."""
-    return {**form, "stored": stored, "dtype": _tensors.NAMES[str(dtype).removeprefix("torch.")]}
+    coded: Form = {**form, "stored": stored, "dtype": _tensors.NAMES[str(dtype).removeprefix("torch.")]}
+    if zeros:
+        coded["zeros"] = True
+    return coded
 
 
-def coded_params(w1, w2, biases: list, scales: list, global_scales=()) -> list[torch.Tensor]:
-    """Coded weights and their scales as the operator takes them."""
+def coded_params(w1, w2, biases: list, scales: list, more=()) -> list[torch.Tensor]:
+    """Coded weights and their scales as the operator takes them, and scales of whole experts or what zero points add."""
     codes = [w.detach().view(torch.uint8) for w in (w1, w2)]
     grids = [s.detach() if s.ndim == 3 else s.detach().view(len(w1), -1, 1) for s in scales]
     # PyTorch's C ABI names fewer types than PyTorch has.
     grids = [g.view(torch.uint8) if g.element_size() == 1 else g for g in grids]
-    return [*codes, *biases, *grids, *(g.detach() for g in global_scales)]
+    return [*codes, *biases, *grids, *(m.detach() for m in more)]
 
 
 # Reentrant: weights may be freed, and forgotten, while others are prepared.
@@ -117,6 +122,8 @@ class Prepared:
                 self.layer.set(name, w.tensor, borrow=False)
             else:
                 self.layer.set_codes(name, w.tensor, w.scales, w.globals, borrow=False)
+        for name, tensor in _sums(views, form, params[0].device).items():
+            self.layer.set(name, tensor, borrow=False)
         # The weights' owner decides how long they live: the layer goes when one of them does.
         self.layer._kept.clear()
         self.layer.finish()
@@ -141,6 +148,8 @@ def versions(params) -> list[int]:
 
 def forget(key: tuple | None = None) -> None:
     """Forgets the layers of some weights, or all."""
+    if key is None:
+        _int4.KEPT.clear()
     with _LOCK:
         keys = list(PREPARED) if key is None else [key]
         gone = [PREPARED.pop(k) for k in keys if k in PREPARED]
@@ -201,6 +210,7 @@ def _bundle(graph: dict, device: str) -> Bundle:
 def _views(params, form: dict) -> dict[str, _Weight]:
     """The layer's parameters as views of a module's own: ``[E, N, K]``, gate apart from up."""
     weights = [_Weight(i, p) for i, p in enumerate(params)]
+    terms = [weights.pop() for _ in range(2)][::-1] if "zeros" in form else []
     if "stored" in form:
         wide = [weights.pop() for _ in range(2)][::-1] if " by e4m3(" in form["stored"] else [None, None]
         *weights, first_scales, down_scales = weights
@@ -232,6 +242,9 @@ def _views(params, form: dict) -> dict[str, _Weight]:
         views["experts.down_bias"] = weights[3]
     if norm is not None:
         views["experts.out_norm"] = norm
+    if terms:
+        branches(terms[0], "_zero")
+        views["experts.down_zero"] = terms[1]
     return views
 
 
@@ -254,19 +267,35 @@ def _graph(views: dict[str, _Weight], form: dict, top_k: int) -> dict:
         return {"name": name, "dtype": dtype, "shape": [*outer, width * in_a_byte], "stored": form["stored"]}
 
     params = [param(name, weight) for name, weight in views.items()]
+    sums = _sums(views, form, "meta")
+    params += [{"name": name, "dtype": dtype, "shape": list(tensor.shape)} for name, tensor in sums.items()]
 
-    def product(name, rows, weight):
+    def product(name, rows, weight) -> list[dict]:
         bias = [weight + "_bias"] if weight + "_bias" in views else []
-        return {"name": name, "op": "grouped_linear", "inputs": [rows, "ids", weight, *bias]}
+        whole = {"name": name, "op": "grouped_linear", "inputs": [rows, "ids", weight, *bias]}
+        if not sums:
+            return [whole]
+        return [
+            {**whole, "name": name + "_codes", "dtype": "f32"},
+            {"name": name + "_zeros", "op": "grouped_linear", "inputs": [rows + "_sums", "ids", weight + "_zero"], "dtype": "f32"},
+            {"name": name, "op": "add", "inputs": [name + "_codes", name + "_zeros"], "dtype": dtype},
+        ]
+
+    def group_sums(rows) -> list[dict]:
+        inputs = [rows, f"sums.{rows}"]
+        return [{"name": rows + "_sums", "op": "linear", "inputs": inputs, "dtype": "f32"}] if sums else []
 
     branches = ["gate", "up"] if form["gated"] else ["up"]
     rows = "normed" if "out_norm_eps" in form else "down"
     nodes = [
         {"name": "ids", "op": "local_ids", "first": 0, "count": n_experts, "inputs": ["topk_ids"]},
         {"name": "rows", "op": "permute", "n_experts": n_experts, "inputs": ["input", "ids"]},
-        *(product(b, "rows", "experts." + b) for b in branches),
+        *group_sums("input"),
+        *([{"name": "rows_sums", "op": "permute", "n_experts": n_experts, "inputs": ["input_sums", "ids"]}] if sums else []),
+        *(node for b in branches for node in product(b, "rows", "experts." + b)),
         {"name": "act", "op": "activate", "activation": form["activation"], "inputs": branches},
-        product("down", "act", "experts.down"),
+        *group_sums("act"),
+        *product("down", "act", "experts.down"),
         *_out_norm(form, dtype),
         {"name": "slots", "op": "unpermute", "n_experts": n_experts, "inputs": [rows, "ids"]},
         {"name": "output", "op": "weighted_sum", "inputs": ["slots", "topk_weights"]},
@@ -279,6 +308,23 @@ def _graph(views: dict[str, _Weight], form: dict, top_k: int) -> dict:
         "params": params,
         "nodes": nodes,
         "outputs": [{"name": "output", "value": "output"}],
+    }
+
+
+def _sums(views: dict[str, _Weight], form: dict, device) -> dict[str, torch.Tensor]:
+    """Matrices of ones that sum the groups of a product's inputs, for integers with zero points; else none."""
+    if "zeros" not in form:
+        return {}
+    _, hidden, packed = views["experts.down"].tensor.shape
+    dtype = getattr(torch, _tensors.PYTHON_NAMES[form["dtype"]])
+
+    def ones(width, terms):
+        groups = terms.shape[2]
+        return torch.eye(groups, dtype=dtype, device=device).repeat_interleave(width // groups, 1)
+
+    return {
+        "sums.input": ones(hidden, views["experts.up_zero"].tensor),
+        "sums.act": ones(2 * packed, views["experts.down_zero"].tensor),
     }
 
 

@@ -2,11 +2,12 @@
 
 vLLM finds :func:`register` by itself (entry point ``vllm.general_plugins``); ``VLLM_PLUGINS`` names the plug-ins to load, for those
 who want it not. What moec does not support — an activation, another quantisation, LoRA, all-to-all kernels — is left to vLLM's own
-choice. Coded weights stay codes, and activations stay in the model's type: they are not rounded.
+choice, and named in a warning. Coded weights stay codes, and activations stay in the model's type: they are not rounded.
 """
 
 import importlib
 import json
+import logging
 from typing import Any
 
 import torch
@@ -20,12 +21,15 @@ from vllm.model_executor.layers.fused_moe.oracle.unquantized import UnquantizedM
 from vllm.model_executor.layers.fused_moe.oracle.fp8 import Fp8MoeBackend, make_fp8_moe_kernel
 from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
 from vllm.model_executor.layers.fused_moe.oracle.mxfp4 import Mxfp4MoeBackend, make_mxfp4_moe_kernel
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
-from vllm.model_executor.layers.quantization import auto_gptq, modelopt, mxfp4
+from vllm.model_executor.layers.quantization import auto_awq, auto_gptq, modelopt, moe_wna16, mxfp4
 from vllm.model_executor.layers.quantization.utils.quant_utils import (
     kInt4Static,
     kInt4Static32,
+    kInt4Static32Asym,
+    kInt4StaticAsym,
     kMxfp4Static,
     kMxfp8Dynamic,
     kMxfp8Static,
@@ -33,10 +37,13 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import (
     kNvfp4Static,
 )
 
-from . import _experts
+from . import _experts, _int4
 from .torch import experts
 
 __all__ = ["MoecExperts", "form_of", "register"]
+
+_LOG = logging.getLogger(__name__)
+_NAMED: set[tuple[str, str]] = set()
 
 _PLAIN = {
     MoEActivation.GELU: "geglu_erf",
@@ -85,7 +92,7 @@ class MoecExperts(mk.FusedMoEExpertsModular):
             raise NotImplementedError(f"moec does not have {moe_config.activation} with these numbers")
         self._is_coded = self.w1_scale is not None
         if self._is_coded:
-            form = _experts.coded_form(form, self._stored(quant_config), moe_config.in_dtype)
+            form = _experts.coded_form(form, self._stored(quant_config), moe_config.in_dtype, self.w1_zp is not None)
         self._form = json.dumps(form)
         # The weights of the last call, as the operator takes them.
         self._given: tuple[Any, Any, list[torch.Tensor]] | None = None
@@ -126,7 +133,7 @@ class MoecExperts(mk.FusedMoEExpertsModular):
         # Whatever activations would be rounded to: here they stay as they are.
         if weight_key in (kMxfp4Static, kNvfp4Static, kMxfp8Static):
             return True
-        if weight_key in (kInt4Static, kInt4Static32):
+        if weight_key in (kInt4Static, kInt4Static32, kInt4StaticAsym, kInt4Static32Asym):
             return activation_key is None
         scale = weight_key.scale
         is_known = weight_key.dtype == torch.float8_e4m3fn and scale.dtype == torch.float32 and scale.static
@@ -154,8 +161,10 @@ class MoecExperts(mk.FusedMoEExpertsModular):
         biases = [b for b in (self.w1_bias, self.w2_bias) if b is not None]
         if self._is_coded:
             # Of NVFP4, the scales of whole experts; these kernels multiply no other numbers into them.
-            wide = [self.g1_alphas, self.g2_alphas] if self.w1_scale.dtype == torch.float8_e4m3fn else []
-            params = _experts.coded_params(w1, w2, biases, [self.w1_scale, self.w2_scale], wide)
+            more = [self.g1_alphas, self.g2_alphas] if self.w1_scale.dtype == torch.float8_e4m3fn else []
+            if self.w1_zp is not None:
+                more = [_int4.terms(self.w1_scale, self.w1_zp), _int4.terms(self.w2_scale, self.w2_zp)]
+            params = _experts.coded_params(w1, w2, biases, [self.w1_scale, self.w2_scale], more)
         else:
             params = [w1, w2, *biases]
         if self._given is None and self._is_coded:
@@ -235,11 +244,11 @@ def _select_mxfp8(own):
 
 def _select_int4(own):
     def select_moec(config, weight_key, quant_config, may_have_zp, may_have_bias, **more):
-        # Groups of columns in the order of the columns, without zero points: what the kernels read. vLLM cannot bring codes with one
-        # scale for a row into rows.
+        # Groups of columns in the order of the columns: vLLM refuses checkpoints with another. It cannot bring codes with one scale for a
+        # row into rows, and has no kernel that says what AWQ's codes without zero points mean.
         in_order = not getattr(quant_config, "desc_act", False) and getattr(quant_config, "actorder", None) != "group"
-        in_order = in_order and (quant_config.group_size or -1) > 0
-        if config.moe_backend == "auto" and in_order and not may_have_zp and is_supported(config, weight_key):
+        fits = in_order and (quant_config.group_size or -1) > 0 and getattr(quant_config, "zero_point", True)
+        if config.moe_backend == "auto" and fits and is_supported(config, weight_key):
             # The backend whose weights stay rows of codes.
             return WNA16MoEBackend.TRITON, MoecExperts
         return own(config, weight_key, quant_config, may_have_zp=may_have_zp, may_have_bias=may_have_bias, **more)
@@ -255,6 +264,20 @@ def _make_int4_kernel(own):
         return make_fp8_moe_kernel(moe_quant_config, moe_config, experts_cls, Fp8MoeBackend.TRITON, routing_tables)
 
     return make_moec
+
+
+def _convert_awq(own):
+    def convert_moec(*args, backend, w13, w2, w13_scale, w2_scale, w13_qzeros, w2_qzeros, w13_bias=None, w2_bias=None, **more):
+        weights = dict(w13=w13, w2=w2, w13_scale=w13_scale, w2_scale=w2_scale, w13_qzeros=w13_qzeros, w2_qzeros=w2_qzeros)
+        if backend != WNA16MoEBackend.TRITON:
+            return own(*args, backend=backend, **weights, w13_bias=w13_bias, w2_bias=w2_bias, **more)
+        # vLLM's own backends of this name take no AWQ.
+        first = _int4.rows_of_awq(w13, w13_scale, w13_qzeros)
+        second = _int4.rows_of_awq(w2, w2_scale, w2_qzeros)
+        pairs = [each for pair in zip(first, second) for each in pair]
+        return (*pairs, None, None, w13_bias, w2_bias)
+
+    return convert_moec
 
 
 def _take_compressed_mxfp4(method) -> None:
@@ -285,9 +308,28 @@ def _take_compressed_mxfp4(method) -> None:
     method.__init__, method.process_weights_after_loading = init, process_weights_after_loading
 
 
+def _get_quant_method(own):
+    def get_and_look(self, prefix, quant_config, moe_config):
+        method = own(self, prefix, quant_config, moe_config)
+        _name_unserved(method, moe_config)
+        return method
+
+    return get_and_look
+
+
+def _name_unserved(method, moe_config) -> None:
+    """Names experts that moec does not serve, once for each kind."""
+    kind = (type(method).__name__, moe_config.activation.value)
+    if moe_config.moe_backend != "auto" or getattr(method, "experts_cls", None) is MoecExperts or kind in _NAMED:
+        return
+    _NAMED.add(kind)
+    _LOG.warning("moec does not serve the experts of %s with %s here: they stay with vLLM's own kernels", *kind)
+
+
 def _register_quantised() -> None:
     compressed = {end: importlib.import_module(_COMPRESSED + end) for end in ("wna16", "w8a8_mxfp8", "w4a4_nvfp4", "w4a4_mxfp4")}
-    for module in (compressed["wna16"], auto_gptq):
+    auto_awq.convert_to_wna16_moe_kernel_format = _convert_awq(auto_awq.convert_to_wna16_moe_kernel_format)
+    for module in (compressed["wna16"], auto_gptq, auto_awq, moe_wna16):
         module.select_wna16_moe_backend = _select_int4(module.select_wna16_moe_backend)
         module.make_wna16_moe_kernel = _make_int4_kernel(module.make_wna16_moe_kernel)
     for module in (compressed["w8a8_mxfp8"], modelopt):
@@ -315,6 +357,7 @@ def register() -> None:
             importlib.import_module(name).select_fp8_moe_backend = select_moec
         fp8_oracle.select_fp8_moe_backend = select_moec
         _register_quantised()
+        RoutedExperts._get_quant_method = _get_quant_method(RoutedExperts._get_quant_method)
 
     @UnquantizedFusedMoEMethod.register_oot
     class MoecUnquantizedFusedMoEMethod(UnquantizedFusedMoEMethod):

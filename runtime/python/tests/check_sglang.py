@@ -96,6 +96,12 @@ def run(name, cfg, act, with_bias=False, skipped=False) -> None:
     print(f"{name:40} {e:.1e}")
 
 
+def assert_coded() -> None:
+    """That the last layer's matrices stayed codes."""
+    last = list(moec._experts.PREPARED.values())[-1]
+    assert all(p.is_coded for p in last.layer.params if p.name in ("experts.gate", "experts.up", "experts.down")), "codes were made floats"
+
+
 def by_scale(codes, scale, block):
     """What codes stand for; `block` has 0 for a whole axis."""
     _, n, k = codes.shape
@@ -153,8 +159,7 @@ def run_fp8(name, block, dtype=torch.bfloat16, make=fp8_method, **more) -> None:
     want = reference(x, w, ids, floats, cfg, lambda h: torch.nn.functional.silu(h[:ffn]) * h[ffn:])
     e = ((got.float() - want).norm() / want.norm()).item()
     assert got.dtype == dtype and e < (2e-2 if dtype == torch.bfloat16 else 1e-5), (name, e)
-    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params]
-    assert all(coded[-3:]), "codes were made floats"
+    assert_coded()
     print(f"{name:40} {e:.1e}")
 
 
@@ -173,6 +178,54 @@ def gptq_method(cfg, **more):
     return module.MoeWNA16Method(types.SimpleNamespace(**kind))
 
 
+def awq_method(cfg, **more):
+    """The part of SGLang's method for AWQ's checkpoints that is about experts."""
+    module = importlib.import_module(moec.sglang._AWQ_SCHEME.rpartition(".")[0])
+    return module.AWQMoEScheme(types.SimpleNamespace(**dict(weight_bits=4, pack_factor=8, group_size=32, zero_point=True) | more))
+
+
+def marlin_method(cfg, **more):
+    """As above, for GPTQ's."""
+    module = importlib.import_module("sglang.srt.layers.quantization.gptq.schemes.gptq_moe")
+    return module.GPTQMarlinMoEScheme(types.SimpleNamespace(**dict(weight_bits=4, pack_factor=8, group_size=32, desc_act=False) | more))
+
+
+def core_of(method):
+    return type(getattr(method, "kernel", method).runner.runner_core)
+
+
+def nibbles(words):
+    """Numbers of four bits, the lowest first, along a new last axis."""
+    return torch.stack([words >> 4 * i & 15 for i in range(2 * words.element_size())], -1)
+
+
+def values_of_int4(layer, w) -> torch.Tensor:
+    """What a method's codes stand for, as they were loaded: ``[E, N, K]``."""
+    eight = torch.tensor(8.0)
+    columns = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7]).argsort()
+    if hasattr(layer, f"{w}_weight_packed"):
+        # Columns of words; zero points in words along the rows.
+        codes, scales = getattr(layer, f"{w}_weight_packed"), getattr(layer, f"{w}_weight_scale").transpose(1, 2)
+        codes = nibbles(codes).movedim(-1, 2).flatten(1, 2).transpose(1, 2)
+        zeros = getattr(layer, f"{w}_weight_zero_point", None)
+        zeros = eight if zeros is None else nibbles(zeros).flatten(-2).transpose(1, 2)
+    elif getattr(layer, f"{w}_qweight").dtype == torch.uint8:
+        # Rows of bytes; zero points of two rows in a byte.
+        codes, scales, zeros = (getattr(layer, f"{w}_{end}", None) for end in ("qweight", "scales", "qzeros"))
+        codes = nibbles(codes).flatten(-2)
+        zeros = eight if zeros is None or not zeros.numel() else nibbles(zeros).movedim(-1, 2).flatten(1, 2)
+    elif getattr(layer, f"{w}_qzeros").dtype == torch.int32:
+        # AWQ: rows of words, eight columns of the weight in an order of their own.
+        codes, zeros = (nibbles(getattr(layer, f"{w}_{end}"))[..., columns].flatten(-2).transpose(1, 2) for end in ("qweight", "qzeros"))
+        scales = getattr(layer, f"{w}_scales").transpose(1, 2)
+    else:
+        codes = nibbles(getattr(layer, f"{w}_qweight")).movedim(-1, 2).flatten(1, 2).transpose(1, 2)
+        scales, zeros = getattr(layer, f"{w}_scales").transpose(1, 2), eight
+    width = codes.shape[-1] // scales.shape[-1]
+    zeros = zeros.float().expand(scales.shape).repeat_interleave(width, -1)
+    return (codes.float() - zeros) * scales.float().repeat_interleave(width, -1)
+
+
 def int4_layer(make, cfg, **more):
     method, layer = make(cfg, **more), torch.nn.Module()
     layer.moe_runner_config, layer.moe_tp_size = cfg, 1
@@ -187,7 +240,7 @@ def run_int4(name, make, dtype=torch.bfloat16, **more) -> None:
     hidden, ffn = 256, 128
     cfg = config(dtype, hidden_size=hidden, intermediate_size_per_partition=ffn)
     method, layer = int4_layer(make, cfg, **more)
-    assert type(method.runner.runner_core) is moec.sglang.MoecCore, method.runner.runner_core
+    assert core_of(method) is moec.sglang.MoecCore, method
     torch.manual_seed(5)
     for key, p in layer.named_parameters():
         if "scale" in key:
@@ -196,17 +249,7 @@ def run_int4(name, make, dtype=torch.bfloat16, **more) -> None:
             least, most = (-(2**31), 2**31) if p.dtype == torch.int32 else (0, 256)
             p.data.copy_(torch.randint(least, most, p.shape))
     floats = torch.nn.Module()
-    for w in ("w13", "w2"):
-        if hasattr(layer, f"{w}_qweight"):
-            # Rows of bytes.
-            codes, scales = getattr(layer, f"{w}_qweight"), getattr(layer, f"{w}_scales")
-            codes = torch.stack([codes & 15, codes >> 4], -1).flatten(-2)
-        else:
-            # Columns of words.
-            codes, scales = getattr(layer, f"{w}_weight_packed"), getattr(layer, f"{w}_weight_scale").transpose(1, 2)
-            codes = torch.stack([codes >> 4 * i & 15 for i in range(8)], 2).flatten(1, 2).transpose(1, 2)
-        full = scales.float().repeat_interleave(codes.shape[-1] // scales.shape[-1], -1)
-        setattr(floats, f"{w}_weight", (codes.float() - 8) * full)
+    floats.w13_weight, floats.w2_weight = values_of_int4(layer, "w13"), values_of_int4(layer, "w2")
     if hasattr(method, "process_weights_after_loading"):
         method.process_weights_after_loading(layer)
     x = torch.randn(T, hidden).to(dtype)
@@ -216,8 +259,7 @@ def run_int4(name, make, dtype=torch.bfloat16, **more) -> None:
     want = reference(x, w, ids, floats, cfg, lambda h: torch.nn.functional.silu(h[:ffn]) * h[ffn:])
     e = ((got.float() - want).norm() / want.norm()).item()
     assert got.dtype == dtype and e < 2e-2, (name, e)
-    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params]
-    assert all(coded[-3:]), "codes were made floats"
+    assert_coded()
     print(f"{name:40} {e:.1e}")
 
 
@@ -255,16 +297,28 @@ def main() -> None:
     run_int4("INT4 of compressed-tensors", int4_method)
     run_int4("INT4 of compressed-tensors, f16", int4_method, torch.float16, group_size=128)
     run_int4("INT4 of compressed-tensors, rows", int4_method, strategy="channel", group_size=None)
+    run_int4("INT4 of compressed-tensors, zeros", int4_method, symmetric=False)
+    run_int4("INT4 of compressed-tensors, rows, zeros", int4_method, strategy="channel", group_size=None, symmetric=False)
     run_int4("GPTQ as moe_wna16", gptq_method)
+    run_int4("GPTQ as moe_wna16, zero points", gptq_method, has_zp=True)
+    run_int4("AWQ as moe_wna16", gptq_method, has_zp=True, linear_quant_method="awq")
+    run_int4("GPTQ", marlin_method)
+    run_int4("GPTQ, f16", marlin_method, torch.float16)
+    run_int4("AWQ", awq_method)
+    run_int4("AWQ, f16", awq_method, torch.float16, group_size=128)
     small = config(torch.bfloat16, hidden_size=256, intermediate_size_per_partition=128)
     for name, make, more in (
-        ("zero points", int4_method, {"symmetric": False}),
         ("order of activations", int4_method, {"actorder": "group"}),
-        ("AWQ as moe_wna16", gptq_method, {"has_zp": True, "linear_quant_method": "awq"}),
+        ("order of activations, GPTQ", marlin_method, {"desc_act": True}),
+        ("AWQ without zero points", awq_method, {"zero_point": False}),
     ):
-        method, _ = int4_layer(make, small, **more)
-        assert type(method.runner.runner_core) is not moec.sglang.MoecCore
-        print(f"{'integers, ' + name:40} left to SGLang: {method.runner.runner_backend.value}")
+        method, layer = int4_layer(make, small, **more)
+        assert core_of(method) is not moec.sglang.MoecCore
+        layer.quant_method = layer.scheme = method
+        moec.sglang._NAMED.clear()
+        moec.sglang._name_unserved(layer)
+        assert moec.sglang._NAMED == {type(method).__name__}
+        print(f"{'integers, ' + name:40} left to SGLang: {getattr(method, 'kernel', method).runner.runner_backend.value}")
     from sglang.srt.layers.moe.fused_moe_triton.layer import FusedMoE
 
     assert FusedMoE.__init__.__wrapped__ is not None, "layers are made without a look at who serves them"

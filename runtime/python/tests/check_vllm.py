@@ -38,6 +38,7 @@ from vllm.model_executor.layers.fused_moe.config import (  # noqa: E402
     FusedMoEParallelConfig,
     RoutingMethodType,
 )
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts  # noqa: E402
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import (
     UnquantizedFusedMoEMethod,  # noqa: E402
 )
@@ -133,6 +134,12 @@ def on_the_input() -> None:
     print(f"{'silu, weights on the input':36} {e:.1e}")
 
 
+def assert_coded() -> None:
+    """That the last layer's matrices stayed codes."""
+    last = list(moec._experts.PREPARED.values())[-1]
+    assert all(p.is_coded for p in last.layer.params if p.name in ("experts.gate", "experts.up", "experts.down")), "codes were made floats"
+
+
 def by_scale(codes, scale, block):
     """What codes stand for; `block` has 0 for a whole axis."""
     _, n, k = codes.shape
@@ -178,8 +185,7 @@ def run_fp8(name, make, block, *, dtype=torch.bfloat16) -> None:
         want = reference(x, w, ids, *floats, act)
         e = ((got.float() - want).norm() / want.norm()).item()
         assert got.dtype == dtype and e < (2e-2 if dtype == torch.bfloat16 else 1e-5), (name, e)
-    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params]
-    assert coded and all(coded[-3:]), "codes were made floats"
+    assert_coded()
     print(f"{name:36} {e:.1e}")
 
 
@@ -223,8 +229,7 @@ def run_fp4(name, make, activation, act, **more) -> None:
     want = reference(x, w, ids, w13, w2, act, biases)
     e = ((got.float() - want).norm() / want.norm()).item()
     assert e < 2e-2, (name, e)
-    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params if "bias" not in p.name]
-    assert all(coded[-3:]), "codes were made floats"
+    assert_coded()
     print(f"{name:36} {e:.1e}")
 
 
@@ -259,8 +264,7 @@ def run_kept(name, make, values, *, dtype=torch.bfloat16) -> None:
     want = reference(x, w, ids, w13, w2, lambda h: torch.nn.functional.silu(h[:ffn]) * h[ffn:])
     e = ((got.float() - want).norm() / want.norm()).item()
     assert got.dtype == dtype and e < 2e-2, (name, e)
-    coded = [p.is_coded for prepared in moec._experts.PREPARED.values() for p in prepared.layer.params]
-    assert coded and all(coded[-3:]), "codes were made floats"
+    assert_coded()
     print(f"{name:36} {e:.1e}")
 
 
@@ -271,8 +275,27 @@ def nibbles(words):
 
 def int4_rows(layer, w):
     codes, scales = getattr(layer, f"{w}_weight_packed"), getattr(layer, f"{w}_weight_scale").float()
-    codes = nibbles(codes).flatten(-2).float() - 8
-    return codes * scales.repeat_interleave(codes.shape[-1] // scales.shape[-1], -1)
+    zeros = getattr(layer, f"{w}_weight_zero_point", None)
+    zeros = torch.tensor(8.0) if zeros is None else nibbles(zeros).movedim(-1, 2).flatten(1, 2).float()
+    return by_group(nibbles(codes).flatten(-2).float(), scales, zeros)
+
+
+def by_group(codes, scales, zeros):
+    width = codes.shape[-1] // scales.shape[-1]
+    return (codes - zeros.expand(scales.shape).repeat_interleave(width, -1)) * scales.repeat_interleave(width, -1)
+
+
+def wna16_rows(layer, w):
+    codes, scales, zeros = (getattr(layer, f"{w}_{end}") for end in ("qweight", "scales", "qzeros"))
+    return by_group(nibbles(codes).flatten(-2).float(), scales.float(), nibbles(zeros).movedim(-1, 2).flatten(1, 2).float())
+
+
+def awq(layer, w):
+    # Columns 0, 2, 4, 6, 1, 3, 5, 7 of eight, from the lowest bits on.
+    codes, zeros = (nibbles(getattr(layer, f"{w}_{end}")) for end in ("qweight", "qzeros"))
+    order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7]).argsort()
+    codes, zeros = (x[..., order].flatten(-2).transpose(1, 2).float() for x in (codes, zeros))
+    return by_group(codes, getattr(layer, f"{w}_scales").transpose(1, 2).float(), zeros)
 
 
 def gptq(layer, w):
@@ -299,7 +322,7 @@ def fp4_rows(layer, w):
 
 def kept() -> None:
     compressed = {end: importlib.import_module(moec.vllm._COMPRESSED + end) for end in ("wna16", "w8a8_mxfp8", "w4a4_nvfp4", "w4a4_mxfp4")}
-    from vllm.model_executor.layers.quantization import auto_gptq
+    from vllm.model_executor.layers.quantization import auto_awq, auto_gptq, moe_wna16
 
     def int4(**more):
         kind = {"symmetric": True, "num_bits": 4, "group_size": 32, "strategy": "group", "actorder": None} | more
@@ -310,17 +333,30 @@ def kept() -> None:
         whole = auto_gptq.AutoGPTQConfig(**kind, lm_head_quantized=False, dynamic={}, full_config={})
         return lambda cfg: auto_gptq.AutoGPTQMoEMethod(whole, cfg)
 
+    def of_awq(**more):
+        kind = {"weight_bits": 4, "group_size": 32, "zero_point": True, "lm_head_quantized": False, "full_config": {}} | more
+        return lambda cfg: auto_awq.AutoAWQMoEMethod(auto_awq.AutoAWQConfig(**kind, modules_to_not_convert=[]), cfg)
+
+    def of_wna16():
+        kind = {"linear_quant_method": "gptq", "weight_bits": 4, "group_size": 32, "has_zp": True, "lm_head_quantized": False}
+        whole = moe_wna16.MoeWNA16Config(**kind, modules_to_not_convert=[], full_config={})
+        return lambda cfg: moe_wna16.MoeWNA16Method(whole, cfg)
+
     run_kept("INT4 of compressed-tensors, bf16", int4(), int4_rows)
     run_kept("INT4 of compressed-tensors, groups of 128", int4(group_size=128), int4_rows)
     run_kept("GPTQ, 4 bits", of_gptq(), gptq)
     run_kept("GPTQ, 4 bits, f16", of_gptq(), gptq, dtype=torch.float16)
+    run_kept("INT4 of compressed-tensors, zero points", int4(symmetric=False), int4_rows)
+    run_kept("AWQ", of_awq(), awq)
+    run_kept("AWQ, f16", of_awq(), awq, dtype=torch.float16)
+    run_kept("GPTQ as moe_wna16, zero points", of_wna16(), wna16_rows)
     run_kept("MXFP8 of compressed-tensors", compressed["w8a8_mxfp8"].CompressedTensorsW8A8Mxfp8MoEMethod, mxfp8)
     whole = modelopt.ModelOptMxFp8Config(is_checkpoint_mxfp8_serialized=True, kv_cache_quant_algo=None, exclude_modules=[])
     run_kept("MXFP8 of ModelOpt", lambda cfg: modelopt.ModelOptMxFp8FusedMoE(whole, cfg), mxfp8)
     run_kept("NVFP4 of compressed-tensors", compressed["w4a4_nvfp4"].CompressedTensorsW4A4Nvfp4MoEMethod, fp4_rows)
     run_kept("MXFP4 of compressed-tensors", compressed["w4a4_mxfp4"].CompressedTensorsW4A4Mxfp4MoEMethod, fp4_rows)
     for name, make in (
-        ("zero points", int4(symmetric=False)),
+        ("AWQ without zero points", of_awq(zero_point=False)),
         ("order of activations", int4(actorder="group")),
         ("one scale a row", of_gptq(group_size=-1)),
         ("8 bits", of_gptq(weight_bits=8)),
@@ -392,6 +428,11 @@ def main() -> None:
 
     run_fp4("NVFP4", nvfp4, MoEActivation.SILU, lambda h: silu(h[:128]) * h[128:])
     kept()
+    other = types.SimpleNamespace(experts_cls=object)
+    moec.vllm._name_unserved(other, config(MoEActivation.SILU))
+    assert moec.vllm._NAMED == {("SimpleNamespace", "silu")}, moec.vllm._NAMED
+    made = RoutedExperts._get_quant_method(None, "", None, config(MoEActivation.SILU))
+    assert made.experts_cls is moec.vllm.MoecExperts and len(moec.vllm._NAMED) == 1
     falls_back("swiglustep", config(MoEActivation.SWIGLUSTEP))
     falls_back("LoRA", config(MoEActivation.SILU, is_lora_enabled=True))
     falls_back("swigluoai_uninterleave, no limit", config(MoEActivation.SWIGLUOAI_UNINTERLEAVE))
