@@ -15,23 +15,21 @@ from ._layer import Layer
 #: Classes of blocks that take hidden states alone and give their like, by name.
 BLOCKS: frozenset[str] = frozenset(
     """
-    AXK1MoE AXK2MoE AfmoeSparseMoeBlock BailingHybridMoE BeamMoE
-    Cohere2MoeSparseMoeBlock DbrxFFN DeepseekV2Moe DeepseekV32MoE DeepseekV3MoE
-    Dots1MoE Dots3NoteTextMoE Ernie4_5_MoeSparseMoeBlock ExaoneMoeSparseMoEBlock FlexOlmoSparseMoeBlock
-    FlintSparseMoeBlock Glm4MoeLiteMoE Glm4MoeMoE Glm4vMoeTextMoE Glm5NextTextMoE
-    GlmMoeDsaMoE GraniteMoeMoE HYV3MoE HYV4MoE HunYuanMoEV1Moe
-    Inkling2SparseMoeBlock InklingMoE JambaSparseMoeBlock JetMoeMoE KimiLinearMoE
-    Kolibri1SparseMoeBlock LagunaSparseMoeBlock Lfm2MoeSparseMoeBlock LongcatFlashMoE MellumSparseMoeBlock
-    MiMoV2FlashMoE MiniMaxM2SparseMoeBlock MiniMaxM3VLSparseMoeBlock MiniMaxSparseMoeBlock Mistral4MoE
-    MistralLarge4TextMoE MixtralSparseMoeBlock MuseSparkMoE NemotronHMoE NllbMoeSparseMLP OlmoeSparseMoeBlock
-    PhimoeSparseMoeBlock Qwen2MoeSparseMoeBlock Qwen3MoeSparseMoeBlock Qwen3NextSparseMoeBlock Qwen3OmniMoeThinkerTextSparseMoeBlock
-    Qwen3VLMoeTextSparseMoeBlock Qwen3_5MoeSparseMoeBlock Qwen4ExpSparseMoeBlock Qwen4ExpTextSparseMoeBlock SolarOpenMoE
-    Step3p7SparseMoeBlock SwitchTransformersSparseMLP
+    AXK1MoE AXK2MoE AfmoeSparseMoeBlock AriaTextMoELayer BailingHybridMoE BeamMoE Cohere2MoeSparseMoeBlock DbrxFFN DeepseekOcr2TextMoe
+    DeepseekV2Moe DeepseekV32MoE DeepseekV3MoE Dots1MoE Dots3NoteTextMoE Ernie4_5_MoeSparseMoeBlock ExaoneMoeSparseMoEBlock
+    FlexOlmoSparseMoeBlock FlintSparseMoeBlock Glm4MoeLiteMoE Glm4MoeMoE Glm4vMoeTextMoE Glm5NextTextMoE GlmMoeDsaMoE GraniteMoeMoE
+    HYV3MoE HYV4MoE HYV4VLMoE HunYuanMoEV1Moe Inkling2LoopSparseMoeBlock Inkling2SparseMoeBlock InklingMoE JambaSparseMoeBlock JetMoeMoE
+    KimiLinearMoE Kolibri1SparseMoeBlock LagunaSparseMoeBlock LaraMiniSparseMoeBlock Lfm2MoeSparseMoeBlock LongcatFlashMoE
+    MellumSparseMoeBlock MiMoV2FlashMoE MiniMaxM2SparseMoeBlock MiniMaxM3VLSparseMoeBlock MiniMaxSparseMoeBlock Mistral4MoE
+    MistralLarge4TextMoE MixtralSparseMoeBlock MuseSparkMoE NemotronHMoE NllbMoeSparseMLP OlmoeSparseMoeBlock PhimoeSparseMoeBlock
+    Qwen2MoeSparseMoeBlock Qwen3MoeSparseMoeBlock Qwen3NextSparseMoeBlock Qwen3OmniMoeTalkerTextSparseMoeBlock
+    Qwen3OmniMoeThinkerTextSparseMoeBlock Qwen3VLMoeTextSparseMoeBlock Qwen3_5MoeSparseMoeBlock Qwen4ExpSparseMoeBlock
+    Qwen4ExpTextSparseMoeBlock SolarOpenMoE Step3p7SparseMoeBlock SwitchTransformersSparseMLP UnlimitedOcrTextMoe
     """.split()
 )
 
 #: Classes whose blocks give a pair: rows, and what the router said, which a fused router keeps to itself.
-PAIRS = frozenset({"GptOssMLP", "Llama4TextMoe"})
+PAIRS = frozenset({"GptOssMLP", "Llama4TextMoe", "OpenAIPrivacyFilterMLP"})
 
 
 #: Classes whose own code computes something else than was published, and what moec does.
