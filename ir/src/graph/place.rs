@@ -46,6 +46,21 @@ pub enum Wire {
     Codes(ActQuant),
 }
 
+impl Wire {
+    /// Bytes of a row of `cols` elements on its way: its elements; or its codes, its scales, and a scale of its own where the
+    /// format has one.
+    pub fn row_bytes(self, cols: u64) -> u64 {
+        match self {
+            Wire::Rows(dtype) => cols * dtype.bytes() as u64,
+            Wire::Codes(q) => {
+                let f = q.stored();
+                let scales = if f.block_cols == 0 { 1 } else { cols.div_ceil(f.block_cols) };
+                f.code.bytes(cols) + scales * f.scale.dtype().bytes() as u64 + if q.has_row() { 4 } else { 0 }
+            }
+        }
+    }
+}
+
 /// Where the rows of a layer that rounds them before its experts are rounded. Both give the same values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
@@ -155,12 +170,11 @@ struct Cut {
     ids: ValueId,
     n_experts: u32,
     top_k: u64,
-    /// The permuted rows, and the results back in slot order.
-    permuted: usize,
+    /// The results back in slot order.
     slots: usize,
     /// The weights of the sum of slots.
     weights: Option<ValueId>,
-    /// Nodes between `permuted` and `slots`, both included.
+    /// Nodes from the permuted rows to `slots`, both included.
     region: BTreeSet<usize>,
     /// Nodes that read results of experts.
     after: BTreeSet<usize>,
@@ -233,7 +247,7 @@ impl Cut {
         };
         let top_k = graph.ty(ids).last().and_then(Dim::fixed).unwrap_or(1);
         let weights = weights_of(graph, slots)?;
-        Ok(Cut { rows, arrive, wire, ids, n_experts, top_k, permuted, slots, weights, region, after })
+        Ok(Cut { rows, arrive, wire, ids, n_experts, top_k, slots, weights, region, after })
     }
 }
 

@@ -6,8 +6,11 @@
 
 pub mod forms;
 pub mod model;
+mod placed;
 mod ranges;
 mod space;
+
+pub use placed::{PlacedPrograms, Step};
 
 use forms::{Form, Pays};
 use model::Model;

@@ -1,6 +1,5 @@
 //! A placed layer as it was compiled.
 
-use crate::rows::row_bytes;
 use crate::terms::fnv;
 use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
@@ -138,7 +137,7 @@ impl PlacedLayer {
 
     /// Bytes of a row on its way to an expert, and of a result row on its way back.
     pub fn bytes_on_the_wire(&self) -> (usize, usize) {
-        (row_bytes(self.wire, self.row.1), self.slot.0.bytes() * self.slot.1)
+        (self.wire.row_bytes(self.row.1 as u64) as usize, self.slot.0.bytes() * self.slot.1)
     }
 
     /// The element type of activations that members of a group exchange.

@@ -27,6 +27,5 @@ pub use comm::{Comm, Fault};
 pub use experts::{ExpertLoader, Loaded};
 pub use layer::{ExpertProgram, ExpertPrograms, PlacedLayer};
 pub use rank::RankLayer;
-pub use rows::row_bytes;
 pub use step::{RankOptions, StepResult, Traffic};
 pub use tokens::{join_tokens, split_evenly, split_tokens};

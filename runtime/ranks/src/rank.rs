@@ -5,7 +5,7 @@ use crate::experts::{ExpertLoader, Loaded, LoadedExperts, check, load_experts, l
 use crate::gather;
 use crate::layer::PlacedLayer;
 use crate::message::{self, Incoming, Outgoing};
-use crate::rows::{Sender, join, received, row_bytes};
+use crate::rows::{Sender, join, received};
 use crate::step::{RankOptions, StepResult, Traffic};
 use crate::terms::{Terms, map_terms};
 use moec_bundle::Bundle;
@@ -257,7 +257,7 @@ impl<C: Comm> RankLayer<C> {
             came.map_err(|f| not_answering(f, own, self.holders(), &format!("in the dispatch of step {step}")))?;
         let mut ready = terms.ready;
         let n_own = self.now.map.experts_of(own / self.placed.n_members()).len() as u32;
-        let bytes = row_bytes(self.placed.wire, self.placed.row.1);
+        let bytes = self.placed.wire.row_bytes(self.placed.row.1 as u64) as usize;
         let mut incoming = Vec::with_capacity(came.len());
         for (rank, message) in (0u32..).zip(&came) {
             let theirs = Terms::from_bytes(message);
@@ -287,7 +287,7 @@ impl<C: Comm> RankLayer<C> {
         findings: &mut Vec<String>,
     ) -> Result<Vec<Vec<u8>>, Diagnostic> {
         let (dtype, cols) = self.placed.row;
-        let bytes = row_bytes(self.placed.wire, cols);
+        let bytes = self.placed.wire.row_bytes(cols as u64) as usize;
         let (mut rows, mut which, mut ids) = (Vec::new(), Vec::new(), Vec::new());
         for from in incoming {
             let before = rows.len() / bytes.max(1);

@@ -4,19 +4,6 @@ use moec_ir::graph::Wire;
 use moec_ir::tensor::Data;
 use moec_ir::{ActQuant, DType, Tensor};
 
-/// Bytes of a row of `cols` elements on its way.
-pub fn row_bytes(wire: Wire, cols: usize) -> usize {
-    match wire {
-        Wire::Rows(dtype) => cols * dtype.bytes(),
-        Wire::Codes(q) => {
-            let f = q.stored();
-            let scales = if f.block_cols == 0 { 1 } else { cols.div_ceil(f.block_cols as usize) };
-            let global = if q.has_row() { 4 } else { 0 };
-            f.code.bytes(cols as u64) as usize + scales * f.scale.dtype().bytes() + global
-        }
-    }
-}
-
 /// Rows of a tensor, ready to be sent.
 pub(crate) struct Sender {
     wire: Wire,
@@ -39,7 +26,7 @@ impl Sender {
     pub fn write(&self, i: usize, out: &mut Vec<u8>) {
         match self.wire {
             Wire::Rows(_) => {
-                let n = row_bytes(self.wire, self.cols);
+                let n = self.wire.row_bytes(self.cols as u64) as usize;
                 out.extend(&self.bytes[i * n..(i + 1) * n]);
             }
             Wire::Codes(q) => write_codes(q, &self.values[i * self.cols..(i + 1) * self.cols], out),
@@ -59,14 +46,15 @@ fn write_codes(q: ActQuant, row: &[f32], out: &mut Vec<u8>) {
 
 /// The elements of rows that came, of type `dtype`.
 pub(crate) fn received(wire: Wire, cols: usize, dtype: DType, rows: &[u8]) -> Option<Tensor> {
-    let n = rows.len() / row_bytes(wire, cols).max(1);
+    let row_bytes = wire.row_bytes(cols as u64) as usize;
+    let n = rows.len() / row_bytes.max(1);
     match wire {
         Wire::Rows(sent) => Tensor::from_bytes(sent, &[n, cols], rows),
         Wire::Codes(q) => {
             let f = q.stored();
             let codes = f.code.bytes(cols as u64) as usize;
             let mut values = vec![0.0; n * cols];
-            for (row, out) in rows.chunks_exact(row_bytes(wire, cols)).zip(values.chunks_mut(cols.max(1))) {
+            for (row, out) in rows.chunks_exact(row_bytes).zip(values.chunks_mut(cols.max(1))) {
                 let (codes, rest) = row.split_at(codes);
                 let (scales, global) = rest.split_at(rest.len() - if q.has_row() { 4 } else { 0 });
                 let global = global.try_into().map_or(1.0, f32::from_le_bytes);
@@ -129,7 +117,7 @@ mod tests {
             let (wire, mut bytes) = (Wire::Codes(q), Vec::new());
             let sender = Sender::new(&rows, wire);
             (0..3).for_each(|i| sender.write(i, &mut bytes));
-            assert_eq!(bytes.len(), 3 * row_bytes(wire, cols), "{name}");
+            assert_eq!(bytes.len(), 3 * wire.row_bytes(cols as u64) as usize, "{name}");
             let want: Vec<f32> = rows.floats().chunks(cols).flat_map(|r| q.quantise(r, 1.0)).collect();
             assert_eq!(received(wire, cols, DType::F32, &bytes).unwrap().floats(), want, "{name}");
         }

@@ -1,6 +1,7 @@
 //! `docs/nvl72.md`.
 
-use super::placed::{Case, Step, cases};
+use super::placed::{Case, cases};
+use moec_passes::plan::Step;
 use moec_passes::plan::model::Fabric;
 use std::fmt::Write;
 
@@ -53,7 +54,7 @@ pub fn page() -> String {
         "# Experts over the GPUs of one fabric: a model of the time\n\n\
          **Everything here is modelled, nothing is measured.** Products, routers and sums are those of the programs that moec compiles for the three \
          parts of a placed layer ([expert-parallelism.md](expert-parallelism.md)), timed by [the model that chooses them](time-model.md); the way between ranks is \
-         `passes/src/plan/model/fabric.rs`. `cargo xtask time-model` makes this page; a test holds that it is current.\n\n\
+         `passes/src/plan/model/fabric.rs`. `cargo xtask time-model` makes this page; a test holds that it is current. `moec explain MODEL --mesh ep=8 --fabric \"HGX B200\" --tokens 128` says it of any model.\n\n\
          ![Tokens a second and GPU against the time of a layer](nvl72.svg)\n\n\
          ## The model\n\n\
          Every rank has as many tokens, and tokens choose experts evenly and independently. Where experts are no multiple of ranks, copies of some fill \
@@ -97,13 +98,12 @@ fn published(cases: &[Case]) -> String {
     for (model, on, n_ranks, n_tokens, published) in ONE_KERNEL {
         let case = cases.iter().find(|c| c.name.starts_with(model)).expect("a model");
         let s = case.step(fabric(on), n_ranks, n_tokens);
-        let overlapped = s.experts.max(s.dispatch).max(s.combine) + s.sum;
         writeln!(
             out,
             "| {} | {on} | {n_ranks} | {n_tokens} | {published} | {} | {} | {:.2} | {} | {} | {} | {} |",
             case.name,
             us(s.routed()),
-            us(overlapped),
+            us(s.routed_overlapped()),
             published / (s.routed() * 1e6),
             us(s.dispatch),
             us(s.experts),

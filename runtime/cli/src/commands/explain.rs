@@ -1,12 +1,13 @@
 //! `moec explain`: a page on a diagnostic code, what the compiler decides for a model, or what two bundles decided differently.
 
+mod mesh;
 mod versus;
 
 use super::subject::{CompileArgs, ShardArgs, open_layer, parse_target};
 use crate::output::{self, Ended, Outcome};
-use moec::{Diagnostic, LayerOptions, Target};
+use moec::{Diagnostic, LayerOptions, Mesh, Target};
 use moec_ir::diag::{CODES, code_page};
-use moec_passes::plan::model::{Chip, Routing};
+use moec_passes::plan::model::{Chip, Fabric, Routing};
 use std::path::{Path, PathBuf};
 
 #[derive(clap::Args, Debug)]
@@ -37,6 +38,13 @@ pub struct Options {
     /// Write a page with pictures: the layer before and after, a roofline, launches in time, programs by token counts.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// The time of a layer whose tokens and experts are spread over N GPUs of a fabric, each with --tokens tokens.
+    #[arg(long, value_name = "ep=N", value_parser = super::mesh::parse_mesh,
+          conflicts_with_all = ["html", "chip", "routing", "target", "tp", "ep", "rank"])]
+    pub mesh: Option<Mesh>,
+    /// The fabric, such as "HGX H200".
+    #[arg(long, value_name = "FABRIC", value_parser = mesh::parse_fabric, default_value = "GB200 NVL72", requires = "mesh")]
+    pub fabric: &'static Fabric,
     #[command(flatten)]
     pub compile: CompileArgs,
 }
@@ -66,6 +74,10 @@ fn explain_model(options: &Options, path: &Path) -> Outcome {
     let shard = options.shard.part().map_err(one)?;
     let layer = open_layer(path, options.layer, &LayerOptions { shard, ..LayerOptions::default() })?;
     let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
+    if let Some(mesh) = options.mesh {
+        output::print(&mesh::text(&layer, mesh, options).map_err(one)?);
+        return Ok(Ended::Well);
+    }
     if let Some(file) = &options.html {
         let page = super::page::page(&layer, options).map_err(one)?;
         output::write_file(file, page.as_bytes()).map_err(one)?;
