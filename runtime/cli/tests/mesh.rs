@@ -35,9 +35,13 @@ fn ranks_write_what_one_rank_writes() {
     let (_, alone) = run("alone.safetensors", &emulated);
     assert_eq!(run("ranks.safetensors", &[&emulated[..], &["--mesh", "ep=2"]].concat()).1, alone);
     // Rows that the layer rounds are rounded where they arrive, for products of codes.
-    let rounded = ["--device", "emulator:sm_100a", "--activations", "mxfp8"];
-    let (_, alone) = run("alone.safetensors", &[&rounded[..], &["--numerics", "bitwise"]].concat());
-    assert_eq!(run("ranks.safetensors", &[&rounded[..], &["--mesh", "ep=2"]].concat()).1, alone);
+    let rounded = |file: &str, more: &[&str]| {
+        let args = ["run", model, "--input", "random:T=24,seed=1", "--device", "emulator:sm_100a", "--activations", "mxfp8"];
+        let run = moec_in(dir.path(), &[&args[..], more, &["-o", file]].concat());
+        assert_eq!(run.code, 0, "{more:?}: {}{}", run.stdout, run.stderr);
+        std::fs::read(dir.path().join(file)).unwrap()
+    };
+    assert!(rounded("ranks", &["--mesh", "ep=2"]) == rounded("alone", &["--numerics", "bitwise"]));
 }
 
 #[test]
@@ -129,4 +133,23 @@ fn processes_that_fail_are_named() {
         code != 0 && err.contains("rank 1") && err.contains("fingerprint") && !out.contains("rows sent"),
         "{out}{err}"
     );
+}
+
+/// Parts of a step come to what it takes in turn; more ranks than the fabric has are refused.
+#[test]
+fn explain_tells_the_modelled_time_on_a_fabric() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = common::root().join("examples/models/mixtral-8x7b");
+    let model = model.to_str().unwrap();
+    let of = |args: &[&str]| moec_in(dir.path(), &[&["explain", model, "--mesh"], args].concat());
+    let text = of(&["ep=8", "--fabric", "HGX H200", "--tokens", "128"]).stdout;
+    let us = |name: &str| -> f64 {
+        let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+        line[name.len()..].split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let parts: f64 = ["head", "dispatch", "experts", "combine", "tail"].map(us).iter().sum();
+    assert!((parts - us("in turn")).abs() < 0.5 && us("overlapped") < us("in turn"), "{text}");
+    let too_many = of(&["ep=9", "--fabric", "HGX H200"]);
+    assert!(too_many.code == 1 && too_many.stderr.contains("1 to 8 ranks"), "{}", too_many.stderr);
+    assert!(of(&["ep=2", "--fabric", "Ethernet"]).stderr.contains("fabrics are GB200 NVL72"));
 }
