@@ -55,8 +55,6 @@ impl Case {
             (None, _) => None,
         };
         let graph = format.map_or(Ok(graph.clone()), |q| quantise_activations(&graph, q)).expect("a format for rows");
-        let n_experts =
-            u64::from(place(&graph, 1, Rounding::AfterDispatch).expect("a layer that can be placed").n_experts);
         Case { name, layers, graph, programs: RefCell::default() }
     }
 
