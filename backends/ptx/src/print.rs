@@ -16,7 +16,7 @@ fn joined<T: Display>(f: &mut Formatter<'_>, items: &[T], separator: &str) -> fm
         if i > 0 {
             f.write_str(separator)?;
         }
-        write!(f, "{item}")?;
+        item.fmt(f)?;
     }
     Ok(())
 }
@@ -197,11 +197,13 @@ impl Display for Guard {
 impl Display for Instruction {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         if let Some(guard) = &self.guard {
-            write!(f, "{guard} ")?;
+            guard.fmt(f)?;
+            f.write_char(' ')?;
         }
         f.write_str(&self.opcode)?;
         for m in &self.modifiers {
-            write!(f, ".{m}")?;
+            f.write_char('.')?;
+            f.write_str(m)?;
         }
         if !self.operands.is_empty() {
             f.write_char(' ')?;
@@ -227,7 +229,11 @@ impl Display for Operand {
                 f.write_char('}')
             }
             Operand::Pair(a, b) => write!(f, "{a}|{b}"),
-            Operand::Address(a) => write!(f, "[{a}]"),
+            Operand::Address(a) => {
+                f.write_char('[')?;
+                a.fmt(f)?;
+                f.write_char(']')
+            }
             Operand::Tensor { map, coordinates } => {
                 write!(f, "[{map}, ")?;
                 joined(f, coordinates, ", ")?;
@@ -244,7 +250,7 @@ impl Display for Operand {
 
 impl Display for Address {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.base)?;
-        self.offset.iter().try_for_each(|o| write!(f, "{o}"))
+        self.base.fmt(f)?;
+        self.offset.iter().try_for_each(|o| o.fmt(f))
     }
 }

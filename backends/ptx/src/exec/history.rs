@@ -49,9 +49,11 @@ pub struct History {
     parts: HashMap<u32, [u32; 4]>,
     states: Vec<State>,
     free: Vec<u32>,
-    /// The last steps without a conflict, newest first: the access, the state before, the state after. A tile that one instruction reads
+    /// The last steps without a conflict: the access, the state before, the state after. A tile that one instruction reads
     /// was written by several warps.
     recent: [Option<(Key, u32, u32)>; RECENT],
+    /// Which of them is the oldest.
+    oldest: usize,
     /// The state that a write left.
     written: Option<(Key, u32)>,
     /// Actors below this number write through the generic proxy.
@@ -70,6 +72,7 @@ impl History {
             states: vec![untouched],
             free: Vec::new(),
             recent: [None; RECENT],
+            oldest: 0,
             written: None,
             generic_actors,
             released: HashMap::new(),
@@ -173,8 +176,8 @@ impl History {
             },
         };
         if conflict.is_none() {
-            self.recent.rotate_right(1);
-            self.recent[0] = Some((key, old, new));
+            self.recent[self.oldest % RECENT] = Some((key, old, new));
+            self.oldest = (self.oldest + 1) % RECENT;
         }
         (new, conflict)
     }

@@ -14,7 +14,27 @@ const COLS: usize = 8;
 /// # Panics
 /// When a slice is shorter than its shape; callers size them.
 pub fn multiply(m: usize, n: usize, k: usize, a: &[f32], b: &[f32], out: &mut [f32]) {
+    if let (16, 8, 16, Ok(a), Ok(b), Ok(out)) = (m, n, k, a.try_into(), b.try_into(), (&mut *out).try_into()) {
+        return multiply_16x8x16(a, b, out);
+    }
     multiply_slice(m, n, k, 0..k, a, b, out);
+}
+
+/// [`multiply`] of the shape of `mma.sync` with 16-bit elements.
+fn multiply_16x8x16(a: &[f32; 256], b: &[f32; 128], out: &mut [f32; 128]) {
+    let (a, b) = (a.as_chunks::<16>().0, b.as_chunks::<COLS>().0);
+    let (fours, out) = (a.as_chunks::<ROWS>().0, out.as_chunks_mut::<COLS>().0.as_chunks_mut::<ROWS>().0);
+    for ([a0, a1, a2, a3], out) in fours.iter().zip(out) {
+        let mut acc = [[0f32; COLS]; ROWS];
+        for (p, row) in b.iter().enumerate().take(16) {
+            for (line, x) in acc.iter_mut().zip([a0[p], a1[p], a2[p], a3[p]]) {
+                for c in 0..COLS {
+                    line[c] += x * row[c];
+                }
+            }
+        }
+        *out = acc;
+    }
 }
 
 /// As [`multiply`], over the part `range` of the k axis only (for block-scaled kinds).

@@ -223,6 +223,20 @@ impl Mma {
             _ => self.product::<{ 16 * 256 }, { 8 * 256 }, L>(a, b, scales, &mut partial)?,
         }
         let (m, n) = (self.m, self.n);
+        if let (Acc::F32, Acc::F32, [c0, c1, c2, c3], [d0, d1, d2, d3]) = (self.c, self.d, c, &mut *d)
+            && n == 8
+        {
+            // The usual ones: registers 0 and 1 are a pair of row lane / 4, 2 and 3 of the row eight below.
+            for (half, [(c0, d0), (c1, d1)]) in [[(c0, d0), (c1, d1)], [(c2, d2), (c3, d3)]].into_iter().enumerate() {
+                let pairs = partial[64 * half..][..64].as_chunks::<2>().0;
+                let c = c0.borrow().iter().zip(c1.borrow());
+                for (([p0, p1], (c0, c1)), (d0, d1)) in pairs.iter().zip(c).zip(d0.iter_mut().zip(d1)) {
+                    *d0 = u64::from((f32::from_bits(*c0 as u32) + p0).to_bits());
+                    *d1 = u64::from((f32::from_bits(*c1 as u32) + p1).to_bits());
+                }
+            }
+            return Ok(());
+        }
         for lane in 0..32 {
             let (g, t) = (lane / 4, lane % 4);
             for pair in 0..m / 8 {

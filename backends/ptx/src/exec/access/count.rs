@@ -47,6 +47,25 @@ pub(crate) fn count_global(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, 
     }
 }
 
+/// Whether no two words of an access lie in one bank, but for those that lanes in a row share: the usual case.
+fn one_pass(at: &Lanes, active: u32, total: u64) -> bool {
+    let (words, mut banks, mut last) = (total.div_ceil(4) as u32, 0u32, u64::MAX);
+    for l in lanes_of(active) {
+        let first = at[l] / 4;
+        if total <= 4 && first == last {
+            continue;
+        }
+        last = first;
+        // Words of an aligned access do not go around the last bank.
+        let mine = (((1u64 << words) - 1) << (first % 32)) as u32;
+        if banks & mine != 0 || mine.count_ones() != words || !at[l].is_multiple_of(total) {
+            return false;
+        }
+        banks |= mine;
+    }
+    true
+}
+
 /// Counts bank conflicts: accesses of more than 4 bytes go in groups of lanes that fill 128 bytes.
 pub(crate) fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
     let per_pass = (128 / total.max(4)).clamp(1, 32) as usize;
@@ -55,6 +74,11 @@ pub(crate) fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
         let member = if per_pass == 32 { u32::MAX } else { ((1u32 << per_pass) - 1) << (group * per_pass) };
         let active = lanes & member;
         if active == 0 {
+            continue;
+        }
+        ideal += 1;
+        if one_pass(at, active, total) {
+            passes += 1;
             continue;
         }
         let mut words = [0u64; 64];
@@ -82,7 +106,6 @@ pub(crate) fn count_banks(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64) {
             }
         }
         passes += u64::from(counts.iter().copied().max().unwrap_or(0));
-        ideal += 1;
     }
     let line = cx.m.launch.program.source.get(cx.m.pc as usize).map_or(0, |s| s.line);
     let b = cx.m.worker.counters.banks.entry(line).or_default();

@@ -5,6 +5,17 @@ use crate::exec::findings::Check;
 use crate::exec::race::{AccessKind, Actor, Takes};
 use crate::exec::warp::{GroupKind, Warp};
 
+/// Writes of one size that lie within 64 times that: the first address, the size, and which of the places from there on are written.
+fn pieces(writes: &[(u64, u32)]) -> Option<(u64, u64, u64)> {
+    let bytes = u64::from(writes.first()?.1);
+    let first = writes.iter().map(|(at, _)| *at).min()?;
+    writes.iter().try_fold((first, bytes, 0), |(first, bytes, there), &(at, size)| {
+        let (place, rest) = ((at - first) / bytes, (at - first) % bytes);
+        (u64::from(size) == bytes && rest == 0 && place < 64 && there >> place & 1 == 0)
+            .then(|| (first, bytes, there | 1 << place))
+    })
+}
+
 impl AsyncCx<'_> {
     fn actor(&self) -> Actor<'_> {
         let generic = self.actor < 2 * self.m.cluster.n_warps() as u32;
@@ -78,6 +89,20 @@ impl AsyncCx<'_> {
             return;
         }
         // Rows of a tile whose pieces change places lie side by side.
+        if let Some((first, bytes, mut there)) = pieces(writes) {
+            let mut at = first;
+            while there != 0 {
+                let skipped = there.trailing_zeros();
+                at += u64::from(skipped) * bytes;
+                there >>= skipped;
+                let run = there.trailing_ones();
+                let (rank, offset) = crate::exec::context::split_shared(at);
+                self.track(rank, offset, u64::from(run) * bytes, AccessKind::Write);
+                at += u64::from(run) * bytes;
+                there = there.checked_shr(run).unwrap_or(0);
+            }
+            return;
+        }
         writes.sort_unstable();
         let mut writes = writes.iter().peekable();
         while let Some(&(start, bytes)) = writes.next() {

@@ -209,8 +209,8 @@ fn fits(rule: &Rule, i: &Instruction) -> bool {
         None => m == word,
     };
     let there = |word: &str| i.modifiers.iter().any(|m| is(m, word));
-    rule.words.split_whitespace().all(|w| w.strip_prefix('!').map_or_else(|| there(w), |w| !there(w)))
-        && (rule.any.is_empty() || rule.any.split_whitespace().any(there))
+    rule.words.split_ascii_whitespace().all(|w| w.strip_prefix('!').map_or_else(|| there(w), |w| !there(w)))
+        && (rule.any.is_empty() || rule.any.split_ascii_whitespace().any(there))
 }
 
 /// What a machine and a PTX version lack.

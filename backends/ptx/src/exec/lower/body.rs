@@ -1,6 +1,6 @@
 //! Bodies of functions: scopes, declarations, labels, statements in order.
 
-use super::{Lower, Range, Scope, Symbol, types, vectors};
+use super::{Current, Lower, Range, Scope, Symbol, types, vectors};
 use crate::ast::{Space, Statement, Variable};
 use crate::exec::counters::Class;
 use crate::exec::error::CompileError;
@@ -10,7 +10,7 @@ impl<'m> Lower<'m> {
     pub(super) fn function(&mut self, number: u32) -> Result<(), CompileError> {
         let f = self.bodies[number as usize];
         let Some(body) = f.body.as_ref() else {
-            self.current = Some((f.pos, f.name.clone()));
+            self.current = Current::Text(f.pos, f.name.clone());
             return Err(self.unsupported(format!("function `{}` has no body", f.name)));
         };
         self.current_function = number;
@@ -37,7 +37,7 @@ impl<'m> Lower<'m> {
         // Falling off the end is a return.
         self.guard = PredSrc::TRUE;
         self.class = Class::Control;
-        self.current = Some((f.pos, "ret".to_owned()));
+        self.current = Current::Text(f.pos, "ret".to_owned());
         self.store_returns()?;
         self.emit(Op::Ret);
         self.scopes.pop();
@@ -52,7 +52,7 @@ impl<'m> Lower<'m> {
     pub(super) fn frame_variables(&mut self, list: &'m [Variable]) -> Result<Vec<(u32, u32)>, CompileError> {
         let mut at = Vec::new();
         for v in list {
-            self.current = Some((v.pos, v.to_string()));
+            self.current = Current::Text(v.pos, v.to_string());
             for d in &v.names {
                 let bytes = self.variable_bytes(v, d)?;
                 let offset = self.frame_room(bytes, v)?;
@@ -77,7 +77,7 @@ impl<'m> Lower<'m> {
                     let id = self.label_pcs.len();
                     self.label_pcs.push(None);
                     if self.scope().labels.insert(name.clone(), id).is_some() {
-                        self.current = Some((*pos, format!("{name}:")));
+                        self.current = Current::Text(*pos, format!("{name}:"));
                         return Err(self.invalid(format!("label `{name}` stands twice")));
                     }
                     label = Some(name);
@@ -107,7 +107,7 @@ impl<'m> Lower<'m> {
             }
             Statement::Instruction(i) => self.instruction(i),
             Statement::Variable(v) => {
-                self.current = Some((v.pos, v.to_string()));
+                self.current = Current::Text(v.pos, v.to_string());
                 self.declare(v)
             }
             Statement::Scope(_, inner) => {

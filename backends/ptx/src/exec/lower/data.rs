@@ -1,7 +1,7 @@
 //! Variables of module and function scope: sizes, initial bytes, addresses.
 
 use super::operand::literal_bits;
-use super::{Lower, Symbol, Ty, types};
+use super::{Current, Lower, Symbol, Ty, types};
 use crate::ast::{Declarator, Function, Initializer, Number, Space, Variable};
 use crate::exec::error::CompileError;
 use crate::exec::memory::CONST_WINDOW;
@@ -27,7 +27,7 @@ impl<'m> Lower<'m> {
         let module = self.module;
         // Addresses in initialisers may name later variables, so all of them are placed first.
         for v in module.variables() {
-            self.current = Some((v.pos, v.to_string()));
+            self.current = Current::Text(v.pos, v.to_string());
             for d in &v.names {
                 self.declare_data(v, d)?;
             }
@@ -212,7 +212,7 @@ impl<'m> Lower<'m> {
         let mut list = Vec::new();
         let mut end = 0u32;
         for v in kernel.params.as_deref().unwrap_or_default() {
-            self.current = Some((v.pos, v.to_string()));
+            self.current = Current::Text(v.pos, v.to_string());
             for d in &v.names {
                 let bytes = self.variable_bytes(v, d)?;
                 let align =

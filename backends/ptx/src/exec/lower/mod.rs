@@ -45,6 +45,21 @@ const MAX_REGISTERS: u32 = 1 << 17;
 /// Instructions beyond which a program is refused.
 const MAX_INSTRUCTIONS: usize = 1 << 22;
 
+/// What is being lowered. Its text is made when a message or the list of instructions asks for it.
+enum Current<'m> {
+    Instruction(&'m Instruction),
+    Text(Pos, String),
+}
+
+impl Current<'_> {
+    fn told(&self) -> (Pos, String) {
+        match self {
+            Current::Instruction(i) => (i.pos, i.to_string()),
+            Current::Text(pos, text) => (*pos, text.clone()),
+        }
+    }
+}
+
 /// What a name declares.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Symbol {
@@ -133,7 +148,7 @@ pub struct Lower<'m> {
     uses_stack: bool,
     waits_for_tmem_loads: bool,
     fences_tmem: bool,
-    current: Option<(Pos, String)>,
+    current: Current<'m>,
     /// The last `.loc`: the number of a file, and a line.
     loc: Option<(u32, u32)>,
     class: Class,
@@ -191,7 +206,7 @@ impl Program {
             uses_stack: false,
             waits_for_tmem_loads: false,
             fences_tmem: false,
-            current: None,
+            current: Current::Text(Pos::default(), String::new()),
             loc: None,
             class: Class::Move,
             guard: PredSrc::TRUE,
@@ -255,19 +270,19 @@ impl<'m> Lower<'m> {
 
     /// An instruction or form that is not executed.
     pub fn unsupported(&self, message: impl Into<String>) -> CompileError {
-        let (pos, text) = self.current.clone().unwrap_or_default();
+        let (pos, text) = self.current.told();
         CompileError::Unsupported { pos, text, message: message.into() }
     }
 
     /// A program that contradicts PTX.
     pub fn invalid(&self, message: impl Into<String>) -> CompileError {
-        let (pos, text) = self.current.clone().unwrap_or_default();
+        let (pos, text) = self.current.told();
         CompileError::Invalid { pos, text, message: message.into() }
     }
 
     /// An instruction that the module's target or version does not have.
     fn unavailable(&self, message: String) -> CompileError {
-        let (pos, text) = self.current.clone().unwrap_or_default();
+        let (pos, text) = self.current.told();
         CompileError::Unavailable { pos, text, message }
     }
 
@@ -340,7 +355,7 @@ impl<'m> Lower<'m> {
     }
 
     pub(crate) fn emit_guarded(&mut self, op: Op, guard: PredSrc) {
-        let (pos, text) = self.current.clone().unwrap_or_default();
+        let (pos, text) = self.current.told();
         self.source.push(SourceInfo { line: pos.line, text, place: self.loc, class: self.class });
         self.code.push(Instr { op, guard });
     }
@@ -351,7 +366,7 @@ impl<'m> Lower<'m> {
     }
 
     fn instruction(&mut self, i: &'m Instruction) -> Result<(), CompileError> {
-        self.current = Some((i.pos, i.to_string()));
+        self.current = Current::Instruction(i);
         if self.code.len() > MAX_INSTRUCTIONS || self.n_slots > MAX_REGISTERS {
             return Err(
                 self.unsupported(format!("more than {MAX_INSTRUCTIONS} instructions or {MAX_REGISTERS} registers"))

@@ -163,13 +163,14 @@ impl Allocation {
     pub fn store_word(&self, word: usize, bytes: u8, value: u64, init: bool) {
         if bytes == 0xff {
             self.words[word].store(value, Relaxed);
-        } else {
-            let mask = spread(bytes);
-            let cell = &self.words[word];
-            let mut old = cell.load(Relaxed);
-            while let Err(now) = cell.compare_exchange_weak(old, old & !mask | value & mask, Relaxed, Relaxed) {
-                old = now;
-            }
+            self.init[word].store(if init { 0xff } else { 0 }, Relaxed);
+            return;
+        }
+        let mask = spread(bytes);
+        let cell = &self.words[word];
+        let mut old = cell.load(Relaxed);
+        while let Err(now) = cell.compare_exchange_weak(old, old & !mask | value & mask, Relaxed, Relaxed) {
+            old = now;
         }
         let flags = &self.init[word];
         let old = flags.load(Relaxed);
@@ -281,6 +282,18 @@ impl Allocation {
     pub fn write(&self, offset: u64, data: &[u8]) {
         let mut at = 0usize;
         while at < data.len() {
+            if let (0, [rows @ ..]) = ((offset + at as u64) % 8, data[at..].as_chunks::<8>().0)
+                && !rows.is_empty()
+            {
+                let first = ((offset + at as u64) / 8) as usize;
+                let cells = self.words[first..].iter().zip(&self.init[first..]);
+                for (row, (word, init)) in rows.iter().zip(cells) {
+                    word.store(u64::from_le_bytes(*row), Relaxed);
+                    init.store(0xff, Relaxed);
+                }
+                at += 8 * rows.len();
+                continue;
+            }
             let position = offset + at as u64;
             let (word, byte) = ((position / 8) as usize, (position % 8) as usize);
             let n = (8 - byte).min(data.len() - at);

@@ -78,7 +78,7 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
                 let shared = &cx.m.cluster.ctas[rank].shared;
                 rows[lane].copy_from_slice(shared.bytes(offset as usize, 16));
                 let holes = shared.holes(offset as usize, 16);
-                if holes.iter().any(|h| *h != 0) {
+                if holes != [0; 16] {
                     all_written = false;
                     for (flag, w) in written[lane].iter_mut().zip(holes) {
                         *flag = u8::from(*w == 0);
