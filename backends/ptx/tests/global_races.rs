@@ -210,3 +210,23 @@ fn a_bulk_store_is_released_after_its_wait() {
     is_right(&body("cp.async.bulk.wait_group"), 2, 1);
     is_a_race(&body("cp.async.bulk.wait_group.read"), 2, 1);
 }
+
+/// Bulk copies of one CTA to a part of another's place: the same bytes are no race, whichever host threads run them; others are.
+#[test]
+fn the_same_bytes_copied_by_all_at_once_are_no_race() {
+    let body = |value: &str| {
+        format!(
+            ".shared .align 128 .b8 tile[2048];
+             mov.u32 %r4, tile; mad.lo.u32 %r5, %r2, 32, %r4; mov.u32 %r6, {value};
+             st.shared.v4.b32 [%r5], {{%r6, %r6, %r6, %r6}}; st.shared.v4.b32 [%r5+16], {{%r6, %r6, %r6, %r6}};
+             fence.proxy.async.shared::cta; bar.sync 0; setp.ne.u32 %p1, %r2, 0; @%p1 bra END;
+             and.b32 %r7, %r1, 3; mul.wide.u32 %rd8, %r7, 512; add.s64 %rd8, %rd1, %rd8;
+             cp.async.bulk.global.shared::cta.bulk_group [%rd8], [%r4], 2048;
+             cp.async.bulk.commit_group; cp.async.bulk.wait_group 0; END:"
+        )
+    };
+    for _ in 0..100 {
+        is_right(&body("7"), 64, 1);
+    }
+    is_a_race(&body("%r1"), 64, 1);
+}

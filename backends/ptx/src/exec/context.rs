@@ -148,6 +148,7 @@ impl Machine<'_> {
 
     /// Rank and offset of a shared range that exists and is aligned to `align`; otherwise a finding and `None`.
     /// `own_only` is for `.shared::cta` accesses, which may not name a peer.
+    #[inline]
     pub fn shared_range(
         &mut self,
         address: u64,
@@ -417,14 +418,17 @@ pub struct AsyncCx<'a> {
     pub clock: Clock,
     pub(crate) stream: Stream,
     pub(crate) what: &'static str,
+    /// Shared memory that was read and is not yet in the history: rank, offset, bytes.
+    pub(crate) reading: Option<(usize, u64, u64)>,
 }
 
 /// Lets one operation go on; it is put back if it needs more time.
 pub(crate) fn complete(m: Machine<'_>, pending: Pending) -> Result<(), ExecError> {
     let Pending { op, cta, warp, pc, lane, actor, clock, issued } = pending;
-    let mut cx =
-        AsyncCx { m: Machine { cta, warp_index: warp, pc, ..m }, lane, actor, clock, stream: op.stream, what: op.what };
+    let m = Machine { cta, warp_index: warp, pc, ..m };
+    let mut cx = AsyncCx { m, lane, actor, clock, stream: op.stream, what: op.what, reading: None };
     let step = (op.run)(&mut cx)?;
+    cx.track_units();
     cx.m.cluster.wake();
     if let Step::Then(run) = step {
         let op = AsyncOp { what: cx.what, stream: cx.stream, run };

@@ -350,22 +350,39 @@ impl<'a> AsyncCx<'a> {
         }
     }
 
-    /// The operation writes global memory; `data` is `None` for reductions, which are atomic. The caller does so while it holds
-    /// the result.
-    pub(crate) fn orders_write(&mut self, address: u64, bytes: u64, data: Option<&[u8]>) -> Option<Write<'a>> {
+    /// The operation changes global memory atomically, as a reduction. The caller does so while it holds the result.
+    pub(crate) fn orders_update(&mut self, address: u64, bytes: u64) -> Option<Write<'a>> {
         let launch = self.m.launch;
-        let a = launch.find(address, bytes).filter(|a| self.m.launch.orders_global && !self.m.is_heap(a))?;
-        let write = self.m.launch.run.host_order.weak(self.m.worker.number, address, bytes);
-        let by = self.m.by(self.actor, &self.clock, self.lane, data.is_none());
-        let at = address - a.base;
-        for (word, bytes) in words(at, bytes) {
-            let value = data.map(|data| {
-                let byte = |i: u64| (8 * word as u64 + i).checked_sub(at).and_then(|i| data.get(i as usize));
-                (0..8).fold(0, |v, i| v | u64::from(byte(i).copied().unwrap_or(0)) << (8 * i))
-            });
-            self.m.word_is_written(a, word, bytes, value, by);
+        let a = launch.find(address, bytes).filter(|a| launch.orders_global && !self.m.is_heap(a))?;
+        let write = launch.run.host_order.weak(self.m.worker.number, address, bytes);
+        let by = self.m.by(self.actor, &self.clock, self.lane, true);
+        for (word, bytes) in words(address - a.base, bytes) {
+            self.m.word_is_written(a, word, bytes, None, by);
         }
         Some(Write::Weak(write))
+    }
+
+    /// The operation writes global memory. A word is marked and written before the next, so that CTAs that copy the same bytes to
+    /// one place at once never meet each other's marks without their values.
+    pub(crate) fn write_words(&mut self, a: &Allocation, at: u64, data: &[u8]) {
+        let launch = self.m.launch;
+        if !launch.orders_global || self.m.is_heap(a) {
+            a.write(at, data);
+            return;
+        }
+        let _write = launch.run.host_order.weak(self.m.worker.number, a.base + at, data.len() as u64);
+        let by = self.m.by(self.actor, &self.clock, self.lane, false);
+        let mut rest = data;
+        for (word, bytes) in words(at, data.len() as u64) {
+            let first = bytes.trailing_zeros() as usize;
+            let (now, later) = rest.split_at(bytes.count_ones() as usize);
+            let mut value = [0; 8];
+            value[first..first + now.len()].copy_from_slice(now);
+            let value = u64::from_le_bytes(value);
+            self.m.word_is_written(a, word, bytes, Some(value), by);
+            a.store_word(word, bytes, value, true);
+            rest = later;
+        }
     }
 }
 

@@ -63,8 +63,8 @@ impl HostOrder {
     }
 
     /// Waits until what others had marked in the word of 8 bytes at `address` is written. Meanwhile the thread counts as writing
-    /// nothing: two that wait for each other would wait forever. The word that it is at has not been marked yet; of a bulk copy, those
-    /// before it have, so that the same bytes copied to one place by two CTAs at once may still be taken for a race.
+    /// nothing: two that wait for each other would wait forever. The word that it is at has not been marked yet, and those before it
+    /// are written.
     #[cold]
     pub fn settle(&self, thread: usize, address: u64) {
         let own = &self.threads[thread];

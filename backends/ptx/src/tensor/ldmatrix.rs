@@ -101,21 +101,18 @@ impl MatrixMove {
 
     /// Distributes loaded rows to registers; `rows[i]` are the 16 bytes at lane i's address.
     pub fn load(&self, rows: &[[u8; 16]], out: &mut [Lanes]) {
+        if self.shape == MatrixShape::M8n8 {
+            for (rows, lanes) in rows.as_chunks::<8>().0.iter().zip(out) {
+                if self.trans { load_transposed(rows, lanes) } else { load_rows(rows, lanes) }
+            }
+            return;
+        }
         let mut expanded = [[0u8; 16]; 32];
         for (to, from) in expanded.iter_mut().zip(rows) {
             *to = expand(from, self.expand);
         }
-        // Most are of this kind: the four bytes of a lane lie together.
-        let together = matches!((self.shape, self.trans), (MatrixShape::M8n8, false) | (MatrixShape::M8n16, _));
         for (reg, lanes) in out.iter_mut().enumerate() {
             for (lane, word) in lanes.iter_mut().enumerate() {
-                if together {
-                    let (row, at) = self.source(lane, reg, 0);
-                    let mut bytes = [0; 4];
-                    bytes.copy_from_slice(&expanded[row][at..at + 4]);
-                    *word = u64::from(u32::from_le_bytes(bytes));
-                    continue;
-                }
                 *word = u64::from(u32::from_le_bytes(std::array::from_fn(|byte| {
                     let (row, at) = self.source(lane, reg, byte);
                     expanded[row][at]
@@ -137,6 +134,25 @@ impl MatrixMove {
             }
         }
         rows
+    }
+}
+
+/// An 8 × 8 matrix of 16-bit elements: a lane gets the four bytes of its place in the row of its group.
+fn load_rows(rows: &[[u8; 16]; 8], out: &mut Lanes) {
+    for (row, lanes) in rows.iter().zip(out.as_chunks_mut::<4>().0) {
+        for (word, bytes) in lanes.iter_mut().zip(row.as_chunks::<4>().0) {
+            *word = u64::from(u32::from_le_bytes(*bytes));
+        }
+    }
+}
+
+/// As [`load_rows`], of the transposed matrix: a lane gets elements of two rows in the column of its group.
+fn load_transposed(rows: &[[u8; 16]; 8], out: &mut Lanes) {
+    for (t, [upper, lower]) in rows.as_chunks::<2>().0.iter().enumerate() {
+        let columns = upper.as_chunks::<2>().0.iter().zip(lower.as_chunks::<2>().0);
+        for (lanes, ([a, b], [c, d])) in out.as_chunks_mut::<4>().0.iter_mut().zip(columns) {
+            lanes[t] = u64::from(u32::from_le_bytes([*a, *b, *c, *d]));
+        }
     }
 }
 

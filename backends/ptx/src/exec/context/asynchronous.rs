@@ -70,7 +70,17 @@ impl AsyncCx<'_> {
         let Some((rank, offset)) = self.m.shared_range(address, 16, 1, false, Some(self.lane)) else {
             return ([0; 16], 0);
         };
-        self.track(rank, offset, 16, AccessKind::Read);
+        // Units side by side are one access, also when a swizzle has changed their order.
+        match &mut self.reading {
+            Some((of, start, bytes)) if *of == rank && *start + *bytes == offset => *bytes += 16,
+            Some((of, start, bytes)) if *of == rank && *start == offset + 16 => {
+                (*start, *bytes) = (offset, *bytes + 16)
+            }
+            _ => {
+                self.track_units();
+                self.reading = Some((rank, offset, 16));
+            }
+        }
         let shared = &self.m.cluster.ctas[rank].shared;
         let (mut bytes, mut holes) = ([0; 16], [0; 16]);
         bytes.copy_from_slice(shared.bytes(offset as usize, 16));
@@ -81,6 +91,13 @@ impl AsyncCx<'_> {
             holes.iter().enumerate().fold(0u16, |mask, (i, h)| mask | u16::from(*h != 0) << i)
         };
         (bytes, unwritten)
+    }
+
+    /// Records what [`read_unit`](AsyncCx::read_unit) has read last.
+    pub(crate) fn track_units(&mut self) {
+        if let Some((rank, offset, bytes)) = self.reading.take() {
+            self.track(rank, offset, bytes, AccessKind::Read);
+        }
     }
 
     /// Records writes of this operation to shared memory (addresses with rank), which lie in any order.
@@ -179,9 +196,13 @@ impl AsyncCx<'_> {
     /// Writes global memory; counts traffic.
     pub fn write_global(&mut self, address: u64, data: &[u8]) -> bool {
         let lane = self.lane;
-        let _held = self.orders_write(address, data.len() as u64, Some(data));
-        let Some((a, at)) = self.m.global_range(address, data.len() as u64, 1, Some(lane)) else { return false };
-        a.write(at, data);
+        let launch = self.m.launch;
+        let Some(a) = launch.find(address, data.len() as u64) else {
+            // The finding is made here.
+            self.m.global_range(address, data.len() as u64, 1, Some(lane));
+            return false;
+        };
+        self.write_words(a, address - a.base, data);
         self.m.launch.run.has_changed();
         self.m.count_global(address, data.len() as u64, true);
         true

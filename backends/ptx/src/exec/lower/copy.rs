@@ -534,7 +534,7 @@ fn into_global(
 /// Combines elements into global memory, each atomically.
 pub(crate) fn reduce_global(ax: &mut AsyncCx<'_>, to: u64, data: &[u8], bytes: u32, f: Combine) {
     let lane = ax.lane;
-    let _held = ax.orders_write(to, data.len() as u64, None);
+    let _held = ax.orders_update(to, data.len() as u64);
     if let Some((a, at)) = ax.m.global_range(to, data.len() as u64, u64::from(bytes), Some(lane)) {
         let mut unknown = false;
         for (n, e) in data.chunks_exact(bytes as usize).enumerate() {

@@ -78,7 +78,7 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
                 let shared = &cx.m.cluster.ctas[rank].shared;
                 rows[lane].copy_from_slice(shared.bytes(offset as usize, 16));
                 let holes = shared.holes(offset as usize, 16);
-                if holes != [0; 16] {
+                if holes.first_chunk::<16>().is_none_or(|h| u128::from_le_bytes(*h) != 0) {
                     all_written = false;
                     for (flag, w) in written[lane].iter_mut().zip(holes) {
                         *flag = u8::from(*w == 0);

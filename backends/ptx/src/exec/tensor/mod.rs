@@ -103,5 +103,5 @@ fn at_issue<'a>(cx: &'a mut Cx<'_>, actor: u32, lane: u32, what: &'static str) -
         warp_index: cx.m.warp_index,
         pc: cx.m.pc,
     };
-    AsyncCx { m, lane, actor, clock, stream: Stream::Free, what }
+    AsyncCx { m, lane, actor, clock, stream: Stream::Free, what, reading: None }
 }

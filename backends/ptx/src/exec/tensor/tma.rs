@@ -368,7 +368,7 @@ fn reduce_row(cx: &mut AsyncCx<'_>, map: &TensorMap, row: &Row, bytes: &[u8], op
     let lane = cx.lane;
     let elem = map.elem;
     let mut unwritten = None;
-    let _held = cx.orders_write(row.address, bytes.len() as u64, None);
+    let _held = cx.orders_update(row.address, bytes.len() as u64);
     if let Some((a, at)) = cx.m.global_range(row.address, bytes.len() as u64, es, Some(lane)) {
         for (i, piece) in bytes.chunks_exact(es as usize).enumerate() {
             let mut new = [0u8; 8];

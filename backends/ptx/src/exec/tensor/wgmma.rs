@@ -406,6 +406,7 @@ fn product(cx: &mut AsyncCx<'_>, form: &Form, rows: Rows, b_desc: &SmemDesc) -> 
         }
         Rows::Memory(desc) => fetch_rows(cx, &desc, form, base, first_row, &mut lines),
     };
+    cx.track_units();
     if form.negate {
         for x in &mut a {
             *x = -*x;
