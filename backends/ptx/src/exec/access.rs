@@ -2,9 +2,11 @@
 
 mod count;
 mod store;
+mod update;
 
 pub(crate) use count::{count_banks, count_global};
 pub(crate) use store::{StoreOp, store};
+pub(crate) use update::update;
 
 use super::context::{Cx, split_shared};
 use super::error::ExecError;
@@ -95,19 +97,29 @@ pub(crate) fn load(cx: &mut Cx<'_>, op: &LoadOp, mask: u32) -> Result<(), ExecEr
 }
 
 fn load_from(cx: &mut Cx<'_>, op: &LoadOp, space: MemorySpace, at: &Lanes, lanes: u32) {
+    match op.elements.len() {
+        1 => load_elements::<1>(cx, op, space, at, lanes),
+        2 => load_elements::<2>(cx, op, space, at, lanes),
+        3 | 4 => load_elements::<4>(cx, op, space, at, lanes),
+        _ => load_elements::<MAX_ELEMENTS>(cx, op, space, at, lanes),
+    }
+}
+
+/// `N`: room for elements.
+fn load_elements<const N: usize>(cx: &mut Cx<'_>, op: &LoadOp, space: MemorySpace, at: &Lanes, lanes: u32) {
     match space {
-        MemorySpace::Global | MemorySpace::Generic => load_global(cx, op, at, lanes),
+        MemorySpace::Global | MemorySpace::Generic => load_global::<N>(cx, op, at, lanes),
         MemorySpace::Shared | MemorySpace::SharedCluster => {
-            load_shared(cx, op, at, lanes, space == MemorySpace::Shared)
+            load_shared::<N>(cx, op, at, lanes, space == MemorySpace::Shared)
         }
-        MemorySpace::Local | MemorySpace::Frame => load_local(cx, op, at, lanes, space == MemorySpace::Frame),
-        MemorySpace::Const | MemorySpace::Param => load_bank(cx, op, at, lanes, space == MemorySpace::Const),
+        MemorySpace::Local | MemorySpace::Frame => load_local::<N>(cx, op, at, lanes, space == MemorySpace::Frame),
+        MemorySpace::Const | MemorySpace::Param => load_bank::<N>(cx, op, at, lanes, space == MemorySpace::Const),
     }
 }
 
 /// What a load found: the values of each element, and the unwritten bits if there are some.
-struct Found {
-    values: [Lanes; MAX_ELEMENTS],
+struct Found<const N: usize> {
+    values: [Lanes; N],
     holes: Option<Box<Holes>>,
 }
 
@@ -117,9 +129,9 @@ struct Holes {
     padding: [u32; MAX_ELEMENTS],
 }
 
-impl Found {
-    fn new() -> Found {
-        Found { values: [[0; WARP]; MAX_ELEMENTS], holes: None }
+impl<const N: usize> Found<N> {
+    fn new() -> Self {
+        Found { values: [[0; WARP]; N], holes: None }
     }
 
     /// Notes unwritten bits of an element. `beside`: something near it was written.
@@ -148,7 +160,7 @@ fn join(holes: &[u8]) -> u64 {
 const PADDED: u64 = 16;
 
 /// Writes what a load found to its slots.
-fn deliver(cx: &mut Cx<'_>, op: &LoadOp, lanes: u32, found: &Found) {
+fn deliver<const N: usize>(cx: &mut Cx<'_>, op: &LoadOp, lanes: u32, found: &Found<N>) {
     for (n, d) in op.elements.iter().enumerate() {
         let signed;
         let values = if op.signed {
@@ -172,10 +184,10 @@ fn deliver(cx: &mut Cx<'_>, op: &LoadOp, lanes: u32, found: &Found) {
 
 const MAX_ELEMENTS: usize = 8;
 
-fn load_global(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
+fn load_global<const N: usize>(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32) {
     let n = op.elements.len();
     let total = u64::from(op.bytes) * n as u64;
-    let mut found = Found::new();
+    let mut found = Found::<N>::new();
     let launch = cx.m.launch;
     let mut current: Option<&super::memory::global::Allocation> = None;
     let mut written = 0;
@@ -286,12 +298,12 @@ fn track_lanes(cx: &mut Cx<'_>, at: &Lanes, lanes: u32, total: u64, kind: Access
     }
 }
 
-fn load_shared(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, own_only: bool) {
+fn load_shared<const N: usize>(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, own_only: bool) {
     let n = op.elements.len();
     let total = u64::from(op.bytes) * n as u64;
     let kind = if op.order.strong { AccessKind::StrongRead } else { AccessKind::Read };
     let good = shared_lanes(cx, at, lanes, total, own_only, kind);
-    let mut found = Found::new();
+    let mut found = Found::<N>::new();
     lanes_of(lanes & !good).for_each(|l| found.lost(n, l));
     for l in lanes_of(good) {
         let (rank, offset) = split_shared(at[l]);
@@ -360,10 +372,10 @@ fn local_start(cx: &mut Cx<'_>, address: u64, total: u64, frame: bool, l: usize)
     Some(l * cx.warp.local_stride as usize + address as usize)
 }
 
-fn load_local(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, frame: bool) {
+fn load_local<const N: usize>(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, frame: bool) {
     let n = op.elements.len();
     let total = u64::from(op.bytes) * n as u64;
-    let mut found = Found::new();
+    let mut found = Found::<N>::new();
     for l in lanes_of(lanes) {
         let Some(start) = local_start(cx, at[l], total, frame, l) else {
             found.lost(n, l);
@@ -385,12 +397,12 @@ fn load_local(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, frame: bool)
     deliver(cx, op, lanes, &found);
 }
 
-fn load_bank(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, constant: bool) {
+fn load_bank<const N: usize>(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, constant: bool) {
     let n = op.elements.len();
     let total = u64::from(op.bytes) * n as u64;
     let launch = cx.m.launch;
     let bank: &[u8] = if constant { &launch.const_bank } else { &launch.params };
-    let mut found = Found::new();
+    let mut found = Found::<N>::new();
     for l in lanes_of(lanes) {
         let room = usize::try_from(at[l]).ok().and_then(|from| bank.get(from..from.checked_add(total as usize)?));
         let Some(room) = room else {
@@ -409,42 +421,4 @@ fn load_bank(cx: &mut Cx<'_>, op: &LoadOp, at: &Lanes, lanes: u32, constant: boo
         }
     }
     deliver(cx, op, lanes, &found);
-}
-
-/// Replaces the element of a lane by `f` of the old value; gives the old value and whether it had been written.
-/// `None` after a finding.
-pub(crate) fn update(
-    cx: &mut Cx<'_>,
-    space: MemorySpace,
-    address: u64,
-    bytes: u32,
-    lane: usize,
-    f: &mut dyn FnMut(u64) -> u64,
-) -> Option<(u64, bool)> {
-    match space {
-        MemorySpace::Global | MemorySpace::Generic => {
-            let (a, offset) = cx.m.global_range(address, u64::from(bytes), u64::from(bytes), Some(lane as u32))?;
-            Some(a.update(offset, bytes, f))
-        }
-        MemorySpace::Shared | MemorySpace::SharedCluster => {
-            let (rank, offset) = cx.m.shared_range(
-                address,
-                u64::from(bytes),
-                u64::from(bytes),
-                space == MemorySpace::Shared,
-                Some(lane as u32),
-            )?;
-            cx.track_shared(rank, offset, u64::from(bytes), AccessKind::StrongWrite, lane as u32);
-            let shared = &mut cx.m.cluster.ctas[rank].shared;
-            let (old, init) = shared.load(offset as usize, bytes as usize);
-            shared.store(offset as usize, bytes as usize, f(old), if init { 0 } else { u64::MAX });
-            Some((old, init))
-        }
-        MemorySpace::Local | MemorySpace::Frame | MemorySpace::Const | MemorySpace::Param => {
-            cx.m.report(Check::Bounds, Some(lane as u32), || {
-                "an atomic outside of global and shared memory".to_owned()
-            });
-            None
-        }
-    }
 }

@@ -282,9 +282,8 @@ impl Allocation {
     pub fn write(&self, offset: u64, data: &[u8]) {
         let mut at = 0usize;
         while at < data.len() {
-            if let (0, [rows @ ..]) = ((offset + at as u64) % 8, data[at..].as_chunks::<8>().0)
-                && !rows.is_empty()
-            {
+            let rows = data[at..].as_chunks::<8>().0;
+            if (offset + at as u64).is_multiple_of(8) && !rows.is_empty() {
                 let first = ((offset + at as u64) / 8) as usize;
                 let cells = self.words[first..].iter().zip(&self.init[first..]);
                 for (row, (word, init)) in rows.iter().zip(cells) {
