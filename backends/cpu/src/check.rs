@@ -38,6 +38,17 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
         }
     }
     for kernel in &program.kernels {
+        // Values between the operations of a kernel, which are no buffers.
+        if matches!(&kernel.body, Body::Rows(p) if p.ops.iter().any(|op| op.dtype == DType::F64)) {
+            return Err(Diagnostic::input(
+                "element-type-not-on-cpu",
+                format!(
+                    "kernel `{}` makes values of type f64; CPU kernels take f32, f16, bf16 and integers",
+                    kernel.name
+                ),
+            )
+            .help("give the layer's inputs, parameters and nodes in one of these types"));
+        }
         let wrong = match &kernel.body {
             Body::Rows(p) if p.plan.is_some() => {
                 Some("makes its plan in the router's kernel, which blocks of a GPU can do".to_string())

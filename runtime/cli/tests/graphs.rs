@@ -32,6 +32,31 @@ fn reported_graphs_compile_or_are_told_why_not() {
     assert_eq!(refused, 11);
 }
 
+/// Whether values are kept between kernels or inside one, f64 is refused.
+#[test]
+fn logits_of_f64_have_one_answer_at_every_level() {
+    let dir = tempfile::tempdir().unwrap();
+    let text =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/graphs/graph-4.json")).unwrap();
+    let mut graph: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for param in graph["params"].as_array_mut().unwrap() {
+        param["dtype"] = "bf16".into();
+    }
+    let nodes = graph["nodes"].as_array_mut().unwrap();
+    let at = nodes.iter().position(|n| n["name"] == "l32").unwrap();
+    nodes[at]["inputs"] = serde_json::json!(["l64"]);
+    nodes.insert(at, serde_json::json!({"name": "l64", "op": "cast", "inputs": ["logits"], "dtype": "f64"}));
+    std::fs::write(dir.path().join("g.json"), graph.to_string()).unwrap();
+    for target in ["cpu", "sm_80"] {
+        let codes = ["-O0", "-O1", "-O2"].map(|level| {
+            let args = ["--message-format", "json", "compile", "g.json", "--target", target, level, "-o", "b"];
+            code(&moec_in(dir.path(), &args))
+        });
+        let want = if target == "cpu" { "element-type-not-on-cpu" } else { "element-type-not-on-gpu" };
+        assert!(codes.iter().all(|c| c.as_deref() == Some(want)), "{target}: {codes:?}");
+    }
+}
+
 #[test]
 fn an_output_of_another_name_cannot_be_compared() {
     let dir = tempfile::tempdir().unwrap();

@@ -155,5 +155,13 @@ pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
             .help("give the layer's inputs and parameters in one of these types"));
         }
     }
+    // Values between the operations of a kernel, which are no buffers.
+    if matches!(body, Body::Rows(p) if p.ops.iter().any(|op| op.dtype == DType::F64)) {
+        return Err(Diagnostic::input(
+            "element-type-not-on-gpu",
+            "a kernel makes values of type f64; GPU kernels take f32, f16, bf16 and i32",
+        )
+        .help("give the layer's nodes in one of these types"));
+    }
     Ok(())
 }
