@@ -28,6 +28,7 @@ mod video;
 mod warp;
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use rustc_hash::FxHashMap;
 
@@ -57,7 +58,12 @@ enum Current<'m> {
 impl Current<'_> {
     fn told(&self) -> (Pos, String) {
         match self {
-            Current::Instruction(i) => (i.pos, i.to_string()),
+            Current::Instruction(i) => {
+                // Room for nearly all, so that it need not grow.
+                let mut text = String::with_capacity(80);
+                let _ = write!(text, "{i}");
+                (i.pos, text)
+            }
             Current::Text(pos, text) => (*pos, text.clone()),
         }
     }

@@ -3,7 +3,7 @@
 use super::mma::{destinations, sources};
 use super::{compile_error, whole_warp};
 use crate::ast::Instruction;
-use crate::exec::context::Cx;
+use crate::exec::context::{Cx, split_shared};
 use crate::exec::error::CompileError;
 use crate::exec::lower::{Lower, Ty};
 use crate::exec::program::{AddressSrc, Custom, Flow};
@@ -86,8 +86,8 @@ pub(super) fn lower(l: &mut Lower<'_>, i: &Instruction) -> Result<Custom, Compil
                 }
             }
             count_banks(cx, line, &addresses);
-            let mut values = vec![[0u64; 32]; d.len()];
-            form.load(&rows, &mut values);
+            let mut values = [[0u64; 32]; 4];
+            form.load(&rows, &mut values[..d.len()]);
             for (reg, (slot, value)) in d.iter().zip(&values).enumerate() {
                 if all_written {
                     cx.write(*slot, mask, value, 0);
@@ -162,6 +162,15 @@ fn address_mask(form: &MatrixMove) -> u32 {
 fn row(cx: &mut Cx<'_>, at: AddressSrc, lane: usize) -> Option<(usize, u64)> {
     let address = cx.address(at, lane);
     let address = cx.shared_address(address);
+    let (rank, offset) = split_shared(address);
+    // The warp's own CTA is there.
+    if rank == cx.m.cta
+        && address >> 32 == 0
+        && offset.is_multiple_of(16)
+        && cx.m.cluster.ctas[rank].shared.holds(offset, 16)
+    {
+        return Some((rank, offset));
+    }
     cx.m.shared_range(address, 16, 16, true, Some(lane as u32))
 }
 
