@@ -42,6 +42,7 @@ pub mod tensor;
 pub mod text;
 pub mod tile;
 pub mod weights;
+pub mod window;
 
 pub use act_quant::ActQuant;
 pub use activation::{Activation, Curve};

@@ -182,6 +182,31 @@ impl Placement {
         self.replicas.get(expert as usize).map_or(&[], Vec::as_slice)
     }
 
+    /// The replica of an expert that a token goes to: they take turns from token to token, and ranks begin with different ones.
+    /// Needs nothing but `rank` and the token's number on it, so that each slot finds its way alone.
+    pub fn replica_for(&self, expert: u32, rank: u32, token: u32) -> Option<(u32, u32)> {
+        let replicas = self.replicas_of(expert);
+        let n = replicas.len() as u32;
+        replicas.get(rank.wrapping_add(token).checked_rem(n)? as usize).copied()
+    }
+
+    /// The map as kernels read it, 32-bit words: the low half of its version, a digest of version and map, the number of experts E, E + 1
+    /// numbers of replicas before each expert, and rank and local expert of each replica.
+    pub fn to_words(&self) -> Vec<u32> {
+        let mut words = vec![self.version as u32, 0, self.n_experts()];
+        let mut before = 0;
+        words.push(before);
+        for of in &self.replicas {
+            before += of.len() as u32;
+            words.push(before);
+        }
+        words.extend(self.replicas.iter().flatten().flat_map(|&(rank, local)| [rank, local]));
+        let version = [self.version as u32, (self.version >> 32) as u32];
+        let bytes = version.into_iter().chain(words[2..].iter().copied()).flat_map(u32::to_le_bytes);
+        words[1] = bytes.fold(0x811c_9dc5, |hash: u32, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        words
+    }
+
     /// Most experts of a rank.
     pub fn most_local(&self) -> u32 {
         self.ranks.iter().map(Vec::len).max().unwrap_or(0) as u32
@@ -271,6 +296,15 @@ mod tests {
         assert!((p.imbalance(&[8, 2]) - 1.2).abs() < 1e-12);
         assert!((p.imbalance(&[0, 0]) - 1.0).abs() < 1e-12);
         assert_eq!(p.replicas_of(0), [(0, 0), (1, 0)]);
+    }
+
+    #[test]
+    fn kernels_read_the_same_map() {
+        let p = Placement::new(5, 3, vec![vec![0, 1], vec![2], vec![1]]).unwrap();
+        assert_eq!(p.to_words()[2..], [3, 0, 1, 3, 4, 0, 0, 0, 1, 2, 0, 1, 0]);
+        assert_ne!(p.to_words()[1], p.clone().with_version(6).to_words()[1]);
+        assert_eq!([0, 1, 2].map(|token| p.replica_for(1, 1, token)), [Some((2, 0)), Some((0, 1)), Some((2, 0))]);
+        assert_eq!(p.replica_for(3, 0, 0), None);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub enum Intrinsic {
     CtaidX,
     CtaidZ,
     LaneMaskLt,
+    GlobalTimer,
+    Trap,
     Barrier,
     FenceGpu,
     WarpBarrier,
@@ -117,11 +119,13 @@ pub enum Intrinsic {
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `q` i128, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 101] = [
+const TABLE: [(Intrinsic, &str, &str); 103] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
     (Intrinsic::LaneMaskLt, "llvm.nvvm.read.ptx.sreg.lanemask.lt", "i()"),
+    (Intrinsic::GlobalTimer, "llvm.nvvm.read.ptx.sreg.globaltimer", "l()"),
+    (Intrinsic::Trap, "llvm.trap", "v()"),
     (Intrinsic::Barrier, "llvm.nvvm.barrier.cta.sync.aligned.all", "v(i)"),
     (Intrinsic::FenceGpu, "llvm.nvvm.membar.gl", "v()"),
     (Intrinsic::WarpBarrier, "llvm.nvvm.bar.warp.sync", "v(i)"),

@@ -58,7 +58,7 @@ impl<'c> Builder<'c> {
         self.take(result, pointer)
     }
 
-    fn load_raw(&'c self, place: impl Place<'c>, ty: BasicTypeEnum<'c>, align: u32) -> BasicValueEnum<'c> {
+    pub(super) fn load_raw(&'c self, place: impl Place<'c>, ty: BasicTypeEnum<'c>, align: u32) -> BasicValueEnum<'c> {
         let loaded = self.take(self.llvm.build_load(ty, place.pointer().1, ""), ty.const_zero());
         if let Some(Err(e)) = loaded.as_instruction_value().map(|i| i.set_alignment(align)) {
             self.fail(&e.to_string());

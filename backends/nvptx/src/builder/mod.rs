@@ -12,6 +12,7 @@ mod memory;
 mod origin;
 mod pairs;
 mod scaled;
+mod system;
 mod tcgen05;
 mod tensor;
 mod tma;

@@ -2,6 +2,7 @@
 
 mod combine;
 mod elementwise;
+pub mod exchange;
 mod geometry;
 mod map;
 pub mod plan;

@@ -1,0 +1,75 @@
+//! What kernels of several GPUs do with each other's memory: addresses of peers, flags of system scope, waits that end.
+
+use super::memory::Place;
+use super::value::{Bool, Global, I32, I64, Value};
+use super::{Builder, GLOBAL, Intrinsic};
+use inkwell::values::{BasicValue, BasicValueEnum, InstructionValue};
+use inkwell::{AddressSpace, AtomicOrdering, IntPredicate};
+
+impl<'c> Builder<'c> {
+    /// Reads an address of global memory.
+    pub fn load_address(&'c self, place: impl Place<'c>) -> Global<'c> {
+        let ty = self.context.ptr_type(AddressSpace::from(GLOBAL));
+        Global::from_raw(self, self.load_raw(place, ty.into(), 8))
+    }
+
+    /// Reads a flag that another GPU may write at the same time. What it covers may be read after [`Builder::fence_system`].
+    pub fn load_flag(&'c self, flag: Global<'c>) -> I32<'c> {
+        let value = self.load_raw(flag, self.context.i32_type().into(), 4);
+        self.order(value.as_instruction_value(), AtomicOrdering::Monotonic);
+        I32::from_raw(self, value)
+    }
+
+    /// Raises a flag: whoever reads it, on any GPU, then sees all that this thread wrote before or knows to be written.
+    pub fn release_flag(&'c self, flag: Global<'c>, value: I32<'c>) {
+        match self.llvm.build_store(flag.v, value.v) {
+            Ok(store) => {
+                self.check_instruction(store.set_alignment(4));
+                self.order(Some(store), AtomicOrdering::Release);
+            }
+            Err(e) => self.fail(&e.to_string()),
+        }
+    }
+
+    /// Orders what this thread read and wrote before against what it does after, for all GPUs.
+    pub fn fence_system(&'c self) {
+        self.check(self.llvm.build_fence(AtomicOrdering::AcquireRelease, false, ""));
+    }
+
+    /// A clock that all threads of a GPU share, in ns.
+    pub fn global_timer(&'c self) -> I64<'c> {
+        let now = self.call(Intrinsic::GlobalTimer, &[]).and_then(|c| c.try_as_basic_value().basic());
+        match now {
+            Some(BasicValueEnum::IntValue(v)) => I64 { builder: self, v },
+            _ => {
+                self.fail("the timer gave no integer");
+                self.i64(0)
+            }
+        }
+    }
+
+    /// Whether `now` is more than `units` units of 1024 ns after `start`.
+    pub fn is_later(&'c self, now: I64<'c>, start: I64<'c>, units: I32<'c>) -> Bool<'c> {
+        let (passed, most) = (now - start, units.wide() * 1024);
+        let later = self.llvm.build_int_compare(IntPredicate::UGT, passed.v, most.v, "");
+        Bool::from_raw(self, self.take(later, self.context.bool_type().const_zero()).as_basic_value_enum())
+    }
+
+    /// Stops the grid with an error.
+    pub fn trap(&'c self) {
+        self.call(Intrinsic::Trap, &[]);
+    }
+
+    fn order(&self, of: Option<InstructionValue<'c>>, ordering: AtomicOrdering) {
+        match of {
+            Some(instruction) => self.check_instruction(instruction.set_atomic_ordering(ordering)),
+            None => self.fail("an access that is no instruction cannot be ordered"),
+        }
+    }
+
+    fn check_instruction<T, E: std::fmt::Display>(&self, result: Result<T, E>) {
+        if let Err(e) = result {
+            self.fail(&e.to_string());
+        }
+    }
+}

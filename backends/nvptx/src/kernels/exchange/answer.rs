@@ -1,0 +1,49 @@
+//! Results to the ranks that the rows came from.
+
+use super::parts::Terms;
+use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging};
+use moec_ir::window::Term;
+
+/// A block for each row that may have come. The last of a source's blocks raises its flag, if it sent any.
+pub fn kernel(exchange: &Exchange) -> Design {
+    Design {
+        entry: "moec_answer",
+        params: &[P::Terms, P::Peers, P::LocalIds, P::SlotRows, P::Counters],
+        blocks: Blocks::AllTokens,
+        smem_bytes: 4,
+        exchange: *exchange,
+        build,
+    }
+}
+
+fn build(k: &Exchanging<'_>) {
+    let c = k.builder;
+    let (terms, row) = (Terms::load(k), c.block_x());
+    let (top_k, bytes) = (k.exchange.top_k, k.exchange.result_bytes);
+    c.exit_if(row.ge(terms.n_ranks * terms.max_tokens));
+    let (source, token) = (row / terms.max_tokens, row % terms.max_tokens);
+    let local_ids = k.param(P::LocalIds);
+    let window = k.window(source);
+    c.part("results", || {
+        let to = terms.part(window, Term::Results);
+        c.range(0, top_k, 1, |slot| {
+            let came = row * top_k + slot;
+            c.when(c.load_i32(local_ids.plus(came.wide() * 4)).is_negative().not(), || {
+                let from = k.param(P::SlotRows).plus(came.wide() * bytes);
+                k.copy(from, to.plus((token * top_k + slot).wide() * bytes), bytes);
+            });
+        });
+    });
+    c.part("flag", || {
+        let counter = k.param(P::Counters).plus(source.wide() * 4);
+        c.when_last(counter, terms.max_tokens, c.shared(), || {
+            let first = source * terms.max_tokens * top_k;
+            k.for_warp_if_any(
+                local_ids.plus(first.wide() * 4),
+                terms.max_tokens * top_k,
+                |local| local.is_negative().not(),
+                || c.release_flag(terms.line(window, Term::Answers, terms.rank), terms.epoch),
+            );
+        });
+    });
+}

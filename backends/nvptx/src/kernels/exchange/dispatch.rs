@@ -1,0 +1,119 @@
+//! Rows to the ranks that have their experts.
+
+use super::parts::Terms;
+use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, THREADS};
+use crate::builder::{I32, Shared};
+use moec_ir::DType;
+use moec_ir::window::Term;
+
+/// A block for each token. The last of them raises the flags of all ranks, with rows there or not: who got none must know it.
+pub fn kernel(exchange: &Exchange) -> Design {
+    Design {
+        entry: "moec_dispatch",
+        params: &[P::Terms, P::Peers, P::Map, P::Rows, P::Ids, P::SentTo, P::Counters, P::Count],
+        blocks: Blocks::Tokens,
+        // Of each slot rank, local expert, and whether it is the first of its rank; a number.
+        smem_bytes: 12 * exchange.top_k + 4,
+        exchange: *exchange,
+        build,
+    }
+}
+
+fn build(k: &Exchanging<'_>) {
+    let c = k.builder;
+    let (terms, token) = (Terms::load(k), c.block_x());
+    let top_k = k.exchange.top_k;
+    let [ranks, locals, firsts, number] = [0, 4, 8, 12].map(|n| c.shared().at(n * top_k));
+    c.when(token.lt(c.load_i32(k.param(P::Count))), || {
+        c.part("where slots go", || {
+            c.range(c.thread(), top_k, THREADS, |slot| {
+                let (rank, local) = replica(k, &terms, token, slot);
+                c.store_i32(ranks.plus(slot * 4), rank);
+                c.store_i32(locals.plus(slot * 4), local);
+                c.store_i32(k.param(P::SentTo).plus((token * top_k + slot).wide() * 4), rank);
+            });
+            c.barrier();
+            c.range(c.thread(), top_k, THREADS, |slot| {
+                let rank = c.load_i32(ranks.plus(slot * 4));
+                let is_first = c.var(rank.is_negative().not());
+                c.range(0, slot, 1, |before| {
+                    let same = c.load_i32(ranks.plus(before * 4)).eq(rank);
+                    is_first.set(is_first.get().and(same.not()));
+                });
+                c.store_i32(firsts.plus(slot * 4), is_first.get().as_i32());
+            });
+            c.barrier();
+        });
+        c.part("rows", || {
+            c.range(0, top_k, 1, |slot| {
+                c.when(c.load_i32(firsts.plus(slot * 4)).ne(0), || send(k, &terms, token, slot, (ranks, locals)));
+            });
+        });
+    });
+    c.part("flags", || {
+        let counter = k.param(P::Counters).plus(terms.n_ranks.wide() * 4);
+        c.when_last(counter, c.blocks_x(), number, || {
+            let map = k.param(P::Map);
+            let (version, of_map) = (c.load_i32(map), c.load_i32(map.plus(4)));
+            let sizes = terms.word(Term::Digest);
+            c.range(c.thread(), terms.n_ranks, THREADS, |peer| {
+                let line = terms.line(k.window(peer), Term::Arrivals, terms.rank);
+                c.store_words(line.plus(16), [version, of_map, sizes, c.i32(0)]);
+                c.release_flag(line, terms.epoch);
+            });
+        });
+    });
+}
+
+/// The rank and local expert that a slot goes to; -1 where nobody has its expert.
+fn replica<'c>(k: &Exchanging<'c>, terms: &Terms<'c>, token: I32<'c>, slot: I32<'c>) -> (I32<'c>, I32<'c>) {
+    let (c, map) = (k.builder, k.param(P::Map));
+    let (n_experts, before) = (c.load_i32(map.plus(8)), map.plus(12));
+    let place = token * k.exchange.top_k + slot;
+    let id = match k.exchange.ids {
+        // An id that is no 32-bit number is nobody's.
+        DType::I64 => {
+            let at = k.param(P::Ids).plus(place.wide() * 8);
+            c.select(c.load_i32(at.plus(4)).eq(0), c.load_i32(at), c.i32(u32::MAX))
+        }
+        _ => c.load_i32(k.param(P::Ids).plus(place.wide() * 4)),
+    };
+    let (rank, local) = (c.var(c.i32(u32::MAX)), c.var(c.i32(u32::MAX)));
+    c.when(id.lt(n_experts), || {
+        let at = before.plus(id.wide() * 4);
+        let (first, end) = (c.load_i32(at), c.load_i32(at.plus(4)));
+        // Replicas take turns from token to token, and ranks begin with different ones.
+        let turn = first + (terms.rank + token) % (end - first);
+        let pair = before.plus((n_experts + 1).wide() * 4).plus(turn.wide() * 8);
+        rank.set(c.load_i32(pair));
+        local.set(c.load_i32(pair.plus(4)));
+    });
+    (rank.get(), local.get())
+}
+
+/// The row of a token and its local experts, to the rank of `slot`.
+fn send<'c>(
+    k: &Exchanging<'c>,
+    terms: &Terms<'c>,
+    token: I32<'c>,
+    slot: I32<'c>,
+    (ranks, locals): (Shared<'c>, Shared<'c>),
+) {
+    let c = k.builder;
+    let (top_k, row_bytes) = (k.exchange.top_k, k.exchange.row_bytes);
+    let peer = c.load_i32(ranks.plus(slot * 4));
+    let window = k.window(peer);
+    let place = (terms.rank * terms.max_tokens + token).wide();
+    let slots = terms.part(window, Term::Slots).plus(place * k.slot_bytes());
+    c.range(c.thread(), top_k + 1, THREADS, |i| {
+        let word = c.var(terms.epoch);
+        c.when(i.ne(0), || {
+            let at = (i - 1) * 4;
+            let here = c.load_i32(ranks.plus(at)).eq(peer);
+            word.set(c.select(here, c.load_i32(locals.plus(at)), c.i32(u32::MAX)));
+        });
+        c.store_i32(slots.plus(i.wide() * 4), word.get());
+    });
+    let from = k.param(P::Rows).plus(token.wide() * row_bytes);
+    k.copy(from, terms.part(window, Term::Rows).plus(place * row_bytes), row_bytes);
+}

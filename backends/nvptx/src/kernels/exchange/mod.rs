@@ -1,0 +1,180 @@
+//! Kernels that exchange rows between GPUs through memory that they map from each other ([`moec_ir::window`]).
+//!
+//! ```text
+//! dispatch   on a token's rank: its row and its local experts to each rank that has one of them, then a flag to every rank
+//! receive    on an experts' rank: waits for every rank's flag; which rows came, and for which local experts
+//! (experts)  the compiled program, on rows where they lie in the window
+//! answer     each slot's result to its place in the window of the token's rank, then a flag to each rank that sent a row
+//! collect    on the token's rank: waits for the ranks that it sent rows to; slots that nobody has become zero
+//! (tail)     the compiled program, on result rows where they lie in the window: the sum in slot order
+//! ```
+//!
+//! Flags hold the number of the step and are never reset. Rows, slots and flags of odd steps lie apart from those of even ones: a rank
+//! that has got everybody's flag of one step knows that all are done with the step before, whose memory it writes next.
+
+mod answer;
+mod collect;
+mod dispatch;
+mod parts;
+mod receive;
+
+use crate::builder::{Builder, Global, Param};
+use crate::kernels::Registers;
+use crate::machine;
+use inkwell::context::Context;
+use moec_ir::target::{Target, TargetKind};
+use moec_ir::tile::{Extent, GpuLaunch};
+use moec_ir::{DType, Diagnostic};
+
+/// What the kernels of a layer depend on. Ranks and numbers of tokens are read when they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exchange {
+    /// Slots of a token.
+    pub top_k: u32,
+    /// Bytes of a row on its way to its experts.
+    pub row_bytes: u64,
+    /// Bytes of a result row.
+    pub result_bytes: u64,
+    /// Element type of expert ids: i32 or i64.
+    pub ids: DType,
+    /// Element type of the slots' weights, where there are any.
+    pub weights: Option<DType>,
+}
+
+/// How many blocks a kernel takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blocks {
+    /// One for each token of this rank, at least one.
+    Tokens,
+    /// One for each rank.
+    Ranks,
+    /// One for each token that all ranks can have together.
+    AllTokens,
+}
+
+/// A kernel of an exchange.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExchangeKernel {
+    /// Name of the `.entry`.
+    pub entry: &'static str,
+    /// PTX text of a module with this one entry.
+    pub ptx: String,
+    /// Its parameters, in order: pointers to global memory.
+    pub params: &'static [ExchangeParam],
+    /// Blocks along x.
+    pub blocks: Blocks,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub smem_bytes: u32,
+}
+
+/// What a parameter points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExchangeParam {
+    /// [`moec_ir::window::RankTerms`].
+    Terms,
+    /// The address of each rank's window, u64 `[R]`.
+    Peers,
+    /// The placement map ([`moec_ir::Placement::to_words`]).
+    Map,
+    /// This rank's tokens' rows as they travel, `[T, row]`.
+    Rows,
+    /// Their experts `[T, K]`.
+    Ids,
+    /// Where each slot went: a rank or -1, i32 `[T, K]`.
+    SentTo,
+    /// The weights of their slots `[T, K]`.
+    Weights,
+    /// The same, -0 for slots that nobody has.
+    SlotWeights,
+    /// Local experts of what came, negative for none: i32 `[R * max tokens, K]`.
+    LocalIds,
+    /// Result rows of what came, `[R * max tokens * K, result]`.
+    SlotRows,
+    /// A counter for each rank and one more, i32, all 0 before and after.
+    Counters,
+    /// A line for each rank ([`moec_ir::window::WaitReport`]).
+    Report,
+    /// The number of this rank's tokens, u32.
+    Count,
+}
+
+/// Threads of a block.
+const THREADS: u32 = 128;
+
+/// Compiles dispatch, receive, answer and collect for one GPU target.
+///
+/// # Errors
+/// `llvm-missing`, `not-a-gpu-target`, `element-type-not-on-gpu` for ids that are no integers of 32 or 64 bits or weights that are no
+/// floats; `internal-error` when LLVM refuses the code.
+pub fn emit_exchange(exchange: &Exchange, target: &Target) -> Result<Vec<ExchangeKernel>, Diagnostic> {
+    crate::llvm()?;
+    let of_ids = matches!(exchange.ids, DType::I32 | DType::I64);
+    let of_weights = exchange.weights.is_none_or(|w| matches!(w, DType::F32 | DType::F16 | DType::BF16));
+    if !of_ids || !of_weights {
+        let what = format!("experts of slots are {}, their weights {:?}", exchange.ids, exchange.weights);
+        return Err(Diagnostic::input("element-type-not-on-gpu", what)
+            .help("give ids as i32 or i64, and weights as f32, f16 or bf16"));
+    }
+    [dispatch::kernel(exchange), receive::kernel(exchange), answer::kernel(exchange), collect::kernel(exchange)]
+        .into_iter()
+        .map(|design| emit(&design, target))
+        .collect()
+}
+
+/// A kernel before code is built for it.
+struct Design {
+    entry: &'static str,
+    params: &'static [ExchangeParam],
+    blocks: Blocks,
+    smem_bytes: u32,
+    exchange: Exchange,
+    build: for<'c> fn(&Exchanging<'c>),
+}
+
+/// The kernel being built.
+struct Exchanging<'c> {
+    builder: &'c Builder<'c>,
+    params: &'static [ExchangeParam],
+    exchange: Exchange,
+}
+
+impl<'c> Exchanging<'c> {
+    fn param(&self, which: ExchangeParam) -> Global<'c> {
+        self.builder.param(self.params.iter().position(|&p| p == which).unwrap_or(usize::MAX))
+    }
+}
+
+fn emit(design: &Design, target: &Target) -> Result<ExchangeKernel, Diagnostic> {
+    let TargetKind::Gpu { ptx_version, .. } = target.kind else {
+        return Err(Diagnostic::input("not-a-gpu-target", format!("`{}` is not a GPU target", target.name)));
+    };
+    let launch = GpuLaunch {
+        grid: [Extent::fixed(1); 3],
+        block_threads: THREADS,
+        cluster: 1,
+        dynamic_smem_bytes: design.smem_bytes,
+        persistent: false,
+        programmatic: false,
+        tensor_maps: Vec::new(),
+    };
+    let context = Context::create();
+    let module = context.create_module(design.entry);
+    let broken = |what: String, ir: String| {
+        Diagnostic::internal("internal-error", format!("kernel `{}` for {}: {what}", design.entry, target.name))
+            .note(ir)
+    };
+    let machine = machine::machine(target.name, ptx_version).map_err(|e| broken(e, String::new()))?;
+    machine::prepare(&module, &machine);
+    let params = vec![Param { read_only: false }; design.params.len()];
+    let code = Builder::new(&context, &module, design.entry, &params, &launch, Registers::Default)
+        .with_parts(&module, design.entry);
+    (design.build)(&Exchanging { builder: &code, params: design.params, exchange: design.exchange });
+    let parts = code.finish().and_then(|parts| machine::optimise(&module, &machine).map(|()| parts));
+    let ptx = parts
+        .and_then(|parts| machine::ptx(&module, &machine, (target.name, ptx_version), &parts))
+        .map_err(|e| broken(e, module.print_to_string().to_string()))?;
+    let Design { entry, params, blocks, smem_bytes, .. } = *design;
+    Ok(ExchangeKernel { entry, ptx, params, blocks, threads: THREADS, smem_bytes })
+}

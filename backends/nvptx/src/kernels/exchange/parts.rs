@@ -1,0 +1,136 @@
+//! What the kernels of an exchange share: the rank's terms, places in windows, copies, and waits that end.
+
+use super::{ExchangeParam, Exchanging, THREADS};
+use crate::builder::{Bool, Builder, Global, I32};
+use moec_ir::window::{FLAG_BYTES, Stopped, Term, WaitReport, Window};
+
+/// What a kernel knows of its rank and step.
+#[derive(Clone, Copy)]
+pub struct Terms<'c> {
+    builder: &'c Builder<'c>,
+    words: Global<'c>,
+    pub rank: I32<'c>,
+    pub n_ranks: I32<'c>,
+    pub max_tokens: I32<'c>,
+    pub epoch: I32<'c>,
+}
+
+impl<'c> Terms<'c> {
+    pub fn load(k: &Exchanging<'c>) -> Terms<'c> {
+        let (c, words) = (k.builder, k.param(ExchangeParam::Terms));
+        let word = |term: Term| c.load_i32(words.plus(4 * term as u64));
+        let (rank, n_ranks, max_tokens) = (word(Term::Rank), word(Term::Ranks), word(Term::MaxTokens));
+        Terms { builder: c, words, rank, n_ranks, max_tokens, epoch: word(Term::Epoch) }
+    }
+
+    pub fn word(&self, term: Term) -> I32<'c> {
+        self.builder.load_i32(self.place(term))
+    }
+
+    pub fn place(&self, term: Term) -> Global<'c> {
+        self.words.plus(4 * term as u64)
+    }
+
+    /// Where a part of this step's parity begins in the window at `window`.
+    pub fn part(&self, window: Global<'c>, part: Term) -> Global<'c> {
+        let at = self.place(part).plus((self.epoch & 1).wide() * 4);
+        window.plus(self.builder.load_i32(at).wide() * 128)
+    }
+
+    /// A rank's line among `part`, which are flags.
+    pub fn line(&self, window: Global<'c>, part: Term, rank: I32<'c>) -> Global<'c> {
+        self.part(window, part).plus(rank.wide() * FLAG_BYTES)
+    }
+}
+
+impl<'c> Exchanging<'c> {
+    /// The window of a rank.
+    pub fn window(&self, rank: I32<'c>) -> Global<'c> {
+        self.builder.load_address(self.param(ExchangeParam::Peers).plus(rank.wide() * 8))
+    }
+
+    /// Bytes of what stands for a token's slots.
+    pub fn slot_bytes(&self) -> u64 {
+        let of = Window { n_ranks: 1, max_tokens: 1, top_k: self.exchange.top_k, row_bytes: 0, result_bytes: 0 };
+        of.slot_bytes()
+    }
+
+    /// Copies a row, all threads of the block together.
+    pub fn copy(&self, from: Global<'c>, to: Global<'c>, bytes: u64) {
+        let (c, width) = (self.builder, widest(bytes));
+        c.range(c.thread() * width, bytes as u32, THREADS * width, |at| {
+            let (from, to) = (from.plus(at.wide()), to.plus(at.wide()));
+            match width {
+                16 => c.store_words(to, c.load_words(from)),
+                _ => c.store_bits(to, c.load_bits(from, width.into()), width.into()),
+            }
+        });
+    }
+
+    /// Makes a row zero, all threads of the block together.
+    pub fn clear(&self, to: Global<'c>, bytes: u64) {
+        let (c, width) = (self.builder, widest(bytes));
+        c.range(c.thread() * width, bytes as u32, THREADS * width, |at| match width {
+            16 => c.store_words(to.plus(at.wide()), [c.i32(0); 4]),
+            _ => c.store_bits(to.plus(at.wide()), c.i32(0), width.into()),
+        });
+    }
+
+    /// Waits until `flag` of `peer` holds this step's number; what the peer wrote before can be read then. For one thread.
+    pub fn wait(&self, terms: &Terms<'c>, flag: Global<'c>, peer: I32<'c>, otherwise: Stopped) {
+        let c = self.builder;
+        let (start, deadline) = (c.global_timer(), terms.word(Term::Deadline));
+        c.repeat(|| {
+            let found = c.load_flag(flag);
+            let waits = found.ne(terms.epoch);
+            let late = waits.and(c.is_later(c.global_timer(), start, deadline));
+            c.when(late, || self.stop(terms, peer, otherwise, (terms.epoch, found)));
+            waits
+        });
+        c.fence_system();
+    }
+
+    /// Runs `then` on one thread of the block if any of `n` words at `words` is one that `is` holds for.
+    pub fn for_warp_if_any(
+        &self,
+        words: Global<'c>,
+        n: I32<'c>,
+        is: impl FnOnce(I32<'c>) -> Bool<'c>,
+        then: impl FnOnce(),
+    ) {
+        let c = self.builder;
+        c.when(c.warp().eq(0), || {
+            let found = c.var(c.bool(false));
+            c.range(0, n, 32, |first| {
+                let i = first + c.lane();
+                c.when(i.lt(n), || {
+                    let word = c.load_i32(words.plus(i.wide() * 4));
+                    found.set(found.get().or(is(word)));
+                });
+            });
+            let any = c.ballot(found.get()).ne(0);
+            c.when(any.and(c.lane().eq(0)), then);
+        });
+    }
+
+    /// Stops unless `found` is what is `wanted`. For one thread.
+    pub fn expect(&self, terms: &Terms<'c>, peer: I32<'c>, otherwise: Stopped, wanted: I32<'c>, found: I32<'c>) {
+        self.builder.when(found.ne(wanted), || self.stop(terms, peer, otherwise, (wanted, found)));
+    }
+
+    fn stop(&self, terms: &Terms<'c>, peer: I32<'c>, what: Stopped, (wanted, found): (I32<'c>, I32<'c>)) {
+        let c = self.builder;
+        let line = self.param(ExchangeParam::Report).plus(peer.wide() * WaitReport::BYTES as u64);
+        let words = [terms.rank, peer, wanted, found];
+        words.into_iter().zip(1u64..).for_each(|(word, i)| c.store_i32(line.plus(4 * i), word));
+        c.store_i32(line, c.i32(what as u32));
+        // The line may lie in memory of the host, which reads it when the device has stopped.
+        c.fence_system();
+        c.trap();
+    }
+}
+
+/// The widest access that divides rows of so many bytes.
+fn widest(bytes: u64) -> u32 {
+    [16, 4, 2].into_iter().find(|&n| bytes.is_multiple_of(n.into())).unwrap_or(1)
+}

@@ -1,0 +1,126 @@
+//! Rows between ranks by the kernels that are compiled: right under every order, and every piece of their synchronisation counts.
+
+#[path = "exchange/bench.rs"]
+mod bench;
+
+use bench::{Case, Ran, compiled, emitted, run};
+use moec_ir::Placement;
+use moec_ir::window::Stopped;
+use moec_ptx::exec::{Options, Schedule};
+
+const SCHEDULES: [Schedule; 4] = [Schedule::RoundRobin, Schedule::Random(1), Schedule::Random(2), Schedule::Random(3)];
+
+fn options(schedule: Schedule) -> Options {
+    Options { schedule, threads: 1, instruction_limit: 20_000_000, ..Options::default() }
+}
+
+/// Three ranks, the last without experts of its own at first, seven experts of which some are held twice; slots without an expert.
+fn small() -> Case {
+    let map = |version, ranks: &[&[u32]]| Placement::new(version, 7, ranks.iter().map(|r| r.to_vec()).collect());
+    let first = map(1, &[&[0, 1, 2, 6], &[3, 4, 5, 6], &[]]).expect("a map");
+    let second = map(2, &[&[6, 0], &[3, 1, 5], &[2, 4, 0, 6]]).expect("a map");
+    Case {
+        counts: vec![3, 0, 4],
+        max_tokens: 4,
+        top_k: 3,
+        words: 12,
+        maps: vec![first.clone(), first, second.clone(), second],
+        ids: |step, rank, token, slot| match (rank + token + slot + step) % 5 {
+            0 => -1,
+            _ => i64::from((2 * token + 3 * slot + rank + step) % 7),
+        },
+        wide_ids: false,
+        dies: None,
+        other_map: None,
+        other_size: None,
+        deadline: u32::MAX,
+        first_epoch: 1,
+    }
+}
+
+fn is_right(ran: &Ran) {
+    let report = ran.report.as_ref().unwrap_or_else(|e| panic!("{e}"));
+    let findings: Vec<_> = report.all().flat_map(|r| r.findings.iter().chain(&r.notes)).collect();
+    assert!(findings.is_empty(), "{}", findings.iter().map(|f| format!("{f}\n")).collect::<String>());
+    assert_eq!(ran.wrong, None);
+}
+
+#[test]
+fn rows_go_there_and_back_and_a_map_changes_on_the_way() {
+    let case = small();
+    let kernels = compiled(emitted(&case, "sm_90a"));
+    for schedule in SCHEDULES {
+        is_right(&run(&case, &kernels, &options(schedule)));
+    }
+    // Epochs wrap around.
+    is_right(&run(&Case { first_epoch: u32::MAX - 1, ..case }, &kernels, &options(Schedule::Random(4))));
+}
+
+/// 64-bit ids, rows that only words divide, one rank alone, many more slots than a block has threads for.
+#[test]
+fn shapes_are_what_they_are() {
+    let even = |n_experts, n_ranks| Placement::even(n_experts, n_ranks).expect("a map");
+    let wide =
+        Case { wide_ids: true, words: 7, ids: |_, r, t, s| [-1, 1 << 40, 2, 5][(r + t + s) as usize % 4], ..small() };
+    let alone = Case { counts: vec![2], maps: vec![even(7, 1); 3], ..small() };
+    let many = Case {
+        counts: vec![2, 2, 1, 2],
+        max_tokens: 2,
+        top_k: 130,
+        words: 1,
+        maps: vec![even(16, 4); 2],
+        ids: |_, r, t, s| i64::from((r + t + s * s) % 17),
+        ..small()
+    };
+    for case in [wide, alone, many] {
+        is_right(&run(&case, &compiled(emitted(&case, "sm_90a")), &options(Schedule::Random(7))));
+    }
+}
+
+/// Where nobody goes on, the rank that is missing is named, by every rank that waits for it.
+#[test]
+fn a_wait_ends_and_names_the_rank() {
+    let case = Case { dies: Some((1, 1)), deadline: 40, ..small() };
+    let kernels = compiled(emitted(&case, "sm_90a"));
+    for schedule in SCHEDULES {
+        let ran = run(&case, &kernels, &options(schedule));
+        let error = ran.report.expect_err("a rank is dead").to_string();
+        assert!(error.contains("stopped itself"), "{error}");
+        let r = ran.stopped.first().expect("a report");
+        assert_eq!((r.what, r.peer, r.wanted, r.found), (Stopped::NoRows, 1, 2, 0), "{r:?}");
+    }
+}
+
+#[test]
+fn ranks_that_do_not_agree_stop() {
+    let other = Placement::new(1, 7, vec![vec![0, 1, 2], vec![3, 4, 5, 6], vec![]]).expect("a map");
+    let newer = small().maps[0].clone().with_version(9);
+    for (case, what) in [
+        (Case { other_map: Some((2, other)), ..small() }, Stopped::OtherMap),
+        (Case { other_map: Some((2, newer)), ..small() }, Stopped::OtherVersion),
+        (Case { other_size: Some((2, 5)), ..small() }, Stopped::OtherSizes),
+    ] {
+        let ran = run(&case, &compiled(emitted(&case, "sm_90a")), &options(Schedule::RoundRobin));
+        assert!(ran.report.is_err());
+        let r = ran.stopped.first().expect("a report");
+        assert!(r.what == what && (r.peer == 2) != (r.rank == 2), "{r:?}");
+    }
+}
+
+/// A row goes once to each rank that has one of its experts, with a line of slots; a flag and what stands beside it to every rank.
+#[test]
+fn what_leaves_a_rank_is_counted() {
+    let case = Case { maps: small().maps[..1].to_vec(), ..small() };
+    let ran = run(&case, &compiled(emitted(&case, "sm_90a")), &options(Schedule::RoundRobin));
+    is_right(&ran);
+    for rank in 0..case.n_ranks() {
+        let touched = |token| {
+            let owners = (0..case.top_k).filter_map(|slot| case.owner(0, rank, token, slot)).map(|(r, _)| r);
+            owners.filter(|r| *r != rank).collect::<std::collections::BTreeSet<u32>>().len() as u64
+        };
+        let rows: u64 = (0..case.counts[rank as usize]).map(touched).sum();
+        let row = u64::from(case.words) * 4 + 4 * (u64::from(case.top_k) + 1);
+        let want = rows * row + u64::from(case.n_ranks() - 1) * 20;
+        assert_eq!(ran.dispatch_bytes[rank as usize], want, "rank {rank}");
+    }
+}

@@ -1,0 +1,249 @@
+//! The kernels of an exchange on several ranks of the emulator, between experts and a tail that are easy to check.
+
+use moec_ir::window::{RankTerms, Term, WaitReport, Window};
+use moec_ir::{DType, Placement, target::Target};
+use moec_nvptx::{Blocks, Exchange, ExchangeKernel, ExchangeParam as P, emit_exchange};
+use moec_ptx::ast::Module;
+use moec_ptx::exec::{ExecError, Launch, Options, Param, Program, Ranks, RanksReport, Step};
+
+pub const MINUS_ZERO: u32 = 1 << 31;
+
+/// An exchange: `ids(epoch, rank, token, slot)` are the experts of slots, -1 for none.
+#[derive(Clone)]
+pub struct Case {
+    /// Tokens of each rank.
+    pub counts: Vec<u32>,
+    pub max_tokens: u32,
+    pub top_k: u32,
+    /// 32-bit words of a row.
+    pub words: u32,
+    /// The map of each step.
+    pub maps: Vec<Placement>,
+    pub ids: fn(u32, u32, u32, u32) -> i64,
+    pub wide_ids: bool,
+    /// This rank does nothing from this step on.
+    pub dies: Option<(u32, usize)>,
+    /// This rank has this map instead, in all steps.
+    pub other_map: Option<(u32, Placement)>,
+    /// This rank was made for so many tokens.
+    pub other_size: Option<(u32, u32)>,
+    pub deadline: u32,
+    /// The number of the first step.
+    pub first_epoch: u32,
+}
+
+pub struct Kernels {
+    exchange: Vec<(ExchangeKernel, Program)>,
+    experts: Program,
+    tail: Program,
+}
+
+/// What a run gave.
+pub struct Ran {
+    pub report: Result<RanksReport, ExecError>,
+    /// The first thing that is not as it should be.
+    pub wrong: Option<String>,
+    pub stopped: Vec<WaitReport>,
+    pub dispatch_bytes: Vec<u64>,
+}
+
+impl Case {
+    pub fn exchange(&self) -> Exchange {
+        let bytes = u64::from(self.words) * 4;
+        let ids = if self.wide_ids { DType::I64 } else { DType::I32 };
+        Exchange { top_k: self.top_k, row_bytes: bytes, result_bytes: bytes, ids, weights: Some(DType::F32) }
+    }
+
+    pub fn n_ranks(&self) -> u32 {
+        self.counts.len() as u32
+    }
+
+    pub fn window(&self) -> Window {
+        let bytes = u64::from(self.words) * 4;
+        let (n_ranks, max_tokens) = (self.n_ranks(), self.max_tokens);
+        Window { n_ranks, max_tokens, top_k: self.top_k, row_bytes: bytes, result_bytes: bytes }
+    }
+
+    fn x(&self, step: usize, rank: u32, token: u32, word: u32) -> u32 {
+        1_000_000 * (step as u32 + 1) + 100_000 * rank + 1000 * token + word
+    }
+
+    /// Where a slot goes.
+    pub fn owner(&self, step: usize, rank: u32, token: u32, slot: u32) -> Option<(u32, u32)> {
+        let id = (self.ids)(step as u32, rank, token, slot);
+        self.maps[step].replica_for(u32::try_from(id).ok()?, rank, token)
+    }
+}
+
+pub fn emitted(case: &Case, target: &str) -> Vec<ExchangeKernel> {
+    emit_exchange(&case.exchange(), &Target::by_name(target).expect("a target")).expect("kernels")
+}
+
+pub fn compiled(kernels: Vec<ExchangeKernel>) -> Kernels {
+    let compile = |text: &str, name: &str| {
+        let module = Module::parse(text).unwrap_or_else(|e| panic!("{name}: {e}\n{text}"));
+        Program::compile(&module, name).unwrap_or_else(|e| panic!("{name}: {e}\n{text}"))
+    };
+    let layer = include_str!("layer.ptx");
+    Kernels {
+        exchange: kernels.into_iter().map(|k| (k.clone(), compile(&k.ptx, k.entry))).collect(),
+        experts: compile(layer, "experts"),
+        tail: compile(layer, "tail"),
+    }
+}
+
+fn words(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
+    words.into_iter().flat_map(u32::to_le_bytes).collect()
+}
+
+pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
+    let mut ranks = Ranks::new(moec_ptx::exec::Target::parse("sm_90a").expect("a target"), case.n_ranks());
+    let n = case.n_ranks();
+    let parts = case.window().parts();
+    let (t, k, w) = (case.max_tokens, case.top_k, case.words);
+    let windows: Vec<u64> = (0..n).map(|r| ranks.window(r, parts.bytes).expect("room")).collect();
+    for &window in &windows {
+        ranks.upload(window, &vec![0; parts.bytes as usize]).expect("zeros");
+    }
+    let peers: Vec<u8> = windows.iter().flat_map(|a| a.to_le_bytes()).collect();
+    let (mut streams, mut outs, mut reports) = (Vec::new(), Vec::new(), Vec::new());
+    for rank in 0..n {
+        let mut put = |bytes: &[u8]| {
+            let at = ranks.alloc(rank, bytes.len().max(1) as u64).expect("room");
+            ranks.upload(at, bytes).expect("bytes");
+            at
+        };
+        let count = case.counts[rank as usize];
+        let sizes = match case.other_size {
+            Some((of, max_tokens)) if of == rank => Window { max_tokens, ..case.window() },
+            _ => case.window(),
+        };
+        let terms = RankTerms { rank, epoch: case.first_epoch, deadline: case.deadline, window: case.window() };
+        let mut terms = terms.to_bytes().expect("small");
+        // Sizes that are told wrong; memory stays what it is.
+        terms[4 * Term::Digest as usize..][..4].copy_from_slice(&sizes.digest().to_le_bytes());
+        let (terms, peers, count_at) = (put(&terms), put(&peers), put(&count.to_le_bytes()));
+        let counters = put(&words(vec![0; n as usize + 1]));
+        let report = put(&vec![0; WaitReport::BYTES * n as usize]);
+        reports.push(report);
+        let mut stream = Vec::new();
+        for (step, map) in case.maps.iter().enumerate() {
+            let map = case.other_map.as_ref().filter(|(of, _)| *of == rank).map_or(map, |(_, m)| m);
+            let mut put = |bytes: &[u8]| {
+                let at = ranks.alloc(rank, bytes.len().max(1) as u64).expect("room");
+                ranks.upload(at, bytes).expect("bytes");
+                at
+            };
+            let slots = || (0..count).flat_map(|token| (0..k).map(move |slot| (token, slot)));
+            let rows = (0..count).flat_map(|token| (0..w).map(move |word| case.x(step, rank, token, word)));
+            let rows = put(&words(rows));
+            let ids: Vec<i64> = slots().map(|(token, slot)| (case.ids)(step as u32, rank, token, slot)).collect();
+            let ids: Vec<u8> = match case.wide_ids {
+                true => ids.into_iter().flat_map(i64::to_le_bytes).collect(),
+                false => words(ids.into_iter().map(|i| i as u32)),
+            };
+            let ids = put(&ids);
+            let weights = put(&words(slots().map(|(token, slot)| (token * k + slot + 1) << 8)));
+            let map = put(&words(map.to_words()));
+            let parity = (case.first_epoch as usize + step) & 1;
+            let mut room = |bytes: u32| ranks.alloc(rank, u64::from(bytes.max(4))).expect("room");
+            let (sent_to, slot_weights) = (room(count * k * 4), room(count * k * 4));
+            let (local_ids, slot_rows) = (room(n * t * k * 4), room(n * t * k * w * 4));
+            let out = room(count * k * w * 4);
+            outs.push((rank, step, out, slot_weights));
+            let param = |p: &P| match p {
+                P::Terms => terms,
+                P::Peers => peers,
+                P::Map => map,
+                P::Rows => rows,
+                P::Ids => ids,
+                P::SentTo => sent_to,
+                P::Weights => weights,
+                P::SlotWeights => slot_weights,
+                P::LocalIds => local_ids,
+                P::SlotRows => slot_rows,
+                P::Counters => counters,
+                P::Report => report,
+                P::Count => count_at,
+            };
+            let window = windows[rank as usize];
+            let mut of = |i: usize| {
+                let (kernel, program) = &kernels.exchange[i];
+                let blocks = match kernel.blocks {
+                    Blocks::Tokens => count.max(1),
+                    Blocks::Ranks => n,
+                    Blocks::AllTokens => n * t,
+                };
+                let params = kernel.params.iter().map(|p| Param::U64(param(p))).collect();
+                let (block, dynamic_smem_bytes) = ([kernel.threads, 1, 1], kernel.smem_bytes);
+                let launch = Launch { grid: [blocks, 1, 1], block, dynamic_smem_bytes, params, ..Launch::default() };
+                stream.push(Step { program, launch });
+            };
+            (0..2).for_each(&mut of);
+            let small = |grid: u32, params: Vec<Param>| Launch {
+                grid: [grid, 1, 1],
+                block: [32, 1, 1],
+                params,
+                ..Launch::default()
+            };
+            let rows = Param::U64(window + parts.rows[parity]);
+            let params = [rows, Param::U64(local_ids), Param::U64(slot_rows)];
+            let params = params.into_iter().chain([rank, k, w].map(Param::U32)).collect();
+            stream.push(Step { program: &kernels.experts, launch: small(n * t * k, params) });
+            let mut of = |i: usize| {
+                let (kernel, program) = &kernels.exchange[i];
+                let blocks = if kernel.blocks == Blocks::AllTokens { n * t } else { n };
+                let params = kernel.params.iter().map(|p| Param::U64(param(p))).collect();
+                let (block, dynamic_smem_bytes) = ([kernel.threads, 1, 1], kernel.smem_bytes);
+                let launch = Launch { grid: [blocks, 1, 1], block, dynamic_smem_bytes, params, ..Launch::default() };
+                stream.push(Step { program, launch });
+            };
+            of(2);
+            of(3);
+            if count > 0 {
+                let results = window + parts.results[parity];
+                let params = vec![Param::U64(results), Param::U64(out), Param::U32(w)];
+                stream.push(Step { program: &kernels.tail, launch: small(count * k, params) });
+            }
+        }
+        if let Some((of, step)) = case.dies
+            && of == rank
+        {
+            stream.truncate(step * (5 + usize::from(count > 0)));
+        }
+        streams.push(stream);
+    }
+    let report = ranks.launch(&streams, options);
+    let lines = reports.iter().map(|&at| ranks.download(at, WaitReport::BYTES * n as usize).expect("lines"));
+    let stopped = lines.filter_map(|lines| WaitReport::find(&lines)).collect();
+    let mut wrong = None;
+    for (rank, step, out, slot_weights) in outs {
+        let count = case.counts[rank as usize];
+        let read = |at: u64, n: u32| -> Vec<u32> {
+            let bytes = ranks.download(at, 4 * n as usize).expect("words");
+            bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4"))).collect()
+        };
+        let (rows, weights) = (read(out, count * k * w), read(slot_weights, count * k));
+        for (i, got) in rows.iter().enumerate() {
+            let (place, word) = (i as u32 / w, i as u32 % w);
+            let (token, slot) = (place / k, place % k);
+            let owner = case.owner(step, rank, token, slot);
+            let want = owner.map_or(0, |(r, local)| case.x(step, rank, token, word) + 1000 * (16 * r + local));
+            if *got != want && wrong.is_none() {
+                wrong = Some(format!("rank {rank}, step {step}, token {token}, slot {slot}: {got}, not {want}"));
+            }
+        }
+        for (i, got) in weights.iter().enumerate() {
+            let owner = case.owner(step, rank, i as u32 / k, i as u32 % k);
+            let want = if owner.is_some() { (i as u32 + 1) << 8 } else { MINUS_ZERO };
+            if *got != want && wrong.is_none() {
+                wrong = Some(format!("rank {rank}, step {step}: weight {i} is {got:#x}, not {want:#x}"));
+            }
+        }
+    }
+    let bytes = |launches: &Vec<moec_ptx::exec::Report>| {
+        launches.iter().zip(&kernels.exchange).next().map_or(0, |(r, _)| r.counters.far_store_bytes)
+    };
+    let dispatch_bytes = report.as_ref().map(|r| r.launches.iter().map(bytes).collect()).unwrap_or_default();
+    Ran { report, wrong, stopped, dispatch_bytes }
+}
