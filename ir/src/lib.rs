@@ -28,6 +28,7 @@ pub mod activation;
 pub mod diag;
 pub mod dtype;
 pub mod engine;
+pub mod exchange;
 pub mod expr;
 pub mod files;
 pub mod graph;

@@ -14,6 +14,6 @@ mod machine;
 mod parts;
 
 pub use emit::{EmitOptions, GpuKernelImage, emit, emit_all, emit_with};
-pub use kernels::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam, emit_exchange};
+pub use kernels::exchange::emit_exchange;
 pub use llvm::{Llvm, llvm};
 pub use moec_ir::tile::GpuLaunch;

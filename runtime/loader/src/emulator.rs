@@ -25,9 +25,7 @@ const MULTIPROCESSORS: u64 = 4;
 /// A layer that is ready to run on the emulator.
 pub struct EmulatorLayer {
     device: Device,
-    plan: Plan,
-    variants: Vec<Vec<Step>>,
-    programs: Vec<Program>,
+    code: Code,
     /// Addresses of the packed weights.
     weights: Vec<u64>,
     options: Options,
@@ -51,32 +49,59 @@ pub struct BufferTraffic<'l> {
     pub traffic: Traffic,
 }
 
-struct Step {
-    name: String,
-    program: usize,
+/// The kernels of a target, and where their buffers lie.
+pub(crate) struct Code {
+    pub plan: Plan,
+    pub variants: Vec<Vec<Step>>,
+    pub programs: Vec<Program>,
+}
+
+pub(crate) struct Step {
+    pub name: String,
+    pub program: usize,
     launch: GpuLaunch,
     /// Indices of the variant's buffers.
     operands: Vec<usize>,
 }
 
-impl EmulatorLayer {
-    /// Loads a GPU target of a bundle. `options` say what is checked.
+impl Step {
+    /// The launch for `n_tokens` tokens, with the variant's buffers at these addresses and the token count at `count`; `None` where there is
+    /// nothing to do.
     ///
     /// # Errors
-    /// `target-not-in-bundle`, `too-many-tokens`, `emulator-refused` for PTX that the emulator cannot execute, and those
-    /// of packing weights.
-    pub fn load(
-        bundle: &Bundle,
-        weights: &Weights<'_>,
-        target: &str,
-        max_tokens: u64,
-        options: Options,
-    ) -> Result<EmulatorLayer, Diagnostic> {
+    /// `emulator-refused` for a tensor map that cannot be.
+    pub fn launch(&self, n_tokens: u64, buffers: &[u64], count: u64) -> Result<Option<exec::Launch>, Diagnostic> {
+        let grid = self.launch.blocks(n_tokens, MULTIPROCESSORS);
+        if grid.contains(&0) {
+            return Ok(None);
+        }
+        let addresses: Vec<u64> = self.operands.iter().map(|&b| buffers[b]).collect();
+        let mut params: Vec<Param> = addresses.iter().map(|&a| Param::U64(a)).collect();
+        params.push(Param::U64(count));
+        for map in &self.launch.tensor_maps {
+            let bytes = encode(map, addresses[map.operand as usize], n_tokens);
+            params.push(Param::Bytes(bytes.map_err(|e| {
+                Diagnostic::input("emulator-refused", format!("a tensor map of `{}` is not valid: {e}", self.name))
+            })?));
+        }
+        Ok(Some(exec::Launch {
+            grid: grid.map(|n| n as u32),
+            block: [self.launch.block_threads, 1, 1],
+            cluster: [self.launch.cluster.max(1), 1, 1],
+            dynamic_smem_bytes: self.launch.dynamic_smem_bytes,
+            params,
+        }))
+    }
+}
+
+impl Code {
+    /// Reads the kernels of a GPU target of a bundle.
+    ///
+    /// # Errors
+    /// `target-not-in-bundle`, `too-many-tokens`, `emulator-refused`.
+    pub fn new(bundle: &Bundle, target: &str, max_tokens: u64) -> Result<Code, Diagnostic> {
         let manifest = bundle.manifest();
         let plan = Plan::new(find_target(manifest, target)?, max_tokens, None)?;
-        let architecture = exec::Target::parse(target).ok_or_else(|| {
-            Diagnostic::machine("emulator-refused", format!("the emulator does not know the target {target}"))
-        })?;
         let mut modules: BTreeMap<&str, Module> = BTreeMap::new();
         let mut by_entry: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         let (mut programs, mut variants) = (Vec::new(), Vec::new());
@@ -114,11 +139,41 @@ impl EmulatorLayer {
             }
             variants.push(steps);
         }
+        Ok(Code { plan, variants, programs })
+    }
+}
+
+/// The emulator's name of a target.
+///
+/// # Errors
+/// `emulator-refused`.
+pub(crate) fn architecture(target: &str) -> Result<exec::Target, Diagnostic> {
+    exec::Target::parse(target).ok_or_else(|| {
+        Diagnostic::machine("emulator-refused", format!("the emulator does not know the target {target}"))
+    })
+}
+
+impl EmulatorLayer {
+    /// Loads a GPU target of a bundle. `options` say what is checked.
+    ///
+    /// # Errors
+    /// `target-not-in-bundle`, `too-many-tokens`, `emulator-refused` for PTX that the emulator cannot execute, and those
+    /// of packing weights.
+    pub fn load(
+        bundle: &Bundle,
+        weights: &Weights<'_>,
+        target: &str,
+        max_tokens: u64,
+        options: Options,
+    ) -> Result<EmulatorLayer, Diagnostic> {
+        let manifest = bundle.manifest();
+        let code = Code::new(bundle, target, max_tokens)?;
+        let architecture = architecture(target)?;
         // The capacity is only a limit; memory is taken as it is allocated.
         let mut device = Device::with_capacity(architecture, 1 << 40);
         let mut addresses = Vec::new();
         let weights = weights.find(manifest)?;
-        for slot in &plan.weights {
+        for slot in &code.plan.weights {
             let param = &manifest.params[slot.param];
             weights.begin(param, &slot.buffer);
             let mut packed = vec![0; slot.buffer.bytes(0) as usize];
@@ -127,9 +182,7 @@ impl EmulatorLayer {
         }
         Ok(EmulatorLayer {
             device,
-            plan,
-            variants,
-            programs,
+            code,
             weights: addresses,
             options,
             reports: Vec::new(),
@@ -141,7 +194,7 @@ impl EmulatorLayer {
     }
 
     pub(crate) fn plan(&self) -> &Plan {
-        &self.plan
+        &self.code.plan
     }
 
     /// What each kernel of the last run found and counted, by name, in launch order.
@@ -162,15 +215,15 @@ impl EmulatorLayer {
     /// What a kernel of the last run moved, by buffer; empty unless the run counted; `report` is one of [`EmulatorLayer::reports`].
     pub fn traffic(&self, report: &Report) -> Vec<BufferTraffic<'_>> {
         let at = |address: u64| self.addresses.iter().position(|&a| a == address);
-        let buffers = self.plan.variants.get(self.ran).map_or(&[][..], |v| &v.buffers);
+        let buffers = self.code.plan.variants.get(self.ran).map_or(&[][..], |v| &v.buffers);
         let known = report.traffic.iter().filter_map(|t| Some((*t, buffers.get(at(t.address)?)?)));
         known.map(|(traffic, buffer)| BufferTraffic { buffer, traffic }).collect()
     }
 
     /// An intermediate buffer as the last run left it: rows without padding.
     pub(crate) fn read_buffer(&self, name: &str, n_tokens: u64) -> Result<(Buffer, Vec<u8>), Diagnostic> {
-        let v = self.plan.variant_for(n_tokens)?;
-        let (i, buffer) = self.plan.intermediate(v, name)?;
+        let v = self.code.plan.variant_for(n_tokens)?;
+        let (i, buffer) = self.code.plan.intermediate(v, name)?;
         let lost = || Diagnostic::internal("internal-error", format!("`{name}` should be in device memory"));
         let address = *self.addresses.get(i).ok_or_else(lost)?;
         let bytes = self.device.download(address, buffer.bytes(n_tokens) as usize).map_err(failed)?;
@@ -184,13 +237,13 @@ impl EmulatorLayer {
         inputs: &[Tensor],
         n_tokens: u64,
     ) -> Result<(Vec<Tensor>, Vec<String>), Diagnostic> {
-        let v = self.plan.variant_for(n_tokens)?;
+        let v = self.code.plan.variant_for(n_tokens)?;
         self.addresses.clear();
         self.ran = v;
         for address in std::mem::take(&mut self.made) {
             self.device.free(address).map_err(failed)?;
         }
-        for (buffer, place_of) in self.plan.variants[v].buffers.iter().zip(&self.plan.places[v]) {
+        for (buffer, place_of) in self.code.plan.variants[v].buffers.iter().zip(&self.code.plan.places[v]) {
             let bytes = buffer.bytes(n_tokens);
             let content = match buffer.role {
                 Role::Input(i) => {
@@ -219,41 +272,24 @@ impl EmulatorLayer {
         self.reports.clear();
         self.seconds.clear();
         let mut findings = Vec::new();
-        for step in &self.variants[v] {
-            let grid = step.launch.blocks(n_tokens, MULTIPROCESSORS);
-            if grid.contains(&0) {
+        for step in &self.code.variants[v] {
+            let Some(launch) = step.launch(n_tokens, &self.addresses, count)? else {
                 self.seconds.push(0.0);
                 continue;
-            }
-            let addresses: Vec<u64> = step.operands.iter().map(|&b| self.addresses[b]).collect();
-            let mut params: Vec<Param> = addresses.iter().map(|&a| Param::U64(a)).collect();
-            params.push(Param::U64(count));
-            for map in &step.launch.tensor_maps {
-                let bytes = encode(map, addresses[map.operand as usize], n_tokens);
-                params.push(Param::Bytes(bytes.map_err(|e| {
-                    Diagnostic::input("emulator-refused", format!("a tensor map of `{}` is not valid: {e}", step.name))
-                })?));
-            }
-            let launch = exec::Launch {
-                grid: grid.map(|n| n as u32),
-                block: [step.launch.block_threads, 1, 1],
-                cluster: [step.launch.cluster.max(1), 1, 1],
-                dynamic_smem_bytes: step.launch.dynamic_smem_bytes,
-                params,
             };
             let start = Instant::now();
             let report = self
                 .device
-                .launch(&self.programs[step.program], &launch, &self.options)
+                .launch(&self.code.programs[step.program], &launch, &self.options)
                 .map_err(|e| failed(e).note(format!("kernel `{}`, {n_tokens} tokens", step.name)))?;
             self.seconds.push(start.elapsed().as_secs_f64());
             findings.extend(report.findings.iter().map(|f| format!("{}: {f}", step.name)));
             self.reports.push((step.name.clone(), report));
         }
-        let buffers = self.plan.output_buffers(v);
+        let buffers = self.code.plan.output_buffers(v);
         let mut out = Vec::with_capacity(buffers.len());
         for (info, buffer) in manifest.outputs.iter().zip(buffers) {
-            let at = self.plan.variants[v].buffers.iter().position(|b| b.name == buffer.name);
+            let at = self.code.plan.variants[v].buffers.iter().position(|b| b.name == buffer.name);
             let address = at.map(|i| self.addresses[i]).unwrap_or_default();
             let bytes = self.device.download(address, buffer.bytes(n_tokens) as usize).map_err(failed)?;
             out.push(host::read_rows(info, buffer, n_tokens, &bytes)?);
@@ -302,7 +338,7 @@ fn place(device: &mut Device, content: Option<&[u8]>, bytes: u64) -> Result<u64,
     Ok(address)
 }
 
-fn failed(e: ExecError) -> Diagnostic {
+pub(crate) fn failed(e: ExecError) -> Diagnostic {
     Diagnostic::input("emulator-refused", format!("the emulator stopped: {e}"))
         .help("a kernel of moec that does this is a bug worth reporting")
 }

@@ -55,7 +55,7 @@ pub(crate) fn bind_inputs(wanted: &[TensorInfo], given: &[(&str, &Tensor)]) -> R
     Ok((out, n_tokens.map_or(0, |(t, _)| t)))
 }
 
-fn convert(info: &TensorInfo, tensor: &Tensor) -> Result<Tensor, Diagnostic> {
+pub(crate) fn convert(info: &TensorInfo, tensor: &Tensor) -> Result<Tensor, Diagnostic> {
     use DType::{BF16, F16, F32, I32, I64};
     let wrong = |help: &str| {
         Diagnostic::input(

@@ -35,6 +35,8 @@ pub mod cpu;
 pub mod cuda;
 mod device;
 #[cfg(feature = "emulator")]
+pub mod emulated_rank;
+#[cfg(feature = "emulator")]
 pub mod emulator;
 mod given;
 pub mod gpu_pack;

@@ -34,7 +34,7 @@ pub use compile::{
 };
 pub use error::{Error, Result};
 pub use model::{Activations, Model, ModelLayer};
-pub use placed::{Spread, compile_placed};
+pub use placed::{Spread, compile_exchanging, compile_placed};
 pub use random::{Random, random_params, random_tensor};
 pub use session::Session;
 pub use view::{View, ViewMut};

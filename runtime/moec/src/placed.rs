@@ -2,10 +2,12 @@
 
 use crate::compile::{CompileRequest, compile_reporting};
 use moec_bundle::Bundle;
-use moec_ir::Numerics;
 use moec_ir::diag::Diagnostic;
-use moec_ir::graph::{Graph, Param, Rounding, Wire, cut_columns, place, round_on_wire};
+use moec_ir::exchange::Exchange;
+use moec_ir::graph::{Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place, round_on_wire};
 use moec_ir::target::TargetKind;
+use moec_ir::{DType, Numerics};
+use moec_nvptx::emit_exchange;
 use moec_ranks::{ExpertProgram, ExpertPrograms, PlacedLayer};
 
 /// How a layer is spread over ranks.
@@ -41,12 +43,70 @@ pub fn compile_placed(
     spread: &Spread,
     progress: &mut dyn FnMut(&str),
 ) -> Result<PlacedLayer, Diagnostic> {
-    let &Spread { n_local, n_members, wire } = spread;
-    let rounded = wire.map(|w| round_on_wire(request.graph, w)).transpose()?;
+    programs(request, spread.n_members, &placed_of(request, spread)?, progress)
+}
+
+/// Compiles a layer for ranks whose kernels exchange rows, with those kernels, for the GPU targets of the request; `Err` of the inner
+/// result says in words why the kernels do not do this layer, which [`compile_placed`] and an exchange on the host then do.
+///
+/// # Errors
+/// Those of [`compile_placed`] and [`emit_exchange`].
+pub fn compile_exchanging(
+    request: &CompileRequest<'_>,
+    spread: &Spread,
+    progress: &mut dyn FnMut(&str),
+) -> Result<Result<PlacedLayer, String>, Diagnostic> {
+    if spread.n_members > 1 {
+        return Ok(Err("experts are cut over groups of ranks".into()));
+    }
+    let mut placed = placed_of(request, spread)?;
+    let Wire::Rows(_) = placed.wire else { return Ok(Err("rows travel as codes and scales".into())) };
+    if placed.top_k > u64::from(MOST_SLOTS) {
+        return Ok(Err(format!("a token has {} slots, and the kernels take {MOST_SLOTS}", placed.top_k)));
+    }
+    let dtype = |source: &Source| match source {
+        Source::Input(name) => request.graph.inputs.iter().find(|i| i.name == *name).map(|i| i.ty.dtype),
+        Source::Head(name) => {
+            placed.head.as_ref().and_then(|h| h.outputs.iter().find(|(n, _)| n == name).map(|(_, v)| h.ty(*v).dtype))
+        }
+    };
+    let missing = || Diagnostic::internal("internal-error", "ids and weights of slots should have types");
+    let (ids, weights) = (dtype(&placed.ids), placed.weights.as_ref().map(dtype));
+    let (row, result) = placed.widths();
+    let bytes = |dtype: DType, cols: u64| cols * dtype.bytes() as u64;
+    let exchange = Exchange {
+        top_k: placed.top_k as u32,
+        row_bytes: bytes(placed.experts.inputs[0].ty.dtype, row),
+        result_bytes: bytes(placed.experts.ty(placed.experts.outputs[0].1).dtype, result),
+        ids: ids.ok_or_else(missing)?,
+        weights: weights.map(|w| w.ok_or_else(missing)).transpose()?,
+    };
+    placed.experts = experts_of_tokens(&placed.experts, placed.top_k)?;
+    let layer = programs(request, 1, &placed, progress)?;
+    progress("kernels that exchange rows");
+    let targets = request.targets.iter().filter(|t| matches!(t.kind, TargetKind::Gpu { .. }));
+    let kernels = targets.map(|t| Ok((t.name.to_string(), emit_exchange(&exchange, t)?)));
+    Ok(Ok(layer.with_exchange(kernels.collect::<Result<_, Diagnostic>>()?)))
+}
+
+/// Slots of a token that kernels which exchange rows take: what they know of each lies in shared memory.
+const MOST_SLOTS: u32 = 1024;
+
+fn placed_of(request: &CompileRequest<'_>, spread: &Spread) -> Result<Placed, Diagnostic> {
+    let rounded = spread.wire.map(|w| round_on_wire(request.graph, w)).transpose()?;
     // GPUs have instructions for codes, which no program takes from outside yet; a wire that was asked for is kept.
     let on_gpus = request.targets.iter().any(|t| matches!(t.kind, TargetKind::Gpu { .. }));
-    let rounding = if on_gpus && wire.is_none() { Rounding::AfterDispatch } else { Rounding::BeforeDispatch };
-    let placed = place(rounded.as_ref().unwrap_or(request.graph), n_local, rounding)?;
+    let rounding = if on_gpus && spread.wire.is_none() { Rounding::AfterDispatch } else { Rounding::BeforeDispatch };
+    place(rounded.as_ref().unwrap_or(request.graph), spread.n_local, rounding)
+}
+
+/// The three programs of a placed layer.
+fn programs(
+    request: &CompileRequest<'_>,
+    n_members: u32,
+    placed: &Placed,
+    progress: &mut dyn FnMut(&str),
+) -> Result<PlacedLayer, Diagnostic> {
     // A form that moves a rounding may pay in the tail and not in the whole layer, or the other way round.
     let numerics = if request.numerics == Numerics::Fast { Numerics::Fast } else { Numerics::Bitwise };
     let dtype = |graph: &Graph| graph.inputs.iter().map(|i| i.ty.dtype).find(|d| d.is_float());
@@ -69,11 +129,11 @@ pub fn compile_placed(
         experts.push(ExpertPrograms::Whole(program(&placed.experts, placed.stacks.clone())?));
     } else {
         for member in 0..n_members {
-            let columns = cut_columns(&placed, n_members, member)?;
+            let columns = cut_columns(placed, n_members, member)?;
             let (up, down) = (program(&columns.up, columns.up_stacks)?, program(&columns.down, columns.down_stacks)?);
             experts.push(ExpertPrograms::Columns { up, down });
         }
     }
     let tail = piece(&placed.tail)?;
-    PlacedLayer::new(&placed, head, experts, tail)
+    PlacedLayer::new(placed, head, experts, tail)
 }

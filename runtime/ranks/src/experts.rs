@@ -78,6 +78,10 @@ pub(crate) fn load_experts(
 
 /// That a map is one of the layer on `n_ranks` ranks.
 pub(crate) fn check(placed: &PlacedLayer, map: &Placement, n_ranks: u32) -> Result<(), Diagnostic> {
+    if !placed.exchange.is_empty() {
+        let what = "a layer that was compiled for kernels that exchange rows is to run with another exchange";
+        return Err(Diagnostic::internal("internal-error", what));
+    }
     let members = placed.n_members();
     if !n_ranks.is_multiple_of(members) {
         let what = format!("{n_ranks} ranks are no groups of {members}, which share the matrices of an expert");

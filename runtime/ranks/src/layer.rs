@@ -3,6 +3,7 @@
 use crate::terms::fnv;
 use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
+use moec_ir::exchange::ExchangeKernel;
 use moec_ir::graph::{Maker, Param, Placed, Source, Wire};
 use moec_ir::{DType, Dim};
 
@@ -25,6 +26,8 @@ pub struct PlacedLayer {
     /// Element type and columns of a row before the experts, and of a slot's result.
     pub(crate) row: (DType, usize),
     pub(crate) slot: (DType, usize),
+    /// Kernels that exchange rows, by target. With them, the experts' program takes all slots of a row at once.
+    pub(crate) exchange: Vec<(String, Vec<ExchangeKernel>)>,
 }
 
 /// A program of local experts.
@@ -112,7 +115,15 @@ impl PlacedLayer {
             n_experts: placed.n_experts,
             top_k: placed.top_k as usize,
             outputs: placed.outputs.clone(),
+            exchange: Vec::new(),
         })
+    }
+
+    /// The same layer, whose experts' program takes all slots of a row ([`moec_ir::graph::experts_of_tokens`]), with kernels that exchange
+    /// rows for each target.
+    #[must_use]
+    pub fn with_exchange(self, exchange: Vec<(String, Vec<ExchangeKernel>)>) -> PlacedLayer {
+        PlacedLayer { exchange, ..self }
     }
 
     /// Experts of the whole layer.

@@ -3,13 +3,15 @@
 //! [`PlacedLayer`] is what was compiled: three programs and what travels between them ([`moec_ir::graph::place`]).
 //! [`RankLayer`] is one rank of it, loaded: [`RankLayer::step`] takes the rank's own tokens to their output, with the experts
 //! of all ranks. Ranks exchange through a [`Comm`]; [`threads`] has one for threads of a process,
-//! [`mpi`] one for processes. Which rank holds which
+//! [`mpi`] one for processes. [`EmulatedRanks`] is all ranks on devices of the emulator, whose own kernels exchange. Which rank holds which
 //! expert is a [`moec_ir::Placement`], which a layer takes anew between two steps; [`place_experts`] makes one from
 //! measured counts.
 #![warn(missing_docs)]
 
 mod balance;
 mod comm;
+mod emulated;
+mod exchange;
 mod experts;
 mod gather;
 mod layer;
@@ -24,6 +26,7 @@ mod tokens;
 
 pub use balance::place_experts;
 pub use comm::{Comm, Fault};
+pub use emulated::EmulatedRanks;
 pub use experts::{ExpertLoader, Loaded};
 pub use layer::{ExpertProgram, ExpertPrograms, PlacedLayer};
 pub use rank::RankLayer;

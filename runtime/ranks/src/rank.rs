@@ -207,18 +207,13 @@ impl<C: Comm> RankLayer<C> {
         let (own, k) = (self.comm.rank(), self.placed.top_k.max(1));
         let mut outgoing = vec![Outgoing::default(); self.now.map.n_ranks() as usize];
         let sender = Sender::new(rows, self.placed.wire);
-        // Replicas of an expert take turns, and ranks begin with different ones, so that their loads are equal.
-        let mut turns = vec![own as usize; self.placed.n_experts as usize];
         for (slot, &id) in ids.ints().iter().enumerate() {
-            let replicas = u32::try_from(id).map_or(&[][..], |e| self.now.map.replicas_of(e));
-            if replicas.is_empty() {
+            let token = slot / k;
+            let replica = u32::try_from(id).ok().and_then(|e| self.now.map.replica_for(e, own, token as u32));
+            let Some((group, local)) = replica else {
                 traffic.slots_dropped += 1;
                 continue;
-            }
-            let turn = &mut turns[id as usize];
-            let (group, local) = replicas[*turn % replicas.len()];
-            *turn += 1;
-            let token = slot / k;
+            };
             outgoing[group as usize].add(token, slot, local, |out| sender.write(token, out));
         }
         let members = u64::from(self.placed.n_members());
@@ -393,7 +388,7 @@ impl<C: Comm> std::fmt::Debug for RankLayer<C> {
     }
 }
 
-fn find<'t>(
+pub(crate) fn find<'t>(
     source: &Source,
     inputs: &'t [(&str, &Tensor)],
     made: &'t [(String, Tensor)],

@@ -1,8 +1,9 @@
 //! The kernels of an exchange on several ranks of the emulator, between experts and a tail that are easy to check.
 
+use moec_ir::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam as P};
 use moec_ir::window::{RankTerms, Term, WaitReport, Window};
 use moec_ir::{DType, Placement, target::Target};
-use moec_nvptx::{Blocks, Exchange, ExchangeKernel, ExchangeParam as P, emit_exchange};
+use moec_nvptx::emit_exchange;
 use moec_ptx::ast::Module;
 use moec_ptx::exec::{ExecError, Launch, Options, Param, Program, Ranks, RanksReport, Step};
 

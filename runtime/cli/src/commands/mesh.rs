@@ -6,11 +6,12 @@ use crate::output::{Ended, Outcome};
 use crate::progress::Progress;
 use moec::ranks::mpi::MpiComm;
 use moec::ranks::{
-    Comm, PlacedLayer, RankLayer, RankOptions, StepResult, join_tokens, split_evenly, split_tokens, threads,
+    Comm, EmulatedRanks, PlacedLayer, RankLayer, RankOptions, StepResult, join_tokens, split_evenly, split_tokens,
+    threads,
 };
 use moec::{
     Checkpoint, CompileRequest, Device, Diagnostic, LayerOptions, Mesh, ModelLayer, Placement, RunResult, Spread,
-    Tensor, Weights, compile_placed,
+    Tensor, Weights, compile_exchanging, compile_placed,
 };
 use moec_ir::graph::{Op, Wire};
 use moec_ir::{ActQuant, DType};
@@ -40,9 +41,20 @@ pub struct MeshArgs {
     /// standard ABI, where the loader does not find `libmpi_abi.so.1`. The first process writes and compares the output.
     #[arg(long, requires = "mesh", value_parser = parse_ranks, default_value = "threads", value_name = "threads|mpi[:LIBRARY]")]
     pub ranks: RanksArg,
+    /// What brings rows to experts and results back: kernels of the ranks, in the emulator, or the host between launches
+    /// [default: kernels in the emulator, where they do the layer; else the host].
+    #[arg(long, requires = "mesh", value_enum, value_name = "kernels|host")]
+    pub exchange: Option<ExchangeArg>,
     /// Longest time to wait for a rank.
     #[arg(long, value_name = "SECONDS", default_value = "60", requires = "mesh")]
     pub timeout: f64,
+}
+
+/// What exchanges rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ExchangeArg {
+    Kernels,
+    Host,
 }
 
 /// What ranks are.
@@ -99,7 +111,19 @@ pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
     let progress = Progress::start("compiling");
     let wire = options.mesh.wire.and_then(|w| w.0);
     let spread = Spread { n_local: map.most_local(), n_members: mesh.tp, wire };
-    let placed = compile_placed(&request, &spread, &mut |step| progress.say(step)).map_err(one)?;
+    let mut say = |step: &str| progress.say(step);
+    let by_kernels = match by_kernels(options) {
+        Ok(()) => compile_exchanging(&request, &spread, &mut say).map_err(one)?,
+        Err(why) => Err(why),
+    };
+    let placed = match &by_kernels {
+        Ok(_) => None,
+        Err(why) if options.mesh.exchange == Some(ExchangeArg::Kernels) => {
+            let d = Diagnostic::machine("wrong-usage", format!("--exchange kernels cannot be: {why}"));
+            return Err(vec![d.help("give --exchange host, or --device emulator:T without --ranks and tp")]);
+        }
+        Err(_) => Some(compile_placed(&request, &spread, &mut say).map_err(one)?),
+    };
     drop(progress);
     let inputs = inputs(options, &layer).map_err(one)?;
     let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).copied().unwrap_or(0);
@@ -110,6 +134,15 @@ pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
         (_, None) => return Err(vec![run::weights_missing(options)]),
     };
     let progress = Progress::start("loading weights and running");
+    let mut said = String::from("rows are exchanged by kernels of the ranks\n");
+    let (placed, exchanging) = match (placed, by_kernels) {
+        (Some(placed), why) => {
+            said = format!("rows are exchanged by the host: {}\n", why.err().unwrap_or_default());
+            (placed, false)
+        }
+        (None, Ok(placed)) => (placed, true),
+        (None, Err(why)) => return Err(vec![Diagnostic::internal("internal-error", why)]),
+    };
     let run = Run {
         placed: Arc::new(placed),
         map: &map,
@@ -120,6 +153,7 @@ pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
     };
     let timeout = Duration::try_from_secs_f64(options.mesh.timeout).unwrap_or(Duration::MAX);
     let steps = match &options.mesh.ranks {
+        RanksArg::Threads if exchanging => run.in_emulator().map(Some),
         RanksArg::Threads => run.on_threads(timeout).map(Some),
         RanksArg::Mpi(library) => run.as_process(library.as_deref(), mesh, timeout),
     };
@@ -131,8 +165,19 @@ pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
     if let Some(path) = &options.output {
         run::write_results(path, &result).map_err(one)?;
     }
+    crate::output::print(&said);
     crate::output::print(&table(&steps, &map, mesh.tp, &counts));
     run::report(options, &result, n_tokens as u64)
+}
+
+/// Whether ranks exchange rows by kernels of their own; why not, in words.
+fn by_kernels(options: &Options) -> Result<(), String> {
+    match (&options.device, &options.mesh.ranks) {
+        _ if options.mesh.exchange == Some(ExchangeArg::Host) => Err("--exchange host was given".into()),
+        (Device::Emulator { .. }, RanksArg::Threads) => Ok(()),
+        (Device::Emulator { .. }, RanksArg::Mpi(_)) => Err("ranks are processes".into()),
+        _ => Err("ranks are on CPUs".into()),
+    }
 }
 
 /// Options that only one rank takes.
@@ -241,6 +286,27 @@ struct Run<'r> {
 impl Run<'_> {
     fn on_threads(&self, timeout: Duration) -> Result<Vec<StepResult>, Diagnostic> {
         threads::run(threads::connect(self.counts.len() as u32, timeout), |comm| Ok(self.step(comm)?.1))
+    }
+
+    /// On devices of the emulator, whose kernels run together.
+    fn in_emulator(&self) -> Result<Vec<StepResult>, Diagnostic> {
+        let Device::Emulator { target } = self.device else {
+            return Err(Diagnostic::internal("internal-error", "kernels that exchange run in the emulator"));
+        };
+        let max_tokens = self.counts.iter().copied().max().unwrap_or(0) as u32;
+        // The emulator finds ranks that wait for ever; its clock is no clock of people.
+        let sizes = (max_tokens, u32::MAX);
+        let options = moec_runtime::LoadOptions::default().emulator;
+        let mut ranks =
+            EmulatedRanks::load(self.placed.clone(), self.map.clone(), self.weights, target, sizes, options)?;
+        let mut parts: Vec<Vec<(&str, Tensor)>> = vec![Vec::new(); self.counts.len()];
+        for (name, tensor) in self.inputs {
+            let of_ranks = split_tokens(tensor, self.counts)?;
+            parts.iter_mut().zip(of_ranks).for_each(|(part, tensor)| part.push((name.as_str(), tensor)));
+        }
+        let given: Vec<Vec<(&str, &Tensor)>> =
+            parts.iter().map(|part| part.iter().map(|(name, tensor)| (*name, tensor)).collect()).collect();
+        ranks.step(&given)
     }
 
     /// The results of all ranks on the first of them.
