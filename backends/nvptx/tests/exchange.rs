@@ -2,11 +2,14 @@
 
 #[path = "exchange/bench.rs"]
 mod bench;
+#[path = "exchange/mutants.rs"]
+mod mutants;
 
 use bench::{Case, Ran, compiled, emitted, run};
 use moec_ir::Placement;
 use moec_ir::window::Stopped;
 use moec_ptx::exec::{Options, Schedule};
+use mutants::{MUTANTS, Mutant};
 
 const SCHEDULES: [Schedule; 4] = [Schedule::RoundRobin, Schedule::Random(1), Schedule::Random(2), Schedule::Random(3)];
 
@@ -123,4 +126,38 @@ fn what_leaves_a_rank_is_counted() {
         let want = rows * row + u64::from(case.n_ranks() - 1) * 20;
         assert_eq!(ran.dispatch_bytes[rank as usize], want, "rank {rank}");
     }
+}
+
+/// What gives a mutant away: under the first order that does, an error, a finding or a wrong result.
+fn given_away(case: &Case, mutant: &Mutant, kernels: &[moec_ir::exchange::ExchangeKernel]) -> Option<String> {
+    let kernels = compiled(mutant.of(kernels)?);
+    SCHEDULES.into_iter().find_map(|schedule| {
+        let ran = run(case, &kernels, &Options { instruction_limit: 5_000_000, ..options(schedule) });
+        let report = match &ran.report {
+            Ok(report) => report,
+            Err(e) => return e.to_string().lines().next().map(str::to_owned),
+        };
+        let finding = report.all().flat_map(|r| &r.findings).next().map(ToString::to_string);
+        finding.or(ran.wrong)
+    })
+}
+
+#[test]
+fn every_slip_is_noticed() {
+    // Slots and rows for more than one warp, where barriers count.
+    let even = Placement::even(40, 2).expect("a map");
+    let wide = Case {
+        counts: vec![2, 1],
+        max_tokens: 2,
+        top_k: 40,
+        words: 260,
+        maps: vec![even; 3],
+        ids: |step, r, t, s| i64::from((7 * s + 3 * t + r + step) % 40),
+        ..small()
+    };
+    let cases = [small(), wide].map(|case| (emitted(&case, "sm_90a"), case));
+    is_right(&run(&cases[1].1, &compiled(cases[1].0.clone()), &options(Schedule::Random(5))));
+    let is_missed = |m: &&Mutant| cases.iter().all(|(kernels, case)| given_away(case, m, kernels).is_none());
+    let missed: Vec<String> = MUTANTS.iter().filter(is_missed).map(Mutant::name).collect();
+    assert!(missed.is_empty(), "{missed:?}");
 }

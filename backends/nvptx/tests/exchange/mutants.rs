@@ -1,0 +1,66 @@
+//! What a slip in the emitted text of a kernel would be.
+
+use moec_ir::exchange::ExchangeKernel;
+
+/// A change: its kernel, which of the lines with a text, what of the line, and by what.
+pub struct Mutant(pub &'static str, &'static str, (&'static str, usize), &'static str, &'static str);
+
+pub const MUTANTS: [Mutant; 32] = [
+    Mutant("a relaxed flag", "dispatch", ("st.release.sys", 0), "release", "relaxed"),
+    Mutant("a flag for the device", "dispatch", ("st.release.sys", 0), "sys", "gpu"),
+    Mutant("a weak flag", "dispatch", ("st.release.sys", 0), "release.sys.", ""),
+    Mutant("no barrier behind the slots", "dispatch", ("bar.sync", 0), "bar", "//"),
+    Mutant("no barrier behind the first slots", "dispatch", ("bar.sync", 1), "bar", "//"),
+    Mutant("no barrier behind the rows", "dispatch", ("bar.sync", 2), "bar", "//"),
+    Mutant("no fence behind the rows", "dispatch", ("membar.gl", 0), "membar", "//"),
+    Mutant("no fence in the last block", "dispatch", ("membar.gl", 1), "membar", "//"),
+    Mutant("flags before the last block", "dispatch", ("bar.sync", 3), "bar.sync", "ret; //"),
+    Mutant("rows always to one buffer", "dispatch", ("and.b32", 0), ", 4;", ", 0;"),
+    Mutant("flags always to one buffer", "dispatch", ("and.b32", 1), ", 4;", ", 0;"),
+    Mutant("a wait for the device", "receive", ("ld.relaxed.sys", 0), "sys", "gpu"),
+    Mutant("a weak wait", "receive", ("ld.relaxed.sys", 0), "relaxed.sys.", ""),
+    Mutant("no fence behind the wait", "receive", ("fence.acq_rel.sys", 0), "fence", "//"),
+    Mutant("a fence for the device", "receive", ("fence.acq_rel.sys", 0), "sys", "gpu"),
+    Mutant("no wait", "receive", ("setp.ne.b32", 1), "ne.b32", "gt.u32"),
+    Mutant("nobody waits for the thread that does", "receive", ("bar.sync", 0), "bar", "//"),
+    Mutant("flags of one buffer", "receive", ("and.b32", 0), ", 4;", ", 0;"),
+    Mutant("slots of one buffer", "receive", ("and.b32", 1), ", 4;", ", 0;"),
+    Mutant("what came in a step before counts", "receive", ("setp.eq.b32", 3), "eq.b32", "le.u32"),
+    Mutant("a relaxed flag", "answer", ("st.release.sys", 0), "release", "relaxed"),
+    Mutant("a flag for the device", "answer", ("st.release.sys", 0), "sys", "gpu"),
+    Mutant("no barrier behind the results", "answer", ("bar.sync", 0), "bar", "//"),
+    Mutant("no fence behind the results", "answer", ("membar.gl", 0), "membar", "//"),
+    Mutant("no fence in the last block", "answer", ("membar.gl", 1), "membar", "//"),
+    Mutant("the flag before the last block", "answer", (", -1;", 1), "-1;", "-2;"),
+    Mutant("results always to one buffer", "answer", ("and.b32", 0), ", 4;", ", 0;"),
+    Mutant("no fence behind the wait", "collect", ("fence.acq_rel.sys", 0), "fence", "//"),
+    Mutant("a wait for the device", "collect", ("ld.relaxed.sys", 0), "sys", "gpu"),
+    Mutant("no wait", "collect", ("setp.ne.b32", 2), "ne.b32", "gt.u32"),
+    Mutant("a step counts for two", "collect", ("add.s32", 11), ", 1;", ", 2;"),
+    Mutant("a step does not count", "collect", ("add.s32", 11), ", 1;", ", 0;"),
+];
+
+impl Mutant {
+    /// Makes the change; `None` where the text, of other sizes, has no such line.
+    pub fn of(&self, kernels: &[ExchangeKernel]) -> Option<Vec<ExchangeKernel>> {
+        let &Mutant(_, kernel, (line, nth), from, to) = self;
+        let change = |k: &ExchangeKernel| {
+            if !k.entry.ends_with(kernel) {
+                return Some(k.clone());
+            }
+            let mut seen = 0;
+            let mut is_it = |l: &str| {
+                seen += usize::from(l.contains(line));
+                l.contains(line) && seen == nth + 1
+            };
+            let lines = k.ptx.lines().map(|l| if is_it(l) { l.replacen(from, to, 1) } else { l.to_string() });
+            let ptx: String = lines.map(|l| l + "\n").collect();
+            (ptx.trim_end() != k.ptx.trim_end()).then(|| ExchangeKernel { ptx, ..k.clone() })
+        };
+        kernels.iter().map(change).collect()
+    }
+
+    pub fn name(&self) -> String {
+        format!("{}: {}", self.1, self.0)
+    }
+}
