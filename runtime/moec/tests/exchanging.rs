@@ -1,0 +1,167 @@
+//! Ranks whose kernels exchange rows give the bits that the layer has on one rank.
+
+use moec::ranks::{EmulatedRanks, PlacedLayer, join_tokens, split_evenly, split_tokens};
+use moec::{
+    Checkpoint, CompileRequest, Device, Diagnostic, Model, ModelLayer, Placement, Session, Spread, Target, Tensor,
+    Weights, compile_exchanging,
+};
+use moec_ir::graph::{Op, Wire};
+use moec_ptx::exec::{Options, Schedule};
+use std::path::Path;
+use std::sync::Arc;
+
+const TARGET: &str = "sm_90a";
+
+/// A recorded layer and its input.
+struct Recorded {
+    layer: ModelLayer,
+    inputs: Vec<(String, Tensor)>,
+    weights: Arc<Checkpoint>,
+}
+
+fn recorded(name: &str) -> Recorded {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/conformance").join(name);
+    let file = Checkpoint::open(dir.join("golden.layer0.safetensors")).expect("golden");
+    let tensor = |name: &str| file.tensor(name).expect("readable").and_then(|t| t.to_tensor()).expect("input");
+    let dtype = Some(tensor("input").dtype);
+    let layer = Model::open(&dir).expect("model").layer_as(Some(0), dtype).expect("layer");
+    let inputs = layer.graph.inputs.iter().map(|i| (i.name.clone(), tensor(&i.name))).collect();
+    Recorded { layer, inputs, weights: Arc::new(Checkpoint::open(&dir).expect("checkpoint")) }
+}
+
+fn n_experts(layer: &ModelLayer) -> u32 {
+    let of = |op: &Op| if let Op::Permute { n_experts } = op { Some(*n_experts) } else { None };
+    layer.graph.nodes.iter().find_map(|n| of(&n.op)).expect("a layer with experts")
+}
+
+fn named(inputs: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
+    inputs.iter().map(|(n, t)| (n.as_str(), t)).collect()
+}
+
+fn assert_same(got: &[(String, Tensor)], want: &[(String, Tensor)], what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for ((name, got), (other, want)) in got.iter().zip(want) {
+        assert_eq!((name, &got.shape), (other, &want.shape), "{what}");
+        assert!(got.to_bytes() == want.to_bytes(), "{what}: `{name}` has other bits");
+    }
+}
+
+fn request_for(r: &Recorded) -> CompileRequest<'_> {
+    let targets = Target::by_name(TARGET).into_iter().collect();
+    CompileRequest { info: r.layer.info.clone(), ..CompileRequest::new(&r.layer.graph, targets) }
+}
+
+fn exchanging(r: &Recorded, n_local: u32) -> Arc<PlacedLayer> {
+    let made = compile_exchanging(&request_for(r), &Spread::new(n_local), &mut |_| {}).expect("compiles");
+    Arc::new(made.expect("a layer for kernels that exchange"))
+}
+
+fn alone(r: &Recorded) -> Vec<(String, Tensor)> {
+    let request = CompileRequest { numerics: moec_ir::Numerics::Bitwise, ..request_for(r) };
+    let compiled = moec::compile(&request).expect("compiles");
+    let n = r.inputs[0].1.shape[0] as u64;
+    let device = Device::Emulator { target: TARGET };
+    let mut session =
+        Session::load(&compiled.bundle, &Weights::Checkpoint(r.weights.clone()), device, n).expect("loads");
+    session.run(&named(&r.inputs)).expect("runs").outputs
+}
+
+fn options(schedule: Schedule) -> Options {
+    Options { schedule, counters: false, ..Options::default() }
+}
+
+/// A step with these tokens on each rank; the outputs in token order.
+fn step(ranks: &mut EmulatedRanks, r: &Recorded, counts: &[usize]) -> Result<Vec<(String, Tensor)>, Diagnostic> {
+    let mut parts = vec![Vec::new(); counts.len()];
+    for (name, tensor) in &r.inputs {
+        let of_ranks = split_tokens(tensor, counts).expect("as many tokens");
+        parts.iter_mut().zip(of_ranks).for_each(|(part, t)| part.push((name.clone(), t)));
+    }
+    let steps = ranks.step(&parts.iter().map(|p| named(p)).collect::<Vec<_>>())?;
+    let found: Vec<&String> = steps.iter().flat_map(|s| &s.findings).collect();
+    assert!(found.is_empty(), "{found:?}");
+    let joined = steps[0].outputs.iter().enumerate().map(|(i, (name, _))| {
+        let parts: Vec<&Tensor> = steps.iter().map(|s| &s.outputs[i].1).collect();
+        (name.clone(), join_tokens(&parts).expect("parts of one tensor"))
+    });
+    Ok(joined.collect())
+}
+
+#[test]
+fn families_have_the_same_bits_on_ranks_whose_kernels_exchange() {
+    let cases = [
+        ("qwen3_moe.bf16", 8),
+        ("mixtral.bf16", 4),
+        ("gpt_oss.bf16", 3),
+        ("olmoe.bf16", 2),
+        ("qwen2_moe.bf16", 3),
+        ("qwen3_moe.int4-g128", 3),
+        ("qwen3_moe.mxfp8", 2),
+    ];
+    for (seed, (name, n)) in (1u64..).zip(cases) {
+        let r = recorded(name);
+        let map = Placement::even(n_experts(&r.layer), n).expect("a map");
+        let counts = split_evenly(r.inputs[0].1.shape[0], n);
+        let weights = Weights::Checkpoint(r.weights.clone());
+        let (layer, most) = (exchanging(&r, map.most_local()), counts[0] as u32);
+        let options = options(Schedule::Random(seed));
+        let mut ranks = EmulatedRanks::load(layer, map, &weights, TARGET, (most, u32::MAX), options).expect(name);
+        assert_same(&step(&mut ranks, &r, &counts).expect(name), &alone(&r), name);
+    }
+}
+
+/// Steps with no barrier between them, ranks with all tokens and with none, experts that are held twice, a new map on the way.
+#[test]
+fn tokens_flow_while_experts_move() {
+    let r = recorded("qwen3_moe.bf16");
+    let (want, n) = (alone(&r), r.inputs[0].1.shape[0]);
+    let map = |version, ranks: [&[u32]; 3]| {
+        Placement::new(version, n_experts(&r.layer), ranks.iter().map(|r| r.to_vec()).collect()).expect("a map")
+    };
+    let first = map(1, [&[0, 1, 2, 3, 4, 5], &[], &[6, 7, 0, 1, 2]]);
+    let second = map(2, [&[7, 6], &[5, 4, 3, 2, 1, 0], &[0, 7, 3, 2]]);
+    let weights = Weights::Checkpoint(r.weights.clone());
+    let sizes = (n as u32, u32::MAX);
+    let layer = exchanging(&r, 6);
+    let mut ranks =
+        EmulatedRanks::load(layer, first, &weights, TARGET, sizes, options(Schedule::RoundRobin)).expect("loads");
+    for (i, counts) in
+        [[n, 0, 0], [1, n - 2, 1], [0, 0, n], split_evenly(n, 3).try_into().expect("3")].iter().enumerate()
+    {
+        if i == 2 {
+            ranks.set_map(second.clone(), &weights).expect("a newer map");
+        }
+        ranks.set_options(|o| o.schedule = Schedule::Random(i as u64));
+        assert_same(&step(&mut ranks, &r, counts).expect("a step"), &want, &format!("step {i}"));
+    }
+    let d = ranks.step(&[]).unwrap_err();
+    assert_eq!(d.code, "rank-not-answering");
+}
+
+/// A deadline that nobody can keep is told with the rank, and no step is made after it.
+#[test]
+fn a_wait_that_is_too_long_names_the_rank() {
+    let r = recorded("qwen3_moe.bf16");
+    let map = Placement::even(n_experts(&r.layer), 2).expect("a map");
+    let weights = Weights::Checkpoint(r.weights.clone());
+    let n = r.inputs[0].1.shape[0];
+    let layer = exchanging(&r, map.most_local());
+    let mut ranks =
+        EmulatedRanks::load(layer, map, &weights, TARGET, (n as u32, 0), options(Schedule::RoundRobin)).expect("loads");
+    let d = step(&mut ranks, &r, &[n, 0]).unwrap_err();
+    assert!(d.code == "rank-not-answering" && d.message.contains("which holds experts"), "{d}");
+    assert!(step(&mut ranks, &r, &[n, 0]).is_err());
+}
+
+#[test]
+fn what_kernels_do_not_do_is_said() {
+    let r = recorded("qwen3_moe.bf16");
+    let cut = Spread { n_members: 2, ..Spread::new(4) };
+    let codes = Wire::Codes(moec_ir::ActQuant::from_name("mxfp8").expect("a format"));
+    for (spread, why) in
+        [(cut, "cut over groups"), (Spread { wire: Some(codes), ..Spread::new(4) }, "codes and scales")]
+    {
+        let said = compile_exchanging(&request_for(&r), &spread, &mut |_| {}).expect("no error").expect_err("a word");
+        assert!(said.contains(why), "{said}");
+    }
+}
