@@ -77,7 +77,7 @@ impl Case {
 }
 
 pub fn emitted(case: &Case, target: &str) -> Vec<ExchangeKernel> {
-    emit_exchange(&case.exchange(), &Target::by_name(target).expect("a target")).expect("kernels")
+    emit_exchange(&case.exchange(), Target::by_name(target).expect("a target")).expect("kernels")
 }
 
 pub fn compiled(kernels: Vec<ExchangeKernel>) -> Kernels {
