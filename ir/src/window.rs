@@ -198,7 +198,7 @@ mod tests {
         let all = [p.arrivals, p.answers, p.slots, p.rows, p.results].concat();
         assert!(all.is_sorted() && all.iter().all(|at| at.is_multiple_of(256)));
         assert_eq!(p.rows[1] - p.rows[0], 8 * 128 * 14336);
-        assert_eq!(p.bytes, (4 * 8 * 128 + 2 * (8 * 128 * (14336 + 48) + 128 * 8 * 14336)).next_multiple_of(4096));
+        assert_eq!(p.bytes, (4u64 * 8 * 128 + 2 * (8 * 128 * (14336 + 48) + 128 * 8 * 14336)).next_multiple_of(4096));
         assert_ne!(w.digest(), Window { max_tokens: 127, ..w }.digest());
         let terms = RankTerms { rank: 3, epoch: 1, deadline: 9, window: w };
         let words = terms.to_bytes().unwrap_or_default();
