@@ -192,10 +192,8 @@ fn refuse(options: &Options) -> Result<(), Diagnostic> {
         return wrong(format!("{option} is for a layer on one rank")).map_err(|d| d.help("leave it out, or --mesh"));
     }
     if matches!(options.device, Device::Cuda { .. }) {
-        return wrong(
-            "ranks run on CPUs and in the emulator; there are no kernels yet that exchange between GPUs".into(),
-        )
-        .map_err(|d| d.help("give --device cpu or --device emulator:T"));
+        return wrong("ranks run on CPUs and in the emulator; memory is not mapped between GPUs yet".into())
+            .map_err(|d| d.help("give --device cpu or --device emulator:T"));
     }
     Ok(())
 }
