@@ -36,7 +36,8 @@ fn ranks_write_what_one_rank_writes() {
     assert_eq!(run("ranks.safetensors", &[&emulated[..], &["--mesh", "ep=2"]].concat()).1, alone);
     // Rows that the layer rounds are rounded where they arrive, for products of codes.
     let rounded = |file: &str, more: &[&str]| {
-        let args = ["run", model, "--input", "random:T=24,seed=1", "--device", "emulator:sm_100a", "--activations", "mxfp8"];
+        let args =
+            ["run", model, "--input", "random:T=24,seed=1", "--device", "emulator:sm_100a", "--activations", "mxfp8"];
         let run = moec_in(dir.path(), &[&args[..], more, &["-o", file]].concat());
         assert_eq!(run.code, 0, "{more:?}: {}{}", run.stdout, run.stderr);
         std::fs::read(dir.path().join(file)).unwrap()

@@ -4,7 +4,9 @@ use crate::compile::{CompileRequest, compile_reporting};
 use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
 use moec_ir::exchange::Exchange;
-use moec_ir::graph::{Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place, round_on_wire};
+use moec_ir::graph::{
+    Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place, round_on_wire,
+};
 use moec_ir::target::TargetKind;
 use moec_ir::{DType, Numerics};
 use moec_nvptx::emit_exchange;
