@@ -156,8 +156,8 @@ fn models(cases: &[Case]) -> String {
 /// Most tokens of a rank whose layer takes no longer than `budget` µs, and thousands of tokens a second for each GPU.
 fn within(case: &Case, on: &str, n_ranks: u64, budget: f64) -> Option<(u64, f64)> {
     let fits = |n: u64| case.step(fabric(on), n_ranks, n).in_turn() * 1e6 <= budget;
-    let steps = (0..=52).map(|i| 2f64.powf(f64::from(i) / 4.0).round() as u64);
-    let n = steps.filter(|&n| fits(n)).last()?;
+    let mut steps = (0..=52).map(|i| 2f64.powf(f64::from(i) / 4.0).round() as u64);
+    let n = steps.rfind(|&n| fits(n))?;
     Some((n, rate(case, n, &case.step(fabric(on), n_ranks, n))))
 }
 
