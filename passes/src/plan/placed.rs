@@ -1,6 +1,6 @@
 //! The time of a layer whose tokens and experts live on the ranks of a fabric: its three programs, and the way between them.
 
-use super::model::{Exchange, Fabric, Model};
+use super::model::{Fabric, FabricLoad, Model};
 use crate::{CompileOptions, Variant, compile};
 use moec_ir::graph::{Graph, Placed, Rounding, place};
 use moec_ir::target::Target;
@@ -90,7 +90,7 @@ impl PlacedPrograms {
     pub fn step(&self, fabric: &Fabric, n_ranks: u64, n_tokens: u64) -> Step {
         let (row, slot) = self.placed.widths();
         let slot_type = self.placed.experts.ty(self.placed.experts.outputs[0].1).dtype;
-        let exchange = Exchange {
+        let load = FabricLoad {
             n_ranks,
             n_local: self.n_local,
             n_tokens,
@@ -107,12 +107,12 @@ impl PlacedPrograms {
         });
         Step {
             head: of(&self.head, n_tokens),
-            dispatch: exchange.dispatch_s(fabric),
-            experts: of(&self.experts, exchange.most_slots().round() as u64),
-            combine: exchange.combine_s(fabric),
+            dispatch: load.dispatch_s(fabric),
+            experts: of(&self.experts, load.most_slots().round() as u64),
+            combine: load.combine_s(fabric),
             tail: of(&self.tail, n_tokens),
             sum,
-            bytes: exchange.dispatch_bytes() + exchange.combine_bytes(),
+            bytes: load.dispatch_bytes() + load.combine_bytes(),
         }
     }
 }

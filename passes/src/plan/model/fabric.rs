@@ -104,9 +104,9 @@ impl Fabric {
     }
 }
 
-/// A step of a placed layer, for tokens that choose experts evenly.
+/// What a step of a placed layer puts on a fabric, for tokens that choose experts evenly.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Exchange {
+pub struct FabricLoad {
     /// Ranks, which hold as many experts each.
     pub n_ranks: u64,
     /// Experts of a rank, copies counted.
@@ -124,7 +124,7 @@ pub struct Exchange {
 /// Bytes of the local expert's number that goes with a slot.
 const ID_BYTES: f64 = 4.0;
 
-impl Exchange {
+impl FabricLoad {
     /// Ranks that have an expert of a token, its own counted, as a mean: those that not all of its slots miss.
     pub fn ranks_of_token(&self) -> f64 {
         let (all, local) = ((self.n_ranks * self.n_local) as f64, self.n_local as f64);
@@ -183,8 +183,8 @@ fn expected_most(n: u64, p: f64, ranks: u64) -> f64 {
 mod tests {
     use super::*;
 
-    const V3: Exchange =
-        Exchange { n_ranks: 8, n_local: 32, n_tokens: 128, top_k: 8, row_bytes: 7168.0, slot_bytes: 14336.0 };
+    const V3: FabricLoad =
+        FabricLoad { n_ranks: 8, n_local: 32, n_tokens: 128, top_k: 8, row_bytes: 7168.0, slot_bytes: 14336.0 };
 
     #[test]
     fn every_figure_has_a_source_and_a_missing_one_is_refused() {
@@ -230,9 +230,9 @@ mod tests {
 
     #[test]
     fn one_rank_sends_nothing_and_many_ranks_send_a_row_for_each_slot() {
-        let alone = Exchange { n_ranks: 1, n_local: 256, ..V3 };
+        let alone = FabricLoad { n_ranks: 1, n_local: 256, ..V3 };
         assert!(alone.dispatch_bytes() == 0.0 && alone.ranks_of_token() == 1.0);
-        let spread = Exchange { n_ranks: 256, n_local: 1, ..V3 };
+        let spread = FabricLoad { n_ranks: 256, n_local: 1, ..V3 };
         assert!((spread.ranks_of_token() - 8.0).abs() < 1e-9);
         assert!(spread.combine_bytes() > V3.combine_bytes(), "the busiest of many ranks has more above the mean");
     }

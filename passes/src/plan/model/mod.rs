@@ -11,7 +11,7 @@ mod fabric;
 mod routing;
 
 pub use chip::{Assumptions, Chip, assumptions, sources};
-pub use fabric::{Exchange, Fabric};
+pub use fabric::{Fabric, FabricLoad};
 pub use routing::{Load, Routing};
 
 use moec_ir::engine::{MmaType, rows};
