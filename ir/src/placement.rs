@@ -203,7 +203,7 @@ impl Placement {
         words.extend(self.replicas.iter().flatten().flat_map(|&(rank, local)| [rank, local]));
         let version = [self.version as u32, (self.version >> 32) as u32];
         let bytes = version.into_iter().chain(words[2..].iter().copied()).flat_map(u32::to_le_bytes);
-        words[1] = bytes.fold(0x811c_9dc5, |hash: u32, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193));
+        words[1] = crate::window::fnv32(bytes);
         words
     }
 

@@ -76,9 +76,13 @@ impl Window {
     pub fn digest(self) -> u32 {
         let words =
             [u64::from(self.n_ranks), self.max_tokens.into(), self.top_k.into(), self.row_bytes, self.result_bytes];
-        let bytes = words.into_iter().flat_map(u64::to_le_bytes);
-        bytes.fold(0x811c_9dc5, |hash: u32, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193))
+        fnv32(words.into_iter().flat_map(u64::to_le_bytes))
     }
+}
+
+/// FNV-1a of 32 bits, by which ranks find out whether they have the same.
+pub(crate) fn fnv32(bytes: impl Iterator<Item = u8>) -> u32 {
+    bytes.fold(0x811c_9dc5, |hash, b| (hash ^ u32::from(b)).wrapping_mul(0x0100_0193))
 }
 
 /// What a kernel is told of the rank that it runs on: 32-bit words in this order, in the rank's own memory. Offsets are in units of

@@ -1,7 +1,7 @@
 //! `docs/nvl72.svg`: tokens a second and GPU against the time of a layer.
 
+use super::cases::cases;
 use super::page::rate;
-use super::placed::cases;
 use moec_passes::plan::model::Fabric;
 use std::fmt::Write;
 

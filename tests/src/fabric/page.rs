@@ -1,6 +1,6 @@
 //! `docs/nvl72.md`.
 
-use super::placed::{Case, cases};
+use super::cases::{Case, cases};
 use moec_passes::plan::Step;
 use moec_passes::plan::model::Fabric;
 use std::fmt::Write;

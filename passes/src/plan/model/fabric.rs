@@ -23,7 +23,7 @@ pub struct Fabric {
 }
 
 /// What holds of all fabrics.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Links {
     /// Part of a link's rate that exchanges reach.
     link_share: f64,
