@@ -21,7 +21,17 @@ pub(crate) fn run_streams(
     if options.counters {
         memory.forget_traffic();
     }
+    let reports = run_together(memory, streams, options);
+    // They take as much memory as what was written, and only accesses of one run race with each other.
     memory.forget_accesses();
+    reports
+}
+
+fn run_together(
+    memory: &DeviceMemory,
+    streams: Vec<Vec<Ready<'_>>>,
+    options: &Options,
+) -> Result<Vec<Vec<Report>>, ExecError> {
     let host_threads = match options.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -34,7 +44,6 @@ pub(crate) fn run_streams(
         }
     }
     let run = Run::new(streams.len() as u32, host_threads, spans);
-    let memory: &DeviceMemory = memory;
     let mut firsts = run.spans.iter().map(|s| (s.first, s.step));
     let streams: Vec<Stream<'_>> = streams
         .into_iter()

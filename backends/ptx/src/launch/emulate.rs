@@ -79,7 +79,7 @@ pub fn emulate_launch(
     for name in &launch.outputs {
         let (Some(address), Some(buffer)) = (addresses.get(name), buffers.get(name)) else { continue };
         let bytes = device.download(*address, buffer.bytes.len())?;
-        outputs.insert(name.clone(), Buffer { bytes, ..buffer.clone() });
+        outputs.insert(name.clone(), Buffer { dtype: buffer.dtype, shape: buffer.shape.clone(), bytes });
     }
     Ok(Emulation { outputs, report })
 }

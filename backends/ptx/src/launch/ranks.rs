@@ -127,7 +127,7 @@ pub fn emulate_ranks(
     for name in &recipe.outputs {
         let (Some(address), Some(buffer)) = (addresses.get(name), buffers.get(name)) else { continue };
         let bytes = ranks.download(*address, buffer.bytes.len())?;
-        outputs.insert(name.clone(), Buffer { bytes, ..buffer.clone() });
+        outputs.insert(name.clone(), Buffer { dtype: buffer.dtype, shape: buffer.shape.clone(), bytes });
     }
     Ok(RanksEmulation { outputs, report })
 }
