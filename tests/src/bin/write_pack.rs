@@ -1,33 +1,16 @@
 //! Writes the layers, inputs and expected results of a GPU pack: `write-pack DIR`. `cargo xtask gpu-pack` runs it.
 
-use moec::{CompileRequest, Model, Target, Tensor};
-use moec_ir::act_quant::ActQuant;
+use moec::{CompileRequest, Target, Tensor};
 use moec_ir::weights::WeightSource;
 use moec_ir::{DType, graph};
 use moec_runtime::gpu_pack::{PACK_FORMAT, Pack, PackCase, PackWeights};
+use moec_tests::timed::{RANGE, TIMED, Timed};
 use moec_tests::{cases, sampled};
 use moec_weights::safetensors::write_safetensors;
 use std::path::Path;
 
 /// Every machine generation that moec compiles for.
 const TARGETS: [&str; 5] = ["sm_80", "sm_89", "sm_90a", "sm_100f", "sm_120f"];
-
-/// A published layer that is timed, with random weights: they are too many to be shipped.
-struct Timed {
-    model: &'static str,
-    /// What rows are rounded to, where they are.
-    activations: Option<ActQuant>,
-    tokens: &'static [u64],
-}
-
-/// Each is timed on a GPU's own engine and on the portable one, which every GPU has.
-const TIMED: [Timed; 5] = [
-    Timed { model: "mixtral-8x7b", activations: None, tokens: &[1, 64, 4096] },
-    Timed { model: "qwen3-235b-a22b", activations: None, tokens: &[1, 16, 128] },
-    Timed { model: "gpt-oss-120b", activations: None, tokens: &[1, 64, 1024] },
-    Timed { model: "deepseek-r1", activations: None, tokens: &[1, 16, 128] },
-    Timed { model: "deepseek-r1", activations: Some(ActQuant::FP8_BLOCK), tokens: &[1, 128, 4096] },
-];
 
 /// Rows of inputs that a file holds at most.
 const MOST_ROWS: u64 = 128;
@@ -51,8 +34,8 @@ fn main() -> Result<(), Failure> {
         }
     }
     let mut peers = Vec::new();
-    for layer in TIMED {
-        timed(dir, &layer, &mut pack, &mut peers)?;
+    for layer in &TIMED {
+        timed(dir, layer, &mut pack, &mut peers)?;
     }
     std::fs::write(dir.join("peers.json"), serde_json::to_string_pretty(&peers)? + "\n")?;
     std::fs::write(dir.join("pack.json"), serde_json::to_string_pretty(&pack)? + "\n")?;
@@ -116,18 +99,12 @@ fn small(dir: &Path, case: &cases::Case, pack: &mut Pack) -> Result<(), Failure>
 
 /// A published layer at a few token counts, for its times; a few tokens of each are compared.
 fn timed(dir: &Path, layer: &Timed, pack: &mut Pack, peers: &mut Vec<serde_json::Value>) -> Result<(), Failure> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models").join(layer.model);
-    let mut graph = Model::open(path).and_then(|m| m.layer(None)).map_err(|d| format!("{d:?}"))?.graph;
-    let mut name = layer.model.to_string();
-    if let Some(q) = layer.activations {
-        graph = graph::quantise_activations(&graph, q)?;
-        name += "-fp8-rows";
-    }
+    let (name, graph) = layer.layer()?;
     // On sm_80 codes become floats: a bundle for it alone has no products of codes.
     let portable: Vec<&'static Target> = targets().into_iter().filter(|t| t.name == "sm_80").collect();
     let bundles = [
-        (name.clone(), bundle(dir, &name, &graph, targets(), (0, 4096))?),
-        (format!("{name} portable"), bundle(dir, &format!("{name}-portable"), &graph, portable, (0, 4096))?),
+        (name.clone(), bundle(dir, &name, &graph, targets(), RANGE)?),
+        (format!("{name} portable"), bundle(dir, &format!("{name}-portable"), &graph, portable, RANGE)?),
     ];
     for &n_tokens in layer.tokens {
         let stored = n_tokens.min(MOST_ROWS);

@@ -14,6 +14,7 @@
 //!   that change without a word.
 //! * `models` — measures every model family and writes `docs/models.md`.
 //! * `time-model` — writes `docs/time-model.md` from the programs and the chips' figures.
+//! * `calibrate` — fits that model's guesses to what a GPU pack measured.
 //! * `bench` — the benchmarks behind the figures of the README.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
 
@@ -71,6 +72,8 @@ enum Command {
     Models,
     /// Model the time of layers on Blackwell and write docs/time-model.md.
     TimeModel,
+    /// Fit the guesses of the model of time to what a GPU pack measured, and print how far off it is.
+    Calibrate(models::Calibrate),
 }
 
 fn main() -> ExitCode {
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Models => models::run(),
         Command::TimeModel => models::time_model(),
+        Command::Calibrate(options) => models::calibrate(&options),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

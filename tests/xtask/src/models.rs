@@ -14,6 +14,24 @@ pub fn run() -> Result<bool> {
     Ok(status.success())
 }
 
+/// What `cargo xtask calibrate` takes.
+#[derive(clap::Args)]
+pub struct Calibrate {
+    /// What a GPU pack wrote when it ran: `results.json`.
+    results: std::path::PathBuf,
+}
+
+/// Prints which guesses of the model of time would have told what a GPU measured, and how far off it is.
+///
+/// # Errors
+/// When it cannot be built or run.
+pub fn calibrate(options: &Calibrate) -> Result<bool> {
+    let results = std::path::absolute(&options.results)?;
+    let args = ["run", "--quiet", "--package", "moec-tests", "--bin", "calibrate", "--"];
+    let status = places::cargo().args(args).arg(results).status().context("cannot run cargo")?;
+    Ok(status.success())
+}
+
 /// Writes `docs/time-model.md`; seconds.
 ///
 /// # Errors

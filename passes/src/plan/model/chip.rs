@@ -36,7 +36,7 @@ pub struct Chip {
 }
 
 /// What holds of all chips.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Assumptions {
     /// Part of the memory's rate that long reads reach.
     pub memory_share: f64,
@@ -58,11 +58,11 @@ pub struct Assumptions {
     pub latency_s: f64,
     /// Multiprocessors in which a cluster has to lie.
     pub group: f64,
-    decode_e4m3: f64,
-    decode_e2m1: f64,
-    decode_int4: f64,
-    widen_e2m1: f64,
-    widen_int4: f64,
+    pub(super) decode_e4m3: f64,
+    pub(super) decode_e2m1: f64,
+    pub(super) decode_int4: f64,
+    pub(super) widen_e2m1: f64,
+    pub(super) widen_int4: f64,
 }
 
 impl Assumptions {

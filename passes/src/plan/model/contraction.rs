@@ -1,6 +1,6 @@
 //! The time of matrix products, from how engines cut them.
 
-use super::chip::{Chip, assumptions};
+use super::chip::Assumptions;
 use super::routing::Load;
 use super::{Launch, Model, Resource, bytes};
 use moec_ir::engine::{self, Engine, portable};
@@ -204,8 +204,7 @@ impl<'p> Product<'p> {
     }
 
     /// Lane instructions of the loop over k: for codes that become operands, and for sums that are scaled.
-    fn lane_instructions(&self, cut: &Cut) -> f64 {
-        let a = assumptions();
+    fn lane_instructions(&self, cut: &Cut, a: &Assumptions) -> f64 {
         let Some(q) = self.segment.panels.iter().find_map(|p| p.quant.as_ref()) else { return 0.0 };
         let codes = self.row_tiles * self.padded_cols(cut) * self.k * self.panels;
         if self.segment.codes_become_floats() {
@@ -228,7 +227,7 @@ impl<'p> Product<'p> {
 
 /// The launch of a contraction with a schedule that its engine builds.
 pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Schedule, n_tokens: u64) -> Launch {
-    let (chip, a) = (model.chip, assumptions());
+    let (chip, a) = (model.chip, model.assumptions);
     let cut = Cut::new(model, program, c, s);
     // A cluster lies in one group of multiprocessors.
     let cluster = f64::from(s.blocks());
@@ -242,9 +241,9 @@ pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Sch
         l.bytes += p.memory_bytes(n_tokens);
         l.issued_flops += p.flops(&cut);
         l.add(Resource::L2, p.l2_bytes() / chip.l2_bytes_per_s);
-        l.add(Resource::TensorCores, p.flops(&cut) / p.element.rate(chip, cut.engine, model.has_wgmma()));
+        l.add(Resource::TensorCores, p.flops(&cut) / p.element.rate(model, cut.engine));
         l.add(Resource::SharedMemory, p.shared_bytes(&cut, s) / shared_rate);
-        l.add(Resource::Decoding, p.lane_instructions(&cut) / lane_rate);
+        l.add(Resource::Decoding, p.lane_instructions(&cut, a) / lane_rate);
         l.add(Resource::Epilogue, p.work.rows * p.cols * a.epilogue_instructions / lane_rate);
         l.tiles += p.row_tiles * p.col_tiles * cut.ctas;
         in_flight += p.in_flight(&cut, s) * units / c.segments.len() as f64;
@@ -331,15 +330,16 @@ impl Element {
     }
 
     /// Flops per second that products reach.
-    fn rate(self, chip: &Chip, engine: Engine, has_wgmma: bool) -> f64 {
+    fn rate(self, model: &Model<'_>, engine: Engine) -> f64 {
+        let (chip, a) = (model.chip, model.assumptions);
         let published = match self {
             Element::Single => chip.f32_flops,
             Element::Half => chip.bf16_flops,
             Element::Fp8 => chip.fp8_flops,
             Element::Fp4 => chip.fp4_flops,
         };
-        let reached = if engine == Engine::Portable && has_wgmma { assumptions().mma_sync_share } else { 1.0 };
-        published.max(1.0) * assumptions().tensor_share * reached
+        let reached = if engine == Engine::Portable && model.has_wgmma() { a.mma_sync_share } else { 1.0 };
+        published.max(1.0) * a.tensor_share * reached
     }
 
     fn bytes(self) -> f64 {

@@ -5,11 +5,13 @@
 //! fill and drain it. Work is counted from what programs and their schedules say; rates are those of `chips.json`. Time on
 //! the CPU is not modelled: there is one program for all token counts.
 
+mod calibrate;
 mod chip;
 mod contraction;
 mod fabric;
 mod routing;
 
+pub use calibrate::{Calibration, Figures, Fitted, Measured, Residual, Work, fit};
 pub use chip::{Assumptions, Chip, assumptions, sources};
 pub use fabric::{Fabric, FabricLoad};
 pub use routing::{Load, Routing};
@@ -82,6 +84,8 @@ pub struct Launch {
     pub shared_waves: f64,
     /// What follows when all tiles are done, in seconds: one CTA puts slots in expert order.
     pub tail: f64,
+    /// To fill and drain it, in seconds.
+    pub fill: f64,
     parts: [f64; Resource::ALL.len()],
 }
 
@@ -112,7 +116,7 @@ impl Launch {
 
     /// Without the launch itself, in seconds.
     pub fn seconds(&self) -> f64 {
-        self.time_of(self.bound()) + self.tail + assumptions().fill_s
+        self.time_of(self.bound()) + self.tail + self.fill
     }
 
     fn add(&mut self, resource: Resource, seconds: f64) {
@@ -120,23 +124,35 @@ impl Launch {
     }
 }
 
+/// The rows of experts, by experts, how many of them a token chooses, and tokens.
+type Loads = BTreeMap<(u64, u64, u64), Rc<Load>>;
+
 /// A chip, what is compiled for it, and how tokens choose experts.
 pub struct Model<'a> {
     /// The chip.
     pub chip: &'a Chip,
+    /// What it assumes of all chips.
+    pub assumptions: &'a Assumptions,
     /// What programs are compiled for.
     pub target: &'a Target,
     /// How tokens choose experts.
     pub routing: Routing,
     /// Whether products for all tokens, such as those of shared experts, count.
     pub with_shared: bool,
-    loads: RefCell<BTreeMap<(u64, u64, u64), Rc<Load>>>,
+    loads: RefCell<Loads>,
 }
 
 impl<'a> Model<'a> {
     /// Of a chip that runs programs of `target`, with uniform routing.
     pub fn new(chip: &'a Chip, target: &'a Target) -> Model<'a> {
-        Model { chip, target, routing: Routing::Uniform, with_shared: true, loads: RefCell::default() }
+        Model {
+            chip,
+            assumptions: assumptions(),
+            target,
+            routing: Routing::Uniform,
+            with_shared: true,
+            loads: RefCell::default(),
+        }
     }
 
     /// Of the chip that stands behind a GPU target; `None` for the CPU.
@@ -147,6 +163,11 @@ impl<'a> Model<'a> {
     /// The same with another routing.
     pub fn with_routing(self, routing: Routing) -> Model<'a> {
         Model { routing, loads: RefCell::default(), ..self }
+    }
+
+    /// The same with other assumptions.
+    pub fn with_assumptions(self, assumptions: &'a Assumptions) -> Model<'a> {
+        Model { assumptions, ..self }
     }
 
     /// The same without products for all tokens.
@@ -172,12 +193,13 @@ impl<'a> Model<'a> {
     }
 
     fn launch(&self, program: &Program, body: &Body, s: &Schedule, n_tokens: u64) -> Launch {
-        match body {
+        let launch = match body {
             Body::Contract(c) => contraction::launch(self, program, c, s, n_tokens),
             Body::Rows(r) => self.rows(program, r, s, n_tokens),
             Body::Plan(p) => Launch { tail: self.order(program, p, n_tokens), ..self.moved(program, body, n_tokens) },
             Body::Map(_) | Body::Combine(_) | Body::Quantise(_) => self.moved(program, body, n_tokens),
-        }
+        };
+        Launch { fill: self.assumptions.fill_s, ..launch }
     }
 
     /// A launch that reads and writes its operands once.
@@ -186,14 +208,14 @@ impl<'a> Model<'a> {
             bytes: body.operands().iter().map(|(b, _)| bytes(program, *b, n_tokens)).sum(),
             ..Launch::default()
         };
-        l.add(Resource::Memory, l.bytes / (self.chip.memory_bytes_per_s * assumptions().memory_share));
+        l.add(Resource::Memory, l.bytes / (self.chip.memory_bytes_per_s * self.assumptions.memory_share));
         l
     }
 
     /// A router: its rows are read by each CTA of a cluster, its weights by each cluster, and again for each block of rows
     /// that is multiplied together.
     fn rows(&self, program: &Program, r: &RowProgram, s: &Schedule, n_tokens: u64) -> Launch {
-        let (chip, a) = (self.chip, assumptions());
+        let (chip, a) = (self.chip, self.assumptions);
         let mut l = self.moved(program, &Body::Rows(r.clone()), n_tokens);
         let features: Features = self.target.features();
         let g = rows::Geometry::of(program, r, s, features);
@@ -236,7 +258,7 @@ impl<'a> Model<'a> {
     fn order(&self, program: &Program, p: &Plan, n_tokens: u64) -> f64 {
         let ids = program.buffer(p.ids);
         let slots = (ids.rows.at(n_tokens) * ids.cols) as f64;
-        let a = assumptions();
+        let a = self.assumptions;
         (slots / 32.0).ceil() * a.order_instructions / (a.lanes_per_cycle / 32.0 * self.chip.clock_hz)
     }
 
