@@ -1,4 +1,5 @@
 //! `cargo xtask calibrate`: times that come of known figures give those figures back.
+#![allow(clippy::unwrap_used)]
 
 use moec_ir::target::Target;
 use moec_passes::CompileOptions;
