@@ -142,7 +142,7 @@ fn a_layer_is_right_for_any_token_count() {
 }
 
 #[test]
-fn the_block_that_finishes_last_plans() {
+fn the_block_or_cluster_that_finishes_last_plans() {
     for l in [Layer::small(DType::BF16), Layer { n_experts: 40, top_k: 3, ..Layer::small(DType::BF16) }] {
         let apart = layer(&l, &Schedules::for_rows(16));
         let joined = with_plan_after_route(apart.clone());
@@ -152,7 +152,12 @@ fn the_block_that_finishes_last_plans() {
             for (t, extra_blocks) in [(0, 0), (1, 0), (2, 16), (33, 0), (70, 8)] {
                 let (inputs, params) = tensors(&apart, t, t);
                 let want = run(&apart, target, &inputs, &params, t, 0);
-                assert_eq!(run(&joined, target, &inputs, &params, t, extra_blocks), want, "{name}, T = {t}");
+                for order_ctas in [1, 2, 8] {
+                    let mut joined = joined.clone();
+                    joined.kernels[0].schedule.order_ctas = order_ctas;
+                    let got = run(&joined, target, &inputs, &params, t, extra_blocks);
+                    assert_eq!(got, want, "{name}, {order_ctas} CTAs, T = {t}");
+                }
             }
         }
     }

@@ -123,8 +123,8 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
         Operands::Blocks(_) => WARPS + SCALE_WARPS,
     };
     let tile_n = TILE_N * ctas(team);
-    let s =
-        Schedule { tile_m, tile_n, tile_k: operands.tile_k(), stages: 0, warps, team, k_parts, dynamic: asked.dynamic };
+    let cut = Schedule::new(tile_m, tile_n, operands.tile_k(), 0, warps);
+    let s = Schedule { team, k_parts, dynamic: asked.dynamic, ..cut };
     let g = Geometry::of(contract, &s, smem_bytes);
     let (stage_bytes, fixed) = (g.stage_bytes(), g.first_stage() + g.sum_bytes());
     let room = smem_bytes.saturating_sub(fixed);

@@ -160,7 +160,7 @@ pub fn fitted(program: &Program, kernel: &Kernel, target: &Target) -> Schedule {
             Err(_) => asked,
         },
         Body::Rows(r) => rows::fit(program, r, asked, smem_bytes, target.features()).unwrap_or(asked),
-        Body::Plan(p) => plan::fit(p, asked, smem_bytes),
+        Body::Plan(p) => plan::fit(p, asked, smem_bytes, target.features()),
         Body::Quantise(_) => elementwise::fit_rows(asked),
         Body::Map(m) => by_element(m.out, &[], &m.args),
         Body::Combine(c) => by_element(c.out, &[c.y], &c.args),

@@ -111,7 +111,8 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
             "split" => schedule.team = Team::SplitK,
             "k_parts" => schedule.k_parts = c.small()?,
             "dynamic" => schedule.dynamic = true,
-            _ => return Err(c.error("pair, two_pairs, split, k_parts or dynamic before this")),
+            "order_ctas" => schedule.order_ctas = c.small()?,
+            _ => return Err(c.error("pair, two_pairs, neighbours, split, k_parts, dynamic or order_ctas before this")),
         }
     }
     let body = match c.word()? {

@@ -66,6 +66,9 @@ impl Display for Kernel {
         if s.dynamic {
             write!(f, ", dynamic")?;
         }
+        if s.order_ctas != 1 {
+            write!(f, ", order_ctas {}", s.order_ctas)?;
+        }
         write!(f, ") ")?;
         match &self.body {
             Body::Contract(c) => write!(f, "{c}"),

@@ -30,6 +30,9 @@ pub struct Schedule {
     /// every n-th tile.
     #[serde(default)]
     pub dynamic: bool,
+    /// Blocks of a cluster that put slots in expert order together; 1 for one block, and for kernels that put none.
+    #[serde(default = "one")]
+    pub order_ctas: u32,
 }
 
 /// Blocks that make a tile of a contraction.
@@ -52,7 +55,8 @@ pub enum Team {
 impl Schedule {
     /// One block for a tile, one sum, static order.
     pub const fn new(tile_m: u32, tile_n: u32, tile_k: u32, stages: u32, warps: u32) -> Schedule {
-        Schedule { tile_m, tile_n, tile_k, stages, warps, team: Team::One, k_parts: 1, dynamic: false }
+        let (team, k_parts, dynamic, order_ctas) = (Team::One, 1, false, 1);
+        Schedule { tile_m, tile_n, tile_k, stages, warps, team, k_parts, dynamic, order_ctas }
     }
 
     /// Blocks of a cluster that make a tile.

@@ -28,7 +28,9 @@ impl Kernel {
                 }
                 cut
             }
+            Body::Rows(_) if s.order_ctas > 1 => format!("{} rows, order by {} CTAs", s.tile_m, s.order_ctas),
             Body::Rows(_) | Body::Quantise(_) => format!("{} rows", s.tile_m),
+            Body::Plan(_) if s.order_ctas > 1 => format!("experts, {} CTAs", s.order_ctas),
             Body::Plan(_) => "experts".to_string(),
             Body::Map(_) | Body::Combine(_) => format!("{}x{}", s.tile_m, s.tile_n),
         };

@@ -64,11 +64,15 @@ impl<'a> Verifier<'a> {
             let twin = program.kernels[..i].iter().any(|o| o.name == k.name);
             self.expect(!twin, || format!("two kernels are called `{}`", k.name));
             let s = &k.schedule;
-            let whole = [s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps, s.k_parts].iter().all(|&n| n > 0);
+            let sizes = [s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps, s.k_parts, s.order_ctas];
+            let whole = sizes.iter().all(|&n| n > 0);
             self.expect(whole, || format!("kernel `{}` has a zero in its schedule", k.name));
             // A cluster has 8 blocks at most on every machine.
             let split = s.k_parts <= 8 && (s.team != Team::SplitK || s.k_parts > 1);
             self.expect(split, || format!("kernel `{}` cannot be made in {} parts", k.name, s.k_parts));
+            self.expect(s.order_ctas <= 8, || {
+                format!("kernel `{}` cannot put slots in order with {} blocks", k.name, s.order_ctas)
+            });
             let in_range = k.body.operands().iter().all(|(b, _)| b.index() < program.buffers.len());
             self.expect(in_range, || format!("kernel `{}` names a buffer that does not exist", k.name));
         }

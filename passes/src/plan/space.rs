@@ -30,10 +30,10 @@ pub fn on_gpu(program: &Program, kernel: &Kernel, target: &Target, k_parts: u32,
         }
         Body::Rows(_) => {
             let of = |m| [8, 16, 32, 64].map(move |n| Schedule::new(m, n, 64, 1, ROUTER_WARPS));
-            ([4, 8, 16, 32, 64].into_iter().flat_map(of).collect(), None)
+            ([4, 8, 16, 32, 64].into_iter().flat_map(of).flat_map(orders).collect(), None)
         }
         Body::Quantise(_) => (vec![Schedule::new(4, 1, 1, 1, 4)], None),
-        Body::Plan(_) => (vec![Schedule::new(1, 1, 1, 1, 32)], None),
+        Body::Plan(_) => (orders(Schedule::new(1, 1, 1, 1, 32)).to_vec(), None),
         Body::Map(_) | Body::Combine(_) => (vec![Schedule::new(1, 1024, 1, 1, 4)], None),
     };
     let mut built: Vec<Schedule> = Vec::new();
@@ -47,6 +47,11 @@ pub fn on_gpu(program: &Program, kernel: &Kernel, target: &Target, k_parts: u32,
         }
     }
     built
+}
+
+/// Expert order by one CTA, for few tokens, and by as many as a cluster has: fewer of them would say as much to each other.
+fn orders(s: Schedule) -> [Schedule; 2] {
+    [1, 8].map(|order_ctas| Schedule { order_ctas, ..s })
 }
 
 /// Parts of k that a kernel may have. More than one are for products whose tiles of one token, the fewest that a launch can

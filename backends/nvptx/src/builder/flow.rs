@@ -145,6 +145,35 @@ impl<'c> Builder<'c> {
         });
     }
 
+    /// As [`Builder::when_last`], in the cluster of `ctas` blocks that comes here last of `n_clusters`. `scratch` is 4 bytes of each
+    /// block's own, and all blocks of a cluster come here together.
+    pub fn when_last_cluster(
+        &'c self,
+        counter: Global<'c>,
+        (n_clusters, ctas): (I32<'c>, u32),
+        scratch: Shared<'c>,
+        then: impl FnOnce(),
+    ) {
+        // The barrier gathers the cluster's writes, the fence hands them on with the number.
+        self.cluster_barrier();
+        self.when(self.cluster_rank().eq(0).and(self.thread().eq(0)), || {
+            self.call(Intrinsic::FenceGpu, &[]);
+            let number = self.take_number(counter);
+            self.when(number.eq(n_clusters - 1), || {
+                self.call(Intrinsic::FenceGpu, &[]);
+                self.store_i32(counter, self.i32(0));
+            });
+            (0..ctas).for_each(|rank| self.store_i32_to_peer(scratch, rank, number));
+        });
+        self.cluster_barrier();
+        let number = self.load_i32(scratch);
+        self.when(number.eq(n_clusters - 1), || {
+            // All have read the number before anything else lies there.
+            self.barrier();
+            then();
+        });
+    }
+
     /// Adds 1 to an i32 in global memory, indivisibly; gives what it was.
     fn take_number(&'c self, counter: Global<'c>) -> I32<'c> {
         let (one, add, order) = (self.i32(1), AtomicRMWBinOp::Add, AtomicOrdering::Monotonic);
@@ -153,7 +182,17 @@ impl<'c> Builder<'c> {
 
     /// Waits for all threads of the cluster; makes their writes to each other's shared memory visible.
     pub fn cluster_barrier(&'c self) {
+        self.cluster_arrive();
+        self.cluster_wait();
+    }
+
+    /// Says that this thread has come to the next barrier of the cluster; [`Builder::cluster_wait`] must follow.
+    pub fn cluster_arrive(&'c self) {
         self.call(Intrinsic::ClusterArrive, &[]);
+    }
+
+    /// Waits until all threads of the cluster have come to the barrier.
+    pub fn cluster_wait(&'c self) {
         self.call(Intrinsic::ClusterWait, &[]);
     }
 

@@ -132,6 +132,16 @@ impl<'c> Builder<'c> {
         self.store_raw(At(self, self.of_peer(place, rank)), value.raw(), 4);
     }
 
+    /// Writes one i32 to where block `rank` of the cluster has `place`.
+    pub fn store_i32_to_peer(&'c self, place: Shared<'c>, rank: impl ToI32<'c>, value: I32<'c>) {
+        self.store_raw(At(self, self.of_peer(place, rank)), value.raw(), 4);
+    }
+
+    /// Reads one i32 where block `rank` of the cluster has `place`.
+    pub fn load_i32_of_peer(&'c self, place: Shared<'c>, rank: impl ToI32<'c>) -> I32<'c> {
+        self.load_i32(At(self, self.of_peer(place, rank)))
+    }
+
     /// Where block `rank` of the cluster has `place`.
     pub(super) fn of_peer(&'c self, place: Shared<'c>, rank: impl ToI32<'c>) -> PointerValue<'c> {
         let peer = self.call(Intrinsic::MapToPeer, &[place.v.into(), rank.to(self).v.into()]);

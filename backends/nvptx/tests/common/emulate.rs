@@ -4,6 +4,7 @@
 use moec_ir::Tensor;
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, Buffer, MapElem, Program, Role, Segment, TensorMap};
+use moec_nvptx::GpuKernelImage;
 use moec_ptx::ast::Module;
 use moec_ptx::exec::{self, Schedule};
 use moec_ptx::tensor::swizzle::Swizzle;
@@ -76,6 +77,22 @@ pub fn run_with(
     schedule: Schedule,
 ) -> Vec<Tensor> {
     let images = super::emit(program, target).unwrap_or_else(|e| panic!("{e}\n{}", e.notes.join("\n")));
+    run_images(program, &images, target, n_tokens, extra_blocks, content, schedule).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// As [`run_with`], of kernels that are emitted already.
+///
+/// # Errors
+/// What the emulator refuses, or the first of its findings with the kernel's text.
+pub fn run_images(
+    program: &Program,
+    images: &[GpuKernelImage],
+    target: &Target,
+    n_tokens: u64,
+    extra_blocks: u32,
+    content: &dyn Fn(&Buffer) -> Option<Tensor>,
+    schedule: Schedule,
+) -> Result<Vec<Tensor>, String> {
     let mut device = exec::Device::new(exec::Target::parse(target.name).expect("a GPU target"));
     let mut addresses = Vec::new();
     for b in &program.buffers {
@@ -91,7 +108,7 @@ pub fn run_with(
     }
     let count = device.alloc(4).expect("memory");
     device.upload(count, &(n_tokens as u32).to_le_bytes()).expect("in range");
-    for image in &images {
+    for image in images {
         let kernel = &program.kernels[image.kernel];
         let module = Module::parse(&image.ptx).expect("emitted PTX should parse");
         let compiled =
@@ -118,13 +135,13 @@ pub fn run_with(
         let options = exec::Options { counters: false, schedule, instruction_limit: LIMIT, ..exec::Options::default() };
         let report = device
             .launch(&compiled, &launch, &options)
-            .unwrap_or_else(|e| panic!("kernel `{}` for {}, T = {n_tokens}: {e}", kernel.name, target.name));
+            .map_err(|e| format!("kernel `{}` for {}, T = {n_tokens}: {e}", kernel.name, target.name))?;
         if let Some(first) = report.findings.first() {
             let n = report.findings.len();
-            panic!(
+            return Err(format!(
                 "kernel `{}` for {}, T = {n_tokens}: {n} findings, first: {first:?}\n{}",
                 kernel.name, target.name, image.ptx
-            );
+            ));
         }
     }
     let mut outputs: Vec<(u32, Tensor)> = Vec::new();
@@ -140,7 +157,7 @@ pub fn run_with(
         outputs.push((i, Tensor::from_bytes(b.dtype, &shape, &bytes).expect("as many bytes as elements")));
     }
     outputs.sort_by_key(|(i, _)| *i);
-    outputs.into_iter().map(|(_, t)| t).collect()
+    Ok(outputs.into_iter().map(|(_, t)| t).collect())
 }
 
 /// Whether a buffer is given rows of 4-bit codes: what lies between them is zero.

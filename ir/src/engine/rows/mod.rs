@@ -4,7 +4,7 @@ mod layout;
 
 pub use layout::RowLayout;
 
-use super::{MmaType, power_of_warps};
+use super::{MmaType, plan, power_of_warps};
 use crate::target::Features;
 use crate::tile::{BufferId, Program, RowOpKind, RowProgram, Schedule};
 
@@ -41,12 +41,14 @@ impl Way {
 /// A row program, cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Geometry {
-    /// Rows of a cluster.
+    /// Rows that CTAs share.
     pub tile_m: u32,
     /// Warps of a CTA.
     pub warps: u32,
-    /// CTAs of a cluster. They share the columns of the router and, after it, the rows.
+    /// CTAs that share the columns of the router and, after it, the rows.
     pub ctas: u32,
+    /// CTAs of a cluster: those, or more where a cluster puts slots in expert order, each `ctas` of them with rows of their own.
+    pub cluster: u32,
     /// Columns of the router that a CTA computes together on the tensor cores, at most: a multiple of 8.
     pub cols: u32,
     /// Bytes for the warps' partial sums of the router: of each, 16 rows of so many columns.
@@ -62,6 +64,7 @@ pub struct Geometry {
 /// | `tile_m` | as many rows as have room for their values |
 /// | `tile_n` | columns of the router that a CTA takes at once on the tensor cores: a multiple of 8 up to 64, and no fewer than leave each of eight CTAs its share; 1 without such a product |
 /// | `warps` | a power of two up to 32 |
+/// | `order_ctas` | 1: the last CTA makes expert order; else a power of two up to 8, and no fewer than share columns: the last cluster does; 1 without an order to make, and where there are no clusters |
 pub fn fit(
     program: &Program,
     rows: &RowProgram,
@@ -77,7 +80,11 @@ pub fn fit(
     let g = Geometry::of(program, rows, &asked, features);
     let room = smem_bytes.checked_sub(g.partial_bytes)? / g.layout.row_bytes;
     let tile_m = asked.tile_m.clamp(1, room.saturating_mul(g.ctas).max(1));
-    (room > 0).then_some(Schedule { tile_m, ..asked })
+    let order_ctas = match plan::ctas(asked.order_ctas, features) {
+        n if n > 1 && rows.plan.is_some() => n.max(g.ctas),
+        _ => 1,
+    };
+    (room > 0).then_some(Schedule { tile_m, order_ctas, ..asked })
 }
 
 /// The products of a row program: columns, and the units that compute them.
@@ -93,7 +100,7 @@ impl Geometry {
     pub fn of(program: &Program, rows: &RowProgram, schedule: &Schedule, features: Features) -> Geometry {
         let (tile_m, warps, layout) = (schedule.tile_m, schedule.warps, RowLayout::new(rows));
         let cols = schedule.tile_n.max(8);
-        let mut g = Geometry { tile_m, warps, ctas: 1, cols, partial_bytes: 0, layout };
+        let mut g = Geometry { tile_m, warps, ctas: 1, cluster: 1, cols, partial_bytes: 0, layout };
         for (width, way) in products(program, rows) {
             let cols = if way == Way::Fma { 8 } else { cols };
             if features.clusters {
@@ -104,6 +111,7 @@ impl Geometry {
                 g.partial_bytes = warps * 16 * cols * 4;
             }
         }
+        g.cluster = g.ctas.max(schedule.order_ctas);
         g
     }
 

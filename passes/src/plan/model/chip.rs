@@ -50,8 +50,12 @@ pub struct Assumptions {
     pub lanes_per_cycle: f64,
     /// Lane instructions for an element of a result.
     pub epilogue_instructions: f64,
-    /// Warp instructions of one CTA for 32 slots in expert order.
+    /// Warp instructions for 32 slots in expert order.
     pub order_instructions: f64,
+    /// Cycles that a warp takes for them.
+    pub order_cycles: f64,
+    /// For CTAs of a cluster to tell each other what they have counted, in seconds.
+    pub order_exchange_s: f64,
     /// To fill and drain a kernel, in seconds.
     pub fill_s: f64,
     /// From a request to its bytes, in seconds.
@@ -129,6 +133,8 @@ impl Chips {
             lanes_per_cycle: all("lanes_per_cycle")?,
             epilogue_instructions: all("epilogue_instructions")?,
             order_instructions: all("order_instructions")?,
+            order_cycles: all("order_cycles")?,
+            order_exchange_s: all("order_exchange_s")?,
             fill_s: all("fill_s")?,
             latency_s: all("latency_s")?,
             group: all("group")?,

@@ -16,7 +16,7 @@ pub use chip::{Assumptions, Chip, assumptions, sources};
 pub use fabric::{Fabric, FabricLoad};
 pub use routing::{Load, Routing};
 
-use moec_ir::engine::{MmaType, rows};
+use moec_ir::engine::{MmaType, plan, rows};
 use moec_ir::target::{Features, Target, TargetKind};
 use moec_ir::tile::{Body, BufferId, Kernel, Plan, Program, RowOpKind, RowProgram, Schedule};
 use std::cell::RefCell;
@@ -82,7 +82,7 @@ pub struct Launch {
     /// The same for memory and the L2, which half of the multiprocessors take as fast as all: the last wave is as long as its
     /// bytes, or half as long as a whole one.
     pub shared_waves: f64,
-    /// What follows when all tiles are done, in seconds: one CTA puts slots in expert order.
+    /// What follows when all tiles are done, in seconds: slots are put in expert order.
     pub tail: f64,
     /// To fill and drain it, in seconds.
     pub fill: f64,
@@ -196,7 +196,10 @@ impl<'a> Model<'a> {
         let launch = match body {
             Body::Contract(c) => contraction::launch(self, program, c, s, n_tokens),
             Body::Rows(r) => self.rows(program, r, s, n_tokens),
-            Body::Plan(p) => Launch { tail: self.order(program, p, n_tokens), ..self.moved(program, body, n_tokens) },
+            Body::Plan(p) => {
+                let tail = self.order(program, p, (s.order_ctas, s.warps), n_tokens);
+                Launch { tail, ..self.moved(program, body, n_tokens) }
+            }
             Body::Map(_) | Body::Combine(_) | Body::Quantise(_) => self.moved(program, body, n_tokens),
         };
         Launch { fill: self.assumptions.fill_s, ..launch }
@@ -249,17 +252,25 @@ impl<'a> Model<'a> {
         l.waves = if full >= 1.0 { 1.0 } else { (0.5 / full.max(0.05)).max(1.0) };
         l.shared_waves = l.waves;
         if let Some(p) = &r.plan {
-            l.tail = self.order(program, &p.plan, n_tokens);
+            l.tail = self.order(program, &p.plan, (s.order_ctas, s.warps), n_tokens);
         }
         l
     }
 
-    /// One CTA puts slots in expert order, in seconds.
-    fn order(&self, program: &Program, p: &Plan, n_tokens: u64) -> f64 {
+    /// So many CTAs with so many warps put slots in expert order, in seconds: a CTA issues its instructions, each warp waits for
+    /// what it reads, and CTAs tell each other what they have counted.
+    fn order(&self, program: &Program, p: &Plan, (ctas, warps): (u32, u32), n_tokens: u64) -> f64 {
+        let TargetKind::Gpu { smem_bytes, .. } = self.target.kind else { return 0.0 };
+        let cut = plan::Geometry::of(p, (ctas, warps), smem_bytes);
         let ids = program.buffer(p.ids);
-        let slots = (ids.rows.at(n_tokens) * ids.cols) as f64;
+        let batches = (ids.rows.at(n_tokens) * ids.cols).div_ceil(32);
+        let of_warp = batches.div_ceil(u64::from(cut.ctas * cut.warps)) as f64;
+        let of_cta = of_warp * f64::from(cut.warps).min(batches as f64);
         let a = self.assumptions;
-        (slots / 32.0).ceil() * a.order_instructions / (a.lanes_per_cycle / 32.0 * self.chip.clock_hz)
+        let issued = of_cta * a.order_instructions / (a.lanes_per_cycle / 32.0);
+        let waited = of_warp * a.order_cycles;
+        let exchange = if cut.ctas > 1 { a.order_exchange_s } else { 0.0 };
+        issued.max(waited) / self.chip.clock_hz + exchange
     }
 
     /// Whether the chip has `wgmma`, beside which `mma.sync` is slow.

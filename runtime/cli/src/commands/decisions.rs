@@ -159,5 +159,6 @@ pub fn cut(s: &Schedule) -> String {
         Team::SplitK => ", a CTA for each part of k",
     };
     let parts = if s.k_parts > 1 { format!(", {} parts of k", s.k_parts) } else { String::new() };
-    format!("{}x{}x{}, {} stages{team}{parts}", s.tile_m, s.tile_n, s.tile_k, s.stages)
+    let order = if s.order_ctas > 1 { format!(", order by {} CTAs", s.order_ctas) } else { String::new() };
+    format!("{}x{}x{}, {} stages{team}{parts}{order}", s.tile_m, s.tile_n, s.tile_k, s.stages)
 }

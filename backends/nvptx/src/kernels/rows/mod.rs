@@ -48,16 +48,17 @@ pub fn rows<'p>(
     }
     let mut grid = Grid::tiles(rows.rows, g.tile_m, g.ctas.into());
     let mut smem_bytes = g.smem_bytes();
-    let planner = rows.plan.as_ref().map(|p| plan::Planner::new(program, &p.plan, g.warps, smem_limit));
+    let cut = (schedule.order_ctas, g.warps);
+    let planner = rows.plan.as_ref().map(|p| plan::Planner::new(program, &p.plan, cut, smem_limit));
     if let Some(p) = &planner {
         // Without tokens there is a plan all the same.
-        grid.min = grid.min.max(g.ctas.into());
+        grid.min = grid.min.max(g.cluster.into());
         smem_bytes = smem_bytes.max(p.smem_bytes());
     }
     let launch = GpuLaunch {
         grid: [grid, Extent::fixed(1), Extent::fixed(1)],
         block_threads: g.warps * 32,
-        cluster: g.ctas,
+        cluster: g.cluster,
         dynamic_smem_bytes: smem_bytes,
         persistent: false,
         programmatic: false,
@@ -72,11 +73,19 @@ pub fn rows<'p>(
             build(k, program, rows, &g, (n_rows, first));
             return;
         };
-        // The first cluster stays without rows, too: somebody has to plan.
-        c.exit_if(first.ge(n_rows.signed_max(1)));
+        // CTAs that make the order together leave together. The first stay without rows, too: somebody has to plan.
+        let rows_together = g.tile_m * (planner.ctas().max(g.ctas) / g.ctas);
+        let first_together = if planner.ctas() > g.ctas { (c.block_x() / g.cluster) * rows_together } else { first };
+        c.exit_if(first_together.ge(n_rows.signed_max(1)));
         c.when(n_rows.gt(0), || build(k, program, rows, &g, (n_rows, first)));
-        let n_blocks = n_rows.signed_max(1).div_ceil(g.tile_m) * g.ctas;
-        c.when_last(k.view(then.counter).base, n_blocks, c.shared(), || planner.build(k, g.warps * 32));
+        let counter = k.view(then.counter).base;
+        let order = || planner.build(k, g.warps * 32);
+        let n_together = n_rows.signed_max(1).div_ceil(rows_together);
+        if planner.ctas() > 1 {
+            c.when_last_cluster(counter, (n_together, g.cluster), c.shared(), order);
+        } else {
+            c.when_last(counter, n_together * g.ctas, c.shared(), order);
+        }
     };
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
@@ -89,8 +98,14 @@ fn build<'c>(
     (n_rows, first): (I32<'c>, I32<'c>),
 ) {
     let c = k.builder;
-    let n_here = (n_rows - first).min(g.tile_m);
-    let rank = if g.ctas > 1 { c.cluster_rank() } else { c.i32(0) };
+    // In a cluster of more than share columns, some may have no rows.
+    let n_here = if g.cluster > g.ctas { (n_rows - first).signed_max(0) } else { n_rows - first }.min(g.tile_m);
+    // The place among those that share columns, and the cluster's number of the first of them.
+    let (rank, first_rank) = match (g.ctas, c.cluster_rank()) {
+        (1, _) => (c.i32(0), c.i32(0)),
+        (n, rank) if n == g.cluster => (rank, c.i32(0)),
+        (n, rank) => (rank % n, rank - rank % n),
+    };
     let values = c.shared().at(g.partial_bytes);
     if g.ctas > 1 {
         // A block may write to its peers' memory only when they have started.
@@ -109,11 +124,11 @@ fn build<'c>(
             share: linear::Share { warps: g.warps, rank, blocks: g.ctas, cols: g.cols },
             rows: linear::Rows { first, n: n_here, at_once: g.rows_at_once(way) },
         };
-        // Row `r` of the cluster belongs to its block `r % blocks`.
+        // Row `r` belongs to block `r % ctas` of those that share columns.
         let keep = |row: I32<'c>, col: I32<'c>, value: F32<'c>| {
             let place = values.plus((row / g.ctas) * g.layout.row_bytes + (col << 2)).at(g.layout.offsets[i]);
             if g.ctas > 1 {
-                c.store_f32_to_peer(place, row % g.ctas, value);
+                c.store_f32_to_peer(place, first_rank + row % g.ctas, value);
             } else {
                 c.store_f32(place, value);
             }
