@@ -131,9 +131,54 @@ impl Mutant {
     /// Holds that it is noticed: by a check, or by the order.
     #[track_caller]
     fn is_noticed(&self, program: &Program, image: &GpuKernelImage) {
-        let ids = |list| Tensor::int(DType::I32, &[100, 2], list);
         let changed = [self.of(image)];
-        let mut tries = lists(7, 200).into_iter().flat_map(|list| ORDERS.map(|order| (list.clone(), order)));
-        assert!(tries.any(|(list, order)| wrong(program, &changed, &ids(list), 0, order).is_err()), "{}", self.0);
+        let many = lists(40, 200).into_iter().flat_map(|list| ORDERS.map(|order| (list.clone(), order)));
+        // With few slots a CTA is done soon, perhaps before others have read its sums.
+        let few = (0..500).map(|seed| (vec![7, 1], Order::Random(seed)));
+        let mut tries = many.chain(few);
+        let is_noticed = tries.any(|(list, order)| {
+            let ids = Tensor::int(DType::I32, &[list.len() / 2, 2], list);
+            wrong(program, &changed, &ids, 0, order).is_err()
+        });
+        assert!(is_noticed, "{}", self.0);
+    }
+}
+
+#[test]
+fn every_slip_of_the_cluster_is_noticed() {
+    let program = order(40, 2, Schedule { order_ctas: 4, ..schedule(1, 1, 1, 1, 2) });
+    let image = &common::emit(&program, sm90()).expect("a kernel")[0];
+    for mutant in [
+        Mutant("nobody says that its sums are there", ("barrier.cluster.arrive", 0), "barrier", "//"),
+        Mutant("nobody waits for the others' sums", ("barrier.cluster.wait", 0), "barrier", "//"),
+        Mutant("nobody says that it has read the others' sums", ("barrier.cluster.arrive", 1), "barrier", "//"),
+        Mutant("a CTA leaves while its sums are read", ("barrier.cluster.wait", 1), "barrier", "//"),
+        Mutant("the second CTA's sums in place of the first's", ("mapa", 0), ", 0;", ", 1;"),
+        Mutant("the first CTA's sums in place of the last's", ("mapa", 3), ", 3;", ", 0;"),
+        Mutant("every CTA is the last", ("%cluster_ctarank", 0), "%cluster_ctarank", "%cluster_nctarank"),
+        Mutant("counts before counters are zero", ("bar.sync", 0), "bar", "//"),
+        Mutant("sums before all have counted", ("bar.sync", 1), "bar", "//"),
+        Mutant("rows before all have summed", ("bar.sync", 2), "bar", "//"),
+        Mutant("slots before first rows are known", ("bar.sync", 3), "bar", "//"),
+    ] {
+        mutant.is_noticed(&program, image);
+    }
+}
+
+#[test]
+fn every_slip_of_the_last_cluster_is_noticed() {
+    let program = order_after_rows(40, 2, Schedule { order_ctas: 4, ..schedule(4, 1, 1, 1, 2) });
+    let image = &common::emit(&program, sm90()).expect("a kernel")[0];
+    for mutant in [
+        Mutant("nobody says that its rows are done", ("barrier.cluster.arrive", 0), "barrier", "//"),
+        Mutant("a number before all rows are done", ("barrier.cluster.wait", 0), "barrier", "//"),
+        Mutant("no fence before the number", ("membar.gl", 0), "membar", "//"),
+        Mutant("no fence behind the last number", ("membar.gl", 1), "membar", "//"),
+        Mutant("a number before it is sent", ("barrier.cluster.wait", 1), "barrier", "//"),
+        Mutant("a number that one CTA does not get", ("mapa", 1), ", 1;", ", 0;"),
+        Mutant("counters where the number still lies", ("bar.sync", 0), "bar", "//"),
+        Mutant("a CTA leaves while its sums are read", ("barrier.cluster.wait", 3), "barrier", "//"),
+    ] {
+        mutant.is_noticed(&program, image);
     }
 }

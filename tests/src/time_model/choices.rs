@@ -104,6 +104,8 @@ fn withouts() -> Vec<Without> {
             form: any_form,
             schedule: |k, s| !is_product(k) || s.tile_m <= 32,
         },
+        Without { name: "expert order by one CTA", form: any_form, schedule: |k, s| !orders(k) || s.order_ctas > 1 },
+        Without { name: "expert order by a cluster", form: any_form, schedule: |_, s| s.order_ctas == 1 },
         Without { name: "routers of up to 16 rows", form: any_form, schedule: |k, s| !is_rows(k) || s.tile_m > 16 },
         Without {
             name: "routers of more than 16 rows",
@@ -111,6 +113,11 @@ fn withouts() -> Vec<Without> {
             schedule: |k, s| !is_rows(k) || s.tile_m <= 16,
         },
     ]
+}
+
+/// Whether a kernel puts slots in expert order.
+fn orders(k: &Kernel) -> bool {
+    matches!(&k.body, Body::Plan(_)) || matches!(&k.body, Body::Rows(r) if r.plan.is_some())
 }
 
 fn is_rows(k: &Kernel) -> bool {

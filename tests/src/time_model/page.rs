@@ -44,7 +44,7 @@ pub fn page() -> String {
          | shared memory | both operands of each instruction or warp (rows once for both CTAs of a pair), each stage written once |\n\
          | decoding | lane instructions for a code that becomes a float |\n\
          | epilogue | lane instructions for an element of the result |\n\
-         | order | a tail: slots that one CTA puts in expert order |\n\n",
+         | order | a tail: slots that one CTA or those of a cluster put in expert order, by what a CTA issues or a warp waits for, whichever is longer; a cluster takes a fixed time to exchange counts |\n\n",
     );
     out += "What it cannot know: latencies of barriers and descriptors, how well roles overlap, clocks under load, hit rates of a \
             finite L2 (it assumes that re-read weights always hit), banks and queues of memory, and every \

@@ -32,7 +32,7 @@ pub const MERGES: [Merge; 3] = [
     Merge { name: "rows rounded by the router", pays: Pays::Always, apply: quantise_in_route::quantise_in_route },
     Merge { name: "shared beside routed experts", pays: Pays::Sometimes, apply: merge_launches::merge_launches },
     Merge {
-        name: "expert order by the router's last CTA",
+        name: "expert order by the router's last CTAs",
         pays: Pays::OnGpus,
         apply: plan_after_route::plan_after_route,
     },

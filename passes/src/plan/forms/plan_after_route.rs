@@ -1,6 +1,7 @@
 //! Lets the router's kernel make expert order when it is done: one launch less.
 //!
-//! A GPU's blocks count themselves, and the last one plans. On the CPU a launch costs nothing that would be worth it.
+//! A GPU's blocks, or clusters of them where the schedule says so, count themselves, and the last one plans. On the CPU a launch
+//! costs nothing that would be worth it.
 
 use moec_ir::DType;
 use moec_ir::shape::Dim;

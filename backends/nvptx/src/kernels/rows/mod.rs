@@ -22,7 +22,7 @@ const MOST_SCORES_PER_LANE: u32 = 64;
 const MOST_UNROLLED: u32 = 8;
 
 ///
-/// Runs the program for every row; the block that is done last makes the plan, when there is one.
+/// Runs the program for every row; the block, or cluster, that is done last makes the plan, when there is one.
 ///
 /// # Errors
 /// `row-too-wide` when a row's values do not fit in shared memory, or there are more scores to choose from than registers.
