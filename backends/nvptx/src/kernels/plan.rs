@@ -5,11 +5,12 @@
 //! Each warp then goes over its slots again and hands out rows. Nothing depends on timing.
 
 use super::{Design, Kernel, Registers, View};
-use crate::builder::{Bool, Builder, I32, Shared};
+use crate::builder::{Bool, Builder, I32, Shared, Var};
 use moec_ir::engine::plan::Geometry;
 use moec_ir::tile::{Extent, GpuLaunch, Plan, Program, Schedule};
 
-/// Batches of 32 slots whose ids a warp reads together, for a read takes longer than what is done with it.
+/// Batches of 32 slots whose ids a warp reads together, while it works on as many before: a read takes longer than what is done
+/// with it.
 const BATCHES: u32 = 4;
 
 /// Counters of a thread that are read before the first is written again.
@@ -214,30 +215,34 @@ impl<'c> Batch<'c> {
     /// Does `body` with the slots from `from` on.
     fn each(&self, from: I32<'c>, body: impl Fn(&Slot<'c>)) {
         let c = self.c;
+        let ids_of = |at: I32<'c>| (0..BATCHES).map(|i| self.id(at + i * 32 + c.lane())).collect::<Vec<_>>();
+        let ids: Vec<Var<I32>> = ids_of(from).into_iter().map(|id| c.var(id)).collect();
         c.range(from, self.end, BATCHES * 32, |at| {
-            let ids: Vec<_> = (0..BATCHES).map(|i| self.id(at + i * 32 + c.lane())).collect();
-            for (i, &(number, exists, id)) in (0..BATCHES).zip(&ids) {
-                let slot = || body(&self.slot(number, exists, id));
-                if i == 0 { slot() } else { c.when((at + i * 32).lt(self.end), slot) }
+            // The next ids are on their way while these are worked on.
+            let next = ids_of(at + BATCHES * 32);
+            for (i, id) in (0..BATCHES).zip(&ids) {
+                let first = at + i * 32;
+                let slot = || body(&self.slot(first + c.lane(), id.get()));
+                if i == 0 { slot() } else { c.when(first.lt(self.end), slot) }
             }
+            ids.iter().zip(next).for_each(|(id, next)| id.set(next));
         });
     }
 
-    /// A slot, whether it exists, and its id; -1 if it does not.
-    fn id(&self, number: I32<'c>) -> (I32<'c>, Bool<'c>, I32<'c>) {
+    /// The id of a slot; -1 if there is no such slot.
+    fn id(&self, number: I32<'c>) -> I32<'c> {
         let c = self.c;
-        let exists = number.lt(self.end);
         let id = c.var(c.i32(u32::MAX));
-        c.when(exists, || id.set(c.load_i32(self.ids.nth(number))));
-        (number, exists, id.get())
+        c.when(number.lt(self.end), || id.set(c.load_i32(self.ids.nth(number))));
+        id.get()
     }
 
-    fn slot(&self, number: I32<'c>, exists: Bool<'c>, id: I32<'c>) -> Slot<'c> {
+    fn slot(&self, number: I32<'c>, id: I32<'c>) -> Slot<'c> {
         let c = self.c;
         // Read as unsigned, so a negative id is too large as well.
         let is_dispatched = id.lt(self.n_experts);
         let expert = c.select(is_dispatched, id, c.i32(0));
-        Slot { number, exists, is_dispatched, expert, peers: c.equal_lanes(id) }
+        Slot { number, exists: number.lt(self.end), is_dispatched, expert, peers: c.equal_lanes(id) }
     }
 
     /// Adds the batch to the counters: the first of equal lanes adds for all of them, so no two lanes touch one counter.
