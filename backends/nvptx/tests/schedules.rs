@@ -48,7 +48,7 @@ fn any_schedule_has_a_nearest_that_is_built() {
         [Team::Pair, Team::TwoPairs, Team::Neighbours].map(|team| Schedule { team, ..schedule(96, 64, 48, 5, 3) }),
     );
     asked.push(Schedule { team: Team::SplitK, k_parts: 3, ..schedule(40, 16, 256, 4, 4) });
-    asked.push(Schedule { k_parts: 8, dynamic: true, ..schedule(200, 300, 128, 3, 12) });
+    asked.push(Schedule { k_parts: 8, dynamic: true, order_ctas: 5, ..schedule(200, 300, 128, 3, 12) });
     for target in TARGETS.iter().filter(|t| !t.is_cpu()) {
         for &s in &asked {
             for (i, program) in layers(target, s).iter().enumerate() {
