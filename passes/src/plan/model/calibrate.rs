@@ -90,14 +90,15 @@ struct Guess {
     most: f64,
 }
 
-const GUESSES: [Guess; 14] = [
+const GUESSES: [Guess; 15] = [
     Guess { name: "l2_bytes_per_s", is_of_chip: true, of: |f| &mut f.chip.l2_bytes_per_s, most: f64::INFINITY },
     Guess { name: "launch_s", is_of_chip: true, of: |f| &mut f.chip.launch_s, most: f64::INFINITY },
     Guess { name: "memory_share", is_of_chip: false, of: |f| &mut f.assumptions.memory_share, most: 1.0 },
     Guess { name: "tensor_share", is_of_chip: false, of: |f| &mut f.assumptions.tensor_share, most: 1.0 },
     Guess { name: "mma_sync_share", is_of_chip: false, of: |f| &mut f.assumptions.mma_sync_share, most: 1.0 },
     of_all("epilogue_instructions", |f| &mut f.assumptions.epilogue_instructions),
-    of_all("order_instructions", |f| &mut f.assumptions.order_instructions),
+    of_all("order_cycles", |f| &mut f.assumptions.order_cycles),
+    of_all("order_exchange_s", |f| &mut f.assumptions.order_exchange_s),
     of_all("fill_s", |f| &mut f.assumptions.fill_s),
     of_all("latency_s", |f| &mut f.assumptions.latency_s),
     of_all("decode_e4m3", |f| &mut f.assumptions.decode_e4m3),
