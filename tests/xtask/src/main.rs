@@ -7,7 +7,7 @@
 //!   `--tools`, checkpoints that quantisation tools write.
 //! * `python-check` — the Python package against PyTorch, transformers, vLLM and SGLang.
 //! * `candle` — tests and lints of `runtime/candle`, which the workspace leaves out.
-//! * `peers` — programs and test suites of others over the emulated CUDA driver.
+//! * `peers` — programs and test suites of others over the emulated CUDA driver, and kernels of others in the emulator.
 //! * `sanitize` — the examples in C and C++ under the compiler's sanitizers.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--graphs`, layer graphs through the
 //!   compiler and the CPU; with `--checkpoints`, against values
@@ -60,7 +60,7 @@ enum Command {
     PythonCheck(python_check::Options),
     /// Build and test the crate for candle.
     Candle,
-    /// Run programs and test suites of others over the emulated CUDA driver.
+    /// Run programs and test suites of others over the emulated CUDA driver, and kernels of others in the emulator.
     Peers(peers::Options),
     /// Run the examples in C and C++ under the address, undefined-behaviour and thread sanitizers.
     Sanitize(sanitize::Options),

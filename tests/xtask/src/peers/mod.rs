@@ -1,7 +1,10 @@
 //! `cargo xtask peers`: programs that nobody here wrote, over the emulated CUDA driver.
 //!
 //! Installs pinned public packages below `target/peers`, runs their programs and test suites through `moec emulate`, and prints a
-//! line each. Nothing of them is kept but what `docs/emulator.md` says: names, versions, figures. Not a part of `cargo xtask test`.
+//! line each; then kernels of others, which their compilers make into PTX here without a GPU ([`kernels`]). Nothing of them is kept but
+//! what `docs/emulator.md` says: names, versions, figures. Not a part of `cargo xtask test`.
+
+mod kernels;
 
 use crate::places;
 use anyhow::{Context, Result, bail};
@@ -11,9 +14,12 @@ use std::process::Command;
 /// What `cargo xtask peers` takes.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Only peers whose name has this in it.
+    /// Only peers whose name has this in it; of kernels, whose row has.
     #[arg(long)]
     only: Option<String>,
+    /// Only kernels, no programs.
+    #[arg(long)]
+    kernels: bool,
 }
 
 /// The packages, as pip takes them. `filecheck` and `cffi` are for Numba's tests.
@@ -55,9 +61,15 @@ pub fn run(options: &Options) -> Result<bool> {
         bail!("moec does not build");
     }
     let moec = places::target_dir().join("debug/moec");
+    let green = options.kernels || programs(options, &dir, &python, &moec)?;
+    Ok(kernels::run(&dir, &python, &moec, options.only.as_deref())? && green)
+}
+
+/// Programs over the emulated driver.
+fn programs(options: &Options, dir: &Path, python: &Path, moec: &Path) -> Result<bool> {
     let scripts = places::root().join("tests/xtask/src/peers");
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    let script = |name: &str| vec![text(&python), text(&scripts.join(name))];
+    let script = |name: &str| vec![text(python), text(&scripts.join(name))];
     let words = |list: &[&str]| list.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
     let peers = [
         Peer {
@@ -75,21 +87,21 @@ pub fn run(options: &Options) -> Result<bool> {
         Peer {
             name: "nvcc 13.5.37 and a C++ program",
             gpus: &["b200"],
-            command: vec![text(&stranger(&dir, &moec)?), text(&dir.join("missing_fence.ptx"))],
+            command: vec![text(&stranger(dir, moec)?), text(&dir.join("missing_fence.ptx"))],
             // Its fence is missing.
             known_failures: 1,
         },
         Peer {
             name: "numba-cuda 0.30.4, numba.cuda.tests.cudadrv",
             gpus: &["h100"],
-            command: [vec![text(&python)], words(&["-m", "numba.runtests", "numba.cuda.tests.cudadrv"])].concat(),
+            command: [vec![text(python)], words(&["-m", "numba.runtests", "numba.cuda.tests.cudadrv"])].concat(),
             known_failures: 10,
         },
         Peer {
             name: "cudarc 0.19.10, its unit tests of the driver",
             gpus: &["h100"],
             command: vec![
-                text(&cudarc(&dir)?),
+                text(&cudarc(dir)?),
                 "driver".to_owned(),
                 "--test-threads=1".to_owned(),
                 "--skip=par_launch".to_owned(),
@@ -101,11 +113,11 @@ pub fn run(options: &Options) -> Result<bool> {
     let mut green = true;
     for peer in peers.iter().filter(|p| options.only.as_ref().is_none_or(|o| p.name.contains(o.as_str()))) {
         for gpu in peer.gpus {
-            let out = Command::new(&moec)
+            let out = Command::new(moec)
                 .args(["emulate", "--gpu", gpu, "--"])
                 .args(&peer.command)
                 .env("LD_LIBRARY_PATH", &libraries)
-                .current_dir(&dir)
+                .current_dir(dir)
                 .output()
                 .context("cannot run moec")?;
             let said = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
