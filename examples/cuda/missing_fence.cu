@@ -1,7 +1,7 @@
 // Scales rows of a matrix in shared memory and writes them back with a bulk copy. One line is missing: the copy reads through
 // another proxy than the one the threads wrote through, and nothing orders the two. A B200 gives right numbers most of the time.
 //
-//   nvcc -arch=sm_100a -ptx -lineinfo missing_fence.cu
+//   CUDA/bin/nvcc -arch=sm_100a -ptx -lineinfo missing_fence.cu      # wheels: nvidia-cuda-nvcc nvidia-cuda-cccl
 //   moec emulate --driver driver                 # libcuda.so, for the linker
 //   g++ -x c++ missing_fence.cu -I CUDA/include -L driver -lcuda -o missing_fence
 //   moec emulate --gpu b200 -- ./missing_fence missing_fence.ptx
