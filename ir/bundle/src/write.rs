@@ -19,7 +19,11 @@ impl Bundle {
         let given = dir.as_ref();
         // `DIR/.` and `DIR/` name a directory without a last component of their own; moving needs one.
         let absolute = std::path::absolute(given).map_err(|e| failed(given, &e))?;
-        let dir: PathBuf = absolute.components().collect();
+        let mut dir: PathBuf = absolute.components().collect();
+        // A link stays, and what it leads to is replaced.
+        if dir.is_symlink() && dir.is_dir() {
+            dir = dir.canonicalize().map_err(|e| failed(given, &e))?;
+        }
         check_replaceable(&dir)?;
         let fail = |e: std::io::Error| failed(&dir, &e);
         if let Some(parent) = dir.parent() {

@@ -283,6 +283,20 @@ fn an_older_bundle_is_replaced_and_other_directories_are_not() {
     assert_eq!(contents(&home).len(), 1);
 }
 
+#[cfg(unix)]
+#[test]
+fn a_link_to_a_folder_stays_a_link() {
+    let dir = tempfile::tempdir().expect("dir");
+    let (real, link) = (dir.path().join("real"), dir.path().join("link"));
+    std::fs::create_dir(&real).expect("mkdir");
+    std::os::unix::fs::symlink(&real, &link).expect("link");
+    for _ in 0..2 {
+        sample().write(&link).expect("write");
+        assert!(link.is_symlink() && real.join("manifest.json").is_file());
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).expect("dir").count(), 2, "nothing is left beside them");
+}
+
 #[test]
 fn nothing_is_left_when_writing_fails() {
     let dir = tempfile::tempdir().expect("dir");

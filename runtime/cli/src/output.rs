@@ -6,12 +6,16 @@ use std::path::Path;
 
 /// Writes a result to standard output.
 ///
-/// A reader that has closed the pipe (`moec rules | head`) has what it wants: the process ends quietly with code 0.
+/// A reader that has closed the pipe (`moec rules | head`) has what it wants: the process ends quietly with code 0. A result that
+/// is lost otherwise, on a full disk, ends it with code 2.
 pub fn print(text: &str) {
     let mut out = std::io::stdout().lock();
-    if out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_err() {
+    let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) else { return };
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
         std::process::exit(0);
     }
+    remark(&format!("error: the result cannot be written to standard output: {error}"));
+    std::process::exit(2);
 }
 
 /// Writes a remark to standard error; nobody there to read it is no error.

@@ -219,6 +219,12 @@ const LIST: &[Malformed] = &[
         },
     },
     Malformed {
+        name: "an input file that is not there",
+        args: &["run", "m", "--input", "x.safetensors"],
+        code: "file-unreadable",
+        make: |d| checkpoint(d, |_| {}),
+    },
+    Malformed {
         name: "an input file without `input`",
         args: &["run", "m", "--input", "x.safetensors"],
         code: "input-missing",
@@ -240,6 +246,21 @@ const LIST: &[Malformed] = &[
             let middle = bytes.len() / 2;
             bytes[middle] ^= 1;
             std::fs::write(&object, bytes).unwrap();
+        },
+    },
+    Malformed {
+        name: "a bundle that is not there",
+        args: &["inspect", "m"],
+        code: "bundle-not-found",
+        make: |_| {},
+    },
+    Malformed {
+        name: "a bundle where a model is asked for",
+        args: &["explain", "b"],
+        code: "not-a-model",
+        make: |d| {
+            checkpoint(d, |_| {});
+            assert_eq!(moec_in(d, &["compile", "m", "--target", "cpu", "-o", "b"]).code, 0);
         },
     },
     Malformed {

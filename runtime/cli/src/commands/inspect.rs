@@ -1,6 +1,6 @@
 //! `moec inspect`: what a bundle holds.
 
-use super::subject::{self, Subject};
+use super::subject;
 use super::{cuda_tools, kernel_table};
 use crate::output::{self, Ended, Outcome, table};
 use moec::{Bundle, Diagnostic};
@@ -20,16 +20,7 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Outcome {
-    let bundle = match subject::open(&options.bundle)? {
-        Subject::Bundle(bundle) => bundle,
-        Subject::Model(_) => {
-            let what = format!("`{}` is a model, not a bundle", options.bundle.display());
-            return Err(vec![
-                Diagnostic::input("bundle-not-found", what)
-                    .help("`moec compile MODEL --target T -o DIR` writes a bundle"),
-            ]);
-        }
-    };
+    let bundle = subject::bundle(&options.bundle)?;
     if options.json {
         output::print(&format!("{:#}\n", as_json(&bundle)?));
     } else {

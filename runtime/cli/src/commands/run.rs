@@ -80,6 +80,9 @@ pub(super) fn parse_device(name: &str) -> Result<Device, String> {
 }
 
 pub(super) fn parse_source(text: &str) -> Result<Source, String> {
+    if text == "random" && !Path::new(text).exists() {
+        return Err("give numbers too: random:T=64,seed=1 for inputs, random:seed=1 for weights".to_string());
+    }
     let Some(list) = text.strip_prefix("random:") else { return Ok(Source::Path(PathBuf::from(text))) };
     let (mut n_tokens, mut seed) = (64, 1);
     for part in list.split(',').filter(|p| !p.is_empty()) {
@@ -249,10 +252,16 @@ pub(super) fn targets(device: &Device) -> Result<Vec<&'static Target>, Diagnosti
     }
 }
 
+/// Opens a file of inputs or results, which lies in the form of a checkpoint but is none.
+fn tensor_file(path: &Path) -> Result<Checkpoint, Diagnostic> {
+    std::fs::metadata(path).map_err(|e| subject::unreadable(path, &e))?;
+    Checkpoint::open(path)
+}
+
 /// The float type of the hidden states in the input file, when there is one.
 pub(super) fn input_type(options: &Options) -> Result<Option<DType>, Diagnostic> {
     let Source::Path(path) = &options.input else { return Ok(None) };
-    let file = Checkpoint::open(path)?;
+    let file = tensor_file(path)?;
     let input = file.tensor("input")?;
     Ok(input.and_then(|t| t.dtype.dtype()).filter(|d| matches!(d, DType::F32 | DType::F16 | DType::BF16)))
 }
@@ -270,7 +279,7 @@ pub(super) fn file_tensors<'n>(
     path: &Path,
     names: impl Iterator<Item = &'n str>,
 ) -> Result<Vec<(String, Tensor)>, Diagnostic> {
-    let file = Checkpoint::open(path)?;
+    let file = tensor_file(path)?;
     let found = names.filter_map(|name| Some(tensor(&file, name).transpose()?.map(|t| (name.to_string(), t))));
     found.collect()
 }
@@ -379,7 +388,7 @@ pub(super) fn report(options: &Options, result: &RunResult, n_tokens: u64) -> Ou
 
 /// The error against a file of expected results in words, and whether it is within the tolerance.
 fn compare(options: &Options, result: &RunResult, path: &Path) -> Result<(String, bool), Diagnostic> {
-    let file = Checkpoint::open(path)?;
+    let file = tensor_file(path)?;
     let want = tensor(&file, "output")?.ok_or_else(|| {
         Diagnostic::input("tensor-missing", format!("`{}` has no tensor `output` to compare with", path.display()))
     })?;

@@ -45,10 +45,14 @@ pub enum Subject {
     Bundle(Box<Bundle>),
 }
 
+fn is_bundle(path: &Path) -> bool {
+    let archive = path.is_file() && path.extension().is_some_and(|e| e == "tar");
+    archive || path.join(moec_bundle::manifest::MANIFEST_FILE).is_file()
+}
+
 /// Opens what the user named.
 pub fn open(path: &Path) -> Result<Subject, Vec<Diagnostic>> {
-    let archive = path.is_file() && path.extension().is_some_and(|e| e == "tar");
-    if archive || path.join(moec_bundle::manifest::MANIFEST_FILE).is_file() {
+    if is_bundle(path) {
         return Ok(Subject::Bundle(Box::new(Bundle::open(path).map_err(|d| vec![d])?)));
     }
     Ok(Subject::Model(Box::new(Model::open(path)?)))
@@ -57,8 +61,12 @@ pub fn open(path: &Path) -> Result<Subject, Vec<Diagnostic>> {
 /// Opens what has to be a bundle.
 ///
 /// # Errors
-/// `bundle-not-found` for a model; those of [`open`].
+/// `bundle-not-found` for a model, and where nothing is; those of [`open`].
 pub fn bundle(path: &Path) -> Result<Bundle, Vec<Diagnostic>> {
+    if !path.exists() {
+        let d = Diagnostic::input("bundle-not-found", format!("there is nothing at `{}`", path.display()));
+        return Err(vec![d.help("`moec compile MODEL --target T -o DIR` writes a bundle")]);
+    }
     match open(path)? {
         Subject::Bundle(bundle) => Ok(*bundle),
         Subject::Model(_) => {
@@ -92,6 +100,10 @@ pub fn target_pairs<'a>(
 
 /// A layer of the model at `path`; remembered for a repro file.
 pub fn open_layer(path: &Path, number: Option<u32>, options: &LayerOptions) -> Result<ModelLayer, Vec<Diagnostic>> {
+    if is_bundle(path) {
+        let d = Diagnostic::input("not-a-model", format!("`{}` is a bundle: a layer that is compiled", path.display()));
+        return Err(vec![d.help("`moec inspect BUNDLE` says what it holds; or give the model that it was made of")]);
+    }
     let layer = Model::open(path)?.layer_with(number, options)?;
     let config = if path.is_dir() { path.join("config.json") } else { path.to_path_buf() };
     // The model may be a file of weights.

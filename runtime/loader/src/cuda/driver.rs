@@ -73,6 +73,8 @@ pub struct DeviceInfo {
     pub n_sms: u32,
     /// Size of the second-level cache in bytes.
     pub l2_bytes: u64,
+    /// Bytes of shared memory that a block may ask for; 0 when the driver does not say.
+    pub smem_per_block: u64,
     /// Memory clock in kHz times two, times bus width in bytes: peak bandwidth in kB/s; 0 when the driver does not say.
     pub memory_kb_per_s: u64,
     /// CUDA version of the driver, as `major * 1000 + minor * 10`.
@@ -167,6 +169,7 @@ impl CudaDevice {
             ),
             n_sms: attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT) as u32,
             l2_bytes: attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE),
+            smem_per_block: attribute(A::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
             memory_kb_per_s: 2
                 * attribute(A::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)
                 * (attribute(A::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH) / 8),

@@ -2,10 +2,12 @@
 
 use super::driver::{CudaDevice, RawStream, check};
 use super::tensor_map;
+use crate::device::best_target;
 use cudarc::driver::sys::{self, CUjit_option, CUresult, CUtensorMap};
 use moec_bundle::MAX_TENSOR_MAPS;
 use moec_ir::diag::Diagnostic;
 use moec_ir::ptx_release::{PtxRelease, ptx_version};
+use moec_ir::target::TARGETS;
 use moec_ir::tile::GpuLaunch;
 use std::ffi::{CString, c_void};
 
@@ -108,11 +110,33 @@ impl Module {
         Err(d)
     }
 
+    /// GPUs that run a target's code may have less shared memory than it was planned for: sm_80 has 163 KiB for a block, 8.6
+    /// and 8.9 have 99.
+    fn fits(&self, file: &str, entry: &str, launch: &GpuLaunch) -> Result<(), Diagnostic> {
+        let info = self.device.info();
+        let (asked, has) = (u64::from(launch.dynamic_smem_bytes), info.smem_per_block);
+        if has == 0 || asked <= has {
+            return Ok(());
+        }
+        let (major, minor) = info.capability;
+        let text = format!(
+            "the kernel `{entry}` of `{file}` needs {asked} bytes of shared memory; {} (compute capability {major}.{minor}) has {has}",
+            info.name
+        );
+        let d = Diagnostic::input("target-not-in-bundle", text);
+        Err(match best_target(TARGETS.iter().map(|t| t.name), major, minor) {
+            Some(target) => d.help(format!("compile the layer for this GPU: `--target {target}`")),
+            None => d,
+        })
+    }
+
     /// The kernel called `entry`, prepared for its launch.
     ///
     /// # Errors
+    /// `target-not-in-bundle` when a block has less shared memory here than on the GPUs of the bundle's target;
     /// `ptx-rejected` when there is no such kernel or it cannot be launched like this.
     pub fn function(&self, file: &str, entry: &str, launch: &GpuLaunch) -> Result<Function, Diagnostic> {
+        self.fits(file, entry, launch)?;
         let rejected = |why: String| {
             Diagnostic::machine("ptx-rejected", format!("the kernel `{entry}` of `{file}` cannot be launched: {why}"))
         };

@@ -165,6 +165,7 @@ unsafe extern "C" fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_uint, 
         76 => 6,
         16 => 4,
         38 => 1 << 20,
+        97 => 100 << 10,
         _ => return INVALID_VALUE,
     };
     unsafe { *value = found };
