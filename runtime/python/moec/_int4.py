@@ -17,6 +17,14 @@ KEPT = WeakIdKeyDictionary()
 _AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
+def is_in_order(actorder: object) -> bool:
+    """Whether groups hold columns in the order of the columns, by what compressed-tensors calls that.
+
+    A group of others has two names, ``group`` and ``dynamic``, of which that package's own type is equal to both and unequal to one.
+    """
+    return actorder in (None, "weight", "static")
+
+
 def rows_of_columns(words: torch.Tensor) -> torch.Tensor:
     """Rows of codes that lie in words along K, ``[E, K / 8, N]``, the lowest columns in the lowest bits: GPTQ's."""
     return words.transpose(1, 2).contiguous().view(torch.uint8)

@@ -141,7 +141,7 @@ def _create_int4_runner(own, method, layer, moe_runner_config):
 def _is_int4(method) -> bool:
     """Groups of columns in the order of the columns: what the kernels read."""
     if hasattr(method, "num_bits"):
-        return method.num_bits == 4 and method.actorder != "group"
+        return method.num_bits == 4 and _int4.is_in_order(method.actorder)
     return method.quant_config.weight_bits == 4
 
 

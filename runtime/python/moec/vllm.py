@@ -246,7 +246,7 @@ def _select_int4(own):
     def select_moec(config, weight_key, quant_config, may_have_zp, may_have_bias, **more):
         # Groups of columns in the order of the columns: vLLM refuses checkpoints with another. It cannot bring codes with one scale for a
         # row into rows, and has no kernel that says what AWQ's codes without zero points mean.
-        in_order = not getattr(quant_config, "desc_act", False) and getattr(quant_config, "actorder", None) != "group"
+        in_order = not getattr(quant_config, "desc_act", False) and _int4.is_in_order(getattr(quant_config, "actorder", None))
         fits = in_order and (quant_config.group_size or -1) > 0 and getattr(quant_config, "zero_point", True)
         if config.moe_backend == "auto" and fits and is_supported(config, weight_key):
             # The backend whose weights stay rows of codes.

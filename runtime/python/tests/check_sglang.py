@@ -309,6 +309,7 @@ def main() -> None:
     small = config(torch.bfloat16, hidden_size=256, intermediate_size_per_partition=128)
     for name, make, more in (
         ("order of activations", int4_method, {"actorder": "group"}),
+        ("order of activations, by its other name", int4_method, {"actorder": "dynamic"}),
         ("order of activations, GPTQ", marlin_method, {"desc_act": True}),
         ("AWQ without zero points", awq_method, {"zero_point": False}),
     ):

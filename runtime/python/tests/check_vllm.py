@@ -358,6 +358,7 @@ def kept() -> None:
     for name, make in (
         ("AWQ without zero points", of_awq(zero_point=False)),
         ("order of activations", int4(actorder="group")),
+        ("order of activations, by its other name", int4(actorder="dynamic")),
         ("one scale a row", of_gptq(group_size=-1)),
         ("8 bits", of_gptq(weight_bits=8)),
     ):
