@@ -4,7 +4,8 @@
  *   cc -std=c11 run_layer.c -I include -L lib -lmoec_c -Wl,-rpath,lib -o run_layer
  *   ./run_layer layer.tar models/mixtral 4096 2 < input.f32 > output.f32
  *
- * Standard input has rows of HIDDEN floats, one for each token; standard output gets as many.
+ * Standard input has rows of HIDDEN floats, one for each token; standard output gets as many. So the model has to be one of float32: a
+ * layer of bfloat16 takes tensors of that type, and says so.
  */
 #include <moec.h>
 #include <stdio.h>

@@ -4,7 +4,8 @@
 //   ./two_layers layer.tar 64 2 < input.f32 > output.f32
 //
 // The bundle is read out of memory, as it would be by a program that embeds it. The weights lie in the program's own memory
-// and are borrowed where kernels read them as they lie. Standard output gets the rows of both layers.
+// and are borrowed where kernels read them as they lie. Standard output gets the rows of both layers. They are float32: so has the
+// layer to be.
 #include <moec.h>
 
 #include <cmath>

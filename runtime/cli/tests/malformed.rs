@@ -248,12 +248,7 @@ const LIST: &[Malformed] = &[
             std::fs::write(&object, bytes).unwrap();
         },
     },
-    Malformed {
-        name: "a bundle that is not there",
-        args: &["inspect", "m"],
-        code: "bundle-not-found",
-        make: |_| {},
-    },
+    Malformed { name: "a bundle that is not there", args: &["inspect", "m"], code: "bundle-not-found", make: |_| {} },
     Malformed {
         name: "a bundle where a model is asked for",
         args: &["explain", "b"],

@@ -122,7 +122,7 @@ fn what_the_driver_refuses_is_said_with_its_words() {
     let error = |i: usize| report.cases[i].error.clone().unwrap_or_default();
     assert!(error(0).contains("ptx-rejected") && error(0).contains("no entry in this file"), "{}", error(0));
     assert!(error(1).contains("target-not-in-bundle") && error(1).contains("needs 204800 bytes"), "{}", error(1));
-    assert!(error(1).contains("8.6) has 102400") && error(1).contains("--target sm_86"), "{}", error(1));
+    assert!(error(1).contains("Fake (compute capability 8.6) has 102400"), "{}", error(1));
     assert!(report.cases[2].ok());
 }
 
