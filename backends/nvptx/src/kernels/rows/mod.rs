@@ -46,7 +46,8 @@ pub fn rows<'p>(
         let what = format!("one row of scores needs {need} KiB of shared memory; the target has {have} KiB");
         return Err(Diagnostic::input("row-too-wide", what));
     }
-    let mut grid = Grid::tiles(rows.rows, g.tile_m, g.ctas.into());
+    let rows_of_cluster = g.tile_m * (g.cluster / g.ctas);
+    let mut grid = Grid::tiles(rows.rows, rows_of_cluster, g.cluster.into());
     let mut smem_bytes = g.smem_bytes();
     let cut = (schedule.order_ctas, g.warps);
     let planner = rows.plan.as_ref().map(|p| plan::Planner::new(program, &p.plan, cut, smem_limit));
@@ -73,18 +74,17 @@ pub fn rows<'p>(
             build(k, program, rows, &g, (n_rows, first));
             return;
         };
-        // CTAs that make the order together leave together. The first stay without rows, too: somebody has to plan.
-        let rows_together = g.tile_m * (planner.ctas().max(g.ctas) / g.ctas);
-        let first_together = if planner.ctas() > g.ctas { (c.block_x() / g.cluster) * rows_together } else { first };
-        c.exit_if(first_together.ge(n_rows.signed_max(1)));
+        // CTAs of a cluster leave together. The first cluster stays without rows, too: somebody has to plan.
+        let first_of_cluster = (c.block_x() / g.cluster) * rows_of_cluster;
+        c.exit_if(first_of_cluster.ge(n_rows.signed_max(1)));
         c.when(n_rows.gt(0), || build(k, program, rows, &g, (n_rows, first)));
         let counter = k.view(then.counter).base;
         let order = || planner.build(k, g.warps * 32);
-        let n_together = n_rows.signed_max(1).div_ceil(rows_together);
+        let n_clusters = n_rows.signed_max(1).div_ceil(rows_of_cluster);
         if planner.ctas() > 1 {
-            c.when_last_cluster(counter, (n_together, g.cluster), c.shared(), order);
+            c.when_last_cluster(counter, (n_clusters, g.cluster), c.shared(), order);
         } else {
-            c.when_last(counter, n_together * g.ctas, c.shared(), order);
+            c.when_last(counter, n_clusters * g.cluster, c.shared(), order);
         }
     };
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
