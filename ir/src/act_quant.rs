@@ -3,6 +3,7 @@
 //! The value of a quantised row stays a float, `code · scale` (`· global`): what a product of codes and scales computes,
 //! whatever the machine stores.
 
+use crate::DType;
 use crate::expr::{Binary, Expr, ExprBuilder, Unary};
 use crate::quant::{Code, QuantFormat, ScaleCode, to_e2m1, to_e4m3};
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,12 @@ impl ActQuant {
     /// Whether the largest magnitude of the row takes part, as argument 2 of [`ActQuant::expr`].
     pub fn has_row(self) -> bool {
         self.scale == ActScale::E4M3Row
+    }
+
+    /// Whether a rounded row that is kept in `dtype` has the same values when it is rounded again: the codes of a block whose
+    /// largest one became smaller are twice as large then, for half the scale.
+    pub fn rounds_twice_as_once(self, dtype: DType) -> bool {
+        self.scale == ActScale::Pow2 && matches!(dtype, DType::BF16 | DType::F32)
     }
 
     /// The format that users call `name`: `fp8-block`, `fp8-block-pow2`, `fp8-token`, `mxfp8`, `mxfp4`, `nvfp4` or
@@ -300,6 +307,32 @@ mod tests {
             format.decode_row(&coded.codes, &scales, coded.global, 0, (1, row.len() as u64), &mut values);
             assert_eq!(values, q.quantise(&row, 0.37), "{q:?}");
         }
+    }
+
+    #[test]
+    fn rows_with_powers_of_two_as_scales_round_twice_as_once() {
+        let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let kept = |v: &[f32]| v.iter().map(|&x| half::bf16::from_f32(x).to_f32()).collect::<Vec<f32>>();
+        // Ratios of the largest element to its scale from just above half of the largest code to all of it, in every size.
+        let mut rows: Vec<Vec<f32>> = (-140..=127)
+            .flat_map(|e| (0..64).map(move |i| (e, i)))
+            .map(|(e, i)| {
+                let most = 2f32.powi(e) * (1.0 + i as f32 / 64.0);
+                (0..40).map(|j| most * [1.0, -0.37, 0.002, 0.0][j % 4] * 0.8f32.powi(j as i32)).collect()
+            })
+            .collect();
+        rows.extend([vec![0.0; 33], vec![-0.0, 1e-11], vec![f32::INFINITY, 1.0, f32::MAX], vec![f32::NEG_INFINITY]]);
+        for q in [ActQuant::MXFP8, ActQuant::MXFP4, ActQuant::FP8_BLOCK_POW2] {
+            assert!(q.rounds_twice_as_once(DType::BF16) && !q.rounds_twice_as_once(DType::F16));
+            for row in &rows {
+                let once = q.quantise(row, 1.0);
+                assert_eq!(bits(&kept(&once)), bits(&once), "{q:?} of {row:?} in bf16");
+                assert_eq!(bits(&q.quantise(&once, 1.0)), bits(&once), "{q:?} of {row:?}");
+            }
+            assert!(q.quantise(&q.quantise(&[1.0, f32::NAN], 1.0), 1.0).iter().all(|v| v.is_nan()));
+        }
+        // Other scales are not found again.
+        assert!(!ActQuant::FP8_BLOCK.rounds_twice_as_once(DType::F32));
     }
 
     #[test]

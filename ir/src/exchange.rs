@@ -1,9 +1,11 @@
 //! The kernels that exchange rows between ranks, as whoever launches them sees them.
 //!
 //! A step on a rank is: the layer's head, `dispatch`, `receive`, the experts, `answer`, `collect`, the layer's tail. Experts read rows,
-//! and the tail reads results, where they lie in the rank's window ([`crate::window`]), at the parity of the step.
+//! and the tail reads results, where they lie in the rank's window ([`crate::window`]), at the parity of the step. Rows of codes become
+//! floats before the experts (`decode`).
 
 use crate::DType;
+use crate::act_quant::ActQuant;
 
 /// What the kernels of a layer depend on. Ranks and numbers of tokens are read when they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,12 +14,62 @@ pub struct Exchange {
     pub top_k: u32,
     /// Bytes of a row on its way to its experts.
     pub row_bytes: u64,
+    /// What these are where they are codes and scales, and not the row as it is.
+    pub codes: Option<RowCodes>,
     /// Bytes of a result row.
     pub result_bytes: u64,
     /// Element type of expert ids: i32 or i64.
     pub ids: DType,
     /// Element type of the slots' weights, where there are any.
     pub weights: Option<DType>,
+}
+
+impl Exchange {
+    /// Bytes from one row to the next in windows. Rows of floats are as dense as experts read them; codes begin where vectors can.
+    pub fn row_pitch(&self) -> u64 {
+        if self.codes.is_some() { self.row_bytes.next_multiple_of(16) } else { self.row_bytes }
+    }
+}
+
+/// Rows that travel as codes: codes, as whole words of 4 bytes; the row's global scale, where the format has one; scales.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowCodes {
+    /// The format. One with a given global scale does not travel.
+    pub quant: ActQuant,
+    /// Elements of a row.
+    pub cols: u32,
+    /// Element type of rows before they are rounded.
+    pub sent: DType,
+    /// Element type that experts read.
+    pub read: DType,
+}
+
+impl RowCodes {
+    /// Elements of a word of codes.
+    pub fn word_elems(self) -> u32 {
+        32 / self.quant.code.bits() as u32
+    }
+
+    /// Whether blocks are whole words of codes, as kernels make them.
+    pub fn has_whole_words(self) -> bool {
+        self.quant.block.is_multiple_of(self.word_elems())
+    }
+
+    /// The first byte of the row's global scale, and of what follows the codes where it has none.
+    pub fn global_at(self) -> u64 {
+        self.quant.stored().code.bytes(self.cols.into()).next_multiple_of(4)
+    }
+
+    /// The first byte of the scales.
+    pub fn scales_at(self) -> u64 {
+        self.global_at() + if self.quant.has_row() { 4 } else { 0 }
+    }
+
+    /// Bytes of a row.
+    pub fn bytes(self) -> u64 {
+        let format = self.quant.stored();
+        self.scales_at() + format.scale_grid(1, self.cols.into()).1 * format.scale.bytes()
+    }
 }
 
 /// How many blocks a kernel takes.
@@ -40,6 +92,8 @@ pub struct ExchangeKernel {
     pub ptx: String,
     /// Its parameters, in order: pointers to global memory.
     pub params: &'static [ExchangeParam],
+    /// Whether it runs before the experts.
+    pub before_experts: bool,
     /// Blocks along x.
     pub blocks: Blocks,
     /// Threads of a block.
@@ -53,12 +107,15 @@ pub struct ExchangeKernel {
 pub enum ExchangeParam {
     /// [`crate::window::RankTerms`].
     Terms,
-    /// The address of each rank's window, u64 `[R]`.
+    /// The address of each rank's window, and one at which a store reaches the same place of all of them, 0 where there is none: u64
+    /// `[R + 1]`.
     Peers,
     /// The placement map ([`crate::Placement::to_words`]).
     Map,
-    /// This rank's tokens' rows as they travel, `[T, row]`.
+    /// This rank's tokens' rows, `[T, row]`: as they travel, or before they are rounded to codes.
     Rows,
+    /// The same rows as codes, each [`Exchange::row_pitch`] bytes behind the one before.
+    Coded,
     /// Their experts `[T, K]`.
     Ids,
     /// Where each slot went: a rank or -1, i32 `[T, K]`.
@@ -69,6 +126,8 @@ pub enum ExchangeParam {
     SlotWeights,
     /// Local experts of what came, negative for none: i32 `[R * max tokens, K]`.
     LocalIds,
+    /// The floats of rows of codes that came, `[R * max tokens, row]`.
+    Decoded,
     /// Result rows of what came, `[R * max tokens * K, result]`.
     SlotRows,
     /// A counter for each rank and one more, i32, all 0 before and after.
@@ -77,4 +136,22 @@ pub enum ExchangeParam {
     Report,
     /// The number of this rank's tokens, u32.
     Count,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Wire;
+
+    #[test]
+    fn rows_of_codes_are_as_large_as_the_wire_says() {
+        let of = |quant, cols| RowCodes { quant, cols, sent: DType::BF16, read: DType::F32 };
+        for (name, quant) in ActQuant::NAMES.into_iter().filter(|(_, q)| !q.has_global()) {
+            assert_eq!(of(quant, 7168).bytes(), Wire::Codes(quant).row_bytes(7168), "{name}");
+        }
+        let odd = of(ActQuant::NVFP4_ROW, 35);
+        assert!(odd.has_whole_words() && !of(ActQuant { block: 10, ..ActQuant::MXFP4 }, 64).has_whole_words());
+        assert_eq!((odd.global_at(), odd.scales_at(), odd.bytes()), (20, 24, 27));
+        assert_eq!((of(ActQuant::FP8_TOKEN, 30).scales_at(), of(ActQuant::MXFP8, 64).bytes()), (32, 66));
+    }
 }

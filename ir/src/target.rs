@@ -48,6 +48,8 @@ pub struct Features {
     pub e2m1: bool,
     /// Multiplies codes with block scales (`.block_scale`).
     pub block_scales: bool,
+    /// Stores to the memory of several chips at once (`multimem`).
+    pub multicast: bool,
 }
 
 impl Features {
@@ -59,6 +61,7 @@ impl Features {
             e4m3: n >= 89,
             e2m1: n >= 100,
             block_scales: n >= 100,
+            multicast: n >= 90,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Memory that ranks map from each other: how large it is, and where what lies in it.
 //!
 //! ```text
-//! arrivals  [2][R]       a line for each source: epoch, version of its map, digest of its shape, rows that it sent
+//! arrivals  [2][R]       a line for each source: epoch, and a digest of what ranks must have alike; in its own window, from byte 16 on,
+//!                        also that itself: version and digest of its map, digest of its sizes
 //! answers   [2][R]       a line for each owner of experts: epoch
 //! slots     [2][R][T]    for each token of each source: epoch, and K local experts, negative where they are elsewhere
 //! rows      [2][R][T]    the token's row as it travels

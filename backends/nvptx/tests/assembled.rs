@@ -7,10 +7,11 @@ mod common;
 
 use common::assembler::{find_nvdisasm, find_ptxas, opcodes};
 use common::programs::{Layer, Schedules, layer, schedule};
+use moec_ir::exchange::{Exchange, RowCodes};
 use moec_ir::expr::Real;
 use moec_ir::target::{TARGETS, Target};
 use moec_ir::tile::{Program, Schedule, Team};
-use moec_ir::{Activation, DType};
+use moec_ir::{ActQuant, Activation, DType};
 use moec_ptx::ptxas;
 use std::fmt::Write;
 use std::path::Path;
@@ -123,6 +124,43 @@ fn spill_nowhere(ptxas: &Path, name: &str, image: &moec_nvptx::GpuKernelImage, m
         let entry = done.report.entry(&image.entry).expect("the entry should be reported");
         let spills = (entry.spill_store_bytes, entry.spill_load_bytes);
         assert_eq!(spills, (0, 0), "{name}, {} for {machine} spills", image.entry);
+    }
+}
+
+#[test]
+fn kernels_that_exchange_rows_assemble_for_every_machine_without_spills() {
+    let Some(ptxas) = find_ptxas() else { return };
+    // DeepSeek-V3, and a shape of which no vector divides anything: 64-bit ids, rows of odd length, no weights.
+    let v3 = Exchange {
+        top_k: 8,
+        row_bytes: 2 * 7168,
+        codes: None,
+        result_bytes: 2 * 7168,
+        ids: DType::I32,
+        weights: Some(DType::F32),
+    };
+    let row = |quant, cols, sent, read| RowCodes { quant, cols, sent, read };
+    let mxfp8 = row(ActQuant::MXFP8, 7168, DType::BF16, DType::BF16);
+    let nvfp4 = row(ActQuant::NVFP4_ROW, 35, DType::F16, DType::F32);
+    let coded = |codes: RowCodes| Exchange { row_bytes: codes.bytes(), codes: Some(codes), ..v3 };
+    let odd = Exchange { top_k: 3, row_bytes: 33, codes: None, result_bytes: 34, ids: DType::I64, weights: None };
+    let mut table = String::new();
+    for target in TARGETS.iter().filter(|t| !t.is_cpu()) {
+        for (name, exchange) in [("v3", v3), ("odd", odd), ("mxfp8", coded(mxfp8)), ("nvfp4", coded(nvfp4))] {
+            let kernels = moec_nvptx::emit_exchange(&exchange, target).unwrap_or_else(|e| panic!("{name}: {e}"));
+            for (kernel, machine) in kernels.iter().flat_map(|k| machines(target.name).iter().map(move |m| (k, m))) {
+                let done = ptxas::assemble(&ptxas, &kernel.ptx, machine);
+                let done = done.unwrap_or_else(|e| panic!("{name}, {} for {machine}: {e}", kernel.entry));
+                let entry = done.report.entry(kernel.entry).expect("the entry should be reported");
+                let spills = (entry.spill_store_bytes, entry.spill_load_bytes);
+                assert_eq!(spills, (0, 0), "{name}, {} for {machine} spills", kernel.entry);
+                let (entry, registers) = (kernel.entry, entry.registers);
+                writeln!(table, "{name:<5} {entry:<13} {machine:<8} {registers:>3} registers").expect("memory");
+            }
+        }
+    }
+    if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
+        insta::assert_snapshot!("registers_of_exchange", table);
     }
 }
 

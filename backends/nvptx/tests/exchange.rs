@@ -7,6 +7,8 @@ mod mutants;
 
 use bench::{Case, Ran, compiled, emitted, run};
 use moec_ir::Placement;
+use moec_ir::act_quant::{ActQuant, ActScale};
+use moec_ir::quant::Code;
 use moec_ir::window::Stopped;
 use moec_ptx::exec::{Options, Schedule};
 use mutants::{MUTANTS, Mutant};
@@ -27,6 +29,8 @@ fn small() -> Case {
         max_tokens: 4,
         top_k: 3,
         words: 12,
+        codes: None,
+        target: "sm_90a",
         maps: vec![first.clone(), first, second.clone(), second],
         ids: |step, rank, token, slot| match (rank + token + slot + step) % 5 {
             0 => -1,
@@ -37,6 +41,7 @@ fn small() -> Case {
         other_map: None,
         other_size: None,
         deadline: u32::MAX,
+        multicast: true,
         first_epoch: 1,
     }
 }
@@ -51,7 +56,7 @@ fn is_right(ran: &Ran) {
 #[test]
 fn rows_go_there_and_back_and_a_map_changes_on_the_way() {
     let case = small();
-    let kernels = compiled(emitted(&case, "sm_90a"));
+    let kernels = compiled(emitted(&case));
     for schedule in SCHEDULES {
         is_right(&run(&case, &kernels, &options(schedule)));
     }
@@ -76,7 +81,24 @@ fn shapes_are_what_they_are() {
         ..small()
     };
     for case in [wide, alone, many] {
-        is_right(&run(&case, &compiled(emitted(&case, "sm_90a")), &options(Schedule::Random(7))));
+        is_right(&run(&case, &compiled(emitted(&case)), &options(Schedule::Random(7))));
+    }
+}
+
+/// Rows are rounded as the reference rounds them, by instructions and without: formats of every kind of scale, rows that end within a word of
+/// codes, rows that block after block is zero.
+#[test]
+fn codes_on_their_way_have_the_values_of_the_rounding() {
+    let odd = ActQuant { code: Code::E2M1, scale: ActScale::E4M3Row, block: 24 };
+    let formats = ActQuant::NAMES.into_iter().map(|(_, q)| q).filter(|q| !q.has_global()).chain([odd]);
+    for (i, quant) in formats.enumerate() {
+        for (target, words) in [("sm_80", 260), ("sm_90a", 70), ("sm_100a", 512), ("sm_120a", 35)] {
+            let maps = small().maps[1..3].to_vec();
+            let case = Case { words, codes: Some(quant), target, multicast: i % 2 == 0, maps, ..small() };
+            let ran = run(&case, &compiled(emitted(&case)), &options(Schedule::Random(i as u64)));
+            assert_eq!(ran.wrong, None, "{quant:?} on {target}");
+            is_right(&ran);
+        }
     }
 }
 
@@ -84,7 +106,7 @@ fn shapes_are_what_they_are() {
 #[test]
 fn a_wait_ends_and_names_the_rank() {
     let case = Case { dies: Some((1, 1)), deadline: 40, ..small() };
-    let kernels = compiled(emitted(&case, "sm_90a"));
+    let kernels = compiled(emitted(&case));
     for schedule in SCHEDULES {
         let ran = run(&case, &kernels, &options(schedule));
         let error = ran.report.expect_err("a rank is dead").to_string();
@@ -103,14 +125,15 @@ fn ranks_that_do_not_agree_stop() {
         (Case { other_map: Some((2, newer)), ..small() }, Stopped::OtherVersion),
         (Case { other_size: Some((2, 5)), ..small() }, Stopped::OtherSizes),
     ] {
-        let ran = run(&case, &compiled(emitted(&case, "sm_90a")), &options(Schedule::RoundRobin));
+        let ran = run(&case, &compiled(emitted(&case)), &options(Schedule::RoundRobin));
         assert!(ran.report.is_err());
         let r = ran.stopped.first().expect("a report");
         assert!(r.what == what && (r.peer == 2) != (r.rank == 2), "{r:?}");
     }
 }
 
-/// A row goes once to each rank that has one of its experts, with a line of slots; a flag and what stands beside it to every rank.
+/// A row goes once to each rank that has one of its experts, with a line of slots; a flag to every rank, by one store where there is one
+/// that reaches all.
 /// All of it is little more than the rows alone, in a layer of DeepSeek-V3's experts and slots with an eighth of its columns.
 #[test]
 fn what_leaves_a_rank_is_counted() {
@@ -122,8 +145,20 @@ fn what_leaves_a_rank_is_counted() {
         ids: |_, rank, token, slot| i64::from((131 * rank + 37 * token + 29 * slot + 7 * slot * slot) % 256),
         ..small()
     };
-    for (case, most) in [(Case { maps: small().maps[..1].to_vec(), ..small() }, None), (v3, Some(1.05))] {
-        let ran = run(&case, &compiled(emitted(&case, "sm_90a")), &options(Schedule::RoundRobin));
+    // A wider row: of codes, which are less, the slots are more.
+    let codes = Case { words: 896, codes: Some(ActQuant::MXFP8), ..v3.clone() };
+    let one = Case { maps: small().maps[..1].to_vec(), ..small() };
+    let singly = Case { multicast: false, ..one.clone() };
+    // A token on each of 72 ranks: as many messages as ranks that have an expert of it, and one.
+    let rack = Case {
+        counts: vec![1; 72],
+        max_tokens: 1,
+        maps: vec![Placement::even(288, 72).expect("a map")],
+        ids: |_, rank, _, slot| i64::from((131 * rank + 29 * slot + 7 * slot * slot) % 288),
+        ..v3.clone()
+    };
+    for (case, most) in [(one, None), (singly, None), (v3, Some(1.05)), (codes, Some(1.05)), (rack, Some(1.05))] {
+        let ran = run(&case, &compiled(emitted(&case)), &options(Schedule::RoundRobin));
         is_right(&ran);
         for rank in 0..case.n_ranks() {
             let touched = |token| {
@@ -131,8 +166,9 @@ fn what_leaves_a_rank_is_counted() {
                 owners.filter(|r| *r != rank).collect::<std::collections::BTreeSet<u32>>().len() as u64
             };
             let rows: u64 = (0..case.counts[rank as usize]).map(touched).sum();
-            let row = u64::from(case.words) * 4;
-            let (line, flags) = (4 * (u64::from(case.top_k) + 1), u64::from(case.n_ranks() - 1) * 20);
+            let row = case.exchange().row_bytes;
+            let line = 4 * (u64::from(case.top_k) + 1);
+            let flags = if case.multicast { 8 } else { u64::from(case.n_ranks() - 1) * 8 };
             let got = ran.dispatch_bytes[rank as usize];
             assert_eq!(got, rows * (row + line) + flags, "rank {rank}");
             let bare = (rows * row) as f64;
@@ -169,9 +205,10 @@ fn every_slip_is_noticed() {
         words: 260,
         maps: vec![even; 3],
         ids: |step, r, t, s| i64::from((7 * s + 3 * t + r + step) % 40),
+        multicast: false,
         ..small()
     };
-    let cases = [small(), wide].map(|case| (emitted(&case, "sm_90a"), case));
+    let cases = [small(), wide].map(|case| (emitted(&case), case));
     is_right(&run(&cases[1].1, &compiled(cases[1].0.clone()), &options(Schedule::Random(5))));
     let is_missed = |m: &&Mutant| cases.iter().all(|(kernels, case)| given_away(case, m, kernels).is_none());
     let missed: Vec<String> = MUTANTS.iter().filter(is_missed).map(Mutant::name).collect();

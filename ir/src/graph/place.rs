@@ -66,7 +66,8 @@ impl Wire {
 pub enum Rounding {
     /// Before they are sent: codes travel, and experts read what they stand for as floats.
     BeforeDispatch,
-    /// Where they arrive: floats travel, and products can be those of codes.
+    /// Where they arrive, so that products can be those of codes. Codes travel where a row that is rounded twice is the row that is
+    /// rounded once ([`ActQuant::rounds_twice_as_once`]), else floats.
     AfterDispatch,
 }
 
@@ -242,6 +243,9 @@ impl Cut {
         let (rows, arrive, wire) = match (&graph.node(sent).op, &graph.node(sent).inputs[..], rounding) {
             // Rounding a row and sending it is one step: codes travel.
             (&Op::Quantise(q), &[rows], Rounding::BeforeDispatch) => (rows, sent, Wire::Codes(q)),
+            (&Op::Quantise(q), &[rows], Rounding::AfterDispatch) if q.rounds_twice_as_once(graph.ty(rows).dtype) => {
+                (rows, rows, Wire::Codes(q))
+            }
             (Op::Quantise(_), &[rows], Rounding::AfterDispatch) => floats(rows),
             _ => floats(sent),
         };

@@ -76,6 +76,57 @@ fn what_does_not_go_with_ranks_is_refused() {
     assert!(mesh.code == 2 && mesh.stderr.contains("no axis `pp`"), "{}", mesh.stderr);
 }
 
+/// In the emulator, kernels of the ranks and the host are two ways to the bits of one rank; each says that it was taken.
+#[test]
+fn kernels_and_the_host_exchange_the_same_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("qwen3_moe.bf16");
+    let golden = model.join("golden.layer0.safetensors");
+    let (model, golden) = (model.to_str().unwrap(), golden.to_str().unwrap());
+    let run = |more: &[&str]| {
+        let args = ["run", model, "--input", golden, "--expect", golden, "-o", "out", "--device", "emulator:sm_90a"];
+        let run = moec_in(dir.path(), &[&args[..], more].concat());
+        assert_eq!(run.code, 0, "{more:?}: {}{}", run.stdout, run.stderr);
+        (run.stdout, std::fs::read(dir.path().join("out")).unwrap())
+    };
+    let (_, alone) = run(&["--numerics", "bitwise"]);
+    let mesh = ["--mesh", "ep=3", "--tokens-per-rank", "20,0,4"];
+    let by = |exchange: &[&str]| {
+        let (text, bits) = run(&[&mesh[..], exchange].concat());
+        assert!(bits == alone, "{exchange:?} gives other bits");
+        text
+    };
+    for asked in [&["--exchange", "kernels"][..], &[]] {
+        assert!(by(asked).contains("rows are exchanged by kernels of the ranks"));
+    }
+    assert!(by(&["--exchange", "host"]).contains("rows are exchanged by the host: --exchange host was given"));
+}
+
+/// Where kernels cannot exchange, asking for them is refused with the reason and a remedy; not asking takes the host.
+#[test]
+fn kernels_that_cannot_exchange_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("qwen3_moe.bf16");
+    let run = ["run", model.to_str().unwrap(), "--input", "random:T=4", "--mesh"];
+    let emulator = ["--device", "emulator:sm_90a"];
+    for (more, why) in [
+        (&["ep=2"][..], "ranks are on CPUs"),
+        (&["ep=2,tp=2", emulator[0], emulator[1]], "experts are cut over groups of ranks"),
+        (&["ep=2", "--ranks", "mpi", emulator[0], emulator[1]], "ranks are processes"),
+    ] {
+        let kernels = [&["--message-format", "json"], &run[..], more, &["--exchange", "kernels"]].concat();
+        let refused = moec_in(dir.path(), &kernels);
+        let found = diagnostics(&refused);
+        let d = found.first().unwrap_or_else(|| panic!("{more:?}: {}{}", refused.stdout, refused.stderr));
+        assert!(refused.code == 2 && d["code"] == "wrong-usage", "{d}");
+        assert!(d["message"].as_str().unwrap().contains(why), "{d}");
+        assert!(d["help"].as_str().unwrap().contains("--exchange host"), "{d}");
+    }
+    let cut = moec_in(dir.path(), &[&run[..], &["ep=2,tp=2"], &emulator].concat());
+    let said = "rows are exchanged by the host: experts are cut over groups of ranks";
+    assert!(cut.code == 0 && cut.stdout.contains(said), "{}{}", cut.stdout, cut.stderr);
+}
+
 /// The folder of an installed MPI, which `cargo xtask test` names.
 fn mpi() -> Option<PathBuf> {
     let found = std::env::var_os("MOEC_MPI").map(PathBuf::from).filter(|p| p.join("bin/mpirun").is_file());

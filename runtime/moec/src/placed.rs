@@ -3,14 +3,14 @@
 use crate::compile::{CompileRequest, compile_reporting};
 use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
-use moec_ir::exchange::Exchange;
+use moec_ir::exchange::{Exchange, RowCodes};
 use moec_ir::graph::{
     Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place, round_on_wire,
 };
 use moec_ir::target::TargetKind;
 use moec_ir::{DType, Numerics};
 use moec_nvptx::emit_exchange;
-use moec_ranks::{ExpertProgram, ExpertPrograms, PlacedLayer};
+use moec_ranks::{ExchangeKernels, ExpertProgram, ExpertPrograms, PlacedLayer};
 
 /// How a layer is spread over ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,8 @@ pub struct Spread {
     /// Ranks of a group, over which the matrices of each expert are cut; 1 where they are whole.
     pub n_members: u32,
     /// How rows are rounded on their way to the experts. Without, they travel as they are; those that the layer itself rounds
-    /// before its experts travel so on CPUs, and are rounded where they arrive on GPUs, which multiply codes.
+    /// before its experts travel so on CPUs. On GPUs, which multiply codes, they are rounded where they arrive, and travel as codes
+    /// if these can be found again.
     pub wire: Option<Wire>,
 }
 
@@ -62,7 +63,6 @@ pub fn compile_exchanging(
         return Ok(Err("experts are cut over groups of ranks".into()));
     }
     let mut placed = placed_of(request, spread)?;
-    let Wire::Rows(_) = placed.wire else { return Ok(Err("rows travel as codes and scales".into())) };
     if placed.top_k > u64::from(MOST_SLOTS) {
         return Ok(Err(format!("a token has {} slots, and the kernels take {MOST_SLOTS}", placed.top_k)));
     }
@@ -76,9 +76,24 @@ pub fn compile_exchanging(
     let (ids, weights) = (dtype(&placed.ids), placed.weights.as_ref().map(dtype));
     let (row, result) = placed.widths();
     let bytes = |dtype: DType, cols: u64| cols * dtype.bytes() as u64;
+    let read = placed.experts.inputs[0].ty.dtype;
+    let codes = match placed.wire {
+        Wire::Rows(_) => None,
+        Wire::Codes(quant) => {
+            Some(RowCodes { quant, cols: row as u32, sent: dtype(&placed.rows).ok_or_else(missing)?, read })
+        }
+    };
+    if let Some(c) = codes.filter(|c| !c.has_whole_words()) {
+        let words = c.word_elems();
+        return Ok(Err(format!(
+            "rows are rounded in blocks of {} columns, and kernels take multiples of {words}",
+            c.quant.block
+        )));
+    }
     let exchange = Exchange {
         top_k: placed.top_k as u32,
-        row_bytes: bytes(placed.experts.inputs[0].ty.dtype, row),
+        row_bytes: codes.map_or_else(|| bytes(read, row), RowCodes::bytes),
+        codes,
         result_bytes: bytes(placed.experts.ty(placed.experts.outputs[0].1).dtype, result),
         ids: ids.ok_or_else(missing)?,
         weights: weights.map(|w| w.ok_or_else(missing)).transpose()?,
@@ -88,7 +103,8 @@ pub fn compile_exchanging(
     progress("kernels that exchange rows");
     let targets = request.targets.iter().filter(|t| matches!(t.kind, TargetKind::Gpu { .. }));
     let kernels = targets.map(|t| Ok((t.name.to_string(), emit_exchange(&exchange, t)?)));
-    Ok(Ok(layer.with_exchange(kernels.collect::<Result<_, Diagnostic>>()?)))
+    let kernels = kernels.collect::<Result<_, Diagnostic>>()?;
+    Ok(Ok(layer.with_exchange(ExchangeKernels { what: exchange, kernels })))
 }
 
 /// Slots of a token that kernels which exchange rows take: what they know of each lies in shared memory.
@@ -96,10 +112,16 @@ const MOST_SLOTS: u32 = 1024;
 
 fn placed_of(request: &CompileRequest<'_>, spread: &Spread) -> Result<Placed, Diagnostic> {
     let rounded = spread.wire.map(|w| round_on_wire(request.graph, w)).transpose()?;
-    // GPUs have instructions for codes, which no program takes from outside yet; a wire that was asked for is kept.
-    let on_gpus = request.targets.iter().any(|t| matches!(t.kind, TargetKind::Gpu { .. }));
-    let rounding = if on_gpus && spread.wire.is_none() { Rounding::AfterDispatch } else { Rounding::BeforeDispatch };
-    place(rounded.as_ref().unwrap_or(request.graph), spread.n_local, rounding)
+    let graph = rounded.as_ref().unwrap_or(request.graph);
+    // GPUs have instructions for codes, which are made where the rows arrive; codes that were asked for travel.
+    if request.targets.iter().any(|t| matches!(t.kind, TargetKind::Gpu { .. })) {
+        let placed = place(graph, spread.n_local, Rounding::AfterDispatch)?;
+        let codes = |wire| matches!(wire, Wire::Codes(_));
+        if codes(placed.wire) || !spread.wire.is_some_and(codes) {
+            return Ok(placed);
+        }
+    }
+    place(graph, spread.n_local, Rounding::BeforeDispatch)
 }
 
 /// The three programs of a placed layer.

@@ -1,11 +1,12 @@
 //! Ranks whose kernels exchange rows give the bits that the layer has on one rank.
 
-use moec::ranks::{EmulatedRanks, PlacedLayer, join_tokens, split_evenly, split_tokens};
+use moec::ranks::{EmulatedRanks, PlacedLayer, StepResult, join_tokens, split_evenly, split_tokens};
 use moec::{
     Checkpoint, CompileRequest, Device, Diagnostic, Model, ModelLayer, Placement, Session, Spread, Target, Tensor,
     Weights, compile_exchanging,
 };
-use moec_ir::graph::{Op, Wire};
+use moec_ir::ActQuant;
+use moec_ir::graph::{Graph, Op, Wire, round_on_wire};
 use moec_ptx::exec::{Options, Schedule};
 use std::path::Path;
 use std::sync::Arc;
@@ -47,8 +48,12 @@ fn assert_same(got: &[(String, Tensor)], want: &[(String, Tensor)], what: &str) 
 }
 
 fn request_for(r: &Recorded) -> CompileRequest<'_> {
-    let targets = Target::by_name(TARGET).into_iter().collect();
-    CompileRequest { info: r.layer.info.clone(), ..CompileRequest::new(&r.layer.graph, targets) }
+    request_on(r, &r.layer.graph, TARGET)
+}
+
+fn request_on<'g>(r: &Recorded, graph: &'g Graph, target: &str) -> CompileRequest<'g> {
+    let targets = Target::by_name(target).into_iter().collect();
+    CompileRequest { info: r.layer.info.clone(), ..CompileRequest::new(graph, targets) }
 }
 
 fn exchanging(r: &Recorded, n_local: u32) -> Arc<PlacedLayer> {
@@ -57,10 +62,15 @@ fn exchanging(r: &Recorded, n_local: u32) -> Arc<PlacedLayer> {
 }
 
 fn alone(r: &Recorded) -> Vec<(String, Tensor)> {
-    let request = CompileRequest { numerics: moec_ir::Numerics::Bitwise, ..request_for(r) };
+    alone_on(r, &r.layer.graph, TARGET)
+}
+
+/// The outputs of `graph`, the layer or one like it, on one rank.
+fn alone_on(r: &Recorded, graph: &Graph, target: &'static str) -> Vec<(String, Tensor)> {
+    let request = CompileRequest { numerics: moec_ir::Numerics::Bitwise, ..request_on(r, graph, target) };
     let compiled = moec::compile(&request).expect("compiles");
     let n = r.inputs[0].1.shape[0] as u64;
-    let device = Device::Emulator { target: TARGET };
+    let device = Device::Emulator { target };
     let mut session =
         Session::load(&compiled.bundle, &Weights::Checkpoint(r.weights.clone()), device, n).expect("loads");
     session.run(&named(&r.inputs)).expect("runs").outputs
@@ -70,8 +80,12 @@ fn options(schedule: Schedule) -> Options {
     Options { schedule, counters: false, ..Options::default() }
 }
 
-/// A step with these tokens on each rank; the outputs in token order.
-fn step(ranks: &mut EmulatedRanks, r: &Recorded, counts: &[usize]) -> Result<Vec<(String, Tensor)>, Diagnostic> {
+/// A step with these tokens on each rank; the outputs in token order, and what each rank did.
+fn step(
+    ranks: &mut EmulatedRanks,
+    r: &Recorded,
+    counts: &[usize],
+) -> Result<(Vec<(String, Tensor)>, Vec<StepResult>), Diagnostic> {
     let mut parts = vec![Vec::new(); counts.len()];
     for (name, tensor) in &r.inputs {
         let of_ranks = split_tokens(tensor, counts).expect("as many tokens");
@@ -84,7 +98,7 @@ fn step(ranks: &mut EmulatedRanks, r: &Recorded, counts: &[usize]) -> Result<Vec
         let parts: Vec<&Tensor> = steps.iter().map(|s| &s.outputs[i].1).collect();
         (name.clone(), join_tokens(&parts).expect("parts of one tensor"))
     });
-    Ok(joined.collect())
+    Ok((joined.collect(), steps))
 }
 
 #[test]
@@ -106,7 +120,7 @@ fn families_have_the_same_bits_on_ranks_whose_kernels_exchange() {
         let (layer, most) = (exchanging(&r, map.most_local()), counts[0] as u32);
         let options = options(Schedule::Random(seed));
         let mut ranks = EmulatedRanks::load(layer, map, &weights, TARGET, (most, u32::MAX), options).expect(name);
-        assert_same(&step(&mut ranks, &r, &counts).expect(name), &alone(&r), name);
+        assert_same(&step(&mut ranks, &r, &counts).expect(name).0, &alone(&r), name);
     }
 }
 
@@ -132,7 +146,7 @@ fn tokens_flow_while_experts_move() {
             ranks.set_map(second.clone(), &weights).expect("a newer map");
         }
         ranks.set_options(|o| o.schedule = Schedule::Random(i as u64));
-        assert_same(&step(&mut ranks, &r, counts).expect("a step"), &want, &format!("step {i}"));
+        assert_same(&step(&mut ranks, &r, counts).expect("a step").0, &want, &format!("step {i}"));
     }
     let d = ranks.step(&[]).unwrap_err();
     assert_eq!(d.code, "rank-not-answering");
@@ -153,15 +167,51 @@ fn a_wait_that_is_too_long_names_the_rank() {
     assert!(step(&mut ranks, &r, &[n, 0]).is_err());
 }
 
+/// Rows that are rounded on their way have the bits of the layer that rounds its rows, on one rank; as many bytes travel as codes and
+/// scales have, once to each rank that has one of the token's experts.
+#[test]
+fn rows_travel_as_codes() {
+    // Machines that make codes by instructions and that do not, products of floats and of codes, every kind of scale.
+    let cases = [
+        ("qwen3_moe.bf16", "mxfp8", "sm_100a"),
+        ("qwen3_moe.mxfp8", "mxfp8", "sm_100a"),
+        ("qwen3_moe.mxfp8", "mxfp4", "sm_120a"),
+        ("qwen3_moe.bf16", "nvfp4", "sm_90a"),
+        ("mixtral.bf16", "nvfp4", "sm_100a"),
+        ("qwen2_moe.bf16", "fp8-block", "sm_90a"),
+        ("mixtral.bf16", "fp8-token", "sm_80"),
+        ("gpt_oss.bf16", "fp8-block-pow2", "sm_90a"),
+    ];
+    for (seed, (name, format, target)) in (1u64..).zip(cases) {
+        let what = format!("{name} with {format} on {target}");
+        let r = recorded(name);
+        let quant = ActQuant::from_name(format).expect("a format");
+        let rounded = round_on_wire(&r.layer.graph, Wire::Codes(quant)).expect(&what);
+        let want = alone_on(&r, &rounded, target);
+        let map = Placement::even(n_experts(&r.layer), 3).expect("a map");
+        let spread = Spread { wire: Some(Wire::Codes(quant)), ..Spread::new(map.most_local()) };
+        let made = compile_exchanging(&request_on(&r, &r.layer.graph, target), &spread, &mut |_| {}).expect(&what);
+        let layer = Arc::new(made.unwrap_or_else(|why| panic!("{what}: {why}")));
+        let counts = split_evenly(r.inputs[0].1.shape[0], 3);
+        let weights = Weights::Checkpoint(r.weights.clone());
+        let options = Options { counters: true, ..options(Schedule::Random(seed)) };
+        let sizes = (counts[0] as u32, u32::MAX);
+        let mut ranks = EmulatedRanks::load(layer.clone(), map, &weights, target, sizes, options).expect(&what);
+        let (got, steps) = step(&mut ranks, &r, &counts).expect(&what);
+        assert_same(&got, &want, &what);
+        let cols = r.inputs[0].1.cols() as u64;
+        let row = Wire::Codes(quant).row_bytes(cols);
+        assert!(row * 3 < cols * 4, "{what}: {row} bytes are no codes of {cols} elements");
+        for s in &steps {
+            assert_eq!(s.traffic.row_bytes_sent, s.traffic.rows_sent * row, "{what}");
+        }
+    }
+}
+
 #[test]
 fn what_kernels_do_not_do_is_said() {
     let r = recorded("qwen3_moe.bf16");
     let cut = Spread { n_members: 2, ..Spread::new(4) };
-    let codes = Wire::Codes(moec_ir::ActQuant::from_name("mxfp8").expect("a format"));
-    for (spread, why) in
-        [(cut, "cut over groups"), (Spread { wire: Some(codes), ..Spread::new(4) }, "codes and scales")]
-    {
-        let said = compile_exchanging(&request_for(&r), &spread, &mut |_| {}).expect("no error").expect_err("a word");
-        assert!(said.contains(why), "{said}");
-    }
+    let said = compile_exchanging(&request_for(&r), &cut, &mut |_| {}).expect("no error").expect_err("a word");
+    assert!(said.contains("cut over groups"), "{said}");
 }

@@ -6,6 +6,7 @@ use crate::layer::{ExpertPrograms, PlacedLayer};
 use crate::rank::find;
 use crate::step::{StepResult, Traffic};
 use moec_ir::diag::Diagnostic;
+use moec_ir::exchange::Exchange;
 use moec_ir::graph::{Maker, Source};
 use moec_ir::window::{Stopped, WaitReport, Window};
 use moec_ir::{Placement, Tensor};
@@ -20,6 +21,7 @@ pub struct EmulatedRanks {
     placed: Arc<PlacedLayer>,
     ranks: Ranks,
     sizes: Window,
+    exchange: Exchange,
     options: Options,
     kernels: Kernels,
     experts_code: RankCode,
@@ -67,18 +69,19 @@ impl EmulatedRanks {
         options: Options,
     ) -> Result<EmulatedRanks, Diagnostic> {
         map.check(placed.n_experts, map.n_ranks(), placed.n_local)?;
-        let kernels = placed.exchange.iter().find(|(t, _)| t == target).ok_or_else(|| {
+        let found =
+            placed.exchange.as_ref().and_then(|e| Some((e.what, &e.kernels.iter().find(|(t, _)| t == target)?.1)));
+        let (exchange, kernels) = found.ok_or_else(|| {
             let what = format!("the layer has no kernels that exchange rows for {target}");
             Diagnostic::input("target-not-in-bundle", what).help("compile it for kernels that exchange")
         })?;
-        let kernels = Kernels::new(&kernels.1)?;
-        let (row_bytes, result_bytes) = placed.bytes_on_the_wire();
+        let kernels = Kernels::new(kernels)?;
         let sizes = Window {
             n_ranks: map.n_ranks(),
             max_tokens: max_tokens.max(1),
             top_k: placed.top_k as u32,
-            row_bytes: row_bytes as u64,
-            result_bytes: result_bytes as u64,
+            row_bytes: exchange.row_pitch(),
+            result_bytes: exchange.result_bytes,
         };
         let mut devices = ranks(target, sizes.n_ranks)?;
         let own = u64::from(sizes.max_tokens);
@@ -90,7 +93,7 @@ impl EmulatedRanks {
         let experts_code = code(&whole.bundle, own * u64::from(sizes.n_ranks))?;
         let tail_code = code(&placed.tail, own)?;
         let mut of_rank = Vec::new();
-        for (rank, memory) in (0..).zip(RankMemory::of_all(&mut devices, sizes, deadline)?) {
+        for (rank, memory) in (0..).zip(RankMemory::of_all(&mut devices, sizes, exchange.codes, deadline)?) {
             let head = head_code.as_ref().map(|c| c.load(weights, &mut devices, rank)).transpose()?;
             let experts = local(&experts_code, &placed, &map, rank, weights, &mut devices)?;
             let tail = tail_code.load(weights, &mut devices, rank)?;
@@ -98,7 +101,20 @@ impl EmulatedRanks {
             of_rank.push(OfRank { head, experts, tail, memory, map });
         }
         let (ranks, step, broken) = (devices, 0, false);
-        Ok(EmulatedRanks { placed, ranks, sizes, options, kernels, experts_code, of_rank, map, deadline, step, broken })
+        Ok(EmulatedRanks {
+            placed,
+            ranks,
+            sizes,
+            exchange,
+            options,
+            kernels,
+            experts_code,
+            of_rank,
+            map,
+            deadline,
+            step,
+            broken,
+        })
     }
 
     /// Bytes of the window that each rank maps from each other.
@@ -141,11 +157,11 @@ impl EmulatedRanks {
             return Err(Diagnostic::input("rank-not-answering", what).help("load the layer anew on all ranks"));
         }
         let mut all = Vec::new();
-        let EmulatedRanks { placed, ranks, sizes, kernels, of_rank, step, .. } = self;
+        let EmulatedRanks { placed, ranks, sizes, exchange, kernels, of_rank, step, .. } = self;
         // Steps are numbered from 1.
         let parity = ((*step + 1) & 1) as usize;
         for ((rank, of), inputs) in (0..).zip(of_rank.iter()).zip(inputs) {
-            all.push(stage(placed, ranks, (*sizes, kernels, parity), (rank, of), inputs)?);
+            all.push(stage(placed, ranks, (*sizes, exchange, kernels, parity), (rank, of), inputs)?);
         }
         let streams: Vec<Vec<Step<'_>>> =
             all.iter().map(|s| s.steps.iter().map(|(_, step)| step.clone()).collect()).collect();
@@ -166,7 +182,7 @@ impl EmulatedRanks {
             let made = of.head.as_ref().map_or(Ok(Vec::new()), |h| h.read(ranks))?;
             let tail = of.tail.read(ranks)?;
             let outputs = outputs(placed, &made, &tail, inputs)?;
-            let traffic = traffic(placed, rank, &sent);
+            let traffic = traffic(exchange, rank, &sent);
             let map_version = self.map.version();
             results.push(StepResult { outputs, traffic, map_version, findings: findings.collect() });
         }
@@ -240,7 +256,7 @@ fn local(
 fn stage<'p>(
     placed: &PlacedLayer,
     ranks: &mut Ranks,
-    (sizes, kernels, parity): (Window, &'p Kernels, usize),
+    (sizes, exchange, kernels, parity): (Window, &Exchange, &'p Kernels, usize),
     (rank, of): (u32, &'p OfRank),
     inputs: &[(&str, &Tensor)],
 ) -> Result<OfStep<'p>, Diagnostic> {
@@ -303,7 +319,12 @@ fn stage<'p>(
     let sent_to = put(ranks, Err(4 * slots))?;
     let slot_weights = put(ranks, Err(4 * slots))?;
     let count = put(ranks, Ok(&(n as u32).to_le_bytes()))?;
-    let rows_here = [("rows", of.memory.window + parts.rows[parity]), ("local_ids", local_ids)];
+    // Experts read rows where they lie in the window; rows of codes have floats of their own beside it.
+    let (coded, rows_at) = match exchange.codes {
+        Some(_) => (put(ranks, Err(n * exchange.row_pitch()))?, of.memory.decoded),
+        None => (0, of.memory.window + parts.rows[parity]),
+    };
+    let rows_here = [("rows", rows_at), ("local_ids", local_ids)];
     let experts = of.experts.stage(ranks, all, &rows_here)?;
     let slot_rows = experts.output("slot_rows")?.0;
     if weights.is_some() {
@@ -313,6 +334,7 @@ fn stage<'p>(
     let memory = StepMemory {
         map: of.map,
         rows,
+        coded,
         ids,
         sent_to,
         weights: weights.unwrap_or_default(),
@@ -322,12 +344,12 @@ fn stage<'p>(
         count,
         n_tokens: n as u32,
     };
-    let kernel = |i| kernels.step(i, sizes, &of.memory, &memory);
+    let [before, behind] = kernels.steps(sizes, &of.memory, &memory);
     let mut steps: Vec<(&'p str, Step<'p>)> = Vec::new();
     steps.extend(head.iter().flat_map(|h| h.steps.iter().cloned()));
-    steps.extend([0, 1].into_iter().filter_map(kernel));
+    steps.extend(before);
     steps.extend(experts.steps.iter().cloned());
-    steps.extend([2, 3].into_iter().filter_map(kernel));
+    steps.extend(behind);
     steps.extend(tail.steps.iter().cloned());
     Ok(OfStep { head, experts, tail, steps, sent_to, n_tokens, made })
 }
@@ -339,20 +361,19 @@ fn sent_to(ranks: &Ranks, of: &OfStep<'_>, top_k: usize) -> Result<Vec<i32>, Dia
 }
 
 /// What a rank sent and computed, from where all slots went.
-fn traffic(placed: &PlacedLayer, rank: u32, sent: &[Vec<i32>]) -> Traffic {
+fn traffic(exchange: &Exchange, rank: u32, sent: &[Vec<i32>]) -> Traffic {
     let own = rank as i32;
-    let (row, result) = placed.bytes_on_the_wire();
     let mut t = Traffic::default();
-    for slots in sent.get(rank as usize).into_iter().flat_map(|s| s.chunks(placed.top_k.max(1))) {
+    for slots in sent.get(rank as usize).into_iter().flat_map(|s| s.chunks((exchange.top_k as usize).max(1))) {
         let to: std::collections::BTreeSet<i32> = slots.iter().copied().filter(|&r| r >= 0 && r != own).collect();
         t.rows_sent += to.len() as u64;
         t.slots_dropped += slots.iter().filter(|r| **r < 0).count() as u64;
     }
-    t.row_bytes_sent = t.rows_sent * row as u64;
+    t.row_bytes_sent = t.rows_sent * exchange.row_bytes;
     for (source, slots) in (0i32..).zip(sent) {
         let here = slots.iter().filter(|r| **r == own).count() as u64;
         t.slots_computed += here;
-        t.result_bytes_sent += if source == own { 0 } else { here * result as u64 };
+        t.result_bytes_sent += if source == own { 0 } else { here * exchange.result_bytes };
     }
     t
 }

@@ -1,13 +1,13 @@
 //! The kernels that exchange rows, on the ranks of an emulator: their memory, and their launches.
 
 use moec_ir::diag::Diagnostic;
-use moec_ir::exchange::{Blocks, ExchangeKernel, ExchangeParam as P};
+use moec_ir::exchange::{Blocks, ExchangeKernel, ExchangeParam as P, RowCodes};
 use moec_ir::window::{RankTerms, WaitReport, Window};
 use moec_ptx::ast::Module;
 use moec_ptx::exec::{Launch, Param, Program, Ranks, Step};
 use moec_runtime::emulated_rank::place;
 
-/// The four kernels, ready to be launched.
+/// The kernels, ready to be launched.
 pub(crate) struct Kernels(Vec<(ExchangeKernel, Program)>);
 
 /// What the kernels have on a rank from step to step.
@@ -17,6 +17,8 @@ pub(crate) struct RankMemory {
     peers: u64,
     counters: u64,
     report: u64,
+    /// Floats of rows of codes that came, where rows travel so.
+    pub decoded: u64,
 }
 
 /// What they have in one step.
@@ -24,6 +26,7 @@ pub(crate) struct RankMemory {
 pub(crate) struct StepMemory {
     pub map: u64,
     pub rows: u64,
+    pub coded: u64,
     pub ids: u64,
     pub sent_to: u64,
     pub weights: u64,
@@ -46,43 +49,62 @@ impl Kernels {
         kernels.iter().map(compile).collect::<Result<_, Diagnostic>>().map(Kernels)
     }
 
-    /// The launch of the kernel `n` on a rank: 0 dispatch, 1 receive, 2 answer, 3 collect.
-    pub fn step(&self, n: usize, sizes: Window, rank: &RankMemory, step: &StepMemory) -> Option<(&str, Step<'_>)> {
-        let (kernel, program) = self.0.get(n)?;
-        let blocks = match kernel.blocks {
-            Blocks::Tokens => step.n_tokens.max(1),
-            Blocks::Ranks => sizes.n_ranks,
-            Blocks::AllTokens => sizes.n_ranks * sizes.max_tokens,
-        };
-        let at = |p: &P| match p {
-            P::Terms => rank.terms,
-            P::Peers => rank.peers,
-            P::Counters => rank.counters,
-            P::Report => rank.report,
-            P::Map => step.map,
-            P::Rows => step.rows,
-            P::Ids => step.ids,
-            P::SentTo => step.sent_to,
-            P::Weights => step.weights,
-            P::SlotWeights => step.slot_weights,
-            P::LocalIds => step.local_ids,
-            P::SlotRows => step.slot_rows,
-            P::Count => step.count,
-        };
-        let launch = Launch {
-            grid: [blocks, 1, 1],
-            block: [kernel.threads, 1, 1],
-            dynamic_smem_bytes: kernel.smem_bytes,
-            params: kernel.params.iter().map(|p| Param::U64(at(p))).collect(),
-            ..Launch::default()
-        };
-        Some((kernel.entry, Step { program, launch }))
+    /// The launches on a rank before its experts, and behind them.
+    pub fn steps(&self, sizes: Window, rank: &RankMemory, step: &StepMemory) -> [Vec<(&str, Step<'_>)>; 2] {
+        [true, false].map(|before| {
+            let kernels = self.0.iter().filter(|(k, _)| k.before_experts == before);
+            kernels.map(|kernel| launch(kernel, sizes, rank, step)).collect()
+        })
     }
+}
+
+fn launch<'k>(
+    (kernel, program): &'k (ExchangeKernel, Program),
+    sizes: Window,
+    rank: &RankMemory,
+    step: &StepMemory,
+) -> (&'k str, Step<'k>) {
+    let blocks = match kernel.blocks {
+        Blocks::Tokens => step.n_tokens.max(1),
+        Blocks::Ranks => sizes.n_ranks,
+        Blocks::AllTokens => sizes.n_ranks * sizes.max_tokens,
+    };
+    let at = |p: &P| match p {
+        P::Terms => rank.terms,
+        P::Peers => rank.peers,
+        P::Counters => rank.counters,
+        P::Report => rank.report,
+        P::Map => step.map,
+        P::Rows => step.rows,
+        P::Coded => step.coded,
+        P::Ids => step.ids,
+        P::SentTo => step.sent_to,
+        P::Weights => step.weights,
+        P::SlotWeights => step.slot_weights,
+        P::LocalIds => step.local_ids,
+        P::Decoded => rank.decoded,
+        P::SlotRows => step.slot_rows,
+        P::Count => step.count,
+    };
+    let launch = Launch {
+        grid: [blocks, 1, 1],
+        block: [kernel.threads, 1, 1],
+        dynamic_smem_bytes: kernel.smem_bytes,
+        params: kernel.params.iter().map(|p| Param::U64(at(p))).collect(),
+        ..Launch::default()
+    };
+    (kernel.entry, Step { program, launch })
 }
 
 impl RankMemory {
     /// Windows that all ranks see, full of zeros, and what the kernels of each rank keep.
-    pub fn of_all(ranks: &mut Ranks, sizes: Window, deadline: u32) -> Result<Vec<RankMemory>, Diagnostic> {
+    /// `codes` is what travels, where rows travel as codes.
+    pub fn of_all(
+        ranks: &mut Ranks,
+        sizes: Window,
+        codes: Option<RowCodes>,
+        deadline: u32,
+    ) -> Result<Vec<RankMemory>, Diagnostic> {
         let full = |e: moec_ptx::exec::ExecError| {
             Diagnostic::machine("emulator-refused", format!("a window of {} bytes has no room: {e}", sizes.bytes()))
                 .help("give each rank fewer tokens")
@@ -95,7 +117,8 @@ impl RankMemory {
             ranks.upload(window, &zeros).map_err(full)?;
             windows.push(window);
         }
-        let table: Vec<u8> = windows.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let all = ranks.memory_mut().multicast(&windows, sizes.bytes()).map_err(full)?;
+        let table: Vec<u8> = windows.iter().chain([&all]).flat_map(|w| w.to_le_bytes()).collect();
         let of_rank = |(rank, window): (u32, u64)| {
             let terms = RankTerms { rank, epoch: 1, deadline, window: sizes }.to_bytes().ok_or_else(|| {
                 Diagnostic::input("too-many-tokens", format!("a window of {} bytes is too large", sizes.bytes()))
@@ -108,6 +131,14 @@ impl RankMemory {
                 peers: put(&table)?,
                 counters: put(&vec![0; 4 * (n + 1)])?,
                 report: put(&vec![0; WaitReport::BYTES * n])?,
+                // Programs may read places where nothing came, and use nothing of them.
+                decoded: put(&vec![
+                    0;
+                    codes.map_or(0, |c| n
+                        * sizes.max_tokens as usize
+                        * c.cols as usize
+                        * c.read.bytes())
+                ])?,
             })
         };
         (0..sizes.n_ranks).zip(windows).map(of_rank).collect()

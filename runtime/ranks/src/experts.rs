@@ -78,7 +78,7 @@ pub(crate) fn load_experts(
 
 /// That a map is one of the layer on `n_ranks` ranks.
 pub(crate) fn check(placed: &PlacedLayer, map: &Placement, n_ranks: u32) -> Result<(), Diagnostic> {
-    if !placed.exchange.is_empty() {
+    if placed.exchange.is_some() {
         let what = "a layer that was compiled for kernels that exchange rows is to run with another exchange";
         return Err(Diagnostic::internal("internal-error", what));
     }

@@ -3,7 +3,7 @@
 use crate::terms::fnv;
 use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
-use moec_ir::exchange::ExchangeKernel;
+use moec_ir::exchange::{Exchange, ExchangeKernel};
 use moec_ir::graph::{Maker, Param, Placed, Source, Wire};
 use moec_ir::{DType, Dim};
 
@@ -26,8 +26,17 @@ pub struct PlacedLayer {
     /// Element type and columns of a row before the experts, and of a slot's result.
     pub(crate) row: (DType, usize),
     pub(crate) slot: (DType, usize),
-    /// Kernels that exchange rows, by target. With them, the experts' program takes all slots of a row at once.
-    pub(crate) exchange: Vec<(String, Vec<ExchangeKernel>)>,
+    /// Kernels that exchange rows. With them, the experts' program takes all slots of a row at once.
+    pub(crate) exchange: Option<ExchangeKernels>,
+}
+
+/// Kernels that exchange the rows of a layer.
+#[derive(Clone, Debug)]
+pub struct ExchangeKernels {
+    /// What they were made for.
+    pub what: Exchange,
+    /// In the order in which they run, by target.
+    pub kernels: Vec<(String, Vec<ExchangeKernel>)>,
 }
 
 /// A program of local experts.
@@ -115,15 +124,15 @@ impl PlacedLayer {
             n_experts: placed.n_experts,
             top_k: placed.top_k as usize,
             outputs: placed.outputs.clone(),
-            exchange: Vec::new(),
+            exchange: None,
         })
     }
 
     /// The same layer, whose experts' program takes all slots of a row ([`moec_ir::graph::experts_of_tokens`]), with kernels that exchange
     /// rows for each target.
     #[must_use]
-    pub fn with_exchange(self, exchange: Vec<(String, Vec<ExchangeKernel>)>) -> PlacedLayer {
-        PlacedLayer { exchange, ..self }
+    pub fn with_exchange(self, exchange: ExchangeKernels) -> PlacedLayer {
+        PlacedLayer { exchange: Some(exchange), ..self }
     }
 
     /// Experts of the whole layer.

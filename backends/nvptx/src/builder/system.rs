@@ -31,6 +31,47 @@ impl<'c> Builder<'c> {
         }
     }
 
+    /// Reads a flag of two words, the first in the low half of 8 bytes.
+    pub fn load_flag_pair(&'c self, flag: Global<'c>) -> [I32<'c>; 2] {
+        let value = self.load_raw(flag, self.context.i64_type().into(), 8);
+        self.order(value.as_instruction_value(), AtomicOrdering::Monotonic);
+        let pair = I64::from_raw(self, value);
+        [pair.low(), pair.high()]
+    }
+
+    /// As [`Builder::release_flag`], two words at once.
+    pub fn release_flag_pair(&'c self, flag: Global<'c>, words: [I32<'c>; 2]) {
+        match self.llvm.build_store(flag.v, self.pair(words).v) {
+            Ok(store) => {
+                self.check_instruction(store.set_alignment(8));
+                self.order(Some(store), AtomicOrdering::Release);
+            }
+            Err(e) => self.fail(&e.to_string()),
+        }
+    }
+
+    /// The same on all GPUs of a multicast group, by one store to an address of the group. sm_90 and later.
+    pub fn release_flag_pair_to_all(&'c self, flag: Global<'c>, words: [I32<'c>; 2]) {
+        self.ptx_version.set(self.ptx_version.get().max(81));
+        let ty = self.context.void_type().fn_type(&[flag.v.get_type().into(), self.context.i64_type().into()], false);
+        let text = "multimem.st.release.sys.global.b64 [$0], $1;".to_string();
+        let asm = self.context.create_inline_asm(ty, text, "l,l,~{memory}".to_string(), true, false, None, false);
+        let args = [flag.v.into(), self.pair(words).v.into()];
+        self.check(self.llvm.build_indirect_call(ty, asm, &args, ""));
+    }
+
+    /// Whether nothing lies at an address.
+    pub fn is_null(&'c self, address: Global<'c>) -> Bool<'c> {
+        let is_null = self.llvm.build_is_null(address.v, "");
+        Bool::from_raw(self, self.take(is_null, self.context.bool_type().const_zero()).as_basic_value_enum())
+    }
+
+    fn pair(&'c self, [low, high]: [I32<'c>; 2]) -> I64<'c> {
+        let high = self.llvm.build_left_shift(high.wide().v, self.i64(32).v, "");
+        let high = self.take(high, self.i64(0).v);
+        I64 { builder: self, v: self.take(self.llvm.build_or(high, low.wide().v, ""), high) }
+    }
+
     /// Orders what this thread read and wrote before against what it does after, for all GPUs.
     pub fn fence_system(&'c self) {
         self.check(self.llvm.build_fence(AtomicOrdering::AcquireRelease, false, ""));

@@ -223,6 +223,12 @@ impl<'c> I32<'c> {
 }
 
 impl<'c> I64<'c> {
+    /// The upper half.
+    pub fn high(self) -> I32<'c> {
+        let builder = self.builder;
+        let shifted = builder.llvm.build_right_shift(self.v, builder.i64(32).v, false, "");
+        I64 { builder, v: builder.take(shifted, self.v) }.low()
+    }
     /// The lower half.
     pub fn low(self) -> I32<'c> {
         let builder = self.builder;

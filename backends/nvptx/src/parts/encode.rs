@@ -7,6 +7,7 @@ use crate::builder::{Builder, F32, Global, I32};
 use crate::parts::math::evaluate;
 use moec_ir::act_quant::ActQuant;
 use moec_ir::quant::{Code, ScaleCode};
+use moec_ir::target::Features;
 
 /// The scale of a block.
 #[derive(Clone, Copy)]
@@ -28,6 +29,65 @@ pub fn block_scale<'c>(c: &'c Builder<'c>, q: ActQuant, most: F32<'c>, global: O
 /// The global scale of a row whose largest magnitude is `most`, where each row has its own.
 pub fn row_global<'c>(c: &'c Builder<'c>, q: ActQuant, most: F32<'c>) -> F32<'c> {
     evaluate(c, &q.global_expr(), &[most])
+}
+
+/// Which floats the machine makes codes of by instructions. The others are made of the bits of the rounded value, which are the same.
+#[derive(Clone, Copy)]
+pub struct Conversions {
+    e4m3: bool,
+    e2m1: bool,
+}
+
+impl Conversions {
+    /// Those of machines that multiply the codes of a kernel.
+    pub const ALL: Conversions = Conversions { e4m3: true, e2m1: true };
+
+    pub fn of(features: Features) -> Conversions {
+        Conversions { e4m3: features.e4m3, e2m1: features.e2m1 }
+    }
+
+    /// As [`code_pair`].
+    pub fn code_pair<'c>(self, c: &'c Builder<'c>, q: ActQuant, pair: [F32<'c>; 2], factor: F32<'c>) -> I32<'c> {
+        let (converts, bits) = match q.code {
+            Code::E2M1 => (self.e2m1, 4),
+            Code::E4M3 | Code::E5M2 | Code::Int4 => (self.e4m3, 8),
+        };
+        if converts {
+            return code_pair(c, q, pair[0], pair[1], factor);
+        }
+        let [low, high] = pair.map(|x| {
+            let value = evaluate(c, &q.code_expr(), &[x, factor]);
+            if bits == 4 { e2m1_bits(c, value) } else { e4m3_bits(c, value) }
+        });
+        low | (high << bits)
+    }
+
+    /// Writes a scale.
+    pub fn store_scale<'c>(self, c: &'c Builder<'c>, q: ActQuant, to: Global<'c>, stored: F32<'c>) {
+        match q.stored().scale {
+            ScaleCode::E4M3 if !self.e4m3 => c.store_bits(to, e4m3_bits(c, stored), 1),
+            _ => store_scale(c, q, to, stored),
+        }
+    }
+}
+
+/// The code of an e4m3 number.
+fn e4m3_bits<'c>(c: &'c Builder<'c>, value: F32<'c>) -> I32<'c> {
+    let (sign, magnitude) = ((value.bits() >> 24) & 0x80, value.abs());
+    // Three bits of the mantissa stay, and the exponent has 120 less; below 2^-6 there is none.
+    let normal = (magnitude.bits() >> 20) - (120 << 3);
+    let subnormal = (magnitude * 512.0).round_to_i32();
+    let code = sign | c.select(magnitude.lt(1.0 / 64.0), subnormal, normal);
+    c.select(value.is_nan(), c.i32(0x7f), code)
+}
+
+/// The code of an e2m1 number.
+fn e2m1_bits<'c>(c: &'c Builder<'c>, value: F32<'c>) -> I32<'c> {
+    let (sign, magnitude) = ((value.bits() >> 28) & 8, value.abs());
+    let normal = (magnitude.bits() >> 22) - (126 << 1);
+    // No code is NaN: the scale of such a block is.
+    let subnormal = c.select(magnitude.gt(0.0), c.i32(1), c.i32(0));
+    sign | c.select(magnitude.lt(1.0), subnormal, normal.min(7))
 }
 
 /// Writes a scale.

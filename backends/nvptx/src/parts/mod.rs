@@ -5,6 +5,7 @@
 //! others make floats of them (`decode`), some feed the tensor cores, and the rest turn sums into results (`store`). `team` is
 //! what CTAs that make a tile together agree on, `k_parts` how sums over parts of k become one.
 
+pub mod coded_row;
 pub mod decode;
 pub mod encode;
 pub mod k_parts;

@@ -1,8 +1,8 @@
 //! The kernels of an exchange on several ranks of the emulator, between experts and a tail that are easy to check.
 
-use moec_ir::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam as P};
+use moec_ir::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam as P, RowCodes};
 use moec_ir::window::{RankTerms, Term, WaitReport, Window};
-use moec_ir::{DType, Placement, target::Target};
+use moec_ir::{ActQuant, DType, Placement, target::Target};
 use moec_nvptx::emit_exchange;
 use moec_ptx::ast::Module;
 use moec_ptx::exec::{ExecError, Launch, Options, Param, Program, Ranks, RanksReport, Step};
@@ -16,8 +16,11 @@ pub struct Case {
     pub counts: Vec<u32>,
     pub max_tokens: u32,
     pub top_k: u32,
-    /// 32-bit words of a row.
+    /// 32-bit words of a row: numbers, or f32 that are rounded on their way.
     pub words: u32,
+    /// How they are rounded.
+    pub codes: Option<ActQuant>,
+    pub target: &'static str,
     /// The map of each step.
     pub maps: Vec<Placement>,
     pub ids: fn(u32, u32, u32, u32) -> i64,
@@ -29,6 +32,8 @@ pub struct Case {
     /// This rank was made for so many tokens.
     pub other_size: Option<(u32, u32)>,
     pub deadline: u32,
+    /// Whether a store can reach all windows.
+    pub multicast: bool,
     /// The number of the first step.
     pub first_epoch: u32,
 }
@@ -52,7 +57,16 @@ impl Case {
     pub fn exchange(&self) -> Exchange {
         let bytes = u64::from(self.words) * 4;
         let ids = if self.wide_ids { DType::I64 } else { DType::I32 };
-        Exchange { top_k: self.top_k, row_bytes: bytes, result_bytes: bytes, ids, weights: Some(DType::F32) }
+        let codes = |quant| RowCodes { quant, cols: self.words, sent: DType::F32, read: DType::F32 };
+        let codes = self.codes.map(codes);
+        Exchange {
+            top_k: self.top_k,
+            row_bytes: codes.map_or(bytes, RowCodes::bytes),
+            codes,
+            result_bytes: bytes,
+            ids,
+            weights: Some(DType::F32),
+        }
     }
 
     pub fn n_ranks(&self) -> u32 {
@@ -62,11 +76,22 @@ impl Case {
     pub fn window(&self) -> Window {
         let bytes = u64::from(self.words) * 4;
         let (n_ranks, max_tokens) = (self.n_ranks(), self.max_tokens);
-        Window { n_ranks, max_tokens, top_k: self.top_k, row_bytes: bytes, result_bytes: bytes }
+        let row_bytes = self.exchange().row_pitch();
+        Window { n_ranks, max_tokens, top_k: self.top_k, row_bytes, result_bytes: bytes }
     }
 
-    fn x(&self, step: usize, rank: u32, token: u32, word: u32) -> u32 {
-        1_000_000 * (step as u32 + 1) + 100_000 * rank + 1000 * token + word
+    /// A row before it is sent.
+    fn row(&self, step: usize, rank: u32, token: u32) -> Vec<u32> {
+        let x = |word| 1_000_000 * (step as u32 + 1) + 100_000 * rank + 1000 * token + word;
+        (0..self.words).map(|word| if self.codes.is_some() { float(x(word)).to_bits() } else { x(word) }).collect()
+    }
+
+    /// What experts read of it.
+    fn arrived(&self, step: usize, rank: u32, token: u32) -> Vec<u32> {
+        let row = self.row(step, rank, token);
+        let Some(q) = self.codes else { return row };
+        let row: Vec<f32> = row.into_iter().map(f32::from_bits).collect();
+        q.quantise(&row, 1.0).into_iter().map(f32::to_bits).collect()
     }
 
     /// Where a slot goes.
@@ -76,8 +101,15 @@ impl Case {
     }
 }
 
-pub fn emitted(case: &Case, target: &str) -> Vec<ExchangeKernel> {
-    emit_exchange(&case.exchange(), Target::by_name(target).expect("a target")).expect("kernels")
+/// Numbers of many sizes, and blocks of zeros.
+fn float(x: u32) -> f32 {
+    let bits = x.wrapping_mul(0x9e37_79b1) ^ (x / 61).wrapping_mul(0x85eb_ca6b);
+    let magnitude = 2f32.powi(((x / 16) % 40) as i32 - 20);
+    if (x / 64).is_multiple_of(7) { 0.0 } else { ((bits >> 8) as f32 / 8_388_608.0 - 1.0) * magnitude }
+}
+
+pub fn emitted(case: &Case) -> Vec<ExchangeKernel> {
+    emit_exchange(&case.exchange(), Target::by_name(case.target).expect("a target")).expect("kernels")
 }
 
 pub fn compiled(kernels: Vec<ExchangeKernel>) -> Kernels {
@@ -98,7 +130,7 @@ fn words(words: impl IntoIterator<Item = u32>) -> Vec<u8> {
 }
 
 pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
-    let mut ranks = Ranks::new(moec_ptx::exec::Target::parse("sm_90a").expect("a target"), case.n_ranks());
+    let mut ranks = Ranks::new(moec_ptx::exec::Target::parse(case.target).expect("a target"), case.n_ranks());
     let n = case.n_ranks();
     let parts = case.window().parts();
     let (t, k, w) = (case.max_tokens, case.top_k, case.words);
@@ -106,7 +138,8 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
     for &window in &windows {
         ranks.upload(window, &vec![0; parts.bytes as usize]).expect("zeros");
     }
-    let peers: Vec<u8> = windows.iter().flat_map(|a| a.to_le_bytes()).collect();
+    let all = if case.multicast { ranks.memory_mut().multicast(&windows, parts.bytes).expect("a group") } else { 0 };
+    let peers: Vec<u8> = windows.iter().chain([&all]).flat_map(|a| a.to_le_bytes()).collect();
     let (mut streams, mut outs, mut reports) = (Vec::new(), Vec::new(), Vec::new());
     for rank in 0..n {
         let mut put = |bytes: &[u8]| {
@@ -136,8 +169,7 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
                 at
             };
             let slots = || (0..count).flat_map(|token| (0..k).map(move |slot| (token, slot)));
-            let rows = (0..count).flat_map(|token| (0..w).map(move |word| case.x(step, rank, token, word)));
-            let rows = put(&words(rows));
+            let rows = put(&words((0..count).flat_map(|token| case.row(step, rank, token))));
             let ids: Vec<i64> = slots().map(|(token, slot)| (case.ids)(step as u32, rank, token, slot)).collect();
             let ids: Vec<u8> = match case.wide_ids {
                 true => ids.into_iter().flat_map(i64::to_le_bytes).collect(),
@@ -151,12 +183,15 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
             let (sent_to, slot_weights) = (room(count * k * 4), room(count * k * 4));
             let (local_ids, slot_rows) = (room(n * t * k * 4), room(n * t * k * w * 4));
             let out = room(count * k * w * 4);
+            let (coded, decoded) = (room(count * case.window().row_bytes as u32), room(n * t * w * 4));
             outs.push((rank, step, out, slot_weights));
             let param = |p: &P| match p {
                 P::Terms => terms,
                 P::Peers => peers,
                 P::Map => map,
                 P::Rows => rows,
+                P::Coded => coded,
+                P::Decoded => decoded,
                 P::Ids => ids,
                 P::SentTo => sent_to,
                 P::Weights => weights,
@@ -168,39 +203,33 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
                 P::Count => count_at,
             };
             let window = windows[rank as usize];
-            let mut of = |i: usize| {
-                let (kernel, program) = &kernels.exchange[i];
-                let blocks = match kernel.blocks {
-                    Blocks::Tokens => count.max(1),
-                    Blocks::Ranks => n,
-                    Blocks::AllTokens => n * t,
-                };
-                let params = kernel.params.iter().map(|p| Param::U64(param(p))).collect();
-                let (block, dynamic_smem_bytes) = ([kernel.threads, 1, 1], kernel.smem_bytes);
-                let launch = Launch { grid: [blocks, 1, 1], block, dynamic_smem_bytes, params, ..Launch::default() };
-                stream.push(Step { program, launch });
+            let steps = |before: bool| {
+                let kernels = kernels.exchange.iter().filter(move |(k, _)| k.before_experts == before);
+                kernels.map(|(kernel, program)| {
+                    let blocks = match kernel.blocks {
+                        Blocks::Tokens => count.max(1),
+                        Blocks::Ranks => n,
+                        Blocks::AllTokens => n * t,
+                    };
+                    let params = kernel.params.iter().map(|p| Param::U64(param(p))).collect();
+                    let (block, dynamic_smem_bytes) = ([kernel.threads, 1, 1], kernel.smem_bytes);
+                    let launch =
+                        Launch { grid: [blocks, 1, 1], block, dynamic_smem_bytes, params, ..Launch::default() };
+                    Step { program, launch }
+                })
             };
-            (0..2).for_each(&mut of);
+            stream.extend(steps(true));
             let small = |grid: u32, params: Vec<Param>| Launch {
                 grid: [grid, 1, 1],
                 block: [32, 1, 1],
                 params,
                 ..Launch::default()
             };
-            let rows = Param::U64(window + parts.rows[parity]);
+            let rows = Param::U64(if case.codes.is_some() { decoded } else { window + parts.rows[parity] });
             let params = [rows, Param::U64(local_ids), Param::U64(slot_rows)];
             let params = params.into_iter().chain([rank, k, w].map(Param::U32)).collect();
             stream.push(Step { program: &kernels.experts, launch: small(n * t * k, params) });
-            let mut of = |i: usize| {
-                let (kernel, program) = &kernels.exchange[i];
-                let blocks = if kernel.blocks == Blocks::AllTokens { n * t } else { n };
-                let params = kernel.params.iter().map(|p| Param::U64(param(p))).collect();
-                let (block, dynamic_smem_bytes) = ([kernel.threads, 1, 1], kernel.smem_bytes);
-                let launch = Launch { grid: [blocks, 1, 1], block, dynamic_smem_bytes, params, ..Launch::default() };
-                stream.push(Step { program, launch });
-            };
-            of(2);
-            of(3);
+            stream.extend(steps(false));
             if count > 0 {
                 let results = window + parts.results[parity];
                 let params = vec![Param::U64(results), Param::U64(out), Param::U32(w)];
@@ -210,7 +239,7 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
         if let Some((of, step)) = case.dies
             && of == rank
         {
-            stream.truncate(step * (5 + usize::from(count > 0)));
+            stream.truncate(step * (kernels.exchange.len() + 1 + usize::from(count > 0)));
         }
         streams.push(stream);
     }
@@ -225,11 +254,14 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
             bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4"))).collect()
         };
         let (rows, weights) = (read(out, count * k * w), read(slot_weights, count * k));
+        let mut arrived = Vec::new();
         for (i, got) in rows.iter().enumerate() {
             let (place, word) = (i as u32 / w, i as u32 % w);
             let (token, slot) = (place / k, place % k);
             let owner = case.owner(step, rank, token, slot);
-            let want = owner.map_or(0, |(r, local)| case.x(step, rank, token, word) + 1000 * (16 * r + local));
+            let row = if word == 0 { case.arrived(step, rank, token) } else { std::mem::take(&mut arrived) };
+            let want = owner.map_or(0, |(r, local)| row[word as usize].wrapping_add(1000 * (16 * r + local)));
+            arrived = row;
             if *got != want && wrong.is_none() {
                 wrong = Some(format!("rank {rank}, step {step}, token {token}, slot {slot}: {got}, not {want}"));
             }

@@ -5,7 +5,7 @@ use moec_ir::exchange::ExchangeKernel;
 /// A change: its kernel, which of the lines with a text, what of the line, and by what.
 pub struct Mutant(pub &'static str, &'static str, (&'static str, usize), &'static str, &'static str);
 
-pub const MUTANTS: [Mutant; 32] = [
+pub const MUTANTS: [Mutant; 36] = [
     Mutant("a relaxed flag", "dispatch", ("st.release.sys", 0), "release", "relaxed"),
     Mutant("a flag for the device", "dispatch", ("st.release.sys", 0), "sys", "gpu"),
     Mutant("a weak flag", "dispatch", ("st.release.sys", 0), "release.sys.", ""),
@@ -16,16 +16,20 @@ pub const MUTANTS: [Mutant; 32] = [
     Mutant("no fence in the last block", "dispatch", ("membar.gl", 1), "membar", "//"),
     Mutant("flags before the last block", "dispatch", ("bar.sync", 3), "bar.sync", "ret; //"),
     Mutant("rows always to one buffer", "dispatch", ("and.b32", 0), ", 4;", ", 0;"),
-    Mutant("flags always to one buffer", "dispatch", ("and.b32", 1), ", 4;", ", 0;"),
+    Mutant("the flag of all always to one buffer", "dispatch", ("and.b32", 2), ", 4;", ", 0;"),
+    Mutant("flags always to one buffer", "dispatch", ("and.b32", 3), ", 4;", ", 0;"),
+    Mutant("a relaxed flag of a rank", "dispatch", ("st.release.sys", 1), "release", "relaxed"),
+    Mutant("a flag of a rank for the device", "dispatch", ("st.release.sys", 1), "sys", "gpu"),
+    Mutant("a weak flag of a rank", "dispatch", ("st.release.sys", 1), "release.sys.", ""),
     Mutant("a wait for the device", "receive", ("ld.relaxed.sys", 0), "sys", "gpu"),
     Mutant("a weak wait", "receive", ("ld.relaxed.sys", 0), "relaxed.sys.", ""),
     Mutant("no fence behind the wait", "receive", ("fence.acq_rel.sys", 0), "fence", "//"),
     Mutant("a fence for the device", "receive", ("fence.acq_rel.sys", 0), "sys", "gpu"),
-    Mutant("no wait", "receive", ("setp.ne.b32", 1), "ne.b32", "gt.u32"),
+    Mutant("no wait", "receive", ("setp.ne.b32", 1), "ne.b32", "lt.u32"),
     Mutant("nobody waits for the thread that does", "receive", ("bar.sync", 0), "bar", "//"),
     Mutant("flags of one buffer", "receive", ("and.b32", 0), ", 4;", ", 0;"),
     Mutant("slots of one buffer", "receive", ("and.b32", 1), ", 4;", ", 0;"),
-    Mutant("what came in a step before counts", "receive", ("setp.eq.b32", 3), "eq.b32", "le.u32"),
+    Mutant("what came in a step before counts", "receive", ("setp.eq.b32", 4), "eq.b32", "le.u32"),
     Mutant("a relaxed flag", "answer", ("st.release.sys", 0), "release", "relaxed"),
     Mutant("a flag for the device", "answer", ("st.release.sys", 0), "sys", "gpu"),
     Mutant("no barrier behind the results", "answer", ("bar.sync", 0), "bar", "//"),

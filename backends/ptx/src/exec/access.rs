@@ -5,7 +5,7 @@ mod store;
 mod update;
 
 pub(crate) use count::{count_banks, count_global};
-pub(crate) use store::{StoreOp, store};
+pub(crate) use store::{StoreOp, store, store_global};
 pub(crate) use update::update;
 
 use super::context::{Cx, split_shared};

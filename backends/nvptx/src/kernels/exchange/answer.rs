@@ -9,6 +9,7 @@ pub fn kernel(exchange: &Exchange) -> Design {
     Design {
         entry: "moec_answer",
         params: &[P::Terms, P::Peers, P::LocalIds, P::SlotRows, P::Counters],
+        before_experts: false,
         blocks: Blocks::AllTokens,
         smem_bytes: 4,
         exchange: *exchange,
@@ -30,7 +31,7 @@ fn build(k: &Exchanging<'_>) {
             let came = row * top_k + slot;
             c.when(c.load_i32(local_ids.plus(came.wide() * 4)).is_negative().not(), || {
                 let from = k.param(P::SlotRows).plus(came.wide() * bytes);
-                k.copy(from, to.plus((token * top_k + slot).wide() * bytes), bytes);
+                k.copy(from, to.plus((token * top_k + slot).wide() * bytes), (bytes, bytes));
             });
         });
     });

@@ -13,6 +13,7 @@ pub fn kernel(exchange: &Exchange) -> Design {
             Some(_) => &[P::Terms, P::Peers, P::SentTo, P::Counters, P::Report, P::Count, P::Weights, P::SlotWeights],
             None => &[P::Terms, P::Peers, P::SentTo, P::Counters, P::Report, P::Count],
         },
+        before_experts: false,
         blocks: Blocks::Ranks,
         smem_bytes: 4,
         exchange: *exchange,
@@ -32,7 +33,10 @@ fn build(k: &Exchanging<'_>) {
             sent_to,
             n_tokens * top_k,
             |rank| rank.eq(peer),
-            || k.wait(&terms, terms.line(window, Term::Answers, peer), peer, Stopped::NoResults),
+            || {
+                let flag = terms.line(window, Term::Answers, peer);
+                k.wait(&terms, peer, Stopped::NoResults, || c.load_flag(flag));
+            },
         );
     });
     c.part("slots that nobody has", || {

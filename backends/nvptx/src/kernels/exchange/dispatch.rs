@@ -1,16 +1,21 @@
 //! Rows to the ranks that have their experts.
 
 use super::parts::Terms;
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, THREADS};
+use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, THREADS, codes};
 use crate::builder::{I32, Shared};
 use moec_ir::DType;
 use moec_ir::window::Term;
 
-/// A block for each token. The last of them raises the flags of all ranks, with rows there or not: who got none must know it.
+/// A block for each token. The last of them raises the flags of all ranks, with rows there or not: who got none must know it. Where one
+/// store reaches all windows, that is one message.
 pub fn kernel(exchange: &Exchange) -> Design {
     Design {
         entry: "moec_dispatch",
-        params: &[P::Terms, P::Peers, P::Map, P::Rows, P::Ids, P::SentTo, P::Counters, P::Count],
+        params: match exchange.codes {
+            Some(_) => &[P::Terms, P::Peers, P::Map, P::Rows, P::Ids, P::SentTo, P::Counters, P::Count, P::Coded],
+            None => &[P::Terms, P::Peers, P::Map, P::Rows, P::Ids, P::SentTo, P::Counters, P::Count],
+        },
+        before_experts: true,
         blocks: Blocks::Tokens,
         // Of each slot rank, local expert, and whether it is the first of its rank; a number.
         smem_bytes: 12 * exchange.top_k + 4,
@@ -42,6 +47,9 @@ fn build(k: &Exchanging<'_>) {
                 });
                 c.store_i32(firsts.plus(slot * 4), is_first.get().as_i32());
             });
+            if let Some(codes) = k.exchange.codes {
+                codes::round_row(k, codes, token);
+            }
             c.barrier();
         });
         c.part("rows", || {
@@ -53,14 +61,23 @@ fn build(k: &Exchanging<'_>) {
     c.part("flags", || {
         let counter = k.param(P::Counters).plus(terms.n_ranks.wide() * 4);
         c.when_last(counter, c.blocks_x(), number, || {
-            let map = k.param(P::Map);
-            let (version, of_map) = (c.load_i32(map), c.load_i32(map.plus(4)));
-            let sizes = terms.word(Term::Digest);
-            c.range(c.thread(), terms.n_ranks, THREADS, |peer| {
-                let line = terms.line(k.window(peer), Term::Arrivals, terms.rank);
-                c.store_words(line.plus(16), [version, of_map, sizes, c.i32(0)]);
-                c.release_flag(line, terms.epoch);
+            let agreed = k.agreed(&terms);
+            let flag = [terms.epoch, k.digest_of(agreed)];
+            let line = |window| terms.line(window, Term::Arrivals, terms.rank);
+            // Who has another digest reads here what of it differs.
+            let [version, of_map, sizes] = agreed;
+            c.when(c.thread().eq(0), || {
+                c.store_words(line(k.window(terms.rank)).plus(16), [version, of_map, sizes, c.i32(0)]);
             });
+            c.barrier();
+            let each = || {
+                c.range(c.thread(), terms.n_ranks, THREADS, |peer| c.release_flag_pair(line(k.window(peer)), flag));
+            };
+            if !k.features.multicast {
+                return each();
+            }
+            let all = k.window(terms.n_ranks);
+            c.either(c.is_null(all), each, || c.when(c.thread().eq(0), || c.release_flag_pair_to_all(line(all), flag)));
         });
     });
 }
@@ -100,7 +117,7 @@ fn send<'c>(
     (ranks, locals): (Shared<'c>, Shared<'c>),
 ) {
     let c = k.builder;
-    let (top_k, row_bytes) = (k.exchange.top_k, k.exchange.row_bytes);
+    let (top_k, row_bytes, pitch) = (k.exchange.top_k, k.exchange.row_bytes, k.exchange.row_pitch());
     let peer = c.load_i32(ranks.plus(slot * 4));
     let window = k.window(peer);
     let place = (terms.rank * terms.max_tokens + token).wide();
@@ -114,6 +131,6 @@ fn send<'c>(
         });
         c.store_i32(slots.plus(i.wide() * 4), word.get());
     });
-    let from = k.param(P::Rows).plus(token.wide() * row_bytes);
-    k.copy(from, terms.part(window, Term::Rows).plus(place * row_bytes), row_bytes);
+    let rows = k.param(if k.exchange.codes.is_some() { P::Coded } else { P::Rows });
+    k.copy(rows.plus(token.wide() * pitch), terms.part(window, Term::Rows).plus(place * pitch), (row_bytes, pitch));
 }

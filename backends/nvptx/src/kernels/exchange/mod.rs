@@ -3,6 +3,7 @@
 //! ```text
 //! dispatch   on a token's rank: its row and its local experts to each rank that has one of them, then a flag to every rank
 //! receive    on an experts' rank: waits for every rank's flag; which rows came, and for which local experts
+//! (decode)   where rows travel as codes: their floats
 //! (experts)  the compiled program, on rows where they lie in the window
 //! answer     each slot's result to its place in the window of the token's rank, then a flag to each rank that sent a row
 //! collect    on the token's rank: waits for the ranks that it sent rows to; slots that nobody has become zero
@@ -13,6 +14,7 @@
 //! that has got everybody's flag of one step knows that all are done with the step before, whose memory it writes next.
 
 mod answer;
+mod codes;
 mod collect;
 mod dispatch;
 mod parts;
@@ -23,37 +25,44 @@ use crate::kernels::Registers;
 use crate::machine;
 use inkwell::context::Context;
 use moec_ir::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam};
-use moec_ir::target::{Target, TargetKind};
+use moec_ir::target::{Features, Target, TargetKind};
 use moec_ir::tile::{Extent, GpuLaunch};
 use moec_ir::{DType, Diagnostic};
 
 /// Threads of a block.
 const THREADS: u32 = 128;
 
-/// Compiles dispatch, receive, answer and collect for one GPU target.
+/// Compiles dispatch, receive, answer and collect for one GPU target, and decode where rows travel as codes, in the order in which they run.
 ///
 /// # Errors
-/// `llvm-missing`, `not-a-gpu-target`, `element-type-not-on-gpu` for ids that are no integers of 32 or 64 bits or weights that are no
-/// floats; `internal-error` when LLVM refuses the code.
+/// `llvm-missing`, `not-a-gpu-target`, `element-type-not-on-gpu` for ids that are no integers of 32 or 64 bits, weights that are no
+/// floats or rows of f64 that are rounded; `internal-error` when LLVM refuses the code.
 pub fn emit_exchange(exchange: &Exchange, target: &Target) -> Result<Vec<ExchangeKernel>, Diagnostic> {
     crate::llvm()?;
     let of_ids = matches!(exchange.ids, DType::I32 | DType::I64);
-    let of_weights = exchange.weights.is_none_or(|w| matches!(w, DType::F32 | DType::F16 | DType::BF16));
+    let is_float = |dtype: DType| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+    let of_weights = exchange.weights.is_none_or(is_float);
+    if let Some(codes) = exchange.codes.filter(|c| !is_float(c.sent) || !is_float(c.read)) {
+        let what =
+            format!("rows are {} before they are rounded on their way, and {} behind it", codes.sent, codes.read);
+        return Err(Diagnostic::input("element-type-not-on-gpu", what).help("give rows as f32, f16 or bf16"));
+    }
     if !of_ids || !of_weights {
         let what = format!("experts of slots are {}, their weights {:?}", exchange.ids, exchange.weights);
         return Err(Diagnostic::input("element-type-not-on-gpu", what)
             .help("give ids as i32 or i64, and weights as f32, f16 or bf16"));
     }
-    [dispatch::kernel(exchange), receive::kernel(exchange), answer::kernel(exchange), collect::kernel(exchange)]
-        .into_iter()
-        .map(|design| emit(&design, target))
-        .collect()
+    let before = [dispatch::kernel(exchange), receive::kernel(exchange)].into_iter();
+    let decode = exchange.codes.map(|_| codes::kernel(exchange));
+    let behind = [answer::kernel(exchange), collect::kernel(exchange)];
+    before.chain(decode).chain(behind).map(|design| emit(&design, target)).collect()
 }
 
 /// A kernel before code is built for it.
 struct Design {
     entry: &'static str,
     params: &'static [ExchangeParam],
+    before_experts: bool,
     blocks: Blocks,
     smem_bytes: u32,
     exchange: Exchange,
@@ -65,6 +74,7 @@ struct Exchanging<'c> {
     builder: &'c Builder<'c>,
     params: &'static [ExchangeParam],
     exchange: Exchange,
+    features: Features,
 }
 
 impl<'c> Exchanging<'c> {
@@ -97,11 +107,19 @@ fn emit(design: &Design, target: &Target) -> Result<ExchangeKernel, Diagnostic> 
     let params = vec![Param { read_only: false }; design.params.len()];
     let code = Builder::new(&context, &module, design.entry, &params, &launch, Registers::Default)
         .with_parts(&module, design.entry);
-    (design.build)(&Exchanging { builder: &code, params: design.params, exchange: design.exchange });
+    let (params, features) = (design.params, target.features());
+    (design.build)(&Exchanging { builder: &code, params, exchange: design.exchange, features });
     let parts = code.finish().and_then(|parts| machine::optimise(&module, &machine).map(|()| parts));
+    // As of all kernels, the lowest version that will do.
+    let machine = match code.ptx_version() {
+        needed if needed > ptx_version => {
+            machine::machine(target.name, needed).map_err(|e| broken(e, String::new()))?
+        }
+        _ => machine,
+    };
     let ptx = parts
         .and_then(|parts| machine::ptx(&module, &machine, (target.name, ptx_version), &parts))
         .map_err(|e| broken(e, module.print_to_string().to_string()))?;
-    let Design { entry, params, blocks, smem_bytes, .. } = *design;
-    Ok(ExchangeKernel { entry, ptx, params, blocks, threads: THREADS, smem_bytes })
+    let Design { entry, params, before_experts, blocks, smem_bytes, .. } = *design;
+    Ok(ExchangeKernel { entry, ptx, params, before_experts, blocks, threads: THREADS, smem_bytes })
 }

@@ -44,7 +44,7 @@ impl<'c> Terms<'c> {
 }
 
 impl<'c> Exchanging<'c> {
-    /// The window of a rank.
+    /// The window of a rank; of the rank behind the last, all of them as one ([`moec_ir::exchange::ExchangeParam::Peers`]).
     pub fn window(&self, rank: I32<'c>) -> Global<'c> {
         self.builder.load_address(self.param(ExchangeParam::Peers).plus(rank.wide() * 8))
     }
@@ -55,10 +55,34 @@ impl<'c> Exchanging<'c> {
         of.slot_bytes()
     }
 
-    /// Copies a row, all threads of the block together.
-    pub fn copy(&self, from: Global<'c>, to: Global<'c>, bytes: u64) {
-        let (c, width) = (self.builder, widest(bytes));
-        c.range(c.thread() * width, bytes as u32, THREADS * width, |at| {
+    /// What all ranks must have alike: version and digest of the placement map, digest of the sizes.
+    pub fn agreed(&self, terms: &Terms<'c>) -> [I32<'c>; 3] {
+        let (c, map) = (self.builder, self.param(ExchangeParam::Map));
+        [c.load_i32(map), c.load_i32(map.plus(4)), terms.word(Term::Digest)]
+    }
+
+    /// One word for that, which stands beside the number of the step.
+    pub fn digest_of(&self, agreed: [I32<'c>; 3]) -> I32<'c> {
+        // FNV-1a by words.
+        agreed.into_iter().fold(self.builder.i32(0x811c_9dc5), |digest, word| (digest ^ word) * 0x0100_0193)
+    }
+
+    /// Copies a row of `bytes`, all threads of the block together. Rows begin at multiples of `pitch` bytes.
+    pub fn copy(&self, from: Global<'c>, to: Global<'c>, (bytes, pitch): (u64, u64)) {
+        let mut done = 0;
+        // Wide pieces, then what is left of the row in narrower ones.
+        for width in [16, 4, 2, 1].into_iter().filter(|n| pitch.is_multiple_of(*n)) {
+            let end = bytes / width * width;
+            if end > done {
+                self.copy_pieces(from, to, (done as u32, end as u32), width as u32);
+                done = end;
+            }
+        }
+    }
+
+    fn copy_pieces(&self, from: Global<'c>, to: Global<'c>, (first, end): (u32, u32), width: u32) {
+        let c = self.builder;
+        c.range(c.thread() * width + first, end, THREADS * width, |at| {
             let (from, to) = (from.plus(at.wide()), to.plus(at.wide()));
             match width {
                 16 => c.store_words(to, c.load_words(from)),
@@ -76,12 +100,12 @@ impl<'c> Exchanging<'c> {
         });
     }
 
-    /// Waits until `flag` of `peer` holds this step's number; what the peer wrote before can be read then. For one thread.
-    pub fn wait(&self, terms: &Terms<'c>, flag: Global<'c>, peer: I32<'c>, otherwise: Stopped) {
+    /// Waits until `load` gives this step's number from a flag of `peer`; what the peer wrote before can be read then. For one thread.
+    pub fn wait(&self, terms: &Terms<'c>, peer: I32<'c>, otherwise: Stopped, load: impl FnOnce() -> I32<'c>) {
         let c = self.builder;
         let (start, deadline) = (c.global_timer(), terms.word(Term::Deadline));
         c.repeat(|| {
-            let found = c.load_flag(flag);
+            let found = load();
             let waits = found.ne(terms.epoch);
             let late = waits.and(c.is_later(c.global_timer(), start, deadline));
             c.when(late, || self.stop(terms, peer, otherwise, (terms.epoch, found)));

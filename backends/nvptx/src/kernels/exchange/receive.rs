@@ -9,6 +9,7 @@ pub fn kernel(exchange: &Exchange) -> Design {
     Design {
         entry: "moec_receive",
         params: &[P::Terms, P::Peers, P::Map, P::LocalIds, P::Report],
+        before_experts: true,
         blocks: Blocks::Ranks,
         smem_bytes: 0,
         exchange: *exchange,
@@ -24,13 +25,21 @@ fn build(k: &Exchanging<'_>) {
     let window = k.window(terms.rank);
     c.part("wait", || {
         c.when(c.thread().eq(0), || {
-            let line = terms.line(window, Term::Arrivals, source);
-            k.wait(&terms, line, source, Stopped::NoRows);
-            let [version, of_map, sizes, _] = c.load_words(line.plus(16));
-            let map = k.param(P::Map);
-            k.expect(&terms, source, Stopped::OtherSizes, terms.word(Term::Digest), sizes);
-            k.expect(&terms, source, Stopped::OtherVersion, c.load_i32(map), version);
-            k.expect(&terms, source, Stopped::OtherMap, c.load_i32(map.plus(4)), of_map);
+            let line = |window| terms.line(window, Term::Arrivals, source);
+            let digest = c.var(c.i32(0));
+            let flag = line(window);
+            k.wait(&terms, source, Stopped::NoRows, || {
+                let [epoch, of_source] = c.load_flag_pair(flag);
+                digest.set(of_source);
+                epoch
+            });
+            let agreed = k.agreed(&terms);
+            c.when(digest.get().ne(k.digest_of(agreed)), || {
+                let [version, of_map, sizes, _] = c.load_words(line(k.window(source)).plus(16));
+                k.expect(&terms, source, Stopped::OtherSizes, agreed[2], sizes);
+                k.expect(&terms, source, Stopped::OtherVersion, agreed[0], version);
+                k.expect(&terms, source, Stopped::OtherMap, agreed[1], of_map);
+            });
         });
         c.barrier();
     });

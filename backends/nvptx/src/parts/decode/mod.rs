@@ -10,6 +10,7 @@ pub use panel::CodedPanel;
 
 use crate::builder::{Builder, F32, I32, MmaType};
 use moec_ir::DType;
+use moec_ir::act_quant::ActQuant;
 use moec_ir::quant::{Code, ScaleCode};
 use moec_ir::target::Features;
 use moec_ir::tile::PanelQuant;
@@ -29,6 +30,13 @@ impl Decoder {
     pub fn new(q: &PanelQuant, features: Features) -> Decoder {
         let (code, scale) = (q.format.code, q.format.scale);
         Decoder { code, scale, has_global: q.global.is_some(), round: q.round, features }
+    }
+
+    /// For rows of activations whose values become `round`.
+    pub fn of_rows(q: ActQuant, round: DType, features: Features) -> Decoder {
+        let format = q.stored();
+        let has_global = q.has_global() || q.has_row();
+        Decoder { code: format.code, scale: format.scale, has_global, round, features }
     }
 
     /// The pairs of values of a word of codes, all of which have the factor `scale`: two values for each byte of 4-bit

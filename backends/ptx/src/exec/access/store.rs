@@ -33,7 +33,7 @@ pub(crate) fn store(cx: &mut Cx<'_>, op: &StoreOp, mask: u32) -> Result<(), Exec
 
 fn store_to(cx: &mut Cx<'_>, op: &StoreOp, space: MemorySpace, at: &Lanes, lanes: u32) {
     match space {
-        MemorySpace::Global | MemorySpace::Generic => store_global(cx, op, at, lanes),
+        MemorySpace::Global | MemorySpace::Generic => store_global(cx, op, at, lanes, true),
         MemorySpace::Shared | MemorySpace::SharedCluster => {
             store_shared(cx, op, at, lanes, space == MemorySpace::Shared)
         }
@@ -46,7 +46,8 @@ fn store_to(cx: &mut Cx<'_>, op: &StoreOp, space: MemorySpace, at: &Lanes, lanes
     }
 }
 
-fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
+/// A store to global memory; `counts` as traffic, or not.
+pub(crate) fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32, counts: bool) {
     let n = op.elements.len();
     let bytes = op.bytes;
     let total = u64::from(bytes) * n as u64;
@@ -115,7 +116,7 @@ fn store_global(cx: &mut Cx<'_>, op: &StoreOp, at: &Lanes, lanes: u32) {
         cx.has_released_global(op.order, lanes);
     }
     cx.m.launch.run.has_changed();
-    if cx.m.launch.options.counters {
+    if counts && cx.m.launch.options.counters {
         count_global(cx, at, lanes, total, true);
     }
 }

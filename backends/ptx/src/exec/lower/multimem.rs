@@ -3,10 +3,11 @@
 use super::memory::{Combine, combine};
 use super::{Lower, Ty};
 use crate::ast::Instruction;
-use crate::exec::access::{self, lanes_of};
+use crate::exec::access::{self, StoreOp, lanes_of};
 use crate::exec::context::Cx;
 use crate::exec::error::CompileError;
 use crate::exec::findings::Check;
+use crate::exec::global_race::{Order, Scope};
 use crate::exec::memory::resolve;
 use crate::exec::program::{Flow, MemorySpace, Slot};
 
@@ -79,15 +80,22 @@ impl Lower<'_> {
                 }));
                 Ok(())
             }
-            ("st" | "red", [a, v]) => {
+            ("st", [a, v]) => {
+                let address = self.address(a)?;
+                let elements = self.sources(self.elements(v), ty)?.into();
+                let strong = i.modifiers.iter().any(|m| matches!(m.as_str(), "relaxed" | "release"));
+                let order = Order::of(i, strong, Scope::Gpu);
+                let op = StoreOp { space: MemorySpace::Global, address, elements, bytes, order };
+                self.emit_custom(Box::new(move |cx, mask| {
+                    store(cx, &op, mask);
+                    Ok(Flow::Next)
+                }));
+                Ok(())
+            }
+            ("red", [a, v]) => {
                 let a = self.address(a)?;
                 let values = self.sources(self.elements(v), ty)?;
-                let f: Combine = if verb == "st" {
-                    |_, b, _| b
-                } else {
-                    combine(op, ty, true).ok_or_else(|| self.unsupported(i.full_name()))?
-                };
-                let stores = verb == "st";
+                let f: Combine = combine(op, ty, true).ok_or_else(|| self.unsupported(i.full_name()))?;
                 self.emit_custom(Box::new(move |cx, mask| {
                     let at = access::addresses(cx, a, mask);
                     for (e, s) in values.iter().enumerate() {
@@ -95,16 +103,7 @@ impl Lower<'_> {
                         for l in lanes_of(mask) {
                             let v = cx.lanes(*s)[l];
                             for p in members(cx, at[l] + e as u64 * u64::from(bytes), u64::from(bytes), l) {
-                                if stores {
-                                    let data = v.to_le_bytes();
-                                    if let Some((allocation, offset)) =
-                                        cx.m.global_range(p, u64::from(bytes), u64::from(bytes), Some(l as u32))
-                                    {
-                                        allocation.write(offset, &data[..bytes as usize]);
-                                    }
-                                } else {
-                                    access::update(cx, MemorySpace::Global, p, bytes, l, &mut |old| f(old, v, 0));
-                                }
+                                access::update(cx, MemorySpace::Global, p, bytes, l, &mut |old| f(old, v, 0));
                             }
                         }
                     }
@@ -114,6 +113,28 @@ impl Lower<'_> {
             }
             _ => Err(self.unsupported(i.full_name())),
         }
+    }
+}
+
+/// A store to every member, each of which is a store of its own order. One of them counts as traffic, another device's where there is one:
+/// the switch makes the others.
+fn store(cx: &mut Cx<'_>, op: &StoreOp, mask: u32) {
+    let at = access::addresses(cx, op.address, mask);
+    let total = u64::from(op.bytes) * op.elements.len() as u64;
+    let mut places: [Vec<u64>; 32] = std::array::from_fn(|_| Vec::new());
+    for l in lanes_of(mask) {
+        places[l] = members(cx, at[l], total, l);
+        let launch = cx.m.launch;
+        places[l].sort_by_key(|p| !launch.find(*p, 1).is_some_and(|a| launch.is_far(a)));
+    }
+    for member in 0..places.iter().map(Vec::len).max().unwrap_or(0) {
+        let (mut to, mut lanes) = (at, 0u32);
+        for l in lanes_of(mask) {
+            if let Some(&place) = places[l].get(member) {
+                (to[l], lanes) = (place, lanes | 1 << l);
+            }
+        }
+        access::store_global(cx, op, &to, lanes, member == 0);
     }
 }
 
