@@ -397,3 +397,61 @@ fn a_stream_for_each_rank() {
     assert_eq!(e.to_string(), "launch of ``: 1 streams for 2 ranks");
     assert!(ranks.launch(&[Vec::new(), Vec::new()], &Options::default()).is_ok());
 }
+
+const TOLD: &str = "
+.version 8.1
+.target sm_90a
+.address_size 64
+.visible .entry tell(.param .u64 data, .param .u64 flags) {
+    .reg .b64 %rd<3>;
+    ld.param.u64 %rd1, [data];
+    ld.param.u64 %rd2, [flags];
+    st.global.u32 [%rd1], 7;
+    multimem.st.release.sys.global.u32 [%rd2], 1;
+    ret;
+}
+.visible .entry hear(.param .u64 flag, .param .u64 data, .param .u64 out) {
+    .reg .b64 %rd<4>;
+    .reg .b32 %r<3>;
+    .reg .pred %p<2>;
+    ld.param.u64 %rd1, [flag];
+    ld.param.u64 %rd2, [data];
+    ld.param.u64 %rd3, [out];
+again:
+    ld.acquire.sys.global.u32 %r1, [%rd1];
+    setp.ne.u32 %p1, %r1, 1;
+    @%p1 bra again;
+    ld.global.u32 %r2, [%rd2];
+    st.global.u32 [%rd3], %r2;
+    ret;
+}
+";
+
+/// One store raises the flags of all ranks, releases to each of them what was written before, and is one message.
+#[test]
+fn a_store_to_a_multicast_group_is_a_store_of_its_order_to_each_member() {
+    let run = |text: &str| {
+        let module = Module::parse(text).unwrap();
+        let [tell, hear] = ["tell", "hear"].map(|name| Program::compile(&module, name).unwrap());
+        let mut ranks = Ranks::new(Target::parse("sm_90a").unwrap(), 3);
+        let flags: Vec<u64> = (0..3).map(|rank| ranks.window(rank, 256).unwrap()).collect();
+        flags.iter().for_each(|&flag| ranks.upload(flag, &[0; 256]).unwrap());
+        let all = ranks.memory_mut().multicast(&flags, 256).unwrap();
+        let (data, out) = (ranks.window(0, 256).unwrap(), ranks.window(0, 256).unwrap());
+        ranks.upload(data, &[0; 256]).unwrap();
+        let step = |program, params: &[u64]| {
+            let params = params.iter().map(|p| Param::U64(*p)).collect();
+            vec![Step { program, launch: Launch { grid: [1; 3], block: [1; 3], params, ..Launch::default() } }]
+        };
+        let hears = |rank: usize| step(&hear, &[flags[rank], data, out + 4 * rank as u64]);
+        let streams = [step(&tell, &[data, all]), hears(1), hears(2)];
+        let report = ranks.launch(&streams, &Options::default()).unwrap();
+        (ranks.download(out + 4, 8).unwrap(), report)
+    };
+    let (heard, report) = run(TOLD);
+    assert_eq!(heard, [7, 0, 0, 0, 7, 0, 0, 0]);
+    assert!(report.all().all(|r| r.findings.is_empty()));
+    assert_eq!(report.launches[0][0].counters.far_store_bytes, 4);
+    let (_, relaxed) = run(&TOLD.replace("multimem.st.release", "multimem.st.relaxed"));
+    assert!(relaxed.all().flat_map(|r| &r.findings).any(|f| f.check == Check::Race));
+}

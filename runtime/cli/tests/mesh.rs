@@ -100,6 +100,16 @@ fn kernels_and_the_host_exchange_the_same_rows() {
         assert!(by(asked).contains("rows are exchanged by kernels of the ranks"));
     }
     assert!(by(&["--exchange", "host"]).contains("rows are exchanged by the host: --exchange host was given"));
+    // Rows that are rounded on their way are as many bytes, and the same numbers.
+    let rounded = |exchange: &str| {
+        let args = ["run", model, "--input", golden, "-o", "out", "--device", "emulator:sm_100a", "--wire", "mxfp8"];
+        let run = moec_in(dir.path(), &[&args[..], &mesh, &["--exchange", exchange]].concat());
+        assert_eq!(run.code, 0, "{exchange}: {}{}", run.stdout, run.stderr);
+        let table: Vec<String> = run.stdout.lines().skip(1).take(4).map(str::to_string).collect();
+        assert!(table[0].starts_with("rank  experts"), "{}", run.stdout);
+        (table, std::fs::read(dir.path().join("out")).unwrap())
+    };
+    assert!(rounded("kernels") == rounded("host") && rounded("kernels").1 != alone);
 }
 
 /// Where kernels cannot exchange, asking for them is refused with the reason and a remedy; not asking takes the host.

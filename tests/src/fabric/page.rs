@@ -60,7 +60,8 @@ pub fn page() -> String {
          Every rank has as many tokens, and tokens choose experts evenly and independently. Where experts are no multiple of ranks, copies of some fill \
          the places that are left, and get their share.\n\n\
          * **dispatch**: a row, as it travels, and 4 bytes for each of its token's slots, once to every rank that has one of its experts; from the busiest \
-         rank's bytes over what a link reaches each way, a launch, and the time until a flag is seen.\n\
+         rank's bytes over what a link reaches each way, a launch, and the time until a flag is seen. Rows that \
+         become codes and floats again cost more, which is not in it.\n\
          * **experts**: the products of the rank with most slots (the mean of the largest of all ranks).\n\
          * **combine**: a row in the layer's type back for *each slot*, since sums are made in slot order where the token lives: this is what bits that do \
          not depend on the placement cost.\n\
