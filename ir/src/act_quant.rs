@@ -93,7 +93,8 @@ impl ActQuant {
     }
 
     /// Whether a rounded row that is kept in `dtype` has the same values when it is rounded again: the codes of a block whose
-    /// largest one became smaller are twice as large then, for half the scale.
+    /// largest one became smaller are twice as large then, for half the scale. A block whose largest element is rounded up to infinity
+    /// (from 3.2e38) keeps that, and may lose others.
     pub fn rounds_twice_as_once(self, dtype: DType) -> bool {
         self.scale == ActScale::Pow2 && matches!(dtype, DType::BF16 | DType::F32)
     }
@@ -327,7 +328,12 @@ mod tests {
             for row in &rows {
                 let once = q.quantise(row, 1.0);
                 assert_eq!(bits(&kept(&once)), bits(&once), "{q:?} of {row:?} in bf16");
-                assert_eq!(bits(&q.quantise(&once, 1.0)), bits(&once), "{q:?} of {row:?}");
+                let twice = q.quantise(&once, 1.0);
+                if once.iter().all(|x| x.is_finite()) {
+                    assert_eq!(bits(&twice), bits(&once), "{q:?} of {row:?}");
+                }
+                let infinite = |v: &[f32]| v.iter().map(|x| x.is_infinite()).collect::<Vec<_>>();
+                assert_eq!(infinite(&twice), infinite(&once), "{q:?} of {row:?}");
             }
             assert!(q.quantise(&q.quantise(&[1.0, f32::NAN], 1.0), 1.0).iter().all(|v| v.is_nan()));
         }

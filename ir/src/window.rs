@@ -24,7 +24,7 @@ pub struct Window {
     pub max_tokens: u32,
     /// Slots of a token.
     pub top_k: u32,
-    /// Bytes of a row on its way to its experts.
+    /// Bytes from one row on its way to its experts to the next ([`crate::exchange::Exchange::row_pitch`]).
     pub row_bytes: u64,
     /// Bytes of a result row on its way back.
     pub result_bytes: u64,
