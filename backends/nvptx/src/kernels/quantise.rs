@@ -34,7 +34,7 @@ pub fn quantise_row<'c>(k: &Kernel<'c, '_>, q: &Quantise, row: I32<'c>) {
     let c = k.builder;
     let (x, codes, scales) = (k.view(q.x), k.view(q.out), k.view(q.quant.scales));
     let format = q.quant.q;
-    let width = 32 / format.code.bits() as u64;
+    let width = 32 / format.code.bits();
     let coded = CodedRow {
         builder: c,
         format,
