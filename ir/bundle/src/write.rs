@@ -92,6 +92,9 @@ fn check_replaceable(dir: &Path) -> Result<(), Diagnostic> {
     if std::fs::symlink_metadata(dir).is_err() {
         return Ok(());
     }
+    if dir.is_symlink() && !dir.exists() {
+        return Err(refuse("is a link that leads nowhere".into()));
+    }
     if !dir.is_dir() {
         return Err(refuse("is a file, not a directory".into()));
     }

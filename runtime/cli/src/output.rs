@@ -2,7 +2,8 @@
 
 use moec_ir::diag::Diagnostic;
 use std::io::Write;
-use std::path::Path;
+
+pub use moec_ir::files::write_atomically as write_file;
 
 /// Writes a result to standard output.
 ///
@@ -21,22 +22,6 @@ pub fn print(text: &str) {
 /// Writes a remark to standard error; nobody there to read it is no error.
 pub fn remark(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
-
-/// Writes a file all or nothing: it is complete under another name before it takes its own.
-///
-/// # Errors
-/// `output-not-written`.
-pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Diagnostic> {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let scratch = path.with_file_name(format!(".{name}.tmp-{}", std::process::id()));
-    let written = std::fs::write(&scratch, bytes).and_then(|()| std::fs::rename(&scratch, path));
-    written.map_err(|e| {
-        // Nothing can be done when the leftover cannot be removed either.
-        let _ = std::fs::remove_file(&scratch);
-        Diagnostic::input("output-not-written", format!("`{}` cannot be written: {e}", path.display()))
-            .help("check that its folder exists, is writable, and has room")
-    })
 }
 
 /// How a command ended when nothing is wrong with its input.
