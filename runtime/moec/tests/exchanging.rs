@@ -80,12 +80,11 @@ fn options(schedule: Schedule) -> Options {
     Options { schedule, counters: false, ..Options::default() }
 }
 
+/// Outputs by name, and what each rank did.
+type Stepped = (Vec<(String, Tensor)>, Vec<StepResult>);
+
 /// A step with these tokens on each rank; the outputs in token order, and what each rank did.
-fn step(
-    ranks: &mut EmulatedRanks,
-    r: &Recorded,
-    counts: &[usize],
-) -> Result<(Vec<(String, Tensor)>, Vec<StepResult>), Diagnostic> {
+fn step(ranks: &mut EmulatedRanks, r: &Recorded, counts: &[usize]) -> Result<Stepped, Diagnostic> {
     let mut parts = vec![Vec::new(); counts.len()];
     for (name, tensor) in &r.inputs {
         let of_ranks = split_tokens(tensor, counts).expect("as many tokens");

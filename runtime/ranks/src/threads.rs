@@ -107,9 +107,8 @@ pub fn run<C: Comm, T: Send>(
     let results: Vec<Result<T, Diagnostic>> = std::thread::scope(|scope| {
         let rank = &rank;
         let threads: Vec<_> = ends.into_iter().map(|end| scope.spawn(move || rank(end))).collect();
-        let joined = threads.into_iter().map(|t| {
-            t.join().unwrap_or_else(|_| Err(Diagnostic::internal("internal-error", "a rank's thread panicked")))
-        });
+        let joined =
+            threads.into_iter().enumerate().map(|(n, t)| t.join().unwrap_or_else(|why| Err(panicked(n, &*why))));
         joined.collect()
     });
     let (mut done, mut waited) = (Vec::new(), None);
@@ -121,6 +120,13 @@ pub fn run<C: Comm, T: Send>(
         }
     }
     waited.map_or(Ok(done), Err)
+}
+
+/// What a rank's panic said.
+fn panicked(rank: usize, why: &(dyn std::any::Any + Send)) -> Diagnostic {
+    let text = why.downcast_ref::<String>().map(String::as_str).or_else(|| why.downcast_ref::<&str>().copied());
+    let text = text.unwrap_or("without a message");
+    Diagnostic::internal("internal-error", format!("rank {rank} panicked: {text}"))
 }
 
 #[cfg(test)]
@@ -143,6 +149,20 @@ mod tests {
                 assert_eq!(parts, (0..3).map(|from| vec![round, from, rank]).collect::<Vec<_>>());
             }
         }
+    }
+
+    #[test]
+    fn a_rank_that_panics_is_named_with_what_it_said() {
+        let ends = connect(2, Duration::from_secs(10));
+        let all: Result<Vec<()>, Diagnostic> = run(ends, |mut c| {
+            assert!(c.rank() != 1, "no rows for {}", "me");
+            c.barrier().map_err(|f| Diagnostic::input("rank-not-answering", format!("{f:?}")))
+        });
+        let found = all.unwrap_err();
+        assert_eq!(
+            (found.code.as_str(), found.message.as_str()),
+            ("internal-error", "rank 1 panicked: no rows for me")
+        );
     }
 
     #[test]
