@@ -18,13 +18,18 @@ struct Ran<'r> {
     kernels_us: Vec<f64>,
 }
 
-/// The chip that made a report: the longest name of a chip that the device's own name has in it.
+/// Words of devices that are another chip than their name says without them.
+const OTHER: [&str; 5] = ["PCIe", "NVL", "Laptop", "Max", "Mobile"];
+
+/// The chip that made a report: the one whose name's words, but for `SXM`, the device's own name has in it.
 ///
 /// # Errors
 /// When no chip is known by that name.
 pub fn chip(report: &PackReport) -> Result<&'static Chip, String> {
-    let plain = |c: &Chip| c.name.trim_end_matches(" SXM").to_string();
-    let known = Chip::all().iter().filter(|c| report.device.contains(&plain(c)));
+    let device: Vec<&str> = report.device.split([' ', ',', '-', '(', ')']).collect();
+    let plain = |c: &'static Chip| c.name.trim_end_matches(" SXM").split(' ').collect::<Vec<_>>();
+    let known = Chip::all().iter().filter(|c| device.windows(plain(c).len()).any(|w| w == plain(c)));
+    let known = known.filter(|_| !OTHER.iter().any(|o| device.iter().any(|d| d.eq_ignore_ascii_case(o))));
     known.max_by_key(|c| plain(c).len()).ok_or_else(|| {
         let names = Chip::all().iter().map(|c| c.name.as_str()).collect::<Vec<_>>().join(", ");
         format!("`{}` is none of the chips that the model knows: {names}", report.device)
@@ -43,6 +48,9 @@ pub fn report(report: &PackReport, chip: &Chip) -> Result<(Calibration, String),
         return Err("no case of the report has times: it needs a pack that ran on a GPU".into());
     }
     let times: Vec<Measured<'_>> = ran.iter().flat_map(measured).collect();
+    if times.is_empty() {
+        return Err(format!("no time of the report is longer than {LEAST_US} µs without the events around it"));
+    }
     let start = Figures { chip: chip.clone(), assumptions: *assumptions() };
     let found = fit(&start, &times);
     let text = text(report, chip, &ran, &found);
@@ -90,8 +98,14 @@ fn ran<'r>(
     let variants = variants.ok_or_else(|| other("no layer of this name is timed"))?;
     let variant = variants.get(case.variant).ok_or_else(|| other("there is no such variant"))?;
     let names = variant.program.kernels.iter().map(|k| k.name.as_str());
-    if !names.eq(case.kernels.iter().map(|k| k.name.as_str())) || case.n_tokens > variant.tokens.1 {
+    if !names.eq(case.kernels.iter().map(|k| k.name.as_str()))
+        || !(variant.tokens.0..=variant.tokens.1).contains(&case.n_tokens)
+    {
         return Err(other("its program has other kernels"));
+    }
+    let all = case.kernels.iter().map(|k| k.cold_us).chain([layer.graph_cold_us, layer.empty_us]);
+    if let Some(us) = all.into_iter().find(|us| !(0.0..MOST_US).contains(us)) {
+        return Err(format!("`{}`: {us:e} µs is no time of a layer", case.name));
     }
     let net = |us: f64| us - layer.empty_us;
     let kernels_us = case.kernels.iter().map(|k| net(k.cold_us)).collect();
@@ -112,6 +126,8 @@ fn measured<'r>(ran: &'r Ran<'r>) -> impl Iterator<Item = Measured<'r>> {
 
 /// Events tell times to half a microsecond.
 const LEAST_US: f64 = 0.5;
+/// No layer takes ten minutes.
+const MOST_US: f64 = 6e8;
 
 fn text(report: &PackReport, chip: &Chip, ran: &[Ran<'_>], found: &Calibration) -> String {
     let mut out = format!("{}, as `{}` of the model\n\n", report.device, chip.name);
@@ -136,12 +152,16 @@ fn text(report: &PackReport, chip: &Chip, ran: &[Ran<'_>], found: &Calibration) 
         found.after.worst,
         found.times.len()
     );
-    let _ = writeln!(out, "{:<52} {:>10} {:>10} {:>10}", "figure of chips.json", "is", "fits", "times");
+    let _ = writeln!(out, "{:<52} {:>10} {:>18} {:>10}", "figure of chips.json", "is", "fits", "times");
     for f in &found.fitted {
         let of = if f.is_of_chip { chip.name.as_str() } else { "all chips" };
-        let fits = if f.n_times == 0 { "untold".into() } else { short(f.after) };
+        let fits = match f {
+            _ if f.n_times == 0 && f.after.to_bits() == f.before.to_bits() => "untold".into(),
+            _ if f.is_at_limit => format!("{} (limit)", short(f.after)),
+            _ => short(f.after),
+        };
         let _ =
-            writeln!(out, "{:<52} {:>10} {fits:>10} {:>10}", format!("{} ({of})", f.name), short(f.before), f.n_times);
+            writeln!(out, "{:<52} {:>10} {fits:>18} {:>10}", format!("{} ({of})", f.name), short(f.before), f.n_times);
     }
     out
 }

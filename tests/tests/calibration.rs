@@ -69,6 +69,7 @@ fn the_figures_behind_times_are_found() {
         let f = of(name);
         assert!(f.n_times > 0 && (f.after / want).ln().abs() < 0.1, "{name}: {} of {want}\n{text}", f.after);
     }
+    assert!(found.fitted.iter().all(|f| !f.is_at_limit), "{text}");
     // No layer of the pack has INT4, and nothing tells.
     let untold = of("decode_int4");
     assert!(untold.n_times == 0 && untold.after.to_bits() == untold.before.to_bits(), "{text}");
@@ -86,8 +87,36 @@ fn reports_that_cannot_be_fitted_are_refused() {
         let chip = calibrate::chip(&report);
         chip.and_then(|chip| calibrate::report(&report, chip)).map(|_| ()).unwrap_err()
     };
+    for (device, name) in [
+        ("NVIDIA A100-SXM4-80GB (compute capability 8.0, 108 SMs)", "A100 SXM"),
+        ("NVIDIA GeForce RTX 5090 (compute capability 12.0)", "RTX 5090"),
+        ("NVIDIA GB200 (compute capability 10.0)", "GB200"),
+        ("NVIDIA B200", "B200"),
+    ] {
+        let report = PackReport { device: device.into(), ..report.clone() };
+        assert_eq!(calibrate::chip(&report).unwrap().name, name);
+    }
     let e = refused(&|r| r.device = "NVIDIA T4".into());
     assert!(e.contains("`NVIDIA T4` is none of the chips") && e.contains("H200 SXM"), "{e}");
+    for other in [
+        "NVIDIA GH200 480GB",
+        "NVIDIA H100 PCIe",
+        "NVIDIA A100-PCIE-40GB",
+        "NVIDIA RTX A1000 Laptop GPU",
+        "NVIDIA H200 NVL",
+    ] {
+        let e = refused(&|r| r.device = format!("{other} (compute capability 9.0)"));
+        assert!(e.contains("is none of the chips"), "{e}");
+    }
+    let e = refused(&|r| {
+        r.cases.iter_mut().flat_map(|c| &mut c.layer).for_each(|l| l.graph_cold_us = EMPTY_US);
+        r.cases.iter_mut().flat_map(|c| &mut c.kernels).for_each(|k| k.cold_us = 0.0);
+    });
+    assert!(e.contains("no time of the report is longer than 0.5 µs"), "{e}");
+    let e = refused(&|r| r.cases[2].kernels[1].cold_us = 1e300);
+    assert!(e.contains("mixtral-8x7b T=4096") && e.contains("1e300 µs is no time"), "{e}");
+    let e = refused(&|r| r.cases[2].n_tokens = 0);
+    assert!(e.contains("another version"), "{e}");
     let e = refused(&|r| r.cases.iter_mut().for_each(|c| c.layer = None));
     assert!(e.contains("has times"), "{e}");
     let e = refused(&|r| r.cases[1].kernels[0].name = "other".into());

@@ -62,6 +62,8 @@ pub struct Fitted {
     pub before: f64,
     /// What fits best.
     pub after: f64,
+    /// Whether it would have gone farther than a guess may be wrong.
+    pub is_at_limit: bool,
     /// Measured times that depend on it, where it ends.
     pub n_times: usize,
 }
@@ -88,6 +90,14 @@ struct Guess {
     of: fn(&mut Figures) -> &mut f64,
     /// The most that it can be; shares end at 1.
     most: f64,
+}
+
+impl Guess {
+    /// The least and the most that it may become.
+    fn limits(&self, start: &Figures) -> [f64; 2] {
+        let was = *(self.of)(&mut start.clone());
+        [was / FARTHEST, (was * FARTHEST).min(self.most)]
+    }
 }
 
 const GUESSES: [Guess; 15] = [
@@ -135,9 +145,8 @@ pub fn fit(start: &Figures, times: &[Measured<'_>]) -> Calibration {
         for g in &GUESSES {
             for factor in [step, 1.0 / step] {
                 let mut next = best.clone();
-                let was = *(g.of)(&mut start.clone());
-                let value = (*(g.of)(&mut next) * factor).clamp(was / FARTHEST, (was * FARTHEST).min(g.most));
-                *(g.of)(&mut next) = value;
+                let [low, high] = g.limits(start);
+                *(g.of)(&mut next) = (*(g.of)(&mut next) * factor).clamp(low, high);
                 let found = cost(&mut next);
                 if found < least {
                     (best, least, moved) = (next, found, true);
@@ -201,11 +210,14 @@ impl Pricer<'_, '_> {
         let mut more = end.clone();
         *(g.of)(&mut more) *= 0.99;
         let differs = self.seconds(end).into_iter().zip(self.seconds(&more)).filter(|(a, b)| a != b);
+        let after = *(g.of)(&mut end.clone());
+        let [least, most] = g.limits(start);
         Fitted {
             name: g.name,
             is_of_chip: g.is_of_chip,
             before: *(g.of)(&mut start.clone()),
-            after: *(g.of)(&mut end.clone()),
+            after,
+            is_at_limit: after <= least || after >= most,
             n_times: differs.count(),
         }
     }
