@@ -10,6 +10,7 @@
 
 mod balance;
 mod comm;
+mod dynamic;
 mod emulated;
 mod exchange;
 mod experts;

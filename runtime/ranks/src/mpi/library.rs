@@ -2,6 +2,7 @@
 //!
 //! Source of names, types and values: MPI 5.0, chapter 20 and `mpi_abi.h` of MPICH 5.0.2.
 
+use crate::dynamic;
 use libloading::Library;
 use moec_ir::diag::Diagnostic;
 use std::ffi::{c_int, c_void};
@@ -69,7 +70,9 @@ impl Mpi {
     /// # Errors
     /// `mpi-unavailable`.
     pub fn start(path: Option<&Path>) -> Result<Mpi, Diagnostic> {
-        let library = open(path)?;
+        let library = dynamic::open(path, &NAMES, |tried| {
+            unavailable(format!("no MPI library of the standard ABI can be opened, tried {tried}"))
+        })?;
         macro_rules! function {
             ($name:literal) => {
                 // SAFETY: the types are those of the standard ABI, which a library that has `MPI_Abi_get_version` keeps.
@@ -174,18 +177,4 @@ impl Request {
     pub fn into_bytes(self) -> Vec<u8> {
         std::mem::ManuallyDrop::into_inner(self.bytes)
     }
-}
-
-fn open(path: Option<&Path>) -> Result<Library, Diagnostic> {
-    let names: Vec<&Path> = path.map_or_else(|| NAMES.iter().map(Path::new).collect(), |p| vec![p]);
-    let mut why = String::new();
-    for name in &names {
-        // SAFETY: the initialisers of an MPI library have no conditions on who opens it.
-        match unsafe { Library::new(*name) } {
-            Ok(library) => return Ok(library),
-            Err(e) => why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string),
-        }
-    }
-    let tried = names.iter().map(|n| format!("`{}`", n.display())).collect::<Vec<_>>().join(", ");
-    Err(unavailable(format!("no MPI library of the standard ABI can be opened, tried {tried}")).note(why))
 }

@@ -3,6 +3,7 @@
 //! Source of names, types and values: `nccl.h` and `nccl_device/host.h` of NCCL 2.32.3. The order of calls is that of
 //! `docs/expert-parallelism-design.md`.
 
+use crate::dynamic;
 use libloading::Library;
 use moec_ir::diag::Diagnostic;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -97,7 +98,8 @@ impl Nccl {
     /// # Errors
     /// `nccl-unavailable`, also for versions before 2.29, which give no addresses of peers.
     pub fn open(path: Option<&Path>) -> Result<Nccl, Diagnostic> {
-        let library = open(path)?;
+        let library =
+            dynamic::open(path, &NAMES, |tried| unavailable(format!("no NCCL can be opened, tried {tried}")))?;
         let mut version = 0;
         // SAFETY: the type is that of every NCCL; the pointer is of a number. May be called before everything else.
         unsafe {
@@ -259,20 +261,6 @@ impl Nccl {
         self.done("ncclGetLsaMultimemDevicePointer", unsafe { (self.multicast)(window, 0, &raw mut at) })?;
         Ok(at)
     }
-}
-
-fn open(path: Option<&Path>) -> Result<Library, Diagnostic> {
-    let names: Vec<&Path> = path.map_or_else(|| NAMES.iter().map(Path::new).collect(), |p| vec![p]);
-    let mut why = String::new();
-    for name in &names {
-        // SAFETY: the initialisers of NCCL have no conditions on who opens it.
-        match unsafe { Library::new(*name) } {
-            Ok(library) => return Ok(library),
-            Err(e) => why = std::error::Error::source(&e).map_or_else(|| e.to_string(), ToString::to_string),
-        }
-    }
-    let tried = names.iter().map(|n| format!("`{}`", n.display())).collect::<Vec<_>>().join(", ");
-    Err(unavailable(format!("no NCCL can be opened, tried {tried}")).note(why))
 }
 
 #[cfg(test)]
