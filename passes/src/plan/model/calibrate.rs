@@ -93,9 +93,13 @@ struct Guess {
 }
 
 impl Guess {
+    fn value(&self, f: &Figures) -> f64 {
+        *(self.of)(&mut f.clone())
+    }
+
     /// The least and the most that it may become.
     fn limits(&self, start: &Figures) -> [f64; 2] {
-        let was = *(self.of)(&mut start.clone());
+        let was = self.value(start);
         [was / FARTHEST, (was * FARTHEST).min(self.most)]
     }
 }
@@ -133,12 +137,12 @@ const FARTHEST: f64 = 8.0;
 pub fn fit(start: &Figures, times: &[Measured<'_>]) -> Calibration {
     let pricer = Pricer { times, loads: RefCell::default() };
     let mut best = start.clone();
-    let cost = |f: &mut Figures| -> f64 {
+    let cost = |f: &Figures| -> f64 {
         let errors: f64 = pricer.errors(f).iter().map(|e| e * e).sum();
-        let held = GUESSES.iter().map(|g| (*(g.of)(f) / *(g.of)(&mut start.clone())).ln().powi(2));
+        let held = GUESSES.iter().map(|g| (g.value(f) / g.value(start)).ln().powi(2));
         errors + HOLD * held.sum::<f64>()
     };
-    let mut least = cost(&mut best);
+    let mut least = cost(&best);
     let mut step: f64 = STEPS[0];
     while step > STEPS[1] {
         let mut moved = false;
@@ -146,8 +150,8 @@ pub fn fit(start: &Figures, times: &[Measured<'_>]) -> Calibration {
             for factor in [step, 1.0 / step] {
                 let mut next = best.clone();
                 let [low, high] = g.limits(start);
-                *(g.of)(&mut next) = (*(g.of)(&mut next) * factor).clamp(low, high);
-                let found = cost(&mut next);
+                *(g.of)(&mut next) = (g.value(&best) * factor).clamp(low, high);
+                let found = cost(&next);
                 if found < least {
                     (best, least, moved) = (next, found, true);
                     break;
@@ -210,12 +214,12 @@ impl Pricer<'_, '_> {
         let mut more = end.clone();
         *(g.of)(&mut more) *= 0.99;
         let differs = self.seconds(end).into_iter().zip(self.seconds(&more)).filter(|(a, b)| a != b);
-        let after = *(g.of)(&mut end.clone());
+        let after = g.value(end);
         let [least, most] = g.limits(start);
         Fitted {
             name: g.name,
             is_of_chip: g.is_of_chip,
-            before: *(g.of)(&mut start.clone()),
+            before: g.value(start),
             after,
             is_at_limit: after <= least || after >= most,
             n_times: differs.count(),
