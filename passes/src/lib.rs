@@ -13,8 +13,8 @@ pub mod verify;
 pub use fingerprint::{Fingerprint, OutputPrint};
 pub use lower::{WeightStorage, lower_graph};
 pub use normalise::{
-    EGraphPicture, Limits, PictureClass, PictureNode, Price, Rule, Saturation, allowed, catalogue, egraph, normalise,
-    normalise_with,
+    EGraphPicture, Limits, Missed, PictureClass, PictureNode, Price, Rule, Saturation, allowed, catalogue, egraph,
+    missed, normalise, normalise_with,
 };
 
 use moec_ir::graph::Graph;

@@ -2,11 +2,13 @@
 
 mod extract;
 mod language;
+mod missed;
 mod picture;
 mod price;
 mod rules;
 
 pub(crate) use language::{ENode, Firing, LayerEGraph};
+pub use missed::{Missed, missed};
 pub use picture::{EGraphPicture, PictureClass, PictureNode, egraph};
 pub use price::{Price, is_score_row};
 pub use rules::{Rule, allowed, catalogue};

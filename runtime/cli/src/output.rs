@@ -1,7 +1,9 @@
 //! Results on standard output.
 
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use moec_ir::diag::Diagnostic;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
 
 pub use moec_ir::files::write_atomically as write_file;
 
@@ -38,28 +40,51 @@ pub enum Ended {
 /// What a command returns. Diagnostics decide the exit code by themselves.
 pub type Outcome = Result<Ended, Vec<Diagnostic>>;
 
-/// Columns aligned by their longest cell; numbers to the right. Two spaces between columns.
-pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
-    let mut widths: Vec<usize> = header.iter().map(|h| h.chars().count()).collect();
-    for row in rows {
-        for (w, cell) in widths.iter_mut().zip(row) {
-            *w = (*w).max(cell.chars().count());
-        }
+/// A number of things, by the name of one.
+pub fn counted(n: u64, one: &str) -> String {
+    match n {
+        1 => format!("1 {one}"),
+        _ if one.ends_with("ch") => format!("{n} {one}es"),
+        _ => format!("{n} {one}s"),
     }
+}
+
+/// Columns of a terminal, or what `COLUMNS` asks for; nothing for a pipe or a file, whose lines are for programs.
+pub fn width(of: impl AsFd + IsTerminal) -> Option<usize> {
+    let asked = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
+    let terminal = || terminal_size::terminal_size_of(of).map(|(columns, _)| usize::from(columns.0));
+    asked.or_else(terminal).map(|w: usize| w.clamp(40, 200))
+}
+
+/// Text in lines that fit on standard output. Lines that are no longer, tables among them, stay as they are.
+pub fn wrapped(text: &str) -> String {
+    match width(std::io::stdout()) {
+        Some(width) => textwrap::fill(text, textwrap::Options::new(width).break_words(false)),
+        None => text.to_string(),
+    }
+}
+
+/// Columns two spaces apart, numbers to the right; cells are wrapped where standard output is narrower.
+pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    table_of(header, rows, width(std::io::stdout()))
+}
+
+fn table_of(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
     let is_number = |cell: &str| !cell.is_empty() && cell.chars().all(|c| c.is_ascii_digit() || c == '.');
-    let line = |cells: &[String]| {
-        let mut out = String::new();
-        for (i, (cell, &w)) in cells.iter().zip(&widths).enumerate() {
-            let pad = " ".repeat(w - cell.chars().count());
-            let gap = if i == 0 { "" } else { "  " };
-            out += &if is_number(cell) { format!("{gap}{pad}{cell}") } else { format!("{gap}{cell}{pad}") };
-        }
-        format!("{}\n", out.trim_end())
+    let cell = |text: &String| {
+        let side = if is_number(text) { CellAlignment::Right } else { CellAlignment::Left };
+        Cell::new(text).set_alignment(side)
     };
-    let head: Vec<String> = header.iter().map(|h| (*h).to_string()).collect();
-    let mut out = line(&head);
-    rows.iter().for_each(|r| out += &line(r));
-    out
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.iter().copied());
+    table.add_rows(rows.iter().map(|row| row.iter().map(cell)));
+    if let Some(width) = width {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(u16::try_from(width).unwrap_or(u16::MAX));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    format!("{}\n", table.trim_fmt())
 }
 
 #[cfg(test)]
@@ -67,6 +92,14 @@ mod tests {
     #[test]
     fn columns_are_aligned() {
         let rows = [vec!["a".to_string(), "10".to_string()], vec!["bcd".to_string(), "5".to_string()]];
-        assert_eq!(super::table(&["name", "n"], &rows), "name  n\na     10\nbcd    5\n");
+        assert_eq!(super::table_of(&["name", "n"], &rows, None), "name  n\na     10\nbcd    5\n");
+    }
+
+    #[test]
+    fn a_narrow_terminal_wraps_cells() {
+        let rows = [vec!["a".to_string(), "one two three four five six seven eight nine ten".to_string()]];
+        let text = super::table_of(&["name", "what"], &rows, Some(40));
+        assert!(text.lines().count() > 2 && text.lines().all(|l| l.chars().count() <= 40), "{text}");
+        assert_eq!(super::table_of(&["name", "what"], &rows, None).lines().count(), 2);
     }
 }

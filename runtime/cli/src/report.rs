@@ -21,7 +21,7 @@ pub enum Color {
     Auto,
     /// Always.
     Always,
-    /// Never, and without drawings: a text that can be read aloud.
+    /// Never.
     Never,
 }
 
@@ -94,21 +94,20 @@ fn human(d: &Diagnostic, color: Color) -> String {
     format!("{}\n{}\n\n", out.trim_end(), lines.join("\n"))
 }
 
-/// The characters and colours of the drawing; `None` for plain sentences.
+/// The characters and colours of the drawing; `None` for plain sentences, which can be read aloud.
 fn theme(color: Color) -> Option<GraphicalTheme> {
     let terminal = std::io::stderr().is_terminal();
     match color {
+        _ if std::env::var_os("NO_GRAPHICS").is_some() => None,
         Color::Always => Some(GraphicalTheme::unicode()),
-        Color::Never => None,
-        Color::Auto if std::env::var_os("NO_GRAPHICS").is_some() => None,
         Color::Auto if terminal && std::env::var_os("NO_COLOR").is_none() => Some(GraphicalTheme::unicode()),
-        Color::Auto if terminal => Some(GraphicalTheme::unicode_nocolor()),
-        Color::Auto => Some(GraphicalTheme::none()),
+        Color::Auto | Color::Never if terminal => Some(GraphicalTheme::unicode_nocolor()),
+        Color::Auto | Color::Never => Some(GraphicalTheme::none()),
     }
 }
 
 fn width() -> usize {
-    std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).unwrap_or(120).clamp(40, 200)
+    crate::output::width(std::io::stderr()).unwrap_or(120)
 }
 
 /// A diagnostic with the text that it points into.

@@ -5,7 +5,7 @@ use super::kernel_table;
 use super::subject::{CompileArgs, ModelArgs, parse_target, parse_tokens};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
-use moec::{CompileRequest, Compiled, Keep, Phase, Target, Timing};
+use moec::{CompileRequest, Compiled, Diagnostic, Keep, Phase, Target, Timing};
 use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
@@ -19,9 +19,9 @@ pub struct Options {
     #[arg(long, short, value_name = "DIR")]
     pub output: PathBuf,
     /// Smallest and largest token count, as A..B with both included.
-    #[arg(long, value_parser = parse_tokens, value_name = "A..B", conflicts_with = "phase")]
+    #[arg(long, value_parser = parse_tokens, value_name = "A..B")]
     pub tokens: Option<(u64, u64)>,
-    /// The token counts of a phase: decode up to 256, prefill above.
+    /// The token counts of a phase: decode up to 256, prefill above. With --tokens: those that are in both.
     #[arg(long, value_enum, default_value = "both")]
     pub phase: PhaseArg,
     /// Most programs for a target, each for a range of token counts.
@@ -53,14 +53,31 @@ pub enum PhaseArg {
     Both,
 }
 
+impl Options {
+    /// The token counts to compile for: those of the phase that lie in the range.
+    ///
+    /// # Errors
+    /// `wrong-usage` when there are none.
+    fn token_range(&self) -> Result<(u64, u64), Diagnostic> {
+        let phase = match self.phase {
+            PhaseArg::Decode => Phase::Decode,
+            PhaseArg::Prefill => Phase::Prefill,
+            PhaseArg::Both => Phase::Both,
+        };
+        let (first, last) = phase.tokens();
+        let (from, to) = self.tokens.unwrap_or((first, last));
+        if from > last || to < first {
+            let what = format!("--tokens {from}..{to} has no token count of the phase, {first}..{last}");
+            return Err(Diagnostic::machine("wrong-usage", what).help("leave out --phase or --tokens"));
+        }
+        Ok((from.max(first), to.min(last)))
+    }
+}
+
 pub fn run(options: &Options) -> Outcome {
     let layer =
         options.model.open()?.with_activations(options.compile.activations.unwrap_or_default()).map_err(|d| vec![d])?;
-    let phase = match options.phase {
-        PhaseArg::Decode => Phase::Decode,
-        PhaseArg::Prefill => Phase::Prefill,
-        PhaseArg::Both => Phase::Both,
-    };
+    let tokens = options.token_range().map_err(|d| vec![d])?;
     let mut targets = options.target.clone();
     targets.dedup_by_key(|t| t.name);
     let request = CompileRequest {
@@ -68,7 +85,7 @@ pub fn run(options: &Options) -> Outcome {
         numerics: options.compile.numerics,
         opt_level: options.compile.opt_level,
         weights: options.compile.weight_storage,
-        tokens: options.tokens.unwrap_or(phase.tokens()),
+        tokens,
         most_variants: options.variants,
         prefix: options.prefix.clone(),
         keep: Keep { tile_text: options.emit.contains(&Emit::Tile), llvm_ir: options.emit.contains(&Emit::Llvm) },

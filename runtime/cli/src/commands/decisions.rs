@@ -7,7 +7,9 @@ use moec_ir::graph::Graph;
 use moec_ir::tile::{Kernel, Schedule, Team};
 use moec_passes::plan::model::{Chip, Model};
 use moec_passes::plan::{self, Planned, Space};
-use moec_passes::{Limits, MAX_TOKENS, MOST_VARIANTS, Rule, Saturation, allowed, lower_graph, normalise_with};
+use moec_passes::{
+    Limits, MAX_TOKENS, MOST_VARIANTS, Missed, Rule, Saturation, allowed, lower_graph, missed, normalise_with,
+};
 
 /// Schedules of a kernel that are shown beside the chosen one.
 const SHOWN: usize = 3;
@@ -47,7 +49,7 @@ impl Decided {
 pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
     let rules = allowed(options.compile.numerics);
     let (target, tokens) = (options.target, options.tokens);
-    let Some(Decided { chip, report, space, planned, .. }) = Decided::of(graph, options, &rules)? else {
+    let Some(Decided { chip, normal, report, space, planned }) = Decided::of(graph, options, &rules)? else {
         return on_cpu(graph, options, &rules);
     };
     let model = Model::new(chip, target).with_routing(options.routing.clone());
@@ -73,6 +75,7 @@ pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
         rows.push(vec![name.clone(), times.to_string(), us(lost.max(0.0)), about.to_string()]);
     }
     out += &table(&["rewrite", "times", "us lost without it", "what it does"], &rows);
+    out += &fusions_missed(&normal, options);
 
     let chosen = space.program(&best);
     let launches = model.launches(&chosen, tokens);
@@ -122,7 +125,7 @@ pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
 
 /// Time on the CPU is not modelled: there is one program.
 fn on_cpu(graph: &Graph, options: &Options, rules: &[Rule]) -> Result<String, Diagnostic> {
-    let (_, report) = normalise_with(graph, rules, Limits::default())?;
+    let (normal, report) = normalise_with(graph, rules, Limits::default())?;
     let kernels = |p: Option<moec_passes::Price>| p.map_or("—".to_string(), |p| p.kernels.to_string());
     let row = |(name, times): &(String, usize)| {
         let about = rules.iter().find(|r| r.name == name).map_or("", |r| r.about);
@@ -130,12 +133,23 @@ fn on_cpu(graph: &Graph, options: &Options, rules: &[Rule]) -> Result<String, Di
     };
     let rows: Vec<Vec<String>> = report.fired.iter().map(row).collect();
     Ok(format!(
-        "On {}, where times are not modelled: {} kernels as written, {} after rewriting.\n\n{}",
+        "On {}, where times are not modelled: {} kernels as written, {} after rewriting.\n\n{}{}",
         options.target.name,
         kernels(report.before),
         kernels(report.after),
-        table(&["rewrite", "times", "what it does"], &rows)
+        table(&["rewrite", "times", "what it does"], &rows),
+        fusions_missed(&normal, options)
     ))
+}
+
+/// The fusions that fit the layer's operations and were not done, with the reasons.
+fn fusions_missed(normal: &Graph, options: &Options) -> String {
+    let row = |m: &Missed| vec![m.rule.to_string(), m.value.clone(), m.unmet.join("; ")];
+    let rows: Vec<Vec<String>> = missed(normal, options.compile.numerics).iter().map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("\nFusions that fit and were not done.\n\n{}", table(&["rewrite", "at", "asks for"], &rows))
 }
 
 /// A few of those that come first, no two by the same team; then the next ones.

@@ -9,6 +9,7 @@ use moec::{Diagnostic, LayerOptions, Mesh, Target};
 use moec_ir::diag::{CODES, code_page};
 use moec_passes::plan::model::{Chip, Fabric, Routing};
 use std::path::{Path, PathBuf};
+use strsim::levenshtein;
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
@@ -84,7 +85,7 @@ fn explain_model(options: &Options, path: &Path) -> Outcome {
         output::print(&format!("{}\n", file.display()));
         return Ok(Ended::Well);
     }
-    let mut out = layer.facts.as_ref().map_or_else(String::new, |f| format!("{}\n\n", f.paragraph()));
+    let mut out = layer.facts.as_ref().map_or_else(String::new, |f| format!("{}\n\n", output::wrapped(&f.paragraph())));
     out += &super::decisions::text(&layer.graph, options).map_err(one)?;
     output::print(&out);
     Ok(Ended::Well)
@@ -120,34 +121,17 @@ fn parse_routing(text: &str) -> Result<Routing, String> {
 
 fn unknown(subject: &str) -> Diagnostic {
     let d = Diagnostic::input("unknown-code", format!("`{subject}` is neither a file nor a diagnostic code"));
-    let nearest = CODES.iter().map(|c| c.code).min_by_key(|c| distance(c, subject));
-    match nearest.filter(|c| distance(c, subject) <= subject.len().max(4) / 2) {
+    let nearest = CODES.iter().map(|c| c.code).min_by_key(|c| levenshtein(c, subject));
+    match nearest.filter(|c| levenshtein(c, subject) <= subject.len().max(4) / 2) {
         Some(code) => d.help(format!("`{code}` is the nearest; `moec explain` lists all")),
         None => d.help("`moec explain` lists all codes"),
     }
-}
-
-/// Edits (insert, delete, replace) between two short words.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &y) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
     fn the_nearest_code_is_proposed() {
-        assert_eq!(super::distance("kitten", "sitting"), 3);
         let d = super::unknown("shape-mismach");
         assert!(d.help.is_some_and(|h| h.contains("`shape-mismatch`")));
     }

@@ -1,11 +1,14 @@
 //! Findings for people, with the source where it is at hand, and for programs.
 
-use super::Finding;
+use super::{Check, Finding};
 use crate::exec::program::Place;
 use std::fmt::Write;
 
 /// Longest line, in characters.
 const WIDTH: usize = 110;
+
+/// Findings of one check in one kernel that are shown whole.
+const SHOWN: usize = 4;
 
 /// Joins findings of the same check at the same two places, as unrolled loops and inlined functions have them; their counts
 /// are added.
@@ -32,10 +35,38 @@ pub fn grouped(list: &[Finding]) -> Vec<Finding> {
     out
 }
 
-/// Findings as text: each with its place, the line of the source, the instruction, and the other access.
+/// Findings as text: each with its place, the line of the source, the instruction, and the other access. Of those that one
+/// check has in one kernel the first few are shown, and the places of the others named.
 #[must_use]
 pub fn pictures(severity: &str, list: &[Finding]) -> String {
-    grouped(list).iter().map(|f| picture(severity, f)).collect()
+    let all = grouped(list);
+    let mut kinds: Vec<(&str, Check)> = Vec::new();
+    for f in &all {
+        if !kinds.contains(&(&f.kernel, f.check)) {
+            kinds.push((&f.kernel, f.check));
+        }
+    }
+    let of = |(kernel, check): &(&str, Check)| {
+        let these: Vec<&Finding> = all.iter().filter(|f| f.kernel == *kernel && f.check == *check).collect();
+        let (shown, others) = these.split_at(these.len().min(SHOWN));
+        shown.iter().map(|f| picture(severity, f)).collect::<String>() + &others_named(severity, others)
+    };
+    kinds.iter().map(of).collect()
+}
+
+/// A paragraph for findings of one check in one kernel that are not shown.
+fn others_named(severity: &str, others: &[&Finding]) -> String {
+    let Some(f) = others.first() else { return String::new() };
+    let place = |f: &&Finding| f.place.as_ref().map_or(f.line.to_string(), |p| format!("{}:{}", p.file, p.line));
+    let places: Vec<String> = others.iter().map(place).collect();
+    let what = format!(
+        "{} more in `{}`, at {}{}",
+        others.len(),
+        crate::names::readable(&f.kernel),
+        if f.place.is_some() { "" } else { "lines of the PTX " },
+        places.join(", ")
+    );
+    wrapped(&format!("{severity}[{}]: ", f.check), "  ", &what) + "\n"
 }
 
 /// Findings as JSON, one object a line, each with its severity.
@@ -95,32 +126,13 @@ fn source(place: &Place) -> Option<String> {
 
 /// `text` after `first`, broken between words; further lines start with `rest`.
 fn wrapped(first: &str, rest: &str, text: &str) -> String {
-    let (mut out, mut column) = (first.to_owned(), first.chars().count());
-    let mut fresh = true;
-    for word in text.split_whitespace() {
-        let n = word.chars().count();
-        if !fresh && column + 1 + n > WIDTH {
-            out.push('\n');
-            out += rest;
-            column = rest.chars().count();
-            fresh = true;
-        }
-        if !fresh {
-            out.push(' ');
-            column += 1;
-        }
-        out += word;
-        column += n;
-        fresh = false;
-    }
-    out.push('\n');
-    out
+    let options = textwrap::Options::new(WIDTH).initial_indent(first).subsequent_indent(rest).break_words(false);
+    textwrap::fill(text, options) + "\n"
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::Check;
 
     fn finding(line: u32) -> Finding {
         Finding {
@@ -161,6 +173,15 @@ mod tests {
         ] {
             assert!(text.contains(part), "no `{part}` in {text}");
         }
+    }
+
+    #[test]
+    fn many_of_a_kind_are_named_together() {
+        let list: Vec<Finding> = (10..60).map(|line| Finding { place: None, ..finding(line) }).collect();
+        let text = pictures("note", &list);
+        assert_eq!(text.matches("reads what another").count(), SHOWN * 6, "{text}");
+        assert!(text.contains("note[race]: 46 more in `gemm<float, 128>`, at lines of the PTX 14, 15, "), "{text}");
+        assert!(text.contains(" 59\n"), "{text}");
     }
 
     #[test]

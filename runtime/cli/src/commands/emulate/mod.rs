@@ -15,6 +15,7 @@ use moec_ptx::launch::{
     EmulateError, Emulation, Launch, LaunchError, Options as Run, RanksEmulation, RanksLaunch, emulate_launch,
     emulate_ranks, parse, parse_ranks,
 };
+use moec_ptx::names::readable;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -177,12 +178,8 @@ fn emulate(options: &Options, checks: Checks, format: MessageFormat, files: &Fil
         lines.push(text);
         right = within;
     }
-    lines.push(format!(
-        "{}: {} lane instructions, {} findings\n",
-        done.name,
-        done.instructions,
-        findings::grouped(found).len()
-    ));
+    let (name, n) = (readable(&done.name), findings::grouped(found).len() as u64);
+    lines.push(format!("{name}: {} lane instructions, {}\n", done.instructions, output::counted(n, "finding")));
     output::print(&lines.concat());
     Ok(if found.is_empty() && right { Ended::Well } else { Ended::WithFindings })
 }

@@ -1,6 +1,6 @@
 //! `moec emulate -- PROGRAM`: a program whose CUDA driver is the emulator.
 
-use crate::output::{self, Ended};
+use crate::output::{self, Ended, counted};
 use crate::report::MessageFormat;
 use moec::Diagnostic;
 use std::ffi::{OsStr, OsString};
@@ -131,12 +131,14 @@ fn summary(log: &str) -> (String, u64) {
     let stopped = launches.iter().filter(|l| l["completed"] == false).count() as u64;
     let (findings, notes) = (sum("findings"), sum("notes"));
     let mut text = format!(
-        "moec: {} launches, {} lane instructions, {findings} findings, {notes} notes",
-        launches.len(),
-        sum("instructions")
+        "moec: {}, {} lane instructions, {}, {}",
+        counted(launches.len() as u64, "launch"),
+        sum("instructions"),
+        counted(findings, "finding"),
+        counted(notes, "note")
     );
     if stopped > 0 {
-        text += &format!(", {stopped} launches stopped");
+        text += &format!(", {} stopped", counted(stopped, "launch"));
     }
     (text, findings + stopped)
 }
@@ -151,7 +153,7 @@ mod tests {
             format!("{{\"completed\":{completed},\"findings\":{findings},\"notes\":1,\"instructions\":5}}\n")
         };
         let (text, findings) = summary(&(line(true, 0) + &line(false, 2) + "cut off"));
-        assert_eq!(text, "moec: 2 launches, 10 lane instructions, 2 findings, 2 notes, 1 launches stopped");
+        assert_eq!(text, "moec: 2 launches, 10 lane instructions, 2 findings, 2 notes, 1 launch stopped");
         assert_eq!(findings, 3);
     }
 }
