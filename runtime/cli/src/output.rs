@@ -1,6 +1,6 @@
 //! Results on standard output.
 
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{Cell, CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use moec_ir::diag::Diagnostic;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
@@ -81,8 +81,12 @@ fn table_of(header: &[&str], rows: &[Vec<String>], width: Option<usize>) -> Stri
     if let Some(width) = width {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(u16::try_from(width).unwrap_or(u16::MAX));
     }
-    for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+    for (i, column) in table.column_iter_mut().enumerate() {
+        // Names and numbers stay whole, if need be beyond the width.
+        let cells = rows.iter().filter_map(|row| row.get(i)).map(String::as_str).chain(header.get(i).copied());
+        let longest = cells.flat_map(str::split_whitespace).map(|word| word.chars().count()).max().unwrap_or(0);
+        let least = Width::Fixed(u16::try_from(longest + 2).unwrap_or(u16::MAX));
+        column.set_padding((0, 2)).set_constraint(ColumnConstraint::LowerBoundary(least));
     }
     format!("{}\n", table.trim_fmt())
 }
@@ -101,5 +105,8 @@ mod tests {
         let text = super::table_of(&["name", "what"], &rows, Some(40));
         assert!(text.lines().count() > 2 && text.lines().all(|l| l.chars().count() <= 40), "{text}");
         assert_eq!(super::table_of(&["name", "what"], &rows, None).lines().count(), 2);
+        let rows = [vec!["experts.gate_up_proj.weight".to_string(), "a-word-that-is-as-long-as-names".to_string()]];
+        let text = super::table_of(&["name", "what"], &rows, Some(40));
+        assert!(rows[0].iter().all(|word| text.contains(word.as_str())), "{text}");
     }
 }

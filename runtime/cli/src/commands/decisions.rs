@@ -1,7 +1,7 @@
 //! What is chosen for a layer and a token count, what was rejected, and what each difference costs.
 
 use super::explain::Options;
-use crate::output::table;
+use crate::output::{table, wrapped};
 use moec::Diagnostic;
 use moec_ir::graph::Graph;
 use moec_ir::tile::{Kernel, Schedule, Team};
@@ -56,8 +56,8 @@ pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
     let (best, seconds) = space.best(&model, tokens);
 
     let us = |s: f64| format!("{:.1}", s * 1e6);
-    let mut out = format!(
-        "On {} ({}) at T={tokens} with {} routing, modelled: {} us. {} e-nodes, {} rounds{}.\n\n",
+    let facts = format!(
+        "On {} ({}) at T={tokens} with {} routing, modelled: {} us. {} e-nodes, {} rounds{}.",
         target.name,
         chip.name,
         options.routing,
@@ -66,6 +66,7 @@ pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
         report.iterations,
         if report.saturated { "" } else { ", stopped by a limit" },
     );
+    let mut out = format!("{}\n\n", wrapped(&facts));
     let mut rows = Vec::new();
     for (name, times) in &report.fired {
         let without: Vec<Rule> = rules.iter().filter(|r| r.name != name).copied().collect();
