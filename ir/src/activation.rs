@@ -221,6 +221,26 @@ impl Activation {
         }
     }
 
+    /// The gated activation that multiplies `up` with this function of the gate; nothing for one that is gated already.
+    pub fn gated(&self) -> Option<Activation> {
+        match self {
+            Activation::Silu => Some(Activation::SwiGlu),
+            Activation::GeluTanh => Some(Activation::GeGluTanh),
+            Activation::Gelu => Some(Activation::GeGluErf),
+            Activation::Relu2 => Some(Activation::Gated(Curve::Relu2)),
+            Activation::Ungated(curve) => Some(Activation::Gated(*curve)),
+            Activation::SwiGlu
+            | Activation::SwiGluClampBefore { .. }
+            | Activation::SwiGluClampAfter { .. }
+            | Activation::SwiGluOai { .. }
+            | Activation::GeGluTanh
+            | Activation::GeGluErf
+            | Activation::ReGlu
+            | Activation::SiTu { .. }
+            | Activation::Gated(_) => None,
+        }
+    }
+
     /// The function as an expression: argument 0 is the gate and 1 is up; ungated ones take up as argument 0.
     pub fn expr(&self) -> Expr {
         let mut b = ExprBuilder::new();

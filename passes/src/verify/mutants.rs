@@ -2,9 +2,9 @@
 
 use super::{Subject, subject, verify_rule};
 use crate::normalise::{Rule, Tree, Watch, catalogue};
-use moec_ir::DType;
 use moec_ir::expr::Real;
 use moec_ir::graph::{Op, Score};
+use moec_ir::{Activation, DType};
 
 /// What is wrong.
 enum Wrong {
@@ -25,6 +25,23 @@ fn exchange(children: &mut [Tree], i: usize, j: usize) {
 
 /// Each with the rule and, for those that change what the rule makes, what the change is.
 const MUTANTS: &[(&str, Wrong)] = &[
+    ("multiply-into-activation", Without("the activation is kept in f32")),
+    (
+        "multiply-into-activation",
+        Makes("up as the gate", |op, _, c| {
+            if matches!(op, Op::Activate(_)) {
+                exchange(c, 0, 1)
+            }
+        }),
+    ),
+    (
+        "multiply-into-activation",
+        Makes("another curve", |op, _, _| {
+            if let Op::Activate(act) = op {
+                *act = Activation::SwiGlu
+            }
+        }),
+    ),
     ("merge-gate-and-up", Without("gate and up read the same rows")),
     (
         "merge-gate-and-up",

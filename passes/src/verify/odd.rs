@@ -1,6 +1,7 @@
 //! Graphs that no family needs, but a user's may be: each has a place where some rule must not fire.
 #![allow(clippy::unwrap_used, reason = "these graphs are well formed")]
 
+use moec_ir::activation::Curve;
 use moec_ir::expr::Real;
 use moec_ir::graph::{Graph, GraphBuilder, GroupScore, Op, RenormRule, RowMask, Score, ValueId};
 use moec_ir::weights::WeightSource;
@@ -23,6 +24,7 @@ pub fn graphs() -> Vec<(String, Graph)> {
         add("gates and bases", gates_and_bases(dtype, H));
         add("gates and bases of one column", gates_and_bases(dtype, 1));
         add("unlike products", unlike_products(dtype));
+        add("products of activations", products_of_activations(dtype));
         add("scores rounded", scores_rounded(dtype));
     }
     all
@@ -212,6 +214,36 @@ fn unlike_products(dtype: DType) -> Graph {
     for (g, u) in [(0, 1), (1, 0), (0, 0), (0, 2)] {
         let out = b.node("act", Op::Activate(Activation::SwiGlu), &[halves[g], halves[u]]).unwrap();
         b.output("halves", out);
+    }
+    b.finish()
+}
+
+/// Activations of a gate, rounded and not, times matrices, columns and rows.
+fn products_of_activations(dtype: DType) -> Graph {
+    let mut b = GraphBuilder::new("products of activations");
+    let x = b.input("input", tokens(dtype, H));
+    let wg = param(&mut b, "gate", dtype, &[I, H]);
+    let wu = param(&mut b, "up", dtype, &[I, H]);
+    let wc = param(&mut b, "column", dtype, &[1, H]);
+    let row = param(&mut b, "row", dtype, &[I]);
+    let gate = b.node("g", Op::Linear, &[x, wg]).unwrap();
+    let others = [
+        b.node("u", Op::Linear, &[x, wu]).unwrap(),
+        b.node_as("u_rounded_otherwise", Op::Linear, &[x, wu], Some(other(dtype))).unwrap(),
+        b.node("c", Op::Linear, &[x, wc]).unwrap(),
+        row,
+    ];
+    let acts = [Activation::Relu2, Activation::Silu, Activation::GeluTanh, Activation::Gelu];
+    for act in acts.into_iter().chain([Activation::Ungated(Curve::Mish)]) {
+        for kept in [DType::F32, DType::BF16] {
+            let of_gate = b.node_as("act", Op::Activate(act.clone()), &[gate], Some(kept)).unwrap();
+            for up in others {
+                for operands in [[of_gate, up], [up, of_gate]] {
+                    let out = b.node_as("act_times_up", Op::Mul, &operands, Some(dtype)).unwrap();
+                    b.output("act_times_up", out);
+                }
+            }
+        }
     }
     b.finish()
 }

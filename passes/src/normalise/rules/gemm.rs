@@ -3,11 +3,19 @@
 use super::super::language::ENode;
 use super::{Rewrite, Rule, Site, Tree};
 use egg::Id;
+use moec_ir::DType;
 use moec_ir::NumericClass::Exact;
 use moec_ir::graph::Op;
 
 /// The rules of this theme.
 pub const RULES: &[Rule] = &[
+    Rule {
+        name: "multiply-into-activation",
+        theme: "gemm",
+        class: Exact,
+        about: "an activation times up is a gated activation: no kernel for the product of both",
+        rewrite: multiply_into_activation,
+    },
     Rule {
         name: "merge-gate-and-up",
         theme: "gemm",
@@ -51,6 +59,28 @@ fn product(node: &ENode) -> Option<Product> {
         weights: node.children[n_leading],
         bias: node.children.get(n_leading + 1).copied(),
     })
+}
+
+fn multiply_into_activation(s: &Site<'_>) -> Vec<Rewrite> {
+    if s.node.op != Op::Mul {
+        return Vec::new();
+    }
+    let curve = |n: &ENode| match &n.op {
+        Op::Activate(act) => Some((act.gated()?, n.dtype, n.children[0])),
+        _ => None,
+    };
+    let mut found = Vec::new();
+    for (of_gate, up) in [(0, 1), (1, 0)].map(|(a, b)| (s.operand(a), s.operand(b))) {
+        for (act, dtype, gate) in s.ways(of_gate, curve) {
+            let holds = s.needs("the activation is kept in f32", dtype == DType::F32)
+                && s.needs("gate and up have one type", s.ty(gate) == s.ty(up));
+            if holds {
+                let operands = vec![Tree::Class(gate), Tree::Class(up)];
+                found.push(s.made(Tree::Node(Op::Activate(act), s.node.dtype, operands)));
+            }
+        }
+    }
+    found
 }
 
 fn merge_gate_and_up(s: &Site<'_>) -> Vec<Rewrite> {
