@@ -52,6 +52,7 @@ fn the_time_model_is_current_and_no_faster_than_memory() {
     let (time, floor) = moec_tests::time_model::floor_check();
     assert!(time > floor && time < 3.0 * floor, "{time} s for bytes that take {floor} s");
     assert_eq!(moec_tests::time_model::regrets(0.03), [""; 0]);
+    assert_eq!(moec_tests::time_model::few_programs(3), [""; 0]);
     assert_eq!(moec_tests::time_model::slower_than_portable(0.05), [""; 0]);
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/time-model.md");
     let page = moec_tests::time_model::page();

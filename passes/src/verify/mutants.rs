@@ -131,23 +131,6 @@ const MUTANTS: &[(&str, Wrong)] = &[
             }
         }),
     ),
-    ("scale-into-weights", Without("the sum is kept in f32")),
-    (
-        "scale-into-weights",
-        Makes("no factor", |op, _, _| {
-            if let Op::Scale(c) = op {
-                *c = Real(1.0)
-            }
-        }),
-    ),
-    (
-        "scale-into-weights",
-        Makes("narrow weights", |op, dtype, _| {
-            if let Op::Scale(_) = op {
-                *dtype = DType::BF16
-            }
-        }),
-    ),
     ("shared-into-combine", Without("nothing has been added to the sum")),
     (
         "shared-into-combine",

@@ -1,15 +1,17 @@
 //! What is chosen for which token counts, and what a token count loses by running the program of its range.
 
 use super::cases::{Case, cases, compile, graph, variant};
-use super::{is_product, model};
+use super::{is_product, model, target};
+use moec_frontend::{LayerOptions, ModelConfig};
 use moec_ir::Numerics;
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, Kernel, Program, Schedule, Team};
 use moec_passes::plan::Space;
 use moec_passes::plan::forms::{Form, MERGES, Pays};
 use moec_passes::plan::model::{Model, Routing};
-use moec_passes::{Limits, Variant, WeightStorage, lower_graph, normalise};
+use moec_passes::{CompileOptions, Limits, Variant, WeightStorage, lower_graph, normalise};
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 /// Ways to route whose losses are bounded.
 fn routings() -> [(&'static str, Routing); 3] {
@@ -48,6 +50,29 @@ pub fn regrets(limit: f64) -> Vec<String> {
             let (lost, t) = worst(case, &m, &compile(case, m.target))[0];
             if lost > limit {
                 out.push(format!("{} on {name}: {:.1} % at T={t}", case.name, lost * 100.0));
+            }
+        }
+    }
+    out
+}
+
+/// Example models for which fewer than `least` different programs are chosen over all token counts, as sentences.
+pub fn few_programs(least: usize) -> Vec<String> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/models");
+    let mut models: Vec<PathBuf> =
+        std::fs::read_dir(folder).expect("examples/models").map(|e| e.expect("readable").path()).collect();
+    models.sort();
+    let mut out = Vec::new();
+    for path in &models {
+        let layer = ModelConfig::open(path).and_then(|m| m.layer(None, &LayerOptions::default()));
+        let graph = layer.unwrap_or_else(|d| panic!("{}: {d:?}", path.display())).graph;
+        for name in CHIPS {
+            let variants = moec_passes::compile(&graph, target(name), &CompileOptions::default()).expect("programs");
+            let cuts = |v: &Variant| v.program.kernels.iter().map(|k| (k.name.clone(), k.schedule)).collect::<Vec<_>>();
+            let mut programs: Vec<_> = variants.iter().map(cuts).collect();
+            programs.dedup();
+            if programs.len() < least {
+                out.push(format!("{} on {name}: {}", path.display(), programs.len()));
             }
         }
     }

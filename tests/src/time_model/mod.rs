@@ -5,9 +5,10 @@ mod cases;
 mod choices;
 mod hopper;
 mod page;
+mod rules;
 
 pub(crate) use cases::{nvfp4, with};
-pub use choices::regrets;
+pub use choices::{few_programs, regrets};
 pub use hopper::slower_than_portable;
 pub use page::page;
 

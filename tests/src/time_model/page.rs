@@ -1,7 +1,7 @@
 //! `docs/time-model.md`.
 
 use super::cases::{cases, compile, ranks, variant};
-use super::{bound, chip, choices, hopper, is_product, model, products, target, total};
+use super::{bound, chip, choices, hopper, is_product, model, products, rules, target, total};
 use moec_ir::engine;
 use moec_ir::tile::Team;
 use moec_passes::plan::model::{Chip, Model, Resource, sources};
@@ -100,6 +100,7 @@ pub fn page() -> String {
     out += "\nAt one token the launches decide: NVFP4 with a scale for each row needs a launch to quantise between the products.\n";
     out += &choices::section();
     out += &choices::worth();
+    out += &rules::worth();
     out += "\n## Launches of that layer, µs at full rate by resource\n\n\
             | tokens | kernel | MB | useful flops | tiles | waves | memory | latency | L2 | tensor | shared | decoding | epilogue | all |\n\
             |--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";

@@ -32,13 +32,6 @@ pub const RULES: &[Rule] = &[
         rewrite: scale_into_combine,
     },
     Rule {
-        name: "scale-into-weights",
-        theme: "combine",
-        class: Reassociates,
-        about: "the routed scaling factor multiplies k weights instead of H sums",
-        rewrite: scale_into_weights,
-    },
-    Rule {
         name: "shared-into-combine",
         theme: "combine",
         class: Exact,
@@ -131,19 +124,6 @@ fn scale_into_combine(s: &Site<'_>) -> Vec<Rewrite> {
         .filter(|n| s.needs("the sum has no factor yet", n.scale == Real(1.0)))
         .filter(|n| s.needs("nothing has been added to the sum", n.operands.len() == 3))
         .map(|n| s.made(CombineNode { scale: c, dtype: s.node.dtype, ..n }.tree()))
-        .collect()
-}
-
-fn scale_into_weights(s: &Site<'_>) -> Vec<Rewrite> {
-    let Op::Scale(c) = s.node.op else { return Vec::new() };
-    let sum = |n: &ENode| (n.op == Op::WeightedSum).then(|| (n.dtype, n.children[0], n.children[1]));
-    s.ways(s.operand(0), sum)
-        .filter(|(dtype, ..)| s.needs("the sum is kept in f32", *dtype == DType::F32))
-        .filter(|(.., w)| s.needs("the weights are f32", s.ty(*w).dtype == DType::F32))
-        .map(|(_, slots, w)| {
-            let scaled = Tree::Node(Op::Scale(c), DType::F32, vec![Tree::Class(w)]);
-            s.made(Tree::Node(Op::WeightedSum, s.node.dtype, vec![Tree::Class(slots), scaled]))
-        })
         .collect()
 }
 
