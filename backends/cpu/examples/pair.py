@@ -5,40 +5,26 @@ For every format and token count: milliseconds of processor time a thread (media
 min, median and max of neighbouring runs, and of the medians. Both programs stay in memory; the first pair is not counted.
 """
 import statistics
-import subprocess
 import sys
+
+from turns import Program, Ratios, by_turns
 
 before, after, model = sys.argv[1:4]
 formats, tokens = sys.argv[4].split(","), [int(t) for t in sys.argv[5].split(",")]
 rounds = int(sys.argv[6]) if len(sys.argv) > 6 else 11
 threads = sys.argv[7] if len(sys.argv) > 7 else "2"
 
-
-def ask(program, n_tokens):
-    program.stdin.write(f"{n_tokens}\n")
-    return float(program.stdout.readline().split()[1]) * 1e3
-
-
 for name in formats:
-    programs = [
-        subprocess.Popen([path, model, name, threads], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-        for path in (before, after)
-    ]
-    for program in programs:
-        assert program.stdout.readline().strip() == "ready"
+    programs = {which: Program([path, model, name, threads]) for which, path in (("before", before), ("after", after))}
     for n_tokens in tokens:
-        runs = []
-        for i in range(rounds + 1):
-            order = (0, 1) if i % 2 else (1, 0)
-            took = {which: ask(programs[which], n_tokens) for which in order}
-            runs += [(took[0], took[1])] if i else []
-        a, b = (statistics.median(run[which] for run in runs) for which in (0, 1))
-        ratios = sorted(x / y for x, y in runs)
+        runs = by_turns(list(programs), rounds, lambda which, _: programs[which].ask(n_tokens))
+        taken = {which: [run[which].cpu * 1e3 for run in runs] for which in programs}
+        a, b = (statistics.median(taken[which]) for which in ("before", "after"))
+        ratios = Ratios.of(taken["before"], taken["after"])
         print(
             f"{model} {name:9} T = {n_tokens:3}: {a:8.2f} ms {b:8.2f} ms   before/after "
-            f"min {ratios[0]:.2f} median {statistics.median(ratios):.2f} max {ratios[-1]:.2f} of medians {a / b:.2f}",
+            f"min {ratios.least:.2f} median {ratios.median:.2f} max {ratios.most:.2f} of medians {a / b:.2f}",
             flush=True,
         )
-    for program in programs:
-        program.stdin.close()
-        program.wait()
+    for program in programs.values():
+        program.close()

@@ -1,6 +1,7 @@
 //! Programs whose weights are codes, and memory for them.
 
 use super::{Memory, Random};
+use std::path::Path;
 use moec_ir::DType;
 use moec_ir::quant::QuantFormat;
 use moec_ir::shape::Dim;
@@ -51,6 +52,37 @@ pub fn fill(program: &Program, most_tokens: u64, format: Option<QuantFormat>, ra
             Role::WeightScale(_) => {
                 let scale = format.unwrap().scale.encode(0.015625);
                 m.slice().chunks_exact_mut(scale.len()).for_each(|c| c.copy_from_slice(&scale));
+            }
+            Role::WeightGlobal(_) => {
+                m.slice().chunks_exact_mut(4).for_each(|c| c.copy_from_slice(&1.0f32.to_le_bytes()))
+            }
+            Role::Input(_) | Role::Output(_) | Role::Workspace | Role::Counter => {}
+        }
+    }
+    memory
+}
+
+/// Memory for a program's buffers, with weights from the files of a folder: `gate`, `up`, `down` hold the codes or floats of a matrix,
+/// `gate_scale` its scales, `gate_bias` a bias. Expert `e` has all of them with the rows moved up by `e`, the first ones to the end.
+pub fn fill_from(program: &Program, most_tokens: u64, folder: &Path) -> Vec<Memory> {
+    let mut memory: Vec<Memory> = program.buffers.iter().map(|b| Memory::new(b.bytes(most_tokens) as usize)).collect();
+    for (b, m) in program.buffers.iter().zip(&mut memory) {
+        match b.role {
+            Role::Weight(_) | Role::WeightScale(_) => {
+                let base = std::fs::read(folder.join(&b.name)).unwrap();
+                let (rows, width) = (b.rows.fixed().unwrap() as usize, b.cols as usize * b.dtype.bytes());
+                let pitch = b.pitch as usize * b.dtype.bytes();
+                // The rows of a bias are the experts.
+                let (n_rows, row) = if b.batch == 1 { (b.cols as usize, b.dtype.bytes()) } else { (rows, width) };
+                assert_eq!(base.len(), n_rows * row, "{} has another size", b.name);
+                m.slice().fill(0);
+                let experts = m.slice().chunks_exact_mut(pitch * if b.batch == 1 { 1 } else { rows });
+                for (expert, to) in experts.enumerate() {
+                    let (end, start) = base.split_at(expert % n_rows * row);
+                    for (to, from) in to.chunks_exact_mut(pitch).zip([start, end].concat().chunks_exact(width)) {
+                        to[..width].copy_from_slice(from);
+                    }
+                }
             }
             Role::WeightGlobal(_) => {
                 m.slice().chunks_exact_mut(4).for_each(|c| c.copy_from_slice(&1.0f32.to_le_bytes()))
