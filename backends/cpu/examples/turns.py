@@ -9,6 +9,7 @@ result (`-` for nowhere). An answer of other words says why there is no time.
 import statistics
 import subprocess
 import time
+from pathlib import Path
 from typing import Callable, NamedTuple, Sequence
 
 
@@ -80,9 +81,25 @@ def by_turns(names: Sequence[str], rounds: int, run: Callable[[str, int], Took])
     return taken[1:]
 
 
-def settle(seconds: float = 0.012) -> None:
-    """Waits until threads have stopped that spin for a while after their work, as those of OpenMP do."""
-    time.sleep(seconds)
+def settle(processes: Sequence[int], longest: float = 1.0) -> None:
+    """Waits until no thread of these processes runs: threads spin for a while after their work, those of ONNX Runtime and OpenMP for tens
+    of milliseconds."""
+    end, quiet = time.monotonic() + longest, 0
+    while quiet < 2 and time.monotonic() < end:
+        time.sleep(0.002)
+        quiet = 0 if any(map(_runs, processes)) else quiet + 1
+
+
+def _runs(process: int) -> bool:
+    """Whether any thread runs or wants to."""
+    for stat in Path(f"/proc/{process}/task").glob("*/stat"):
+        try:
+            if stat.read_text().rpartition(")")[2].split()[0] == "R":
+                return True
+        except OSError:
+            # It ended meanwhile.
+            pass
+    return False
 
 
 class Ratios(NamedTuple):

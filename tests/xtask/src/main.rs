@@ -15,7 +15,7 @@
 //! * `models` — measures every model family and writes `docs/models.md`.
 //! * `time-model` — writes `docs/time-model.md` from the programs and the chips' figures.
 //! * `calibrate` — fits that model's guesses to what a GPU pack measured.
-//! * `bench` — the benchmarks behind the figures of the README.
+//! * `bench` — the benchmarks behind the figures of the README; with `--peers`, layers on the CPU beside ggml, PyTorch and ONNX Runtime.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
 
 mod bench;
@@ -66,7 +66,7 @@ enum Command {
     Sanitize(sanitize::Options),
     /// Try mutated configs, layer graphs and safetensors files.
     Fuzz(fuzz::Options),
-    /// Run the benchmarks and print their figures.
+    /// Run the benchmarks and print their figures, or those of layers beside other engines.
     Bench(bench::Options),
     /// Measure every model family in every weight format and write docs/models.md.
     Models,

@@ -47,9 +47,7 @@ impl Model {
     /// Those that are measured when nobody asks for others.
     pub fn formats(self) -> &'static [Format] {
         match self {
-            Model::Qwen3 => {
-                &[Format::Bf16, Format::F32, Format::Fp8, Format::Mxfp4, Format::Nvfp4, Format::Int4]
-            }
+            Model::Qwen3 => &[Format::Bf16, Format::F32, Format::Fp8, Format::Mxfp4, Format::Nvfp4, Format::Int4],
             Model::Mixtral => &[Format::Bf16],
             Model::GptOss => &[Format::Mxfp4],
         }
@@ -127,15 +125,11 @@ const F32: [Peer; 4] = [
 const FP8: [Peer; 1] = [ggml("ggml Q8_0", "q8_0", EIGHT_BITS)];
 const MXFP4: [Peer; 1] = [ggml("ggml MXFP4", "mxfp4", EIGHT_BITS)];
 const NVFP4: [Peer; 1] = [ggml("ggml NVFP4", "nvfp4", EIGHT_BITS)];
-const INT4: [Peer; 3] = [
-    ggml("ggml Q4_0", "q4_0", EIGHT_BITS),
-    ggml("ggml Q4_1", "q4_1", EIGHT_BITS),
-    onnx("onnxruntime QMoE", ROUNDED),
-];
+const INT4: [Peer; 3] =
+    [ggml("ggml Q4_0", "q4_0", EIGHT_BITS), ggml("ggml Q4_1", "q4_1", EIGHT_BITS), onnx("onnxruntime QMoE", ROUNDED)];
 
 impl Format {
-    const ALL: [Format; 6] =
-        [Format::Bf16, Format::F32, Format::Fp8, Format::Mxfp4, Format::Nvfp4, Format::Int4];
+    const ALL: [Format; 6] = [Format::Bf16, Format::F32, Format::Fp8, Format::Mxfp4, Format::Nvfp4, Format::Int4];
 
     /// As `layer_times` and `weights.py` call it.
     pub fn name(self) -> &'static str {

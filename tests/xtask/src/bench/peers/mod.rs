@@ -33,6 +33,9 @@ pub struct Options {
     /// Threads of every engine.
     #[arg(long, requires = "peers", default_value = "2", value_parser = clap::value_parser!(u64).range(1..))]
     threads: u64,
+    /// Give engines real-time priority while they run: other programs, builds for instance, then wait for them (needs to be root).
+    #[arg(long, requires = "peers")]
+    realtime: bool,
 }
 
 /// Installs, runs, prints the tables and writes them; `false` when an engine does not agree with moec.
@@ -69,7 +72,7 @@ pub fn run(options: &Options) -> Result<bool> {
 }
 
 /// What a table is about.
-pub struct About {
+struct About {
     machine: String,
     packages: String,
     command: String,
@@ -87,13 +90,7 @@ fn moec() -> Result<PathBuf> {
 }
 
 /// What `run.py` is told of one layer in one format.
-fn job(
-    options: &Options,
-    model: Model,
-    format: Format,
-    peers: &install::Peers,
-    examples: &Path,
-) -> serde_json::Value {
+fn job(options: &Options, model: Model, format: Format, peers: &install::Peers, examples: &Path) -> serde_json::Value {
     let (size, threads) = (model.size(), options.threads.to_string());
     let moec = json!({
         "name": "moec",
@@ -103,8 +100,12 @@ fn job(
     let peers = format.peers().iter().filter_map(|peer| {
         let program = peers.command(peer.package)?;
         let numbers = sizes.iter().cloned().chain([size.scale.to_string(), threads.clone(), "FOLDER".to_string()]);
-        let command: Vec<String> =
-            program.into_iter().chain([format.name().to_string()]).chain(numbers).chain([peer.way.to_string()]).collect();
+        let command: Vec<String> = program
+            .into_iter()
+            .chain([format.name().to_string()])
+            .chain(numbers)
+            .chain([peer.way.to_string()])
+            .collect();
         Some(json!({ "name": peer.name, "command": command }))
     });
     json!({
@@ -117,6 +118,7 @@ fn job(
         "threads": options.threads,
         "tokens": options.tokens,
         "pairs": options.pairs,
+        "realtime": options.realtime,
         "reader": examples.join("plain_read"),
         "engines": std::iter::once(moec).chain(peers).collect::<Vec<_>>(),
     })
@@ -149,7 +151,8 @@ fn scripts() -> PathBuf {
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let of = |key: &str| text.lines().find(|l| l.starts_with(key)).and_then(|l| l.split(": ").nth(1)).unwrap_or("unknown");
+    let of =
+        |key: &str| text.lines().find(|l| l.starts_with(key)).and_then(|l| l.split(": ").nth(1)).unwrap_or("unknown");
     format!("{} (family {}, model {}), {cores} cores", of("model name"), of("cpu family"), of("model\t"))
 }
 
@@ -167,15 +170,17 @@ mod tests {
         let home = tempfile::tempdir().expect("there should be a place for files");
         let fake = scripts().join("fake_engine.py");
         let engine = |name: &str, args: &[&str]| {
-            let command: Vec<String> = [&["python3", &fake.to_string_lossy(), "64"], args].concat().iter().map(|w| w.to_string()).collect();
+            let command: Vec<String> =
+                [&["python3", &fake.to_string_lossy(), "64"], args].concat().iter().map(|w| w.to_string()).collect();
             json!({ "name": name, "command": command })
         };
         let reader = home.path().join("reader");
-        std::fs::write(&reader, "#!/bin/sh\necho ready\nwhile read bytes; do echo 0.001 0.001; done\n").expect("the reader should be writable");
+        std::fs::write(&reader, "#!/bin/sh\necho ready\nwhile read bytes; do echo 0.001 0.001; done\n")
+            .expect("the reader should be writable");
         let made = Command::new("chmod").arg("+x").arg(&reader).status();
         assert!(made.is_ok_and(|status| status.success()));
         let job = json!({
-            "model": "small", "format": "bf16", "threads": 1, "tokens": [1, 4], "pairs": 2, "reader": reader,
+            "model": "small", "format": "bf16", "threads": 1, "tokens": [1, 4], "pairs": 2, "realtime": false, "reader": reader,
             "layer": { "experts": 4, "top_k": 2, "hidden": 64, "ffn": 32, "oai": false, "scale": 1.0 },
             "engines": [
                 engine("moec", &["1"]),
@@ -184,7 +189,8 @@ mod tests {
                 engine("torch linear", &["1", "1"]),
             ],
         });
-        let rows = table::rows(&ask(&[job], home.path()).expect("the programs should be asked")).expect("bf16 is known");
+        let rows =
+            table::rows(&ask(&[job], home.path()).expect("the programs should be asked")).expect("bf16 is known");
         assert_eq!(rows.len(), 6, "three peers with two numbers of tokens");
         let (one, four) = rows.split_at(3);
         for row in [&one[0], &four[0], &one[2]] {

@@ -36,6 +36,18 @@ def taken_by(process: int) -> float:
     return (int(after_name[11]) + int(after_name[12])) / TICKS
 
 
+def put_first(process: int) -> None:
+    """Real-time priority for all threads of a process: it runs whenever it can, whatever else there is to do."""
+    for thread in Path(f"/proc/{process}/task").glob("*"):
+        try:
+            os.sched_setscheduler(int(thread.name), os.SCHED_RR, os.sched_param(1))
+        except ProcessLookupError:
+            # It ended meanwhile.
+            pass
+        except PermissionError:
+            sys.exit("real-time priority is not allowed here: run as root, or without --realtime")
+
+
 class Others:
     """How much of the processors everybody else took while programs ran."""
 
@@ -43,6 +55,8 @@ class Others:
         self.taken = self.there = 0.0
 
     def during(self, engine: "Engine", *request) -> Took | None:
+        if engine.failed:
+            return None
         start, all_busy, own = time.perf_counter(), busy(), taken_by(engine.program.process.pid)
         took = engine.ask(*request)
         if took is not None:
@@ -64,12 +78,12 @@ class Engine:
         try:
             words = [word.replace("FOLDER", str(folder)) for word in command]
             self.program = Program(words, self.errors, env=os.environ | more)
-        except Failed as why:
+        except (Failed, OSError) as why:
             self.failed = str(why)
 
     def ask(self, *request) -> Took | None:
         try:
-            return self.program.ask(*request) if self.failed is None else None
+            return self.program.ask(*request)
         except Failed as why:
             self.failed = str(why)
             return None
@@ -80,23 +94,30 @@ def answers(job: dict, folder: Path) -> dict:
     weights.write(folder, layer, job["format"])
     reader = Program([job["reader"], str(threads)])
     engines = {e["name"]: Engine(e["name"], e["command"], folder, threads) for e in job["engines"]}
-    runs = [turns_with(n_tokens, job, layer, folder, reader, engines) for n_tokens in job["tokens"]]
+    if job["realtime"]:
+        # Not before: nobody has to wait while layers are loaded.
+        for program in (reader, *(e.program for e in engines.values() if e.program)):
+            put_first(program.process.pid)
+    others = Others()
+    runs = [turns_with(n_tokens, job, layer, folder, reader, engines, others) for n_tokens in job["tokens"]]
     for program in (reader, *(e.program for e in engines.values() if e.program)):
         program.close()
-    return {"failed": {name: e.failed for name, e in engines.items() if e.failed}, "runs": runs}
+    failed = {name: e.failed for name, e in engines.items() if e.failed}
+    return {"failed": failed, "others": others.share(), "runs": runs}
 
 
-def turns_with(n_tokens: int, job: dict, layer: weights.Layer, folder: Path, reader: Program, engines: dict) -> dict:
+def turns_with(n_tokens: int, job: dict, layer, folder: Path, reader: Program, engines: dict, others: Others) -> dict:
     """All rounds with one number of tokens."""
     form = weights.FORMATS[job["format"]]
     expert_bytes = sum(form.matrix_bytes(rows, cols) for _, rows, cols in layer.matrices())
-    touched, read, results, others = {}, [], {}, Others()
+    touched, read, results = {}, [], {}
+    running = [e.program.process.pid for e in engines.values() if e.program]
 
     def run(name: str, i: int) -> Took | None:
         path = folder / f"turn-{i}"
         if i not in touched:
             touched[i] = turn.write(path, layer, n_tokens, seed=1000 * n_tokens + i)
-        settle()
+        settle(running)
         read.append(READ_BYTES / reader.ask(READ_BYTES).wall)
         results[name] = folder / f"result-{name.replace(' ', '-')}"
         # The round that is not counted is the one whose results are compared.
@@ -117,9 +138,7 @@ def turns_with(n_tokens: int, job: dict, layer: weights.Layer, folder: Path, rea
         "tokens": n_tokens,
         "bytes": [touched[i] * expert_bytes for i in range(1, job["pairs"] + 1)],
         "read_bytes_per_second": read,
-        "others": others.share(),
         "wall": {name: [r[name].wall for r in rounds] for name in sorted(whole)},
-        "cpu": {name: [r[name].cpu for r in rounds] for name in sorted(whole)},
         # No number of JSON is infinite.
         "distance": {name: far if math.isfinite(far) else None for name, far in distances.items()},
     }

@@ -19,6 +19,8 @@ pub struct Answer {
     format: String,
     /// Programs that stopped answering, and why.
     failed: BTreeMap<String, String>,
+    /// The share of the processors that everybody else took while programs ran.
+    others: f64,
     runs: Vec<Run>,
 }
 
@@ -30,11 +32,9 @@ struct Run {
     bytes: Vec<f64>,
     /// Of plain reads between the runs.
     read_bytes_per_second: Vec<f64>,
-    /// The share of the processors that everybody else took meanwhile.
-    others: f64,
-    /// Seconds of each program that answered in all rounds: of the clock, and of the processor as the mean over threads.
+    /// Seconds of each program that answered in all rounds. Those of the clock: of the processor, Linux tells a process no more exactly
+    /// than by ticks.
     wall: BTreeMap<String, Vec<f64>>,
-    cpu: BTreeMap<String, Vec<f64>>,
     /// Of each result from moec's; `None` is infinite.
     distance: BTreeMap<String, Option<f64>>,
 }
@@ -49,7 +49,7 @@ pub struct Row {
     read_share: Option<f64>,
     read_gb_per_second: f64,
     others: f64,
-    peer: &'static str,
+    pub peer: &'static str,
     aim: Option<f64>,
     pub judged: Judged,
 }
@@ -57,7 +57,7 @@ pub struct Row {
 /// What is believed of a peer.
 pub enum Judged {
     /// Its results are moec's, so far as formats go; its time over moec's in neighbouring runs.
-    Agrees { distance: f64, ms: f64, least: f64, median: f64, most: f64, median_of_cpu: f64 },
+    Agrees { distance: f64, ms: f64, least: f64, median: f64, most: f64 },
     /// Its results are others, so that its times say nothing.
     Disagrees { distance: Option<f64>, tolerance: f64 },
     /// It has no times, for this reason.
@@ -73,7 +73,8 @@ pub enum Judged {
 pub fn rows(answers: &[Answer]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for answer in answers {
-        let format = Format::from_name(&answer.format).with_context(|| format!("no format is called {}", answer.format))?;
+        let format =
+            Format::from_name(&answer.format).with_context(|| format!("no format is called {}", answer.format))?;
         for run in &answer.runs {
             rows.extend(format.peers().iter().map(|peer| row(answer, run, peer)));
         }
@@ -92,7 +93,7 @@ fn row(answer: &Answer, run: &Run, peer: &Peer) -> Row {
         moec_ms: moec.map(|wall| 1e3 * median(wall.iter().copied())),
         read_share: moec.map(share),
         read_gb_per_second: read / 1e9,
-        others: run.others,
+        others: answer.others,
         peer: peer.name,
         aim: peer.aim(run.tokens),
         judged: judge(answer, run, peer),
@@ -100,7 +101,7 @@ fn row(answer: &Answer, run: &Run, peer: &Peer) -> Row {
 }
 
 fn judge(answer: &Answer, run: &Run, peer: &Peer) -> Judged {
-    let Some((moec, moec_cpu)) = run.wall.get("moec").zip(run.cpu.get("moec")) else {
+    let Some(moec) = run.wall.get("moec") else {
         let why = answer.failed.get("moec").map_or("it has no times", String::as_str);
         return Judged::Failed(format!("nothing to compare with, moec failed: {why}"));
     };
@@ -110,19 +111,17 @@ fn judge(answer: &Answer, run: &Run, peer: &Peer) -> Judged {
     {
         return Judged::Disagrees { distance, tolerance: peer.tolerance };
     }
-    let times = run.wall.get(peer.name).zip(run.cpu.get(peer.name)).zip(run.distance.get(peer.name).copied().flatten());
-    let Some(((wall, cpu), distance)) = times else {
+    let times = run.wall.get(peer.name).zip(run.distance.get(peer.name).copied().flatten());
+    let Some((wall, distance)) = times else {
         return answer.failed.get(peer.name).map_or(Judged::Missing, |why| Judged::Failed(why.clone()));
     };
-    let ratios = |above: &[f64], below: &[f64]| -> Vec<f64> { above.iter().zip(below).map(|(a, b)| a / b).collect() };
-    let of_wall = ratios(wall, moec);
+    let ratios: Vec<f64> = wall.iter().zip(moec).map(|(peer, moec)| peer / moec).collect();
     Judged::Agrees {
         distance,
         ms: 1e3 * median(wall.iter().copied()),
-        least: of_wall.iter().copied().fold(f64::INFINITY, f64::min),
-        median: median(of_wall.iter().copied()),
-        most: of_wall.iter().copied().fold(0.0, f64::max),
-        median_of_cpu: median(ratios(cpu, moec_cpu)),
+        least: ratios.iter().copied().fold(f64::INFINITY, f64::min),
+        most: ratios.iter().copied().fold(0.0, f64::max),
+        median: median(ratios),
     }
 }
 
@@ -137,10 +136,14 @@ fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 /// The tables as text.
 pub fn markdown(about: &About, rows: &[Row]) -> String {
     let About { machine, packages, command, threads, pairs, missing } = about;
-    let mut text = format!("{machine}; {threads} threads; medians of {pairs} rounds. {packages}.\n\n```\n{command}\n```\n");
+    let mut text =
+        format!("{machine}; {threads} threads; medians of {pairs} rounds. {packages}.\n\n```\n{command}\n```\n");
     let (reads, others) = (rows.iter().map(|r| r.read_gb_per_second), rows.iter().map(|r| r.others));
     let (read, others) = (median(reads), 100.0 * median(others));
-    let _ = write!(text, "\nA plain read reached {read:.1} GB/s; other programs took {others:.0} % of the processors meanwhile.\n");
+    let _ = write!(
+        text,
+        "\nA plain read reached {read:.1} GB/s; other programs took {others:.0} % of the processors meanwhile.\n"
+    );
     if others > QUIET {
         text += "The machine was too busy for these ratios: engines whose threads spin suffer most from that.\n";
     }
@@ -192,11 +195,12 @@ pub fn json(about: &About, rows: &[Row]) -> serde_json::Value {
 
 fn judged_json(judged: &Judged) -> serde_json::Value {
     match judged {
-        Judged::Agrees { distance, ms, least, median, most, median_of_cpu } => json!({
-            "distance": distance, "ms": ms, "ratio": {"min": least, "median": median, "max": most},
-            "median_ratio_of_processor_time": median_of_cpu,
-        }),
-        Judged::Disagrees { distance, tolerance } => json!({"disagrees": {"distance": distance, "tolerance": tolerance}}),
+        Judged::Agrees { distance, ms, least, median, most } => {
+            json!({"distance": distance, "ms": ms, "ratio": {"min": least, "median": median, "max": most}})
+        }
+        Judged::Disagrees { distance, tolerance } => {
+            json!({"disagrees": {"distance": distance, "tolerance": tolerance}})
+        }
         Judged::Failed(why) => json!({"failed": why}),
         Judged::Missing => json!({"missing": true}),
     }
@@ -207,10 +211,9 @@ mod tests {
     use super::*;
 
     /// Two rounds of a layer in bf16: ggml agrees, grouped_mm gives other results in half the time, `linear` has ended.
-    const RECORDED: &str = r#"[{"model": "qwen3", "format": "bf16", "failed": {"torch linear": "it ended with code -9"}, "runs": [{
-        "tokens": 16, "bytes": [4e8, 5e8], "read_bytes_per_second": [4e10, 6e10, 5e10], "others": 0.25,
+    const RECORDED: &str = r#"[{"model": "qwen3", "format": "bf16", "failed": {"torch linear": "it ended with code -9"}, "others": 0.25, "runs": [{
+        "tokens": 16, "bytes": [4e8, 5e8], "read_bytes_per_second": [4e10, 6e10, 5e10],
         "wall": {"moec": [0.02, 0.04], "ggml BF16": [0.03, 0.05], "torch grouped_mm": [0.01, 0.02]},
-        "cpu": {"moec": [0.02, 0.02], "ggml BF16": [0.02, 0.02], "torch grouped_mm": [0.01, 0.01]},
         "distance": {"ggml BF16": 0.004, "torch grouped_mm": 0.4}}]}]"#;
 
     fn about() -> About {
@@ -225,7 +228,8 @@ mod tests {
     }
 
     fn table(recorded: &str) -> (Vec<Row>, String) {
-        let answers: Vec<Answer> = serde_json::from_str(recorded).expect("the recorded answers should be as run.py writes them");
+        let answers: Vec<Answer> =
+            serde_json::from_str(recorded).expect("the recorded answers should be as run.py writes them");
         let rows = rows(&answers).expect("the format should be known");
         let text = markdown(&about(), &rows);
         (rows, text)
@@ -247,7 +251,10 @@ mod tests {
     #[test]
     fn an_engine_that_disagrees_has_no_ratio_however_fast_it_is() {
         let (rows, text) = table(RECORDED);
-        assert!(text.contains("| torch grouped_mm | other results: 4.0e-1 from moec's, of 2e-2 | | | | 2.3 |"), "{text}");
+        assert!(
+            text.contains("| torch grouped_mm | other results: 4.0e-1 from moec's, of 2e-2 | | | | 2.3 |"),
+            "{text}"
+        );
         let grouped = rows.iter().find(|r| r.peer == "torch grouped_mm").expect("the peer should have a line");
         assert!(matches!(grouped.judged, Judged::Disagrees { distance: Some(0.4), .. }));
         let (rows, _) = table(&RECORDED.replace("\"torch grouped_mm\": 0.4", "\"torch grouped_mm\": null"));
@@ -271,7 +278,7 @@ mod tests {
 
     #[test]
     fn without_moec_nothing_is_compared() {
-        let gone = RECORDED.replace("{\"moec\": [0.02, 0.04], ", "{").replace("{\"moec\": [0.02, 0.02], ", "{");
+        let gone = RECORDED.replace("{\"moec\": [0.02, 0.04], ", "{");
         let (rows, text) = table(&gone);
         assert!(rows.iter().all(|row| matches!(row.judged, Judged::Failed(_))), "{text}");
     }
