@@ -101,3 +101,17 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Args;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn options_are_consistent() {
+        Args::command().debug_assert();
+        let with = |words: &[&str]| Args::try_parse_from([&["cargo xtask", "bench"], words].concat()).is_ok();
+        assert!(with(&[]) && with(&["cpu"]) && with(&["--peers", "--layers", "qwen3,gpt-oss", "--tokens", "1,16"]));
+        assert!(!with(&["--layers", "qwen3"]) && !with(&["cpu", "--peers"]) && !with(&["--peers", "--tokens", "0"]));
+    }
+}

@@ -14,7 +14,7 @@ pub struct Options {
     #[arg(long, conflicts_with = "name")]
     peers: bool,
     #[command(flatten)]
-    with_peers: peers::Options,
+    with_peers: peers::Comparison,
 }
 
 /// Runs the benchmarks; they print their figures themselves.

@@ -89,7 +89,9 @@ fn download(python: &Path, to: &Path) -> Result<PathBuf> {
 /// Unpacks ggml out of the source.
 fn unpack(archive: &Path, to: &Path) -> Result<()> {
     // In one step, so that what was interrupted is not taken for complete.
-    let partial = to.with_extension("partial");
+    let partial = to.with_file_name("partial");
+    let _ = std::fs::remove_dir_all(&partial);
+    std::fs::create_dir(&partial)?;
     let mut files = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(archive)?));
     for entry in files.entries()? {
         let mut entry = entry?;
@@ -97,7 +99,7 @@ fn unpack(archive: &Path, to: &Path) -> Result<()> {
             entry.unpack_in(&partial)?;
         }
     }
-    let mut folders = std::fs::read_dir(&partial).context("the source has no ggml")?;
+    let mut folders = std::fs::read_dir(&partial)?;
     std::fs::rename(folders.next().context("the source has no ggml")??.path(), to)?;
     Ok(std::fs::remove_dir(partial)?)
 }

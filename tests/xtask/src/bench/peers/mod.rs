@@ -17,7 +17,7 @@ use std::process::Command;
 
 /// What `cargo xtask bench --peers` takes beside.
 #[derive(clap::Args)]
-pub struct Options {
+pub struct Comparison {
     /// Layers [default: all].
     #[arg(long, requires = "peers", value_delimiter = ',', value_enum)]
     layers: Vec<Model>,
@@ -42,7 +42,7 @@ pub struct Options {
 ///
 /// # Errors
 /// When moec's own programs cannot be built, or Python is missing. Where a peer cannot be had, the table says so.
-pub fn run(options: &Options) -> Result<bool> {
+pub fn run(options: &Comparison) -> Result<bool> {
     let home = places::target_dir().join("bench-peers");
     std::fs::create_dir_all(&home)?;
     let peers = install::all(&home);
@@ -90,7 +90,13 @@ fn moec() -> Result<PathBuf> {
 }
 
 /// What `run.py` is told of one layer in one format.
-fn job(options: &Options, model: Model, format: Format, peers: &install::Peers, examples: &Path) -> serde_json::Value {
+fn job(
+    options: &Comparison,
+    model: Model,
+    format: Format,
+    peers: &install::Peers,
+    examples: &Path,
+) -> serde_json::Value {
     let (size, threads) = (model.size(), options.threads.to_string());
     let moec = json!({
         "name": "moec",
