@@ -1,6 +1,5 @@
 """ONNX Runtime: onnx_layer.py FORMAT E K H I OAI SCALE THREADS FOLDER: `MoE` of f32, or `QMoE` of int4 with f32 rows."""
 
-import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
@@ -38,22 +37,12 @@ if bias := biases(folder, layer):
         names[names.index(matrix) + after + (form == "int4")] = f"{matrix}_bias"
 
 
-def initializer(name: str, data: np.ndarray, offset: int) -> TensorProto:
-    """A tensor whose bytes lie in the file beside the model: a model of its own cannot have more than 2 GiB."""
+def initializer(name: str, data: np.ndarray) -> TensorProto:
+    """A tensor whose bytes are given in memory: a model of its own cannot have more than 2 GiB, and those in a file would be mapped."""
     kind = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.float32): TensorProto.FLOAT}[data.dtype]
     tensor = TensorProto(name=name, data_type=kind, dims=data.shape, data_location=TensorProto.EXTERNAL)
-    for key, value in (("location", "onnx.data"), ("offset", offset), ("length", data.nbytes)):
-        tensor.external_data.add(key=key, value=str(value))
+    tensor.external_data.add(key="location", value=name)
     return tensor
-
-
-tensors, offset = [], 0
-with open(folder / "onnx.data", "wb") as file:
-    for name, data in held.items():
-        tensors.append(initializer(name, data, offset))
-        data.tofile(file)
-        offset += data.nbytes
-del held
 
 
 def value(name: str, cols: int):
@@ -62,14 +51,15 @@ def value(name: str, cols: int):
 
 node = helper.make_node(operator, names, ["y"], domain="com.microsoft", **attributes)
 inputs = [value("x", layer.hidden), value("logits", layer.experts)]
+tensors = [initializer(name, data) for name, data in held.items()]
 graph = helper.make_graph([node], "layer", inputs, [value("y", layer.hidden)], tensors)
 opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
-onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), folder / "layer.onnx")
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = threads
 options.log_severity_level = 3
-session = onnxruntime.InferenceSession(folder / "layer.onnx", options, providers=["CPUExecutionProvider"])
-(folder / "onnx.data").unlink()
+options.add_external_initializers(list(held), [onnxruntime.OrtValue.ortvalue_from_numpy(data) for data in held.values()])
+model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def prepare(x, logits, _ids, _weights):
