@@ -80,7 +80,9 @@ fn main() {
         }
         let pointers: Vec<*mut u8> = memory.iter_mut().map(Memory::pointer).collect();
         let took = run_layer(&program, &code, &pointers, n_tokens, threads);
-        if let [_, _, result] = words[..] && result != "-" {
+        if let [_, _, result] = words[..]
+            && result != "-"
+        {
             std::fs::write(result, output(&program, n_tokens, &mut memory)).unwrap();
         }
         println!("{:.9} {:.9}", took.wall, took.cpu);

@@ -68,7 +68,8 @@ class Program:
         said = ""
         if self.errors is not None:
             self.errors.seek(0)
-            said = next((line.strip() for line in reversed(self.errors.readlines()) if line.strip()), "")
+            lines = [line.strip() for line in self.errors if line.strip() and not line.startswith("note:")]
+            said = lines[-1] if lines else ""
         return f"it ended with code {code}" + (f": {said}" if said else "")
 
 

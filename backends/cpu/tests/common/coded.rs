@@ -1,11 +1,11 @@
 //! Programs whose weights are codes, and memory for them.
 
 use super::{Memory, Random};
-use std::path::Path;
 use moec_ir::DType;
 use moec_ir::quant::QuantFormat;
 use moec_ir::shape::Dim;
 use moec_ir::tile::{Body, Buffer, BufferId, Groups, PanelQuant, Program, Role};
+use std::path::Path;
 
 /// The program with the experts' weights as codes.
 pub fn coded(program: &Program, format: QuantFormat) -> Program {

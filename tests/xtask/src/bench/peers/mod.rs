@@ -38,7 +38,7 @@ pub struct Comparison {
     realtime: bool,
 }
 
-/// Installs, runs, prints the tables and writes them; `false` when an engine does not agree with moec.
+/// Installs, runs, prints the tables and writes them; `false` when an engine does not agree with moec, or moec itself failed.
 ///
 /// # Errors
 /// When moec's own programs cannot be built, or Python is missing. Where a peer cannot be had, the table says so.
@@ -68,7 +68,7 @@ pub fn run(options: &Comparison) -> Result<bool> {
     std::fs::write(home.join("results.md"), &text)?;
     std::fs::write(home.join("results.json"), serde_json::to_string_pretty(&table::json(&about, &rows))?)?;
     println!("written to {}/results.md and .json; single runs are in answers.json there", home.display());
-    Ok(rows.iter().all(|row| !matches!(row.judged, table::Judged::Disagrees { .. })))
+    Ok(table::is_good(&rows))
 }
 
 /// What a table is about.

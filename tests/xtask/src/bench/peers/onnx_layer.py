@@ -31,7 +31,7 @@ if form == "int4":
     held["fc1_scale"] = pairs(scales("gate", layer.hidden), scales("up", layer.hidden))
     held["fc2_scale"] = scales("down", layer.ffn)
     attributes |= dict(expert_weight_bits=4, block_size=32)
-if bias := biases(folder, layer):
+if bias := biases(folder, layer, form):
     held["fc1_bias"], held["fc2_bias"] = pairs(bias["gate"], bias["up"]), bias["down"]
     for matrix, after in (("fc1", 1), ("fc2", 1)):
         names[names.index(matrix) + after + (form == "int4")] = f"{matrix}_bias"

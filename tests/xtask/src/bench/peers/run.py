@@ -74,7 +74,8 @@ class Engine:
     def __init__(self, name: str, command: list[str], folder: Path, threads: int):
         self.name, self.failed, self.program = name, None, None
         self.errors = open(folder / f"{name.replace(' ', '-')}.log", "w+")
-        more = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
+        more = {"OMP_NUM_THREADS": str(threads), "CUDA_VISIBLE_DEVICES": ""}
+        more |= {"PYTHONDONTWRITEBYTECODE": "1", "RUST_BACKTRACE": "0"}
         try:
             words = [word.replace("FOLDER", str(folder)) for word in command]
             self.program = Program(words, self.errors, env=os.environ | more)

@@ -22,7 +22,7 @@ def read(folder: Path, name: str, dtype, cols: int) -> np.ndarray:
 
 
 def floats(folder: Path, name: str, form: str, cols: int) -> np.ndarray:
-    """A matrix or bias as float32."""
+    """A matrix or bias as float32; all that is not in float32 lies in bfloat16."""
     if form == "f32":
         return read(folder, name, np.float32, cols)
     return (read(folder, name, np.uint16, cols).astype(np.uint32) << 16).view(np.float32)
@@ -36,11 +36,11 @@ def by_expert(base: np.ndarray, n_experts: int) -> np.ndarray:
     return out
 
 
-def biases(folder: Path, layer: Layer) -> dict[str, np.ndarray]:
+def biases(folder: Path, layer: Layer, form: str) -> dict[str, np.ndarray]:
     """f32[E, N] of each matrix, of layers that have them."""
     if not layer.oai:
         return {}
-    return {m: by_expert(floats(folder, f"{m}_bias", "bf16", 1), layer.experts)[..., 0] for m, _, _ in layer.matrices()}
+    return {m: by_expert(floats(folder, f"{m}_bias", form, 1), layer.experts)[..., 0] for m, _, _ in layer.matrices()}
 
 
 def serve(layer: Layer, threads: int, prepare, run, finish) -> None:

@@ -82,6 +82,11 @@ pub fn rows(answers: &[Answer]) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Whether moec ran, and every engine that did agrees with it.
+pub fn is_good(rows: &[Row]) -> bool {
+    rows.iter().all(|row| row.moec_ms.is_some() && !matches!(row.judged, Judged::Disagrees { .. }))
+}
+
 fn row(answer: &Answer, run: &Run, peer: &Peer) -> Row {
     let moec = run.wall.get("moec");
     let read = median(run.read_bytes_per_second.iter().copied());
@@ -257,6 +262,7 @@ mod tests {
         );
         let grouped = rows.iter().find(|r| r.peer == "torch grouped_mm").expect("the peer should have a line");
         assert!(matches!(grouped.judged, Judged::Disagrees { distance: Some(0.4), .. }));
+        assert!(!is_good(&rows) && is_good(&table(&RECORDED.replace("0.4}", "0.004}")).0));
         let (rows, _) = table(&RECORDED.replace("\"torch grouped_mm\": 0.4", "\"torch grouped_mm\": null"));
         assert!(matches!(rows[1].judged, Judged::Disagrees { distance: None, .. }), "NaN should disagree");
     }
@@ -281,5 +287,6 @@ mod tests {
         let gone = RECORDED.replace("{\"moec\": [0.02, 0.04], ", "{");
         let (rows, text) = table(&gone);
         assert!(rows.iter().all(|row| matches!(row.judged, Judged::Failed(_))), "{text}");
+        assert!(!is_good(&rows));
     }
 }

@@ -18,7 +18,7 @@ def matrices(name: str, cols: int) -> torch.Tensor:
 # One matrix for gate and up, as transformers has them.
 gate_up = torch.cat([matrices("gate", layer.hidden), matrices("up", layer.hidden)], 1)
 down = matrices("down", layer.ffn)
-bias = {name: torch.from_numpy(b).to(dtype) for name, b in biases(folder, layer).items()}
+bias = {name: torch.from_numpy(b).to(dtype) for name, b in biases(folder, layer, form).items()}
 if layer.oai:
     gate_up_bias = torch.cat([bias["gate"], bias["up"]], 1)
 

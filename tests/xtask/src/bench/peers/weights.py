@@ -87,5 +87,7 @@ def write(folder: Path, layer: Layer, name: str) -> None:
             n_scales = form.scale_grid(rows, cols)[0] * form.scale_grid(rows, cols)[1]
             (folder / f"{matrix}_scale").write_bytes(b"".join(source.choices(form.scales, k=n_scales)))
         if layer.oai:
-            # In bfloat16, up to about an eighth.
-            (folder / f"{matrix}_bias").write_bytes(masked(2 * rows, b"\xff\x80", b"\x00\x3d", source))
+            # Magnitudes from 2^-5 to 2^-3, in the type of the layer's floats.
+            bias = FORMATS["f32" if name == "f32" else "bf16"]
+            always = bias.always[:-1] + b"\x3d"
+            (folder / f"{matrix}_bias").write_bytes(masked(int(rows * bias.element_bytes), bias.keep, always, source))

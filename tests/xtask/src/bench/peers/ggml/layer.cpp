@@ -208,14 +208,22 @@ static ggml_tensor * load(ggml_backend_t backend, const Coding & coding, const S
     return weights;
 }
 
-static ggml_tensor * load_bias(const Sizes & s, const std::string & path, int64_t rows) {
+// In float32 beside weights in float32, in bfloat16 beside all others.
+static ggml_tensor * load_bias(const Coding & coding, const Sizes & s, const std::string & path, int64_t rows) {
     ggml_context * ctx = context(1);
     ggml_tensor * bias = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, rows, s.experts);
     ggml_backend_alloc_ctx_tensors_from_buft(ctx, ggml_backend_cpu_buffer_type());
-    const Bytes halves = read_file(path);
-    std::vector<float> values(s.experts * rows);
+    const Bytes bytes = read_file(path);
+    std::vector<float> base(rows), values(s.experts * rows);
+    if (coding.type == GGML_TYPE_F32) {
+        if (bytes.size() != rows * sizeof(float)) fail(path + " has another size");
+        std::memcpy(base.data(), bytes.data(), bytes.size());
+    } else {
+        if (bytes.size() != rows * sizeof(ggml_bf16_t)) fail(path + " has another size");
+        for (int64_t row = 0; row < rows; row++) base[row] = bf16(bytes.data() + row * sizeof(ggml_bf16_t));
+    }
     for (int64_t e = 0; e < s.experts; e++)
-        for (int64_t row = 0; row < rows; row++) values[e * rows + row] = bf16(halves.data() + (row + e) % rows * 2);
+        for (int64_t row = 0; row < rows; row++) values[e * rows + row] = base[(row + e) % rows];
     ggml_backend_tensor_set(bias, values.data(), 0, values.size() * sizeof(float));
     return bias;
 }
@@ -280,9 +288,9 @@ int main(int argc, char ** argv) {
     layer.up = load(backend, *coding, s, folder + "/up", s.ffn, s.hidden);
     layer.down = load(backend, *coding, s, folder + "/down", s.hidden, s.ffn);
     if (s.oai) {
-        layer.gate_bias = load_bias(s, folder + "/gate_bias", s.ffn);
-        layer.up_bias = load_bias(s, folder + "/up_bias", s.ffn);
-        layer.down_bias = load_bias(s, folder + "/down_bias", s.hidden);
+        layer.gate_bias = load_bias(*coding, s, folder + "/gate_bias", s.ffn);
+        layer.up_bias = load_bias(*coding, s, folder + "/up_bias", s.ffn);
+        layer.down_bias = load_bias(*coding, s, folder + "/down_bias", s.hidden);
     }
     std::cout << "ready" << std::endl;
 
