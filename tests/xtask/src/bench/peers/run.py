@@ -20,7 +20,7 @@ from turns import Failed, Program, Took, by_turns, settle
 #: Read between two runs: more than caches hold.
 READ_BYTES = 64 << 20
 
-
+#: Of what Linux counts processor time in, in a second.
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -93,7 +93,7 @@ class Engine:
 def answers(job: dict, folder: Path) -> dict:
     layer, threads = weights.Layer(**job["layer"]), job["threads"]
     weights.write(folder, layer, job["format"])
-    reader = Program([job["reader"], str(threads)])
+    reader = Program(job["reader"])
     engines = {e["name"]: Engine(e["name"], e["command"], folder, threads) for e in job["engines"]}
     if job["realtime"]:
         # Not before: nobody has to wait while layers are loaded.
