@@ -126,7 +126,7 @@ fn job(
         "tokens": options.tokens,
         "pairs": options.pairs,
         "realtime": options.realtime,
-        "reader": [examples.join("plain_read").to_string_lossy(), threads.as_str().into()],
+        "reader": json!([examples.join("plain_read"), threads]),
         "engines": std::iter::once(moec).chain(peers).collect::<Vec<_>>(),
     })
 }
