@@ -60,6 +60,8 @@ options.log_severity_level = 3
 options.add_external_initializers(list(held), [onnxruntime.OrtValue.ortvalue_from_numpy(data) for data in held.values()])
 model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
 session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+# The session has copied them. Until then nothing but `held` keeps the arrays, whatever has been given to the options.
+held.clear()
 
 
 def prepare(x, logits, _ids, _weights):
