@@ -109,6 +109,9 @@ pub(crate) trait Machine: Copy {
     unsafe fn apart(task: &impl Task);
     /// Asks for the line of memory at `p`, which need not be there.
     unsafe fn prefetch(p: *const u8);
+    /// As [`Machine::prefetch`], as far as the second cache. Rows of weights that are as long as a page have one place of the
+    /// first cache for all columns that are read and asked for at once, and push each other out of it.
+    unsafe fn prefetch_second(p: *const u8);
 }
 
 /// Work that [`Machine::apart`] does.

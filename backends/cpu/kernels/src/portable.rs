@@ -233,4 +233,7 @@ impl Machine for Portable {
 
     #[inline(always)]
     unsafe fn prefetch(_: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn prefetch_second(_: *const u8) {}
 }

@@ -85,7 +85,7 @@ impl<M: Machine> WordReader<M> for E4m3Reader {
         unsafe {
             let p = [self.codes[0].add(g * 64), self.codes[1].add(g * 64)];
             for c in 0..M::COLUMNS {
-                M::prefetch(p[c].wrapping_add(self.ahead));
+                M::prefetch_second(p[c].wrapping_add(self.ahead));
             }
             let least = self.blocks[0].pair::<M>(g * GROUP);
             let others = self.blocks[1].pair::<M>(g * GROUP);
@@ -182,7 +182,7 @@ impl<M: Machine> WordReader<M> for WideE4m3Reader<M::B> {
         unsafe {
             let p = [self.codes[0].add(g * 64), self.codes[1].add(g * 64)];
             for c in 0..M::COLUMNS {
-                M::prefetch(p[c].wrapping_add(self.ahead));
+                M::prefetch_second(p[c].wrapping_add(self.ahead));
             }
             let [least, others] = *self.entries.wrapping_add((g * GROUP) >> self.shift);
             let [first, second] = M::sixty_four_bytes(p);

@@ -50,8 +50,8 @@ impl<M: Machine, const HALF: bool> WordReader<M> for WordsReader<HALF> {
         unsafe {
             let p = [self.at[0].add(g * 128), self.at[1].add(g * 128)];
             for c in 0..M::COLUMNS {
-                M::prefetch(p[c].wrapping_add(self.ahead));
-                M::prefetch(p[c].wrapping_add(self.ahead + 64));
+                M::prefetch_second(p[c].wrapping_add(self.ahead));
+                M::prefetch_second(p[c].wrapping_add(self.ahead + 64));
             }
             M::groups_of_words(p)
         }
@@ -94,7 +94,7 @@ impl<M: Machine> Reader<M> for FloatsReader {
             let p = [self.at[0].add(g * 256), self.at[1].add(g * 256)];
             for c in 0..M::COLUMNS {
                 for line in 0..4 {
-                    M::prefetch(p[c].wrapping_add(self.ahead + line * 64));
+                    M::prefetch_second(p[c].wrapping_add(self.ahead + line * 64));
                 }
             }
             let mut pairs = [[M::zero(); 2]; 4];
