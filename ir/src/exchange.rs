@@ -2,10 +2,11 @@
 //!
 //! A step on a rank is: the layer's head, `dispatch`, `receive`, the experts, `answer`, `collect`, the layer's tail. Experts read rows,
 //! and the tail reads results, where they lie in the rank's window ([`crate::window`]), at the parity of the step. Rows of codes become
-//! floats before the experts (`decode`).
+//! floats before the experts (`decode`). Where experts are cut over a group of ranks, `share` is between their two products.
 
 use crate::DType;
 use crate::act_quant::ActQuant;
+use crate::window::Window;
 
 /// What the kernels of a layer depend on. Ranks and numbers of tokens are read when they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,12 +23,61 @@ pub struct Exchange {
     pub ids: DType,
     /// Element type of the slots' weights, where there are any.
     pub weights: Option<DType>,
+    /// What this rank has of its experts, where a group of ranks shares their matrices column by column.
+    pub cut: Option<Cut>,
+}
+
+/// A member of a group of ranks. Rank `g * members + member` is in group `g`, which has the experts that the placement map gives to `g`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// Ranks of a group.
+    pub members: u32,
+    /// Which of them the kernels are for.
+    pub member: u32,
+    /// Bytes of a row of activations.
+    pub act_bytes: u64,
+    /// Those of them that this member computes.
+    pub act: Piece,
+    /// The bytes of a result row that it computes.
+    pub result: Piece,
+}
+
+/// Bytes of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The first.
+    pub first: u64,
+    /// How many.
+    pub bytes: u64,
 }
 
 impl Exchange {
     /// Bytes from one row to the next in windows. Rows of floats are as dense as experts read them; codes begin where vectors can.
     pub fn row_pitch(&self) -> u64 {
         if self.codes.is_some() { self.row_bytes.next_multiple_of(16) } else { self.row_bytes }
+    }
+
+    /// Ranks that have a part of the same experts.
+    pub fn n_members(&self) -> u32 {
+        self.cut.map_or(1, |c| c.members)
+    }
+
+    /// What of a result row this rank computes.
+    pub fn own_result(&self) -> Piece {
+        self.cut.map_or(Piece { first: 0, bytes: self.result_bytes }, |c| c.result)
+    }
+
+    /// The window of each of `n_ranks` ranks of up to `max_tokens` tokens.
+    pub fn window(&self, n_ranks: u32, max_tokens: u32) -> Window {
+        Window {
+            n_ranks,
+            max_tokens,
+            top_k: self.top_k,
+            row_bytes: self.row_pitch(),
+            result_bytes: self.result_bytes,
+            n_members: self.n_members(),
+            act_bytes: self.cut.map_or(0, |c| c.act_bytes),
+        }
     }
 }
 
@@ -83,6 +133,17 @@ pub enum Blocks {
     AllTokens,
 }
 
+/// When a kernel runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Before the experts.
+    Before,
+    /// Between the first products of experts that are cut, and the second.
+    Between,
+    /// Behind the experts.
+    Behind,
+}
+
 /// A kernel of an exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExchangeKernel {
@@ -92,8 +153,8 @@ pub struct ExchangeKernel {
     pub ptx: String,
     /// Its parameters, in order: pointers to global memory.
     pub params: &'static [ExchangeParam],
-    /// Whether it runs before the experts.
-    pub before_experts: bool,
+    /// When it runs; those of a stage, one after the other.
+    pub stage: Stage,
     /// Blocks along x.
     pub blocks: Blocks,
     /// Threads of a block.
@@ -118,7 +179,7 @@ pub enum ExchangeParam {
     Coded,
     /// Their experts `[T, K]`.
     Ids,
-    /// Where each slot went: a rank or -1, i32 `[T, K]`.
+    /// Where each slot went: a rank, or a group where experts are cut, or -1, i32 `[T, K]`.
     SentTo,
     /// The weights of their slots `[T, K]`.
     Weights,
@@ -128,7 +189,9 @@ pub enum ExchangeParam {
     LocalIds,
     /// The floats of rows of codes that came, `[R * max tokens, row]`.
     Decoded,
-    /// Result rows of what came, `[R * max tokens * K, result]`.
+    /// This rank's columns of the activations of what came, `[R * max tokens * K, columns]`.
+    Columns,
+    /// Result rows of what came, or this rank's columns of them, `[R * max tokens * K, result]`.
     SlotRows,
     /// A counter for each rank and one more, i32, all 0 before and after.
     Counters,

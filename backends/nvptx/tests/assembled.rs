@@ -7,7 +7,7 @@ mod common;
 
 use common::assembler::{find_nvdisasm, find_ptxas, opcodes};
 use common::programs::{Layer, Schedules, layer, schedule};
-use moec_ir::exchange::{Exchange, RowCodes};
+use moec_ir::exchange::{Cut, Exchange, Piece, RowCodes};
 use moec_ir::expr::Real;
 use moec_ir::target::{TARGETS, Target};
 use moec_ir::tile::{Program, Schedule, Team};
@@ -138,15 +138,23 @@ fn kernels_that_exchange_rows_assemble_for_every_machine_without_spills() {
         result_bytes: 2 * 7168,
         ids: DType::I32,
         weights: Some(DType::F32),
+        cut: None,
     };
     let row = |quant, cols, sent, read| RowCodes { quant, cols, sent, read };
     let mxfp8 = row(ActQuant::MXFP8, 7168, DType::BF16, DType::BF16);
     let nvfp4 = row(ActQuant::NVFP4_ROW, 35, DType::F16, DType::F32);
     let coded = |codes: RowCodes| Exchange { row_bytes: codes.bytes(), codes: Some(codes), ..v3 };
-    let odd = Exchange { top_k: 3, row_bytes: 33, codes: None, result_bytes: 34, ids: DType::I64, weights: None };
+    let odd =
+        Exchange { top_k: 3, row_bytes: 33, codes: None, result_bytes: 34, ids: DType::I64, weights: None, cut: None };
+    // The second of three, of widths that three do not divide.
+    let (act, result) = (Piece { first: 1366, bytes: 1364 }, Piece { first: 4778, bytes: 4780 });
+    let third = Cut { members: 3, member: 1, act_bytes: 4096, act, result };
+    let cut = Exchange { cut: Some(third), ..v3 };
     let mut table = String::new();
     for target in TARGETS.iter().filter(|t| !t.is_cpu()) {
-        for (name, exchange) in [("v3", v3), ("odd", odd), ("mxfp8", coded(mxfp8)), ("nvfp4", coded(nvfp4))] {
+        for (name, exchange) in
+            [("v3", v3), ("odd", odd), ("mxfp8", coded(mxfp8)), ("nvfp4", coded(nvfp4)), ("cut", cut)]
+        {
             let kernels = moec_nvptx::emit_exchange(&exchange, target).unwrap_or_else(|e| panic!("{name}: {e}"));
             for (kernel, machine) in kernels.iter().flat_map(|k| machines(target.name).iter().map(move |m| (k, m))) {
                 let done = ptxas::assemble(&ptxas, &kernel.ptx, machine);

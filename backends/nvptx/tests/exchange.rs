@@ -8,6 +8,7 @@ mod mutants;
 use bench::{Case, Ran, compiled, emitted, run};
 use moec_ir::Placement;
 use moec_ir::act_quant::{ActQuant, ActScale};
+use moec_ir::exchange::Stage;
 use moec_ir::quant::Code;
 use moec_ir::window::Stopped;
 use moec_ptx::exec::{Options, Schedule};
@@ -28,6 +29,7 @@ fn small() -> Case {
         counts: vec![3, 0, 4],
         max_tokens: 4,
         top_k: 3,
+        members: 1,
         words: 12,
         codes: None,
         target: "sm_90a",
@@ -85,6 +87,56 @@ fn shapes_are_what_they_are() {
     }
 }
 
+/// Two groups of two ranks, whose members have seven of 14 columns of activations each, and six or seven of 13 of results. A group has no
+/// expert at first, one is held by both afterwards; a rank has no tokens.
+fn cut() -> Case {
+    let map = |version, groups: &[&[u32]]| Placement::new(version, 7, groups.iter().map(|g| g.to_vec()).collect());
+    let first = map(1, &[&[], &[0, 1, 2, 3, 4, 5, 6]]).expect("a map");
+    let second = map(2, &[&[6, 0, 3], &[3, 1, 5, 2, 4]]).expect("a map");
+    Case {
+        counts: vec![3, 0, 2, 1],
+        max_tokens: 3,
+        members: 2,
+        words: 13,
+        maps: vec![first, second.clone(), second],
+        ..small()
+    }
+}
+
+#[test]
+fn members_of_a_group_share_activations() {
+    for k in &emitted(&cut())[1] {
+        std::fs::write(format!("/tmp/{}.ptx", k.entry), &k.ptx).unwrap();
+    }
+    let case = cut();
+    let kernels = compiled(emitted(&case));
+    for schedule in SCHEDULES {
+        is_right(&run(&case, &kernels, &options(schedule)));
+    }
+    is_right(&run(&Case { first_epoch: u32::MAX, ..case }, &kernels, &options(Schedule::Random(4))));
+    // One group of three, with rows of codes; many slots, and four groups of two of which no row goes to most.
+    let even = |n_experts, n| Placement::even(n_experts, n).expect("a map");
+    let three = Case {
+        counts: vec![1, 2, 0],
+        members: 3,
+        words: 70,
+        codes: Some(ActQuant::MXFP8),
+        maps: vec![even(7, 1); 2],
+        ..cut()
+    };
+    let wide = Case {
+        counts: vec![1, 0, 0, 2, 0, 0, 0, 1],
+        top_k: 40,
+        words: 260,
+        maps: vec![even(40, 4); 2],
+        ids: |step, r, t, s| i64::from((s % 12) + 3 * t + r + step),
+        ..cut()
+    };
+    for case in [three, wide] {
+        is_right(&run(&case, &compiled(emitted(&case)), &options(Schedule::Random(6))));
+    }
+}
+
 /// Rows are rounded as the reference rounds them, by instructions and without: formats of every kind of scale, rows that end within a word of
 /// codes, rows that block after block is zero.
 #[test]
@@ -105,14 +157,18 @@ fn codes_on_their_way_have_the_values_of_the_rounding() {
 /// Where nobody goes on, the rank that is missing is named, by every rank that waits for it.
 #[test]
 fn a_wait_ends_and_names_the_rank() {
-    let case = Case { dies: Some((1, 1)), deadline: 40, ..small() };
-    let kernels = compiled(emitted(&case));
-    for schedule in SCHEDULES {
-        let ran = run(&case, &kernels, &options(schedule));
-        let error = ran.report.expect_err("a rank is dead").to_string();
-        assert!(error.contains("stopped itself"), "{error}");
-        let r = ran.stopped.first().expect("a report");
-        assert_eq!((r.what, r.peer, r.wanted, r.found), (Stopped::NoRows, 1, 2, 0), "{r:?}");
+    let before = Case { dies: Some((1, 1, Stage::Before)), deadline: 40, ..small() };
+    // Rank 2 shares experts with rank 3.
+    let between = Case { dies: Some((3, 1, Stage::Between)), deadline: 40, ..cut() };
+    for (case, what) in [(before, (Stopped::NoRows, 1, 2, 0)), (between, (Stopped::NoActivations, 3, 2, 1))] {
+        let kernels = compiled(emitted(&case));
+        for schedule in SCHEDULES {
+            let ran = run(&case, &kernels, &options(schedule));
+            let error = ran.report.expect_err("a rank is dead").to_string();
+            assert!(error.contains("stopped itself"), "{error}");
+            let r = ran.stopped.first().expect("a report");
+            assert_eq!((r.what, r.peer, r.wanted, r.found), what, "{r:?}");
+        }
     }
 }
 
@@ -166,10 +222,10 @@ fn what_leaves_a_rank_is_counted() {
                 owners.filter(|r| *r != rank).collect::<std::collections::BTreeSet<u32>>().len() as u64
             };
             let rows: u64 = (0..case.counts[rank as usize]).map(touched).sum();
-            let row = case.exchange().row_bytes;
+            let row = case.exchange(0).row_bytes;
             let line = 4 * (u64::from(case.top_k) + 1);
             let flags = if case.multicast { 8 } else { u64::from(case.n_ranks() - 1) * 8 };
-            let got = ran.dispatch_bytes[rank as usize];
+            let got = ran.bytes(rank, "dispatch");
             assert_eq!(got, rows * (row + line) + flags, "rank {rank}");
             let bare = (rows * row) as f64;
             assert!(
@@ -180,8 +236,36 @@ fn what_leaves_a_rank_is_counted() {
     }
 }
 
+/// With experts cut over groups, a row goes once to each member of each group that has one of its experts. Of activations, a member sends its
+/// columns of the slots that came to each other member, and a flag of 4 bytes.
+#[test]
+fn what_leaves_a_member_is_counted() {
+    let case = Case { maps: cut().maps[1..2].to_vec(), multicast: false, ..cut() };
+    let ran = run(&case, &compiled(emitted(&case)), &options(Schedule::RoundRobin));
+    is_right(&ran);
+    let (n, members) = (case.n_ranks(), case.members);
+    let slots = |rank, token| (0..case.top_k).filter_map(|slot| case.owner(0, rank, token, slot)).collect::<Vec<_>>();
+    for rank in 0..n {
+        let group = rank / members;
+        let tokens = |source: u32| (0..case.counts[source as usize]).map(move |token| (source, token));
+        let rows: u64 = tokens(rank)
+            .map(|(source, token)| {
+                let groups: std::collections::BTreeSet<u32> =
+                    slots(source, token).into_iter().map(|(g, _)| g).collect();
+                groups.into_iter().map(|g| u64::from(members) - u64::from(g == group)).sum::<u64>()
+            })
+            .sum();
+        let line = 4 * (u64::from(case.top_k) + 1);
+        let rows = rows * (case.exchange(0).row_bytes + line) + u64::from(n - 1) * 8;
+        assert_eq!(ran.bytes(rank, "dispatch"), rows, "rank {rank}");
+        let came = (0..n).flat_map(tokens).flat_map(|(s, t)| slots(s, t)).filter(|(g, _)| *g == group).count() as u64;
+        let own = case.exchange(rank % members).cut.expect("a member").act.bytes;
+        assert_eq!(ran.bytes(rank, "share"), u64::from(members - 1) * (came * own + 4), "rank {rank}");
+    }
+}
+
 /// What gives a mutant away: under the first order that does, an error, a finding or a wrong result.
-fn given_away(case: &Case, mutant: &Mutant, kernels: &[moec_ir::exchange::ExchangeKernel]) -> Option<String> {
+fn given_away(case: &Case, mutant: &Mutant, kernels: &[Vec<moec_ir::exchange::ExchangeKernel>]) -> Option<String> {
     let kernels = compiled(mutant.of(kernels)?);
     SCHEDULES.into_iter().find_map(|schedule| {
         let ran = run(case, &kernels, &Options { instruction_limit: 5_000_000, ..options(schedule) });

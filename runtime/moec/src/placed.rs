@@ -3,14 +3,14 @@
 use crate::compile::{CompileRequest, compile_reporting};
 use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
-use moec_ir::exchange::{Exchange, RowCodes};
+use moec_ir::exchange::{Cut, Exchange, Piece, RowCodes};
 use moec_ir::graph::{
-    Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place, round_on_wire,
+    Columns, Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place, round_on_wire,
 };
-use moec_ir::target::TargetKind;
-use moec_ir::{DType, Numerics};
+use moec_ir::target::{Target, TargetKind};
+use moec_ir::{DType, Dim, Numerics};
 use moec_nvptx::emit_exchange;
-use moec_ranks::{ExchangeKernels, ExpertProgram, ExpertPrograms, PlacedLayer};
+use moec_ranks::{ExchangeKernels, ExpertProgram, ExpertPrograms, MemberKernels, PlacedLayer};
 
 /// How a layer is spread over ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,9 @@ pub fn compile_placed(
     spread: &Spread,
     progress: &mut dyn FnMut(&str),
 ) -> Result<PlacedLayer, Diagnostic> {
-    programs(request, spread.n_members, &placed_of(request, spread)?, progress)
+    let placed = placed_of(request, spread)?;
+    let experts = ExpertGraphs::of(&placed, spread.n_members)?;
+    programs(request, &placed, experts, progress)
 }
 
 /// Compiles a layer for ranks whose kernels exchange rows, with those kernels, for the GPU targets of the request; `Err` of the inner
@@ -59,10 +61,7 @@ pub fn compile_exchanging(
     spread: &Spread,
     progress: &mut dyn FnMut(&str),
 ) -> Result<Result<PlacedLayer, String>, Diagnostic> {
-    if spread.n_members > 1 {
-        return Ok(Err("experts are cut over groups of ranks".into()));
-    }
-    let mut placed = placed_of(request, spread)?;
+    let placed = placed_of(request, spread)?;
     if placed.top_k > u64::from(MOST_SLOTS) {
         return Ok(Err(format!("a token has {} slots, and the kernels take {MOST_SLOTS}", placed.top_k)));
     }
@@ -90,21 +89,55 @@ pub fn compile_exchanging(
             c.quant.block
         )));
     }
+    let slot_type = placed.experts.ty(placed.experts.outputs[0].1).dtype;
     let exchange = Exchange {
         top_k: placed.top_k as u32,
         row_bytes: codes.map_or_else(|| bytes(read, row), RowCodes::bytes),
         codes,
-        result_bytes: bytes(placed.experts.ty(placed.experts.outputs[0].1).dtype, result),
+        result_bytes: bytes(slot_type, result),
         ids: ids.ok_or_else(missing)?,
         weights: weights.map(|w| w.ok_or_else(missing)).transpose()?,
+        cut: None,
     };
-    placed.experts = experts_of_tokens(&placed.experts, placed.top_k)?;
-    let layer = programs(request, 1, &placed, progress)?;
+    let mut experts = ExpertGraphs::of(&placed, spread.n_members)?;
+    for of in &mut experts {
+        let (ExpertGraphs::Whole(first, _) | ExpertGraphs::Columns(Columns { up: first, .. })) = of;
+        *first = experts_of_tokens(first, placed.top_k)?;
+    }
+    let cuts = cuts(&experts);
+    let layer = programs(request, &placed, experts, progress)?;
     progress("kernels that exchange rows");
-    let targets = request.targets.iter().filter(|t| matches!(t.kind, TargetKind::Gpu { .. }));
-    let kernels = targets.map(|t| Ok((t.name.to_string(), emit_exchange(&exchange, t)?)));
-    let kernels = kernels.collect::<Result<_, Diagnostic>>()?;
-    Ok(Ok(layer.with_exchange(ExchangeKernels { what: exchange, kernels })))
+    let targets: Vec<&Target> =
+        request.targets.iter().copied().filter(|t| matches!(t.kind, TargetKind::Gpu { .. })).collect();
+    let of_member = |cut| {
+        let what = Exchange { cut, ..exchange };
+        let kernels = targets.iter().map(|t| Ok((t.name.to_string(), emit_exchange(&what, t)?)));
+        Ok(MemberKernels { what, kernels: kernels.collect::<Result<_, Diagnostic>>()? })
+    };
+    let members = cuts.into_iter().map(of_member).collect::<Result<_, Diagnostic>>()?;
+    Ok(Ok(layer.with_exchange(ExchangeKernels { members })))
+}
+
+/// What each member of a group has of rows of activations and results.
+fn cuts(experts: &[ExpertGraphs]) -> Vec<Option<Cut>> {
+    let bytes = |graph: &Graph| {
+        let ty = graph.ty(graph.outputs[0].1);
+        ty.last().and_then(Dim::fixed).unwrap_or(0) * ty.dtype.bytes() as u64
+    };
+    let (mut act, mut result) = (0, 0);
+    let piece = |end: &mut u64, graph: &Graph| {
+        let first = *end;
+        *end += bytes(graph);
+        Piece { first, bytes: bytes(graph) }
+    };
+    let mut pieces = Vec::new();
+    for of in experts {
+        let ExpertGraphs::Columns(c) = of else { return vec![None; experts.len()] };
+        pieces.push((piece(&mut act, &c.up), piece(&mut result, &c.down)));
+    }
+    let members = pieces.len() as u32;
+    let cut = |(member, (of_act, result))| Some(Cut { members, member, act_bytes: act, act: of_act, result });
+    (0..).zip(pieces).map(cut).collect()
 }
 
 /// Slots of a token that kernels which exchange rows take: what they know of each lies in shared memory.
@@ -124,11 +157,27 @@ fn placed_of(request: &CompileRequest<'_>, spread: &Spread) -> Result<Placed, Di
     place(graph, spread.n_local, Rounding::BeforeDispatch)
 }
 
+/// The graphs of a member's experts, and their parameters that have an axis of experts.
+enum ExpertGraphs {
+    Whole(Graph, Vec<Param>),
+    Columns(Columns),
+}
+
+impl ExpertGraphs {
+    /// Those of each member of a group.
+    fn of(placed: &Placed, n_members: u32) -> Result<Vec<ExpertGraphs>, Diagnostic> {
+        if n_members <= 1 {
+            return Ok(vec![ExpertGraphs::Whole(placed.experts.clone(), placed.stacks.clone())]);
+        }
+        (0..n_members).map(|member| cut_columns(placed, n_members, member).map(ExpertGraphs::Columns)).collect()
+    }
+}
+
 /// The three programs of a placed layer.
 fn programs(
     request: &CompileRequest<'_>,
-    n_members: u32,
     placed: &Placed,
+    graphs: Vec<ExpertGraphs>,
     progress: &mut dyn FnMut(&str),
 ) -> Result<PlacedLayer, Diagnostic> {
     // A form that moves a rounding may pay in the tail and not in the whole layer, or the other way round.
@@ -149,14 +198,13 @@ fn programs(
         Ok(Box::new(ExpertProgram { bundle: piece(graph)?, stacks }))
     };
     let mut experts = Vec::new();
-    if n_members <= 1 {
-        experts.push(ExpertPrograms::Whole(program(&placed.experts, placed.stacks.clone())?));
-    } else {
-        for member in 0..n_members {
-            let columns = cut_columns(placed, n_members, member)?;
-            let (up, down) = (program(&columns.up, columns.up_stacks)?, program(&columns.down, columns.down_stacks)?);
-            experts.push(ExpertPrograms::Columns { up, down });
-        }
+    for of in graphs {
+        experts.push(match of {
+            ExpertGraphs::Whole(graph, stacks) => ExpertPrograms::Whole(program(&graph, stacks)?),
+            ExpertGraphs::Columns(c) => {
+                ExpertPrograms::Columns { up: program(&c.up, c.up_stacks)?, down: program(&c.down, c.down_stacks)? }
+            }
+        });
     }
     let tail = piece(&placed.tail)?;
     PlacedLayer::new(placed, head, experts, tail)

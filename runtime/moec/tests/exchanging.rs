@@ -207,10 +207,64 @@ fn rows_travel_as_codes() {
     }
 }
 
+/// Experts that are cut over groups of ranks: families, quantised weights, codes on the way, columns that members do not divide, ranks
+/// without tokens.
 #[test]
-fn what_kernels_do_not_do_is_said() {
+fn groups_that_share_experts_have_the_same_bits() {
+    let cases: [(&str, [u32; 2], &str, &str); 6] = [
+        ("qwen3_moe.bf16", [2, 2], "sm_90a", ""),
+        ("mixtral.bf16", [1, 3], "sm_100a", ""),
+        ("gpt_oss.bf16", [2, 3], "sm_90a", ""),
+        ("qwen3_moe.int4-g128", [2, 2], "sm_100a", ""),
+        ("qwen3_moe.mxfp8", [3, 2], "sm_100a", ""),
+        ("qwen2_moe.bf16", [2, 2], "sm_90a", "mxfp8"),
+    ];
+    for (seed, (name, [groups, members], target, wire)) in (1u64..).zip(cases) {
+        let what = format!("{name} on {groups} groups of {members} on {target}");
+        let r = recorded(name);
+        let wire = ActQuant::from_name(wire).map(Wire::Codes);
+        let rounded = wire.map(|w| round_on_wire(&r.layer.graph, w).expect(&what));
+        let want = alone_on(&r, rounded.as_ref().unwrap_or(&r.layer.graph), target);
+        let map = Placement::even(n_experts(&r.layer), groups).expect("a map");
+        let spread = Spread { n_members: members, wire, ..Spread::new(map.most_local()) };
+        let made = compile_exchanging(&request_on(&r, &r.layer.graph, target), &spread, &mut |_| {}).expect(&what);
+        let layer = Arc::new(made.unwrap_or_else(|why| panic!("{what}: {why}")));
+        let mut counts = split_evenly(r.inputs[0].1.shape[0], groups * members - 1);
+        counts.push(0);
+        let weights = Weights::Checkpoint(r.weights.clone());
+        let (sizes, options) = ((counts[0] as u32, u32::MAX), options(Schedule::Random(seed)));
+        let mut ranks = EmulatedRanks::load(layer, map, &weights, target, sizes, options).expect(&what);
+        assert_same(&step(&mut ranks, &r, &counts).expect(&what).0, &want, &what);
+    }
+}
+
+/// Groups of two: steps without a barrier between them, a group without experts, experts that two groups hold, a new map on the way; and a
+/// deadline that nobody can keep names the rank and what its group holds.
+#[test]
+fn experts_of_groups_move_while_tokens_flow() {
     let r = recorded("qwen3_moe.bf16");
-    let cut = Spread { n_members: 2, ..Spread::new(4) };
-    let said = compile_exchanging(&request_for(&r), &cut, &mut |_| {}).expect("no error").expect_err("a word");
-    assert!(said.contains("cut over groups"), "{said}");
+    let (want, n) = (alone(&r), r.inputs[0].1.shape[0]);
+    let map = |version, groups: [&[u32]; 2]| {
+        Placement::new(version, n_experts(&r.layer), groups.iter().map(|r| r.to_vec()).collect()).expect("a map")
+    };
+    let first = map(1, [&[0, 1, 2, 3, 4, 5, 6, 7], &[]]);
+    let second = map(2, [&[7, 6, 1], &[5, 4, 3, 2, 1, 0]]);
+    let weights = Weights::Checkpoint(r.weights.clone());
+    let spread = Spread { n_members: 2, ..Spread::new(8) };
+    let made = compile_exchanging(&request_for(&r), &spread, &mut |_| {}).expect("compiles");
+    let layer = Arc::new(made.expect("a layer for kernels that exchange"));
+    let load = |deadline, map: &Placement| {
+        let options = options(Schedule::RoundRobin);
+        EmulatedRanks::load(layer.clone(), map.clone(), &weights, TARGET, (n as u32, deadline), options)
+    };
+    let mut ranks = load(u32::MAX, &first).expect("loads");
+    for (i, counts) in [[n, 0, 0, 0], [1, n - 3, 1, 1], [0, 0, 0, n]].iter().enumerate() {
+        if i == 1 {
+            ranks.set_map(second.clone(), &weights).expect("a newer map");
+        }
+        ranks.set_options(|o| o.schedule = Schedule::Random(i as u64));
+        assert_same(&step(&mut ranks, &r, counts).expect("a step").0, &want, &format!("step {i}"));
+    }
+    let d = step(&mut load(0, &second).expect("loads"), &r, &[n, 0, 0, 0]).unwrap_err();
+    assert!(d.code == "rank-not-answering" && d.message.contains("which holds experts"), "{d}");
 }

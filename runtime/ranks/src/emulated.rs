@@ -2,7 +2,7 @@
 
 use crate::comm::{Fault, not_answering};
 use crate::exchange::{Kernels, RankMemory, StepMemory};
-use crate::layer::{ExpertPrograms, PlacedLayer};
+use crate::layer::{ExpertProgram, ExpertPrograms, PlacedLayer};
 use crate::rank::find;
 use crate::step::{StepResult, Traffic};
 use moec_ir::diag::Diagnostic;
@@ -21,10 +21,8 @@ pub struct EmulatedRanks {
     placed: Arc<PlacedLayer>,
     ranks: Ranks,
     sizes: Window,
-    exchange: Exchange,
+    members: Vec<Member>,
     options: Options,
-    kernels: Kernels,
-    experts_code: RankCode,
     of_rank: Vec<OfRank>,
     map: Placement,
     deadline: u32,
@@ -33,10 +31,18 @@ pub struct EmulatedRanks {
     broken: bool,
 }
 
+/// What ranks with the same columns of experts have alike; all ranks, where experts are whole.
+struct Member {
+    exchange: Exchange,
+    kernels: Kernels,
+    /// Of whole experts, or of both products of experts that are cut.
+    experts: Vec<RankCode>,
+}
+
 /// What a rank has from step to step.
 struct OfRank {
     head: Option<RankProgram>,
-    experts: RankProgram,
+    experts: Vec<RankProgram>,
     tail: RankProgram,
     memory: RankMemory,
     map: u64,
@@ -45,7 +51,7 @@ struct OfRank {
 /// What a rank has in one step.
 struct OfStep<'p> {
     head: Option<Staged<'p>>,
-    experts: Staged<'p>,
+    experts: Vec<Staged<'p>>,
     tail: Staged<'p>,
     steps: Vec<(&'p str, Step<'p>)>,
     sent_to: u64,
@@ -54,9 +60,9 @@ struct OfStep<'p> {
 }
 
 impl EmulatedRanks {
-    /// Loads a layer that was compiled with an exchange for `target`, on as many ranks as `map` has, of up to `max_tokens` tokens
-    /// each. A kernel that waits longer than `deadline` units of 1024 ns of its own clock says so and stops; the emulator's clock counts
-    /// instructions, and it finds ranks that wait for each other for ever by itself.
+    /// Loads a layer that was compiled with an exchange for `target`, on as many ranks, or groups of ranks, as `map` has, of up to
+    /// `max_tokens` tokens each. A kernel that waits longer than `deadline` units of 1024 ns of its own clock says so and stops; the
+    /// emulator's clock counts instructions, and it finds ranks that wait for each other for ever by itself.
     ///
     /// # Errors
     /// `target-not-in-bundle` for a layer without such kernels, `placement-invalid`, `emulator-refused`, and those of loading weights.
@@ -69,52 +75,34 @@ impl EmulatedRanks {
         options: Options,
     ) -> Result<EmulatedRanks, Diagnostic> {
         map.check(placed.n_experts, map.n_ranks(), placed.n_local)?;
-        let found =
-            placed.exchange.as_ref().and_then(|e| Some((e.what, &e.kernels.iter().find(|(t, _)| t == target)?.1)));
-        let (exchange, kernels) = found.ok_or_else(|| {
-            let what = format!("the layer has no kernels that exchange rows for {target}");
-            Diagnostic::input("target-not-in-bundle", what).help("compile it for kernels that exchange")
-        })?;
-        let kernels = Kernels::new(kernels)?;
-        let sizes = Window {
-            n_ranks: map.n_ranks(),
-            max_tokens: max_tokens.max(1),
-            top_k: placed.top_k as u32,
-            row_bytes: exchange.row_pitch(),
-            result_bytes: exchange.result_bytes,
-        };
-        let mut devices = ranks(target, sizes.n_ranks)?;
-        let own = u64::from(sizes.max_tokens);
-        let code = |bundle, n| RankCode::new(bundle, target, n);
-        let head_code = placed.head.as_ref().map(|b| code(b, own)).transpose()?;
-        let Some(ExpertPrograms::Whole(whole)) = placed.experts.first() else {
-            return Err(Diagnostic::internal("internal-error", "experts that kernels exchange rows for are whole"));
-        };
-        let experts_code = code(&whole.bundle, own * u64::from(sizes.n_ranks))?;
-        let tail_code = code(&placed.tail, own)?;
+        let (n_members, own) = (placed.n_members(), u64::from(max_tokens.max(1)));
+        let n_ranks = map.n_ranks() * n_members;
+        let mut members = Vec::new();
+        for (of, programs) in placed.exchange.iter().flat_map(|e| &e.members).zip(&placed.experts) {
+            let kernels = of.kernels.iter().find(|(t, _)| t == target).map(|(_, k)| k);
+            let kernels = Kernels::new(kernels.ok_or_else(|| without_kernels(target))?)?;
+            members.push(Member {
+                exchange: of.what,
+                kernels,
+                experts: code(programs, of.what, (target, own, n_ranks))?,
+            });
+        }
+        let first = members.first().filter(|_| members.len() == n_members as usize);
+        let exchange = first.ok_or_else(|| without_kernels(target))?.exchange;
+        let sizes = exchange.window(n_ranks, max_tokens.max(1));
+        let mut devices = ranks(target, n_ranks)?;
+        let head_code = placed.head.as_ref().map(|b| RankCode::new(b, target, own)).transpose()?;
+        let tail_code = RankCode::new(&placed.tail, target, own)?;
         let mut of_rank = Vec::new();
         for (rank, memory) in (0..).zip(RankMemory::of_all(&mut devices, sizes, exchange.codes, deadline)?) {
             let head = head_code.as_ref().map(|c| c.load(weights, &mut devices, rank)).transpose()?;
-            let experts = local(&experts_code, &placed, &map, rank, weights, &mut devices)?;
+            let experts = local(&members, &placed, &map, rank, weights, &mut devices)?;
             let tail = tail_code.load(weights, &mut devices, rank)?;
             let map = place(&mut devices, rank, Ok(&words(&map.to_words())))?;
             of_rank.push(OfRank { head, experts, tail, memory, map });
         }
         let (ranks, step, broken) = (devices, 0, false);
-        Ok(EmulatedRanks {
-            placed,
-            ranks,
-            sizes,
-            exchange,
-            options,
-            kernels,
-            experts_code,
-            of_rank,
-            map,
-            deadline,
-            step,
-            broken,
-        })
+        Ok(EmulatedRanks { placed, ranks, sizes, members, options, of_rank, map, deadline, step, broken })
     }
 
     /// Bytes of the window that each rank maps from each other.
@@ -132,12 +120,12 @@ impl EmulatedRanks {
     /// # Errors
     /// `placement-invalid`, and those of loading weights.
     pub fn set_map(&mut self, map: Placement, weights: &Weights<'_>) -> Result<(), Diagnostic> {
-        map.check(self.placed.n_experts, self.sizes.n_ranks, self.placed.n_local)?;
+        map.check(self.placed.n_experts, self.map.n_ranks(), self.placed.n_local)?;
         for (rank, of) in (0..).zip(&mut self.of_rank) {
-            let experts = local(&self.experts_code, &self.placed, &map, rank, weights, &mut self.ranks)?;
+            let experts = local(&self.members, &self.placed, &map, rank, weights, &mut self.ranks)?;
             let words = place(&mut self.ranks, rank, Ok(&words(&map.to_words())))?;
             let old = std::mem::replace(&mut of.experts, experts);
-            for &address in old.weights().iter().chain([&of.map]) {
+            for &address in old.iter().flat_map(RankProgram::weights).chain([&of.map]) {
                 self.ranks.memory_mut().free(address).map_err(stopped)?;
             }
             of.map = words;
@@ -157,11 +145,12 @@ impl EmulatedRanks {
             return Err(Diagnostic::input("rank-not-answering", what).help("load the layer anew on all ranks"));
         }
         let mut all = Vec::new();
-        let EmulatedRanks { placed, ranks, sizes, exchange, kernels, of_rank, step, .. } = self;
+        let EmulatedRanks { placed, ranks, sizes, members, of_rank, step, .. } = self;
         // Steps are numbered from 1.
         let parity = ((*step + 1) & 1) as usize;
         for ((rank, of), inputs) in (0..).zip(of_rank.iter()).zip(inputs) {
-            all.push(stage(placed, ranks, (*sizes, exchange, kernels, parity), (rank, of), inputs)?);
+            let member = &members[rank as usize % members.len()];
+            all.push(stage(placed, ranks, (*sizes, member, parity), (rank, of), inputs)?);
         }
         let streams: Vec<Vec<Step<'_>>> =
             all.iter().map(|s| s.steps.iter().map(|(_, step)| step.clone()).collect()).collect();
@@ -182,13 +171,13 @@ impl EmulatedRanks {
             let made = of.head.as_ref().map_or(Ok(Vec::new()), |h| h.read(ranks))?;
             let tail = of.tail.read(ranks)?;
             let outputs = outputs(placed, &made, &tail, inputs)?;
-            let traffic = traffic(exchange, rank, &sent);
+            let traffic = traffic(&members[rank as usize % members.len()].exchange, rank, &sent);
             let map_version = self.map.version();
             results.push(StepResult { outputs, traffic, map_version, findings: findings.collect() });
         }
         let made = |s: &OfStep<'_>| {
-            let of = |s: &Staged<'_>| s.made.clone();
-            [s.made.clone(), s.head.as_ref().map_or(Vec::new(), of), of(&s.experts), of(&s.tail)].concat()
+            let programs = s.head.iter().chain(&s.experts).chain([&s.tail]);
+            s.made.iter().copied().chain(programs.flat_map(|p| p.made.iter().copied())).collect::<Vec<u64>>()
         };
         let made: Vec<u64> = all.iter().flat_map(made).collect();
         for address in made {
@@ -207,11 +196,20 @@ impl EmulatedRanks {
             Diagnostic::input("ranks-disagree", what).help("give all ranks the same, between the same two steps")
         };
         match what {
-            Stopped::NoRows | Stopped::NoResults => {
+            Stopped::NoRows | Stopped::NoResults | Stopped::NoActivations => {
                 let waited = Duration::from_nanos(u64::from(self.deadline) * 1024);
-                let when = if what == Stopped::NoRows { "dispatch" } else { "combine" };
+                let when = match what {
+                    Stopped::NoRows => "dispatch",
+                    Stopped::NoActivations => "activations",
+                    _ => "combine",
+                };
                 let fault = Fault::Silent { ranks: vec![peer], waited };
-                not_answering(fault, rank, (&self.map, 1), &format!("in the {when} of step {step}"))
+                not_answering(
+                    fault,
+                    rank,
+                    (&self.map, self.placed.n_members()),
+                    &format!("in the {when} of step {step}"),
+                )
             }
             Stopped::OtherVersion => differ("version of the placement map"),
             Stopped::OtherMap => differ("placement map of the same version"),
@@ -235,32 +233,54 @@ fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
+fn without_kernels(target: &str) -> Diagnostic {
+    let what = format!("the layer has no kernels that exchange rows for {target}");
+    Diagnostic::input("target-not-in-bundle", what).help("compile it for kernels that exchange")
+}
+
+/// The experts' programs of a member, for all tokens of all ranks.
+fn code(
+    programs: &ExpertPrograms,
+    exchange: Exchange,
+    (target, max_tokens, n_ranks): (&str, u64, u32),
+) -> Result<Vec<RankCode>, Diagnostic> {
+    let rows = max_tokens * u64::from(n_ranks);
+    let of = |program: &ExpertProgram, n| RankCode::new(&program.bundle, target, n);
+    match programs {
+        ExpertPrograms::Whole(whole) => Ok(vec![of(whole, rows)?]),
+        // The second product has a row for each slot.
+        ExpertPrograms::Columns { up, down } => Ok(vec![of(up, rows)?, of(down, rows * u64::from(exchange.top_k))?]),
+    }
+}
+
 /// The experts of a rank.
 fn local(
-    code: &RankCode,
+    members: &[Member],
     placed: &PlacedLayer,
     map: &Placement,
     rank: u32,
     weights: &Weights<'_>,
     ranks: &mut Ranks,
-) -> Result<RankProgram, Diagnostic> {
-    let stacks = match placed.experts.first() {
-        Some(ExpertPrograms::Whole(whole)) => &whole.stacks[..],
-        _ => &[],
+) -> Result<Vec<RankProgram>, Diagnostic> {
+    let n = members.len() as u32;
+    let (group, member) = (rank / n, (rank % n) as usize);
+    let parts = placed.experts[member].parts();
+    let load = |(code, part): (&RankCode, &ExpertProgram)| {
+        let selected = SelectedExperts { weights, stacks: &part.stacks, experts: map.experts_of(group) };
+        code.load(&Weights::Experts(selected), ranks, rank)
     };
-    let selected = SelectedExperts { weights, stacks, experts: map.experts_of(rank) };
-    code.load(&Weights::Experts(selected), ranks, rank)
+    members[member].experts.iter().zip(parts).map(load).collect()
 }
 
 /// The stream of a rank, and its memory.
 fn stage<'p>(
     placed: &PlacedLayer,
     ranks: &mut Ranks,
-    (sizes, exchange, kernels, parity): (Window, &Exchange, &'p Kernels, usize),
+    (sizes, member, parity): (Window, &'p Member, usize),
     (rank, of): (u32, &'p OfRank),
     inputs: &[(&str, &Tensor)],
 ) -> Result<OfStep<'p>, Diagnostic> {
-    let parts = sizes.parts();
+    let (parts, exchange) = (sizes.parts(), &member.exchange);
     let mut made = Vec::new();
     let n_tokens = inputs.first().map_or(0, |(_, t)| t.shape.first().copied().unwrap_or(0));
     if n_tokens > sizes.max_tokens as usize {
@@ -325,8 +345,16 @@ fn stage<'p>(
         None => (0, of.memory.window + parts.rows[parity]),
     };
     let rows_here = [("rows", rows_at), ("local_ids", local_ids)];
-    let experts = of.experts.stage(ranks, all, &rows_here)?;
-    let slot_rows = experts.output("slot_rows")?.0;
+    let acts_here = [("act_rows", of.memory.window + parts.acts), ("local_ids", local_ids)];
+    let mut experts = Vec::new();
+    for program in &of.experts {
+        // The first product has a row for all slots of a token, the second one for each: ids lie alike for both.
+        let (n, given) = if experts.is_empty() { (all, rows_here) } else { (all * placed.top_k as u64, acts_here) };
+        experts.push(program.stage(ranks, n, &given)?);
+    }
+    let result = |program: Option<&Staged<'_>>, name: &str| program.map_or(Ok(0), |p| p.output(name).map(|(at, _)| at));
+    let columns = result(experts.first().filter(|_| experts.len() > 1), "columns")?;
+    let slot_rows = result(experts.last(), "slot_rows")?;
     if weights.is_some() {
         tail_inputs.push(("slot_weights", slot_weights));
     }
@@ -340,15 +368,18 @@ fn stage<'p>(
         weights: weights.unwrap_or_default(),
         slot_weights,
         local_ids,
+        columns,
         slot_rows,
         count,
         n_tokens: n as u32,
     };
-    let [before, behind] = kernels.steps(sizes, &of.memory, &memory);
+    let [before, between, behind] = member.kernels.steps(sizes, &of.memory, &memory);
     let mut steps: Vec<(&'p str, Step<'p>)> = Vec::new();
     steps.extend(head.iter().flat_map(|h| h.steps.iter().cloned()));
     steps.extend(before);
-    steps.extend(experts.steps.iter().cloned());
+    steps.extend(experts.iter().take(1).flat_map(|e| e.steps.iter().cloned()));
+    steps.extend(between);
+    steps.extend(experts.iter().skip(1).flat_map(|e| e.steps.iter().cloned()));
     steps.extend(behind);
     steps.extend(tail.steps.iter().cloned());
     Ok(OfStep { head, experts, tail, steps, sent_to, n_tokens, made })
@@ -360,20 +391,24 @@ fn sent_to(ranks: &Ranks, of: &OfStep<'_>, top_k: usize) -> Result<Vec<i32>, Dia
     Ok(bytes.chunks_exact(4).map(|b| b.try_into().map_or(-1, i32::from_le_bytes)).collect())
 }
 
-/// What a rank sent and computed, from where all slots went.
+/// What a rank sent and computed, from where all slots went: the groups, or ranks where experts are whole.
 fn traffic(exchange: &Exchange, rank: u32, sent: &[Vec<i32>]) -> Traffic {
-    let own = rank as i32;
+    let members = exchange.n_members();
+    let own = (rank / members) as i32;
     let mut t = Traffic::default();
     for slots in sent.get(rank as usize).into_iter().flat_map(|s| s.chunks((exchange.top_k as usize).max(1))) {
-        let to: std::collections::BTreeSet<i32> = slots.iter().copied().filter(|&r| r >= 0 && r != own).collect();
-        t.rows_sent += to.len() as u64;
-        t.slots_dropped += slots.iter().filter(|r| **r < 0).count() as u64;
+        let to: std::collections::BTreeSet<i32> = slots.iter().copied().filter(|&g| g >= 0).collect();
+        // All members of a group get the row; this rank has it.
+        t.rows_sent += to.into_iter().map(|g| u64::from(members) - u64::from(g == own)).sum::<u64>();
+        t.slots_dropped += slots.iter().filter(|g| **g < 0).count() as u64;
     }
     t.row_bytes_sent = t.rows_sent * exchange.row_bytes;
-    for (source, slots) in (0i32..).zip(sent) {
-        let here = slots.iter().filter(|r| **r == own).count() as u64;
+    let to_members = exchange.cut.map_or(0, |c| c.act.bytes * u64::from(c.members - 1));
+    for (source, slots) in (0u32..).zip(sent) {
+        let here = slots.iter().filter(|g| **g == own).count() as u64;
         t.slots_computed += here;
-        t.result_bytes_sent += if source == own { 0 } else { here * exchange.result_bytes };
+        let back = if source == rank { 0 } else { exchange.own_result().bytes };
+        t.result_bytes_sent += here * (back + to_members);
     }
     t
 }

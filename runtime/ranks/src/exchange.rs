@@ -1,7 +1,7 @@
 //! The kernels that exchange rows, on the ranks of an emulator: their memory, and their launches.
 
 use moec_ir::diag::Diagnostic;
-use moec_ir::exchange::{Blocks, ExchangeKernel, ExchangeParam as P, RowCodes};
+use moec_ir::exchange::{Blocks, ExchangeKernel, ExchangeParam as P, RowCodes, Stage};
 use moec_ir::window::{RankTerms, WaitReport, Window};
 use moec_ptx::ast::Module;
 use moec_ptx::exec::{Launch, Param, Program, Ranks, Step};
@@ -32,6 +32,7 @@ pub(crate) struct StepMemory {
     pub weights: u64,
     pub slot_weights: u64,
     pub local_ids: u64,
+    pub columns: u64,
     pub slot_rows: u64,
     pub count: u64,
     pub n_tokens: u32,
@@ -49,10 +50,10 @@ impl Kernels {
         kernels.iter().map(compile).collect::<Result<_, Diagnostic>>().map(Kernels)
     }
 
-    /// The launches on a rank before its experts, and behind them.
-    pub fn steps(&self, sizes: Window, rank: &RankMemory, step: &StepMemory) -> [Vec<(&str, Step<'_>)>; 2] {
-        [true, false].map(|before| {
-            let kernels = self.0.iter().filter(|(k, _)| k.before_experts == before);
+    /// The launches on a rank before its experts, between their products, and behind them.
+    pub fn steps(&self, sizes: Window, rank: &RankMemory, step: &StepMemory) -> [Vec<(&str, Step<'_>)>; 3] {
+        [Stage::Before, Stage::Between, Stage::Behind].map(|stage| {
+            let kernels = self.0.iter().filter(|(k, _)| k.stage == stage);
             kernels.map(|kernel| launch(kernel, sizes, rank, step)).collect()
         })
     }
@@ -83,6 +84,7 @@ fn launch<'k>(
         P::SlotWeights => step.slot_weights,
         P::LocalIds => step.local_ids,
         P::Decoded => rank.decoded,
+        P::Columns => step.columns,
         P::SlotRows => step.slot_rows,
         P::Count => step.count,
     };

@@ -33,6 +33,13 @@ pub struct PlacedLayer {
 /// Kernels that exchange the rows of a layer.
 #[derive(Clone, Debug)]
 pub struct ExchangeKernels {
+    /// Those of each member of a group, one where experts are whole.
+    pub members: Vec<MemberKernels>,
+}
+
+/// The kernels of the ranks that have the same columns of experts.
+#[derive(Clone, Debug)]
+pub struct MemberKernels {
     /// What they were made for.
     pub what: Exchange,
     /// In the order in which they run, by target.
@@ -63,7 +70,8 @@ pub enum ExpertPrograms {
 }
 
 impl ExpertPrograms {
-    fn parts(&self) -> Vec<&ExpertProgram> {
+    /// The programs, in the order in which they run.
+    pub(crate) fn parts(&self) -> Vec<&ExpertProgram> {
         match self {
             ExpertPrograms::Whole(whole) => vec![whole],
             ExpertPrograms::Columns { up, down } => vec![up, down],
@@ -128,8 +136,8 @@ impl PlacedLayer {
         })
     }
 
-    /// The same layer, whose experts' program takes all slots of a row ([`moec_ir::graph::experts_of_tokens`]), with kernels that exchange
-    /// rows for each target.
+    /// The same layer, whose experts' program, or the first of two, takes all slots of a row ([`moec_ir::graph::experts_of_tokens`]), with
+    /// kernels that exchange rows for each target.
     #[must_use]
     pub fn with_exchange(self, exchange: ExchangeKernels) -> PlacedLayer {
         PlacedLayer { exchange: Some(exchange), ..self }

@@ -30,7 +30,7 @@ pub use balance::place_experts;
 pub use comm::{Comm, Fault};
 pub use emulated::EmulatedRanks;
 pub use experts::{ExpertLoader, Loaded};
-pub use layer::{ExchangeKernels, ExpertProgram, ExpertPrograms, PlacedLayer};
+pub use layer::{ExchangeKernels, ExpertProgram, ExpertPrograms, MemberKernels, PlacedLayer};
 pub use rank::RankLayer;
 pub use step::{RankOptions, StepResult, Traffic};
 pub use tokens::{join_tokens, split_evenly, split_tokens};

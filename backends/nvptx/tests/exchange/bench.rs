@@ -1,6 +1,6 @@
 //! The kernels of an exchange on several ranks of the emulator, between experts and a tail that are easy to check.
 
-use moec_ir::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam as P, RowCodes};
+use moec_ir::exchange::{Blocks, Cut, Exchange, ExchangeKernel, ExchangeParam as P, Piece, RowCodes, Stage};
 use moec_ir::window::{RankTerms, Term, WaitReport, Window};
 use moec_ir::{ActQuant, DType, Placement, target::Target};
 use moec_nvptx::emit_exchange;
@@ -16,17 +16,19 @@ pub struct Case {
     pub counts: Vec<u32>,
     pub max_tokens: u32,
     pub top_k: u32,
+    /// Ranks of a group, over which experts are cut.
+    pub members: u32,
     /// 32-bit words of a row: numbers, or f32 that are rounded on their way.
     pub words: u32,
     /// How they are rounded.
     pub codes: Option<ActQuant>,
     pub target: &'static str,
-    /// The map of each step.
+    /// The map of each step, of groups of ranks.
     pub maps: Vec<Placement>,
     pub ids: fn(u32, u32, u32, u32) -> i64,
     pub wide_ids: bool,
-    /// This rank does nothing from this step on.
-    pub dies: Option<(u32, usize)>,
+    /// This rank does nothing from this stage of this step on.
+    pub dies: Option<(u32, usize, Stage)>,
     /// This rank has this map instead, in all steps.
     pub other_map: Option<(u32, Placement)>,
     /// This rank was made for so many tokens.
@@ -39,8 +41,11 @@ pub struct Case {
 }
 
 pub struct Kernels {
-    exchange: Vec<(ExchangeKernel, Program)>,
+    /// Of each member of a group.
+    exchange: Vec<Vec<(ExchangeKernel, Program)>>,
     experts: Program,
+    up: Program,
+    down: Program,
     tail: Program,
 }
 
@@ -50,11 +55,42 @@ pub struct Ran {
     /// The first thing that is not as it should be.
     pub wrong: Option<String>,
     pub stopped: Vec<WaitReport>,
-    pub dispatch_bytes: Vec<u64>,
+    /// What kernels of each rank wrote to others in the first step, by name.
+    pub sent: Vec<Vec<(&'static str, u64)>>,
+}
+
+impl Ran {
+    /// Bytes that a kernel of a rank wrote to other ranks in the first step.
+    pub fn bytes(&self, rank: u32, kernel: &str) -> u64 {
+        self.sent[rank as usize].iter().filter(|(name, _)| name.ends_with(kernel)).map(|(_, bytes)| bytes).sum()
+    }
 }
 
 impl Case {
-    pub fn exchange(&self) -> Exchange {
+    /// Words of a row of activations.
+    pub fn act_words(&self) -> u32 {
+        self.words + 1
+    }
+
+    /// The words of a row of `words` that a member computes: its first, and how many.
+    pub fn piece(&self, member: u32, words: u32) -> (u32, u32) {
+        let at = |m: u32| words * m / self.members;
+        (at(member), at(member + 1) - at(member))
+    }
+
+    pub fn exchange(&self, member: u32) -> Exchange {
+        let piece = |words| {
+            let (first, n) = self.piece(member, words);
+            Piece { first: 4 * u64::from(first), bytes: 4 * u64::from(n) }
+        };
+        let act = self.act_words();
+        let cut = Cut {
+            members: self.members,
+            member,
+            act_bytes: 4 * u64::from(act),
+            act: piece(act),
+            result: piece(self.words),
+        };
         let bytes = u64::from(self.words) * 4;
         let ids = if self.wide_ids { DType::I64 } else { DType::I32 };
         let codes = |quant| RowCodes { quant, cols: self.words, sent: DType::F32, read: DType::F32 };
@@ -66,6 +102,7 @@ impl Case {
             result_bytes: bytes,
             ids,
             weights: Some(DType::F32),
+            cut: (self.members > 1).then_some(cut),
         }
     }
 
@@ -74,10 +111,7 @@ impl Case {
     }
 
     pub fn window(&self) -> Window {
-        let bytes = u64::from(self.words) * 4;
-        let (n_ranks, max_tokens) = (self.n_ranks(), self.max_tokens);
-        let row_bytes = self.exchange().row_pitch();
-        Window { n_ranks, max_tokens, top_k: self.top_k, row_bytes, result_bytes: bytes }
+        self.exchange(0).window(self.n_ranks(), self.max_tokens)
     }
 
     /// A row before it is sent.
@@ -94,7 +128,7 @@ impl Case {
         q.quantise(&row, 1.0).into_iter().map(f32::to_bits).collect()
     }
 
-    /// Where a slot goes.
+    /// Where a slot goes: the rank, or the group.
     pub fn owner(&self, step: usize, rank: u32, token: u32, slot: u32) -> Option<(u32, u32)> {
         let id = (self.ids)(step as u32, rank, token, slot);
         self.maps[step].replica_for(u32::try_from(id).ok()?, rank, token)
@@ -108,19 +142,26 @@ fn float(x: u32) -> f32 {
     if (x / 64).is_multiple_of(7) { 0.0 } else { ((bits >> 8) as f32 / 8_388_608.0 - 1.0) * magnitude }
 }
 
-pub fn emitted(case: &Case) -> Vec<ExchangeKernel> {
-    emit_exchange(&case.exchange(), Target::by_name(case.target).expect("a target")).expect("kernels")
+/// The kernels of each member of a group.
+pub fn emitted(case: &Case) -> Vec<Vec<ExchangeKernel>> {
+    let target = Target::by_name(case.target).expect("a target");
+    (0..case.members).map(|m| emit_exchange(&case.exchange(m), target).expect("kernels")).collect()
 }
 
-pub fn compiled(kernels: Vec<ExchangeKernel>) -> Kernels {
+pub fn compiled(kernels: Vec<Vec<ExchangeKernel>>) -> Kernels {
     let compile = |text: &str, name: &str| {
         let module = Module::parse(text).unwrap_or_else(|e| panic!("{name}: {e}\n{text}"));
         Program::compile(&module, name).unwrap_or_else(|e| panic!("{name}: {e}\n{text}"))
     };
     let layer = include_str!("layer.ptx");
     Kernels {
-        exchange: kernels.into_iter().map(|k| (k.clone(), compile(&k.ptx, k.entry))).collect(),
+        exchange: kernels
+            .into_iter()
+            .map(|of| of.into_iter().map(|k| (k.clone(), compile(&k.ptx, k.entry))).collect())
+            .collect(),
         experts: compile(layer, "experts"),
+        up: compile(layer, "up"),
+        down: compile(layer, "down"),
         tail: compile(layer, "tail"),
     }
 }
@@ -160,8 +201,15 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
         let counters = put(&words(vec![0; n as usize + 1]));
         let report = put(&vec![0; WaitReport::BYTES * n as usize]);
         reports.push(report);
+        let (group, member) = (rank / case.members, rank % case.members);
+        let (first_act, n_acts) = case.piece(member, case.act_words());
+        let (first_result, n_results) = case.piece(member, w);
         let mut stream = Vec::new();
         for (step, map) in case.maps.iter().enumerate() {
+            let is_dead = |stage| case.dies == Some((rank, step, stage));
+            if is_dead(Stage::Before) {
+                break;
+            }
             let map = case.other_map.as_ref().filter(|(of, _)| *of == rank).map_or(map, |(_, m)| m);
             let mut put = |bytes: &[u8]| {
                 let at = ranks.alloc(rank, bytes.len().max(1) as u64).expect("room");
@@ -181,7 +229,8 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
             let parity = (case.first_epoch as usize + step) & 1;
             let mut room = |bytes: u32| ranks.alloc(rank, u64::from(bytes.max(4))).expect("room");
             let (sent_to, slot_weights) = (room(count * k * 4), room(count * k * 4));
-            let (local_ids, slot_rows) = (room(n * t * k * 4), room(n * t * k * w * 4));
+            let (local_ids, slot_rows) = (room(n * t * k * 4), room(n * t * k * n_results * 4));
+            let columns = room(n * t * k * n_acts * 4);
             let out = room(count * k * w * 4);
             let (coded, decoded) = (room(count * case.window().row_bytes as u32), room(n * t * w * 4));
             outs.push((rank, step, out, slot_weights));
@@ -197,14 +246,15 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
                 P::Weights => weights,
                 P::SlotWeights => slot_weights,
                 P::LocalIds => local_ids,
+                P::Columns => columns,
                 P::SlotRows => slot_rows,
                 P::Counters => counters,
                 P::Report => report,
                 P::Count => count_at,
             };
             let window = windows[rank as usize];
-            let steps = |before: bool| {
-                let kernels = kernels.exchange.iter().filter(move |(k, _)| k.before_experts == before);
+            let steps = |stage: Stage| {
+                let kernels = kernels.exchange[member as usize].iter().filter(move |(k, _)| k.stage == stage);
                 kernels.map(|(kernel, program)| {
                     let blocks = match kernel.blocks {
                         Blocks::Tokens => count.max(1),
@@ -218,28 +268,37 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
                     Step { program, launch }
                 })
             };
-            stream.extend(steps(true));
+            stream.extend(steps(Stage::Before));
             let small = |grid: u32, params: Vec<Param>| Launch {
                 grid: [grid, 1, 1],
                 block: [32, 1, 1],
                 params,
                 ..Launch::default()
             };
-            let rows = Param::U64(if case.codes.is_some() { decoded } else { window + parts.rows[parity] });
-            let params = [rows, Param::U64(local_ids), Param::U64(slot_rows)];
-            let params = params.into_iter().chain([rank, k, w].map(Param::U32)).collect();
-            stream.push(Step { program: &kernels.experts, launch: small(n * t * k, params) });
-            stream.extend(steps(false));
+            let rows = if case.codes.is_some() { decoded } else { window + parts.rows[parity] };
+            let product = |program, pointers: [u64; 3], words: &[u32]| {
+                let params = pointers.into_iter().map(Param::U64).chain(words.iter().map(|&w| Param::U32(w))).collect();
+                Step { program, launch: small(n * t * k, params) }
+            };
+            let (ids, made, acts) = (local_ids, slot_rows, window + parts.acts);
+            if case.members == 1 {
+                stream.push(product(&kernels.experts, [rows, ids, made], &[rank, k, w]));
+            } else {
+                let of_up = [group, k, w, first_act, n_acts];
+                stream.push(product(&kernels.up, [rows, ids, columns], &of_up));
+                if is_dead(Stage::Between) {
+                    break;
+                }
+                stream.extend(steps(Stage::Between));
+                let of_down = [case.act_words(), first_result, n_results];
+                stream.push(product(&kernels.down, [acts, ids, made], &of_down));
+            }
+            stream.extend(steps(Stage::Behind));
             if count > 0 {
                 let results = window + parts.results[parity];
                 let params = vec![Param::U64(results), Param::U64(out), Param::U32(w)];
                 stream.push(Step { program: &kernels.tail, launch: small(count * k, params) });
             }
-        }
-        if let Some((of, step)) = case.dies
-            && of == rank
-        {
-            stream.truncate(step * (kernels.exchange.len() + 1 + usize::from(count > 0)));
         }
         streams.push(stream);
     }
@@ -260,7 +319,9 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
             let (token, slot) = (place / k, place % k);
             let owner = case.owner(step, rank, token, slot);
             let row = if word == 0 { case.arrived(step, rank, token) } else { std::mem::take(&mut arrived) };
-            let want = owner.map_or(0, |(r, local)| row[word as usize].wrapping_add(1000 * (16 * r + local)));
+            // Experts that are cut give their activations backwards, one more than the row has.
+            let from = if case.members == 1 { word } else { (w - word) % w };
+            let want = owner.map_or(0, |(r, local)| row[from as usize].wrapping_add(1000 * (16 * r + local)));
             arrived = row;
             if *got != want && wrong.is_none() {
                 wrong = Some(format!("rank {rank}, step {step}, token {token}, slot {slot}: {got}, not {want}"));
@@ -274,9 +335,16 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
             }
         }
     }
-    let bytes = |launches: &Vec<moec_ptx::exec::Report>| {
-        launches.iter().zip(&kernels.exchange).next().map_or(0, |(r, _)| r.counters.far_store_bytes)
+    let of_rank = |(rank, launches): (usize, &Vec<moec_ptx::exec::Report>)| {
+        let kernels = &kernels.exchange[rank % case.members as usize];
+        // The kernels' launches in the first step, between which are those of experts.
+        let of_step = |stage: Stage, before: usize| {
+            let named = kernels.iter().filter(move |(k, _)| k.stage == stage).map(|(k, _)| k.entry);
+            named.zip(launches.iter().skip(before)).map(|(name, r)| (name, r.counters.far_store_bytes))
+        };
+        let n_before = kernels.iter().filter(|(k, _)| k.stage == Stage::Before).count();
+        of_step(Stage::Before, 0).chain(of_step(Stage::Between, n_before + 1)).collect()
     };
-    let dispatch_bytes = report.as_ref().map(|r| r.launches.iter().map(bytes).collect()).unwrap_or_default();
-    Ran { report, wrong, stopped, dispatch_bytes }
+    let sent = report.as_ref().map(|r| r.launches.iter().enumerate().map(of_rank).collect()).unwrap_or_default();
+    Ran { report, wrong, stopped, sent }
 }

@@ -45,8 +45,11 @@ pub const MUTANTS: [Mutant; 36] = [
 ];
 
 impl Mutant {
-    /// Makes the change; `None` where the text, of other sizes, has no such line.
-    pub fn of(&self, kernels: &[ExchangeKernel]) -> Option<Vec<ExchangeKernel>> {
+    /// Makes the change in the kernels of all members; `None` where the text, of other sizes, has no such line.
+    pub fn of(&self, kernels: &[Vec<ExchangeKernel>]) -> Option<Vec<Vec<ExchangeKernel>>> {
+        if !kernels.iter().flatten().any(|k| k.entry.ends_with(self.1)) {
+            return None;
+        }
         let &Mutant(_, kernel, (line, nth), from, to) = self;
         let change = |k: &ExchangeKernel| {
             if !k.entry.ends_with(kernel) {
@@ -61,7 +64,7 @@ impl Mutant {
             let ptx: String = lines.map(|l| l + "\n").collect();
             (ptx.trim_end() != k.ptx.trim_end()).then(|| ExchangeKernel { ptx, ..k.clone() })
         };
-        kernels.iter().map(change).collect()
+        kernels.iter().map(|of| of.iter().map(change).collect()).collect()
     }
 
     pub fn name(&self) -> String {

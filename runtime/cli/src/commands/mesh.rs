@@ -120,7 +120,7 @@ pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
         Ok(_) => None,
         Err(why) if options.mesh.exchange == Some(ExchangeArg::Kernels) => {
             let d = Diagnostic::machine("wrong-usage", format!("--exchange kernels cannot be: {why}"));
-            return Err(vec![d.help("give --exchange host, or --device emulator:T without --ranks and tp")]);
+            return Err(vec![d.help("give --exchange host, or --device emulator:T without --ranks")]);
         }
         Err(_) => Some(compile_placed(&request, &spread, &mut say).map_err(one)?),
     };

@@ -1,7 +1,7 @@
 //! Results to the ranks that the rows came from.
 
-use super::parts::Terms;
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging};
+use super::parts::{Terms, alignment};
+use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage};
 use moec_ir::window::Term;
 
 /// A block for each row that may have come. The last of a source's blocks raises its flag, if it sent any.
@@ -9,7 +9,7 @@ pub fn kernel(exchange: &Exchange) -> Design {
     Design {
         entry: "moec_answer",
         params: &[P::Terms, P::Peers, P::LocalIds, P::SlotRows, P::Counters],
-        before_experts: false,
+        stage: Stage::Behind,
         blocks: Blocks::AllTokens,
         smem_bytes: 4,
         exchange: *exchange,
@@ -20,7 +20,7 @@ pub fn kernel(exchange: &Exchange) -> Design {
 fn build(k: &Exchanging<'_>) {
     let c = k.builder;
     let (terms, row) = (Terms::load(k), c.block_x());
-    let (top_k, bytes) = (k.exchange.top_k, k.exchange.result_bytes);
+    let (top_k, bytes, own) = (k.exchange.top_k, k.exchange.result_bytes, k.exchange.own_result());
     c.exit_if(row.ge(terms.n_ranks * terms.max_tokens));
     let (source, token) = (row / terms.max_tokens, row % terms.max_tokens);
     let local_ids = k.param(P::LocalIds);
@@ -30,8 +30,9 @@ fn build(k: &Exchanging<'_>) {
         c.range(0, top_k, 1, |slot| {
             let came = row * top_k + slot;
             c.when(c.load_i32(local_ids.plus(came.wide() * 4)).is_negative().not(), || {
-                let from = k.param(P::SlotRows).plus(came.wide() * bytes);
-                k.copy(from, to.plus((token * top_k + slot).wide() * bytes), (bytes, bytes));
+                let from = k.param(P::SlotRows).plus(came.wide() * own.bytes);
+                let to = to.plus((token * top_k + slot).wide() * bytes).plus(own.first);
+                k.copy(from, to, (own.bytes, alignment([own.bytes, bytes, own.first])));
             });
         });
     });

@@ -1,6 +1,6 @@
 //! Rows that travel as codes: rounded where their token lives, floats again where its experts are.
 
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, THREADS};
+use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage, THREADS};
 use crate::builder::{Builder, F32, Global, I32};
 use crate::parts::coded_row::CodedRow;
 use crate::parts::decode::{Decoder, block_of};
@@ -39,7 +39,7 @@ pub fn kernel(exchange: &Exchange) -> Design {
     Design {
         entry: "moec_decode",
         params: &[P::Terms, P::Peers, P::LocalIds, P::Decoded],
-        before_experts: true,
+        stage: Stage::Before,
         blocks: Blocks::AllTokens,
         smem_bytes: 0,
         exchange: *exchange,

@@ -1,7 +1,7 @@
 //! Waiting for results.
 
 use super::parts::Terms;
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, THREADS};
+use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage, THREADS};
 use moec_ir::window::{Stopped, Term};
 
 /// A block for each rank: it waits for that rank if rows went there, and makes the slots that nobody has zero, of some of the
@@ -13,7 +13,7 @@ pub fn kernel(exchange: &Exchange) -> Design {
             Some(_) => &[P::Terms, P::Peers, P::SentTo, P::Counters, P::Report, P::Count, P::Weights, P::SlotWeights],
             None => &[P::Terms, P::Peers, P::SentTo, P::Counters, P::Report, P::Count],
         },
-        before_experts: false,
+        stage: Stage::Behind,
         blocks: Blocks::Ranks,
         smem_bytes: 4,
         exchange: *exchange,
@@ -27,12 +27,13 @@ fn build(k: &Exchanging<'_>) {
     let (top_k, bytes) = (k.exchange.top_k, k.exchange.result_bytes);
     c.exit_if(peer.ge(terms.n_ranks));
     let n_tokens = c.load_i32(k.param(P::Count));
+    let group = k.group_of(peer);
     let (window, sent_to) = (k.window(terms.rank), k.param(P::SentTo));
     c.part("wait", || {
         k.for_warp_if_any(
             sent_to,
             n_tokens * top_k,
-            |rank| rank.eq(peer),
+            |owner| owner.eq(group),
             || {
                 let flag = terms.line(window, Term::Answers, peer);
                 k.wait(&terms, peer, Stopped::NoResults, || c.load_flag(flag));

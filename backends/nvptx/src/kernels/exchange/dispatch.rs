@@ -1,7 +1,7 @@
 //! Rows to the ranks that have their experts.
 
 use super::parts::Terms;
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, THREADS, codes};
+use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage, THREADS, codes};
 use crate::builder::{I32, Shared};
 use moec_ir::DType;
 use moec_ir::window::Term;
@@ -15,9 +15,9 @@ pub fn kernel(exchange: &Exchange) -> Design {
             Some(_) => &[P::Terms, P::Peers, P::Map, P::Rows, P::Ids, P::SentTo, P::Counters, P::Count, P::Coded],
             None => &[P::Terms, P::Peers, P::Map, P::Rows, P::Ids, P::SentTo, P::Counters, P::Count],
         },
-        before_experts: true,
+        stage: Stage::Before,
         blocks: Blocks::Tokens,
-        // Of each slot rank, local expert, and whether it is the first of its rank; a number.
+        // Of each slot owner, local expert, and whether it is the first of its owner; a number.
         smem_bytes: 12 * exchange.top_k + 4,
         exchange: *exchange,
         build,
@@ -28,21 +28,21 @@ fn build(k: &Exchanging<'_>) {
     let c = k.builder;
     let (terms, token) = (Terms::load(k), c.block_x());
     let top_k = k.exchange.top_k;
-    let [ranks, locals, firsts, number] = [0, 4, 8, 12].map(|n| c.shared().at(n * top_k));
+    let [owners, locals, firsts, number] = [0, 4, 8, 12].map(|n| c.shared().at(n * top_k));
     c.when(token.lt(c.load_i32(k.param(P::Count))), || {
         c.part("where slots go", || {
             c.range(c.thread(), top_k, THREADS, |slot| {
-                let (rank, local) = replica(k, &terms, token, slot);
-                c.store_i32(ranks.plus(slot * 4), rank);
+                let (owner, local) = replica(k, &terms, token, slot);
+                c.store_i32(owners.plus(slot * 4), owner);
                 c.store_i32(locals.plus(slot * 4), local);
-                c.store_i32(k.param(P::SentTo).plus((token * top_k + slot).wide() * 4), rank);
+                c.store_i32(k.param(P::SentTo).plus((token * top_k + slot).wide() * 4), owner);
             });
             c.barrier();
             c.range(c.thread(), top_k, THREADS, |slot| {
-                let rank = c.load_i32(ranks.plus(slot * 4));
-                let is_first = c.var(rank.is_negative().not());
+                let owner = c.load_i32(owners.plus(slot * 4));
+                let is_first = c.var(owner.is_negative().not());
                 c.range(0, slot, 1, |before| {
-                    let same = c.load_i32(ranks.plus(before * 4)).eq(rank);
+                    let same = c.load_i32(owners.plus(before * 4)).eq(owner);
                     is_first.set(is_first.get().and(same.not()));
                 });
                 c.store_i32(firsts.plus(slot * 4), is_first.get().as_i32());
@@ -54,7 +54,7 @@ fn build(k: &Exchanging<'_>) {
         });
         c.part("rows", || {
             c.range(0, top_k, 1, |slot| {
-                c.when(c.load_i32(firsts.plus(slot * 4)).ne(0), || send(k, &terms, token, slot, (ranks, locals)));
+                c.when(c.load_i32(firsts.plus(slot * 4)).ne(0), || send(k, &terms, token, slot, (owners, locals)));
             });
         });
     });
@@ -82,7 +82,7 @@ fn build(k: &Exchanging<'_>) {
     });
 }
 
-/// The rank and local expert that a slot goes to; -1 where nobody has its expert.
+/// The rank, or group of ranks, and local expert that a slot goes to; -1 where nobody has its expert.
 fn replica<'c>(k: &Exchanging<'c>, terms: &Terms<'c>, token: I32<'c>, slot: I32<'c>) -> (I32<'c>, I32<'c>) {
     let (c, map) = (k.builder, k.param(P::Map));
     let (n_experts, before) = (c.load_i32(map.plus(8)), map.plus(12));
@@ -108,29 +108,31 @@ fn replica<'c>(k: &Exchanging<'c>, terms: &Terms<'c>, token: I32<'c>, slot: I32<
     (rank.get(), local.get())
 }
 
-/// The row of a token and its local experts, to the rank of `slot`.
+/// The row of a token and its local experts, to the ranks that have a part of the expert of `slot`.
 fn send<'c>(
     k: &Exchanging<'c>,
     terms: &Terms<'c>,
     token: I32<'c>,
     slot: I32<'c>,
-    (ranks, locals): (Shared<'c>, Shared<'c>),
+    (owners, locals): (Shared<'c>, Shared<'c>),
 ) {
     let c = k.builder;
     let (top_k, row_bytes, pitch) = (k.exchange.top_k, k.exchange.row_bytes, k.exchange.row_pitch());
-    let peer = c.load_i32(ranks.plus(slot * 4));
-    let window = k.window(peer);
+    let owner = c.load_i32(owners.plus(slot * 4));
     let place = (terms.rank * terms.max_tokens + token).wide();
-    let slots = terms.part(window, Term::Slots).plus(place * k.slot_bytes());
-    c.range(c.thread(), top_k + 1, THREADS, |i| {
-        let word = c.var(terms.epoch);
-        c.when(i.ne(0), || {
-            let at = (i - 1) * 4;
-            let here = c.load_i32(ranks.plus(at)).eq(peer);
-            word.set(c.select(here, c.load_i32(locals.plus(at)), c.i32(u32::MAX)));
-        });
-        c.store_i32(slots.plus(i.wide() * 4), word.get());
-    });
     let rows = k.param(if k.exchange.codes.is_some() { P::Coded } else { P::Rows });
-    k.copy(rows.plus(token.wide() * pitch), terms.part(window, Term::Rows).plus(place * pitch), (row_bytes, pitch));
+    k.for_members(owner, |peer| {
+        let window = k.window(peer);
+        let slots = terms.part(window, Term::Slots).plus(place * k.slot_bytes());
+        c.range(c.thread(), top_k + 1, THREADS, |i| {
+            let word = c.var(terms.epoch);
+            c.when(i.ne(0), || {
+                let at = (i - 1) * 4;
+                let here = c.load_i32(owners.plus(at)).eq(owner);
+                word.set(c.select(here, c.load_i32(locals.plus(at)), c.i32(u32::MAX)));
+            });
+            c.store_i32(slots.plus(i.wide() * 4), word.get());
+        });
+        k.copy(rows.plus(token.wide() * pitch), terms.part(window, Term::Rows).plus(place * pitch), (row_bytes, pitch));
+    });
 }

@@ -4,7 +4,8 @@
 //! dispatch   on a token's rank: its row and its local experts to each rank that has one of them, then a flag to every rank
 //! receive    on an experts' rank: waits for every rank's flag; which rows came, and for which local experts
 //! (decode)   where rows travel as codes: their floats
-//! (experts)  the compiled program, on rows where they lie in the window
+//! (experts)  the compiled program, on rows where they lie in the window; two where experts are cut over a group of ranks
+//! (share)    between them: this rank's columns of activations to all members of its group, whose columns it waits for
 //! answer     each slot's result to its place in the window of the token's rank, then a flag to each rank that sent a row
 //! collect    on the token's rank: waits for the ranks that it sent rows to; slots that nobody has become zero
 //! (tail)     the compiled program, on result rows where they lie in the window: the sum in slot order
@@ -19,12 +20,13 @@ mod collect;
 mod dispatch;
 mod parts;
 mod receive;
+mod share;
 
 use crate::builder::{Builder, Global, Param};
 use crate::kernels::Registers;
 use crate::machine;
 use inkwell::context::Context;
-use moec_ir::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam};
+use moec_ir::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam, Stage};
 use moec_ir::target::{Features, Target, TargetKind};
 use moec_ir::tile::{Extent, GpuLaunch};
 use moec_ir::{DType, Diagnostic};
@@ -32,7 +34,8 @@ use moec_ir::{DType, Diagnostic};
 /// Threads of a block.
 const THREADS: u32 = 128;
 
-/// Compiles dispatch, receive, answer and collect for one GPU target, and decode where rows travel as codes, in the order in which they run.
+/// Compiles dispatch, receive, answer and collect for one GPU target, decode where rows travel as codes, and share where experts are
+/// cut, in the order in which they run.
 ///
 /// # Errors
 /// `llvm-missing`, `not-a-gpu-target`, `element-type-not-on-gpu` for ids that are no integers of 32 or 64 bits, weights that are no
@@ -55,14 +58,15 @@ pub fn emit_exchange(exchange: &Exchange, target: &Target) -> Result<Vec<Exchang
     let before = [dispatch::kernel(exchange), receive::kernel(exchange)].into_iter();
     let decode = exchange.codes.map(|_| codes::kernel(exchange));
     let behind = [answer::kernel(exchange), collect::kernel(exchange)];
-    before.chain(decode).chain(behind).map(|design| emit(&design, target)).collect()
+    let between = exchange.cut.map(|_| share::kernel(exchange));
+    before.chain(decode).chain(between).chain(behind).map(|design| emit(&design, target)).collect()
 }
 
 /// A kernel before code is built for it.
 struct Design {
     entry: &'static str,
     params: &'static [ExchangeParam],
-    before_experts: bool,
+    stage: Stage,
     blocks: Blocks,
     smem_bytes: u32,
     exchange: Exchange,
@@ -120,6 +124,6 @@ fn emit(design: &Design, target: &Target) -> Result<ExchangeKernel, Diagnostic> 
     let ptx = parts
         .and_then(|parts| machine::ptx(&module, &machine, (target.name, ptx_version), &parts))
         .map_err(|e| broken(e, module.print_to_string().to_string()))?;
-    let Design { entry, params, before_experts, blocks, smem_bytes, .. } = *design;
-    Ok(ExchangeKernel { entry, ptx, params, before_experts, blocks, threads: THREADS, smem_bytes })
+    let Design { entry, params, stage, blocks, smem_bytes, .. } = *design;
+    Ok(ExchangeKernel { entry, ptx, params, stage, blocks, threads: THREADS, smem_bytes })
 }

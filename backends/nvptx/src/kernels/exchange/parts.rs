@@ -2,7 +2,7 @@
 
 use super::{ExchangeParam, Exchanging, THREADS};
 use crate::builder::{Bool, Builder, Global, I32};
-use moec_ir::window::{FLAG_BYTES, Stopped, Term, WaitReport, Window};
+use moec_ir::window::{FLAG_BYTES, Stopped, Term, WaitReport};
 
 /// What a kernel knows of its rank and step.
 #[derive(Clone, Copy)]
@@ -41,6 +41,16 @@ impl<'c> Terms<'c> {
     pub fn line(&self, window: Global<'c>, part: Term, rank: I32<'c>) -> Global<'c> {
         self.part(window, part).plus(rank.wide() * FLAG_BYTES)
     }
+
+    /// Where a part begins that is the same in all steps.
+    pub fn single(&self, window: Global<'c>, part: Term) -> Global<'c> {
+        window.plus(self.word(part).wide() * 128)
+    }
+
+    /// A line among such flags.
+    pub fn single_line(&self, window: Global<'c>, part: Term, i: I32<'c>) -> Global<'c> {
+        self.single(window, part).plus(i.wide() * FLAG_BYTES)
+    }
 }
 
 impl<'c> Exchanging<'c> {
@@ -49,10 +59,25 @@ impl<'c> Exchanging<'c> {
         self.builder.load_address(self.param(ExchangeParam::Peers).plus(rank.wide() * 8))
     }
 
+    /// The group of a rank, of those that the placement map is of.
+    pub fn group_of(&self, rank: I32<'c>) -> I32<'c> {
+        match self.exchange.n_members() {
+            1 => rank,
+            members => rank / members,
+        }
+    }
+
+    /// Runs `then` for each rank of a group.
+    pub fn for_members(&self, group: I32<'c>, then: impl FnOnce(I32<'c>)) {
+        match self.exchange.n_members() {
+            1 => then(group),
+            members => self.builder.range(0, members, 1, |member| then(group * members + member)),
+        }
+    }
+
     /// Bytes of what stands for a token's slots.
     pub fn slot_bytes(&self) -> u64 {
-        let of = Window { n_ranks: 1, max_tokens: 1, top_k: self.exchange.top_k, row_bytes: 0, result_bytes: 0 };
-        of.slot_bytes()
+        self.exchange.window(1, 1).slot_bytes()
     }
 
     /// What all ranks must have alike: version and digest of the placement map, digest of the sizes.
@@ -67,11 +92,11 @@ impl<'c> Exchanging<'c> {
         agreed.into_iter().fold(self.builder.i32(0x811c_9dc5), |digest, word| (digest ^ word) * 0x0100_0193)
     }
 
-    /// Copies a row of `bytes`, all threads of the block together. Rows begin at multiples of `pitch` bytes.
-    pub fn copy(&self, from: Global<'c>, to: Global<'c>, (bytes, pitch): (u64, u64)) {
+    /// Copies a row of `bytes`, all threads of the block together. Rows begin at multiples of `unit` bytes.
+    pub fn copy(&self, from: Global<'c>, to: Global<'c>, (bytes, unit): (u64, u64)) {
         let mut done = 0;
         // Wide pieces, then what is left of the row in narrower ones.
-        for width in [16, 4, 2, 1].into_iter().filter(|n| pitch.is_multiple_of(*n)) {
+        for width in [16, 4, 2, 1].into_iter().filter(|n| unit.is_multiple_of(*n)) {
             let end = bytes / width * width;
             if end > done {
                 self.copy_pieces(from, to, (done as u32, end as u32), width as u32);
@@ -152,6 +177,11 @@ impl<'c> Exchanging<'c> {
         c.fence_system();
         c.trap();
     }
+}
+
+/// What all of these are multiples of, up to the widest access.
+pub fn alignment(bytes: [u64; 3]) -> u64 {
+    [16, 8, 4, 2].into_iter().find(|n| bytes.iter().all(|b| b.is_multiple_of(*n))).unwrap_or(1)
 }
 
 /// The widest access that divides rows of so many bytes.

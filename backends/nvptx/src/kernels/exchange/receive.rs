@@ -1,7 +1,7 @@
 //! Waiting for rows, and which of them came.
 
 use super::parts::Terms;
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, THREADS};
+use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage, THREADS};
 use moec_ir::window::{Stopped, Term};
 
 /// A block for each source. Places where nothing came in this step are told by the number of the step that stands there.
@@ -9,7 +9,7 @@ pub fn kernel(exchange: &Exchange) -> Design {
     Design {
         entry: "moec_receive",
         params: &[P::Terms, P::Peers, P::Map, P::LocalIds, P::Report],
-        before_experts: true,
+        stage: Stage::Before,
         blocks: Blocks::Ranks,
         smem_bytes: 0,
         exchange: *exchange,
