@@ -105,9 +105,6 @@ fn cut() -> Case {
 
 #[test]
 fn members_of_a_group_share_activations() {
-    for k in &emitted(&cut())[1] {
-        std::fs::write(format!("/tmp/{}.ptx", k.entry), &k.ptx).unwrap();
-    }
     let case = cut();
     let kernels = compiled(emitted(&case));
     for schedule in SCHEDULES {
@@ -158,8 +155,9 @@ fn codes_on_their_way_have_the_values_of_the_rounding() {
 #[test]
 fn a_wait_ends_and_names_the_rank() {
     let before = Case { dies: Some((1, 1, Stage::Before)), deadline: 40, ..small() };
-    // Rank 2 shares experts with rank 3.
-    let between = Case { dies: Some((3, 1, Stage::Between)), deadline: 40, ..cut() };
+    // Rank 2, which alone has tokens, shares experts with rank 3.
+    let (counts, maps) = (vec![0, 0, 3, 0], cut().maps[..2].to_vec());
+    let between = Case { counts, maps, dies: Some((3, 1, Stage::Between)), deadline: 40, ..cut() };
     for (case, what) in [(before, (Stopped::NoRows, 1, 2, 0)), (between, (Stopped::NoActivations, 3, 2, 1))] {
         let kernels = compiled(emitted(&case));
         for schedule in SCHEDULES {
@@ -292,7 +290,9 @@ fn every_slip_is_noticed() {
         multicast: false,
         ..small()
     };
-    let cases = [small(), wide].map(|case| (emitted(&case), case));
+    let one_group = vec![Placement::even(7, 1).expect("a map"); 3];
+    let wide_cut = Case { counts: vec![2, 1], max_tokens: 2, members: 2, words: 260, maps: one_group, ..small() };
+    let cases = [small(), wide, wide_cut].map(|case| (emitted(&case), case));
     is_right(&run(&cases[1].1, &compiled(cases[1].0.clone()), &options(Schedule::Random(5))));
     let is_missed = |m: &&Mutant| cases.iter().all(|(kernels, case)| given_away(case, m, kernels).is_none());
     let missed: Vec<String> = MUTANTS.iter().filter(is_missed).map(Mutant::name).collect();

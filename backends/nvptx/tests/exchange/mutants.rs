@@ -5,7 +5,7 @@ use moec_ir::exchange::ExchangeKernel;
 /// A change: its kernel, which of the lines with a text, what of the line, and by what.
 pub struct Mutant(pub &'static str, &'static str, (&'static str, usize), &'static str, &'static str);
 
-pub const MUTANTS: [Mutant; 36] = [
+pub const MUTANTS: [Mutant; 49] = [
     Mutant("a relaxed flag", "dispatch", ("st.release.sys", 0), "release", "relaxed"),
     Mutant("a flag for the device", "dispatch", ("st.release.sys", 0), "sys", "gpu"),
     Mutant("a weak flag", "dispatch", ("st.release.sys", 0), "release.sys.", ""),
@@ -30,6 +30,19 @@ pub const MUTANTS: [Mutant; 36] = [
     Mutant("flags of one buffer", "receive", ("and.b32", 0), ", 4;", ", 0;"),
     Mutant("slots of one buffer", "receive", ("and.b32", 1), ", 4;", ", 0;"),
     Mutant("what came in a step before counts", "receive", ("setp.eq.b32", 4), "eq.b32", "le.u32"),
+    Mutant("rows to one member of a group", "dispatch", ("setp.lt.s32", 5), ", 2;", ", 1;"),
+    Mutant("a relaxed flag", "share", ("st.release.sys", 0), "release", "relaxed"),
+    Mutant("a flag for the device", "share", ("st.release.sys", 0), "sys", "gpu"),
+    Mutant("a weak flag", "share", ("st.release.sys", 0), "release.sys.", ""),
+    Mutant("a wait for the device", "share", ("ld.relaxed.sys", 0), "sys", "gpu"),
+    Mutant("a weak wait", "share", ("ld.relaxed.sys", 0), "relaxed.sys.", ""),
+    Mutant("no fence behind the wait", "share", ("fence.acq_rel.sys", 0), "fence", "//"),
+    Mutant("a fence for the device", "share", ("fence.acq_rel.sys", 0), "sys", "gpu"),
+    Mutant("no wait", "share", ("setp.ne.b32", 2), "ne.b32", "gt.u32"),
+    Mutant("no barrier behind the columns", "share", ("bar.sync", 0), "bar", "//"),
+    Mutant("no fence behind the columns", "share", ("membar.gl", 0), "membar", "//"),
+    Mutant("no fence in the last block", "share", ("membar.gl", 1), "membar", "//"),
+    Mutant("flags before the last block", "share", ("setp.ne.b32", 0), "ne.b32", "gt.u32"),
     Mutant("a relaxed flag", "answer", ("st.release.sys", 0), "release", "relaxed"),
     Mutant("a flag for the device", "answer", ("st.release.sys", 0), "sys", "gpu"),
     Mutant("no barrier behind the results", "answer", ("bar.sync", 0), "bar", "//"),
