@@ -7,9 +7,11 @@
 use crate::DType;
 use crate::act_quant::ActQuant;
 use crate::window::Window;
+use serde::{Deserialize, Serialize};
 
 /// What the kernels of a layer depend on. Ranks and numbers of tokens are read when they run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Exchange {
     /// Slots of a token.
     pub top_k: u32,
@@ -28,7 +30,8 @@ pub struct Exchange {
 }
 
 /// A member of a group of ranks. Rank `g * members + member` is in group `g`, which has the experts that the placement map gives to `g`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cut {
     /// Ranks of a group.
     pub members: u32,
@@ -43,7 +46,8 @@ pub struct Cut {
 }
 
 /// Bytes of a row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Piece {
     /// The first.
     pub first: u64,
@@ -82,7 +86,8 @@ impl Exchange {
 }
 
 /// Rows that travel as codes: codes, as whole words of 4 bytes; the row's global scale, where the format has one; scales.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RowCodes {
     /// The format. One with a given global scale does not travel.
     pub quant: ActQuant,
@@ -123,7 +128,8 @@ impl RowCodes {
 }
 
 /// How many blocks a kernel takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Blocks {
     /// One for each token of this rank, at least one.
     Tokens,
@@ -134,7 +140,8 @@ pub enum Blocks {
 }
 
 /// When a kernel runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Stage {
     /// Before the experts.
     Before,
@@ -145,14 +152,16 @@ pub enum Stage {
 }
 
 /// A kernel of an exchange.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ExchangeKernel {
     /// Name of the `.entry`.
-    pub entry: &'static str,
-    /// PTX text of a module with this one entry.
+    pub entry: String,
+    /// PTX text of a module with this one entry; on disk, a file of its own.
+    #[serde(skip)]
     pub ptx: String,
     /// Its parameters, in order: pointers to global memory.
-    pub params: &'static [ExchangeParam],
+    pub params: Vec<ExchangeParam>,
     /// When it runs; those of a stage, one after the other.
     pub stage: Stage,
     /// Blocks along x.
@@ -164,7 +173,8 @@ pub struct ExchangeKernel {
 }
 
 /// What a parameter points to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ExchangeParam {
     /// [`crate::window::RankTerms`].
     Terms,

@@ -159,10 +159,10 @@ fn kernels_that_exchange_rows_assemble_for_every_machine_without_spills() {
             for (kernel, machine) in kernels.iter().flat_map(|k| machines(target.name).iter().map(move |m| (k, m))) {
                 let done = ptxas::assemble(&ptxas, &kernel.ptx, machine);
                 let done = done.unwrap_or_else(|e| panic!("{name}, {} for {machine}: {e}", kernel.entry));
-                let entry = done.report.entry(kernel.entry).expect("the entry should be reported");
+                let entry = done.report.entry(&kernel.entry).expect("the entry should be reported");
                 let spills = (entry.spill_store_bytes, entry.spill_load_bytes);
                 assert_eq!(spills, (0, 0), "{name}, {} for {machine} spills", kernel.entry);
-                let (entry, registers) = (kernel.entry, entry.registers);
+                let (entry, registers) = (&kernel.entry, entry.registers);
                 writeln!(table, "{name:<5} {entry:<13} {machine:<8} {registers:>3} registers").expect("memory");
             }
         }

@@ -1,7 +1,8 @@
 //! A bundle as one piece of bytes, for programs that embed it: a tar, which other tools read and write as well.
 
-use crate::bundle::{Bundle, corrupt};
+use crate::bundle::Bundle;
 use crate::canonical::manifest_text;
+use crate::folder::corrupt;
 use crate::manifest::{MANIFEST_FILE, SUMS_FILE};
 use moec_ir::diag::Diagnostic;
 use std::collections::BTreeMap;

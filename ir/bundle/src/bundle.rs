@@ -1,15 +1,12 @@
 //! A compiled layer: the manifest and its files, in memory.
 
 use crate::canonical::{manifest_text, sha256};
-use crate::manifest::{MANIFEST_FILE, Manifest, SUMS_FILE};
-use crate::verify::{verify_manifest, version};
+use crate::folder::{self, MAX_MANIFEST_BYTES, check_version, corrupt, read_limited};
+use crate::manifest::{FORMAT, MANIFEST_FILE, Manifest, SUMS_FILE};
+use crate::verify::verify_manifest;
 use moec_ir::diag::Diagnostic;
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::Path;
-
-/// Manifests are some hundred kilobytes; what is larger than this is something else.
-const MAX_MANIFEST_BYTES: u64 = 64 << 20;
 
 /// A compiled layer. What it holds has been checked: every file has the hash that the manifest gives, and the manifest
 /// passes [`verify_manifest`].
@@ -75,7 +72,7 @@ impl Bundle {
     ) -> Result<Bundle, Diagnostic> {
         let path = from.join(MANIFEST_FILE);
         let text = read(MANIFEST_FILE, MAX_MANIFEST_BYTES)?;
-        check_version(&path, &text)?;
+        check_version(&path, &text, "moec_bundle", FORMAT)?;
         let manifest: Manifest =
             serde_json::from_slice(&text).map_err(|e| corrupt(&path, format!("it is no manifest: {e}")))?;
         // What was not written by this code byte for byte has been changed since; reading on would trust the change.
@@ -83,15 +80,7 @@ impl Bundle {
             return Err(corrupt(&path, "it is not as moec wrote it".into()));
         }
         verify_manifest(&manifest)?;
-        let mut files = BTreeMap::new();
-        for (name, info) in &manifest.files {
-            let content = read(name, info.bytes)?;
-            if content.len() as u64 != info.bytes || sha256(&content) != info.sha256 {
-                let why = "it is not the file that the compiler wrote: its SHA-256 differs";
-                return Err(corrupt(&from.join(name), why.into()));
-            }
-            files.insert(name.clone(), content);
-        }
+        let files = folder::gather(from, &manifest.files, &mut read)?;
         let bundle = Bundle { manifest, files };
         let want = bundle.sums_text();
         if read(SUMS_FILE, want.len() as u64)? != want.as_bytes() {
@@ -133,40 +122,6 @@ impl Bundle {
 
     /// The list of hashes, in the form that `sha256sum -c` reads.
     pub(crate) fn sums_text(&self) -> String {
-        let mut lines: BTreeMap<&str, String> =
-            self.manifest.files.iter().map(|(path, info)| (path.as_str(), info.sha256.clone())).collect();
-        lines.insert(MANIFEST_FILE, sha256(manifest_text(&self.manifest).as_bytes()));
-        lines.iter().map(|(path, hash)| format!("{hash}  {path}\n")).collect()
+        folder::sums_text((MANIFEST_FILE, &manifest_text(&self.manifest)), &self.manifest.files)
     }
-}
-
-/// Tells a newer format from a damaged file, before fields that only the newer format has count as damage.
-fn check_version(path: &Path, text: &[u8]) -> Result<(), Diagnostic> {
-    let value: serde_json::Value =
-        serde_json::from_slice(text).map_err(|e| corrupt(path, format!("it is not JSON: {e}")))?;
-    let Some(found) = value.get("moec_bundle").and_then(serde_json::Value::as_u64) else {
-        return Err(corrupt(path, "it does not say which format it has (`moec_bundle`)".into()));
-    };
-    if found != u64::from(crate::manifest::FORMAT) {
-        let by = value.get("moec_version").and_then(serde_json::Value::as_str).unwrap_or("?");
-        return Err(version(found, by));
-    }
-    Ok(())
-}
-
-/// Reads a file that should have at most `limit` bytes; one byte more is read to notice a longer one.
-fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Diagnostic> {
-    let mut out = Vec::new();
-    let read = std::fs::File::open(path).and_then(|f| f.take(limit.saturating_add(1)).read_to_end(&mut out));
-    read.map_err(|e| corrupt(path, format!("it cannot be read: {e}")))?;
-    if out.len() as u64 > limit {
-        return Err(corrupt(path, format!("it is longer than {limit} bytes")));
-    }
-    Ok(out)
-}
-
-pub(crate) fn corrupt(path: &Path, why: String) -> Diagnostic {
-    Diagnostic::input("bundle-corrupt", format!("`{}` is damaged", path.display()))
-        .note(why)
-        .help("copy the bundle again, or compile it again")
 }

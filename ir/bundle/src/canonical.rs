@@ -1,11 +1,17 @@
 //! One way to write a manifest: keys sorted, two spaces, so that the same manifest is the same bytes.
 
 use crate::manifest::Manifest;
+use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 /// The text of `manifest.json`.
 pub(crate) fn manifest_text(manifest: &Manifest) -> String {
+    canonical_text(manifest)
+}
+
+/// The text of any manifest.
+pub(crate) fn canonical_text(manifest: &impl Serialize) -> String {
     let value = serde_json::to_value(manifest).expect("a manifest should be representable as JSON");
     let mut out = String::new();
     write_value(&value, 0, &mut out);

@@ -1,5 +1,5 @@
 //! What the compiler wrote for the loader: [`Bundle`], a compiled layer — a manifest and the files that it names, each with its
-//! hash.
+//! hash; and [`PlacedBundle`], a layer for ranks, whose programs are bundles.
 //!
 //! Nothing here panics on what a file says.
 #![warn(missing_docs)]
@@ -9,7 +9,9 @@ mod build;
 mod bundle;
 mod canonical;
 mod fingerprint;
+mod folder;
 pub mod manifest;
+mod placed;
 mod verify;
 mod write;
 
@@ -20,4 +22,8 @@ pub use fingerprint::{
     BitsDiffer, FINGERPRINT_VERSION, FingerprintLine, FingerprintText, TargetFingerprint, compare_fingerprints,
 };
 pub use manifest::Manifest;
+pub use placed::{
+    Crossing, PLACED_FILE, PLACED_FORMAT, PlacedBundle, PlacedExchange, PlacedExperts, PlacedManifest, PlacedOutput,
+    PlacedProgram,
+};
 pub use verify::{MAX_KERNEL_PARAMS, MAX_TENSOR_MAPS, MAX_TOKENS, verify_manifest};

@@ -26,7 +26,7 @@ const MAX_LIST: usize = 4096;
 /// `bundle-version-unsupported`, `bundle-invalid`.
 pub fn verify_manifest(m: &Manifest) -> Result<(), Diagnostic> {
     if m.moec_bundle != FORMAT {
-        return Err(version(u64::from(m.moec_bundle), &m.moec_version));
+        return Err(version((m.moec_bundle.into(), FORMAT), &m.moec_version));
     }
     check(m).map_err(|why| {
         Diagnostic::input("bundle-invalid", format!("the manifest of the bundle says something impossible: {why}"))
@@ -34,11 +34,11 @@ pub fn verify_manifest(m: &Manifest) -> Result<(), Diagnostic> {
     })
 }
 
-pub(crate) fn version(found: u64, by: &str) -> Diagnostic {
+pub(crate) fn version((found, format): (u64, u32), by: &str) -> Diagnostic {
     Diagnostic::input(
         "bundle-version-unsupported",
         format!(
-            "the bundle has format {found} (written by moec {by}), but this is moec {}, which reads format {FORMAT}",
+            "the bundle has format {found} (written by moec {by}), but this is moec {}, which reads format {format}",
             env!("CARGO_PKG_VERSION")
         ),
     )

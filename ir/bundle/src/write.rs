@@ -3,6 +3,7 @@
 use crate::bundle::Bundle;
 use crate::canonical::manifest_text;
 use crate::manifest::{MANIFEST_FILE, SUMS_FILE};
+use crate::placed::PLACED_FILE;
 use moec_ir::diag::Diagnostic;
 use moec_ir::files::{Scratch, not_written as failed, sibling};
 use std::collections::BTreeSet;
@@ -16,41 +17,8 @@ impl Bundle {
     /// # Errors
     /// `output-not-a-bundle` when `dir` exists and holds anything that is not part of a bundle; `output-not-written`.
     pub fn write(&self, dir: impl AsRef<Path>) -> Result<(), Diagnostic> {
-        let given = dir.as_ref();
-        // `DIR/.` and `DIR/` name a directory without a last component of their own; moving needs one.
-        let absolute = std::path::absolute(given).map_err(|e| failed(given, &e))?;
-        let mut dir: PathBuf = absolute.components().collect();
-        // A link stays, and what it leads to is replaced.
-        if dir.is_symlink() && dir.is_dir() {
-            dir = dir.canonicalize().map_err(|e| failed(given, &e))?;
-        }
-        check_replaceable(&dir)?;
-        let fail = |e: std::io::Error| failed(&dir, &e);
-        if let Some(parent) = dir.parent() {
-            std::fs::create_dir_all(parent).map_err(fail)?;
-        }
-        let fresh = Scratch::new(sibling(&dir, "new"));
-        std::fs::create_dir(fresh.path()).map_err(fail)?;
-        for (path, content) in self.files() {
-            let to = fresh.path().join(path);
-            if let Some(folder) = to.parent() {
-                std::fs::create_dir_all(folder).map_err(fail)?;
-            }
-            std::fs::write(to, content).map_err(fail)?;
-        }
-        std::fs::write(fresh.path().join(MANIFEST_FILE), manifest_text(self.manifest())).map_err(fail)?;
-        std::fs::write(fresh.path().join(SUMS_FILE), self.sums_text()).map_err(fail)?;
-        if dir.exists() {
-            let old = Scratch::new(sibling(&dir, "old"));
-            std::fs::rename(&dir, old.path()).map_err(fail)?;
-            if let Err(e) = std::fs::rename(fresh.path(), &dir) {
-                std::fs::rename(old.path(), &dir).map_err(fail)?;
-                return Err(fail(e));
-            }
-        } else {
-            std::fs::rename(fresh.path(), &dir).map_err(fail)?;
-        }
-        Ok(())
+        let own = [(MANIFEST_FILE, manifest_text(self.manifest())), (SUMS_FILE, self.sums_text())];
+        write_folder(dir.as_ref(), self.files().chain(own.iter().map(|(path, text)| (*path, text.as_bytes()))))
     }
 }
 
@@ -82,6 +50,45 @@ impl Bundle {
     }
 }
 
+/// Writes the files of a bundle to the folder at `given`, all or nothing.
+pub(crate) fn write_folder<'f>(
+    given: &Path,
+    files: impl Iterator<Item = (&'f str, &'f [u8])>,
+) -> Result<(), Diagnostic> {
+    // `DIR/.` and `DIR/` name a directory without a last component of their own; moving needs one.
+    let absolute = std::path::absolute(given).map_err(|e| failed(given, &e))?;
+    let mut dir: PathBuf = absolute.components().collect();
+    // A link stays, and what it leads to is replaced.
+    if dir.is_symlink() && dir.is_dir() {
+        dir = dir.canonicalize().map_err(|e| failed(given, &e))?;
+    }
+    check_replaceable(&dir)?;
+    let fail = |e: std::io::Error| failed(&dir, &e);
+    if let Some(parent) = dir.parent() {
+        std::fs::create_dir_all(parent).map_err(fail)?;
+    }
+    let fresh = Scratch::new(sibling(&dir, "new"));
+    std::fs::create_dir(fresh.path()).map_err(fail)?;
+    for (path, content) in files {
+        let to = fresh.path().join(path);
+        if let Some(folder) = to.parent() {
+            std::fs::create_dir_all(folder).map_err(fail)?;
+        }
+        std::fs::write(to, content).map_err(fail)?;
+    }
+    if dir.exists() {
+        let old = Scratch::new(sibling(&dir, "old"));
+        std::fs::rename(&dir, old.path()).map_err(fail)?;
+        if let Err(e) = std::fs::rename(fresh.path(), &dir) {
+            std::fs::rename(old.path(), &dir).map_err(fail)?;
+            return Err(fail(e));
+        }
+    } else {
+        std::fs::rename(fresh.path(), &dir).map_err(fail)?;
+    }
+    Ok(())
+}
+
 /// Checks that `dir` is absent, empty, or holds a bundle's files and nothing else.
 fn check_replaceable(dir: &Path) -> Result<(), Diagnostic> {
     let refuse = |what: String| {
@@ -103,7 +110,7 @@ fn check_replaceable(dir: &Path) -> Result<(), Diagnostic> {
     if found.is_empty() {
         return Ok(());
     }
-    if !found.contains(MANIFEST_FILE) || !found.contains(SUMS_FILE) {
+    if !(found.contains(MANIFEST_FILE) || found.contains(PLACED_FILE)) || !found.contains(SUMS_FILE) {
         return Err(refuse("is not empty and holds no bundle".into()));
     }
     let sums = std::fs::read_to_string(dir.join(SUMS_FILE)).map_err(|e| failed(dir, &e))?;

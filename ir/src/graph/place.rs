@@ -26,10 +26,12 @@ use crate::DType;
 use crate::act_quant::ActQuant;
 use crate::diag::Diagnostic;
 use crate::shape::{Dim, TensorType};
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where a value that crosses between the graphs comes from.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Source {
     /// The layer's input of this name.
     Input(String),
@@ -38,7 +40,8 @@ pub enum Source {
 }
 
 /// What a dispatched row is on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Wire {
     /// Elements of this type.
     Rows(DType),
@@ -72,7 +75,8 @@ pub enum Rounding {
 }
 
 /// Which graph makes an output of the layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Maker {
     /// The head.
     Head,

@@ -220,3 +220,84 @@ fn explain_tells_the_modelled_time_on_a_fabric() {
     assert!(too_many.code == 1 && too_many.stderr.contains("1 to 8 ranks"), "{}", too_many.stderr);
     assert!(of(&["ep=2", "--fabric", "Ethernet"]).stderr.contains("fabrics are GB200 NVL72"));
 }
+
+/// A bundle for ranks is the same bytes each time, runs as the model does, on meshes that its programs have room for, and is shown.
+#[test]
+fn bundles_for_ranks_run_as_the_model_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("qwen3_moe.bf16");
+    let golden = model.join("golden.layer0.safetensors");
+    let (model, golden) = (model.to_str().unwrap(), golden.to_str().unwrap());
+    let moec = |args: &[&str]| {
+        let run = moec_in(dir.path(), args);
+        assert_eq!(run.code, 0, "{args:?}: {}{}", run.stdout, run.stderr);
+        run.stdout
+    };
+    let run = |subject: &str, more: &[&str]| {
+        let weights = if subject == model { &[][..] } else { &["--weights", model] };
+        let args = ["run", subject, "--input", golden, "--expect", golden, "-o", "out"];
+        let text = moec(&[&args[..], weights, more].concat());
+        (text, std::fs::read(dir.path().join("out")).unwrap())
+    };
+    let compile = |more: &[&str]| moec(&[&["compile", model, "--tokens", "0..24"], more].concat());
+
+    // On GPUs, with kernels that exchange rows.
+    let cut = ["--mesh", "ep=2,tp=2", "-t", "sm_90a", "-o"];
+    let text = compile(&[&cut[..], &["cut"]].concat());
+    assert!(text.contains("room for 4 on a group of ranks") && text.contains("moec_share"), "{text}");
+    assert_eq!(moec(&["inspect", "cut"]), text);
+    let emulator = ["--device", "emulator:sm_90a"];
+    let (_, alone) = run(model, &[&emulator[..], &["--numerics", "bitwise"]].concat());
+    let (text, bits) = run("cut", &emulator);
+    assert!(text.contains("rows are exchanged by kernels of the ranks") && bits == alone, "{text}");
+    let json: serde_json::Value = serde_json::from_str(&moec(&["inspect", "cut", "--json"])).unwrap();
+    assert_eq!((&json["mesh"]["tp"], &json["max_tokens"]), (&2.into(), &24.into()));
+    assert!(json["window_bytes"]["bytes"].as_u64().is_some_and(|n| n > 0 && n % 4096 == 0), "{json}");
+    compile(&[&cut[..], &["again"]].concat());
+    let sums = |name: &str| std::fs::read_to_string(dir.path().join(name).join("SHA256SUMS")).unwrap();
+    assert_eq!(sums("cut"), sums("again"));
+    // Programs of it are bundles.
+    assert!(moec(&["inspect", "cut/down.1.tar"]).contains("act_rows"));
+
+    // On CPUs, on other meshes than its own, and with a placement; phases have meshes of their own.
+    let (_, alone) = run(model, &[]);
+    compile(&["--mesh", "ep=3", "--local-experts", "5", "-t", "cpu", "-o", "cpu"]);
+    let map = r#"{"moec_placement":1,"version":1,"experts":8,"ranks":[[0,1,2,3,7],[7,6,5,4]]}"#;
+    std::fs::write(dir.path().join("map.json"), map).unwrap();
+    for more in [&[][..], &["--mesh", "ep=2"], &["--mesh", "ep=2", "--placement", "map.json"], &["--mesh", "ep=5"]] {
+        let (text, bits) = run("cpu", more);
+        assert!(bits == alone && text.contains("the host: the bundle was compiled so"), "{more:?}: {text}");
+    }
+    for (phase, mesh) in [("decode", "ep=4"), ("prefill", "ep=2")] {
+        moec(&["compile", model, "--phase", phase, "--mesh", mesh, "-t", "cpu", "-o", phase]);
+        assert!(run(phase, &[]).1 == alone, "{phase}");
+    }
+
+    // What cannot be is refused with a remedy.
+    let text = std::fs::read_to_string(dir.path().join("again/placed.json")).unwrap();
+    std::fs::create_dir(dir.path().join("newer")).unwrap();
+    let newer = text.replace("\"moec_placed\": 1", "\"moec_placed\": 2");
+    std::fs::write(dir.path().join("newer/placed.json"), newer).unwrap();
+    std::fs::write(dir.path().join("again/tail.tar"), "x").unwrap();
+    let input = ["--input", golden, "--weights", model];
+    for (args, exit, code) in [
+        (&["run", "cut", "--mesh", "ep=4", input[0], input[1], emulator[0], emulator[1]][..], 2, "mesh-invalid"),
+        (&["run", "cut", input[0], input[1], input[2], input[3]], 2, "wrong-usage"),
+        (&["run", "cpu", "--mesh", "ep=1", input[0], input[1]], 1, "placement-invalid"),
+        (&["run", "cpu", "--mesh", "ep=3", "--wire", "bf16", input[0], input[1]], 2, "wrong-usage"),
+        (&["run", "cpu", "--numerics", "fast", input[0], input[1]], 2, "wrong-usage"),
+        (&["run", "again", input[0], input[1]], 1, "bundle-corrupt"),
+        (&["inspect", "newer"], 1, "bundle-version-unsupported"),
+        (&["diff", "cpu", "cpu"], 1, "not-a-model"),
+        (&["compile", model, "--mesh", "ep=2", "-t", "cpu", "-o", "x.tar"], 2, "wrong-usage"),
+        (&["compile", model, "--mesh", "ep=2", "-t", "cpu", "--emit", "graph", "-o", "x"], 2, "wrong-usage"),
+        (&["compile", model, "--mesh", "ep=2", "--local-experts", "3", "-t", "cpu", "-o", "x"], 2, "wrong-usage"),
+        (&["compile", model, "--mesh", "ep=2", "--exchange", "kernels", "-t", "cpu", "-o", "x"], 2, "wrong-usage"),
+    ] {
+        let refused = moec_in(dir.path(), &[&["--message-format", "json"], args].concat());
+        let found = diagnostics(&refused);
+        let d = found.first().unwrap_or_else(|| panic!("{args:?}: {}{}", refused.stdout, refused.stderr));
+        assert_eq!((refused.code, d["code"].as_str()), (exit, Some(code)), "{args:?}: {d}");
+        assert!(d["help"].is_string(), "{d}");
+    }
+}

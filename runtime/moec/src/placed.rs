@@ -7,6 +7,7 @@ use moec_ir::exchange::{Cut, Exchange, Piece, RowCodes};
 use moec_ir::graph::{
     Columns, Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place, round_on_wire,
 };
+use moec_ir::placement::MAX_RANKS;
 use moec_ir::target::{Target, TargetKind};
 use moec_ir::{DType, Dim, Numerics};
 use moec_nvptx::emit_exchange;
@@ -23,12 +24,14 @@ pub struct Spread {
     /// before its experts travel so on CPUs. On GPUs, which multiply codes, they are rounded where they arrive, and travel as codes
     /// if these can be found again.
     pub wire: Option<Wire>,
+    /// Ranks that may send rows: programs of experts are for so many times the tokens of the request.
+    pub n_ranks: u32,
 }
 
 impl Spread {
-    /// Whole experts, up to `n_local` on a rank, and rows as they are.
+    /// Whole experts, up to `n_local` on a rank, and rows as they are, from any number of ranks.
     pub fn new(n_local: u32) -> Spread {
-        Spread { n_local, n_members: 1, wire: None }
+        Spread { n_local, n_members: 1, wire: None, n_ranks: MAX_RANKS }
     }
 }
 
@@ -48,7 +51,9 @@ pub fn compile_placed(
 ) -> Result<PlacedLayer, Diagnostic> {
     let placed = placed_of(request, spread)?;
     let experts = ExpertGraphs::of(&placed, spread.n_members)?;
-    programs(request, &placed, experts, progress)
+    // The host gives experts a row for each slot.
+    let rows = (u64::from(spread.n_ranks) * placed.top_k, u64::from(spread.n_ranks) * placed.top_k);
+    programs(request, &placed, (experts, rows), progress)
 }
 
 /// Compiles a layer for ranks whose kernels exchange rows, with those kernels, for the GPU targets of the request; `Err` of the inner
@@ -105,7 +110,9 @@ pub fn compile_exchanging(
         *first = experts_of_tokens(first, placed.top_k)?;
     }
     let cuts = cuts(&experts);
-    let layer = programs(request, &placed, experts, progress)?;
+    // Kernels give them a row for each token, and the second product of experts that are cut a row for each slot.
+    let rows = (u64::from(spread.n_ranks), u64::from(spread.n_ranks) * placed.top_k);
+    let layer = programs(request, &placed, (experts, rows), progress)?;
     progress("kernels that exchange rows");
     let targets: Vec<&Target> =
         request.targets.iter().copied().filter(|t| matches!(t.kind, TargetKind::Gpu { .. })).collect();
@@ -177,35 +184,37 @@ impl ExpertGraphs {
 fn programs(
     request: &CompileRequest<'_>,
     placed: &Placed,
-    graphs: Vec<ExpertGraphs>,
+    (graphs, (rows, act_rows)): (Vec<ExpertGraphs>, (u64, u64)),
     progress: &mut dyn FnMut(&str),
 ) -> Result<PlacedLayer, Diagnostic> {
     // A form that moves a rounding may pay in the tail and not in the whole layer, or the other way round.
     let numerics = if request.numerics == Numerics::Fast { Numerics::Fast } else { Numerics::Bitwise };
     let dtype = |graph: &Graph| graph.inputs.iter().map(|i| i.ty.dtype).find(|d| d.is_float());
-    let mut piece = |graph: &Graph| -> Result<Bundle, Diagnostic> {
+    let mut piece = |graph: &Graph, times: u64| -> Result<Bundle, Diagnostic> {
+        let tokens = (request.tokens.0, request.tokens.1.saturating_mul(times).min(moec_passes::MAX_TOKENS));
         let mut info = request.info.clone();
         info.name.clone_from(&graph.name);
         if dtype(graph) != dtype(request.graph) {
             // The config beside weights is held against a layer in the type of its input.
             info.computes.clear();
         }
-        let request = CompileRequest { graph, info, numerics, ..request.clone() };
+        let request = CompileRequest { graph, info, numerics, tokens, ..request.clone() };
         Ok(compile_reporting(&request, progress)?.bundle)
     };
-    let head = placed.head.as_ref().map(&mut piece).transpose()?;
-    let mut program = |graph: &Graph, stacks: Vec<Param>| -> Result<Box<ExpertProgram>, Diagnostic> {
-        Ok(Box::new(ExpertProgram { bundle: piece(graph)?, stacks }))
+    let head = placed.head.as_ref().map(|graph| piece(graph, 1)).transpose()?;
+    let mut program = |graph: &Graph, stacks: Vec<Param>, times| -> Result<Box<ExpertProgram>, Diagnostic> {
+        Ok(Box::new(ExpertProgram { bundle: piece(graph, times)?, stacks }))
     };
     let mut experts = Vec::new();
     for of in graphs {
         experts.push(match of {
-            ExpertGraphs::Whole(graph, stacks) => ExpertPrograms::Whole(program(&graph, stacks)?),
-            ExpertGraphs::Columns(c) => {
-                ExpertPrograms::Columns { up: program(&c.up, c.up_stacks)?, down: program(&c.down, c.down_stacks)? }
-            }
+            ExpertGraphs::Whole(graph, stacks) => ExpertPrograms::Whole(program(&graph, stacks, rows)?),
+            ExpertGraphs::Columns(c) => ExpertPrograms::Columns {
+                up: program(&c.up, c.up_stacks, rows)?,
+                down: program(&c.down, c.down_stacks, act_rows)?,
+            },
         });
     }
-    let tail = piece(&placed.tail)?;
+    let tail = piece(&placed.tail, 1)?;
     PlacedLayer::new(placed, head, experts, tail)
 }

@@ -45,7 +45,7 @@ impl Kernels {
         };
         let compile = |k: &ExchangeKernel| {
             let module = Module::parse(&k.ptx).map_err(|e| refused(k, e.to_string()))?;
-            Ok((k.clone(), Program::compile(&module, k.entry).map_err(|e| refused(k, e.to_string()))?))
+            Ok((k.clone(), Program::compile(&module, &k.entry).map_err(|e| refused(k, e.to_string()))?))
         };
         kernels.iter().map(compile).collect::<Result<_, Diagnostic>>().map(Kernels)
     }
@@ -95,7 +95,7 @@ fn launch<'k>(
         params: kernel.params.iter().map(|p| Param::U64(at(p))).collect(),
         ..Launch::default()
     };
-    (kernel.entry, Step { program, launch })
+    (&kernel.entry, Step { program, launch })
 }
 
 impl RankMemory {

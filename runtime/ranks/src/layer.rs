@@ -78,6 +78,32 @@ impl ExpertPrograms {
         }
     }
 
+    /// Experts that they have room for.
+    pub(crate) fn n_local(&self) -> Option<u64> {
+        let parts = self.parts();
+        let part = parts.first()?;
+        let stack = part.stacks.first()?;
+        let local = part.bundle.manifest().params.iter().find(|p| p.name == stack.name)?;
+        local.ty.shape.first()?.fixed()
+    }
+
+    /// Element type and columns of the rows that come.
+    pub(crate) fn input_row(&self) -> Option<(DType, usize)> {
+        let parts = self.parts();
+        let rows = parts.first()?.bundle.manifest().inputs.iter().find(|i| i.name == "rows")?;
+        Some((rows.ty.dtype, rows.ty.last()?.fixed()? as usize))
+    }
+
+    /// Element type of what the first part makes.
+    pub(crate) fn act_type(&self) -> Option<DType> {
+        Some(self.parts().first()?.bundle.manifest().outputs.first()?.ty.dtype)
+    }
+
+    /// Element type of results.
+    pub(crate) fn result_type(&self) -> Option<DType> {
+        Some(self.parts().last()?.bundle.manifest().outputs.first()?.ty.dtype)
+    }
+
     /// Columns of the result of the first part and of the last.
     pub(crate) fn columns(&self) -> (usize, usize) {
         let of = |bundle: &Bundle| {
@@ -106,12 +132,7 @@ impl PlacedLayer {
         if head.is_some() != placed.head.is_some() {
             return Err(broken("a head where its graphs have one"));
         }
-        let parts = experts.first().map(ExpertPrograms::parts).unwrap_or_default();
-        let n_local = parts.first().and_then(|part| {
-            let stack = part.stacks.first()?;
-            let local = part.bundle.manifest().params.iter().find(|p| p.name == stack.name)?;
-            local.ty.shape.first()?.fixed()
-        });
+        let n_local = experts.first().and_then(ExpertPrograms::n_local);
         let (row, slot) = placed.widths();
         let slot_type = placed.experts.ty(placed.experts.outputs[0].1).dtype;
         if experts.iter().map(|e| e.columns().1).sum::<usize>() != slot as usize {
@@ -143,6 +164,12 @@ impl PlacedLayer {
         PlacedLayer { exchange: Some(exchange), ..self }
     }
 
+    /// The targets that it has kernels for which exchange rows; none where the host does.
+    pub fn exchange_targets(&self) -> Vec<&str> {
+        let first = self.exchange.iter().flat_map(|e| &e.members).next();
+        first.iter().flat_map(|of| &of.kernels).map(|(target, _)| target.as_str()).collect()
+    }
+
     /// Experts of the whole layer.
     pub fn n_experts(&self) -> u32 {
         self.n_experts
@@ -170,9 +197,7 @@ impl PlacedLayer {
 
     /// The element type of activations that members of a group exchange.
     pub(crate) fn act_type(&self) -> DType {
-        let first = self.experts.first().map(ExpertPrograms::parts).unwrap_or_default();
-        let output = first.first().and_then(|part| part.bundle.manifest().outputs.first());
-        output.map_or(self.slot.0, |o| o.ty.dtype)
+        self.experts.first().and_then(ExpertPrograms::act_type).unwrap_or(self.slot.0)
     }
 
     /// What decides the bits of its programs, as one number.

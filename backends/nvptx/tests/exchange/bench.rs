@@ -56,7 +56,7 @@ pub struct Ran {
     pub wrong: Option<String>,
     pub stopped: Vec<WaitReport>,
     /// What kernels of each rank wrote to others in the first step, by name.
-    pub sent: Vec<Vec<(&'static str, u64)>>,
+    pub sent: Vec<Vec<(String, u64)>>,
 }
 
 impl Ran {
@@ -157,7 +157,7 @@ pub fn compiled(kernels: Vec<Vec<ExchangeKernel>>) -> Kernels {
     Kernels {
         exchange: kernels
             .into_iter()
-            .map(|of| of.into_iter().map(|k| (k.clone(), compile(&k.ptx, k.entry))).collect())
+            .map(|of| of.into_iter().map(|k| (k.clone(), compile(&k.ptx, &k.entry))).collect())
             .collect(),
         experts: compile(layer, "experts"),
         up: compile(layer, "up"),
@@ -339,7 +339,7 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
         let kernels = &kernels.exchange[rank % case.members as usize];
         // The kernels' launches in the first step, between which are those of experts.
         let of_step = |stage: Stage, before: usize| {
-            let named = kernels.iter().filter(move |(k, _)| k.stage == stage).map(|(k, _)| k.entry);
+            let named = kernels.iter().filter(move |(k, _)| k.stage == stage).map(|(k, _)| k.entry.clone());
             named.zip(launches.iter().skip(before)).map(|(name, r)| (name, r.counters.far_store_bytes))
         };
         let n_before = kernels.iter().filter(|(k, _)| k.stage == Stage::Before).count();

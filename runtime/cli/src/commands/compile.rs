@@ -2,6 +2,7 @@
 
 use super::emit::{self, Emit, Step};
 use super::kernel_table;
+use super::placed::{self, PlacedArgs};
 use super::subject::{CompileArgs, ModelArgs, parse_target, parse_tokens};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
@@ -12,6 +13,8 @@ use std::path::PathBuf;
 pub struct Options {
     #[command(flatten)]
     pub model: ModelArgs,
+    #[command(flatten)]
+    pub placed: PlacedArgs,
     /// What to compile for: sm_80 sm_86 sm_89 sm_90a sm_100f sm_100a sm_103a sm_107f sm_120f sm_120a, a chip (l40s rtx4090 h100 h200 b200 gb300 rtx5090 …), or cpu.
     #[arg(long, short, required = true, value_delimiter = ',', value_parser = parse_target, value_name = "T[,T…]")]
     pub target: Vec<&'static Target>,
@@ -58,7 +61,7 @@ impl Options {
     ///
     /// # Errors
     /// `wrong-usage` when there are none.
-    fn token_range(&self) -> Result<(u64, u64), Diagnostic> {
+    pub(super) fn token_range(&self) -> Result<(u64, u64), Diagnostic> {
         let phase = match self.phase {
             PhaseArg::Decode => Phase::Decode,
             PhaseArg::Prefill => Phase::Prefill,
@@ -75,6 +78,9 @@ impl Options {
 }
 
 pub fn run(options: &Options) -> Outcome {
+    if let Some(mesh) = options.placed.mesh {
+        return placed::compile(options, mesh);
+    }
     let layer =
         options.model.open()?.with_activations(options.compile.activations.unwrap_or_default()).map_err(|d| vec![d])?;
     let tokens = options.token_range().map_err(|d| vec![d])?;

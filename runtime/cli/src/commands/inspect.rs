@@ -1,9 +1,10 @@
 //! `moec inspect`: what a bundle holds.
 
 use super::subject;
-use super::{cuda_tools, kernel_table};
+use super::{cuda_tools, kernel_table, placed};
 use crate::output::{self, Ended, Outcome, table};
 use moec::{Bundle, Diagnostic};
+use moec_bundle::PlacedBundle;
 use moec_bundle::manifest::{Launch, TargetEntry};
 use moec_ir::ptx_release::{PtxRelease, ptx_version};
 use moec_snapshot::{Kernels, Snapshot};
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// A bundle: a directory, or a .tar.
+    /// A bundle: a directory, or a .tar; or a bundle for ranks.
     pub bundle: PathBuf,
     /// Print one JSON object: hashes and sizes of files, launches, instructions by class; registers, spills and the size of
     /// the machine code where ptxas is installed.
@@ -20,6 +21,9 @@ pub struct Options {
 }
 
 pub fn run(options: &Options) -> Outcome {
+    if PlacedBundle::is_at(&options.bundle) {
+        return placed::inspect(&options.bundle, options.json);
+    }
     let bundle = subject::bundle(&options.bundle)?;
     if options.json {
         output::print(&format!("{:#}\n", as_json(&bundle)?));

@@ -1,4 +1,4 @@
-//! `moec run --mesh`: a layer on ranks that are threads of this process.
+//! `moec run --mesh`, and `moec run` of a bundle for ranks: a layer on threads of this process, or on processes.
 
 use super::run::{self, Options, Source};
 use super::subject::{self, Subject};
@@ -11,8 +11,9 @@ use moec::ranks::{
 };
 use moec::{
     Checkpoint, CompileRequest, Device, Diagnostic, LayerOptions, Mesh, ModelLayer, Placement, RunResult, Spread,
-    Tensor, Weights, compile_exchanging, compile_placed,
+    Tensor, TensorType, Weights, compile_exchanging, compile_placed,
 };
+use moec_bundle::PlacedBundle;
 use moec_ir::graph::{Op, Wire};
 use moec_ir::{ActQuant, DType};
 use moec_runtime::cpu::Pool;
@@ -76,13 +77,13 @@ fn parse_ranks(text: &str) -> Result<RanksArg, String> {
 
 /// How rows are rounded; `None` for not at all.
 #[derive(Clone, Copy, Debug)]
-pub struct WireArg(Option<Wire>);
+pub struct WireArg(pub(super) Option<Wire>);
 
 pub(super) fn parse_mesh(text: &str) -> Result<Mesh, String> {
     Mesh::parse(text).map_err(|d| format!("{}; {}", d.message, d.help.unwrap_or_default()))
 }
 
-fn parse_wire(name: &str) -> Result<WireArg, String> {
+pub(super) fn parse_wire(name: &str) -> Result<WireArg, String> {
     match name {
         "none" => return Ok(WireArg(None)),
         "bf16" => return Ok(WireArg(Some(Wire::Rows(DType::BF16)))),
@@ -94,10 +95,72 @@ fn parse_wire(name: &str) -> Result<WireArg, String> {
     format.map(|q| WireArg(Some(Wire::Codes(q)))).ok_or_else(|| format!("none, bf16, f16 or one of {names}"))
 }
 
-/// Runs a model on the ranks of `mesh`; what comes out is gathered in the order of tokens.
-pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
+/// A layer that is ready to be loaded on ranks.
+struct Ready {
+    placed: PlacedLayer,
+    mesh: Mesh,
+    map: Placement,
+    /// Why the host exchanges rows, where it does.
+    by_host: Option<String>,
+    /// The layer's inputs.
+    inputs: Vec<(String, TensorType)>,
+    /// Experts of the whole layer, for random ids.
+    n_experts: Option<u64>,
+    checkpoint: Option<PathBuf>,
+}
+
+/// Runs a model, or a bundle for ranks, on the ranks of a mesh; what comes out is gathered in the order of tokens.
+pub(super) fn run(options: &Options) -> Outcome {
     let one = |d: Diagnostic| vec![d];
     refuse(options).map_err(one)?;
+    let ready = match options.mesh.mesh {
+        _ if PlacedBundle::is_at(&options.subject) => open_bundle(options)?,
+        Some(mesh) => compile(options, mesh)?,
+        None => return Err(vec![Diagnostic::internal("internal-error", "ranks need a mesh")]),
+    };
+    let inputs = inputs(options, &ready).map_err(one)?;
+    let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).copied().unwrap_or(0);
+    let counts = counts(options.mesh.tokens_per_rank.as_deref(), n_tokens, ready.mesh).map_err(one)?;
+    let weights = match (&options.weights, &ready.checkpoint) {
+        (Some(Source::Random { seed, .. }), _) => Weights::Random { seed: *seed },
+        (_, Some(path)) => Weights::from_checkpoint(Checkpoint::open(path).map_err(one)?),
+        (_, None) => return Err(vec![run::weights_missing(options)]),
+    };
+    let progress = Progress::start("loading weights and running");
+    let said = match &ready.by_host {
+        Some(why) => format!("rows are exchanged by the host: {why}\n"),
+        None => String::from("rows are exchanged by kernels of the ranks\n"),
+    };
+    let run = Run {
+        placed: Arc::new(ready.placed),
+        map: &ready.map,
+        weights: &weights,
+        inputs: &inputs,
+        counts: &counts,
+        device: options.device.clone(),
+    };
+    let timeout = Duration::try_from_secs_f64(options.mesh.timeout).unwrap_or(Duration::MAX);
+    let steps = match &options.mesh.ranks {
+        RanksArg::Threads if ready.by_host.is_none() => run.in_emulator().map(Some),
+        RanksArg::Threads => run.on_threads(timeout).map(Some),
+        RanksArg::Mpi(library) => run.as_process(library.as_deref(), ready.mesh, timeout),
+    };
+    // The first process has everybody's.
+    let Some(steps) = steps.map_err(one)? else { return Ok(Ended::Well) };
+    drop(progress);
+    let result =
+        gather(&steps, run::targets(&options.device).map_err(one)?.first().map_or("cpu", |t| t.name)).map_err(one)?;
+    if let Some(path) = &options.output {
+        run::write_results(path, &result).map_err(one)?;
+    }
+    crate::output::print(&said);
+    crate::output::print(&table(&steps, &ready.map, ready.mesh.tp, &counts));
+    run::report(options, &result, n_tokens as u64)
+}
+
+/// Compiles a model for the ranks of `mesh`.
+fn compile(options: &Options, mesh: Mesh) -> Result<Ready, Vec<Diagnostic>> {
+    let one = |d: Diagnostic| vec![d];
     let (layer, checkpoint) = open(options)?;
     let map = placement(options.mesh.placement.as_deref(), n_experts(&layer).map_err(one)?, mesh).map_err(one)?;
     let targets = run::targets(&options.device).map_err(one)?;
@@ -110,64 +173,66 @@ pub(super) fn run(options: &Options, mesh: Mesh) -> Outcome {
     };
     let progress = Progress::start("compiling");
     let wire = options.mesh.wire.and_then(|w| w.0);
-    let spread = Spread { n_local: map.most_local(), n_members: mesh.tp, wire };
+    let spread = Spread { n_members: mesh.tp, wire, ..Spread::new(map.most_local()) };
     let mut say = |step: &str| progress.say(step);
     let by_kernels = match by_kernels(options) {
         Ok(()) => compile_exchanging(&request, &spread, &mut say).map_err(one)?,
         Err(why) => Err(why),
     };
-    let placed = match &by_kernels {
-        Ok(_) => None,
+    let (placed, by_host) = match by_kernels {
+        Ok(placed) => (placed, None),
         Err(why) if options.mesh.exchange == Some(ExchangeArg::Kernels) => {
             let d = Diagnostic::machine("wrong-usage", format!("--exchange kernels cannot be: {why}"));
             return Err(vec![d.help("give --exchange host, or --device emulator:T without --ranks")]);
         }
-        Err(_) => Some(compile_placed(&request, &spread, &mut say).map_err(one)?),
+        Err(why) => (compile_placed(&request, &spread, &mut say).map_err(one)?, Some(why)),
     };
-    drop(progress);
-    let inputs = inputs(options, &layer).map_err(one)?;
-    let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).copied().unwrap_or(0);
-    let counts = counts(options.mesh.tokens_per_rank.as_deref(), n_tokens, mesh).map_err(one)?;
-    let weights = match (&options.weights, checkpoint) {
-        (Some(Source::Random { seed, .. }), _) => Weights::Random { seed: *seed },
-        (_, Some(path)) => Weights::from_checkpoint(Checkpoint::open(path).map_err(one)?),
-        (_, None) => return Err(vec![run::weights_missing(options)]),
-    };
-    let progress = Progress::start("loading weights and running");
-    let mut said = String::from("rows are exchanged by kernels of the ranks\n");
-    let (placed, exchanging) = match (placed, by_kernels) {
-        (Some(placed), why) => {
-            said = format!("rows are exchanged by the host: {}\n", why.err().unwrap_or_default());
-            (placed, false)
-        }
-        (None, Ok(placed)) => (placed, true),
-        (None, Err(why)) => return Err(vec![Diagnostic::internal("internal-error", why)]),
-    };
-    let run = Run {
-        placed: Arc::new(placed),
-        map: &map,
-        weights: &weights,
-        inputs: &inputs,
-        counts: &counts,
-        device: options.device.clone(),
-    };
-    let timeout = Duration::try_from_secs_f64(options.mesh.timeout).unwrap_or(Duration::MAX);
-    let steps = match &options.mesh.ranks {
-        RanksArg::Threads if exchanging => run.in_emulator().map(Some),
-        RanksArg::Threads => run.on_threads(timeout).map(Some),
-        RanksArg::Mpi(library) => run.as_process(library.as_deref(), mesh, timeout),
-    };
-    // The first process has everybody's.
-    let Some(steps) = steps.map_err(one)? else { return Ok(Ended::Well) };
-    drop(progress);
-    let result =
-        gather(&steps, run::targets(&options.device).map_err(one)?.first().map_or("cpu", |t| t.name)).map_err(one)?;
-    if let Some(path) = &options.output {
-        run::write_results(path, &result).map_err(one)?;
+    let inputs = layer.graph.inputs.iter().map(|i| (i.name.clone(), i.ty.clone())).collect();
+    let n_experts = layer.info.facts.get("experts").copied();
+    Ok(Ready { placed, mesh, map, by_host, inputs, n_experts, checkpoint })
+}
+
+/// Opens a bundle for ranks, on the mesh that it was compiled for or another one of as many members.
+fn open_bundle(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
+    let one = |d: Diagnostic| vec![d];
+    let args = &options.mesh;
+    run::refuse_decided(options.layer, &options.shard, &options.part, &options.compile).map_err(one)?;
+    if args.wire.is_some() {
+        let d = Diagnostic::machine("wrong-usage", "--wire changes nothing of a layer that is compiled");
+        return Err(vec![d.help("give --wire to `moec compile`, or give the model")]);
     }
-    crate::output::print(&said);
-    crate::output::print(&table(&steps, &map, mesh.tp, &counts));
-    run::report(options, &result, n_tokens as u64)
+    let bundle = PlacedBundle::open(&options.subject).map_err(one)?;
+    let m = bundle.manifest();
+    let mesh = args.mesh.unwrap_or(m.mesh);
+    if mesh.tp != m.mesh.tp {
+        let what =
+            format!("the bundle is for {}, and the mesh is {mesh}: its experts are cut for other groups", m.mesh);
+        return Err(vec![Diagnostic::machine("mesh-invalid", what).help("compile it for that mesh, or give its tp")]);
+    }
+    let map = placement(args.placement.as_deref(), m.n_experts, mesh).map_err(one)?;
+    map.check(m.n_experts, mesh.ep, m.n_local).map_err(one)?;
+    let placed = PlacedLayer::from_bundle(&bundle).map_err(one)?;
+    let wrong = |what: &str, help: &str| vec![Diagnostic::machine("wrong-usage", what.to_string()).help(help)];
+    let by_host = match (placed.exchange_targets().is_empty(), by_kernels(options)) {
+        (false, Err(why)) => {
+            let what = format!("the bundle has kernels that exchange rows, and they cannot run: {why}");
+            let help = "give --device emulator:T, or compile it with --exchange host or for cpu";
+            return Err(wrong(&what, help));
+        }
+        (false, Ok(())) => None,
+        (true, _) if args.exchange == Some(ExchangeArg::Kernels) => {
+            let what = "--exchange kernels cannot be: the bundle has no kernels that exchange rows";
+            return Err(wrong(what, "compile it for GPU targets alone, without --exchange host"));
+        }
+        (true, _) => Some("the bundle was compiled so".to_string()),
+    };
+    let inputs = m.inputs.iter().map(|i| (i.name.clone(), i.ty.clone())).collect();
+    let checkpoint = match &options.weights {
+        Some(Source::Path(path)) => Some(path.clone()),
+        Some(Source::Random { .. }) | None => None,
+    };
+    let n_experts = m.layer.facts.get("experts").copied();
+    Ok(Ready { placed, mesh, map, by_host, inputs, n_experts, checkpoint })
 }
 
 /// Whether ranks exchange rows by kernels of their own; why not, in words.
@@ -235,7 +300,7 @@ pub(super) fn n_experts(layer: &ModelLayer) -> Result<u32, Diagnostic> {
     })
 }
 
-fn placement(file: Option<&Path>, n_experts: u32, mesh: Mesh) -> Result<Placement, Diagnostic> {
+pub(super) fn placement(file: Option<&Path>, n_experts: u32, mesh: Mesh) -> Result<Placement, Diagnostic> {
     let Some(path) = file else { return Placement::even(n_experts, mesh.ep) };
     let text = std::fs::read_to_string(path).map_err(|e| subject::unreadable(path, &e))?;
     let map = Placement::from_json(&path.display().to_string(), &text)?;
@@ -260,14 +325,13 @@ fn counts(given: Option<&[usize]>, n_tokens: usize, mesh: Mesh) -> Result<Vec<us
     Ok(given.to_vec())
 }
 
-fn inputs(options: &Options, layer: &ModelLayer) -> Result<Vec<(String, Tensor)>, Diagnostic> {
+fn inputs(options: &Options, ready: &Ready) -> Result<Vec<(String, Tensor)>, Diagnostic> {
     match &options.input {
         Source::Random { n_tokens, seed } => {
-            let inputs = layer.graph.inputs.iter().map(|i| (i.name.as_str(), &i.ty));
-            let n_experts = layer.info.facts.get("experts").copied();
-            Ok(run::random_tensors(inputs, n_experts, *n_tokens, *seed))
+            let inputs = ready.inputs.iter().map(|(name, ty)| (name.as_str(), ty));
+            Ok(run::random_tensors(inputs, ready.n_experts, *n_tokens, *seed))
         }
-        Source::Path(path) => run::file_tensors(path, layer.graph.inputs.iter().map(|i| i.name.as_str())),
+        Source::Path(path) => run::file_tensors(path, ready.inputs.iter().map(|(name, _)| name.as_str())),
     }
 }
 

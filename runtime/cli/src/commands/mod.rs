@@ -18,6 +18,7 @@ pub mod mesh;
 pub mod pack;
 mod page;
 pub mod place;
+pub mod placed;
 pub mod rules;
 pub mod run;
 pub mod schema;

@@ -9,6 +9,7 @@ use moec::{
     Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, ModelLayer,
     RunResult, Session, Target, Tensor, TensorType, Weights,
 };
+use moec_bundle::PlacedBundle;
 use moec_bundle::manifest::ParamInfo;
 use moec_ir::DType;
 use moec_ir::tile::Buffer;
@@ -17,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(clap::Args, Debug)]
 pub struct Options {
-    /// A model directory, a GGUF file, a layer graph, or a bundle that `moec compile` wrote.
+    /// A model directory, a GGUF file, a layer graph, or a bundle that `moec compile` wrote, for one rank or for many.
     #[arg(value_name = "MODEL|BUNDLE")]
     pub subject: PathBuf,
     /// Where it runs: cpu, cuda, cuda:N, or emulator:T with T a GPU target.
@@ -108,8 +109,8 @@ struct Ready {
 
 pub fn run(options: &Options) -> Outcome {
     let one = |d: Diagnostic| vec![d];
-    if let Some(mesh) = options.mesh.mesh {
-        return mesh::run(options, mesh);
+    if options.mesh.mesh.is_some() || PlacedBundle::is_at(&options.subject) {
+        return mesh::run(options);
     }
     if options.counters.is_some() && !matches!(options.device, Device::Emulator { .. }) {
         let d = Diagnostic::machine("wrong-usage", format!("{} counts nothing", options.device));

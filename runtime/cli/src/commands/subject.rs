@@ -1,6 +1,7 @@
 //! Options and helpers that several commands share: targets, ranges, models and bundles.
 
 use moec::{Bundle, DType, Diagnostic, LayerOptions, Model, ModelLayer, Part, Shard, ShardKind, Target};
+use moec_bundle::PlacedBundle;
 use moec_bundle::manifest::TargetEntry;
 use moec_ir::ActQuant;
 use moec_ir::target::{ALIASES, TARGETS, UNSERVED};
@@ -50,8 +51,19 @@ fn is_bundle(path: &Path) -> bool {
     archive || path.join(moec_bundle::manifest::MANIFEST_FILE).is_file()
 }
 
+/// That a bundle for ranks is not given where one of a single layer is wanted.
+fn refuse_placed(path: &Path) -> Result<(), Vec<Diagnostic>> {
+    if !PlacedBundle::is_at(path) {
+        return Ok(());
+    }
+    let what = format!("`{}` is a bundle for ranks, which this command does not take", path.display());
+    let help = "`moec run` and `moec inspect` take it; or give one of the programs in it, such as its tail.tar";
+    Err(vec![Diagnostic::input("not-a-model", what).help(help)])
+}
+
 /// Opens what the user named.
 pub fn open(path: &Path) -> Result<Subject, Vec<Diagnostic>> {
+    refuse_placed(path)?;
     if is_bundle(path) {
         return Ok(Subject::Bundle(Box::new(Bundle::open(path).map_err(|d| vec![d])?)));
     }
@@ -100,6 +112,7 @@ pub fn target_pairs<'a>(
 
 /// A layer of the model at `path`; remembered for a repro file.
 pub fn open_layer(path: &Path, number: Option<u32>, options: &LayerOptions) -> Result<ModelLayer, Vec<Diagnostic>> {
+    refuse_placed(path)?;
     if is_bundle(path) {
         let d = Diagnostic::input("not-a-model", format!("`{}` is a bundle: a layer that is compiled", path.display()));
         return Err(vec![d.help("`moec inspect BUNDLE` says what it holds; or give the model that it was made of")]);

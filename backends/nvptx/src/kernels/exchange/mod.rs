@@ -125,5 +125,6 @@ fn emit(design: &Design, target: &Target) -> Result<ExchangeKernel, Diagnostic> 
         .and_then(|parts| machine::ptx(&module, &machine, (target.name, ptx_version), &parts))
         .map_err(|e| broken(e, module.print_to_string().to_string()))?;
     let Design { entry, params, stage, blocks, smem_bytes, .. } = *design;
+    let (entry, params) = (entry.to_string(), params.to_vec());
     Ok(ExchangeKernel { entry, ptx, params, stage, blocks, threads: THREADS, smem_bytes })
 }
