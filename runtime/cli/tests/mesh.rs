@@ -272,6 +272,11 @@ fn bundles_for_ranks_run_as_the_model_does() {
         moec(&["compile", model, "--phase", phase, "--mesh", mesh, "-t", "cpu", "-o", phase]);
         assert!(run(phase, &[]).1 == alone, "{phase}");
     }
+    // Their weights are packed alike, those of experts one by one.
+    let shares = moec(&["inspect", "decode", "--shares", "prefill"]);
+    assert!(shares.contains("the same bytes, expert by expert") && !shares.contains("differently"), "{shares}");
+    let shares = moec(&["inspect", "cut", "--shares", "cut"]);
+    assert!(shares.contains("the same bytes") && !shares.contains("expert by expert"), "{shares}");
 
     // What cannot be is refused with a remedy.
     let text = std::fs::read_to_string(dir.path().join("again/placed.json")).unwrap();
@@ -289,6 +294,7 @@ fn bundles_for_ranks_run_as_the_model_does() {
         (&["run", "again", input[0], input[1]], 1, "bundle-corrupt"),
         (&["inspect", "newer"], 1, "bundle-version-unsupported"),
         (&["diff", "cpu", "cpu"], 1, "not-a-model"),
+        (&["inspect", "cut", "--shares", "cpu"], 1, "bundles-not-comparable"),
         (&["compile", model, "--mesh", "ep=2", "-t", "cpu", "-o", "x.tar"], 2, "wrong-usage"),
         (&["compile", model, "--mesh", "ep=2", "-t", "cpu", "--emit", "graph", "-o", "x"], 2, "wrong-usage"),
         (&["compile", model, "--mesh", "ep=2", "--local-experts", "3", "-t", "cpu", "-o", "x"], 2, "wrong-usage"),

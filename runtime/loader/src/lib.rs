@@ -57,7 +57,7 @@ pub use builder::{Hold, LayerBuilder};
 pub use device::{Device, best_target};
 pub use layer::{Layer, LoadOptions, RunResult};
 pub use packed_file::{weight_buffers, write_packed};
-pub use selected::SelectedExperts;
+pub use selected::{SelectedExperts, of_one_expert};
 pub use times::Times;
 pub use weight_cache::CachedWeights;
 pub use weights::{Fill, Watch, Weights, random_slices, random_tensor};

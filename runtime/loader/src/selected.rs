@@ -134,6 +134,12 @@ fn bytes_of_one(param: &ParamInfo, buffer: &Buffer) -> usize {
     bytes as usize
 }
 
+/// The packed form of one expert of a parameter with an axis of experts: where two programs have it alike, the bytes of each expert are
+/// the same, however many experts each has room for.
+pub fn of_one_expert(param: &ParamInfo, buffer: &Buffer) -> Buffer {
+    with_experts(param, buffer, 1)
+}
+
 /// The buffer with `n` experts.
 fn with_experts(param: &ParamInfo, buffer: &Buffer, n: u64) -> Buffer {
     let mut out = buffer.clone();

@@ -1,13 +1,16 @@
 //! Ranks whose kernels exchange rows give the bits that the layer has on one rank.
 
-use moec::ranks::{EmulatedRanks, PlacedLayer, StepResult, join_tokens, split_evenly, split_tokens};
+use moec::ranks::{EmulatedRanks, PlacedInfo, PlacedLayer, StepResult, join_tokens, split_evenly, split_tokens};
 use moec::{
-    Checkpoint, CompileRequest, Device, Diagnostic, Model, ModelLayer, Placement, Session, Spread, Target, Tensor,
-    Weights, compile_exchanging,
+    Checkpoint, CompileRequest, Device, Diagnostic, Mesh, Model, ModelLayer, Placement, Session, Spread, Target,
+    Tensor, Weights, compile_exchanging,
 };
+use moec_bundle::manifest::TensorInfo;
+use moec_bundle::{PlacedBundle, PlacedManifest};
 use moec_ir::ActQuant;
 use moec_ir::graph::{Graph, Op, Wire, round_on_wire};
 use moec_ptx::exec::{Options, Schedule};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -267,4 +270,51 @@ fn experts_of_groups_move_while_tokens_flow() {
     }
     let d = step(&mut load(0, &second).expect("loads"), &r, &[n, 0, 0, 0]).unwrap_err();
     assert!(d.code == "rank-not-answering" && d.message.contains("which holds experts"), "{d}");
+}
+
+/// A bundle for ranks is read back as it was, and one whose parts do not fit each other is refused, whoever made its hashes.
+#[test]
+fn bundles_whose_parts_do_not_fit_are_refused() {
+    let r = recorded("qwen3_moe.bf16");
+    let spread = Spread { n_members: 2, n_ranks: 4, ..Spread::new(4) };
+    let request = CompileRequest { tokens: (0, 8), ..request_for(&r) };
+    let made = compile_exchanging(&request, &spread, &mut |_| {}).expect("compiles").expect("by kernels");
+    let info = PlacedInfo {
+        layer: r.layer.info.clone(),
+        inputs: r.layer.graph.inputs.iter().map(TensorInfo::from).collect(),
+        mesh: Mesh { ep: 2, tp: 2 },
+        max_tokens: 8,
+    };
+    let bundle = made.to_bundle(info.clone()).expect("a bundle");
+    let read = PlacedLayer::from_bundle(&bundle).expect("as it was written");
+    assert_eq!(read.to_bundle(info), Ok(bundle.clone()));
+    let files: BTreeMap<String, Vec<u8>> =
+        bundle.manifest().files.keys().map(|f| (f.clone(), bundle.file(f).expect("there").to_vec())).collect();
+    type Change = fn(&mut PlacedManifest, &mut BTreeMap<String, Vec<u8>>);
+    let changes: [(&str, Change); 14] = [
+        ("no ranks", |m, _| m.mesh.ep = 0),
+        ("too many ranks", |m, _| m.mesh.ep = u32::MAX),
+        ("other members", |m, _| m.mesh.tp = 3),
+        ("more room", |m, _| m.n_local = 5),
+        ("other experts", |m, _| m.n_experts = 3),
+        ("no slots", |m, _| m.top_k = 0),
+        ("a program less", |m, _| m.experts[0].programs.truncate(1)),
+        ("programs the wrong way round", |m, _| m.experts[0].programs.swap(0, 1)),
+        ("kernels of another member", |m, _| m.exchange.swap(0, 1)),
+        ("wider results", |m, _| m.exchange[1].what.result_bytes += 2),
+        ("columns that end beyond the row", |m, _| {
+            let cut = m.exchange[1].what.cut.as_mut().expect("a cut");
+            cut.act.first = u64::MAX;
+        }),
+        ("a file too much", |_, files| drop(files.insert("more.tar".into(), Vec::new()))),
+        ("a file less", |_, files| drop(files.remove("tail.tar"))),
+        ("a program that is none", |_, files| drop(files.insert("tail.tar".into(), vec![7; 2000]))),
+    ];
+    for (what, change) in changes {
+        let (mut manifest, mut files) = (bundle.manifest().clone(), files.clone());
+        change(&mut manifest, &mut files);
+        let refused = PlacedBundle::new(manifest, files).and_then(|b| PlacedLayer::from_bundle(&b)).err();
+        let d = refused.unwrap_or_else(|| panic!("{what}: should be refused"));
+        assert!(d.code.starts_with("bundle-"), "{what}: {d}");
+    }
 }

@@ -1,7 +1,7 @@
 //! `moec inspect`: what a bundle holds.
 
 use super::subject;
-use super::{cuda_tools, kernel_table, placed};
+use super::{cuda_tools, kernel_table, placed, shared_weights};
 use crate::output::{self, Ended, Outcome, table};
 use moec::{Bundle, Diagnostic};
 use moec_bundle::PlacedBundle;
@@ -18,9 +18,18 @@ pub struct Options {
     /// the machine code where ptxas is installed.
     #[arg(long)]
     pub json: bool,
+    /// Of two bundles for ranks, such as those of prefill and decode: which packed weights both have alike.
+    #[arg(long, value_name = "BUNDLE", conflicts_with = "json")]
+    pub shares: Option<PathBuf>,
 }
 
 pub fn run(options: &Options) -> Outcome {
+    if let Some(other) = &options.shares {
+        let [a, b] = [&options.bundle, other].map(PlacedBundle::open);
+        let one = |d: Diagnostic| vec![d];
+        output::print(&shared_weights::text(&a.map_err(one)?, &b.map_err(one)?).map_err(one)?);
+        return Ok(Ended::Well);
+    }
     if PlacedBundle::is_at(&options.bundle) {
         return placed::inspect(&options.bundle, options.json);
     }

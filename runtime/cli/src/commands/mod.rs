@@ -22,4 +22,5 @@ pub mod placed;
 pub mod rules;
 pub mod run;
 pub mod schema;
+mod shared_weights;
 pub mod subject;
