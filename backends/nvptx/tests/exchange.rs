@@ -298,3 +298,27 @@ fn every_slip_is_noticed() {
     let missed: Vec<String> = MUTANTS.iter().filter(is_missed).map(Mutant::name).collect();
     assert!(missed.is_empty(), "{missed:?}");
 }
+
+/// Lane instructions of dispatch and of decode for an element of a row of codes, from rows of 4096 and 8192: the figures of
+/// `passes/src/plan/model/fabrics.json`.
+#[test]
+fn what_an_element_of_codes_takes_is_counted() {
+    for (quant, figures) in [(ActQuant::MXFP8, [14.7, 7.25]), (ActQuant::MXFP4, [11.1, 6.1])] {
+        let count = |words| {
+            let maps = vec![Placement::even(7, 1).expect("a map")];
+            let (counts, codes, target) = (vec![1], Some(quant), "sm_100a");
+            let case =
+                Case { counts, max_tokens: 1, maps, words, codes, target, ids: |_, _, _, s| s.into(), ..small() };
+            let ran = run(&case, &compiled(emitted(&case)), &options(Schedule::RoundRobin));
+            is_right(&ran);
+            let launches = &ran.report.expect("it ran").launches[0];
+            // Dispatch, receive, decode.
+            [0, 2].map(|i| launches[i].counters.lane_instructions as f64)
+        };
+        let (some, twice) = (count(4096), count(8192));
+        for i in 0..2 {
+            let got = (twice[i] - some[i]) / 4096.0;
+            assert!((got - figures[i]).abs() < 0.05, "{quant:?}: {got}, not {}", figures[i]);
+        }
+    }
+}

@@ -1,8 +1,8 @@
 //! The time of a layer whose tokens and experts live on the ranks of a fabric: its three programs, and the way between them.
 
-use super::model::{Fabric, FabricLoad, Model};
+use super::model::{CodedRows, Fabric, FabricLoad, Model};
 use crate::{CompileOptions, Variant, compile};
-use moec_ir::graph::{Graph, Placed, Rounding, place};
+use moec_ir::graph::{Graph, Placed, Rounding, Wire, place};
 use moec_ir::target::Target;
 use moec_ir::tile::Body;
 use moec_ir::{Diagnostic, Numerics};
@@ -25,6 +25,8 @@ pub struct Step {
     pub head: f64,
     /// Rows on their way to experts.
     pub dispatch: f64,
+    /// Rows of codes that become floats, for products that round them again.
+    pub decode: f64,
     /// The products of the rank with most slots.
     pub experts: f64,
     /// Result rows on their way back.
@@ -40,7 +42,7 @@ pub struct Step {
 impl Step {
     /// One after the other, as it is launched.
     pub fn in_turn(&self) -> f64 {
-        self.head + self.dispatch + self.experts + self.combine + self.tail
+        self.head + self.dispatch + self.decode + self.experts + self.combine + self.tail
     }
 
     /// With products that start as rows arrive, and rows that go back as they are made: the longest of the three.
@@ -50,7 +52,7 @@ impl Step {
 
     /// From rows to sums, without router and shared experts, one after the other.
     pub fn routed(&self) -> f64 {
-        self.dispatch + self.experts + self.combine + self.sum
+        self.dispatch + self.decode + self.experts + self.combine + self.sum
     }
 
     /// The same, overlapped.
@@ -64,7 +66,7 @@ impl Step {
     }
 
     fn longest(&self) -> f64 {
-        self.experts.max(self.dispatch).max(self.combine)
+        (self.decode + self.experts).max(self.dispatch).max(self.combine)
     }
 }
 
@@ -90,6 +92,17 @@ impl PlacedPrograms {
     pub fn step(&self, fabric: &Fabric, n_ranks: u64, n_tokens: u64) -> Step {
         let (row, slot) = self.placed.widths();
         let slot_type = self.placed.experts.ty(self.placed.experts.outputs[0].1).dtype;
+        let read_bytes = self.placed.experts.inputs[0].ty.dtype.bytes() as f64;
+        let codes = match self.placed.wire {
+            Wire::Rows(_) => None,
+            // They are rounded where they arrive as well: what experts read is what the layer had.
+            Wire::Codes(q) => Some(CodedRows {
+                cols: row as f64,
+                code_bits: q.code.bits() as u64,
+                sent_bytes: read_bytes,
+                read_bytes,
+            }),
+        };
         let load = FabricLoad {
             n_ranks,
             n_local: self.n_local,
@@ -97,6 +110,7 @@ impl PlacedPrograms {
             top_k: self.placed.top_k,
             row_bytes: self.placed.wire.row_bytes(row) as f64,
             slot_bytes: (slot * slot_type.bytes() as u64) as f64,
+            codes,
         };
         let model = Model::new(fabric.chip, self.target);
         let of = |variants: &[Variant], n: u64| variant(variants, n).map_or(0.0, |v| model.seconds(&v.program, n));
@@ -108,6 +122,7 @@ impl PlacedPrograms {
         Step {
             head: of(&self.head, n_tokens),
             dispatch: load.dispatch_s(fabric),
+            decode: load.decode_s(fabric),
             experts: of(&self.experts, load.most_slots().round() as u64),
             combine: load.combine_s(fabric),
             tail: of(&self.tail, n_tokens),

@@ -214,7 +214,7 @@ fn explain_tells_the_modelled_time_on_a_fabric() {
         let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
         line[name.len()..].split_whitespace().next().unwrap().parse().unwrap()
     };
-    let parts: f64 = ["head", "dispatch", "experts", "combine", "tail"].map(us).iter().sum();
+    let parts: f64 = ["head", "dispatch", "decode", "experts", "combine", "tail"].map(us).iter().sum();
     assert!((parts - us("in turn")).abs() < 0.5 && us("overlapped") < us("in turn"), "{text}");
     let too_many = of(&["ep=9", "--fabric", "HGX H200"]);
     assert!(too_many.code == 1 && too_many.stderr.contains("1 to 8 ranks"), "{}", too_many.stderr);

@@ -60,8 +60,9 @@ pub fn page() -> String {
          Every rank has as many tokens, and tokens choose experts evenly and independently. Where experts are no multiple of ranks, copies of some fill \
          the places that are left, and get their share.\n\n\
          * **dispatch**: a row, as it travels, and 4 bytes for each of its token's slots, once to every rank that has one of its experts; from the busiest \
-         rank's bytes over what a link reaches each way, a launch, and the time until a flag is seen. Rows that \
-         become codes and floats again cost more, which is not in it.\n\
+         rank's bytes over what a link reaches each way, a launch, and the time until a flag is seen. Before it, where \
+         rows travel as codes, a rank's own are rounded.\n\
+         * **decode**: where rows travel as codes, a launch in which those that came become floats, which products then round again: the longer of its bytes, codes in and floats out, and of its instructions.\n\
          * **experts**: the products of the rank with most slots (the mean of the largest of all ranks).\n\
          * **combine**: a row in the layer's type back for *each slot*, since sums are made in slot order where the token lives: this is what bits that do \
          not depend on the placement cost.\n\
@@ -93,20 +94,21 @@ fn published(cases: &[Case]) -> String {
          Measured by others with one kernel for dispatch, products and combine (DeepGEMM's Mega MoE on B200; the better of FlashInfer's CuTe DSL kernels and DeepGEMM's \
          on GB200, where V4 is NVFP4 for the one and FP4 × FP8 for the other); \
          ours modelled, from rows to sums, without router and shared experts.\n\n\
-         | layer | fabric | ranks | tokens a rank | published µs | in turn | overlapped | published ÷ in turn | of it dispatch | experts | combine | sum |\n\
-         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+         | layer | fabric | ranks | tokens a rank | published µs | in turn | overlapped | published ÷ in turn | of it dispatch | decode | experts | combine | sum |\n\
+         |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for (model, on, n_ranks, n_tokens, published) in ONE_KERNEL {
         let case = cases.iter().find(|c| c.name.starts_with(model)).expect("a model");
         let s = case.step(fabric(on), n_ranks, n_tokens);
         writeln!(
             out,
-            "| {} | {on} | {n_ranks} | {n_tokens} | {published} | {} | {} | {:.2} | {} | {} | {} | {} |",
+            "| {} | {on} | {n_ranks} | {n_tokens} | {published} | {} | {} | {:.2} | {} | {} | {} | {} | {} |",
             case.name,
             us(s.routed()),
             us(s.routed_overlapped()),
             published / (s.routed() * 1e6),
             us(s.dispatch),
+            us(s.decode),
             us(s.experts),
             us(s.combine),
             us(s.sum)
@@ -137,15 +139,16 @@ fn models(cases: &[Case]) -> String {
         }
         write!(
             out,
-            "\n### {own}\n\n| ranks | tokens a rank | head | dispatch | experts | combine | tail | in turn | overlapped | exposed | thousand tokens/s a GPU |\n\
-             |--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+            "\n### {own}\n\n| ranks | tokens a rank | head | dispatch | decode | experts | combine | tail | in turn | overlapped | exposed | thousand tokens/s a GPU |\n\
+             |--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
         )
         .expect("memory");
         for n_ranks in RANKS {
             for n_tokens in TOKENS {
                 let s = case.step(fabric("GB200 NVL72"), n_ranks, n_tokens);
-                let parts =
-                    [s.head, s.dispatch, s.experts, s.combine, s.tail, s.in_turn(), s.overlapped()].map(us).join(" | ");
+                let parts = [s.head, s.dispatch, s.decode, s.experts, s.combine, s.tail, s.in_turn(), s.overlapped()]
+                    .map(us)
+                    .join(" | ");
                 let (exposed, rate) = (s.exposed() * 100.0, rate(case, n_tokens, &s));
                 writeln!(out, "| {n_ranks} | {n_tokens} | {parts} | {exposed:.0} % | {rate:.1} |").expect("memory");
             }

@@ -29,6 +29,10 @@ struct Links {
     link_share: f64,
     /// From the last store of a row to the end of the wait for it, in seconds.
     flag_s: f64,
+    /// Lane instructions for an element that is rounded to 8 bits, and to 4.
+    encode: [f64; 2],
+    /// Lane instructions for an element of codes of 8 bits that becomes a float, and of 4.
+    decode: [f64; 2],
 }
 
 #[derive(Deserialize)]
@@ -61,7 +65,12 @@ impl Fabrics {
     fn read(text: &str) -> Result<Fabrics, String> {
         let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
         let all = |name: &str| file.assumptions.get(name).map(|f| f.0).ok_or(format!("no assumption `{name}`"));
-        let links = Links { link_share: all("link_share")?, flag_s: all("flag_s")? };
+        let links = Links {
+            link_share: all("link_share")?,
+            flag_s: all("flag_s")?,
+            encode: [all("encode_e4m3")?, all("encode_e2m1")?],
+            decode: [all("decode_e4m3")?, all("decode_e2m1")?],
+        };
         let mut fabrics = Vec::new();
         let line = |of: &str, figure: &str, (value, source): &Sourced| {
             (of.to_string(), figure.to_string(), *value, source.clone())
@@ -102,6 +111,32 @@ impl Fabric {
         let rate = self.link_bytes_per_s * FABRICS.links.link_share;
         bytes / rate + FABRICS.links.flag_s + self.chip.launch_s + assumptions().fill_s
     }
+
+    /// So many elements of so many bytes, read and written, with so many instructions each, in seconds: the longer of both.
+    fn rounding(&self, elements: f64, bytes: f64, instructions: f64) -> f64 {
+        let (chip, a) = (self.chip, assumptions());
+        let moved = elements * bytes / (chip.memory_bytes_per_s * a.memory_share);
+        moved.max(elements * instructions / (chip.n_units * a.lanes_per_cycle * chip.clock_hz))
+    }
+}
+
+/// Rows that travel as codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CodedRows {
+    /// Elements of a row.
+    pub cols: f64,
+    /// Bits of a code.
+    pub code_bits: u64,
+    /// Bytes of an element before it is rounded.
+    pub sent_bytes: f64,
+    /// Bytes of the float that experts read.
+    pub read_bytes: f64,
+}
+
+impl CodedRows {
+    fn of(self, figures: [f64; 2]) -> f64 {
+        figures[usize::from(self.code_bits <= 4)]
+    }
 }
 
 /// What a step of a placed layer puts on a fabric, for tokens that choose experts evenly.
@@ -119,6 +154,8 @@ pub struct FabricLoad {
     pub row_bytes: f64,
     /// Bytes of a result row.
     pub slot_bytes: f64,
+    /// What rows are, where they travel as codes.
+    pub codes: Option<CodedRows>,
 }
 
 /// Bytes of the local expert's number that goes with a slot.
@@ -138,11 +175,14 @@ impl FabricLoad {
         expected_most(self.n_ranks * self.n_tokens * self.top_k, 1.0 / ranks, self.n_ranks)
     }
 
+    /// Rows of the rank that gets most of them, as a mean.
+    pub fn most_rows(&self) -> f64 {
+        expected_most(self.n_ranks * self.n_tokens, self.ranks_of_token() / self.n_ranks as f64, self.n_ranks)
+    }
+
     /// Bytes that cross the fabric to the rank that gets most rows, as a mean.
     pub fn dispatch_bytes(&self) -> f64 {
-        let rows =
-            expected_most(self.n_ranks * self.n_tokens, self.ranks_of_token() / self.n_ranks as f64, self.n_ranks);
-        self.of_others() * rows * (self.row_bytes + ID_BYTES * self.top_k as f64)
+        self.of_others() * self.most_rows() * (self.row_bytes + ID_BYTES * self.top_k as f64)
     }
 
     /// Bytes that cross the fabric from the rank that computes most slots, as a mean.
@@ -155,9 +195,22 @@ impl FabricLoad {
         (self.n_ranks - 1) as f64 / self.n_ranks as f64
     }
 
-    /// The time of dispatch, in seconds.
+    /// The time of dispatch, in seconds: own rows are rounded, where they travel as codes, before they are sent.
     pub fn dispatch_s(&self, fabric: &Fabric) -> f64 {
-        fabric.crossing(self.dispatch_bytes())
+        let rounding = self.codes.map_or(0.0, |c| {
+            let elements = self.n_tokens as f64 * c.cols;
+            fabric.rounding(elements, c.sent_bytes + self.row_bytes / c.cols, c.of(FABRICS.links.encode))
+        });
+        rounding + fabric.crossing(self.dispatch_bytes())
+    }
+
+    /// The time in which rows of codes become floats where they arrive, in seconds: a launch of its own.
+    pub fn decode_s(&self, fabric: &Fabric) -> f64 {
+        self.codes.map_or(0.0, |c| {
+            let elements = self.most_rows() * c.cols;
+            let made = fabric.rounding(elements, c.read_bytes + self.row_bytes / c.cols, c.of(FABRICS.links.decode));
+            made + fabric.chip.launch_s + assumptions().fill_s
+        })
     }
 
     /// The time of the way back, in seconds.
@@ -183,8 +236,15 @@ fn expected_most(n: u64, p: f64, ranks: u64) -> f64 {
 mod tests {
     use super::*;
 
-    const V3: FabricLoad =
-        FabricLoad { n_ranks: 8, n_local: 32, n_tokens: 128, top_k: 8, row_bytes: 7168.0, slot_bytes: 14336.0 };
+    const V3: FabricLoad = FabricLoad {
+        n_ranks: 8,
+        n_local: 32,
+        n_tokens: 128,
+        top_k: 8,
+        row_bytes: 7168.0,
+        slot_bytes: 14336.0,
+        codes: None,
+    };
 
     #[test]
     fn every_figure_has_a_source_and_a_missing_one_is_refused() {
@@ -226,6 +286,20 @@ mod tests {
         assert!((V3.ranks_of_token() - touched).abs() < 0.02, "{} is not {touched}", V3.ranks_of_token());
         let most = most as f64 / steps as f64;
         assert!((V3.most_slots() / most - 1.0).abs() < 0.01, "{} is not {most}", V3.most_slots());
+    }
+
+    /// Rows of codes take longer to send than their bytes say, and a launch more; 4-bit codes less than 8-bit ones.
+    #[test]
+    fn codes_cost_what_they_are_made_with() {
+        let fabric = Fabric::by_name("HGX B200").expect("a fabric");
+        let codes = |code_bits| CodedRows { cols: 7168.0, code_bits, sent_bytes: 2.0, read_bytes: 2.0 };
+        let of = |bits| FabricLoad { codes: Some(codes(bits)), n_tokens: 8192, ..V3 };
+        let rows = FabricLoad { n_tokens: 8192, ..V3 };
+        assert_eq!((rows.decode_s(fabric), rows.dispatch_bytes()), (0.0, of(8).dispatch_bytes()));
+        assert!(of(8).dispatch_s(fabric) > rows.dispatch_s(fabric));
+        // Three bytes of an element at 92 % of 8 TB/s, a launch, and its start and end.
+        let want = of(8).most_rows() * 7168.0 * 3.0 / 7.36e12 + 3.5e-6;
+        assert!((of(8).decode_s(fabric) / want - 1.0).abs() < 1e-6, "{} is not {want}", of(8).decode_s(fabric));
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod routing;
 
 pub use calibrate::{Calibration, Figures, Fitted, Measured, Residual, Work, fit};
 pub use chip::{Assumptions, Chip, assumptions, sources};
-pub use fabric::{Fabric, FabricLoad};
+pub use fabric::{CodedRows, Fabric, FabricLoad};
 pub use routing::{Load, Routing};
 
 use moec_ir::engine::{MmaType, plan, rows};

@@ -30,6 +30,7 @@ pub(super) fn text(layer: &ModelLayer, mesh: Mesh, options: &Options) -> Result<
     let lines = [
         ("head", step.head, "the router"),
         ("dispatch", step.dispatch, "a row to each rank that has one of its experts"),
+        ("decode", step.decode, "rows of codes become floats where they arrive"),
         ("experts", step.experts, "the products of the rank with most slots"),
         ("combine", step.combine, "a row back for each slot"),
         ("tail", step.tail, "the sum in slot order, and shared experts"),
