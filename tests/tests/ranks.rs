@@ -1,6 +1,6 @@
 //! Steps of ranks: tokens and experts that are spread unevenly, maps that change while steps go on, and faults.
 
-use moec::ranks::{Comm, Fault, PlacedLayer, RankLayer, split_evenly, threads};
+use moec::ranks::{Comm, ExpertLoader, Fault, Loaded, PlacedLayer, RankLayer, split_evenly, threads};
 use moec::{DType, Diagnostic, Placement, Spread, Tensor, Weights, compile_placed};
 use moec_ir::graph::Wire;
 use moec_tests::placed::{
@@ -396,4 +396,114 @@ fn a_map_that_ranks_cannot_go_over_to_is_refused() {
     });
     let codes: Vec<_> = found.iter().flatten().map(|d| d.code.as_str()).collect();
     assert!(codes.contains(&"ranks-disagree") && codes.len() == 2, "{found:?}");
+}
+
+/// The experts of two ranks, which several clients share: loaded once.
+struct Pool<'w> {
+    placed: Arc<PlacedLayer>,
+    experts: Vec<Loaded>,
+    weights: &'w Weights<'w>,
+}
+
+/// Ranks 0 and 1 hold all experts and have no tokens; rank 2, which a client is, has the tokens and no experts.
+impl<'w> Pool<'w> {
+    fn new(placed: Arc<PlacedLayer>, n_experts: u32, weights: &'w Weights<'w>) -> Pool<'w> {
+        let half = n_experts / 2;
+        let map = Placement::new(0, n_experts, vec![(0..half).collect(), (half..n_experts).collect(), vec![]]);
+        let map = map.expect("a map");
+        let load = |rank| ExpertLoader::new(placed.clone(), rank, 3, options(64)).load(map.clone(), weights);
+        let experts = (0..3).map(|rank| load(rank).expect("loads")).collect();
+        Pool { placed, experts, weights }
+    }
+
+    fn join<C: Comm>(&self, comm: C) -> Result<RankLayer<C>, Diagnostic> {
+        let experts = self.experts[comm.rank() as usize].clone();
+        RankLayer::join_pool(self.placed.clone(), comm, experts, self.weights, options(64))
+    }
+
+    /// Steps of a client with tokens `inputs`, and what ranks 0 and 1 and the client said at the end. The expert ranks go on until the
+    /// client has ended.
+    fn serve<C: Comm>(
+        &self,
+        ends: Vec<C>,
+        inputs: &[(String, Tensor)],
+        client: impl Fn(RankLayer<C>) -> Result<(), Diagnostic> + Sync,
+    ) -> Vec<Option<Diagnostic>> {
+        let none = parts(inputs, &[0, inputs[0].1.shape[0]]).remove(0);
+        each(ends, |comm| {
+            let is_client = comm.rank() == 2;
+            let mut layer = self.join(comm)?;
+            if is_client {
+                return client(layer);
+            }
+            loop {
+                layer.step(&named(&none))?;
+            }
+        })
+    }
+}
+
+/// Three clients of two models on one set of expert ranks. One dies, one sends nonsense, one asks for too much: each is told so, or those that
+/// waited for it are; the others' bits are those of the layer alone, in every step.
+#[test]
+fn clients_of_a_pool_of_experts_do_not_harm_each_other() {
+    let (r, placed) = mixtral();
+    let (want, weights) = (alone(&r, &r.inputs), Weights::Checkpoint(r.weights.clone()));
+    let pool = Pool::new(placed, 8, &weights);
+    let q = recorded(&folder("qwen3_moe.bf16"), 0);
+    let (want_q, weights_q) = (alone(&q, &q.inputs), Weights::Checkpoint(q.weights.clone()));
+    let other = compile_placed(&request(&q.layer), &Spread::new(4), &mut |_| {}).expect("compiles");
+    let other_pool = Pool::new(Arc::new(other), 8, &weights_q);
+    type Fails = fn(&mut RankLayer<Spoilt<threads::ThreadComm>>, &[(String, Tensor)]) -> Result<(), Diagnostic>;
+    let faults: [(&str, (u32, usize), Fails, &str); 4] = [
+        ("a client that dies", (9, 9), |_, _| Ok(()), "it has left"),
+        ("a client that sends no message", (2, 1), |layer, t| layer.step(&named(t)).map(drop), "no message"),
+        ("a client with half a row", (2, 1), |layer, t| layer.step(&named(t)).map(drop), "cannot read"),
+        (
+            "a client with too many tokens",
+            (9, 9),
+            |layer, t| {
+                let many = moec::ranks::join_tokens(&[&t[0].1; 9]).expect("copies");
+                layer.step(&[("input", &many)]).map(drop)
+            },
+            "up to 64",
+        ),
+    ];
+    for (i, (what, at, fails, word)) in faults.into_iter().enumerate() {
+        let how: fn(&mut Vec<u8>) = if i == 1 { |p| p.fill(0xAB) } else { |p| p.truncate(p.len() - 1) };
+        let spoilt = || threads::connect(3, LONG).into_iter().map(|inner| Spoilt { inner, call: 0, at, how }).collect();
+        std::thread::scope(|scope| {
+            let steps = |pool: &Pool<'_>, r: &Recorded, want: &[(String, Tensor)]| {
+                let ended = pool.serve(threads::connect(3, LONG), &r.inputs, |mut layer| {
+                    for i in 0..12 {
+                        assert_same(&layer.step(&named(&r.inputs))?.outputs, want, &format!("{what}: step {i}"));
+                    }
+                    Ok(())
+                });
+                assert!(ended[2].is_none(), "{what}: {ended:?}");
+            };
+            let good = scope.spawn(|| steps(&pool, &r, &want));
+            let third = scope.spawn(|| steps(&other_pool, &q, &want_q));
+            // In its own exchange and its own steps, after one that is right.
+            let found = pool.serve(spoilt(), &r.inputs, |mut layer| {
+                let first = layer.step(&named(&r.inputs));
+                // What is spoilt in the first step is found by the others.
+                if at.0 != 2 {
+                    assert_same(&first?.outputs, &want, what);
+                }
+                fails(&mut layer, &r.inputs)
+            });
+            let said = found.iter().flatten().any(|d| d.message.contains(word));
+            assert!(said && found[..2].iter().all(Option::is_some), "{what}: {found:?}");
+            good.join().expect("the other client");
+            third.join().expect("the client of another model");
+        });
+    }
+    // Experts of another rank, or layer, are not taken.
+    let comm = threads::connect(3, LONG).remove(0);
+    let wrong = RankLayer::join_pool(pool.placed.clone(), comm, pool.experts[1].clone(), &weights, options(64));
+    assert!(wrong.is_err_and(|d| d.code == "placement-invalid" && d.message.contains("rank 1 of 3")));
+    let comm = threads::connect(3, LONG).remove(0);
+    let wrong = RankLayer::join_pool(pool.placed.clone(), comm, other_pool.experts[0].clone(), &weights, options(64));
+    assert!(wrong.is_err_and(|d| d.message.contains("another layer")));
 }

@@ -6,12 +6,16 @@ use crate::step::RankOptions;
 use moec_ir::diag::Diagnostic;
 use moec_ir::{DType, Placement, Tensor};
 use moec_runtime::{Layer, LoadOptions, SelectedExperts, Weights};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A map, and the experts that a rank has by it.
+/// A map, and the experts that a rank has by it. A clone has the same experts, in the same memory: several layers of one rank, each
+/// of a client with an exchange of its own, may share them.
+#[derive(Clone)]
 pub struct Loaded {
     pub(crate) map: Placement,
-    pub(crate) experts: LoadedExperts,
+    /// The layer, the rank, and how many ranks there are.
+    pub(crate) of: (u64, u32, u32),
+    experts: Arc<Mutex<LoadedExperts>>,
 }
 
 /// A member's programs of its experts.
@@ -19,6 +23,28 @@ pub(crate) enum LoadedExperts {
     Whole(Box<Layer>),
     /// Columns of activations, and columns of results.
     Columns(Box<Layer>, Box<Layer>),
+}
+
+impl Loaded {
+    /// The experts, once nobody else computes with them. Not to be held while ranks exchange: a client would wait for the ranks of another.
+    pub(crate) fn experts(&self) -> MutexGuard<'_, LoadedExperts> {
+        // Whoever panicked with them left rows of its own, which the next run does not read.
+        self.experts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// That they are those of a rank of a layer.
+    ///
+    /// # Errors
+    /// `placement-invalid`.
+    pub(crate) fn check(&self, fingerprint: u64, rank: u32, n_ranks: u32) -> Result<(), Diagnostic> {
+        if self.of == (fingerprint, rank, n_ranks) {
+            return Ok(());
+        }
+        let (_, of, n) = self.of;
+        let what = format!("experts that were loaded for rank {of} of {n} are given to rank {rank} of {n_ranks}");
+        let what = if self.of.0 == fingerprint { what } else { format!("{what}, in another layer") };
+        Err(Diagnostic::input("placement-invalid", what).help("load them with a loader of that rank and layer"))
+    }
 }
 
 impl std::fmt::Debug for Loaded {
@@ -37,6 +63,11 @@ pub struct ExpertLoader {
 }
 
 impl ExpertLoader {
+    /// For rank `rank` of `n_ranks` ranks, which may have joined or not. Experts that several layers of the rank share are loaded with it.
+    pub fn new(placed: Arc<PlacedLayer>, rank: u32, n_ranks: u32, options: RankOptions) -> ExpertLoader {
+        ExpertLoader { placed, rank, n_ranks, options }
+    }
+
     /// The experts of `map`, without compiling anything. They take memory beside those in use until the layer has gone over.
     ///
     /// # Errors
@@ -44,7 +75,8 @@ impl ExpertLoader {
     pub fn load(&self, map: Placement, weights: &Weights<'_>) -> Result<Loaded, Diagnostic> {
         check(&self.placed, &map, self.n_ranks)?;
         let experts = load_experts(&self.placed, &map, self.rank, self.n_ranks, weights, &self.options)?;
-        Ok(Loaded { map, experts })
+        let of = (self.placed.fingerprint(), self.rank, self.n_ranks);
+        Ok(Loaded { map, of, experts: Arc::new(Mutex::new(experts)) })
     }
 }
 
@@ -53,7 +85,7 @@ pub(crate) fn load_options(options: &RankOptions, max_tokens: u64) -> LoadOption
 }
 
 /// The experts of a map that `rank` of `n_ranks` has a part in.
-pub(crate) fn load_experts(
+fn load_experts(
     placed: &PlacedLayer,
     map: &Placement,
     rank: u32,

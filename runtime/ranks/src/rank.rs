@@ -1,7 +1,7 @@
 //! One rank of a placed layer.
 
 use crate::comm::{Comm, not_answering};
-use crate::experts::{ExpertLoader, Loaded, LoadedExperts, check, load_experts, load_options, run_slots};
+use crate::experts::{ExpertLoader, Loaded, LoadedExperts, check, load_options, run_slots};
 use crate::gather;
 use crate::layer::PlacedLayer;
 use crate::message::{self, Incoming, Outgoing};
@@ -16,6 +16,12 @@ use moec_ir::{Placement, Tensor};
 use moec_runtime::{Layer, Weights};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Experts of a rank that joins.
+enum Experts {
+    ToLoad(Placement),
+    Loaded(Loaded),
+}
 
 /// One rank of a placed layer, ready for steps.
 pub struct RankLayer<C> {
@@ -42,13 +48,45 @@ impl<C: Comm> RankLayer<C> {
     /// `placement-invalid`, `ranks-disagree`, `rank-not-answering`, and those of [`Layer::load`].
     pub fn join(
         placed: Arc<PlacedLayer>,
-        mut comm: C,
+        comm: C,
         map: Placement,
         weights: &Weights<'_>,
         options: RankOptions,
     ) -> Result<RankLayer<C>, Diagnostic> {
+        RankLayer::join_as(placed, comm, Experts::ToLoad(map), weights, options)
+    }
+
+    /// The same with experts that are loaded already, and that other layers of this rank may have as well: of several clients, each with
+    /// an exchange, steps, windows and faults of its own, on one set of expert ranks. They compute one after the other.
+    ///
+    /// # Errors
+    /// Those of [`RankLayer::join`]; `placement-invalid` for experts of another rank or layer.
+    pub fn join_pool(
+        placed: Arc<PlacedLayer>,
+        comm: C,
+        experts: Loaded,
+        weights: &Weights<'_>,
+        options: RankOptions,
+    ) -> Result<RankLayer<C>, Diagnostic> {
+        RankLayer::join_as(placed, comm, Experts::Loaded(experts), weights, options)
+    }
+
+    fn join_as(
+        placed: Arc<PlacedLayer>,
+        mut comm: C,
+        experts: Experts,
+        weights: &Weights<'_>,
+        options: RankOptions,
+    ) -> Result<RankLayer<C>, Diagnostic> {
         let fingerprint = placed.fingerprint();
-        let loaded = (|| -> Result<(Option<Layer>, Layer, LoadedExperts), Diagnostic> {
+        let loaded = (|| -> Result<(Option<Layer>, Layer, Loaded), Diagnostic> {
+            let map = match &experts {
+                Experts::ToLoad(map) => map.clone(),
+                Experts::Loaded(loaded) => {
+                    loaded.check(fingerprint, comm.rank(), comm.n_ranks())?;
+                    loaded.map.clone()
+                }
+            };
             check(&placed, &map, comm.n_ranks())?;
             let members = placed.n_members();
             let own = map_terms(&map);
@@ -62,17 +100,23 @@ impl<C: Comm> RankLayer<C> {
             let load = |bundle: &Bundle| Layer::load(bundle, weights, load_options(&options, options.max_tokens));
             let head = placed.head.as_ref().map(load).transpose()?;
             let tail = load(&placed.tail)?;
-            let experts = load_experts(&placed, &map, comm.rank(), comm.n_ranks(), weights, &options)?;
-            Ok((head, tail, experts))
+            let now = match experts {
+                Experts::Loaded(loaded) => loaded,
+                Experts::ToLoad(map) => {
+                    let loader = ExpertLoader::new(placed.clone(), comm.rank(), comm.n_ranks(), options.clone());
+                    loader.load(map, weights)?
+                }
+            };
+            Ok((head, tail, now))
         })();
         match loaded {
-            Ok((head, tail, experts)) => Ok(RankLayer {
+            Ok((head, tail, now)) => Ok(RankLayer {
                 placed,
                 comm,
                 options,
                 head,
                 tail,
-                now: Loaded { map, experts },
+                now,
                 staged: BTreeMap::new(),
                 fingerprint,
                 step: 0,
@@ -112,20 +156,16 @@ impl<C: Comm> RankLayer<C> {
 
     /// What loads the experts of a map for this rank, on any thread, while steps go on.
     pub fn loader(&self) -> ExpertLoader {
-        ExpertLoader {
-            placed: self.placed.clone(),
-            rank: self.comm.rank(),
-            n_ranks: self.comm.n_ranks(),
-            options: self.options.clone(),
-        }
+        ExpertLoader::new(self.placed.clone(), self.comm.rank(), self.comm.n_ranks(), self.options.clone())
     }
 
     /// Hands this rank a newer map with its experts. It is used from the step on that follows the one in which all ranks say
     /// that they have it; until then, the old one is.
     ///
     /// # Errors
-    /// `placement-invalid` for a map that is not newer than the one in use.
+    /// `placement-invalid` for a map that is not newer than the one in use, and for experts of another rank or layer.
     pub fn stage(&mut self, loaded: Loaded) -> Result<(), Diagnostic> {
+        loaded.check(self.fingerprint, self.comm.rank(), self.comm.n_ranks())?;
         let (new, old) = (loaded.map.version(), self.now.map.version());
         if new <= old {
             let what = format!("a placement map of version {new} is handed to a rank that has version {old}");
@@ -293,15 +333,18 @@ impl<C: Comm> RankLayer<C> {
         let broken = || Diagnostic::internal("internal-error", "rows that were read should have their length");
         let rows = received(self.placed.wire, cols, dtype, &rows).ok_or_else(broken)?;
         traffic.slots_computed += ids.len() as u64;
-        let results = match &mut self.now.experts {
-            LoadedExperts::Whole(experts) => run_slots(experts, ("rows", &rows), &which, &ids, findings)?,
-            LoadedExperts::Columns(up, _) => {
-                let columns = run_slots(up, ("rows", &rows), &which, &ids, findings)?;
-                let act = self.join_columns(columns, ids.len(), traffic)?;
-                let which: Vec<usize> = (0..ids.len()).collect();
-                let LoadedExperts::Columns(_, down) = &mut self.now.experts else { return Err(broken()) };
-                run_slots(down, ("act_rows", &act), &which, &ids, findings)?
-            }
+        let (first, is_cut) = match &mut *self.now.experts() {
+            LoadedExperts::Whole(experts) => (run_slots(experts, ("rows", &rows), &which, &ids, findings)?, false),
+            LoadedExperts::Columns(up, _) => (run_slots(up, ("rows", &rows), &which, &ids, findings)?, true),
+        };
+        let results = if is_cut {
+            let act = self.join_columns(first, ids.len(), traffic)?;
+            let which: Vec<usize> = (0..ids.len()).collect();
+            let mut experts = self.now.experts();
+            let LoadedExperts::Columns(_, down) = &mut *experts else { return Err(broken()) };
+            run_slots(down, ("act_rows", &act), &which, &ids, findings)?
+        } else {
+            first
         };
         let member = &self.placed.experts[(self.comm.rank() % self.placed.n_members()) as usize];
         let width = self.placed.slot.0.bytes() * member.columns().1;
