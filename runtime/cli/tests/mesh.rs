@@ -31,6 +31,8 @@ fn ranks_write_what_one_rank_writes() {
     let uneven = ["--mesh", "ep=3", "--placement", "map.json", "--tokens-per-rank", "1,0,23"];
     assert_eq!(run("uneven.safetensors", &uneven).1, alone);
     assert_eq!(run("cut.safetensors", &["--mesh", "ep=2,tp=2"]).1, alone);
+    let timed = run("timed.safetensors", &["--mesh", "ep=2", "--rounds", "3"]);
+    assert!(timed.1 == alone && timed.0.contains("3 steps took"), "{}", timed.0);
     let emulated = ["--device", "emulator:sm_90a"];
     let (_, alone) = run("alone.safetensors", &emulated);
     assert_eq!(run("ranks.safetensors", &[&emulated[..], &["--mesh", "ep=2"]].concat()).1, alone);
@@ -62,6 +64,7 @@ fn what_does_not_go_with_ranks_is_refused() {
     for (more, exit, code) in [
         (&["ep=2", "--jit"][..], 2, "wrong-usage"),
         (&["ep=2", "--device", "cuda"], 2, "wrong-usage"),
+        (&["ep=2", "--device", "emulator:sm_90a", "--rounds", "2"], 2, "wrong-usage"),
         (&["ep=2", "--tokens-per-rank", "1,2"], 2, "wrong-usage"),
         (&["ep=2", "--placement", "map.json"], 1, "placement-invalid"),
         (&["ep=2", "--placement", "none.json"], 1, "file-unreadable"),

@@ -19,7 +19,7 @@ use moec_ir::{ActQuant, DType};
 use moec_runtime::cpu::Pool;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Ranks that share a layer, each with tokens and experts of its own.
 #[derive(clap::Args, Debug)]
@@ -46,6 +46,9 @@ pub struct MeshArgs {
     /// [default: kernels in the emulator, where they do the layer; else the host].
     #[arg(long, requires = "mesh", value_enum, value_name = "kernels|host")]
     pub exchange: Option<ExchangeArg>,
+    /// On CPUs: make so many steps more, and say how long one took, as the first rank sees it.
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true, requires = "mesh")]
+    pub rounds: usize,
     /// Longest time to wait for a rank.
     #[arg(long, value_name = "SECONDS", default_value = "60", requires = "mesh")]
     pub timeout: f64,
@@ -138,6 +141,7 @@ pub(super) fn run(options: &Options) -> Outcome {
         inputs: &inputs,
         counts: &counts,
         device: options.device.clone(),
+        rounds: options.mesh.rounds,
     };
     let timeout = Duration::try_from_secs_f64(options.mesh.timeout).unwrap_or(Duration::MAX);
     let steps = match &options.mesh.ranks {
@@ -256,6 +260,9 @@ fn refuse(options: &Options) -> Result<(), Diagnostic> {
     if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
         return wrong(format!("{option} is for a layer on one rank")).map_err(|d| d.help("leave it out, or --mesh"));
     }
+    if options.mesh.rounds > 0 && options.device != Device::Cpu {
+        return wrong("--rounds times steps on CPUs".into()).map_err(|d| d.help("leave it out, or give --device cpu"));
+    }
     if matches!(options.device, Device::Cuda { .. }) {
         return wrong("ranks run on CPUs and in the emulator; memory is not mapped between GPUs yet".into())
             .map_err(|d| d.help("give --device cpu or --device emulator:T"));
@@ -343,6 +350,8 @@ struct Run<'r> {
     inputs: &'r [(String, Tensor)],
     counts: &'r [usize],
     device: Device,
+    /// Steps more, which are timed.
+    rounds: usize,
 }
 
 impl Run<'_> {
@@ -396,6 +405,17 @@ impl Run<'_> {
         let mut layer = RankLayer::join(self.placed.clone(), comm, self.map.clone(), self.weights, options)?;
         let own: Vec<(&str, &Tensor)> = self.inputs.iter().map(|(n, _)| n.as_str()).zip(&parts).collect();
         let step = layer.step(&own)?;
+        let mut times = Vec::with_capacity(self.rounds);
+        for _ in 0..self.rounds {
+            let start = Instant::now();
+            layer.step(&own)?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        times.sort_by(f64::total_cmp);
+        if let (0, [least, .., most]) = (rank, &times[..]) {
+            let median = times[times.len() / 2];
+            crate::output::print(&format!("{} steps took {least:.2} to {most:.2} ms, the median {median:.2}\n", times.len()));
+        }
         Ok((layer, step))
     }
 
