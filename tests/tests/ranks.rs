@@ -466,22 +466,22 @@ fn clients_of_a_pool_of_experts_do_not_harm_each_other() {
                 let many = moec::ranks::join_tokens(&[&t[0].1; 9]).expect("copies");
                 layer.step(&[("input", &many)]).map(drop)
             },
-            "up to 64",
+            "at most 64",
         ),
     ];
     for (i, (what, at, fails, word)) in faults.into_iter().enumerate() {
         let how: fn(&mut Vec<u8>) = if i == 1 { |p| p.fill(0xAB) } else { |p| p.truncate(p.len() - 1) };
         let spoilt = || threads::connect(3, LONG).into_iter().map(|inner| Spoilt { inner, call: 0, at, how }).collect();
+        let steps = |pool: &Pool<'_>, r: &Recorded, want: &[(String, Tensor)]| {
+            let ended = pool.serve(threads::connect(3, LONG), &r.inputs, |mut layer| {
+                for i in 0..12 {
+                    assert_same(&layer.step(&named(&r.inputs))?.outputs, want, &format!("{what}: step {i}"));
+                }
+                Ok(())
+            });
+            assert!(ended[2].is_none(), "{what}: {ended:?}");
+        };
         std::thread::scope(|scope| {
-            let steps = |pool: &Pool<'_>, r: &Recorded, want: &[(String, Tensor)]| {
-                let ended = pool.serve(threads::connect(3, LONG), &r.inputs, |mut layer| {
-                    for i in 0..12 {
-                        assert_same(&layer.step(&named(&r.inputs))?.outputs, want, &format!("{what}: step {i}"));
-                    }
-                    Ok(())
-                });
-                assert!(ended[2].is_none(), "{what}: {ended:?}");
-            };
             let good = scope.spawn(|| steps(&pool, &r, &want));
             let third = scope.spawn(|| steps(&other_pool, &q, &want_q));
             // In its own exchange and its own steps, after one that is right.

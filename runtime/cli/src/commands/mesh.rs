@@ -414,7 +414,10 @@ impl Run<'_> {
         times.sort_by(f64::total_cmp);
         if let (0, [least, .., most]) = (rank, &times[..]) {
             let median = times[times.len() / 2];
-            crate::output::print(&format!("{} steps took {least:.2} to {most:.2} ms, the median {median:.2}\n", times.len()));
+            crate::output::print(&format!(
+                "{} steps took {least:.2} to {most:.2} ms, the median {median:.2}\n",
+                times.len()
+            ));
         }
         Ok((layer, step))
     }
