@@ -98,7 +98,7 @@ impl PlacedPrograms {
             // They are rounded where they arrive as well: what experts read is what the layer had.
             Wire::Codes(q) => Some(CodedRows {
                 cols: row as f64,
-                code_bits: q.code.bits() as u64,
+                code_bits: q.code.bits(),
                 sent_bytes: read_bytes,
                 read_bytes,
             }),
