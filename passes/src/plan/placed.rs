@@ -96,12 +96,9 @@ impl PlacedPrograms {
         let codes = match self.placed.wire {
             Wire::Rows(_) => None,
             // They are rounded where they arrive as well: what experts read is what the layer had.
-            Wire::Codes(q) => Some(CodedRows {
-                cols: row as f64,
-                code_bits: q.code.bits(),
-                sent_bytes: read_bytes,
-                read_bytes,
-            }),
+            Wire::Codes(q) => {
+                Some(CodedRows { cols: row as f64, code_bits: q.code.bits(), sent_bytes: read_bytes, read_bytes })
+            }
         };
         let load = FabricLoad {
             n_ranks,
