@@ -53,7 +53,7 @@ pub fn compile(options: &compile::Options, mesh: Mesh) -> Outcome {
     }
     let mut targets = options.target.clone();
     targets.dedup_by_key(|t| t.name);
-    let max_tokens = options.token_range()?.1;
+    let max_tokens = options.token_range().map_err(|d| vec![d])?.1;
     let all_gpus = targets.iter().all(|t| !t.is_cpu());
     let request = CompileRequest {
         info: layer.info.clone(),
