@@ -187,6 +187,13 @@ impl QuantFormat {
         }
     }
 
+    /// Whether rows of 16-bit integers are multiplied with codes of this format: codes are small integers or halves of them, and
+    /// blocks along K are 16 elements, a multiple of 32, or all.
+    pub fn takes_int16_rows(&self) -> bool {
+        let is_small = matches!(self.code, Code::E2M1 | Code::Int4);
+        is_small && (self.block_cols == 16 || self.block_cols.is_multiple_of(32))
+    }
+
     /// Bytes of the codes and scales of an `[n, k]` matrix, without padding.
     pub fn matrix_bytes(&self, n: u64, k: u64) -> u64 {
         let (rows, cols) = self.scale_grid(n, k);

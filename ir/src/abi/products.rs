@@ -24,6 +24,14 @@ pub const fn arranged_len(k: u64) -> u64 {
 ///
 /// # Values
 /// A code means `round(code · (scale · global))`, every operation in f32 and rounded once.
+///
+/// # Rows of 16-bit integers
+/// Where rows are such ([`Encoding::with_int16_rows`]) the order is another one. With the codes `x` and scales `r` of a row in
+/// blocks of 32, a step is 32 elements, or 16 where blocks of weights are 16, and
+/// ends at the last element:
+/// * `p = Σ x[i] · code[i]` over a step, exact in integers and as f32, codes of e2m1 being doubled;
+/// * steps go from the first to the last: `sum = fma(p · r, scale · global, sum)` from 0 on, each operation rounded once;
+/// * the product is the sum, of e2m1 half of it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Products {
@@ -79,12 +87,14 @@ pub enum WeightCode {
 }
 
 /// [`WeightCode`] as a number, for generated code: a float type in bits 0 … 7; a code plus one in bits 8 … 15, or 0; its
-/// scale in bits 16 … 23; whether rows are bf16 in bit 24.
+/// scale in bits 16 … 23; whether rows are bf16 in bit 24, and whether they are 16-bit integers in bit 25.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Encoding(u64);
 
 /// Bit 24 of an [`Encoding`].
 const BF16_ROWS: u64 = 1 << 24;
+/// Bit 25.
+const INT16_ROWS: u64 = 1 << 25;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
@@ -112,6 +122,17 @@ impl Encoding {
         bits & BF16_ROWS != 0
     }
 
+    /// The same, for rows that are rounded to 16-bit integers as they are arranged. Weights are codes of four bits
+    /// ([`QuantFormat::takes_int16_rows`]), whose values are not rounded.
+    pub fn with_int16_rows(self) -> Encoding {
+        Encoding(self.0 | INT16_ROWS)
+    }
+
+    /// Whether a number is one of [`Encoding::with_int16_rows`].
+    pub fn has_int16_rows(bits: u64) -> bool {
+        bits & INT16_ROWS != 0
+    }
+
     /// The number.
     pub fn bits(self) -> u64 {
         self.0
@@ -119,7 +140,7 @@ impl Encoding {
 
     /// What a number stands for; `None` for those that stand for nothing.
     pub fn decode(bits: u64) -> Option<WeightCode> {
-        let bits = bits & !BF16_ROWS;
+        let bits = bits & !(BF16_ROWS | INT16_ROWS);
         let dtype = *FLOATS.get((bits & 0xff) as usize)?;
         if bits >> 24 != 0 {
             return None;
@@ -144,6 +165,9 @@ mod tests {
             let pairs = floats.with_bf16_rows().bits();
             assert_eq!(Encoding::decode(pairs), Encoding::decode(floats.bits()));
             assert!(Encoding::has_bf16_rows(pairs) && !Encoding::has_bf16_rows(floats.bits()));
+            let integers = floats.with_int16_rows().bits();
+            assert_eq!(Encoding::decode(integers), Encoding::decode(floats.bits()));
+            assert!(Encoding::has_int16_rows(integers) && !Encoding::has_int16_rows(pairs));
             for code in Code::ALL {
                 for scale in ScaleCode::ALL {
                     let format = QuantFormat { code, scale, block_rows: 1, block_cols: 32 };
@@ -156,7 +180,7 @@ mod tests {
 
     #[test]
     fn other_numbers_stand_for_nothing() {
-        for bits in [3, 0x500, 0x1_0000, 0x5_0100, 1 << 25, u64::MAX] {
+        for bits in [3, 0x500, 0x1_0000, 0x5_0100, 1 << 26, u64::MAX] {
             assert_eq!(Encoding::decode(bits), None, "{bits:#x}");
         }
         assert_eq!(Encoding::floats(DType::I32), None);

@@ -1,7 +1,7 @@
 //! How fast products are on one core: bytes of weights a second with one row, multiply-adds with many.
 //!
 //! `cargo run --release -p moec-cpu-kernels --example speed [-- FORMAT [KIB [INSTRUCTIONS]]]`. Every job has 64 columns of 2048 elements,
-//! from 96 MiB of memory, which no cache holds, or from `KIB`.
+//! from 96 MiB of memory, which no cache holds, or from `KIB`. Formats with ` i16` are multiplied with rows of 16-bit integers.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people")]
 
 use moec_cpu_kernels::{Instructions, with};
@@ -34,14 +34,21 @@ fn main() {
     let memory = std::env::args().nth(2).map_or(MEMORY, |kib| kib.parse::<u64>().unwrap() << 10);
     let which = std::env::args().nth(3);
     let coded = |code, scale, block_rows, block_cols| Some(QuantFormat { code, scale, block_rows, block_cols });
+    let mxfp4 = coded(Code::E2M1, ScaleCode::E8M0, 1, 32);
+    let nvfp4 = coded(Code::E2M1, ScaleCode::E4M3, 1, 16);
+    let int4 = |block| coded(Code::Int4, ScaleCode::BF16, 1, block);
     let formats = [
-        ("bf16", None),
-        ("FP8 128x128", coded(Code::E4M3, ScaleCode::F32, 128, 128)),
-        ("MXFP8", coded(Code::E4M3, ScaleCode::E8M0, 1, 32)),
-        ("MXFP4", coded(Code::E2M1, ScaleCode::E8M0, 1, 32)),
-        ("NVFP4", coded(Code::E2M1, ScaleCode::E4M3, 1, 16)),
-        ("INT4 g32", coded(Code::Int4, ScaleCode::BF16, 1, 32)),
-        ("INT4 g128", coded(Code::Int4, ScaleCode::BF16, 1, 128)),
+        ("bf16", None, false),
+        ("FP8 128x128", coded(Code::E4M3, ScaleCode::F32, 128, 128), false),
+        ("MXFP8", coded(Code::E4M3, ScaleCode::E8M0, 1, 32), false),
+        ("MXFP4", mxfp4, false),
+        ("NVFP4", nvfp4, false),
+        ("INT4 g32", int4(32), false),
+        ("INT4 g128", int4(128), false),
+        ("MXFP4 i16", mxfp4, true),
+        ("NVFP4 i16", nvfp4, true),
+        ("INT4 g32 i16", int4(32), true),
+        ("INT4 g128 i16", int4(128), true),
     ];
     let mut weights = Aligned::new(MEMORY);
     let p = weights.pointer();
@@ -52,8 +59,8 @@ fn main() {
         // SAFETY: within the memory.
         unsafe { *p.add(i as usize) = byte };
     }
-    println!("{:12} {:10} GB/s with one row; then Gflop/s with {ROWS:?} rows", "", "");
-    for (name, format) in formats {
+    println!("{:13} {:10} GB/s with one row; then Gflop/s with {ROWS:?} rows", "", "");
+    for (name, format, integers) in formats {
         if only.as_ref().is_some_and(|o| !name.contains(o.as_str())) {
             continue;
         }
@@ -62,13 +69,13 @@ fn main() {
                 continue;
             }
             let kernels = with(instructions).unwrap();
-            let times = ROWS.map(|rows| time(&kernels, format, rows, p, memory));
+            let times = ROWS.map(|rows| time(&kernels, (format, integers), rows, p, memory));
             let bytes = format.map_or(K * 2 * COLUMNS, |f| f.matrix_bytes(COLUMNS, K)) as f64;
             let flops = |rows: u64| 2.0 * (rows * K * COLUMNS) as f64;
             let speeds: Vec<String> =
                 ROWS.iter().zip(times).map(|(&r, t)| format!("{:6.1}", flops(r) / t / 1e9)).collect();
             let instructions = format!("{instructions:?}");
-            println!("{name:12} {instructions:10} {:6.2}   {}", bytes / times[0] / 1e9, speeds.join(" "));
+            println!("{name:13} {instructions:10} {:6.2}   {}", bytes / times[0] / 1e9, speeds.join(" "));
         }
     }
 }
@@ -82,7 +89,8 @@ fn cpu_seconds() -> f64 {
 }
 
 /// Seconds of processor time of a job.
-fn time(kernels: &CpuKernels, format: Option<QuantFormat>, rows: u64, weights: *mut u8, memory: u64) -> f64 {
+fn time(kernels: &CpuKernels, (format, integers): (Option<QuantFormat>, bool), rows: u64, weights: *mut u8, memory: u64) -> f64 {
+    let with_rows = |e: Encoding| if integers { e.with_int16_rows() } else { e.with_bf16_rows() }.bits();
     let width = arranged_len(K);
     let mut x = Aligned::new(rows * width * 4);
     let row: Vec<u8> = [0x80, 0x3f].repeat(K as usize);
@@ -90,7 +98,7 @@ fn time(kernels: &CpuKernels, format: Option<QuantFormat>, rows: u64, weights: *
         let to = x.pointer().wrapping_add((r * width * 4) as usize).cast();
         // SAFETY: there are `K` elements, and room for as many floats.
         unsafe {
-            (kernels.arrange)(row.as_ptr(), Encoding::floats(DType::BF16).unwrap().with_bf16_rows().bits(), K, to)
+            (kernels.arrange)(row.as_ptr(), with_rows(Encoding::floats(DType::BF16).unwrap()), K, to)
         };
     }
     let mut out = Aligned::new(rows * COLUMNS * 4);
@@ -117,7 +125,7 @@ fn time(kernels: &CpuKernels, format: Option<QuantFormat>, rows: u64, weights: *
         out: out.pointer().cast(),
         out_pitch: COLUMNS,
         scratch: scratch.pointer(),
-        encoding: encoding.unwrap().with_bf16_rows().bits(),
+        encoding: with_rows(encoding.unwrap()),
         scales: scales.pointer(),
         scales_pitch: grid,
         global: &raw const global,

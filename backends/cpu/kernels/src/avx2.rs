@@ -1,5 +1,7 @@
 //! AVX2, FMA and F16C: Intel since 2013, AMD since 2015. One column in a vector.
 
+mod integers;
+
 use crate::machine::{Machine, Task};
 use moec_ir::quant::ScaleCode;
 use std::arch::x86_64::*;

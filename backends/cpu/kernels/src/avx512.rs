@@ -1,6 +1,7 @@
 //! AVX-512 with byte permutations: Intel since 2019, AMD since 2022. Two columns in a vector.
 
 pub(crate) mod bf16;
+mod integers;
 
 use crate::machine::{Machine, Task};
 use moec_ir::quant::ScaleCode;

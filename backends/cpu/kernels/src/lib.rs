@@ -19,6 +19,7 @@ mod avx2;
 mod avx512;
 mod entries;
 mod few;
+mod integers;
 mod machine;
 mod many;
 #[cfg(target_arch = "x86_64")]
@@ -30,9 +31,8 @@ mod round;
 mod scratch;
 mod values;
 
-#[cfg(target_arch = "x86_64")]
-use moec_ir::abi::Encoding;
-use moec_ir::abi::{CpuKernels, Products};
+use integers::Integers;
+use moec_ir::abi::{CpuKernels, Encoding, Products};
 use portable::Portable;
 
 /// Whether this processor's products of pairs are as documented.
@@ -46,7 +46,7 @@ pub enum Instructions {
     Portable,
     /// AVX2, FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL and VBMI beside those.
+    /// AVX-512 F, BW, DQ, VL, VBMI and VNNI beside those.
     Avx512,
     /// AVX-512 BF16 beside those.
     Avx512Bf16,
@@ -66,7 +66,8 @@ impl Instructions {
                 && std::arch::is_x86_feature_detected!("avx512bw")
                 && std::arch::is_x86_feature_detected!("avx512dq")
                 && std::arch::is_x86_feature_detected!("avx512vl")
-                && std::arch::is_x86_feature_detected!("avx512vbmi");
+                && std::arch::is_x86_feature_detected!("avx512vbmi")
+                && std::arch::is_x86_feature_detected!("avx512vnni");
             found.extend(avx2.then_some(Instructions::Avx2));
             // SAFETY: asked only where the processor has all of these.
             let adds = || *ADDS.get_or_init(|| unsafe { avx512::bf16::adds_as_documented() });
@@ -101,42 +102,70 @@ pub fn with(instructions: Instructions) -> Option<CpuKernels> {
     })
 }
 
+/// # Safety
+/// As [`CpuKernels::arrange`].
+#[inline(always)]
+unsafe fn arrange_row(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if Encoding::has_int16_rows(encoding) {
+            integers::arrange(from, encoding, k, to);
+        } else {
+            arrange::arrange(from, encoding, k, to);
+        }
+    }
+}
+
+/// # Safety
+/// As [`CpuKernels::products`], and the processor has the machine's features.
+#[inline(always)]
+unsafe fn products_of<M: Integers>(job: &Products) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        if Encoding::has_int16_rows(job.encoding) {
+            integers::products::<M>(job);
+        } else {
+            products::products::<M>(job);
+        }
+    }
+}
+
 unsafe extern "C" fn arrange_portable(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
     // SAFETY: the contract of `CpuKernels::arrange`.
-    unsafe { arrange::arrange(from, encoding, k, to) }
+    unsafe { arrange_row(from, encoding, k, to) }
 }
 
 unsafe extern "C" fn products_portable(job: *const Products) {
     // SAFETY: the contract of `CpuKernels::products`.
-    unsafe { products::products::<Portable>(&*job) }
+    unsafe { products_of::<Portable>(&*job) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe extern "C" fn arrange_avx2(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
     // SAFETY: the contract of `CpuKernels::arrange`.
-    unsafe { arrange::arrange(from, encoding, k, to) }
+    unsafe { arrange_row(from, encoding, k, to) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe extern "C" fn products_avx2(job: *const Products) {
     // SAFETY: the contract of `CpuKernels::products`; `with` has found AVX2, FMA and F16C.
-    unsafe { products::products::<avx2::Avx2>(&*job) }
+    unsafe { products_of::<avx2::Avx2>(&*job) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 unsafe extern "C" fn arrange_avx512(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
     // SAFETY: the contract of `CpuKernels::arrange`.
-    unsafe { arrange::arrange(from, encoding, k, to) }
+    unsafe { arrange_row(from, encoding, k, to) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 unsafe extern "C" fn products_avx512(job: *const Products) {
     // SAFETY: the contract of `CpuKernels::products`; `with` has found all of these.
-    unsafe { products::products::<avx512::Avx512<false>>(&*job) }
+    unsafe { products_of::<avx512::Avx512<false>>(&*job) }
 }
 
 #[cfg(target_arch = "x86_64")]

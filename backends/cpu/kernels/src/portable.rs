@@ -1,5 +1,7 @@
 //! Vectors as arrays: any processor, the same bits.
 
+mod integers;
+
 use crate::machine::{Machine, Task};
 use crate::round::{narrow_bf16, widen_f16};
 use moec_ir::quant::ScaleCode;

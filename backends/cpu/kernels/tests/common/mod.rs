@@ -2,7 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 use moec_ir::abi::{CpuKernels, Encoding, PRODUCTS_SCRATCH_BYTES, Products, WeightCode, arranged_len};
-use moec_ir::quant::{QuantFormat, ScaleCode};
+use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::{DType, Tensor};
 
 /// Memory whose last byte is a page's last, with a page behind it that cannot be touched.
@@ -36,10 +36,13 @@ impl Guarded {
         self.start
     }
 
-    pub fn floats(&self) -> Vec<f32> {
+    pub fn bytes(&self) -> &[u8] {
         // SAFETY: the memory is this value's and open.
-        let bytes = unsafe { std::slice::from_raw_parts(self.start, self.len) };
-        bytes.chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect()
+        unsafe { std::slice::from_raw_parts(self.start, self.len) }
+    }
+
+    pub fn floats(&self) -> Vec<f32> {
+        self.bytes().chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect()
     }
 }
 
@@ -91,6 +94,8 @@ pub struct Case {
     pub x: Vec<f32>,
     /// Whether rows are bf16, as weights are.
     pub bf16_rows: bool,
+    /// The type of rows that are rounded to 16-bit integers as they are arranged.
+    pub int16_rows: Option<DType>,
     /// Rows of weights as floats, `k` each.
     pub values: Vec<f32>,
     codes: Guarded,
@@ -166,6 +171,7 @@ impl Case {
             weights,
             x,
             bf16_rows: false,
+            int16_rows: None,
             values,
             codes: Guarded::new(&padded),
             scales: Guarded::new(&scales),
@@ -181,7 +187,7 @@ impl Case {
         let width = arranged_len(k as u64) as usize;
         let arranged = Guarded::new(&vec![0xff; rows * width * 4]);
         for r in 0..rows {
-            let dtype = if self.bf16_rows { DType::BF16 } else { DType::F32 };
+            let dtype = if self.bf16_rows { DType::BF16 } else { self.int16_rows.unwrap_or(DType::F32) };
             let row = Guarded::new(&Tensor::float(dtype, &[k], self.x[r * k..(r + 1) * k].to_vec()).to_bytes());
             let encoding = self.with_rows(Encoding::floats(dtype).unwrap()).bits();
             let to = arranged.pointer().wrapping_add(r * width * 4).cast();
@@ -238,8 +244,45 @@ impl Case {
         self
     }
 
+    /// The same with rows of 16-bit integers, of numbers of a type.
+    pub fn with_int16_rows(mut self, dtype: DType) -> Case {
+        self.int16_rows = Some(dtype);
+        self.x = Tensor::float(dtype, &[self.x.len()], self.x).floats().to_vec();
+        self
+    }
+
     fn with_rows(&self, encoding: Encoding) -> Encoding {
-        if self.bf16_rows { encoding.with_bf16_rows() } else { encoding }
+        match self.int16_rows {
+            Some(_) => encoding.with_int16_rows(),
+            None if self.bf16_rows => encoding.with_bf16_rows(),
+            None => encoding,
+        }
+    }
+
+    /// The products in the order that `Products` documents for rows of integers, one at a time.
+    pub fn integer_reference(&self) -> Vec<f32> {
+        let Shape { rows, k, n, columns: (first, last) } = self.shape;
+        let Weights::Codes(f, _) = self.weights else { panic!("rows of integers are multiplied with codes") };
+        let unit = if f.code == Code::E2M1 { 0.5f32 } else { 1.0 };
+        let (codes, scales) = (self.codes.bytes(), self.scales.bytes());
+        let global = self.global.floats()[0];
+        let (block, step) = if f.block_cols == 0 { (k.max(1), 32) } else { (f.block_cols as usize, f.block_cols.min(32) as usize) };
+        let step = if k <= block { 32 } else { step };
+        let one = |r: usize, c: usize| {
+            let (mut sum, x) = (0.0f32, integers(&self.x[r * k..(r + 1) * k]));
+            let row = &codes[c * self.pitch..];
+            let grid_row = (c as u64).checked_div(f.block_rows).unwrap_or(0) as usize;
+            for start in (0..k).step_by(step) {
+                let code = |i: usize| (f.code.decode(row, i) / unit) as i64;
+                let p: i64 = (start..k.min(start + step)).map(|i| i64::from(x.0[i]) * code(i)).sum();
+                assert!(p.abs() < 1 << 24, "exact as f32");
+                let factor = f.scale.decode(scales, grid_row * self.grid_cols + start / block) * global;
+                sum = (p as f32 * x.1[start / 32]).mul_add(factor, sum);
+            }
+            sum * unit
+        };
+        assert!(last <= n);
+        (0..rows).flat_map(|r| (first..last).map(move |c| (r, c))).map(|(r, c)| one(r, c)).collect()
     }
 
     /// The products in the order that `Products` documents, one at a time.
@@ -254,6 +297,17 @@ impl std::fmt::Debug for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?} {:?}", self.weights, self.shape)
     }
+}
+
+/// A row as integers, and the scales of its blocks of 32.
+pub fn integers(row: &[f32]) -> (Vec<i16>, Vec<f32>) {
+    let most = |b: &[f32]| b.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    let scales: Vec<f32> = row
+        .chunks(32)
+        .map(|b| if b.iter().all(|v| v.is_finite()) { most(b).max(2f32.powi(-110)) / 32767.0 } else { f32::NAN })
+        .collect();
+    let code = |(i, v): (usize, &f32)| (v * (1.0 / scales[i / 32])).round_ties_even() as i16;
+    (row.iter().enumerate().map(code).collect(), scales)
 }
 
 /// One product.
