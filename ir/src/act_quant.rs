@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActScale {
-    /// `max(m, 1e-10) / most` in f32. Source: SGLang's per-token-group quantisation for DeepSeek-V3.
+    /// `max(m, 1e-10) / most` in f32. Source: SGLang's per-token-group quantisation for DeepSeek-V3. Of 16-bit integers
+    /// `max(m, 2^-110) / 32767`, and NaN where `m` is infinite.
     F32,
     /// The smallest power of two that is not below `max(m, 1e-10) / most`: never clips. DeepSeek-V3.1 (`ue8m0`) and MX
     /// formats as NVIDIA's quantisers make them.
@@ -47,7 +48,7 @@ impl ActScale {
 /// A block format of rows: one scale for each `block` columns, the last block being cut short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ActQuant {
-    /// Elements: [`Code::E4M3`] or [`Code::E2M1`].
+    /// Elements: [`Code::E4M3`], [`Code::E2M1`] or [`Code::Int16`].
     pub code: Code,
     /// Scales.
     pub scale: ActScale,
@@ -79,6 +80,9 @@ impl ActQuant {
     pub const MXFP8: ActQuant = ActQuant { code: Code::E4M3, scale: ActScale::Pow2, block: 32 };
     /// NVFP4 with a global scale for each row.
     pub const NVFP4_ROW: ActQuant = ActQuant { code: Code::E2M1, scale: ActScale::E4M3Row, block: 16 };
+    /// 16-bit integers in blocks of 32: what CPUs multiply with codes of four bits, exactly. An element errs by at most 2^-15.98 of
+    /// the largest magnitude of its block, or of 2^-110 where that is less. A block with NaN or an infinity is NaN.
+    pub const INT16: ActQuant = ActQuant { code: Code::Int16, scale: ActScale::F32, block: 32 };
     /// NVFP4 with a given global scale.
     pub const NVFP4: ActQuant = ActQuant { code: Code::E2M1, scale: ActScale::E4M3, block: 16 };
 
@@ -105,7 +109,17 @@ impl ActQuant {
         ActQuant::NAMES.iter().find(|(n, _)| *n == name).map(|&(_, q)| q)
     }
 
-    /// The formats that have a name.
+    /// What rows can be rounded to by name: [`ActQuant::from_name`], or `int16`, which does not travel and lies in no memory.
+    pub fn rounding(name: &str) -> Option<ActQuant> {
+        if name == "int16" { Some(ActQuant::INT16) } else { ActQuant::from_name(name) }
+    }
+
+    /// Whether codes of rows lie in memory or travel; otherwise rows are rounded where they are multiplied.
+    pub fn is_stored(self) -> bool {
+        self.code != Code::Int16
+    }
+
+    /// The formats that have a name and are stored.
     pub const NAMES: [(&'static str, ActQuant); 7] = [
         ("fp8-block", ActQuant::FP8_BLOCK),
         ("fp8-block-pow2", ActQuant::FP8_BLOCK_POW2),
@@ -116,9 +130,9 @@ impl ActQuant {
         ("nvfp4-static", ActQuant::NVFP4),
     ];
 
-    /// Whether the format is one that rows can be quantised to: FP8 e4m3 or FP4 e2m1.
+    /// Whether the format is one that rows can be quantised to: FP8 e4m3 or FP4 e2m1, or 16-bit integers in blocks of 32.
     pub fn is_known(self) -> bool {
-        matches!(self.code, Code::E4M3 | Code::E2M1)
+        matches!(self.code, Code::E4M3 | Code::E2M1) || self == ActQuant::INT16
     }
 
     /// The quantised value of an element: argument 0 is the element, 1 the largest magnitude of its block, 2 the
@@ -167,6 +181,7 @@ impl ActQuant {
     fn most(self) -> f32 {
         match self.code {
             Code::E2M1 => 6.0,
+            Code::Int16 => 32767.0,
             Code::E4M3 | Code::E5M2 | Code::Int4 => 448.0,
         }
     }
@@ -185,6 +200,14 @@ impl ActQuant {
             let wanted = b.binary(Binary::Div, m, unit);
             return b.unary(Unary::RoundE4M3, wanted);
         }
+        if self.code == Code::Int16 {
+            // Below 2^-110 scales are subnormal, and have too few bits. Infinity less itself is NaN.
+            let least = b.constant(2f32.powi(-110));
+            let at_least = b.binary(Binary::Max, m, least);
+            let scale = b.binary(Binary::Div, at_least, most);
+            let nothing = b.binary(Binary::Sub, m, m);
+            return b.binary(Binary::Add, scale, nothing);
+        }
         let least = b.constant(1e-10);
         let m = b.binary(Binary::Max, m, least);
         let scale = b.binary(Binary::Div, m, most);
@@ -192,6 +215,14 @@ impl ActQuant {
     }
 
     fn code_of(self, b: &mut ExprBuilder, x: u32, scale: u32) -> u32 {
+        if self.code == Code::Int16 {
+            // Of numbers to which this is added only integers are left, the nearest one, even at ties.
+            let (one, integers) = (b.constant(1.0), b.constant(12_582_912.0));
+            let per_unit = b.binary(Binary::Div, one, scale);
+            let ratio = b.binary(Binary::Mul, x, per_unit);
+            let moved = b.binary(Binary::Add, ratio, integers);
+            return b.binary(Binary::Sub, moved, integers);
+        }
         let ratio = b.binary(Binary::Div, x, scale);
         b.unary(if self.code == Code::E2M1 { Unary::RoundE2M1 } else { Unary::RoundE4M3 }, ratio)
     }
@@ -221,6 +252,7 @@ impl ActQuant {
             let value = code_of.eval(&[x, scales[i / block] * global]);
             match self.code {
                 Code::E2M1 => codes[i / 2] |= to_e2m1(value) << (4 * (i % 2)),
+                Code::Int16 => codes[2 * i..2 * i + 2].copy_from_slice(&(value as i16).to_le_bytes()),
                 Code::E4M3 | Code::E5M2 | Code::Int4 => codes[i] = to_e4m3(value),
             }
         }
@@ -300,7 +332,7 @@ mod tests {
     #[test]
     fn codes_and_scales_have_the_quantised_values() {
         let row: Vec<f32> = (0..301).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1.7f32.powi(i / 40 - 3)).collect();
-        for q in ActQuant::NAMES.map(|(_, q)| q) {
+        for q in ActQuant::NAMES.map(|(_, q)| q).into_iter().chain([ActQuant::INT16]) {
             let coded = q.encode(&row, 0.37);
             let format = q.stored();
             let scales: Vec<u8> = coded.scales.iter().flat_map(|&s| format.scale.encode(s)).collect();
@@ -349,5 +381,59 @@ mod tests {
         assert_eq!(ActQuant::NVFP4.quantise(&[6.0, 3.1], 1.0 / 448.0), [6.0, 3.0]);
         assert_eq!(ActQuant::NVFP4_ROW.quantise(&[6.0, 3.1], 0.0), [6.0, 3.0]);
         assert_eq!(ActQuant::NVFP4_ROW.quantise(&[0.0; 3], 0.0), [0.0; 3]);
+    }
+
+    /// The bound that [`ActQuant::INT16`] states, over every size of block and every place in it.
+    #[test]
+    fn integers_of_16_bits_err_by_less_than_their_bound() {
+        for e in -149..=127 {
+            for i in 0..64 {
+                let most = (f64::from(e).exp2() * (1.0 + f64::from(i) / 64.0)) as f32;
+                let row: Vec<f32> = (0..32).map(|j| most * 0.83f32.powi(j) * [1.0, -1.0][j as usize % 2]).collect();
+                for (x, y) in row.iter().zip(ActQuant::INT16.quantise(&row, 1.0)) {
+                    let error = (f64::from(*x) - f64::from(y)).abs();
+                    let bound = f64::from(most).max((-110f64).exp2()) / 2.0 * (-14.98f64).exp2();
+                    assert!(error <= bound, "{x:e} beside {most:e} becomes {y:e}");
+                }
+            }
+        }
+        assert_eq!(ActQuant::INT16.quantise(&[0.0, -0.0], 1.0), [0.0, 0.0]);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut row = vec![1.0; 64];
+            row[40] = bad;
+            let got = ActQuant::INT16.quantise(&row, 1.0);
+            assert!(got[..32].iter().all(|&v| v == 1.0) && got[32..].iter().all(|v| v.is_nan()));
+        }
+    }
+
+    /// What rounding to 16-bit integers does to products with codes of four bits, beside what rounding those to bf16 does:
+    /// little by the norm of the results, whatever outliers rows have; but a column that does not read an outlier errs by it.
+    #[test]
+    fn outliers_cost_the_columns_that_do_not_read_them() {
+        let mut state = 1u64;
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let (k, n) = (512, 400);
+        let weights: Vec<f32> = (0..n * k).map(|_| (random() * 8.0).floor()).collect();
+        // One outlier in the row, or one in each block.
+        for (every, size) in [(1, 1.0), (k, 1e3), (k, 1e5), (k, 1e7), (32, 1e2), (32, 1e4), (32, 1e30), (32, 1e-40)] {
+            let bf16 = |x: f32| half::bf16::from_f32(x).to_f32();
+            let row: Vec<f32> = (0..k).map(|i| bf16(random() * if i % every == 0 { size } else { 1.0 })).collect();
+            let rounded = ActQuant::INT16.quantise(&row, 1.0);
+            let (mut error, mut own, mut worse) = (0.0f64, 0.0f64, 0);
+            for w in weights.chunks(k) {
+                let dot = |x: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
+                let (y, off) = (dot(&row), dot(&rounded) - dot(&row));
+                error += off * off;
+                own += (f64::from(bf16(y as f32)) - y).powi(2);
+                worse += u32::from(off.abs() > y.abs() / 512.0);
+            }
+            let ratio = (error / own).sqrt();
+            assert!(ratio < 1.0 / 16.0, "outliers of {size:e}: {ratio} of the error of bf16");
+            // Zero is one code of sixteen.
+            assert!((every, size) != (k, 1e5) || worse > n as u32 / 40, "{worse} columns of {n} lost their own digits");
+        }
     }
 }

@@ -21,6 +21,8 @@ pub enum Code {
     E2M1,
     /// `u - 8` for a nibble `u`; two in a byte.
     Int4,
+    /// A 16-bit integer of either sign. Rows are rounded to such; no weights are stored so.
+    Int16,
 }
 
 /// How one scale is coded.
@@ -53,7 +55,7 @@ pub struct QuantFormat {
 }
 
 impl Code {
-    /// Every code, in declaration order.
+    /// Every code that weights are stored in, in declaration order.
     pub const ALL: [Code; 4] = [Code::E4M3, Code::E5M2, Code::E2M1, Code::Int4];
 
     /// The name in text forms and JSON: `e4m3`, `int4`, …
@@ -63,12 +65,13 @@ impl Code {
             Code::E5M2 => "e5m2",
             Code::E2M1 => "e2m1",
             Code::Int4 => "int4",
+            Code::Int16 => "int16",
         }
     }
 
     /// The code called `name` in text forms, if there is one.
     pub fn from_name(name: &str) -> Option<Code> {
-        Code::ALL.into_iter().find(|c| c.name() == name)
+        Code::ALL.into_iter().chain([Code::Int16]).find(|c| c.name() == name)
     }
 
     /// Bits of an element.
@@ -76,6 +79,7 @@ impl Code {
         match self {
             Code::E4M3 | Code::E5M2 => 8,
             Code::E2M1 | Code::Int4 => 4,
+            Code::Int16 => 16,
         }
     }
 
@@ -84,6 +88,7 @@ impl Code {
         match self {
             Code::E4M3 | Code::E5M2 => n,
             Code::E2M1 | Code::Int4 => n.div_ceil(2),
+            Code::Int16 => 2 * n,
         }
     }
 
@@ -94,6 +99,7 @@ impl Code {
             Code::E5M2 => e5m2(row[i]),
             Code::E2M1 => e2m1(nibble(row, i)),
             Code::Int4 => f32::from(nibble(row, i)) - 8.0,
+            Code::Int16 => f32::from(i16::from_le_bytes([row[2 * i], row[2 * i + 1]])),
         }
     }
 }

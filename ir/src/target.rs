@@ -146,6 +146,11 @@ impl Target {
         }
     }
 
+    /// Whether products round rows to this format as they read them.
+    pub fn rounds_rows_as_read(&self, rows: ActQuant) -> bool {
+        self.is_cpu() && !rows.is_stored()
+    }
+
     /// What its chips have; nothing on the CPU.
     pub fn features(&self) -> Features {
         match self.kind {

@@ -158,6 +158,48 @@ fn codes_are_multiplied_with_codes_where_the_machine_does_it() {
 }
 
 #[test]
+fn rows_of_integers_are_rounded_where_a_cpu_reads_them() {
+    let format = |code, scale, block_cols| QuantFormat { code, scale, block_rows: 1, block_cols };
+    let weights = [
+        (format(Code::E2M1, ScaleCode::E8M0, 32), true),
+        (format(Code::E2M1, ScaleCode::E4M3, 16), true),
+        (format(Code::Int4, ScaleCode::BF16, 128), true),
+        (format(Code::Int4, ScaleCode::BF16, 8), false),
+        (format(Code::E4M3, ScaleCode::F32, 128), false),
+    ];
+    for layer in
+        [plain(DType::BF16), deepseek(DType::F16), Layer { shared: Some(12), bias: true, ..plain(DType::BF16) }]
+    {
+        for (weights, takes) in weights {
+            let graph = coded(&layer, ActQuant::INT16, weights);
+            assert_eq!(graph::verify(&graph), vec![]);
+            let what = format!("{layer:?} by {weights}");
+            let (inputs, params) = tensors(&graph, 7, 5);
+            let want = graph::evaluate(&graph, &inputs, &params).unwrap();
+            for level in 0..=2 {
+                for (v, is_cpu) in ["cpu", "sm_100f"].into_iter().flat_map(|target| {
+                    let options = CompileOptions { opt_level: level, ..CompileOptions::default() };
+                    let all = compile(&graph, Target::by_name(target).unwrap(), &options).unwrap();
+                    all.into_iter().map(move |v| (v, target == "cpu"))
+                }) {
+                    let got = tile::evaluate(&v.program, &inputs, &params, 7).unwrap();
+                    same(&got, &want, if level == 0 { 0.0 } else { 5e-3 }, &format!("{what} -O{level}"));
+                    let products = v.program.kernels.iter().filter_map(|k| match &k.body {
+                        Body::Contract(c) => Some(c),
+                        _ => None,
+                    });
+                    let rounded: Vec<bool> =
+                        products.flat_map(|c| &c.segments).map(|s| s.a_round == Some(ActQuant::INT16)).collect();
+                    let reads = takes && is_cpu;
+                    assert!(rounded.iter().all(|r| *r == reads) || level < 2 && reads, "{what}: {}", v.program);
+                    assert_eq!(tile::parse(&v.program.to_string()), Ok(v.program.clone()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn weights_of_different_codes_are_multiplied_in_launches_of_their_own() {
     let format = |code| QuantFormat { code, scale: ScaleCode::E8M0, block_rows: 1, block_cols: 32 };
     let layer = deepseek(DType::BF16);

@@ -242,6 +242,7 @@ fn most(code: Code) -> f32 {
         Code::E5M2 => 57344.0,
         Code::E2M1 => 6.0,
         Code::Int4 => 7.0,
+        Code::Int16 => 32767.0,
     }
 }
 

@@ -1,19 +1,20 @@
 //! Times of one layer, run on request, so that it can take turns with another build of it, or with other programs, on one machine.
 //!
-//! `layer_times MODEL FORMAT THREADS` (qwen3, qwen3-e32 with 32 experts, mixtral or gpt-oss; bf16, f32, fp8, mxfp4, nvfp4, int4, …) prints
-//! `ready`, then answers every line `T` of its input with the seconds that a run with `T` random tokens took: of the clock, and
-//! of the processor as the mean over the threads. Other memory goes through the caches before each run.
+//! `layer_times [--int16] MODEL FORMAT THREADS` (qwen3, qwen3-e32 with 32 experts, mixtral or gpt-oss; bf16, f32, fp8, mxfp4, nvfp4, int4, …)
+//! prints `ready`, then answers every line `T` of its input with the seconds that a run with `T` random tokens took: of the clock, and
+//! of the processor as the mean over the threads. With `--int16` rows become 16-bit integers where weights are codes of four bits.
+//! Other memory goes through the caches before each run.
 //!
-//! `layer_times MODEL FORMAT THREADS FOLDER` has the weights of that folder ([`fill_from`]) and answers lines `T INPUTS RESULT`: tokens, then
-//! logits are read from the file `INPUTS` as f32, the output is written to `RESULT` unless that is `-`. Nothing is read in between:
-//! whoever asks sees to the caches.
+//! `layer_times [--int16] MODEL FORMAT THREADS FOLDER` has the weights of that folder ([`fill_from`]) and answers lines `T INPUTS RESULT`:
+//! tokens, then logits are read from the file `INPUTS` as f32, the output is written to `RESULT` unless that is `-`. Nothing is read in
+//! between: whoever asks sees to the caches.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program for people")]
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
 use common::clock::{read, run_layer};
-use common::coded::{coded, fill, fill_from};
+use common::coded::{coded, fill, fill_from, with_integers};
 use common::layer::{Layer, build_program};
 use common::{Memory, Random, jit};
 use moec_cpu::Jit;
@@ -26,12 +27,14 @@ use std::path::Path;
 const MOST_TOKENS: u64 = 1024;
 
 fn main() {
-    let args: Vec<String> = std::env::args().skip(1).collect();
+    let mut args: Vec<String> = std::env::args().skip(1).collect();
+    let integers = args.first().is_some_and(|a| a == "--int16");
+    args.drain(..usize::from(integers));
     let ([model, format, threads], folder) = (match args.as_slice() {
         [rest @ .., folder] if rest.len() == 3 => (rest, Some(Path::new(folder))),
         all => (all, None),
     }) else {
-        println!("layer_times MODEL FORMAT THREADS [FOLDER]");
+        println!("layer_times [--int16] MODEL FORMAT THREADS [FOLDER]");
         return;
     };
     let threads = threads.parse().unwrap();
@@ -58,6 +61,7 @@ fn main() {
     };
     let floats = build_program(&layer);
     let program = format.map_or(floats.clone(), |f| coded(&floats, f));
+    let program = if integers { with_integers(&program) } else { program };
     let code = jit("native jit", Jit::native(), &program);
     let mut random = Random(11);
     let mut memory = match folder {

@@ -2,7 +2,7 @@
 """Times two builds of `layer_times` by turns: pair.py BEFORE AFTER MODEL FORMAT,… T,… [ROUNDS [THREADS]].
 
 For every format and token count: milliseconds of processor time a thread (medians) of both, and the ratio before ÷ after:
-min, median and max of neighbouring runs, and of the medians. Both programs stay in memory; the first pair is not counted.
+min, median and max of neighbouring runs, and of the medians. A path may have options behind it (`'layer_times --int16'`). Both programs stay in memory; the first pair is not counted.
 """
 import statistics
 import sys
@@ -15,7 +15,9 @@ rounds = int(sys.argv[6]) if len(sys.argv) > 6 else 11
 threads = sys.argv[7] if len(sys.argv) > 7 else "2"
 
 for name in formats:
-    programs = {which: Program([path, model, name, threads]) for which, path in (("before", before), ("after", after))}
+    programs = {
+        which: Program([*path.split(), model, name, threads]) for which, path in (("before", before), ("after", after))
+    }
     for n_tokens in tokens:
         runs = by_turns(list(programs), rounds, lambda which, _: programs[which].ask(n_tokens))
         taken = {which: [run[which].cpu * 1e3 for run in runs] for which in programs}

@@ -7,7 +7,7 @@ use common::{Random, compile_all, jit, load_object, run_given};
 use moec_cpu::{CpuArch, CpuFeatures, Jit, ObjectOptions, compile_object};
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::tile::{Buffer, Program, Role, parse, verify};
-use moec_ir::{DType, Tensor};
+use moec_ir::{ActQuant, DType, Tensor};
 
 /// Experts, columns of each, and contracted elements.
 struct Shape {
@@ -145,6 +145,76 @@ fn every_code_and_scale_gives_the_bits_of_its_floats() {
         for (j, scale) in ScaleCode::ALL.into_iter().enumerate() {
             let f = QuantFormat { code, scale, block_rows: 1, block_cols: 16 };
             check(7 + (i + j) as u64, &Shape { experts: 4, n: 9, k: 40 }, f, DType::BF16, DType::BF16);
+        }
+    }
+}
+
+/// Rows that are rounded to 16-bit integers as they are read: near the products of what they are rounded to, and as near to those
+/// of the rows themselves as the bound of [`ActQuant::INT16`] allows; the same bits in every form of the code, and for a row alone.
+#[test]
+fn rows_of_integers_err_by_less_than_their_bound() {
+    let f = |code, scale, block_cols| QuantFormat { code, scale, block_rows: 1, block_cols };
+    let formats = [
+        f(Code::E2M1, ScaleCode::E8M0, 32),
+        f(Code::E2M1, ScaleCode::E4M3, 16),
+        f(Code::Int4, ScaleCode::BF16, 32),
+        f(Code::Int4, ScaleCode::F16, 128),
+        f(Code::Int4, ScaleCode::F32, 0),
+    ];
+    for (i, format) in formats.into_iter().enumerate() {
+        for (acts, (n, k)) in [(DType::BF16, (9, 40)), (DType::F16, (70, 320)), (DType::BF16, (33, 256))] {
+            let s = Shape { experts: 4, n, k };
+            let mut random = Random(20 + (i + k) as u64);
+            let panels = [0, 1].map(|_| panel(&mut random, &s, format, DType::F32));
+            let (program, _) = programs(&s, format, DType::F32, acts);
+            let text = program.to_string().replace("%0 by %1", "%0 rounded to int16 by f32(32) by %1");
+            let program = parse(&text).unwrap_or_else(|d| panic!("{d}\n{text}"));
+            assert_eq!(verify(&program), [], "{text}");
+            assert_eq!(program.to_string(), text);
+            let x = random.tensor(acts, &[6, k], 1.0);
+            let run = |code: &common::Compiled, x: &Tensor, offsets: &[i64]| {
+                let content = |b: &Buffer| match b.role {
+                    Role::Input(0) => Some(x.clone()),
+                    Role::Input(_) => Some(Tensor::int(DType::I32, &[offsets.len()], offsets.to_vec())),
+                    Role::Weight(i) => Some(panels[i as usize].codes.clone()),
+                    Role::WeightScale(i) => Some(panels[i as usize].scales.clone()),
+                    Role::WeightGlobal(i) => Some(panels[i as usize].globals.clone()),
+                    Role::Output(_) | Role::Workspace | Role::Counter => None,
+                };
+                run_given(&program, code, x.shape[0] as u64, content)[0].floats().to_vec()
+            };
+            let codes = compile_all(&program);
+            let got = run(&codes[0], &x, &[0, 0, 1, 3, 6]);
+            let expert = [1, 2, 2, 3, 3, 3];
+            for code in &codes {
+                assert_eq!(run(code, &x, &[0, 0, 1, 3, 6]), got, "{}", code.name);
+                let alone = Tensor::float(acts, &[1, k], x.floats()[4 * k..5 * k].to_vec());
+                assert_eq!(run(code, &alone, &[0, 0, 0, 0, 1]), got[4 * n..5 * n], "{}", code.name);
+            }
+            for (at, y) in got.iter().enumerate() {
+                let (row, col) = (at / n, at % n);
+                let row_x = &x.floats()[row * k..(row + 1) * k];
+                let rounded = ActQuant::INT16.quantise(row_x, 1.0);
+                let weights = |p: usize| &panels[p].values.floats()[(expert[row] * n + col) * k..][..k];
+                let dot =
+                    |x: &[f32], w: &[f32]| -> f64 { x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum() };
+                let size = |w: &[f32]| -> f64 {
+                    let most = |i: usize| {
+                        row_x[i / 32 * 32..k.min(i / 32 * 32 + 32)].iter().fold(0.0f32, |m, v| m.max(v.abs()))
+                    };
+                    w.iter().enumerate().map(|(i, w)| f64::from(most(i)) * f64::from(w.abs())).sum()
+                };
+                let [a, b] = [0, 1].map(|p| (dot(&rounded, weights(p)), dot(row_x, weights(p)), size(weights(p))));
+                // Sums in f32 err too, by some units of their own.
+                let near = |bound: f64| bound * (a.2 * b.1.abs() + b.2 * a.1.abs() + bound * a.2 * b.2);
+                let y = f64::from(*y);
+                assert!((y - a.0 * b.0).abs() <= near(1e-6), "{format}: {y} is not {}", a.0 * b.0);
+                assert!(
+                    (y - a.1 * b.1).abs() <= near((-15.98f64).exp2() + 1e-6),
+                    "{format}: {y} is far from {}",
+                    a.1 * b.1
+                );
+            }
         }
     }
 }

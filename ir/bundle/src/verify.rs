@@ -3,6 +3,7 @@
 use crate::manifest::{FORMAT, KernelEntry, Launch, Manifest, ParamInfo, TargetEntry, Variant};
 use moec_ir::DType;
 use moec_ir::diag::Diagnostic;
+use moec_ir::quant::Code;
 use moec_ir::shape::{Dim, TensorType};
 use moec_ir::tile::{Buffer, Role, TensorMap};
 use moec_ir::weights::{WeightSource, WeightStep};
@@ -282,6 +283,7 @@ fn part_fits(b: &Buffer, param: &ParamInfo) -> bool {
     let (grid_rows, grid_cols) = format.scale_grid(n, k);
     let shape = (Some(b.batch), b.rows, b.cols);
     match b.role {
+        Role::Weight(_) if !Code::ALL.contains(&format.code) => false,
         Role::Weight(_) => b.dtype == DType::U8 && shape == (matrices, Dim::Fixed(n), format.code.bytes(k)),
         Role::WeightScale(_) => {
             b.dtype == format.scale.dtype() && shape == (matrices, Dim::Fixed(grid_rows), grid_cols)

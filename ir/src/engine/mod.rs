@@ -57,6 +57,9 @@ impl Engine {
     /// Why it does not.
     pub fn takes(self, program: &Program, contract: &Contract) -> Result<(), String> {
         let codes = contract.has_coded_rows();
+        if contract.segments.iter().any(|s| s.a_round.is_some()) {
+            return Err("rows are rounded as they are read by CPUs only".into());
+        }
         match self {
             Engine::Portable if codes => Err("rows of codes are multiplied by engines of later chips only".into()),
             Engine::Portable => Ok(()),

@@ -62,7 +62,7 @@ impl Op {
             Op::Score(score) => vec![("kind", word(score_name(*score)))],
             Op::RmsNorm { eps } => vec![("eps", Attr::Real(*eps))],
             Op::Quantise(q) => vec![
-                ("code", word(if q.code == Code::E2M1 { "e2m1" } else { "e4m3" })),
+                ("code", word(q.code.name())),
                 ("scale", word(act_scale_name(q.scale))),
                 ("block", whole(&q.block)),
             ],
@@ -119,7 +119,7 @@ impl Op {
             "score" => Op::Score(a.score("kind")?),
             "rms_norm" => Op::RmsNorm { eps: a.real("eps")? },
             "quantise" => Op::Quantise(ActQuant {
-                code: a.word("code", &[("e4m3", Code::E4M3), ("e2m1", Code::E2M1)])?,
+                code: a.word("code", &[("e4m3", Code::E4M3), ("e2m1", Code::E2M1), ("int16", Code::Int16)])?,
                 scale: a.word("scale", &ACT_SCALES)?,
                 block: a.whole("block")?,
             }),
@@ -434,6 +434,9 @@ mod tests {
             Op::Quantise(ActQuant::NVFP4),
             Op::LocalIds { first: 3, count: 4 },
         ];
+        let int16 = Op::Quantise(ActQuant::INT16);
+        let get = |key: &str| int16.attrs().iter().find(|(k, _)| *k == key).map(|(_, v)| v.clone());
+        assert_eq!(Op::from_attrs(int16.name(), &get).as_ref(), Ok(&int16));
         for op in &ops {
             let attrs = op.attrs();
             let get = |key: &str| attrs.iter().find(|(k, _)| *k == key).map(|(_, v)| v.clone());

@@ -245,6 +245,8 @@ impl Cut {
         }
         let floats = |v: ValueId| (v, v, Wire::Rows(graph.ty(v).dtype));
         let (rows, arrive, wire) = match (&graph.node(sent).op, &graph.node(sent).inputs[..], rounding) {
+            // Rounded where they are multiplied: rows travel as they are.
+            (&Op::Quantise(q), &[rows], _) if !q.is_stored() => floats(rows),
             // Rounding a row and sending it is one step: codes travel.
             (&Op::Quantise(q), &[rows], Rounding::BeforeDispatch) => (rows, sent, Wire::Codes(q)),
             (&Op::Quantise(q), &[rows], Rounding::AfterDispatch) if q.rounds_twice_as_once(graph.ty(rows).dtype) => {

@@ -14,6 +14,7 @@
 use super::{Graph, Node, Op, ValueId, infer_type};
 use crate::diag::Diagnostic;
 use crate::dtype::DType;
+use crate::quant::Code;
 use crate::shape::{Dim, TensorType};
 use std::collections::BTreeSet;
 
@@ -46,7 +47,9 @@ pub fn verify(graph: &Graph) -> Vec<Diagnostic> {
         }
         size(&param.name, &param.ty, &mut found);
         if let Some(format) = param.stored
-            && !(matches!(param.ty.dtype, DType::F32 | DType::F16 | DType::BF16) && param.ty.shape.len() >= 2)
+            && !(matches!(param.ty.dtype, DType::F32 | DType::F16 | DType::BF16)
+                && param.ty.shape.len() >= 2
+                && Code::ALL.contains(&format.code))
         {
             let what = format!("parameter `{}` is {}, which cannot be stored as {format}", param.name, param.ty);
             found.push(

@@ -2,6 +2,7 @@
 
 use super::{Buffer, BufferId, Program, RowQuant};
 use crate::DType;
+use crate::act_quant::ActQuant;
 use crate::expr::Expr;
 use crate::quant::QuantFormat;
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,10 @@ pub struct Segment {
     /// How codes of activations become floats; `None` when `a` are floats. Where they are codes, every panel is, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub a_quant: Option<RowQuant>,
+    /// What rows of floats are rounded to as they are read: a format that is not stored. Every panel is then codes that it is
+    /// multiplied with, whose values are not rounded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub a_round: Option<ActQuant>,
     /// Which row of `a` belongs to row `r`.
     pub a_rows: RowMap,
     /// The rows of the domain and the expert of each.
@@ -119,6 +124,7 @@ impl Contract {
                     && (blocks == 16 || blocks.is_multiple_of(32))
             };
             s.a_quant.is_none()
+                && s.a_round.is_none()
                 && matches!(a.dtype, DType::BF16 | DType::F16)
                 && aligned(a)
                 && s.panels.iter().all(fits)

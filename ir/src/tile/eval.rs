@@ -241,7 +241,7 @@ fn contract_row(m: &mut Memory, s: &Segment, row: usize, expert: usize) {
     let n = s.n(m.program) as usize;
     let a = match &s.a_quant {
         Some(q) => coded_row(m, s.a, q, source),
-        None => m.row(s.a, source).to_vec(),
+        None => s.a_round.map_or_else(|| m.row(s.a, source).to_vec(), |q| q.quantise(m.row(s.a, source), 1.0)),
     };
     let value = |col: usize| {
         let mut args = Vec::with_capacity(s.panels.len());

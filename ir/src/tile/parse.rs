@@ -138,6 +138,12 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
     while !c.take("}") {
         let a = buffer_id(c)?;
         let a_quant = row_quant(c)?;
+        let a_round = if c.take("rounded") {
+            c.expect("to")?;
+            Some(row_format(c)?)
+        } else {
+            None
+        };
         let a_rows = if c.take("rows") { RowMap::Gather(buffer_id(c)?) } else { RowMap::Same };
         let groups = if c.take("dense") {
             Groups::Dense
@@ -155,9 +161,20 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
         c.expect("->")?;
         let out = buffer_id(c)?;
         let out_quant = row_quant(c)?;
-        segments.push(Segment { a, a_quant, a_rows, groups, panels, biases, epilogue, out, out_quant });
+        segments.push(Segment { a, a_quant, a_round, a_rows, groups, panels, biases, epilogue, out, out_quant });
     }
     Ok(Contract { segments })
+}
+
+/// Codes, scales and the columns of a block.
+fn row_format(c: &mut Cursor) -> Parsed<ActQuant> {
+    let Some(code) = Code::from_name(c.word()?) else { return Err(c.error("a code before this")) };
+    c.expect("by")?;
+    let Some(scale) = ActScale::from_name(c.word()?) else { return Err(c.error("a scale before this")) };
+    c.expect("(")?;
+    let block = c.small()?;
+    c.expect(")")?;
+    Ok(ActQuant { code, scale, block })
 }
 
 /// What follows a buffer of codes; nothing where there are none.
@@ -165,18 +182,13 @@ fn row_quant(c: &mut Cursor) -> Parsed<Option<RowQuant>> {
     if !c.take("as") {
         return Ok(None);
     }
-    let Some(code) = Code::from_name(c.word()?) else { return Err(c.error("a code before this")) };
-    c.expect("by")?;
-    let Some(scale) = ActScale::from_name(c.word()?) else { return Err(c.error("a scale before this")) };
-    c.expect("(")?;
-    let block = c.small()?;
-    c.expect(")")?;
+    let q = row_format(c)?;
     c.expect("of")?;
     let cols = c.integer()?;
     c.expect("scales")?;
     let scales = buffer_id(c)?;
     let global = if c.take("global") { Some(buffer_id(c)?) } else { None };
-    Ok(Some(RowQuant { q: ActQuant { code, scale, block }, cols, scales, global }))
+    Ok(Some(RowQuant { q, cols, scales, global }))
 }
 
 /// The offsets whose last entry ends the rows, where they end before the buffer.

@@ -95,6 +95,9 @@ impl Display for Segment {
         if let Some(q) = &self.a_quant {
             write!(f, " {q}")?;
         }
+        if let Some(ActQuant { code, scale, block }) = self.a_round {
+            write!(f, " rounded to {} by {}({block})", code.name(), scale.name())?;
+        }
         if let RowMap::Gather(map) = self.a_rows {
             write!(f, " rows {map}")?;
         }

@@ -13,8 +13,10 @@
 use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
 use super::{Panel, Quantise, RowAccess, RowId, RowMap, RowOpKind, RowProgram, RowQuant, Segment, Team};
 use crate::DType;
+use crate::act_quant::ActQuant;
 use crate::diag::Diagnostic;
 use crate::expr::Expr;
+use crate::quant::Code;
 use crate::shape::Dim;
 
 /// Everything that is wrong with a program. All of it is a bug of whoever made the program: code `tile-program-invalid`.
@@ -166,6 +168,15 @@ impl<'a> Verifier<'a> {
             Some(q) => self.coded_rows(s.a, q),
             None => self.is_float(s.a),
         }
+        if let Some(q) = s.a_round {
+            let known = q == ActQuant::INT16 && s.a_quant.is_none();
+            self.expect(known, || format!("`{}` is rounded to {} as it is read", a.name, q.code.name()));
+            let exact =
+                |p: &Panel| p.quant.as_ref().is_some_and(|w| w.format.takes_int16_rows() && w.round == DType::F32);
+            self.expect(s.panels.iter().all(exact), || {
+                format!("integers of `{}` are multiplied with weights that are not exact codes of four bits", a.name)
+            });
+        }
         match &s.out_quant {
             Some(q) => {
                 self.coded_rows(s.out, q);
@@ -210,7 +221,7 @@ impl<'a> Verifier<'a> {
     /// Codes `[rows, bytes]` with their scales.
     fn coded_rows(&mut self, codes: BufferId, q: &RowQuant) {
         let b = self.buffer(codes);
-        self.expect(q.q.is_known(), || format!("`{}` has rows of {}", b.name, q.q.code.name()));
+        self.expect(q.q.is_known() && q.q.is_stored(), || format!("`{}` has rows of {}", b.name, q.q.code.name()));
         self.has_dtype(codes, DType::U8);
         self.has_shape(codes, 1, b.rows, q.q.code.bytes(q.cols));
         self.has_dtype(q.scales, q.format().scale.dtype());
@@ -260,6 +271,7 @@ impl<'a> Verifier<'a> {
             return;
         };
         let f = q.format;
+        self.expect(Code::ALL.contains(&f.code), || format!("no weights are codes of {}", f.code.name()));
         self.has_dtype(p.weights, DType::U8);
         self.has_shape(p.weights, experts, Dim::Fixed(n), f.code.bytes(k));
         let codes = self.buffer(p.weights);

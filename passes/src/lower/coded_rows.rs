@@ -11,14 +11,23 @@ use moec_ir::{DType, Diagnostic, Dim};
 const CODE_ROW_ALIGN_BYTES: u64 = 64;
 
 impl Lowering<'_> {
-    /// The rows that a product reads: codes where the target multiplies them with those of the panels, else floats.
-    /// Values of the panels are then not rounded, where that changes nothing.
+    /// The rows that a product reads: codes where the target multiplies them with those of the panels, else floats, and what
+    /// these are rounded to as they are read. Values of the panels are then not rounded, where that changes nothing.
     pub(super) fn rows_of(
         &mut self,
         x: ValueId,
         panels: &mut [Panel],
-    ) -> Result<(BufferId, Option<RowQuant>), Diagnostic> {
-        let Op::Quantise(q) = self.node(x).op else { return Ok((self.value(x)?, None)) };
+    ) -> Result<(BufferId, Option<RowQuant>, Option<ActQuant>), Diagnostic> {
+        let Op::Quantise(q) = self.node(x).op else { return Ok((self.value(x)?, None, None)) };
+        if self.target.rounds_rows_as_read(q) {
+            let takes =
+                |p: &Panel| p.quant.as_ref().is_some_and(|w| w.format.takes_int16_rows() && w.format.is_exact(w.round));
+            if !panels.iter().all(takes) {
+                return Ok((self.value(x)?, None, None));
+            }
+            panels.iter_mut().filter_map(|p| p.quant.as_mut()).for_each(|w| w.round = DType::F32);
+            return Ok((self.value(self.node(x).inputs[0])?, None, Some(q)));
+        }
         let way = |p: &Panel| {
             let weights = p.quant.as_ref().filter(|w| w.format.is_exact(w.round))?;
             // One instruction multiplies all panels.
@@ -26,7 +35,7 @@ impl Lowering<'_> {
         };
         let first = panels.first().and_then(way);
         if first.is_none() || panels.iter().any(|p| way(p) != first) {
-            return Ok((self.value(x)?, None));
+            return Ok((self.value(x)?, None, None));
         }
         for panel in panels.iter_mut() {
             let Some(w) = &mut panel.quant else { continue };
@@ -40,7 +49,7 @@ impl Lowering<'_> {
             buffers[scales].pitch = buffers[scales].cols.next_multiple_of(4);
         }
         let (codes, quant) = self.codes(x, q)?;
-        Ok((codes, Some(quant)))
+        Ok((codes, Some(quant), None))
     }
 
     /// The codes of value `v`, a `quantise`, after the kernels that make them: the product whose rows they are, where it

@@ -408,7 +408,7 @@ impl<'a> Lowering<'a> {
         }
         let parts = self.product_parts(v, node.inputs[w], node.inputs.get(bias).copied(), act)?;
         let Product { mut panels, biases, mut epilogue } = parts;
-        let (a, a_quant) = self.rows_of(node.inputs[0], &mut panels)?;
+        let (a, a_quant, a_round) = self.rows_of(node.inputs[0], &mut panels)?;
         let (out, out_quant) = match codes.filter(|_| a_quant.is_some()) {
             Some((codes, q)) => {
                 // The value is rounded to its own type first.
@@ -418,7 +418,7 @@ impl<'a> Lowering<'a> {
             }
             None => (self.result(v)?, None),
         };
-        let segment = Segment { a, a_quant, a_rows, groups, panels, biases, epilogue, out, out_quant };
+        let segment = Segment { a, a_quant, a_round, a_rows, groups, panels, biases, epilogue, out, out_quant };
         self.push(&node.name, Body::Contract(Contract { segments: vec![segment] }));
         Ok(())
     }

@@ -59,7 +59,7 @@ pub(crate) fn code_dtype(of: Code) -> moec_dtype {
         Code::E4M3 => Coded::E4M3.dtype(),
         Code::E5M2 => Coded::E5M2.dtype(),
         Code::E2M1 => Coded::E2M1.dtype(),
-        Code::Int4 => dtype(DType::U8),
+        Code::Int4 | Code::Int16 => dtype(DType::U8),
     }
 }
 

@@ -30,6 +30,7 @@ impl RandomCodes {
             Code::E4M3 | Code::E5M2 => -1,
             Code::E2M1 => 1,
             Code::Int4 => 2,
+            Code::Int16 => 14,
         };
         let size = -((k.max(1) as f32).log2() / 2.0).round() as i32 - of_codes;
         let (scale, global) = if format.has_global() { (0, size) } else { (size, 0) };
@@ -45,7 +46,7 @@ impl RandomCodes {
             Code::E4M3 => bits & 0x87 | 0x20 | bits >> 2 & 0x18,
             Code::E5M2 => bits & 0x83 | 0x30 | bits >> 2 & 0x0c,
             Code::Int4 | Code::E2M1 if self.k % 2 == 1 && byte == self.k / 2 => bits & 15,
-            Code::Int4 | Code::E2M1 => bits,
+            Code::Int4 | Code::E2M1 | Code::Int16 => bits,
         }
     }
 

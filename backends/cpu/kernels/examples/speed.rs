@@ -89,7 +89,13 @@ fn cpu_seconds() -> f64 {
 }
 
 /// Seconds of processor time of a job.
-fn time(kernels: &CpuKernels, (format, integers): (Option<QuantFormat>, bool), rows: u64, weights: *mut u8, memory: u64) -> f64 {
+fn time(
+    kernels: &CpuKernels,
+    (format, integers): (Option<QuantFormat>, bool),
+    rows: u64,
+    weights: *mut u8,
+    memory: u64,
+) -> f64 {
     let with_rows = |e: Encoding| if integers { e.with_int16_rows() } else { e.with_bf16_rows() }.bits();
     let width = arranged_len(K);
     let mut x = Aligned::new(rows * width * 4);
@@ -97,9 +103,7 @@ fn time(kernels: &CpuKernels, (format, integers): (Option<QuantFormat>, bool), r
     for r in 0..rows {
         let to = x.pointer().wrapping_add((r * width * 4) as usize).cast();
         // SAFETY: there are `K` elements, and room for as many floats.
-        unsafe {
-            (kernels.arrange)(row.as_ptr(), with_rows(Encoding::floats(DType::BF16).unwrap()), K, to)
-        };
+        unsafe { (kernels.arrange)(row.as_ptr(), with_rows(Encoding::floats(DType::BF16).unwrap()), K, to) };
     }
     let mut out = Aligned::new(rows * COLUMNS * 4);
     let mut scratch = Aligned::new(PRODUCTS_SCRATCH_BYTES);

@@ -124,7 +124,7 @@ pub(crate) unsafe fn codes<M: Machine, W: Way<M>>(
                     None => W::any(m, scratch),
                 }
             }
-            (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, _) => W::any(m, scratch),
+            (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4 | Code::Int16, _) => W::any(m, scratch),
         }
     }
 }

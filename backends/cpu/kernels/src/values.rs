@@ -144,6 +144,7 @@ unsafe fn codes(code: Code, from: *const u8, first: usize, to: &mut [f32]) {
         Code::E5M2 => &*E5M2,
         Code::E2M1 => &*E2M1,
         Code::Int4 => &*INT4,
+        Code::Int16 => unreachable!("an encoding should not name codes of rows"),
     };
     for (i, v) in to.iter_mut().enumerate() {
         let at = first + i;
@@ -151,7 +152,7 @@ unsafe fn codes(code: Code, from: *const u8, first: usize, to: &mut [f32]) {
         let index = unsafe {
             match code {
                 Code::E4M3 | Code::E5M2 => *from.add(at),
-                Code::E2M1 | Code::Int4 => *from.add(at / 2) >> (at % 2 * 4) & 15,
+                Code::E2M1 | Code::Int4 | Code::Int16 => *from.add(at / 2) >> (at % 2 * 4) & 15,
             }
         };
         *v = values[usize::from(index)];

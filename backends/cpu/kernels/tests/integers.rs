@@ -130,7 +130,8 @@ fn rounding_errs_by_less_than_its_bound() {
             }
             let (codes, scales) = integers(&row);
             for (i, &x) in row.iter().enumerate() {
-                let most = row[i / 32 * 32..i / 32 * 32 + 32].iter().fold(2f64.powi(-110), |m, v| m.max(f64::from(v.abs())));
+                let most =
+                    row[i / 32 * 32..i / 32 * 32 + 32].iter().fold(2f64.powi(-110), |m, v| m.max(f64::from(v.abs())));
                 let error = (f64::from(codes[i]) * f64::from(scales[i / 32]) - f64::from(x)).abs();
                 assert!(error <= most * 2f64.powi(-16) * 1.01, "{dtype}: {x:e} beside {most:e} errs by {error:e}");
             }
@@ -167,7 +168,9 @@ fn infinity_and_nan_stay_in_their_row() {
 #[test]
 fn scales_of_any_size() {
     for size in [0.0, 1e-40, f32::MIN_POSITIVE, 1.0, -2.7, 4e28, 1e37, f32::NAN] {
-        for (code, scale) in [(Code::E2M1, ScaleCode::F32), (Code::E2M1, ScaleCode::E8M0), (Code::Int4, ScaleCode::BF16)] {
+        for (code, scale) in
+            [(Code::E2M1, ScaleCode::F32), (Code::E2M1, ScaleCode::E8M0), (Code::Int4, ScaleCode::BF16)]
+        {
             let f = format(code, scale, 32);
             let scales = |r: &mut Random| size * (1.0 + r.float().abs());
             let weights = Weights::Codes(f, DType::F32);

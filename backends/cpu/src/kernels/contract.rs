@@ -228,8 +228,12 @@ fn arrange(e: &mut Emit, s: &Segment, first: Value, count: Value) {
     });
 }
 
-/// An encoding that says of a segment's rows and weights whether all of them are bf16.
+/// An encoding that says of a segment's rows and weights whether all of them are bf16, and of rows whether they become
+/// integers.
 fn with_rows(e: &Emit, s: &Segment, encoding: Encoding) -> Encoding {
+    if s.a_round.is_some() {
+        return encoding.with_int16_rows();
+    }
     let value = |panel: &Panel| panel.quant.as_ref().map_or(e.buffer(panel.weights).dtype, |q| q.round);
     let all = e.buffer(s.a).dtype == DType::BF16 && s.panels.iter().all(|panel| value(panel) == DType::BF16);
     if all { encoding.with_bf16_rows() } else { encoding }

@@ -1,10 +1,10 @@
 //! Programs whose weights are codes, and memory for them.
 
 use super::{Memory, Random};
-use moec_ir::DType;
 use moec_ir::quant::QuantFormat;
 use moec_ir::shape::Dim;
 use moec_ir::tile::{Body, Buffer, BufferId, Groups, PanelQuant, Program, Role};
+use moec_ir::{ActQuant, DType};
 use std::path::Path;
 
 /// The program with the experts' weights as codes.
@@ -33,6 +33,22 @@ pub fn coded(program: &Program, format: QuantFormat) -> Program {
             }
         }
         p.kernels[k].body = Body::Contract(c);
+    }
+    assert_eq!(moec_ir::tile::verify(&p), []);
+    p
+}
+
+/// The program with rows of floats rounded to 16-bit integers where they are multiplied with codes of four bits.
+pub fn with_integers(program: &Program) -> Program {
+    let mut p = program.clone();
+    for kernel in &mut p.kernels {
+        let Body::Contract(c) = &mut kernel.body else { continue };
+        for s in &mut c.segments {
+            if s.panels.iter().all(|p| p.quant.as_ref().is_some_and(|q| q.format.takes_int16_rows())) {
+                s.a_round = Some(ActQuant::INT16);
+                s.panels.iter_mut().filter_map(|p| p.quant.as_mut()).for_each(|q| q.round = DType::F32);
+            }
+        }
     }
     assert_eq!(moec_ir::tile::verify(&p), []);
     p

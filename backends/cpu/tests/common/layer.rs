@@ -151,6 +151,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
     let mut gemm1 = vec![Segment {
         a: x,
         a_quant: None,
+        a_round: None,
         a_rows: RowMap::Gather(row_to_token),
         groups: Groups::ByExpert { offsets },
         panels,
@@ -165,6 +166,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
     let mut gemm2 = vec![Segment {
         a: mid,
         a_quant: None,
+        a_round: None,
         a_rows: RowMap::Same,
         groups: Groups::ByExpert { offsets },
         panels: vec![Panel::dense(down)],
@@ -203,6 +205,7 @@ pub fn dense(a: BufferId, panels: &[BufferId], biases: &[Option<BufferId>], epil
     Segment {
         a,
         a_quant: None,
+        a_round: None,
         a_rows: RowMap::Same,
         groups: Groups::Dense,
         panels: panels.iter().map(|&p| Panel::dense(p)).collect(),

@@ -34,7 +34,7 @@ fn intrinsic(kind: CodedMma) -> Option<Intrinsic> {
         CodedMma::Mx { a: Code::E5M2, b: Code::E2M1 } => Intrinsic::MmaMxE5M2E2M1,
         CodedMma::Mx { a: Code::E2M1, b: Code::E4M3 } => Intrinsic::MmaMxE2M1E4M3,
         // FP4 by FP4 has an instruction of its own; the others have none.
-        CodedMma::Mx { a: Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4, .. } => return None,
+        CodedMma::Mx { a: Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4 | Code::Int16, .. } => return None,
     })
 }
 
@@ -150,7 +150,7 @@ mod tests {
         match code {
             Code::E4M3 => e4m3(bits),
             Code::E5M2 => e5m2(bits),
-            Code::E2M1 | Code::Int4 => e2m1(bits),
+            Code::E2M1 | Code::Int4 | Code::Int16 => e2m1(bits),
         }
     }
 
@@ -180,7 +180,7 @@ mod tests {
             let (byte, threads) = if n_scales < 4 { (2, [1, 3]) } else { (0, [0, 2]) };
             let mut code = |code: Code| match code {
                 E4M3 | E5M2 => (random() as u8 & 0xb7) | 1,
-                E2M1 | Code::Int4 => random() as u8 & 15,
+                E2M1 | Code::Int4 | Code::Int16 => random() as u8 & 15,
             };
             let am: Vec<u8> = (0..16 * k).map(|_| code(a)).collect();
             let bm: Vec<u8> = (0..8 * k).map(|_| code(b)).collect();

@@ -50,7 +50,7 @@ impl Conversions {
     pub fn code_pair<'c>(self, c: &'c Builder<'c>, q: ActQuant, pair: [F32<'c>; 2], factor: F32<'c>) -> I32<'c> {
         let (converts, bits) = match q.code {
             Code::E2M1 => (self.e2m1, 4),
-            Code::E4M3 | Code::E5M2 | Code::Int4 => (self.e4m3, 8),
+            Code::E4M3 | Code::E5M2 | Code::Int4 | Code::Int16 => (self.e4m3, 8),
         };
         if converts {
             return code_pair(c, q, pair[0], pair[1], factor);
@@ -104,6 +104,6 @@ pub fn code_pair<'c>(c: &'c Builder<'c>, q: ActQuant, x: F32<'c>, y: F32<'c>, fa
     let (x, y) = (x / factor, y / factor);
     match q.code {
         Code::E2M1 => c.to_e2m1(x, y),
-        Code::E4M3 | Code::E5M2 | Code::Int4 => c.to_e4m3(x, y),
+        Code::E4M3 | Code::E5M2 | Code::Int4 | Code::Int16 => c.to_e4m3(x, y),
     }
 }

@@ -139,7 +139,7 @@ impl Matrices {
             match f.code {
                 Code::E4M3 => codes.iter_mut().filter(|c| **c & 0x7f == 0x7f).for_each(|c| *c &= 0xbf),
                 Code::E5M2 => codes.iter_mut().filter(|c| **c & 0x7c == 0x7c).for_each(|c| *c &= 0xbf),
-                Code::E2M1 | Code::Int4 => {}
+                Code::E2M1 | Code::Int4 | Code::Int16 => {}
             }
         }
         let size = 0.5 / (k as f32).sqrt();

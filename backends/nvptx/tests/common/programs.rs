@@ -257,6 +257,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     let mut segments = vec![Segment {
         a: x,
         a_quant: None,
+        a_round: None,
         a_rows: RowMap::Gather(row_to_token),
         groups: Groups::ByExpert { offsets },
         panels: gemm1_panels,
@@ -273,6 +274,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
         segments.push(Segment {
             a: x,
             a_quant: None,
+            a_round: None,
             a_rows: RowMap::Same,
             groups: Groups::Dense,
             panels,
@@ -290,6 +292,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     let mut segments = vec![Segment {
         a: act,
         a_quant: None,
+        a_round: None,
         a_rows: RowMap::Same,
         groups: Groups::ByExpert { offsets },
         panels: vec![Panel::dense(down)],
@@ -306,6 +309,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
         segments.push(Segment {
             a,
             a_quant: None,
+            a_round: None,
             a_rows: RowMap::Same,
             groups: Groups::Dense,
             panels,
@@ -359,7 +363,8 @@ pub fn gemm(g: &Gemm, s: Schedule) -> Program {
     let biases = (0..g.panels).map(|i| g.biases.then(|| b.weight(&format!("b{i}"), g.w, 1, e, g.n))).collect();
     let epilogue = if g.panels == 2 { epilogue(&Activation::SwiGlu, g.out) } else { Expr::identity() };
     let out = b.output("out", g.out, rows, g.n, 0);
-    let segment = Segment { a, a_quant: None, a_rows, groups, panels, biases, epilogue, out, out_quant: None };
+    let segment =
+        Segment { a, a_quant: None, a_round: None, a_rows, groups, panels, biases, epilogue, out, out_quant: None };
     b.kernel("gemm", Body::Contract(Contract { segments: vec![segment] }), s);
     b.finish("gemm")
 }

@@ -13,6 +13,9 @@ pub(crate) fn e4m3_value(code: u8) -> f32 {
     E4M3[usize::from(code)]
 }
 
+/// Checked where a format comes from: `Code::ALL`.
+const NO_WEIGHTS: &str = "weights should not be stored as codes of rows";
+
 /// Code number `of` in each of the bytes `codes`, which are neighbours across rows, times the scales of the rows.
 pub(crate) fn across(code: Code, codes: &[u8], of: usize, scales: &[f32], out: &mut [f32]) {
     let values = out.iter_mut().zip(codes.iter().zip(scales));
@@ -22,6 +25,7 @@ pub(crate) fn across(code: Code, codes: &[u8], of: usize, scales: &[f32], out: &
         Code::E5M2 => values.for_each(|(v, (&c, s))| *v = E5M2[usize::from(c)] * s),
         Code::E2M1 => values.for_each(|(v, (&c, s))| *v = E2M1[usize::from(c >> shift & 15)] * s),
         Code::Int4 => values.for_each(|(v, (&c, s))| *v = INT4[usize::from(c >> shift & 15)] * s),
+        Code::Int16 => unreachable!("{NO_WEIGHTS}"),
     }
 }
 
@@ -35,6 +39,7 @@ pub(crate) fn scaled(code: Code, codes: &[u8], first: usize, scale: f32, out: &m
         Code::E5M2 => of_bytes(&E5M2, out),
         Code::E2M1 => nibbles(codes, first, &E2M1.map(|v| v * scale), out),
         Code::Int4 => nibbles(codes, first, &INT4.map(|v| v * scale), out),
+        Code::Int16 => unreachable!("{NO_WEIGHTS}"),
     }
 }
 

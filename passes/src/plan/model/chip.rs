@@ -73,7 +73,7 @@ impl Assumptions {
     /// Lane instructions for a code that becomes a float.
     pub fn decode_instructions(&self, code: Code) -> f64 {
         match code {
-            Code::E4M3 | Code::E5M2 => self.decode_e4m3,
+            Code::E4M3 | Code::E5M2 | Code::Int16 => self.decode_e4m3,
             Code::E2M1 => self.decode_e2m1,
             Code::Int4 => self.decode_int4,
         }
@@ -82,7 +82,7 @@ impl Assumptions {
     /// Lane instructions for a 4-bit code that becomes FP8, scales included; codes of 8 bits are such.
     pub fn widen_instructions(&self, code: Code) -> f64 {
         match code {
-            Code::E4M3 | Code::E5M2 => 0.0,
+            Code::E4M3 | Code::E5M2 | Code::Int16 => 0.0,
             Code::E2M1 => self.widen_e2m1,
             Code::Int4 => self.widen_int4,
         }

@@ -254,7 +254,7 @@ pub struct CompileArgs {
     /// Round activations before the expert matrices to this format, or to the one that the checkpoint's config names
     /// [default: they stay in the layer's type].
     #[arg(long, value_parser = parse_activations,
-          value_name = "as-published|fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4|nvfp4-static")]
+          value_name = "as-published|fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4|nvfp4-static|int16")]
     pub activations: Option<moec::Activations>,
 }
 
@@ -271,7 +271,9 @@ fn parse_activations(name: &str) -> Result<moec::Activations, String> {
         return Ok(moec::Activations::AsPublished);
     }
     let names = ActQuant::NAMES.map(|(n, _)| n).join(", ");
-    ActQuant::from_name(name).map(moec::Activations::Rounded).ok_or_else(|| format!("as-published or one of {names}"))
+    ActQuant::rounding(name)
+        .map(moec::Activations::Rounded)
+        .ok_or_else(|| format!("as-published or one of {names}, int16"))
 }
 
 fn parse_numerics(name: &str) -> Result<moec::Numerics, String> {

@@ -79,18 +79,21 @@ pub(super) unsafe fn many_rows<M: Integers, const FINE: bool>(
                 }
                 let elements = (end * STEP).min(k) - first * STEP;
                 let range = Range { panel, scales, first, sums: elements.div_ceil(STEP / per_step), block_of };
+                // Tiles of about equal size: sums of one row alone would wait for each other.
+                let tiles = n_rows.div_ceil(M::TILE_ROWS);
                 let mut row = 0;
-                while row < n_rows {
-                    let tile = totals.add(row * width);
-                    match (n_rows - row).min(M::TILE_ROWS) {
-                        1 => range.tile::<M, 1, FINE>(m, row, tile),
-                        2 => range.tile::<M, 2, FINE>(m, row, tile),
-                        3 => range.tile::<M, 3, FINE>(m, row, tile),
-                        4 => range.tile::<M, 4, FINE>(m, row, tile),
-                        5 => range.tile::<M, 5, FINE>(m, row, tile),
-                        _ => range.tile::<M, TILE_ROWS, FINE>(m, row, tile),
+                for tile in 0..tiles {
+                    let rows = n_rows / tiles + usize::from(tile < n_rows % tiles);
+                    let to = totals.add(row * width);
+                    match rows {
+                        1 => range.tile::<M, 1, FINE>(m, row, to),
+                        2 => range.tile::<M, 2, FINE>(m, row, to),
+                        3 => range.tile::<M, 3, FINE>(m, row, to),
+                        4 => range.tile::<M, 4, FINE>(m, row, to),
+                        5 => range.tile::<M, 5, FINE>(m, row, to),
+                        _ => range.tile::<M, TILE_ROWS, FINE>(m, row, to),
                     }
-                    row += M::TILE_ROWS;
+                    row += rows;
                 }
                 first = end;
             }

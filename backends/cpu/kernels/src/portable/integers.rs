@@ -37,8 +37,7 @@ impl Integers for Portable {
         let word = |code: u32| table[(code & 15) as usize] as i16 as u16;
         let mut all = [[0; 8]; 4];
         for (j, pairs) in all.iter_mut().enumerate() {
-            *pairs =
-                make(|l| u32::from(word(codes[l] >> (4 * j))) | u32::from(word(codes[l] >> (4 * (j + 4)))) << 16);
+            *pairs = make(|l| u32::from(word(codes[l] >> (4 * j))) | u32::from(word(codes[l] >> (4 * (j + 4)))) << 16);
         }
         all
     }

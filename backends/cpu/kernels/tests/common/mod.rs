@@ -266,7 +266,8 @@ impl Case {
         let unit = if f.code == Code::E2M1 { 0.5f32 } else { 1.0 };
         let (codes, scales) = (self.codes.bytes(), self.scales.bytes());
         let global = self.global.floats()[0];
-        let (block, step) = if f.block_cols == 0 { (k.max(1), 32) } else { (f.block_cols as usize, f.block_cols.min(32) as usize) };
+        let (block, step) =
+            if f.block_cols == 0 { (k.max(1), 32) } else { (f.block_cols as usize, f.block_cols.min(32) as usize) };
         let step = if k <= block { 32 } else { step };
         let one = |r: usize, c: usize| {
             let (mut sum, x) = (0.0f32, integers(&self.x[r * k..(r + 1) * k]));

@@ -122,7 +122,7 @@ impl<'c> Cta<'_, 'c, '_> {
             Code::E2M1 if packed => 1,
             Code::E2M1 => 5,
             Code::E5M2 => 1,
-            Code::E4M3 | Code::Int4 => 0,
+            Code::E4M3 | Code::Int4 | Code::Int16 => 0,
         };
         let weights = segment.panels.first().and_then(|p| p.quant.as_ref());
         match (weights, &segment.a_quant) {

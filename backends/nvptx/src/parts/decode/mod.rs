@@ -80,6 +80,10 @@ impl Decoder {
             Code::E2M1 => {
                 self.narrow(c, MmaType::Bf16, word).iter().flat_map(|&p| c.widen_pair(MmaType::Bf16, p)).collect()
             }
+            Code::Int16 => {
+                c.fail("no codes of 16 bits are read");
+                Vec::new()
+            }
             Code::Int4 => nibble_pairs(c, word)
                 .iter()
                 // 128 + u as bf16, in each half.
@@ -133,7 +137,7 @@ impl Decoder {
             (Code::E2M1, MmaType::F16) if self.features.e2m1 => {
                 (0..4).map(|byte| c.e2m1_pair(word >> (8 * byte))).collect()
             }
-            (Code::E4M3 | Code::E5M2 | Code::E2M1, _) => {
+            (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int16, _) => {
                 [word, word >> 16].into_iter().flat_map(|w| e2m1_pairs(c, ty, w)).collect()
             }
         }
@@ -143,7 +147,7 @@ impl Decoder {
 /// What [`widen_codes`] gives stands for so many times itself.
 pub fn widened_unit(code: Code) -> f32 {
     match code {
-        Code::E4M3 | Code::E5M2 => 1.0,
+        Code::E4M3 | Code::E5M2 | Code::Int16 => 1.0,
         Code::E2M1 => 64.0,
         Code::Int4 => 512.0,
     }
@@ -155,8 +159,8 @@ pub fn widened_unit(code: Code) -> f32 {
 pub fn widen_codes<'c>(c: &'c Builder<'c>, code: Code, word: I32<'c>) -> [I32<'c>; 2] {
     // Codes 0, 2, 4, 6, and those between.
     let (even, odd) = match code {
-        Code::E4M3 | Code::E5M2 => {
-            c.fail("codes of 8 bits do not become FP8");
+        Code::E4M3 | Code::E5M2 | Code::Int16 => {
+            c.fail("codes of 8 or 16 bits do not become FP8");
             (word, word)
         }
         Code::E2M1 => {
