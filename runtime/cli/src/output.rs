@@ -51,7 +51,7 @@ pub fn counted(n: u64, one: &str) -> String {
 
 /// Columns of a terminal, or what `COLUMNS` asks for; nothing for a pipe or a file, whose lines are for programs.
 pub fn width(of: impl AsFd + IsTerminal) -> Option<usize> {
-    let asked = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
+    let asked = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok()).filter(|&c| c > 0);
     let terminal = || terminal_size::terminal_size_of(of).map(|(columns, _)| usize::from(columns.0));
     asked.or_else(terminal).map(|w: usize| w.clamp(40, 200))
 }

@@ -66,6 +66,9 @@ fn what_does_not_go_with_ranks_is_refused() {
         (&["ep=2", "--device", "cuda"], 2, "wrong-usage"),
         (&["ep=2", "--device", "emulator:sm_90a", "--rounds", "2"], 2, "wrong-usage"),
         (&["ep=2", "--tokens-per-rank", "1,2"], 2, "wrong-usage"),
+        (&["ep=2", "--timeout", "nan"], 2, "wrong-usage"),
+        (&["ep=2", "--rounds", "99999999999"], 2, "wrong-usage"),
+        (&["ep=1,tp=2", "--weights", "random:seed=1"], 2, "wrong-usage"),
         (&["ep=2", "--placement", "map.json"], 1, "placement-invalid"),
         (&["ep=2", "--placement", "none.json"], 1, "file-unreadable"),
         (&["ep=2", "--activations", "mxfp8", "--wire", "mxfp4"], 1, "layer-not-placeable"),
@@ -73,6 +76,8 @@ fn what_does_not_go_with_ranks_is_refused() {
     ] {
         assert_eq!(of(&[&run[..], more].concat()), (exit, code.to_string()), "{more:?}");
     }
+    let alone = of(&["run", model, "--input", "random:T=4", "--tokens-per-rank", "4"]);
+    assert_eq!(alone, (2, "wrong-usage".to_string()));
     let place = of(&["place", model, "--mesh", "ep=2", "--counts", "counts.json"]);
     assert_eq!(place, (1, "expert-counts-invalid".to_string()));
     let mesh = moec_in(dir.path(), &[&run[..], &["ep=2,pp=2"]].concat());

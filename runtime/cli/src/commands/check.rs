@@ -63,8 +63,10 @@ pub fn run(options: &Options) -> Outcome {
         });
         output::print(&format!("{value:#}\n"));
     } else {
-        let mut text =
-            layer.facts.as_ref().map_or(format!("{}\n", layer.info.name), |f| format!("{}\n", f.paragraph()));
+        let mut text = layer
+            .facts
+            .as_ref()
+            .map_or(format!("{}\n", layer.info.name), |f| format!("{}\n", output::wrapped(&f.paragraph())));
         for (target, d) in &verdicts {
             text += &match d {
                 None => format!("{target}: can be compiled\n"),

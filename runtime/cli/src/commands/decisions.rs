@@ -76,7 +76,7 @@ pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
         rows.push(vec![name.clone(), times.to_string(), us(lost.max(0.0)), about.to_string()]);
     }
     out += &table(&["rewrite", "times", "us lost without it", "what it does"], &rows);
-    out += &fusions_missed(&normal, options);
+    out += &fusions_missed(graph, &normal, options);
 
     let chosen = space.program(&best);
     let launches = model.launches(&chosen, tokens);
@@ -87,8 +87,9 @@ pub fn text(graph: &Graph, options: &Options) -> Result<String, Diagnostic> {
             vec![k.name.clone(), cut(&k.schedule), us(l.seconds()), l.bound().name().to_string(), bytes]
         })
         .collect();
-    out += "\nThe best program for this token count. A launch costs ";
-    out += &format!("{} us beside these.\n\n", us(chip.launch_s));
+    let heading =
+        format!("The best program for this token count. A launch costs {} us beside these.", us(chip.launch_s));
+    out += &format!("\n{}\n\n", wrapped(&heading));
     out += &table(&["launch", "cut", "us", "waits for", "MB"], &rows);
 
     let mut rows = Vec::new();
@@ -133,20 +134,24 @@ fn on_cpu(graph: &Graph, options: &Options, rules: &[Rule]) -> Result<String, Di
         vec![name.clone(), times.to_string(), about.to_string()]
     };
     let rows: Vec<Vec<String>> = report.fired.iter().map(row).collect();
-    Ok(format!(
-        "On {}, where times are not modelled: {} kernels as written, {} after rewriting.\n\n{}{}",
+    let facts = format!(
+        "On {}, where times are not modelled: {} kernels as written, {} after rewriting.",
         options.target.name,
         kernels(report.before),
-        kernels(report.after),
+        kernels(report.after)
+    );
+    Ok(format!(
+        "{}\n\n{}{}",
+        wrapped(&facts),
         table(&["rewrite", "times", "what it does"], &rows),
-        fusions_missed(&normal, options)
+        fusions_missed(graph, &normal, options)
     ))
 }
 
 /// The fusions that fit the layer's operations and were not done, with the reasons.
-fn fusions_missed(normal: &Graph, options: &Options) -> String {
+fn fusions_missed(written: &Graph, normal: &Graph, options: &Options) -> String {
     let row = |m: &Missed| vec![m.rule.to_string(), m.value.clone(), m.unmet.join("; ")];
-    let rows: Vec<Vec<String>> = missed(normal, options.compile.numerics).iter().map(row).collect();
+    let rows: Vec<Vec<String>> = missed(written, normal, options.compile.numerics).iter().map(row).collect();
     if rows.is_empty() {
         return String::new();
     }

@@ -29,29 +29,67 @@ pub struct MeshArgs {
     #[arg(long, value_name = "ep=N[,tp=M]", value_parser = parse_mesh, conflicts_with_all = ["tp", "ep", "rank"])]
     pub mesh: Option<Mesh>,
     /// Which rank holds which experts, as `moec place` writes it [default: ranges of experts, as equal as can be].
-    #[arg(long, value_name = "FILE", requires = "mesh")]
+    #[arg(long, value_name = "FILE")]
     pub placement: Option<PathBuf>,
     /// Tokens of each rank, in the order of the input [default: as equal as can be].
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',', requires = "mesh")]
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     pub tokens_per_rank: Option<Vec<usize>>,
     /// Round rows on their way to experts to this format [default: they are sent as they are].
-    #[arg(long, requires = "mesh", value_parser = parse_wire,
+    #[arg(long, value_parser = parse_wire,
           value_name = "none|bf16|f16|fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4")]
     pub wire: Option<WireArg>,
     /// What the ranks are: threads of this process, or processes that mpirun started; LIBRARY is the MPI library of the
-    /// standard ABI, where the loader does not find `libmpi_abi.so.1`. The first process writes and compares the output.
-    #[arg(long, requires = "mesh", value_parser = parse_ranks, default_value = "threads", value_name = "threads|mpi[:LIBRARY]")]
-    pub ranks: RanksArg,
+    /// standard ABI, where the loader does not find `libmpi_abi.so.1`. The first process writes and compares the output
+    /// [default: threads].
+    #[arg(long, value_parser = parse_ranks, value_name = "threads|mpi[:LIBRARY]")]
+    pub ranks: Option<RanksArg>,
     /// What brings rows to experts and results back: kernels of the ranks, in the emulator, or the host between launches
     /// [default: kernels in the emulator, where they do the layer; else the host].
-    #[arg(long, requires = "mesh", value_enum, value_name = "kernels|host")]
+    #[arg(long, value_enum, value_name = "kernels|host")]
     pub exchange: Option<ExchangeArg>,
     /// On CPUs: make so many steps more, and say how long one took, as the first rank sees it.
-    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true, requires = "mesh")]
-    pub rounds: usize,
-    /// Longest time to wait for a rank.
-    #[arg(long, value_name = "SECONDS", default_value = "60", requires = "mesh")]
-    pub timeout: f64,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rounds: Option<u32>,
+    /// Longest time to wait for a rank [default: 60].
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    pub timeout: Option<Duration>,
+}
+
+/// Longest wait for a rank, where none is given.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+impl MeshArgs {
+    /// Refuses options of ranks for a layer on one.
+    ///
+    /// # Errors
+    /// `wrong-usage`.
+    pub fn refuse(&self) -> Result<(), Diagnostic> {
+        let given = [
+            ("--placement", self.placement.is_some()),
+            ("--tokens-per-rank", self.tokens_per_rank.is_some()),
+            ("--wire", self.wire.is_some()),
+            ("--ranks", self.ranks.is_some()),
+            ("--exchange", self.exchange.is_some()),
+            ("--rounds", self.rounds.is_some()),
+            ("--timeout", self.timeout.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            None => Ok(()),
+            Some((option, _)) => {
+                let what = format!("{option} is for a layer on several ranks, and this one is on one rank");
+                Err(Diagnostic::machine("wrong-usage", what).help("give --mesh, or a bundle that was compiled with it"))
+            }
+        }
+    }
+
+    fn ranks(&self) -> &RanksArg {
+        self.ranks.as_ref().unwrap_or(&RanksArg::Threads)
+    }
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|s: &f64| *s > 0.0);
+    seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).ok_or_else(|| "seconds above 0".to_string())
 }
 
 /// What exchanges rows.
@@ -125,6 +163,7 @@ pub(super) fn run(options: &Options) -> Outcome {
     let n_tokens = inputs.first().and_then(|(_, t)| t.shape.first()).copied().unwrap_or(0);
     let counts = counts(options.mesh.tokens_per_rank.as_deref(), n_tokens, ready.mesh).map_err(one)?;
     let weights = match (&options.weights, &ready.checkpoint) {
+        (Some(Source::Random { .. }), _) if ready.mesh.tp > 1 => return Err(vec![random_with_tp(ready.mesh)]),
         (Some(Source::Random { seed, .. }), _) => Weights::Random { seed: *seed },
         (_, Some(path)) => Weights::from_checkpoint(Checkpoint::open(path).map_err(one)?),
         (_, None) => return Err(vec![run::weights_missing(options)]),
@@ -141,10 +180,10 @@ pub(super) fn run(options: &Options) -> Outcome {
         inputs: &inputs,
         counts: &counts,
         device: options.device.clone(),
-        rounds: options.mesh.rounds,
+        rounds: options.mesh.rounds.unwrap_or(0),
     };
-    let timeout = Duration::try_from_secs_f64(options.mesh.timeout).unwrap_or(Duration::MAX);
-    let steps = match &options.mesh.ranks {
+    let timeout = options.mesh.timeout.unwrap_or(TIMEOUT);
+    let steps = match options.mesh.ranks() {
         RanksArg::Threads if ready.by_host.is_none() => run.in_emulator().map(Some),
         RanksArg::Threads => run.on_threads(timeout).map(Some),
         RanksArg::Mpi(library) => run.as_process(library.as_deref(), ready.mesh, timeout),
@@ -241,12 +280,20 @@ fn open_bundle(options: &Options) -> Result<Ready, Vec<Diagnostic>> {
 
 /// Whether ranks exchange rows by kernels of their own; why not, in words.
 fn by_kernels(options: &Options) -> Result<(), String> {
-    match (&options.device, &options.mesh.ranks) {
+    match (&options.device, options.mesh.ranks()) {
         _ if options.mesh.exchange == Some(ExchangeArg::Host) => Err("--exchange host was given".into()),
         (Device::Emulator { .. }, RanksArg::Threads) => Ok(()),
         (Device::Emulator { .. }, RanksArg::Mpi(_)) => Err("ranks are processes".into()),
         _ => Err("ranks are on CPUs".into()),
     }
+}
+
+/// Random numbers go by their place in a matrix, and the members of a group have parts.
+fn random_with_tp(mesh: Mesh) -> Diagnostic {
+    let what = format!(
+        "random weights on {mesh} would not be those of the layer on one rank: matrices are cut before they are filled"
+    );
+    Diagnostic::machine("wrong-usage", what).help("give a checkpoint with --weights, or a mesh without tp")
 }
 
 /// Options that only one rank takes.
@@ -258,9 +305,10 @@ fn refuse(options: &Options) -> Result<(), Diagnostic> {
     ];
     let wrong = |what: String| Err(Diagnostic::machine("wrong-usage", what));
     if let Some((option, _)) = given.into_iter().find(|(_, given)| *given) {
-        return wrong(format!("{option} is for a layer on one rank")).map_err(|d| d.help("leave it out, or --mesh"));
+        return wrong(format!("{option} is for a layer on one rank"))
+            .map_err(|d| d.help("leave it out, or run the model on one rank"));
     }
-    if options.mesh.rounds > 0 && options.device != Device::Cpu {
+    if options.mesh.rounds.is_some() && options.device != Device::Cpu {
         return wrong("--rounds times steps on CPUs".into()).map_err(|d| d.help("leave it out, or give --device cpu"));
     }
     if matches!(options.device, Device::Cuda { .. }) {
@@ -351,7 +399,7 @@ struct Run<'r> {
     counts: &'r [usize],
     device: Device,
     /// Steps more, which are timed.
-    rounds: usize,
+    rounds: u32,
 }
 
 impl Run<'_> {
@@ -405,7 +453,7 @@ impl Run<'_> {
         let mut layer = RankLayer::join(self.placed.clone(), comm, self.map.clone(), self.weights, options)?;
         let own: Vec<(&str, &Tensor)> = self.inputs.iter().map(|(n, _)| n.as_str()).zip(&parts).collect();
         let step = layer.step(&own)?;
-        let mut times = Vec::with_capacity(self.rounds);
+        let mut times = Vec::new();
         for _ in 0..self.rounds {
             let start = Instant::now();
             layer.step(&own)?;

@@ -112,6 +112,7 @@ pub fn run(options: &Options) -> Outcome {
     if options.mesh.mesh.is_some() || PlacedBundle::is_at(&options.subject) {
         return mesh::run(options);
     }
+    options.mesh.refuse().map_err(one)?;
     if options.counters.is_some() && !matches!(options.device, Device::Emulator { .. }) {
         let d = Diagnostic::machine("wrong-usage", format!("{} counts nothing", options.device));
         return Err(vec![d.help("give --device emulator:T with --counters")]);

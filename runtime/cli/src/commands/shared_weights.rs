@@ -24,6 +24,11 @@ struct Packed {
 /// # Errors
 /// `bundles-not-comparable` when they have no target in common; those of the programs in them.
 pub fn text(a: &PlacedBundle, b: &PlacedBundle) -> Result<String, Diagnostic> {
+    if a.manifest().layer != b.manifest().layer {
+        let layer = |of: &PlacedBundle| of.manifest().layer.name.clone();
+        let what = format!("the bundles are of two layers, `{}` and `{}`", layer(a), layer(b));
+        return Err(Diagnostic::input("bundles-not-comparable", what).help("give two bundles of one layer"));
+    }
     let (ours, theirs) = (buffers(a)?, buffers(b)?);
     let targets = |all: &Buffers| all.keys().map(|(target, ..)| target.clone()).collect::<Vec<_>>();
     if !ours.keys().any(|k| targets(&theirs).contains(&k.0)) {
@@ -37,16 +42,14 @@ pub fn text(a: &PlacedBundle, b: &PlacedBundle) -> Result<String, Diagnostic> {
     }
     let (mut rows, mut shared, mut all) = (Vec::new(), 0, 0);
     for ((target, program, name), x) in &ours {
-        let Some(y) = theirs.get(&(target.clone(), program.clone(), name.clone())) else { continue };
-        let how = if (&x.param, &x.buffer) != (&y.param, &y.buffer) {
-            "packed differently"
-        } else if x.experts == y.experts {
-            "the same bytes"
-        } else {
-            "the same bytes, expert by expert"
+        let (how, same) = match theirs.get(&(target.clone(), program.clone(), name.clone())) {
+            None => ("not there", 0),
+            Some(y) if (&x.param, &x.buffer) != (&y.param, &y.buffer) => ("packed differently", 0),
+            Some(y) if x.experts == y.experts => ("the same bytes", x.bytes),
+            Some(_) => ("the same bytes, expert by expert", x.bytes),
         };
         all += x.bytes;
-        shared += if how == "packed differently" { 0 } else { x.bytes };
+        shared += same;
         rows.push(vec![target.clone(), program.clone(), name.clone(), x.bytes.to_string(), how.to_string()]);
     }
     let table = table(&["target", "program", "weights", "bytes", "in the other bundle"], &rows);

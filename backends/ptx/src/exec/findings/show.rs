@@ -57,15 +57,12 @@ pub fn pictures(severity: &str, list: &[Finding]) -> String {
 /// A paragraph for findings of one check in one kernel that are not shown.
 fn others_named(severity: &str, others: &[&Finding]) -> String {
     let Some(f) = others.first() else { return String::new() };
-    let place = |f: &&Finding| f.place.as_ref().map_or(f.line.to_string(), |p| format!("{}:{}", p.file, p.line));
-    let places: Vec<String> = others.iter().map(place).collect();
-    let what = format!(
-        "{} more in `{}`, at {}{}",
-        others.len(),
-        crate::names::readable(&f.kernel),
-        if f.place.is_some() { "" } else { "lines of the PTX " },
-        places.join(", ")
-    );
+    let in_source = others.iter().filter_map(|f| f.place.as_ref()).map(|p| format!("{}:{}", p.file, p.line));
+    let lines: Vec<String> = others.iter().filter(|f| f.place.is_none()).map(|f| f.line.to_string()).collect();
+    let in_ptx = (!lines.is_empty()).then(|| format!("lines of the PTX {}", lines.join(", ")));
+    let places: Vec<String> = in_source.chain(in_ptx).collect();
+    let kernel = crate::names::readable(&f.kernel);
+    let what = format!("{} more in `{kernel}`, at {}", others.len(), places.join(", "));
     wrapped(&format!("{severity}[{}]: ", f.check), "  ", &what) + "\n"
 }
 

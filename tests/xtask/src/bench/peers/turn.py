@@ -34,12 +34,13 @@ def write(path: Path, layer: Layer, n_tokens: int, seed: int) -> int:
 
 def distance(result: Path, other: Path, n_cols: int) -> float:
     """The largest distance of a row of `result` from that of `other`, over the length of the latter; NaN counts as infinitely far."""
-    a, b = array("f", result.read_bytes()), array("f", other.read_bytes())
-    if len(a) != len(b):
+    mine, theirs = result.read_bytes(), other.read_bytes()
+    if len(mine) != len(theirs):
         return math.inf
+    a, b = array("f", mine), array("f", theirs)
     most = 0.0
     for start in range(0, len(a), n_cols):
         row = b[start : start + n_cols]
-        far = math.dist(a[start : start + n_cols], row) / math.hypot(*row)
+        far = math.dist(a[start : start + n_cols], row) / (math.hypot(*row) or 1.0)
         most = max(most, far if math.isfinite(far) else math.inf)
     return most
