@@ -205,20 +205,7 @@ impl Curve {
 impl Activation {
     /// Whether there is a gate matrix: two arguments instead of one.
     pub fn is_gated(&self) -> bool {
-        match self {
-            Activation::SwiGlu
-            | Activation::SwiGluClampBefore { .. }
-            | Activation::SwiGluClampAfter { .. }
-            | Activation::SwiGluOai { .. }
-            | Activation::GeGluTanh
-            | Activation::GeGluErf
-            | Activation::ReGlu
-            | Activation::SiTu { .. }
-            | Activation::Gated(_) => true,
-            Activation::Relu2 | Activation::Silu | Activation::GeluTanh | Activation::Gelu | Activation::Ungated(_) => {
-                false
-            }
-        }
+        self.gated().is_none()
     }
 
     /// The gated activation that multiplies `up` with this function of the gate; nothing for one that is gated already.

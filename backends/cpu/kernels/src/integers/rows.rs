@@ -1,9 +1,8 @@
 //! Rows of integers: codes in pairs, then the scales of blocks.
 
 use super::STEP;
-use crate::round::widen_f16;
-use moec_ir::DType;
-use moec_ir::abi::{Encoding, WeightCode, arranged_len};
+use crate::arrange::{OfRow, of_elements};
+use moec_ir::abi::arranged_len;
 
 /// What numbers must be added to so that their integers are the lowest bits: 1.5 · 2^23.
 const ROUNDS: f32 = 12_582_912.0;
@@ -38,55 +37,49 @@ const fn scales_at(k: usize) -> usize {
 /// `from` holds `k` elements, and `to` is for [`arranged_len`]`(k)` floats.
 #[inline(always)]
 pub(crate) unsafe fn arrange(from: *const u8, encoding: u64, k: u64, to: *mut f32) {
-    let k = k as usize;
     // SAFETY: the caller's contract.
-    unsafe {
-        match Encoding::decode(encoding) {
-            Some(WeightCode::Floats(DType::BF16)) => {
-                blocks(k, to, |i| f32::from_bits(u32::from(from.cast::<u16>().add(i).read_unaligned()) << 16));
-            }
-            Some(WeightCode::Floats(DType::F16)) => {
-                blocks(k, to, |i| widen_f16(from.cast::<u16>().add(i).read_unaligned()));
-            }
-            Some(WeightCode::Floats(_) | WeightCode::Codes { .. }) | None => {
-                blocks(k, to, |i| from.cast::<f32>().add(i).read_unaligned());
-            }
-        }
-    }
+    unsafe { of_elements(from, encoding, Blocks { k: k as usize, to }) }
 }
 
-/// # Safety
-/// As [`arrange`].
-#[inline(always)]
-unsafe fn blocks(k: usize, to: *mut f32, element: impl Fn(usize) -> f32) {
-    let (pairs, scales) = (to.cast::<u32>(), to.wrapping_add(scales_at(k)));
-    for block in 0..k.div_ceil(STEP) {
-        let mut x = [0.0; STEP];
-        let first = block * STEP;
-        if first + STEP <= k {
+/// A row of blocks of integers, and their scales.
+struct Blocks {
+    k: usize,
+    to: *mut f32,
+}
+
+impl OfRow for Blocks {
+    #[inline(always)]
+    unsafe fn make(&self, element: impl Fn(usize) -> f32) {
+        let Blocks { k, to } = *self;
+        let (pairs, scales) = (to.cast::<u32>(), to.wrapping_add(scales_at(k)));
+        for block in 0..k.div_ceil(STEP) {
+            let mut x = [0.0; STEP];
+            let first = block * STEP;
+            if first + STEP <= k {
+                for i in 0..STEP {
+                    x[i] = element(first + i);
+                }
+            } else {
+                for i in 0..k - first {
+                    x[i] = element(first + i);
+                }
+            }
+            // Magnitudes are in the order of their bits, infinity and NaN being the greatest.
+            let mut most = 0;
             for i in 0..STEP {
-                x[i] = element(first + i);
+                most = most.max(x[i].to_bits() & 0x7fff_ffff);
             }
-        } else {
-            for i in 0..k - first {
-                x[i] = element(first + i);
-            }
-        }
-        // Magnitudes are in the order of their bits, infinity and NaN being the greatest.
-        let mut most = 0;
-        for i in 0..STEP {
-            most = most.max(x[i].to_bits() & 0x7fff_ffff);
-        }
-        let most = f32::from_bits(most);
-        let scale = if most < f32::INFINITY { most.max(LEAST) / 32767.0 } else { f32::NAN };
-        let per_unit = if most < f32::INFINITY { 1.0 / scale } else { 0.0 };
-        // SAFETY: the caller's contract: there is room for whole blocks.
-        unsafe {
-            *scales.add(block) = scale;
-            for eight in 0..STEP / 8 {
-                for j in 0..4 {
-                    let code = |i: usize| (x[eight * 8 + i] * per_unit + ROUNDS).to_bits();
-                    *pairs.add(block * STEP / 2 + eight * 4 + j) = code(j) & 0xffff | code(j + 4) << 16;
+            let most = f32::from_bits(most);
+            let scale = if most < f32::INFINITY { most.max(LEAST) / 32767.0 } else { f32::NAN };
+            let per_unit = if most < f32::INFINITY { 1.0 / scale } else { 0.0 };
+            // SAFETY: the caller's contract: there is room for whole blocks.
+            unsafe {
+                *scales.add(block) = scale;
+                for eight in 0..STEP / 8 {
+                    for j in 0..4 {
+                        let code = |i: usize| (x[eight * 8 + i] * per_unit + ROUNDS).to_bits();
+                        *pairs.add(block * STEP / 2 + eight * 4 + j) = code(j) & 0xffff | code(j + 4) << 16;
+                    }
                 }
             }
         }
