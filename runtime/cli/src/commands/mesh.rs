@@ -1,5 +1,10 @@
 //! `moec run --mesh`, and `moec run` of a bundle for ranks: a layer on threads of this process, or on processes.
 
+mod args;
+
+pub use args::{ExchangeArg, MeshArgs, RanksArg, WireArg};
+pub(super) use args::{parse_mesh, parse_wire};
+
 use super::run::{self, Options, Source};
 use super::subject::{self, Subject};
 use crate::output::{Ended, Outcome};
@@ -14,127 +19,11 @@ use moec::{
     Tensor, TensorType, Weights, compile_exchanging, compile_placed,
 };
 use moec_bundle::PlacedBundle;
-use moec_ir::graph::{Op, Wire};
-use moec_ir::{ActQuant, DType};
+use moec_ir::graph::Op;
 use moec_runtime::cpu::Pool;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Ranks that share a layer, each with tokens and experts of its own.
-#[derive(clap::Args, Debug)]
-pub struct MeshArgs {
-    /// Spread tokens over N * M ranks, and experts over N groups of M ranks, which share their matrices column by column. The
-    /// output has the bits of one rank.
-    #[arg(long, value_name = "ep=N[,tp=M]", value_parser = parse_mesh, conflicts_with_all = ["tp", "ep", "rank"])]
-    pub mesh: Option<Mesh>,
-    /// Which rank holds which experts, as `moec place` writes it [default: ranges of experts, as equal as can be].
-    #[arg(long, value_name = "FILE")]
-    pub placement: Option<PathBuf>,
-    /// Tokens of each rank, in the order of the input [default: as equal as can be].
-    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
-    pub tokens_per_rank: Option<Vec<usize>>,
-    /// Round rows on their way to experts to this format [default: they are sent as they are].
-    #[arg(long, value_parser = parse_wire,
-          value_name = "none|bf16|f16|fp8-block|fp8-block-pow2|fp8-token|mxfp8|mxfp4|nvfp4")]
-    pub wire: Option<WireArg>,
-    /// What the ranks are: threads of this process, or processes that mpirun started; LIBRARY is the MPI library of the
-    /// standard ABI, where the loader does not find `libmpi_abi.so.1`. The first process writes and compares the output
-    /// [default: threads].
-    #[arg(long, value_parser = parse_ranks, value_name = "threads|mpi[:LIBRARY]")]
-    pub ranks: Option<RanksArg>,
-    /// What brings rows to experts and results back: kernels of the ranks, in the emulator, or the host between launches
-    /// [default: kernels in the emulator, where they do the layer; else the host].
-    #[arg(long, value_enum, value_name = "kernels|host")]
-    pub exchange: Option<ExchangeArg>,
-    /// On CPUs: make so many steps more, and say how long one took, as the first rank sees it.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    pub rounds: Option<u32>,
-    /// Longest time to wait for a rank [default: 60].
-    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
-    pub timeout: Option<Duration>,
-}
-
-/// Longest wait for a rank, where none is given.
-const TIMEOUT: Duration = Duration::from_secs(60);
-
-impl MeshArgs {
-    /// Refuses options of ranks for a layer on one.
-    ///
-    /// # Errors
-    /// `wrong-usage`.
-    pub fn refuse(&self) -> Result<(), Diagnostic> {
-        let given = [
-            ("--placement", self.placement.is_some()),
-            ("--tokens-per-rank", self.tokens_per_rank.is_some()),
-            ("--wire", self.wire.is_some()),
-            ("--ranks", self.ranks.is_some()),
-            ("--exchange", self.exchange.is_some()),
-            ("--rounds", self.rounds.is_some()),
-            ("--timeout", self.timeout.is_some()),
-        ];
-        match given.into_iter().find(|(_, given)| *given) {
-            None => Ok(()),
-            Some((option, _)) => {
-                let what = format!("{option} is for a layer on several ranks, and this one is on one rank");
-                Err(Diagnostic::machine("wrong-usage", what).help("give --mesh, or a bundle that was compiled with it"))
-            }
-        }
-    }
-
-    fn ranks(&self) -> &RanksArg {
-        self.ranks.as_ref().unwrap_or(&RanksArg::Threads)
-    }
-}
-
-fn parse_timeout(text: &str) -> Result<Duration, String> {
-    let seconds = text.parse().ok().filter(|s: &f64| *s > 0.0);
-    seconds.and_then(|s| Duration::try_from_secs_f64(s).ok()).ok_or_else(|| "seconds above 0".to_string())
-}
-
-/// What exchanges rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum ExchangeArg {
-    Kernels,
-    Host,
-}
-
-/// What ranks are.
-#[derive(Clone, Debug)]
-pub enum RanksArg {
-    Threads,
-    /// Processes; the MPI library, where it is named.
-    Mpi(Option<PathBuf>),
-}
-
-fn parse_ranks(text: &str) -> Result<RanksArg, String> {
-    match text.split_once(':') {
-        None if text == "threads" => Ok(RanksArg::Threads),
-        None if text == "mpi" => Ok(RanksArg::Mpi(None)),
-        Some(("mpi", path)) if !path.is_empty() => Ok(RanksArg::Mpi(Some(path.into()))),
-        _ => Err("threads, mpi or mpi:LIBRARY".into()),
-    }
-}
-
-/// How rows are rounded; `None` for not at all.
-#[derive(Clone, Copy, Debug)]
-pub struct WireArg(pub(super) Option<Wire>);
-
-pub(super) fn parse_mesh(text: &str) -> Result<Mesh, String> {
-    Mesh::parse(text).map_err(|d| format!("{}; {}", d.message, d.help.unwrap_or_default()))
-}
-
-pub(super) fn parse_wire(name: &str) -> Result<WireArg, String> {
-    match name {
-        "none" => return Ok(WireArg(None)),
-        "bf16" => return Ok(WireArg(Some(Wire::Rows(DType::BF16)))),
-        "f16" => return Ok(WireArg(Some(Wire::Rows(DType::F16)))),
-        _ => {}
-    }
-    let format = ActQuant::from_name(name).filter(|q| !q.has_global());
-    let names = ActQuant::NAMES.iter().filter(|(_, q)| !q.has_global()).map(|(n, _)| *n).collect::<Vec<_>>().join(", ");
-    format.map(|q| WireArg(Some(Wire::Codes(q)))).ok_or_else(|| format!("none, bf16, f16 or one of {names}"))
-}
 
 /// A layer that is ready to be loaded on ranks.
 struct Ready {
@@ -182,7 +71,7 @@ pub(super) fn run(options: &Options) -> Outcome {
         device: options.device.clone(),
         rounds: options.mesh.rounds.unwrap_or(0),
     };
-    let timeout = options.mesh.timeout.unwrap_or(TIMEOUT);
+    let timeout = options.mesh.timeout();
     let steps = match options.mesh.ranks() {
         RanksArg::Threads if ready.by_host.is_none() => run.in_emulator().map(Some),
         RanksArg::Threads => run.on_threads(timeout).map(Some),
@@ -495,19 +384,21 @@ fn gather(steps: &[StepResult], target: &str) -> Result<RunResult, Diagnostic> {
 
 /// What each rank had, sent and computed.
 fn table(steps: &[StepResult], map: &Placement, tp: u32, counts: &[usize]) -> String {
-    let mut out = String::from("rank  experts  tokens  rows sent  KiB sent  slots computed  KiB returned\n");
-    for ((r, s), n) in (0u32..).zip(steps).zip(counts) {
-        let (t, kib) = (&s.traffic, |bytes: u64| bytes as f64 / 1024.0);
-        out += &format!(
-            "{r:<4}  {:<7}  {n:<6}  {:<9}  {:<8.1}  {:<14}  {:.1}\n",
-            map.experts_of(r / tp.max(1)).len(),
-            t.rows_sent,
+    let row = |((r, s), n): ((u32, &StepResult), &usize)| {
+        let (t, kib) = (&s.traffic, |bytes: u64| format!("{:.1}", bytes as f64 / 1024.0));
+        vec![
+            r.to_string(),
+            map.experts_of(r / tp.max(1)).len().to_string(),
+            n.to_string(),
+            t.rows_sent.to_string(),
             kib(t.row_bytes_sent),
-            t.slots_computed,
-            kib(t.result_bytes_sent)
-        );
-    }
-    out
+            t.slots_computed.to_string(),
+            kib(t.result_bytes_sent),
+        ]
+    };
+    let rows: Vec<Vec<String>> = (0u32..).zip(steps).zip(counts).map(row).collect();
+    let header = ["rank", "experts", "tokens", "rows sent", "KiB sent", "slots computed", "KiB returned"];
+    crate::output::table(&header, &rows)
 }
 
 #[cfg(test)]
@@ -522,17 +413,5 @@ mod tests {
         for wrong in [&[7][..], &[1, 2, 3], &[usize::MAX, 1, 7]] {
             assert_eq!(counts(Some(wrong), 7, mesh).map_err(|d| d.code), Err("wrong-usage".to_string()));
         }
-    }
-
-    #[test]
-    fn a_wire_is_a_format_that_needs_nothing_but_the_row() {
-        assert!(matches!(parse_wire("none"), Ok(WireArg(None))));
-        assert!(matches!(parse_wire("bf16"), Ok(WireArg(Some(Wire::Rows(DType::BF16))))));
-        assert!(parse_wire("nvfp4").is_ok());
-        assert!(parse_wire("nvfp4-static").is_err_and(|e| e.contains("mxfp8")));
-        assert!(matches!(parse_ranks("mpi:/a/b.so"), Ok(RanksArg::Mpi(Some(p))) if p == Path::new("/a/b.so")));
-        assert!(matches!(parse_ranks("mpi"), Ok(RanksArg::Mpi(None))));
-        assert!(parse_ranks("mpi:").is_err() && parse_ranks("tcp").is_err());
-        assert!(parse_mesh("ep=2,pp=2").is_err_and(|e| e.contains("ep=N")));
     }
 }
