@@ -94,11 +94,13 @@ fn units(program: &Program, kernel: &Kernel, target: &Target) -> Vec<Unit> {
         Body::Contract(c) => {
             let engine = Engine::of(target, program, c).map_or_else(|_| target.name.to_string(), |e| e.to_string());
             let sums = format!("sums by {engine}, {} parts of k", kernel.schedule.k_parts);
-            let one = |s| Unit::new(Body::Contract(Contract { segments: vec![s] }), sums.clone());
-            c.segments.iter().cloned().map(one).collect()
+            let one = |s| Unit::new(Body::Contract(Contract::of(vec![s])), sums.clone());
+            let mut all: Vec<Unit> = c.segments.iter().cloned().map(one).collect();
+            all.extend(c.combine.iter().map(|then| Unit::new(Body::Combine(then.combine.clone()), String::new())));
+            all
         }
         Body::Rows(r) => {
-            let alone = RowProgram { quantise: Vec::new(), plan: None, ..r.clone() };
+            let alone = RowProgram { quantise: Vec::new(), plan: None, logits: None, ..r.clone() };
             let mut all = vec![Unit::new(Body::Rows(alone), rows_sums(program, r, kernel, target))];
             all.extend(r.quantise.iter().map(|q| Unit::new(Body::Quantise(q.clone()), String::new())));
             all.extend(r.plan.iter().map(|p| Unit::new(Body::Plan(p.plan.clone()), String::new())));

@@ -53,9 +53,15 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
             Body::Rows(p) if p.plan.is_some() => {
                 Some("makes its plan in the router's kernel, which blocks of a GPU can do".to_string())
             }
+            Body::Rows(p) if p.logits.is_some() => {
+                Some("shares its products among blocks, which those of a GPU can do".to_string())
+            }
             Body::Rows(p) if !p.quantise.is_empty() => Some("rounds rows to codes, which have no code".to_string()),
             Body::Rows(p) => rows(program, p),
             Body::Quantise(_) => Some("rounds rows to codes, which have no code".to_string()),
+            Body::Contract(c) if c.combine.is_some() => {
+                Some("adds slots up in the product's kernel, which blocks of a GPU can do".to_string())
+            }
             Body::Contract(c) => c
                 .segments
                 .iter()

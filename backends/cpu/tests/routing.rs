@@ -30,10 +30,7 @@ fn check_rows(case: &str, ops: &[RowOp], keep: &[usize], inputs: impl Fn(usize) 
             RowStore { value: RowId(step as u32), buffer }
         })
         .collect();
-    b.kernel(
-        "rows",
-        Body::Rows(RowProgram { rows: Dim::TOKENS, until: None, ops, stores, quantise: Vec::new(), plan: None }),
-    );
+    b.kernel("rows", Body::Rows(RowProgram::of(Dim::TOKENS, ops, stores)));
     for t in TOKENS {
         let x = Tensor::float(DType::F32, &[t, width as usize], inputs(t * width as usize));
         check(&b.program, &[x], &[], t as u64, 3e-7, case);
@@ -147,10 +144,7 @@ fn linear_steps_add_their_bias() {
             op(RowOpKind::Map { expr, args: vec![RowId(0), RowId(1)] }, width),
         ];
         let stores = vec![RowStore { value: RowId(2), buffer: out }];
-        b.kernel(
-            "rows",
-            Body::Rows(RowProgram { rows: Dim::TOKENS, until: None, ops, stores, quantise: Vec::new(), plan: None }),
-        );
+        b.kernel("rows", Body::Rows(RowProgram::of(Dim::TOKENS, ops, stores)));
         for t in TOKENS {
             let x = b.random.tensor(DType::BF16, &[t, k as usize], 1.0);
             check(&b.program, &[x], &b.params, t as u64, 2e-6, "linear");
@@ -186,10 +180,7 @@ fn given_ids_of_64_bits_are_loaded_and_stored() {
     let gather = op(RowOpKind::Gather { x: RowId(1), ids: RowId(0) }, 3);
     let ops = vec![given, op(RowOpKind::Load(scores), 6), gather];
     let stores = vec![RowStore { value: RowId(0), buffer: kept }, RowStore { value: RowId(2), buffer: weights }];
-    b.kernel(
-        "rows",
-        Body::Rows(RowProgram { rows: Dim::TOKENS, until: None, ops, stores, quantise: Vec::new(), plan: None }),
-    );
+    b.kernel("rows", Body::Rows(RowProgram::of(Dim::TOKENS, ops, stores)));
     for t in TOKENS {
         let values = (0..t * 3).map(|_| (b.random.next() >> 40) as i64 % 6).collect();
         let ids = Tensor::int(DType::I64, &[t, 3], values);

@@ -4,6 +4,7 @@
 mod common;
 
 use common::emulate::run_images;
+use common::mutant::Mutant;
 use common::programs::{Builder, schedule, with_plan_after_route};
 use common::random::Random;
 use moec_ir::target::Target;
@@ -42,7 +43,7 @@ fn order_after_rows(n_experts: u64, top_k: u64, s: Schedule) -> Program {
     let ids = b.workspace("ids", DType::I32, Dim::TOKENS, top_k);
     let ops = vec![RowOp { kind: RowOpKind::Load(given), width: top_k, dtype: DType::I32 }];
     let stores = vec![RowStore { value: RowId(0), buffer: ids }];
-    let rows = RowProgram { rows: Dim::TOKENS, until: None, ops, stores, quantise: Vec::new(), plan: None };
+    let rows = RowProgram::of(Dim::TOKENS, ops, stores);
     b.kernel("route", Body::Rows(rows), s);
     plan(&mut b, ids, n_experts, top_k, s);
     with_plan_after_route(b.finish("rows"))
@@ -72,7 +73,6 @@ fn wrong(
     let want = evaluate(program, std::slice::from_ref(ids), &[], n_tokens).expect("tensors fit");
     let content = |b: &Buffer| match b.role {
         Role::Input(_) => Some(ids.clone()),
-        Role::Counter => Some(Tensor::int(DType::I32, &[1, 1], vec![0])),
         _ => None,
     };
     let got = run_images(program, images, sm90(), n_tokens as u64, extra_blocks, &content, order)?;
@@ -110,38 +110,19 @@ fn the_cluster_that_ends_last_makes_the_order() {
     }
 }
 
-/// A slip in the emitted text: which of the lines with a text, what of the line, and by what.
-struct Mutant(&'static str, (&'static str, usize), &'static str, &'static str);
-
-impl Mutant {
-    /// Makes the change in the one kernel.
-    fn of(&self, image: &GpuKernelImage) -> GpuKernelImage {
-        let &Mutant(name, (line, nth), from, to) = self;
-        let mut seen = 0;
-        let mut is_it = |l: &str| {
-            seen += usize::from(l.contains(line));
-            l.contains(line) && seen == nth + 1
-        };
-        let lines = image.ptx.lines().map(|l| if is_it(l) { l.replacen(from, to, 1) } else { l.to_string() });
-        let ptx: String = lines.map(|l| l + "\n").collect();
-        assert_ne!(ptx.trim_end(), image.ptx.trim_end(), "{name}: no such line");
-        GpuKernelImage { ptx, ..image.clone() }
-    }
-
-    /// Holds that it is noticed: by a check, or by the order.
-    #[track_caller]
-    fn is_noticed(&self, program: &Program, image: &GpuKernelImage) {
-        let changed = [self.of(image)];
-        let many = lists(40, 200).into_iter().flat_map(|list| ORDERS.map(|order| (list.clone(), order)));
-        // With few slots a CTA is done soon, perhaps before others have read its sums.
-        let few = (0..500).map(|seed| (vec![7, 1], Order::Random(seed)));
-        let mut tries = many.chain(few);
-        let is_noticed = tries.any(|(list, order)| {
-            let ids = Tensor::int(DType::I32, &[list.len() / 2, 2], list);
-            wrong(program, &changed, &ids, 0, order).is_err()
-        });
-        assert!(is_noticed, "{}", self.0);
-    }
+/// Holds that a slip is noticed: by a check, or by the order.
+#[track_caller]
+fn is_noticed(mutant: &Mutant, program: &Program, image: &GpuKernelImage) {
+    let changed = [mutant.of(image)];
+    let many = lists(40, 200).into_iter().flat_map(|list| ORDERS.map(|order| (list.clone(), order)));
+    // With few slots a CTA is done soon, perhaps before others have read its sums.
+    let few = (0..500).map(|seed| (vec![7, 1], Order::Random(seed)));
+    let mut tries = many.chain(few);
+    let is_noticed = tries.any(|(list, order)| {
+        let ids = Tensor::int(DType::I32, &[list.len() / 2, 2], list);
+        wrong(program, &changed, &ids, 0, order).is_err()
+    });
+    assert!(is_noticed, "{}", mutant.0);
 }
 
 #[test]
@@ -161,7 +142,7 @@ fn every_slip_of_the_cluster_is_noticed() {
         Mutant("rows before all have summed", ("bar.sync", 2), "bar", "//"),
         Mutant("slots before first rows are known", ("bar.sync", 3), "bar", "//"),
     ] {
-        mutant.is_noticed(&program, image);
+        is_noticed(&mutant, &program, image);
     }
 }
 
@@ -179,6 +160,6 @@ fn every_slip_of_the_last_cluster_is_noticed() {
         Mutant("counters where the number still lies", ("bar.sync", 0), "bar", "//"),
         Mutant("a CTA leaves while its sums are read", ("barrier.cluster.wait", 3), "barrier", "//"),
     ] {
-        mutant.is_noticed(&program, image);
+        is_noticed(&mutant, &program, image);
     }
 }

@@ -42,8 +42,7 @@ fn program(q: ActQuant, dtype: DType, cols: u64, router: bool) -> Program {
         let logits = b.output("logits", DType::F32, Dim::TOKENS, 32, 5);
         let ops = vec![RowOp { kind: RowOpKind::Linear { x, w, bias: None }, width: 32, dtype: DType::F32 }];
         let stores = vec![RowStore { value: RowId(0), buffer: logits }];
-        let rows =
-            RowProgram { rows: Dim::TOKENS, until: None, ops, stores, quantise: vec![quantise, more], plan: None };
+        let rows = RowProgram { quantise: vec![quantise, more], ..RowProgram::of(Dim::TOKENS, ops, stores) };
         b.kernel("route", Body::Rows(rows), schedule(4, 1, 64, 1, 2));
     } else {
         b.kernel("quantise", Body::Quantise(quantise), schedule(3, 1, 1, 1, 2));

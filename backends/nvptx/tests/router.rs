@@ -18,7 +18,7 @@ fn logits(dtype: DType, width: u64, depth: u64, (tile_m, tile_n): (u32, u32)) ->
     let out = b.output("out", DType::F32, Dim::TOKENS, width, 0);
     let op = RowOp { kind: RowOpKind::Linear { x, w, bias: None }, width, dtype: DType::F32 };
     let stores = vec![RowStore { value: RowId(0), buffer: out }];
-    let rows = RowProgram { rows: Dim::TOKENS, until: None, ops: vec![op], stores, quantise: Vec::new(), plan: None };
+    let rows = RowProgram::of(Dim::TOKENS, vec![op], stores);
     b.kernel("route", Body::Rows(rows), schedule(tile_m, tile_n, 64, 1, 4));
     b.finish("router")
 }

@@ -26,11 +26,7 @@ fn row_program(width: u64, ops: Vec<RowOp>, out_width: u64, dtype: DType) -> Pro
     let last = RowId(all.len() as u32 - 1);
     let out = b.output("out", dtype, Dim::TOKENS, out_width, 0);
     let stores = vec![RowStore { value: last, buffer: out }];
-    b.kernel(
-        "rows",
-        Body::Rows(RowProgram { rows: Dim::TOKENS, until: None, ops: all, stores, quantise: Vec::new(), plan: None }),
-        schedule(3, 1, 1, 1, 2),
-    );
+    b.kernel("rows", Body::Rows(RowProgram::of(Dim::TOKENS, all, stores)), schedule(3, 1, 1, 1, 2));
     b.finish("rows")
 }
 

@@ -150,6 +150,7 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
         k_parts,
         dynamic: false,
         order_ctas: 1,
+        logit_ctas: 1,
     };
     loop {
         let g = Geometry::of(program, contract, &s);

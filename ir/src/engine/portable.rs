@@ -153,7 +153,7 @@ impl Limits {
 /// | `tile_n` | a power of two, 8…256 (f32: 8…128; codes with codes: 16…128, and a block of the result's scales); more when the warps would not all have columns; less when the accumulators would not fit in registers |
 /// | `tile_k` | a power of two, 16…128, and no more than K rounded up; f32: 16; codes with codes: 128, or 256 where scales are cut and aligned there |
 /// | `stages` | 2…8 (3…8 with quantised weights), less (and then a smaller `tile_k`) when shared memory is too small; f32: one tile in shared memory, one in registers |
-/// | `team`, `k_parts`, `dynamic`, `order_ctas` | one CTA, one sum, no, one |
+/// | `team`, `k_parts`, `dynamic`, `order_ctas`, `logit_ctas` | one CTA, one sum, no, one, one |
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
     let Some(limits) = contract.segments.iter().map(|s| Limits::of(program, s)).reduce(Limits::and) else {
         return asked;
@@ -169,6 +169,7 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
         k_parts: 1,
         dynamic: false,
         order_ctas: 1,
+        logit_ctas: 1,
     };
     let panels = panels(contract);
     let places = |s: &Schedule| contract.segments.iter().all(|segment| Geometry::of(program, segment, s).is_some());

@@ -1,6 +1,6 @@
 //! Contractions: dense and grouped GEMMs with gathered rows and an epilogue.
 
-use super::{Buffer, BufferId, Program, RowQuant};
+use super::{Buffer, BufferId, Combine, Program, RowQuant};
 use crate::DType;
 use crate::act_quant::ActQuant;
 use crate::expr::Expr;
@@ -12,7 +12,22 @@ use serde::{Deserialize, Serialize};
 pub struct Contract {
     /// The products. They do not depend on each other. At most one of them is [`Groups::ByExpert`].
     pub segments: Vec<Segment>,
+    /// Made of all results of a run of columns, by whoever stores the last of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub combine: Option<ContractCombine>,
 }
+
+/// The weighted sum over slots at the end of a contraction: one launch less.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ContractCombine {
+    /// What is made. It reads the results of all segments, column by column.
+    pub combine: Combine,
+    /// Counts stored rows for each [`STRIP`] columns, i32 `[1, ceil(H / STRIP)]`: [`super::Role::Counter`].
+    pub counter: BufferId,
+}
+
+/// Columns whose rows are counted together: the fewest that a warp stores.
+pub const STRIP: u64 = 16;
 
 /// `out[r, n] = epilogue(acc_0, acc_1, …)` with
 /// `acc_p = Σ_k a[row(r), k] · panels[p][e(r), n, k] + biases[p][e(r), n]`, for every row `r` of the domain.
@@ -107,6 +122,19 @@ pub enum Groups {
 }
 
 impl Contract {
+    /// Of products alone.
+    pub fn of(segments: Vec<Segment>) -> Contract {
+        Contract { segments, combine: None }
+    }
+
+    pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
+        self.segments.iter().for_each(|s| s.operands(add));
+        if let Some(then) = &self.combine {
+            then.combine.operands(add);
+            add(then.counter, true);
+        }
+    }
+
     /// Whether copies by TMA can bring every operand to tensor cores: activations and the values of weights are 16-bit
     /// floats of one type, rows begin at multiples of 16 bytes, and blocks of scales are cut at multiples of 16 elements
     /// along K. The panels of a segment are all floats or all codes.
@@ -149,7 +177,7 @@ impl Segment {
         self.a_quant.is_none() && self.panels.iter().any(|p| p.quant.is_some())
     }
 
-    pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
+    fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
         add(self.a, false);
         if let Some(q) = &self.a_quant {
             q.operands(false, add);

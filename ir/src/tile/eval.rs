@@ -123,7 +123,12 @@ fn run(program: &Program, n_tokens: usize, values: Vec<Tensor>) -> Vec<Tensor> {
     let mut memory = Memory { program, n_tokens, values };
     for kernel in &program.kernels {
         match &kernel.body {
-            Body::Contract(c) => contract(&mut memory, c),
+            Body::Contract(c) => {
+                contract(&mut memory, c);
+                if let Some(then) = &c.combine {
+                    combine(&mut memory, &then.combine);
+                }
+            }
             Body::Rows(p) => {
                 rows(&mut memory, p);
                 p.quantise.iter().for_each(|q| quantise(&mut memory, q));

@@ -12,7 +12,8 @@
 //!   up to the largest for which the workspace was made.
 //! * Element `(b, r, c)` of a buffer is at element offset `(b * rows + r) * pitch + c`. Columns from `cols` to `pitch`
 //!   are padding: weights hold zeros there, other buffers anything.
-//! * A kernel writes only its outputs, never reads what it writes, and sees everything that earlier kernels wrote.
+//! * A kernel writes only its outputs, never reads what it writes, and sees everything that earlier kernels wrote. A plan or a
+//!   combine at the end of a kernel counts as another kernel.
 
 mod coded_rows;
 mod contract;
@@ -26,11 +27,11 @@ mod summary;
 mod verify;
 
 pub use coded_rows::{Pairing, Quantise, RowQuant, ScaledProduct};
-pub use contract::{Contract, Groups, Panel, PanelQuant, RowMap, Segment};
+pub use contract::{Contract, ContractCombine, Groups, Panel, PanelQuant, RowMap, STRIP, Segment};
 pub use eval::{evaluate, evaluate_given};
 pub use launch::{CpuLaunch, Extent, GpuLaunch, MapElem, TensorMap};
 pub use parse::parse;
-pub use rows::{RowId, RowOp, RowOpKind, RowPlan, RowProgram, RowStore};
+pub use rows::{RowId, RowLogits, RowOp, RowOpKind, RowPlan, RowProgram, RowStore};
 pub use schedule::{Schedule, Team};
 pub use verify::verify;
 
@@ -67,8 +68,8 @@ pub enum Role {
     WeightGlobal(u32),
     /// Intermediate; part of the workspace.
     Workspace,
-    /// One i32 that is 0 whenever no kernel runs: set to 0 when the layer is loaded, and again by the kernel that counts.
-    /// It survives from run to run, so that it shares memory with nothing.
+    /// One i32 or several that are 0 whenever no kernel runs: set to 0 when the layer is loaded, and again by the kernel that
+    /// counts. It survives from run to run, so that it shares memory with nothing.
     Counter,
 }
 
@@ -250,6 +251,25 @@ pub struct Combine {
     pub out: BufferId,
 }
 
+impl Combine {
+    fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
+        add(self.y, false);
+        self.slot_to_row.into_iter().for_each(|map| add(map, false));
+        add(self.weights, false);
+        arg_operands(&self.args, add);
+        add(self.out, true);
+    }
+}
+
+fn arg_operands(list: &[MapArg], add: &mut impl FnMut(BufferId, bool)) {
+    for a in list {
+        add(a.buffer, false);
+        if let RowAccess::Through(map) = a.row {
+            add(map, false);
+        }
+    }
+}
+
 impl Body {
     /// The weights that a CPU kernel reads at the strides that it is given: panels of products, and their scales.
     pub fn strided(&self) -> Vec<BufferId> {
@@ -268,37 +288,17 @@ impl Body {
                 list.push((id, written));
             }
         };
-        fn args(list: &[MapArg], add: &mut impl FnMut(BufferId, bool)) {
-            for a in list {
-                add(a.buffer, false);
-                if let RowAccess::Through(map) = a.row {
-                    add(map, false);
-                }
-            }
-        }
         match self {
-            Body::Contract(c) => {
-                for s in &c.segments {
-                    s.operands(&mut add);
-                }
-            }
+            Body::Contract(c) => c.operands(&mut add),
             Body::Rows(p) => p.operands(&mut add),
             Body::Plan(p) => p.operands(&mut add),
             Body::Quantise(q) => q.operands(&mut add),
             Body::Map(m) => {
-                args(&m.args, &mut add);
+                arg_operands(&m.args, &mut add);
                 m.until.into_iter().for_each(|b| add(b, false));
                 add(m.out, true);
             }
-            Body::Combine(c) => {
-                add(c.y, false);
-                if let Some(map) = c.slot_to_row {
-                    add(map, false);
-                }
-                add(c.weights, false);
-                args(&c.args, &mut add);
-                add(c.out, true);
-            }
+            Body::Combine(c) => c.operands(&mut add),
         }
         list
     }

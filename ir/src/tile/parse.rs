@@ -1,11 +1,12 @@
 //! Reads the text form of tile programs, as [`super::print`] writes it.
 
 use super::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Quantise,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, Map, MapArg, Plan, Program,
+    Quantise,
 };
 use super::{
-    Panel, PanelQuant, Role, RowAccess, RowId, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowQuant, RowStore,
-    Schedule, Segment, Team,
+    Panel, PanelQuant, Role, RowAccess, RowId, RowLogits, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowQuant,
+    RowStore, Schedule, Segment, Team,
 };
 use crate::act_quant::{ActQuant, ActScale};
 use crate::diag::Diagnostic;
@@ -112,7 +113,12 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
             "k_parts" => schedule.k_parts = c.small()?,
             "dynamic" => schedule.dynamic = true,
             "order_ctas" => schedule.order_ctas = c.small()?,
-            _ => return Err(c.error("pair, two_pairs, neighbours, split, k_parts, dynamic or order_ctas before this")),
+            "logit_ctas" => schedule.logit_ctas = c.small()?,
+            _ => {
+                let known =
+                    "pair, two_pairs, neighbours, split, k_parts, dynamic, order_ctas or logit_ctas before this";
+                return Err(c.error(known));
+            }
         }
     }
     let body = match c.word()? {
@@ -134,8 +140,16 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
 
 fn contract(c: &mut Cursor) -> Parsed<Contract> {
     c.expect("{")?;
-    let mut segments = Vec::new();
+    let mut all = Contract::of(Vec::new());
     while !c.take("}") {
+        if c.take("then") {
+            c.expect("combine")?;
+            let combine = combine(c)?;
+            c.expect("counted")?;
+            c.expect("by")?;
+            all.combine = Some(ContractCombine { combine, counter: buffer_id(c)? });
+            continue;
+        }
         let a = buffer_id(c)?;
         let a_quant = row_quant(c)?;
         let a_round = if c.take("rounded") {
@@ -161,9 +175,9 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
         c.expect("->")?;
         let out = buffer_id(c)?;
         let out_quant = row_quant(c)?;
-        segments.push(Segment { a, a_quant, a_round, a_rows, groups, panels, biases, epilogue, out, out_quant });
+        all.segments.push(Segment { a, a_quant, a_round, a_rows, groups, panels, biases, epilogue, out, out_quant });
     }
-    Ok(Contract { segments })
+    Ok(all)
 }
 
 /// Codes, scales and the columns of a block.
@@ -222,7 +236,7 @@ fn panel(c: &mut Cursor) -> Parsed<Panel> {
 fn rows(c: &mut Cursor) -> Parsed<RowProgram> {
     let (rows, until) = (c.dim()?, until(c)?);
     c.expect("{")?;
-    let mut p = RowProgram { rows, until, ops: Vec::new(), stores: Vec::new(), quantise: Vec::new(), plan: None };
+    let mut p = RowProgram { until, ..RowProgram::of(rows, Vec::new(), Vec::new()) };
     while !c.take("}") {
         if c.take("then") {
             c.expect("plan")?;
@@ -230,6 +244,17 @@ fn rows(c: &mut Cursor) -> Parsed<RowProgram> {
             c.expect("counted")?;
             c.expect("by")?;
             p.plan = Some(RowPlan { plan, counter: buffer_id(c)? });
+            continue;
+        }
+        if c.take("products") {
+            c.expect("in")?;
+            let mut values = vec![buffer_id(c)?];
+            while c.take(",") {
+                values.push(buffer_id(c)?);
+            }
+            c.expect("counted")?;
+            c.expect("by")?;
+            p.logits = Some(RowLogits { values, counter: buffer_id(c)? });
             continue;
         }
         if c.take("quantise") {

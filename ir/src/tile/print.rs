@@ -69,6 +69,9 @@ impl Display for Kernel {
         if s.order_ctas != 1 {
             write!(f, ", order_ctas {}", s.order_ctas)?;
         }
+        if s.logit_ctas != 1 {
+            write!(f, ", logit_ctas {}", s.logit_ctas)?;
+        }
         write!(f, ") ")?;
         match &self.body {
             Body::Contract(c) => write!(f, "{c}"),
@@ -76,7 +79,7 @@ impl Display for Kernel {
             Body::Plan(p) => writeln!(f, "{p}"),
             Body::Map(m) => write!(f, "{m}"),
             Body::Quantise(q) => writeln!(f, "{q}"),
-            Body::Combine(c) => write!(f, "{c}"),
+            Body::Combine(c) => writeln!(f, "{c}"),
         }
     }
 }
@@ -85,6 +88,9 @@ impl Display for Contract {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.write_str("contract {\n")?;
         self.segments.iter().try_for_each(|s| write!(f, "{s}"))?;
+        if let Some(then) = &self.combine {
+            writeln!(f, "    then {} counted by {}", then.combine, then.counter)?;
+        }
         f.write_str("  }\n")
     }
 }
@@ -171,6 +177,11 @@ impl Display for RowProgram {
         if let Some(p) = &self.plan {
             writeln!(f, "    then {} counted by {}", p.plan, p.counter)?;
         }
+        if let Some(l) = &self.logits {
+            f.write_str("    products in ")?;
+            list(f, &l.values)?;
+            writeln!(f, " counted by {}", l.counter)?;
+        }
         f.write_str("  }\n")
     }
 }
@@ -256,7 +267,7 @@ impl Display for Combine {
         }
         write!(f, " * {} : {} (", self.weights, self.expr)?;
         list(f, &self.args)?;
-        writeln!(f, ") -> {}", self.out)
+        write!(f, ") -> {}", self.out)
     }
 }
 

@@ -27,6 +27,18 @@ pub struct RowProgram {
     /// Made when all rows are done, by whoever finishes last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<RowPlan>,
+    /// Where products are made by many blocks, the last of which runs the other steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logits: Option<RowLogits>,
+}
+
+/// Products of a row program that blocks share through global memory: each makes some of the columns.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowLogits {
+    /// The values of each product ([`RowOpKind::Linear`]), in the order of the steps: f32 `[rows, width]`.
+    pub values: Vec<BufferId>,
+    /// Counts blocks that are done, i32 `[rows, 1]`, one for each tile of rows: [`super::Role::Counter`].
+    pub counter: BufferId,
 }
 
 /// Expert order at the end of a row program: one launch less.
@@ -174,6 +186,16 @@ pub struct RowStore {
 }
 
 impl RowProgram {
+    /// Steps alone.
+    pub fn of(rows: Dim, ops: Vec<RowOp>, stores: Vec<RowStore>) -> RowProgram {
+        RowProgram { rows, until: None, ops, stores, quantise: Vec::new(), plan: None, logits: None }
+    }
+
+    /// The products, by number of the step.
+    pub fn products(&self) -> impl Iterator<Item = (usize, &RowOp)> {
+        self.ops.iter().enumerate().filter(|(_, op)| matches!(op.kind, RowOpKind::Linear { .. }))
+    }
+
     pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
         for op in &self.ops {
             match &op.kind {
@@ -209,6 +231,9 @@ impl RowProgram {
         if let Some(p) = &self.plan {
             p.plan.operands(add);
             add(p.counter, true);
+        }
+        if let Some(l) = &self.logits {
+            l.values.iter().chain([&l.counter]).for_each(|&b| add(b, true));
         }
     }
 }

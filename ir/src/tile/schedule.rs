@@ -33,6 +33,9 @@ pub struct Schedule {
     /// Blocks of a cluster that put slots in expert order together; 1 for one block, and for kernels that put none.
     #[serde(default = "one")]
     pub order_ctas: u32,
+    /// Blocks that share the columns of a row program's products through global memory; 1 for one block, or a cluster.
+    #[serde(default = "one")]
+    pub logit_ctas: u32,
 }
 
 /// Blocks that make a tile of a contraction.
@@ -55,8 +58,8 @@ pub enum Team {
 impl Schedule {
     /// One block for a tile, one sum, static order.
     pub const fn new(tile_m: u32, tile_n: u32, tile_k: u32, stages: u32, warps: u32) -> Schedule {
-        let (team, k_parts, dynamic, order_ctas) = (Team::One, 1, false, 1);
-        Schedule { tile_m, tile_n, tile_k, stages, warps, team, k_parts, dynamic, order_ctas }
+        let (team, k_parts, dynamic) = (Team::One, 1, false);
+        Schedule { tile_m, tile_n, tile_k, stages, warps, team, k_parts, dynamic, order_ctas: 1, logit_ctas: 1 }
     }
 
     /// Blocks of a cluster that make a tile.

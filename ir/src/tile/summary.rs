@@ -10,8 +10,8 @@ impl Kernel {
     #[must_use]
     pub fn summary(&self) -> String {
         let s = &self.schedule;
-        let cut = match self.body {
-            Body::Contract(_) => {
+        let cut = match &self.body {
+            Body::Contract(c) => {
                 let mut cut = format!("{}x{}x{}, {} stages", s.tile_m, s.tile_n, s.tile_k, s.stages);
                 match s.team {
                     Team::One => {}
@@ -26,8 +26,12 @@ impl Kernel {
                 if s.dynamic {
                     cut += ", dynamic";
                 }
+                if c.combine.is_some() {
+                    cut += ", then combine";
+                }
                 cut
             }
+            Body::Rows(_) if s.logit_ctas > 1 => format!("{} rows, logits by {} CTAs", s.tile_m, s.logit_ctas),
             Body::Rows(_) if s.order_ctas > 1 => format!("{} rows, order by {} CTAs", s.tile_m, s.order_ctas),
             Body::Rows(_) | Body::Quantise(_) => format!("{} rows", s.tile_m),
             Body::Plan(_) if s.order_ctas > 1 => format!("experts, {} CTAs", s.order_ctas),

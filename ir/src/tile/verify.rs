@@ -10,7 +10,10 @@
 //!
 //! Not checked: that row maps and offsets hold values in range (they are made by plans).
 
-use super::{Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Plan, Program, Role};
+use super::{
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, Map, MapArg, Plan, Program,
+    Role, STRIP,
+};
 use super::{Panel, Quantise, RowAccess, RowId, RowMap, RowOpKind, RowProgram, RowQuant, Segment, Team};
 use crate::DType;
 use crate::act_quant::ActQuant;
@@ -66,7 +69,7 @@ impl<'a> Verifier<'a> {
             let twin = program.kernels[..i].iter().any(|o| o.name == k.name);
             self.expect(!twin, || format!("two kernels are called `{}`", k.name));
             let s = &k.schedule;
-            let sizes = [s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps, s.k_parts, s.order_ctas];
+            let sizes = [s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps, s.k_parts, s.order_ctas, s.logit_ctas];
             let whole = sizes.iter().all(|&n| n > 0);
             self.expect(whole, || format!("kernel `{}` has a zero in its schedule", k.name));
             // A cluster has 8 blocks at most on every machine.
@@ -159,6 +162,31 @@ impl<'a> Verifier<'a> {
         for s in &c.segments {
             self.segment(s);
         }
+        if let Some(then) = &c.combine {
+            self.contract_combine(c, then);
+        }
+    }
+
+    /// The sum is made column by column when all rows of the segments are there: it reads the results of each of them so.
+    fn contract_combine(&mut self, c: &Contract, then: &ContractCombine) {
+        let sum = &then.combine;
+        self.combine(sum);
+        let made = |id: BufferId| c.segments.iter().find(|s| s.out == id);
+        let grouped = made(sum.y).is_some_and(|s| matches!(s.groups, Groups::ByExpert { .. }));
+        self.expect(grouped, || "combines rows of no product by experts of its own".to_string());
+        for s in &c.segments {
+            let out = self.buffer(s.out);
+            let reads = s.out == sum.y || sum.args.iter().any(|a| a.buffer == s.out);
+            let fits = reads && s.out_quant.is_none() && out.cols == self.buffer(sum.out).cols;
+            self.expect(fits, || format!("combines without `{}`, or not column by column", out.name));
+        }
+        for a in sum.args.iter().filter(|a| made(a.buffer).is_some()) {
+            let (same, name) = (a.row == RowAccess::Same && a.col == ColAccess::From(0), &self.buffer(a.buffer).name);
+            self.expect(same, || format!("combines with other columns of `{name}`"));
+        }
+        self.is_ints(then.counter, Dim::Fixed(1), self.buffer(sum.out).cols.div_ceil(STRIP));
+        let counter = self.buffer(then.counter);
+        self.expect(counter.role == Role::Counter, || format!("`{}` is no counter", counter.name));
     }
 
     fn segment(&mut self, s: &Segment) {
@@ -400,6 +428,19 @@ impl<'a> Verifier<'a> {
             self.expect(counter.role == Role::Counter, || format!("`{}` is no counter", counter.name));
             let stored = p.stores.iter().any(|s| s.buffer == then.plan.ids);
             self.expect(stored, || format!("plans by `{}`, which it does not store", ids.name));
+        }
+        if let Some(l) = &p.logits {
+            let widths: Vec<u64> = p.products().map(|(_, op)| op.width).collect();
+            self.expect(!widths.is_empty() && l.values.len() == widths.len(), || {
+                format!("keeps {} products of {}", l.values.len(), widths.len())
+            });
+            for (&b, width) in l.values.iter().zip(widths) {
+                self.has_dtype(b, DType::F32);
+                self.has_shape(b, 1, p.rows, width);
+            }
+            self.is_ints(l.counter, p.rows, 1);
+            let counter = self.buffer(l.counter);
+            self.expect(counter.role == Role::Counter, || format!("`{}` is no counter", counter.name));
         }
         for s in &p.stores {
             let Some(op) = p.ops.get(s.value.0 as usize) else {

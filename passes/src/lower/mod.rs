@@ -419,7 +419,7 @@ impl<'a> Lowering<'a> {
             None => (self.result(v)?, None),
         };
         let segment = Segment { a, a_quant, a_round, a_rows, groups, panels, biases, epilogue, out, out_quant };
-        self.push(&node.name, Body::Contract(Contract { segments: vec![segment] }));
+        self.push(&node.name, Body::Contract(Contract::of(vec![segment])));
         Ok(())
     }
 

@@ -12,8 +12,7 @@ impl Lowering<'_> {
         let members = self.clusters[c].values.clone();
         let Some(&last) = members.last() else { return Ok(()) };
         let rows = self.ty(last).shape[0];
-        let mut p =
-            RowProgram { rows, until: None, ops: Vec::new(), stores: Vec::new(), quantise: Vec::new(), plan: None };
+        let mut p = RowProgram::of(rows, Vec::new(), Vec::new());
         let mut row_of: Vec<(ValueId, RowId)> = Vec::new();
         for &v in &members {
             let id = self.row_op(v, &members, &mut p, &mut row_of)?;

@@ -12,7 +12,7 @@ mod space;
 
 pub use placed::{PlacedPrograms, Step};
 
-use forms::{Form, Pays};
+use forms::Form;
 use model::Model;
 use moec_ir::Engine;
 use moec_ir::target::Target;
@@ -49,7 +49,7 @@ pub fn plan(program: &Program, target: &Target, options: &Options) -> Vec<Planne
 }
 
 fn on_cpu(program: &Program, options: &Options) -> Planned {
-    let mut program = forms::merged(program, |merge| options.merge && merge.pays != Pays::OnGpus).program;
+    let mut program = forms::merged(program, |merge| options.merge && merge.on_cpu).program;
     program.kernels.iter_mut().for_each(|k| k.schedule = space::on_cpu(k));
     Planned { tokens: options.tokens, program }
 }
@@ -57,6 +57,10 @@ fn on_cpu(program: &Program, options: &Options) -> Planned {
 /// Forms that give the same bits, with the parts of k that all token counts have.
 pub struct Space {
     forms: Vec<(Form, Vec<u32>)>,
+    /// Kernels that are priced, each once by form and kernel: forms have most of theirs in common.
+    priced: Vec<(usize, usize)>,
+    /// For each kernel of each form the number of one that has the same price.
+    prices: Vec<Vec<usize>>,
 }
 
 /// A form by number, and a schedule for each of its kernels.
@@ -71,33 +75,52 @@ impl Space {
     pub fn new(program: &Program, model: &Model<'_>, merge: bool) -> Space {
         let forms = if merge { forms::forms(program) } else { vec![forms::merged(program, |_| false)] };
         // The form with most merges says how sums are cut; others that would cut or multiply otherwise do not compete.
-        let Some(first) = forms.first() else { return Space { forms: Vec::new() } };
+        let Some(first) = forms.first() else {
+            return Space { forms: Vec::new(), priced: Vec::new(), prices: Vec::new() };
+        };
         let parts: Vec<(BufferId, Engine, u32)> = sums(&first.program, model.target)
             .into_iter()
             .map(|(kernel, out, engine)| (out, engine, k_parts(&first.program, kernel, model)))
             .collect();
         let forms = forms.into_iter().filter_map(|form| Some((inherit(&form, &parts, model.target)?, form)));
-        Space { forms: forms.map(|(parts, form)| (form, parts)).collect() }
+        let forms: Vec<(Form, Vec<u32>)> = forms.map(|(parts, form)| (form, parts)).collect();
+        let (mut known, mut priced): (Vec<(Body, u32)>, _) = (Vec::new(), Vec::new());
+        let mut number = |at: (usize, usize), (k, &parts): (&Kernel, &u32)| {
+            let same = (without_counters(&k.body), parts);
+            known.iter().position(|other| *other == same).unwrap_or_else(|| {
+                known.push(same);
+                priced.push(at);
+                known.len() - 1
+            })
+        };
+        let of = |(i, (form, parts)): (usize, &(Form, Vec<u32>))| {
+            form.program.kernels.iter().zip(parts).enumerate().map(|(j, k)| number((i, j), k)).collect()
+        };
+        let prices = forms.iter().enumerate().map(of).collect();
+        Space { forms, priced, prices }
+    }
+
+    /// The best schedules of all kernels that are priced, with their times in seconds.
+    fn best_schedules(&self, model: &Model<'_>, n_tokens: u64) -> Vec<(Schedule, f64)> {
+        let of = |&(form, kernel): &(usize, usize)| {
+            let (form, parts) = &self.forms[form];
+            best_schedule(&form.program, &form.program.kernels[kernel], model, parts[kernel], n_tokens)
+        };
+        self.priced.iter().map(of).collect()
     }
 
     /// The best form and schedules for `n_tokens`, and their time in seconds.
     pub fn best(&self, model: &Model<'_>, n_tokens: u64) -> (Choice, f64) {
         let mut best = (Choice { form: 0, schedules: Vec::new() }, f64::INFINITY);
-        for form in 0..self.forms.len() {
-            let chosen = self.best_of_form(model, form, n_tokens);
+        let all = self.best_schedules(model, n_tokens);
+        for (form, prices) in self.prices.iter().enumerate() {
+            let chosen: Vec<(Schedule, f64)> = prices.iter().map(|&price| all[price]).collect();
             let seconds = chosen.iter().map(|c| c.1).sum::<f64>();
             if seconds * NO_WORSE < best.1 {
                 best = (Choice { form, schedules: chosen.into_iter().map(|c| c.0).collect() }, seconds);
             }
         }
         best
-    }
-
-    /// The best schedule of each kernel of a form, with its time in seconds.
-    fn best_of_form(&self, model: &Model<'_>, form: usize, n_tokens: u64) -> Vec<(Schedule, f64)> {
-        let (form, parts) = &self.forms[form];
-        let kernels = form.program.kernels.iter().zip(parts);
-        kernels.map(|(k, &parts)| best_schedule(&form.program, k, model, parts, n_tokens)).collect()
     }
 
     /// The least time with some of the forms and schedules, in seconds; infinite where a kernel has none left.
@@ -132,8 +155,9 @@ impl Space {
 
     /// The forms with their times, each with its best schedules, in seconds.
     pub fn form_times(&self, model: &Model<'_>, n_tokens: u64) -> Vec<(&Form, f64)> {
-        let of = |i: usize| self.best_of_form(model, i, n_tokens).iter().map(|c| c.1).sum();
-        self.forms.iter().enumerate().map(|(i, (form, _))| (form, of(i))).collect()
+        let all = self.best_schedules(model, n_tokens);
+        let of = |prices: &Vec<usize>| prices.iter().map(|&price| all[price].1).sum();
+        self.forms.iter().zip(&self.prices).map(|((form, _), prices)| (form, of(prices))).collect()
     }
 
     /// The kernels of a choice, each with all schedules that compete for it and their times in seconds.
@@ -161,6 +185,24 @@ impl Space {
     pub fn forms(&self) -> impl Iterator<Item = &Form> {
         self.forms.iter().map(|f| &f.0)
     }
+}
+
+/// What a kernel computes, whatever is counted where: forms add counters, and what goes with them, behind all other buffers.
+fn without_counters(body: &Body) -> Body {
+    let mut body = body.clone();
+    let any = BufferId(u32::MAX);
+    match &mut body {
+        Body::Contract(c) => c.combine.iter_mut().for_each(|then| then.counter = any),
+        Body::Rows(r) => {
+            r.plan.iter_mut().for_each(|then| then.counter = any);
+            if let Some(logits) = &mut r.logits {
+                logits.counter = any;
+                logits.values.iter_mut().for_each(|b| *b = any);
+            }
+        }
+        Body::Plan(_) | Body::Map(_) | Body::Quantise(_) | Body::Combine(_) => {}
+    }
+    body
 }
 
 /// The contractions of a program by the results of their segments, with the engine that makes them.

@@ -45,48 +45,48 @@ struct Kernel {
 
 struct Priced {
     points: Vec<Point>,
-    /// The kernels of each form.
-    forms: Vec<Vec<Kernel>>,
+    /// The kernels that are priced.
+    kernels: Vec<Kernel>,
+    /// Their numbers in each form.
+    forms: Vec<Vec<usize>>,
 }
 
 impl Priced {
     fn new(space: &Space, model: &Model<'_>, grid: &[u64]) -> Priced {
         let routings = [(Routing::Uniform, 1.0), (Routing::Zipf(1.2), SKEWED), (Routing::OneHot, ONE_HOT)];
         let mut points = Vec::new();
-        let mut forms: Vec<Vec<Kernel>> =
-            space.forms().map(|f| f.program.kernels.iter().map(|_| Kernel::new()).collect()).collect();
+        let mut kernels: Vec<Kernel> = space.priced.iter().map(|_| Kernel::new()).collect();
         let models = routings.map(|(routing, factor)| {
             let exact = routing == Routing::Uniform;
             let model = Model::new(model.chip, model.target).with_routing(routing);
             let here = grid.iter().enumerate().filter(|(_, t)| exact || t.is_power_of_two());
             let at: Vec<(usize, u64, f64)> =
-                here.map(|(i, &t)| (i, t, space.best_schedules(&model, t, &mut forms))).collect();
+                here.map(|(i, &t)| (i, t, space.add_best_schedules(&model, t, &mut kernels))).collect();
             points.extend(at.iter().map(|&(at, ..)| Point { at, weight: 1.0 / factor }));
             (model, at)
         });
-        for (i, kernels) in forms.iter_mut().enumerate() {
-            for (j, kernel) in kernels.iter_mut().enumerate() {
-                let share = |s: &Schedule| {
-                    let of = |(model, at): &(Model<'_>, Vec<(usize, u64, f64)>)| -> Vec<f64> {
-                        at.iter().map(|&(_, t, least)| space.kernel(model, (i, j), s, t) / least.max(1e-12)).collect()
-                    };
-                    models.iter().flat_map(of).collect()
+        for (&which, kernel) in space.priced.iter().zip(&mut kernels) {
+            let share = |s: &Schedule| {
+                let of = |(model, at): &(Model<'_>, Vec<(usize, u64, f64)>)| -> Vec<f64> {
+                    at.iter().map(|&(_, t, least)| space.kernel(model, which, s, t) / least.max(1e-12)).collect()
                 };
-                kernel.shares = kernel.schedules.iter().map(share).collect();
-            }
+                models.iter().flat_map(of).collect()
+            };
+            kernel.shares = kernel.schedules.iter().map(share).collect();
         }
-        Priced { points, forms }
+        Priced { points, kernels, forms: space.prices.clone() }
     }
 
     /// The choice that loses least at worst in a part of the grid, and what.
     fn best_in(&self, part: &std::ops::Range<usize>) -> (Choice, f64) {
         let here: Vec<usize> = (0..self.points.len()).filter(|&p| part.contains(&self.points[p].at)).collect();
         let mut best = (Choice { form: 0, schedules: Vec::new() }, f64::INFINITY);
+        let all: Vec<usize> = self.kernels.iter().map(|k| k.least_regret(&here, &self.points)).collect();
         for (form, kernels) in self.forms.iter().enumerate() {
             let mut lost = vec![-1.0; here.len()];
             let mut schedules = Vec::new();
-            for kernel in kernels {
-                let chosen = kernel.least_regret(&here, &self.points);
+            for &number in kernels {
+                let (kernel, chosen) = (&self.kernels[number], all[number]);
                 lost.iter_mut().zip(&here).for_each(|(lost, &p)| *lost += kernel.shares[chosen][p]);
                 schedules.push(kernel.schedules[chosen]);
             }
@@ -118,19 +118,16 @@ impl Kernel {
 }
 
 impl Space {
-    /// The time of the best program, in seconds; the schedules that are best for kernels of each form join `forms`.
-    fn best_schedules(&self, model: &Model<'_>, n_tokens: u64, forms: &mut [Vec<Kernel>]) -> f64 {
-        let mut least = f64::INFINITY;
-        for (i, kernels) in forms.iter_mut().enumerate() {
-            let chosen = self.best_of_form(model, i, n_tokens);
-            least = least.min(chosen.iter().map(|c| c.1).sum());
-            for (kernel, (schedule, _)) in kernels.iter_mut().zip(chosen) {
-                if !kernel.schedules.contains(&schedule) {
-                    kernel.schedules.push(schedule);
-                }
+    /// The time of the best program, in seconds; the schedules that are best for kernels join those that they have.
+    fn add_best_schedules(&self, model: &Model<'_>, n_tokens: u64, kernels: &mut [Kernel]) -> f64 {
+        let all = self.best_schedules(model, n_tokens);
+        for (kernel, (schedule, _)) in kernels.iter_mut().zip(&all) {
+            if !kernel.schedules.contains(schedule) {
+                kernel.schedules.push(*schedule);
             }
         }
-        least
+        let time = |prices: &Vec<usize>| prices.iter().map(|&price| all[price].1).sum();
+        self.prices.iter().map(time).fold(f64::INFINITY, f64::min)
     }
 }
 

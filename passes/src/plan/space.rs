@@ -28,6 +28,11 @@ pub fn on_gpu(program: &Program, kernel: &Kernel, target: &Target, k_parts: u32,
             let engine = Engine::of(target, program, c).unwrap_or(Engine::Portable);
             (of_engine(engine, program, c, k_parts, n_tokens), Some((engine, c)))
         }
+        Body::Rows(r) if r.logits.is_some() => {
+            let of = |m| [8, 16].map(move |n| Schedule::new(m, n, 64, 1, ROUTER_WARPS));
+            let by = |s| [8, 16, 32, 64].map(move |logit_ctas| Schedule { logit_ctas, ..s });
+            ([4, 8, 16].into_iter().flat_map(of).flat_map(by).collect(), None)
+        }
         Body::Rows(_) => {
             let of = |m| [8, 16, 32, 64].map(move |n| Schedule::new(m, n, 64, 1, ROUTER_WARPS));
             ([4, 8, 16, 32, 64].into_iter().flat_map(of).flat_map(orders).collect(), None)

@@ -59,20 +59,25 @@ impl Plan {
         let variants: Vec<Variant> = target.variants[..=last].to_vec();
         let (mut weights, mut places): (Vec<WeightSlot>, _) = (Vec::new(), Vec::new());
         // Counters keep their place in every variant: they live from run to run.
-        let counters = |v: &Variant| v.buffers.iter().filter(|b| b.role == Role::Counter).count() as u64;
-        let counter_bytes = variants.iter().map(counters).max().unwrap_or(0) * BUFFER_ALIGN;
+        let size = |v: &Variant, b: &Buffer| b.bytes(max_tokens.min(v.tokens.max)).next_multiple_of(BUFFER_ALIGN);
+        let counters = |v: &Variant| {
+            let all = v.buffers.iter().filter(|b| b.role == Role::Counter);
+            all.map(|b| size(v, b)).sum::<u64>()
+        };
+        let counter_bytes = variants.iter().map(counters).max().unwrap_or(0);
         let mut variant_bytes = Vec::with_capacity(variants.len());
         for v in &variants {
             let layout = v.workspace_layout(rule.unwrap_or(v.workspace), max_tokens.min(v.tokens.max));
             variant_bytes.push(counter_bytes + layout.bytes);
-            let mut n_counters = 0;
+            let mut next_counter = 0;
             let mut place = |(buffer, offset): (&Buffer, &Option<u64>)| match buffer.role {
                 Role::Input(i) => Place::Input(i as usize),
                 Role::Output(i) => Place::Output(i as usize),
                 Role::Workspace => Place::Workspace(counter_bytes + offset.unwrap_or(0)),
                 Role::Counter => {
-                    n_counters += 1;
-                    Place::Workspace((n_counters - 1) * BUFFER_ALIGN)
+                    let at = next_counter;
+                    next_counter += size(v, buffer);
+                    Place::Workspace(at)
                 }
                 Role::Weight(param) | Role::WeightScale(param) | Role::WeightGlobal(param) => {
                     let same = |w: &WeightSlot| {

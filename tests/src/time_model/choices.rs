@@ -7,7 +7,7 @@ use moec_ir::Numerics;
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, Kernel, Program, Schedule, Team};
 use moec_passes::plan::Space;
-use moec_passes::plan::forms::{Form, MERGES, Pays};
+use moec_passes::plan::forms::{Form, MERGES};
 use moec_passes::plan::model::{Model, Routing};
 use moec_passes::{CompileOptions, Limits, Variant, WeightStorage, lower_graph, normalise};
 use std::fmt::Write;
@@ -108,17 +108,27 @@ struct Without {
     schedule: fn(&Kernel, &Schedule) -> bool,
 }
 
-fn is_merged(form: &Form) -> bool {
-    MERGES.iter().any(|m| m.pays == Pays::Sometimes && form.merges.contains(&m.name))
+/// Whether a form has the merge of that name.
+fn has(form: &Form, merge: &str) -> bool {
+    assert!(MERGES.iter().any(|m| m.name == merge), "{merge}");
+    form.merges.contains(&merge)
 }
+
+const SHARED: &str = "shared beside routed experts";
+const LOGITS: &str = "logits by many CTAs";
+const COMBINED: &str = "slots added up by the down product's last CTAs";
 
 /// Forms and kinds of schedules, each of which has to be worth something.
 fn withouts() -> Vec<Without> {
     let any_form: fn(&Form) -> bool = |_| true;
     let any: fn(&Kernel, &Schedule) -> bool = |_, _| true;
     vec![
-        Without { name: "shared beside routed experts", form: |f| !is_merged(f), schedule: any },
-        Without { name: "shared experts in launches of their own", form: |f| is_merged(f), schedule: any },
+        Without { name: SHARED, form: |f| !has(f, SHARED), schedule: any },
+        Without { name: "shared experts in launches of their own", form: |f| has(f, SHARED), schedule: any },
+        Without { name: LOGITS, form: |f| !has(f, LOGITS), schedule: any },
+        Without { name: "logits by one CTA or cluster", form: |f| has(f, LOGITS), schedule: any },
+        Without { name: COMBINED, form: |f| !has(f, COMBINED), schedule: any },
+        Without { name: "slots added up in a launch of their own", form: |f| has(f, COMBINED), schedule: any },
         Without { name: "one CTA for a tile", form: any_form, schedule: |k, s| !is_product(k) || s.team != Team::One },
         Without { name: "pairs", form: any_form, schedule: |_, s| s.team != Team::Pair },
         Without { name: "two pairs", form: any_form, schedule: |_, s| s.team != Team::TwoPairs },

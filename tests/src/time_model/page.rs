@@ -38,13 +38,15 @@ pub fn page() -> String {
          choose experts independently, and evenly unless said otherwise: rows of an expert are binomial.\n\n\
          | resource | work |\n|---|---|\n\
          | memory | weights and scales of touched experts, activations in and out, each once |\n\
-         | latency | the same bytes, at the rate at which the stages of all CTAs can ask for weights |\n\
+         | latency | the same bytes, at the rate at which the stages of all CTAs can ask for weights; of the router, the steps along k that a warp takes one after another |\n\
          | L2 | weights for every row tile, activations for every column tile; of the router, weights for each block of rows, rows for each CTA |\n\
          | tensor cores | 2·M·N·K of the instructions, rows rounded up to what the engine multiplies (16 on sm_100, 32 for pairs, steps of a tile on sm_90, whole tiles elsewhere), columns to tiles |\n\
          | shared memory | both operands of each instruction or warp (rows once for both CTAs of a pair), each stage written once |\n\
          | decoding | lane instructions for a code that becomes a float |\n\
          | epilogue | lane instructions for an element of the result |\n\
-         | order | a tail: slots that one CTA or those of a cluster put in expert order, by what a CTA issues or a warp waits for, whichever is longer; a cluster takes a fixed time to exchange counts |\n\n",
+         | order | a tail: slots that one CTA or those of a cluster put in expert order, by what a CTA issues or a warp waits for, whichever is longer; a cluster takes a fixed time to exchange counts |\n\
+         | logits | a tail where CTAs share them: three accesses to the L2 to store, count and read them |\n\
+         | combine | a tail where the down product makes it: two accesses to the L2 to count stored rows, and two for each few tokens that a warp adds up |\n\n",
     );
     out += "What it cannot know: latencies of barriers and descriptors, how well roles overlap, clocks under load, hit rates of a \
             finite L2 (it assumes that re-read weights always hit), banks and queues of memory, and every \

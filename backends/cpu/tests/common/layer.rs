@@ -119,7 +119,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
     if !l.given_logits {
         let w = b.weight("router", l.weights, [1, l.experts, l.hidden], w_scale);
         let segment = dense(x, &[w], &[None], Expr::identity(), logits);
-        b.kernel("router_scores", Body::Contract(Contract { segments: vec![segment] }));
+        b.kernel("router_scores", Body::Contract(Contract::of(vec![segment])));
     }
     let ids = b.buffer("ids", DType::I32, 1, t, l.top_k, Role::Output(1));
     let weights = b.buffer("weights", DType::F32, 1, t, l.top_k, Role::Output(2));
@@ -131,7 +131,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
         op(RowOpKind::Renormalise { x: RowId(3), rule: RenormRule::Sum { eps: 1e-20.into() } }, l.top_k),
     ];
     let stores = vec![RowStore { value: RowId(1), buffer: ids }, RowStore { value: RowId(4), buffer: weights }];
-    b.kernel("route", Body::Rows(RowProgram { rows: t, until: None, ops, stores, quantise: Vec::new(), plan: None }));
+    b.kernel("route", Body::Rows(RowProgram::of(t, ops, stores)));
 
     let offsets = b.buffer("offsets", DType::I32, 1, Dim::Fixed(1), l.experts + 1, Role::Workspace);
     let slot_to_row = b.buffer("slot_to_row", DType::I32, 1, t, l.top_k, Role::Workspace);
@@ -192,8 +192,8 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
         let a = expr.arg(1);
         result = expr.binary(Binary::Add, result, a);
     }
-    b.kernel("gemm1", Body::Contract(Contract { segments: gemm1 }));
-    b.kernel("gemm2", Body::Contract(Contract { segments: gemm2 }));
+    b.kernel("gemm1", Body::Contract(Contract::of(gemm1)));
+    b.kernel("gemm2", Body::Contract(Contract::of(gemm2)));
     let out = b.buffer("out", l.acts, 1, t, l.hidden, Role::Output(0));
     let combine = Combine { y, slot_to_row: Some(slot_to_row), weights, args, expr: expr.finish(result), out };
     b.kernel("combine", Body::Combine(combine));

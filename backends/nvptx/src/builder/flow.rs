@@ -128,19 +128,57 @@ impl<'c> Builder<'c> {
     /// Blocks take numbers from `counter`, an i32 that is 0 before and after the launch. `scratch` is 4 bytes of the block's
     /// own. All threads of a block come here together, and each block once.
     pub fn when_last(&'c self, counter: Global<'c>, n_blocks: I32<'c>, scratch: Shared<'c>, then: impl FnOnce()) {
+        self.when_complete(counter, (self.i32(1), n_blocks), scratch, then);
+    }
+
+    /// The same where each block brings some, at least one, of what is `total` when all have come.
+    pub fn when_complete(
+        &'c self,
+        counter: Global<'c>,
+        (some, total): (I32<'c>, I32<'c>),
+        scratch: Shared<'c>,
+        then: impl FnOnce(),
+    ) {
         let is_first_thread = self.thread().eq(0);
         // The barrier gathers the block's writes, the fence hands them on with the number.
         self.barrier();
         self.when(is_first_thread, || {
             self.call(Intrinsic::FenceGpu, &[]);
-            self.store_i32(scratch, self.take_number(counter));
+            self.store_i32(scratch, self.count(counter, some));
         });
         self.barrier();
-        let number = self.load_i32(scratch);
-        self.when(number.eq(n_blocks - 1), || {
+        let before = self.load_i32(scratch);
+        self.when((before + some).eq(total), || {
             self.call(Intrinsic::FenceGpu, &[]);
             self.when(is_first_thread, || self.store_i32(counter, self.i32(0)));
             self.barrier();
+            then();
+        });
+    }
+
+    /// The same for warps. All lanes come here together; `elected` is one of them.
+    pub fn when_warp_completes(
+        &'c self,
+        elected: Bool<'c>,
+        counter: Global<'c>,
+        (some, total): (I32<'c>, I32<'c>),
+        then: impl FnOnce(),
+    ) {
+        let before = self.var(self.i32(0));
+        // The barrier gathers the warp's writes, the fence hands them on with the number.
+        self.warp_barrier();
+        self.when(elected, || {
+            self.call(Intrinsic::FenceGpu, &[]);
+            before.set(self.count(counter, some));
+        });
+        self.warp_barrier();
+        // All lanes but one have 0.
+        let before = self.warp_max(before.get());
+        self.when((before + some).eq(total), || {
+            self.call(Intrinsic::FenceGpu, &[]);
+            self.when(elected, || self.store_i32(counter, self.i32(0)));
+            // What the lane that counted may read now, all may.
+            self.warp_barrier();
             then();
         });
     }
@@ -158,7 +196,7 @@ impl<'c> Builder<'c> {
         self.cluster_barrier();
         self.when(self.cluster_rank().eq(0).and(self.thread().eq(0)), || {
             self.call(Intrinsic::FenceGpu, &[]);
-            let number = self.take_number(counter);
+            let number = self.count(counter, self.i32(1));
             self.when(number.eq(n_clusters - 1), || {
                 self.call(Intrinsic::FenceGpu, &[]);
                 self.store_i32(counter, self.i32(0));
@@ -174,10 +212,10 @@ impl<'c> Builder<'c> {
         });
     }
 
-    /// Adds 1 to an i32 in global memory, indivisibly; gives what it was.
-    fn take_number(&'c self, counter: Global<'c>) -> I32<'c> {
-        let (one, add, order) = (self.i32(1), AtomicRMWBinOp::Add, AtomicOrdering::Monotonic);
-        I32 { builder: self, v: self.take(self.llvm.build_atomicrmw(add, counter.v, one.v, order), one.v) }
+    /// Adds to an i32 in global memory, indivisibly; gives what it was.
+    fn count(&'c self, counter: Global<'c>, some: I32<'c>) -> I32<'c> {
+        let (add, order) = (AtomicRMWBinOp::Add, AtomicOrdering::Monotonic);
+        I32 { builder: self, v: self.take(self.llvm.build_atomicrmw(add, counter.v, some.v, order), some.v) }
     }
 
     /// Waits for all threads of the cluster; makes their writes to each other's shared memory visible.

@@ -9,7 +9,7 @@ pub mod plan;
 pub mod quantise;
 pub mod rows;
 
-pub use combine::combine;
+pub use combine::{SlotSum, combine};
 pub use geometry::Grid;
 pub use map::map;
 

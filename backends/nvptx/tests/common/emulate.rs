@@ -50,8 +50,7 @@ pub fn run_in_order(
     let content = |b: &Buffer| match b.role {
         Role::Input(i) => Some(inputs[i as usize].clone()),
         Role::Weight(i) => Some(params[i as usize].clone()),
-        Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace => None,
-        Role::Counter => Some(Tensor::int(moec_ir::DType::I32, &[1, 1], vec![0])),
+        Role::WeightScale(_) | Role::WeightGlobal(_) | Role::Output(_) | Role::Workspace | Role::Counter => None,
     };
     run_with(program, target, n_tokens, extra_blocks, &content, schedule)
 }
@@ -98,7 +97,7 @@ pub fn run_images(
     for b in &program.buffers {
         let bytes = b.bytes(n_tokens);
         let address = device.alloc(bytes.max(1)).expect("memory");
-        if b.role.param().is_some() || is_packed_rows(program, addresses.len()) {
+        if b.role.param().is_some() || b.role == Role::Counter || is_packed_rows(program, addresses.len()) {
             device.upload(address, &vec![0; bytes as usize]).expect("in range");
         }
         for (offset, row) in content(b).map_or(Vec::new(), |t| rows(b, &t)) {
@@ -142,6 +141,12 @@ pub fn run_images(
                 "kernel `{}` for {}, T = {n_tokens}: {n} findings, first: {first:?}\n{}",
                 kernel.name, target.name, image.ptx
             ));
+        }
+    }
+    for (b, &address) in program.buffers.iter().zip(&addresses).filter(|(b, _)| b.role == Role::Counter) {
+        let left = device.download(address, b.bytes(n_tokens) as usize).expect("in range");
+        if left.iter().any(|&byte| byte != 0) {
+            return Err(format!("counter `{}` is not 0 behind the last kernel", b.name));
         }
     }
     let mut outputs: Vec<(u32, Tensor)> = Vec::new();

@@ -160,7 +160,7 @@ pub fn program(case: &Case, random: &mut Random) -> (Program, Vec<(String, Tenso
     if case.shared {
         segments.push(segment(&mut b, "shared_", 0, false, 2));
     }
-    b.kernel("gemm", Body::Contract(Contract { segments }), case.schedule);
+    b.kernel("gemm", Body::Contract(Contract::of(segments)), case.schedule);
     (b.finish("gemm"), held)
 }
 

@@ -5,8 +5,9 @@ use moec_ir::expr::{Binary, Expr, ExprBuilder, Real};
 use moec_ir::graph::{GroupScore, RenormRule, RowMask};
 use moec_ir::shape::Dim;
 use moec_ir::tile::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, MapArg, Panel, Plan, Program, Role,
-    RowAccess, RowId, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowStore, Schedule, Segment,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, MapArg, Panel, Plan,
+    Program, Role, RowAccess, RowId, RowLogits, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowStore, STRIP,
+    Schedule, Segment,
 };
 use moec_ir::{Activation, DType};
 
@@ -196,6 +197,45 @@ pub fn with_plan_after_route(mut program: Program) -> Program {
     program
 }
 
+/// The same program, with the products of its first kernel made by so many CTAs.
+pub fn with_logits_by_many(mut program: Program, logit_ctas: u32) -> Program {
+    let Body::Rows(rows) = &program.kernels[0].body else { panic!("no row program in front") };
+    let n_rows = rows.rows;
+    let widths: Vec<u64> = rows.products().map(|(_, op)| op.width).collect();
+    let mut add = |name: String, dtype, cols, role| {
+        program.buffers.push(Buffer { name, dtype, batch: 1, rows: n_rows, cols, pitch: cols, role });
+        BufferId(program.buffers.len() as u32 - 1)
+    };
+    let mut values = Vec::new();
+    for (i, width) in widths.into_iter().enumerate() {
+        values.push(add(format!("logits_{i}"), DType::F32, width, Role::Workspace));
+    }
+    let counter = add("counted".into(), DType::I32, 1, Role::Counter);
+    program.kernels[0].schedule.logit_ctas = logit_ctas;
+    if let Body::Rows(rows) = &mut program.kernels[0].body {
+        rows.logits = Some(RowLogits { values, counter });
+    }
+    let errors = moec_ir::tile::verify(&program);
+    assert!(errors.is_empty(), "{errors:?}");
+    program
+}
+
+/// The same program, with the last kernel, a combine, made by those who store the last rows of the product before it.
+pub fn with_combine_after_product(mut program: Program) -> Program {
+    let Some(Body::Combine(combine)) = program.kernels.pop().map(|k| k.body) else { panic!("no combine at the end") };
+    let (counter, cols) = (BufferId(program.buffers.len() as u32), program.buffer(combine.out).cols.div_ceil(STRIP));
+    let (rows, role) = (Dim::Fixed(1), Role::Counter);
+    let name = "stored".to_string();
+    program.buffers.push(Buffer { name, dtype: DType::I32, batch: 1, rows, cols, pitch: cols, role });
+    let Some(Body::Contract(c)) = program.kernels.last_mut().map(|k| &mut k.body) else {
+        panic!("no product before it")
+    };
+    c.combine = Some(ContractCombine { combine, counter });
+    let errors = moec_ir::tile::verify(&program);
+    assert!(errors.is_empty(), "{errors:?}");
+    program
+}
+
 /// A whole layer: router and choice, plan, GEMM 1 with gathered rows (and the shared expert beside it), GEMM 2, combine.
 pub fn layer(l: &Layer, s: &Schedules) -> Program {
     let mut b = Builder { padding: l.padding, ..Builder::default() };
@@ -232,11 +272,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     ));
     let normal = RowId(ops.len() as u32 - 1);
     let stores = vec![RowStore { value: chosen, buffer: ids }, RowStore { value: normal, buffer: weights }];
-    b.kernel(
-        "route",
-        Body::Rows(RowProgram { rows: t, until: None, ops, stores, quantise: Vec::new(), plan: None }),
-        s.rows,
-    );
+    b.kernel("route", Body::Rows(RowProgram::of(t, ops, stores)), s.rows);
 
     let offsets = b.workspace("offsets", DType::I32, Dim::Fixed(1), e + 1);
     let slot_to_row = b.workspace("slot_to_row", DType::I32, t, l.top_k);
@@ -284,7 +320,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
             out_quant: None,
         });
     }
-    b.kernel("gemm1", Body::Contract(Contract { segments }), s.gemm1);
+    b.kernel("gemm1", Body::Contract(Contract::of(segments)), s.gemm1);
 
     let y = b.workspace("y", l.dtype, slots, l.hidden);
     let down = b.weight("down", l.dtype, e, l.hidden, l.ffn);
@@ -320,7 +356,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
         });
         out
     });
-    b.kernel("gemm2", Body::Contract(Contract { segments }), s.gemm2);
+    b.kernel("gemm2", Body::Contract(Contract::of(segments)), s.gemm2);
 
     let out = b.output("out", l.dtype, t, l.hidden, 0);
     let args: Vec<MapArg> =
@@ -365,6 +401,6 @@ pub fn gemm(g: &Gemm, s: Schedule) -> Program {
     let out = b.output("out", g.out, rows, g.n, 0);
     let segment =
         Segment { a, a_quant: None, a_round: None, a_rows, groups, panels, biases, epilogue, out, out_quant: None };
-    b.kernel("gemm", Body::Contract(Contract { segments: vec![segment] }), s);
+    b.kernel("gemm", Body::Contract(Contract::of(vec![segment])), s);
     b.finish("gemm")
 }

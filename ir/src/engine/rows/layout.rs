@@ -100,6 +100,7 @@ mod tests {
             stores: Vec::new(),
             quantise: Vec::new(),
             plan: None,
+            logits: None,
         });
         let apart = |a: usize, b: usize| layout.offsets[a].abs_diff(layout.offsets[b]) >= 40;
         for (a, b) in [(0, 1), (0, 2), (1, 2), (2, 3), (0, 3), (4, 0), (4, 1), (4, 2), (4, 3), (5, 4), (5, 3)] {

@@ -10,10 +10,14 @@ use crate::tile::{BufferId, Program, RowOpKind, RowProgram, Schedule};
 
 /// Most CTAs of a cluster.
 const MOST_CTAS: u32 = 8;
+/// Most CTAs that share columns through global memory.
+const MOST_LOGIT_CTAS: u32 = 64;
 /// Columns of a router that a CTA computes together on the tensor cores, at most.
 const MOST_COLS: u32 = 64;
 /// Rows that it computes together, at most: a thread has registers for their sums.
 const MOST_ROWS: u32 = 64;
+/// Loads of a thread that are under way together, at most: its registers hold four words of each.
+const MOST_LOADS: u32 = 24;
 /// Rows, and columns, that a warp computes together with multiply-adds.
 pub const FMA_ROWS: u32 = 4;
 
@@ -49,6 +53,8 @@ pub struct Geometry {
     pub ctas: u32,
     /// CTAs of a cluster: those, or more where a cluster puts slots in expert order, each `ctas` of them with rows of their own.
     pub cluster: u32,
+    /// CTAs that share the columns through global memory, in place of a cluster's.
+    pub logit_ctas: u32,
     /// Columns of the router that a CTA computes together on the tensor cores, at most: a multiple of 8.
     pub cols: u32,
     /// Bytes for the warps' partial sums of the router: of each, 16 rows of so many columns.
@@ -64,7 +70,8 @@ pub struct Geometry {
 /// | `tile_m` | as many rows as have room for their values |
 /// | `tile_n` | columns of the router that a CTA takes at once on the tensor cores: a multiple of 8 up to 64, and no fewer than leave each of eight CTAs its share; 1 without such a product |
 /// | `warps` | a power of two up to 32 |
-/// | `order_ctas` | 1: the last CTA makes expert order; else a power of two up to 8, and no fewer than share columns: the last cluster does; 1 without an order to make, and where there are no clusters |
+/// | `order_ctas` | 1: the last CTA makes expert order; else a power of two up to 8, and no fewer than share columns: the last cluster does; 1 without an order to make, where there are no clusters, and beside `logit_ctas` |
+/// | `logit_ctas` | a power of two up to 64; 1 where products are not shared |
 pub fn fit(
     program: &Program,
     rows: &RowProgram,
@@ -76,12 +83,16 @@ pub fn fit(
     let least = |width: u64| (width.div_ceil(MOST_CTAS.into()) as u32).next_multiple_of(8).min(MOST_COLS);
     let widest = products(program, rows).filter(|(_, way)| *way != Way::Fma).map(|(width, _)| least(width)).max();
     let tile_n = widest.map_or(1, |least| asked.tile_n.next_multiple_of(8).clamp(least, MOST_COLS));
-    let asked = Schedule { warps, tile_n, ..asked };
+    let logit_ctas = match &rows.logits {
+        Some(_) => (1 << asked.logit_ctas.max(1).ilog2()).min(MOST_LOGIT_CTAS),
+        None => 1,
+    };
+    let asked = Schedule { warps, tile_n, logit_ctas, ..asked };
     let g = Geometry::of(program, rows, &asked, features);
     let room = smem_bytes.checked_sub(g.partial_bytes)? / g.layout.row_bytes;
     let tile_m = asked.tile_m.clamp(1, room.saturating_mul(g.ctas).max(1));
     let order_ctas = match plan::ctas(asked.order_ctas, features) {
-        n if n > 1 && rows.plan.is_some() => n.max(g.ctas),
+        n if n > 1 && rows.plan.is_some() && rows.logits.is_none() => n.max(g.ctas),
         _ => 1,
     };
     (room > 0).then_some(Schedule { tile_m, order_ctas, ..asked })
@@ -100,10 +111,11 @@ impl Geometry {
     pub fn of(program: &Program, rows: &RowProgram, schedule: &Schedule, features: Features) -> Geometry {
         let (tile_m, warps, layout) = (schedule.tile_m, schedule.warps, RowLayout::new(rows));
         let cols = schedule.tile_n.max(8);
-        let mut g = Geometry { tile_m, warps, ctas: 1, cluster: 1, cols, partial_bytes: 0, layout };
+        let logit_ctas = schedule.logit_ctas;
+        let mut g = Geometry { tile_m, warps, ctas: 1, cluster: 1, logit_ctas, cols, partial_bytes: 0, layout };
         for (width, way) in products(program, rows) {
             let cols = if way == Way::Fma { 8 } else { cols };
-            if features.clusters {
+            if features.clusters && rows.logits.is_none() {
                 let groups = (width as u32 / cols).clamp(1, MOST_CTAS);
                 g.ctas = g.ctas.max(1 << groups.ilog2());
             }
@@ -121,6 +133,16 @@ impl Geometry {
             Way::Mma(_) => self.tile_m.next_multiple_of(16).min(MOST_ROWS),
             Way::Fma => FMA_ROWS.min(self.tile_m),
         }
+    }
+
+    /// Fragments of eight of `width` columns that a CTA computes together on the tensor cores.
+    pub fn fragments(&self, width: u32) -> u32 {
+        (width / (8 * self.ctas * self.logit_ctas)).clamp(1, self.cols / 8)
+    }
+
+    /// Steps of 32 elements along K whose operands a warp reads before it multiplies them, of `rows` rows and so many fragments.
+    pub fn steps_at_once(rows: u32, fragments: u32) -> u32 {
+        (MOST_LOADS / (rows.div_ceil(8) + fragments)).clamp(1, 8)
     }
 
     /// Rows whose values one CTA holds.

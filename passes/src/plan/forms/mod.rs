@@ -1,40 +1,65 @@
 //! Forms of a program that compete: which kernels share a launch. All give the same bits.
 
+mod combine_after_product;
+mod logits_by_many;
 mod merge_launches;
 mod plan_after_route;
 mod quantise_in_route;
 
-use moec_ir::tile::Program;
+use moec_ir::DType;
+use moec_ir::shape::Dim;
+use moec_ir::tile::{Buffer, BufferId, Program, Role};
 
 /// A way to save launches.
 #[derive(Clone, Copy)]
 pub struct Merge {
     /// What it puts together.
     pub name: &'static str,
-    /// Where it is made.
+    /// Whether there is something to choose.
     pub pays: Pays,
+    /// Whether it is made on the CPU, where a launch costs nothing that would be worth other work.
+    pub on_cpu: bool,
     apply: fn(&mut Program),
 }
 
-/// Where a merge is made.
+/// When a merge pays on GPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pays {
-    /// Everywhere: the launch is all that differs.
+    /// Always: the launch is all that differs.
     Always,
-    /// On GPUs: on the CPU a launch costs nothing that would be worth more work in the router.
-    OnGpus,
-    /// Where the model says so: tiles of one launch share a schedule, tiles of two wait for each other. On the CPU always.
+    /// Where the model says so.
     Sometimes,
 }
 
 /// Every merge, in the order in which they are applied.
-pub const MERGES: [Merge; 3] = [
-    Merge { name: "rows rounded by the router", pays: Pays::Always, apply: quantise_in_route::quantise_in_route },
-    Merge { name: "shared beside routed experts", pays: Pays::Sometimes, apply: merge_launches::merge_launches },
+pub const MERGES: [Merge; 5] = [
+    Merge {
+        name: "rows rounded by the router",
+        pays: Pays::Always,
+        on_cpu: true,
+        apply: quantise_in_route::quantise_in_route,
+    },
+    // Tiles of one launch share a schedule, tiles of two wait for each other.
+    Merge {
+        name: "shared beside routed experts",
+        pays: Pays::Sometimes,
+        on_cpu: true,
+        apply: merge_launches::merge_launches,
+    },
     Merge {
         name: "expert order by the router's last CTAs",
-        pays: Pays::OnGpus,
+        pays: Pays::Always,
+        on_cpu: false,
         apply: plan_after_route::plan_after_route,
+    },
+    // No launch less, but a router that is no wider than a cluster, or a CTA, reads slowly.
+    Merge { name: "logits by many CTAs", pays: Pays::Sometimes, on_cpu: false, apply: logits_by_many::logits_by_many },
+    // A launch less, but the last to store a run of columns adds up all tokens.
+    Merge {
+        name: "slots added up by the down product's last CTAs",
+        pays: Pays::Sometimes,
+        on_cpu: false,
+        apply: combine_after_product::combine_after_product,
     },
 ];
 
@@ -49,9 +74,16 @@ pub struct Form {
 
 /// The forms of a lowered program that compete on GPUs, with most merges first; those that are equal once.
 pub fn forms(program: &Program) -> Vec<Form> {
-    let all = merged(program, |_| true);
-    let some = merged(program, |m| m.pays != Pays::Sometimes);
-    if some.program == all.program { vec![all] } else { vec![all, some] }
+    let choices: Vec<&str> = MERGES.iter().filter(|m| m.pays == Pays::Sometimes).map(|m| m.name).collect();
+    let mut all: Vec<Form> = Vec::new();
+    for without in 0..1usize << choices.len() {
+        let left_out = |name: &str| choices.iter().position(|c| *c == name).is_some_and(|i| without >> i & 1 == 1);
+        let form = merged(program, |m| !left_out(m.name));
+        if all.iter().all(|other| other.program != form.program) {
+            all.push(form);
+        }
+    }
+    all
 }
 
 /// The form with the merges that `wanted` takes.
@@ -65,4 +97,17 @@ pub fn merged(program: &Program, wanted: impl Fn(&Merge) -> bool) -> Form {
         }
     }
     form
+}
+
+/// Adds a buffer of workspace, or counters, to a program.
+fn buffer(program: &mut Program, name: &str, role: Role, dtype: DType, (rows, cols): (Dim, u64)) -> BufferId {
+    let of = |i: u32| if i == 0 { name.to_string() } else { format!("{name}_{i}") };
+    let name = (0u32..).map(of).find(|name| program.buffers.iter().all(|b| b.name != *name)).unwrap_or_default();
+    program.buffers.push(Buffer { name, dtype, batch: 1, rows, cols, pitch: cols, role });
+    BufferId(program.buffers.len() as u32 - 1)
+}
+
+/// Adds so many rows of so many counters to a program.
+fn counter(program: &mut Program, name: &str, shape: (Dim, u64)) -> BufferId {
+    buffer(program, name, Role::Counter, DType::I32, shape)
 }

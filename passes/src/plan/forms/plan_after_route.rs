@@ -3,9 +3,8 @@
 //! A GPU's blocks, or clusters of them where the schedule says so, count themselves, and the last one plans. On the CPU a launch
 //! costs nothing that would be worth it.
 
-use moec_ir::DType;
 use moec_ir::shape::Dim;
-use moec_ir::tile::{Body, Buffer, BufferId, Program, Role, RowPlan};
+use moec_ir::tile::{Body, Program, RowPlan};
 
 /// Joins a plan to the row program right before it that stores its ids. Numeric class: exact.
 pub fn plan_after_route(program: &mut Program) {
@@ -18,20 +17,7 @@ pub fn plan_after_route(program: &mut Program) {
     });
     let Some((at, plan)) = found else { return };
     program.kernels.remove(at + 1);
-    let name = (0u32..)
-        .map(|i| if i == 0 { "finished".to_string() } else { format!("finished_{i}") })
-        .find(|name| program.buffers.iter().all(|b| b.name != *name))
-        .unwrap_or_default();
-    let counter = BufferId(program.buffers.len() as u32);
-    program.buffers.push(Buffer {
-        name,
-        dtype: DType::I32,
-        batch: 1,
-        rows: Dim::Fixed(1),
-        cols: 1,
-        pitch: 1,
-        role: Role::Counter,
-    });
+    let counter = super::counter(program, "finished", (Dim::Fixed(1), 1));
     if let Body::Rows(rows) = &mut program.kernels[at].body {
         rows.plan = Some(RowPlan { plan, counter });
     }

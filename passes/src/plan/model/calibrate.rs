@@ -104,7 +104,7 @@ impl Guess {
     }
 }
 
-const GUESSES: [Guess; 15] = [
+const GUESSES: [Guess; 16] = [
     Guess { name: "l2_bytes_per_s", is_of_chip: true, of: |f| &mut f.chip.l2_bytes_per_s, most: f64::INFINITY },
     Guess { name: "launch_s", is_of_chip: true, of: |f| &mut f.chip.launch_s, most: f64::INFINITY },
     Guess { name: "memory_share", is_of_chip: false, of: |f| &mut f.assumptions.memory_share, most: 1.0 },
@@ -115,6 +115,7 @@ const GUESSES: [Guess; 15] = [
     of_all("order_exchange_s", |f| &mut f.assumptions.order_exchange_s),
     of_all("fill_s", |f| &mut f.assumptions.fill_s),
     of_all("latency_s", |f| &mut f.assumptions.latency_s),
+    of_all("l2_latency_s", |f| &mut f.assumptions.l2_latency_s),
     of_all("decode_e4m3", |f| &mut f.assumptions.decode_e4m3),
     of_all("decode_e2m1", |f| &mut f.assumptions.decode_e2m1),
     of_all("decode_int4", |f| &mut f.assumptions.decode_int4),

@@ -60,6 +60,8 @@ pub struct Assumptions {
     pub fill_s: f64,
     /// From a request to its bytes, in seconds.
     pub latency_s: f64,
+    /// The same from the L2 when little else is under way, in seconds.
+    pub l2_latency_s: f64,
     /// Multiprocessors in which a cluster has to lie.
     pub group: f64,
     pub(super) decode_e4m3: f64,
@@ -137,6 +139,7 @@ impl Chips {
             order_exchange_s: all("order_exchange_s")?,
             fill_s: all("fill_s")?,
             latency_s: all("latency_s")?,
+            l2_latency_s: all("l2_latency_s")?,
             group: all("group")?,
             decode_e4m3: all("decode_e4m3")?,
             decode_e2m1: all("decode_e2m1")?,

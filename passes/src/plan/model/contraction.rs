@@ -6,7 +6,7 @@ use super::{Launch, Model, Resource, bytes};
 use moec_ir::engine::{self, Engine, portable};
 use moec_ir::quant::Code;
 use moec_ir::target::TargetKind;
-use moec_ir::tile::{Contract, Groups, Panel, Program, RowMap, Schedule, Segment, Team};
+use moec_ir::tile::{Combine, Contract, Groups, Panel, Program, RowMap, Schedule, Segment, Team};
 use moec_ir::{DType, Dim};
 use std::rc::Rc;
 
@@ -254,7 +254,37 @@ pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Sch
     // A CTA for each part of k.
     let parts = if s.team == Team::SplitK { f64::from(s.k_parts) } else { 1.0 };
     [l.waves, l.shared_waves] = waves(l.tiles * parts, spread * parts, units, cut.resident);
+    if let Some(then) = &c.combine {
+        l.tail = combine_tail(model, program, &then.combine, (&cut, s), n_tokens);
+        let out = bytes(program, then.combine.out, n_tokens);
+        l.bytes += out;
+        l.add(Resource::Memory, out / (chip.memory_bytes_per_s * a.memory_share));
+    }
     l
+}
+
+/// Whoever stores the last rows of a run of columns adds up the slots of all tokens there, in seconds. Those wait for the L2, one
+/// access after the other: what is stored and how much of it, then for as many tokens as are added up at once the rows of their
+/// slots and the values; or for the values of many tokens to come from memory, which a few CTAs ask for.
+fn combine_tail(
+    model: &Model<'_>,
+    program: &Program,
+    sum: &Combine,
+    (cut, s): (&Cut, &Schedule),
+    n_tokens: u64,
+) -> f64 {
+    let (chip, a) = (model.chip, model.assumptions);
+    let vector = f64::from(engine::elementwise::vector(program, sum.out, &[sum.y], &sum.args));
+    let (lanes, cols) = match cut.engine {
+        Engine::Blackwell => (32.0, 32.0),
+        Engine::Hopper => (32.0, 16.0),
+        Engine::Portable | Engine::GeForce => (32.0 * f64::from(s.warps), cut.tile_cols),
+    };
+    let accesses = 2.0 + 2.0 * (n_tokens as f64 * cols / (vector * lanes)).ceil();
+    let ctas = program.buffer(sum.out).cols as f64 / cut.tile_cols * cut.ctas;
+    // Half of the multiprocessors read as fast as all.
+    let rate = chip.memory_bytes_per_s * a.memory_share * (2.0 * ctas / chip.n_units).min(1.0);
+    (accesses * a.l2_latency_s).max(bytes(program, sum.y, n_tokens) / rate)
 }
 
 /// Time of all waves of CTAs over that of whole ones, on an average over numbers of CTAs that lie so far from the expected one:

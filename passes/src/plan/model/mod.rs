@@ -215,8 +215,8 @@ impl<'a> Model<'a> {
         l
     }
 
-    /// A router: its rows are read by each CTA of a cluster, its weights by each cluster, and again for each block of rows
-    /// that is multiplied together.
+    /// A router: its rows are read by each CTA that shares the columns, its weights by all of those together, and again for each
+    /// block of rows that is multiplied together. Logits that go through the L2 are stored, counted, and read by the last.
     fn rows(&self, program: &Program, r: &RowProgram, s: &Schedule, n_tokens: u64) -> Launch {
         let (chip, a) = (self.chip, self.assumptions);
         let mut l = self.moved(program, &Body::Rows(r.clone()), n_tokens);
@@ -224,16 +224,18 @@ impl<'a> Model<'a> {
         let g = rows::Geometry::of(program, r, s, features);
         let n_rows = r.rows.at(n_tokens) as f64;
         let clusters = (n_rows / f64::from(s.tile_m)).ceil();
+        let ctas = f64::from(g.ctas * g.logit_ctas);
+        let mut trips = 0.0;
         for op in &r.ops {
             let RowOpKind::Linear { x, w, .. } = &op.kind else { continue };
             let way = rows::Way::of(program, *x, *w);
             let at_once = f64::from(g.rows_at_once(way));
             let blocks = clusters * (f64::from(s.tile_m).min(n_rows.max(1.0)) / at_once).ceil();
             let cols_at_once = match way {
-                rows::Way::Mma(_) => f64::from(g.ctas * g.cols),
+                rows::Way::Mma(_) => ctas * f64::from(g.cols),
                 rows::Way::Fma => op.width as f64,
             };
-            let passes = f64::from(g.ctas) * (op.width as f64 / cols_at_once).ceil();
+            let passes = ctas * (op.width as f64 / cols_at_once).ceil();
             let l2 = blocks * bytes(program, *w, n_tokens) + passes * bytes(program, *x, n_tokens);
             l.add(Resource::L2, l2 / chip.l2_bytes_per_s);
             let flops = 2.0 * blocks * at_once * (op.width * program.buffer(*x).cols) as f64;
@@ -245,14 +247,26 @@ impl<'a> Model<'a> {
                 rows::Way::Fma => chip.f32_flops * a.tensor_share,
             };
             l.add(Resource::TensorCores, flops / rate);
+            // A warp asks for some steps along its part of k at a time.
+            if let rows::Way::Mma(_) = way {
+                let steps = (program.buffer(*x).cols as f64 / f64::from(32 * g.warps)).ceil();
+                let at_once = rows::Geometry::steps_at_once(g.rows_at_once(way), g.fragments(op.width as u32));
+                trips += blocks / clusters * passes / ctas * (steps / f64::from(at_once)).ceil();
+            }
         }
-        l.tiles = clusters * f64::from(g.ctas);
+        l.tiles = clusters * ctas;
         let full = l.tiles / chip.n_units;
         // Fewer CTAs than multiprocessors wait for memory, which half of them take as fast as all (a guess).
         l.waves = if full >= 1.0 { 1.0 } else { (0.5 / full.max(0.05)).max(1.0) };
         l.shared_waves = l.waves;
+        // Two CTAs of a multiprocessor wait at the same time (a guess); few CTAs wait no longer than many.
+        l.add(Resource::Latency, trips * a.latency_s * (full / 2.0).max(1.0) / l.waves);
+        if r.logits.is_some() {
+            // What is stored, how much of it, and the logits.
+            l.tail += 3.0 * a.l2_latency_s;
+        }
         if let Some(p) = &r.plan {
-            l.tail = self.order(program, &p.plan, (s.order_ctas, s.warps), n_tokens);
+            l.tail += self.order(program, &p.plan, (s.order_ctas, s.warps), n_tokens);
         }
         l
     }

@@ -179,6 +179,7 @@ pub fn cut(s: &Schedule) -> String {
         Team::SplitK => ", a CTA for each part of k",
     };
     let parts = if s.k_parts > 1 { format!(", {} parts of k", s.k_parts) } else { String::new() };
-    let order = if s.order_ctas > 1 { format!(", order by {} CTAs", s.order_ctas) } else { String::new() };
+    let by = |what: &str, ctas: u32| if ctas > 1 { format!(", {what} by {ctas} CTAs") } else { String::new() };
+    let order = by("logits", s.logit_ctas) + &by("order", s.order_ctas);
     format!("{}x{}x{}, {} stages{team}{parts}{order}", s.tile_m, s.tile_n, s.tile_k, s.stages)
 }

@@ -70,7 +70,8 @@ pub fn contract<'p>(
     let order = Order { team: schedule.blocks(), dynamic: schedule.dynamic };
     let tiles = extent(program, contract, (g.cluster_rows(), g.tile_n()));
     let launch = order.launch(tiles, schedule.warps * 32, g.smem_bytes(), tensor_maps);
-    let body = move |k: &Kernel| build(k, program, contract, (&g, order, features), &segment_maps);
+    let schedule = *schedule;
+    let body = move |k: &Kernel| build(k, program, (contract, &schedule), (&g, order, features), &segment_maps);
     // A CTA has a multiprocessor for itself: it takes nearly all of its shared memory.
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
@@ -78,7 +79,7 @@ pub fn contract<'p>(
 fn build(
     k: &Kernel,
     program: &Program,
-    contract: &Contract,
+    (contract, schedule): (&Contract, &Schedule),
     (g, order, features): (&Geometry, Order, Features),
     maps: &[SegmentMaps],
 ) {
@@ -133,6 +134,7 @@ fn build(
         k,
         program,
         contract,
+        schedule,
         g,
         ctas,
         parts,
@@ -180,6 +182,7 @@ pub struct Cta<'k, 'c, 'p> {
     pub k: &'k Kernel<'c, 'p>,
     pub program: &'k Program,
     pub contract: &'k Contract,
+    pub schedule: &'k Schedule,
     pub g: &'k Geometry,
     pub ctas: CtaGroup,
     pub parts: KParts,

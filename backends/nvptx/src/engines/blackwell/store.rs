@@ -5,15 +5,26 @@ use super::layout::part_barriers;
 use super::results::{EPILOGUE_BARRIER, Results};
 use crate::builder::{F32, I32, LOAD_COLUMNS, Shared, Var};
 use crate::parts::k_parts::{End, Parts};
-use crate::parts::{Reader, Ring, Tile};
+use crate::parts::{Finish, Group, Reader, Ring, Tile};
 use moec_ir::engine::blackwell::{Operands, SETS};
 use moec_ir::tile::Segment;
 
 impl<'c> Cta<'_, 'c, '_> {
     pub fn store(&self) {
+        let finish = Finish::new(self.k, self.program, self.contract, self.schedule);
         match self.g.operands {
-            Operands::Halves | Operands::Blocks(_) => self.store_parts(),
-            Operands::Fp8 => self.store_steps(),
+            Operands::Halves | Operands::Blocks(_) => self.store_parts(finish.as_ref()),
+            Operands::Fp8 => self.store_steps(finish.as_ref()),
+        }
+        if let Some(finish) = &finish {
+            finish.without_rows(Group::Warp(self.elected), (self.warp & 3, EPILOGUE_WARPS));
+        }
+    }
+
+    /// After the sums of a part: where they were stored, somebody may have them all.
+    fn finish(&self, finish: Option<&Finish<'_, 'c, '_>>, tile: &Tile<'c>, end: End<'c>) {
+        if let (Some(finish), End::Stored) = (finish, end) {
+            finish.stored(Group::Warp(self.elected), tile, (tile.col + self.lanes(), 32));
         }
     }
 
@@ -39,7 +50,7 @@ impl<'c> Cta<'_, 'c, '_> {
     }
 
     /// A set of sums for each part of k.
-    fn store_parts(&self) {
+    fn store_parts(&self, finish: Option<&Finish<'_, 'c, '_>>) {
         let (c, g) = (self.k.builder, self.g);
         let lanes = self.lanes();
         let sets = Ring::new(c, SETS);
@@ -64,12 +75,13 @@ impl<'c> Cta<'_, 'c, '_> {
                     });
                 });
                 self.give_back(sets);
+                self.finish(finish, tile, end);
             });
         });
     }
 
     /// A set of sums for each step, scaled and added in registers.
-    fn store_steps(&self) {
+    fn store_steps(&self, finish: Option<&Finish<'_, 'c, '_>>) {
         let c = self.k.builder;
         let lanes = self.lanes();
         let sets = Ring::new(c, SETS);
@@ -77,6 +89,7 @@ impl<'c> Cta<'_, 'c, '_> {
         self.each_tile(&Reader::Warp(self.elected), |tile| {
             parts.tile(self.elected, |part, end| {
                 self.each_segment(tile, |_, segment| self.add_steps(segment, tile, sets, lanes, &parts, (part, end)));
+                self.finish(finish, tile, end);
             });
         });
     }

@@ -82,14 +82,15 @@ pub fn contract<'p>(
     let tiles = extent(program, contract, (g.tile_m * g.neighbours, g.tile_n));
     let order = Order { team: schedule.blocks(), dynamic: false };
     let launch = order.launch(tiles, WARPS * 32, g.smem_bytes(), tensor_maps);
-    let body = move |k: &Kernel| build(k, program, contract, (&g, ty, order, features), &segment_maps);
+    let schedule = *schedule;
+    let body = move |k: &Kernel| build(k, program, (contract, &schedule), (&g, ty, order, features), &segment_maps);
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
 
 fn build(
     k: &Kernel,
     program: &Program,
-    contract: &Contract,
+    (contract, schedule): (&Contract, &Schedule),
     (g, ty, order, features): (&Geometry, WgmmaType, Order, Features),
     maps: &[SegmentMaps],
 ) {
@@ -115,7 +116,7 @@ fn build(
     sync();
     // Up to here nothing depends on the kernels before.
     c.wait_for_predecessor();
-    let cta = Cta { k, program, contract, g, ty, features, maps, parts, elected, warp, full, empty, board };
+    let cta = Cta { k, program, contract, schedule, g, ty, features, maps, parts, elected, warp, full, empty, board };
     let bring = || {
         c.give_registers(FEW_REGISTERS);
         c.when(warp.eq(WEIGHTS), || c.part("copies of weights", || cta.copy_boxes()));
@@ -142,6 +143,7 @@ pub struct Cta<'k, 'c, 'p> {
     pub k: &'k Kernel<'c, 'p>,
     pub program: &'k Program,
     pub contract: &'k Contract,
+    pub schedule: &'k Schedule,
     pub g: &'k Geometry,
     pub ty: WgmmaType,
     pub features: Features,

@@ -4,7 +4,7 @@ use super::contract::{Cta, PRODUCTS};
 use super::decode::CodedPanel;
 use crate::builder::{F32, I32, Var, WgmmaRows};
 use crate::parts::k_parts::{End, Parts};
-use crate::parts::{Epilogue, Reader, Ring, Tile};
+use crate::parts::{Epilogue, Finish, Group, Reader, Ring, Tile};
 use moec_ir::engine::ROW_BYTES;
 use moec_ir::engine::hopper::{GIVEN_PITCH, GROUP_N, Operands, PRODUCT_WARPS, is_widened};
 use moec_ir::tile::Segment;
@@ -37,6 +37,8 @@ impl<'c> Cta<'_, 'c, '_> {
         let place = Place { group: warp >> 2, column: (warp << 4) + (lane >> 2), row: (lane & 3) << 1 };
         let ring = Ring::new(c, g.stages);
         let parts = Parts::new(c, self.parts, place.column, (g.panels, g.tile_m), (barriers, g.first_sums()));
+        let finish = Finish::new(self.k, self.program, self.contract, self.schedule);
+        let group = Group::Warp(self.elected);
         self.each_tile(&Reader::Warp(self.elected), |tile| {
             self.each_segment(tile, |_, segment| {
                 let zero = || (0..g.tile_m / 2).map(|_| c.var(c.f32(0.0))).collect();
@@ -50,10 +52,16 @@ impl<'c> Cta<'_, 'c, '_> {
                             Operands::Halves => self.store(segment, tile, place, &sums, &parts, end),
                             Operands::Fp8 => self.store_scaled(segment, tile, place, &sums, &parts, end),
                         });
+                        if let (Some(finish), End::Stored) = (&finish, end) {
+                            finish.stored(group, tile, (tile.col + (warp << 4), 16));
+                        }
                     });
                 });
             });
         });
+        if let Some(finish) = &finish {
+            finish.without_rows(group, (warp, PRODUCT_WARPS));
+        }
     }
 
     /// The sums over a part of k, by the loop that is built for as many rows as the tile has, or a few more.

@@ -6,10 +6,10 @@
 use super::{coded, fma, mma};
 use crate::engines::geforce;
 use crate::kernels::{Design, Grid, Kernel, Registers};
-use crate::parts::{Tiles, segment_tiles};
+use crate::parts::{Finish, Group, Tiles, segment_tiles};
 use moec_ir::engine::portable::Geometry;
 use moec_ir::target::Features;
-use moec_ir::tile::{Contract, Extent, GpuLaunch, Program, Schedule, Segment};
+use moec_ir::tile::{Contract, Extent, GpuLaunch, Program, STRIP, Schedule, Segment};
 
 /// A contraction for the instructions of sm_80, and of codes with codes for those of sm_120.
 ///
@@ -23,6 +23,9 @@ pub fn contract<'p>(
 ) -> Result<Design<'p>, String> {
     let cut = |s| Geometry::of(program, s, schedule).ok_or_else(|| format!("no tile of {schedule:?} is built"));
     let cuts: Vec<Geometry> = contract.segments.iter().map(cut).collect::<Result<_, _>>()?;
+    if contract.combine.is_some() && cuts.iter().any(|g| !u64::from(g.tile_n()).is_multiple_of(STRIP)) {
+        return Err(format!("rows of {STRIP} columns are counted together, which tiles of {schedule:?} cut"));
+    }
     let grid = contract.segments.iter().zip(&cuts).map(|(s, g)| segment_tiles(program, s, (g.tile_m(), g.tile_n())));
     let grid = grid.reduce(Grid::cover);
     let launch = GpuLaunch {
@@ -34,22 +37,35 @@ pub fn contract<'p>(
         programmatic: false,
         tensor_maps: Vec::new(),
     };
+    let (threads, schedule) = (launch.block_threads, *schedule);
     let body = move |k: &Kernel| {
+        let group = Group::Cta(threads, k.builder.shared());
+        let finish = Finish::new(k, program, contract, &schedule);
         for (i, (segment, geometry)) in contract.segments.iter().zip(&cuts).enumerate() {
             let mine = k.builder.block_z().eq(i as u32);
             if cuts.len() == 1 {
                 k.builder.exit_if(mine.not());
-                segment_body(k, program, segment, geometry, features);
+                segment_body(k, program, (segment, geometry), features, finish.as_ref().map(|f| (f, group)));
             } else {
-                k.builder.when(mine, || segment_body(k, program, segment, geometry, features));
+                let finish = finish.as_ref().map(|f| (f, group));
+                k.builder.when(mine, || segment_body(k, program, (segment, geometry), features, finish));
             }
+        }
+        if let Some(finish) = &finish {
+            finish.without_rows(group, (k.builder.i32(0), 1));
         }
     };
     // Shared memory, not registers, decides how many blocks a multiprocessor holds; a spill would cost more than a block.
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
 }
 
-fn segment_body(k: &Kernel, program: &Program, segment: &Segment, geometry: &Geometry, features: Features) {
+fn segment_body<'c>(
+    k: &Kernel<'c, '_>,
+    program: &Program,
+    (segment, geometry): (&Segment, &Geometry),
+    features: Features,
+    finish: Option<(&Finish<'_, 'c, '_>, Group<'c>)>,
+) {
     let (c, id) = (k.builder, k.builder.block_x());
     let tiles = Tiles::new(k, program, segment, (geometry.tile_m(), geometry.tile_n()));
     c.when(id.lt(tiles.count()), || {
@@ -59,6 +75,9 @@ fn segment_body(k: &Kernel, program: &Program, segment: &Segment, geometry: &Geo
             Geometry::Mma(g) => mma::tile(k, program, segment, g, &tile),
             Geometry::Fma(g) => fma::tile(k, program, segment, g, &tile, features),
             Geometry::Scaled(g) => geforce::tile(k, program, segment, g, &tile),
+        }
+        if let Some((finish, group)) = finish {
+            finish.stored(group, &tile, (tile.col, geometry.tile_n()));
         }
     });
 }

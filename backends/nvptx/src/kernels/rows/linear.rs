@@ -3,9 +3,9 @@
 //! The result of a row does not depend on the number of rows: sums are always split and added in the same order.
 
 use super::super::View;
-use crate::builder::{Builder, F32, I32, MmaType, Shared, Var};
+use crate::builder::{Builder, F32, Global, I32, MmaType, Shared, Var};
 use moec_ir::DType;
-use moec_ir::engine::rows::FMA_ROWS;
+use moec_ir::engine::rows::{FMA_ROWS, Geometry};
 use moec_ir::tile::RowOp;
 
 /// Columns that a warp computes together with multiply-adds.
@@ -18,8 +18,8 @@ pub struct Share<'c> {
     /// This block of the cluster, which takes every `blocks`-th group of columns.
     pub rank: I32<'c>,
     pub blocks: u32,
-    /// Columns that it takes at once on the tensor cores, at most.
-    pub cols: u32,
+    /// Fragments of eight columns that it takes at once on the tensor cores.
+    pub fragments: u32,
 }
 
 /// The rows of a cluster.
@@ -118,7 +118,7 @@ impl<'c> Linear<'_, 'c> {
     /// operands agree, so each lane reads 8 adjacent elements of its rows where `mma` would have it read 4 pairs.
     pub fn with_tensor_cores(&self, c: &'c Builder<'c>, ty: MmaType, keep: Keep<'_, 'c>) {
         let width = self.width();
-        let fragments = (width / (8 * self.share.blocks)).clamp(1, self.share.cols / 8);
+        let fragments = self.share.fragments;
         let cols = fragments * 8;
         let threads = self.share.warps * 32;
         c.range(0, self.rows.n, self.rows.at_once, |row| {
@@ -157,17 +157,18 @@ impl<'c> Linear<'_, 'c> {
         let w: Vec<_> = (0..fragments).map(|j| self.w.row((col + group + j * 8).min(self.width() - 1))).collect();
         let zero = || (0..fragments).map(|_| std::array::from_fn(|_| c.var(c.f32(0.0)))).collect();
         let sums: Vec<Vec<Sums<'c>>> = x.chunks(2).map(|_| zero()).collect();
-        c.range(c.warp() * 32, self.depth, self.share.warps * 32, |k| {
+        let load = |k: I32<'c>, rows: &[Global<'c>]| -> Vec<[I32<'c>; 4]> {
             let k = k + quarter * 8;
             let whole = self.depth.is_multiple_of(32);
             let exists = if whole { c.bool(true) } else { k.lt(self.depth) };
             let offset = (c.select(exists, k, c.i32(0)) << 1).wide();
-            let load = |row: &crate::builder::Global<'c>| {
+            let load = |row: &Global<'c>| {
                 let words = c.load_words(row.plus(offset));
                 if whole { words } else { words.map(|word| c.select(exists, word, c.i32(0))) }
             };
-            let x: Vec<[I32; 4]> = x.iter().map(load).collect();
-            let w: Vec<[I32; 4]> = w.iter().map(load).collect();
+            rows.iter().map(load).collect()
+        };
+        let multiply = |x: &[[I32<'c>; 4]], w: &[[I32<'c>; 4]]| {
             for step in [0, 2] {
                 for (x, sums) in x.chunks(2).zip(&sums) {
                     let [low, high] = [x[0], x[x.len() - 1]];
@@ -178,7 +179,16 @@ impl<'c> Linear<'_, 'c> {
                     }
                 }
             }
+        };
+        // Memory takes its time: operands of several steps are asked for together.
+        let (stride, at_once) = (self.share.warps * 32, Geometry::steps_at_once(self.rows.at_once, fragments));
+        let together = self.depth / (stride * at_once) * (stride * at_once);
+        c.range(c.warp() * 32, together, stride * at_once, |k| {
+            let of = |i: u32| (load(k + i * stride, &x), load(k + i * stride, &w));
+            let operands: Vec<_> = (0..at_once).map(of).collect();
+            operands.iter().for_each(|(x, w)| multiply(x, w));
         });
+        c.range(c.warp() * 32 + together, self.depth, stride, |k| multiply(&load(k, &x), &load(k, &w)));
         sums
     }
 }

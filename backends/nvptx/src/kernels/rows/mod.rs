@@ -2,7 +2,8 @@
 //!
 //! A block takes some rows. All its warps compute the logits together; then each warp takes whole rows and runs the
 //! other steps, whose values lie in shared memory: 32 lanes beside each other along the row. Where the machine has
-//! clusters, several blocks share the columns of the router, and then the rows.
+//! clusters, several blocks share the columns of the router, and then the rows. Or many blocks share the columns and hand what
+//! they make to the last of them in global memory, which runs the other steps alone.
 
 mod choice;
 mod linear;
@@ -47,13 +48,15 @@ pub fn rows<'p>(
         return Err(Diagnostic::input("row-too-wide", what));
     }
     let rows_of_cluster = g.tile_m * (g.cluster / g.ctas);
-    let mut grid = Grid::tiles(rows.rows, rows_of_cluster, g.cluster.into());
+    // CTAs for so many rows.
+    let team = g.cluster * g.logit_ctas;
+    let mut grid = Grid::tiles(rows.rows, rows_of_cluster, team.into());
     let mut smem_bytes = g.smem_bytes();
     let cut = (schedule.order_ctas, g.warps);
     let planner = rows.plan.as_ref().map(|p| plan::Planner::new(program, &p.plan, cut, smem_limit));
     if let Some(p) = &planner {
         // Without tokens there is a plan all the same.
-        grid.min = grid.min.max(g.cluster.into());
+        grid.min = grid.min.max(team.into());
         smem_bytes = smem_bytes.max(p.smem_bytes());
     }
     let launch = GpuLaunch {
@@ -68,14 +71,14 @@ pub fn rows<'p>(
     let body = move |k: &Kernel| {
         let c = k.builder;
         let n_rows = k.rows_until(rows.rows, rows.until);
-        let first = (c.block_x() / g.ctas) * g.tile_m;
+        let first = (c.block_x() / (g.ctas * g.logit_ctas)) * g.tile_m;
         let (Some(planner), Some(then)) = (&planner, &rows.plan) else {
             c.exit_if(first.ge(n_rows));
             build(k, program, rows, &g, (n_rows, first));
             return;
         };
         // CTAs of a cluster leave together. The first cluster stays without rows, too: somebody has to plan.
-        let first_of_cluster = (c.block_x() / g.cluster) * rows_of_cluster;
+        let first_of_cluster = (c.block_x() / team) * rows_of_cluster;
         c.exit_if(first_of_cluster.ge(n_rows.signed_max(1)));
         c.when(n_rows.gt(0), || build(k, program, rows, &g, (n_rows, first)));
         let counter = k.view(then.counter).base;
@@ -84,7 +87,7 @@ pub fn rows<'p>(
         if planner.ctas() > 1 {
             c.when_last_cluster(counter, (n_clusters, g.cluster), c.shared(), order);
         } else {
-            c.when_last(counter, n_clusters * g.cluster, c.shared(), order);
+            c.when_last(counter, n_clusters * team, c.shared(), order);
         }
     };
     Ok(Design { launch, registers: Registers::Plenty, body: Box::new(body) })
@@ -107,23 +110,36 @@ fn build<'c>(
         (n, rank) => (rank % n, rank - rank % n),
     };
     let values = c.shared().at(g.partial_bytes);
+    if let Some(logits) = &rows.logits {
+        let part = c.block_x() % g.logit_ctas;
+        for ((i, _), &kept) in rows.products().zip(&logits.values) {
+            let to = k.view(kept);
+            let keep = |row: I32<'c>, col: I32<'c>, value: F32<'c>| c.store_f32(to.at(first + row, col), value);
+            product(k, program, (rows, i), g, ((first, n_here), (part, g.logit_ctas)), &keep);
+        }
+        let counter = k.view(logits.counter).nth(c.block_x() / g.logit_ctas);
+        c.when_last(counter, c.i32(g.logit_ctas), c.shared(), || {
+            for ((i, op), &kept) in rows.products().zip(&logits.values) {
+                let (from, width) = (k.view(kept), op.width as u32);
+                c.part("logits of all", || {
+                    c.range(c.thread(), n_here * width, g.warps * 32, |at| {
+                        let (row, col) = (at / width, at % width);
+                        let place = values.plus(row * g.layout.row_bytes + (col << 2)).at(g.layout.offsets[i]);
+                        c.store_f32(place, c.load_f32(from.at(first + row, col)));
+                    });
+                });
+            }
+            c.barrier();
+            steps_of_rows(k, rows, g, (values, first, n_here), rank);
+        });
+        return;
+    }
     if g.ctas > 1 {
         // A block may write to its peers' memory only when they have started.
         c.cluster_barrier();
     }
     let mut any_linear = false;
-    for (i, op) in rows.ops.iter().enumerate() {
-        let RowOpKind::Linear { x, w, bias } = &op.kind else { continue };
-        let way = Way::of(program, *x, *w);
-        let job = linear::Linear {
-            x: k.view(*x),
-            w: k.view(*w),
-            bias: bias.map(|b| k.view(b)),
-            op,
-            depth: program.buffer(*x).cols as u32,
-            share: linear::Share { warps: g.warps, rank, blocks: g.ctas, cols: g.cols },
-            rows: linear::Rows { first, n: n_here, at_once: g.rows_at_once(way) },
-        };
+    for (i, _) in rows.products() {
         // Row `r` belongs to block `r % ctas` of those that share columns.
         let keep = |row: I32<'c>, col: I32<'c>, value: F32<'c>| {
             let place = values.plus((row / g.ctas) * g.layout.row_bytes + (col << 2)).at(g.layout.offsets[i]);
@@ -133,10 +149,7 @@ fn build<'c>(
                 c.store_f32(place, value);
             }
         };
-        c.part(&format!("r{i} = {op}"), || match way {
-            Way::Mma(ty) => job.with_tensor_cores(c, ty, &keep),
-            Way::Fma => job.with_multiply_adds(c, &keep),
-        });
+        product(k, program, (rows, i), g, ((first, n_here), (rank, g.ctas)), &keep);
         any_linear = true;
     }
     if g.ctas > 1 {
@@ -144,6 +157,45 @@ fn build<'c>(
     } else if any_linear {
         c.barrier();
     }
+    steps_of_rows(k, rows, g, (values, first, n_here), rank);
+}
+
+/// Step `i`, a product, of the rows from the first on, so many: the columns of a block among those that share them.
+fn product<'c>(
+    k: &Kernel<'c, '_>,
+    program: &Program,
+    (rows, i): (&RowProgram, usize),
+    g: &Geometry,
+    ((first, n), (rank, blocks)): ((I32<'c>, I32<'c>), (I32<'c>, u32)),
+    keep: linear::Keep<'_, 'c>,
+) {
+    let (c, op) = (k.builder, &rows.ops[i]);
+    let RowOpKind::Linear { x, w, bias } = &op.kind else { return };
+    let way = Way::of(program, *x, *w);
+    let job = linear::Linear {
+        x: k.view(*x),
+        w: k.view(*w),
+        bias: bias.map(|b| k.view(b)),
+        op,
+        depth: program.buffer(*x).cols as u32,
+        share: linear::Share { warps: g.warps, rank, blocks, fragments: g.fragments(op.width as u32) },
+        rows: linear::Rows { first, n, at_once: g.rows_at_once(way) },
+    };
+    c.part(&format!("r{i} = {op}"), || match way {
+        Way::Mma(ty) => job.with_tensor_cores(c, ty, keep),
+        Way::Fma => job.with_multiply_adds(c, keep),
+    });
+}
+
+/// The other steps of the rows from `first` on, what is stored of them, and rows that are rounded.
+fn steps_of_rows<'c>(
+    k: &Kernel<'c, '_>,
+    rows: &RowProgram,
+    g: &Geometry,
+    (values, first, n_here): (Shared<'c>, I32<'c>, I32<'c>),
+    rank: I32<'c>,
+) {
+    let c = k.builder;
     c.range(c.warp() * g.ctas + rank, n_here, g.warps * g.ctas, |row| {
         let base = values.plus((row / g.ctas) * g.layout.row_bytes);
         let warp = Warp { c, ops: &rows.ops, layout: &g.layout, base, lane: c.lane() };

@@ -75,9 +75,11 @@ static void moec_cuda_unload(const struct moec_cuda *cuda, const struct moec_aot
 
 /* The token count, counters, and what kernels hand to each other. */
 static uint64_t moec_cuda_bytes(const struct moec_aot_variant *v, uint64_t n_tokens, uint64_t *offsets) {
-  uint64_t n_counters = 0;
-  for (uint32_t i = 0; i < v->n_buffers; i++) n_counters += v->buffers[i].role == MOEC_AOT_COUNTER;
-  return 256 + 256 + 256 * n_counters + moec_layout(v, n_tokens, offsets);
+  uint64_t counter_bytes = 0;
+  for (uint32_t i = 0; i < v->n_buffers; i++) {
+    if (v->buffers[i].role == MOEC_AOT_COUNTER) counter_bytes += moec_aligned(moec_bytes(&v->buffers[i], n_tokens));
+  }
+  return 256 + 256 + counter_bytes + moec_layout(v, n_tokens, offsets);
 }
 
 static int moec_cuda_map(const struct moec_cuda *cuda, const struct moec_aot_tensor_map *m, uint64_t address, uint64_t n_tokens,
@@ -95,15 +97,18 @@ static int moec_cuda_map(const struct moec_cuda *cuda, const struct moec_aot_ten
 static int moec_cuda_run(const struct moec_cuda *cuda, uint32_t n_sms, const struct moec_aot_variant *v, void *const *functions,
     const uint32_t *clusters, const uint64_t *const *memory, uint64_t n_tokens, uint64_t workspace, uint64_t *offsets, void *stream) {
   const uint64_t count = moec_aligned(workspace);
-  uint64_t n_counters = 0, counters = count + 256;
+  const uint64_t counters = count + 256;
+  uint64_t counter_bytes = 0;
   int result;
   moec_layout(v, n_tokens, offsets);
   for (uint32_t i = 0; i < v->n_buffers; i++) {
-    if (v->buffers[i].role == MOEC_AOT_COUNTER) offsets[i] = 256 * n_counters++;
+    if (v->buffers[i].role != MOEC_AOT_COUNTER) continue;
+    offsets[i] = counter_bytes;
+    counter_bytes += moec_aligned(moec_bytes(&v->buffers[i], n_tokens));
   }
   if ((result = cuda->memset_d32_async(count, (uint32_t)n_tokens, 1, stream)) != 0) return moec_failed(result);
-  if (n_counters > 0) {
-    if ((result = cuda->memset_d32_async(counters, 0, 64 * n_counters, stream)) != 0) return moec_failed(result);
+  if (counter_bytes > 0) {
+    if ((result = cuda->memset_d32_async(counters, 0, counter_bytes / 4, stream)) != 0) return moec_failed(result);
   }
   for (uint32_t k = 0; k < v->n_kernels; k++) {
     const struct moec_aot_kernel *kernel = &v->kernels[k];
@@ -131,7 +136,7 @@ static int moec_cuda_run(const struct moec_cuda *cuda, uint32_t n_sms, const str
       if (b->role < MOEC_AOT_WORKSPACE) {
         addresses[i] = memory[b->role][b->index];
       } else {
-        addresses[i] = b->role == MOEC_AOT_COUNTER ? counters + offset : counters + 256 * n_counters + offset;
+        addresses[i] = b->role == MOEC_AOT_COUNTER ? counters + offset : counters + counter_bytes + offset;
       }
       params[i] = &addresses[i];
     }

@@ -134,8 +134,12 @@ impl Loaded {
     }
 
     fn bytes(v: &Variant, n_tokens: u64, offsets: &mut [u64]) -> u64 {
-        let n_counters = v.buffers.iter().filter(|b| b.role == Role::Counter).count() as u64;
-        512 + 256 * n_counters + v.layout(n_tokens, offsets)
+        512 + Self::counter_bytes(v, n_tokens) + v.layout(n_tokens, offsets)
+    }
+
+    /// Counters lie one behind the other, each at a multiple of 256 bytes.
+    fn counter_bytes(v: &Variant, n_tokens: u64) -> u64 {
+        v.buffers.iter().filter(|b| b.role == Role::Counter).map(|b| aligned(b.bytes(n_tokens))).sum()
     }
 
     /// Launches a variant whose first kernel is number `first`; `memory` has the addresses of inputs, outputs and weights.
@@ -152,20 +156,20 @@ impl Loaded {
         stream: *mut c_void,
     ) -> Result<(), Error> {
         let cuda = &self.cuda;
-        let (count, mut n_counters) = (aligned(workspace), 0);
+        let (count, mut counter_bytes) = (aligned(workspace), 0);
         v.layout(n_tokens, offsets);
         for (buffer, offset) in v.buffers.iter().zip(offsets.iter_mut()) {
             if buffer.role == Role::Counter {
-                *offset = 256 * n_counters;
-                n_counters += 1;
+                *offset = counter_bytes;
+                counter_bytes += aligned(buffer.bytes(n_tokens));
             }
         }
         let counters = count + 256;
         // SAFETY: the caller's contract: the workspace is as large as `bytes` says.
         unsafe {
             ok((cuda.memset_d32_async)(count, n_tokens as u32, 1, stream))?;
-            if n_counters > 0 {
-                ok((cuda.memset_d32_async)(counters, 0, 64 * n_counters as usize, stream))?;
+            if counter_bytes > 0 {
+                ok((cuda.memset_d32_async)(counters, 0, counter_bytes as usize / 4, stream))?;
             }
         }
         for (k, kernel) in v.kernels.iter().enumerate() {
@@ -188,7 +192,7 @@ impl Loaded {
                     Role::Output(i) => memory[1][i],
                     Role::Weight(i) => memory[2][i],
                     Role::Counter => counters + offsets[b],
-                    Role::Workspace => counters + 256 * n_counters + offsets[b],
+                    Role::Workspace => counters + counter_bytes + offsets[b],
                 };
             }
             addresses[n] = count;
