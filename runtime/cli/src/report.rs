@@ -98,12 +98,17 @@ fn human(d: &Diagnostic, color: Color) -> String {
 fn theme(color: Color) -> Option<GraphicalTheme> {
     let terminal = std::io::stderr().is_terminal();
     match color {
-        _ if std::env::var_os("NO_GRAPHICS").is_some() => None,
+        _ if is_set("NO_GRAPHICS") => None,
         Color::Always => Some(GraphicalTheme::unicode()),
-        Color::Auto if terminal && std::env::var_os("NO_COLOR").is_none() => Some(GraphicalTheme::unicode()),
+        Color::Auto if terminal && !is_set("NO_COLOR") => Some(GraphicalTheme::unicode()),
         Color::Auto | Color::Never if terminal => Some(GraphicalTheme::unicode_nocolor()),
         Color::Auto | Color::Never => Some(GraphicalTheme::none()),
     }
+}
+
+/// By the convention of `NO_COLOR`: a variable that is empty is not set, and what else it holds does not matter.
+fn is_set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
 }
 
 fn width() -> usize {

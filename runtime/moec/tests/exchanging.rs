@@ -7,8 +7,9 @@ use moec::{
 };
 use moec_bundle::manifest::TensorInfo;
 use moec_bundle::{PlacedBundle, PlacedManifest};
-use moec_ir::ActQuant;
-use moec_ir::graph::{Graph, Op, Wire, round_on_wire};
+use moec_ir::exchange::RowCodes;
+use moec_ir::graph::{Graph, Maker, Op, Source, Wire, round_on_wire};
+use moec_ir::{ActQuant, DType, Dim};
 use moec_ptx::exec::{Options, Schedule};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -291,7 +292,7 @@ fn bundles_whose_parts_do_not_fit_are_refused() {
     let files: BTreeMap<String, Vec<u8>> =
         bundle.manifest().files.keys().map(|f| (f.clone(), bundle.file(f).expect("there").to_vec())).collect();
     type Change = fn(&mut PlacedManifest, &mut BTreeMap<String, Vec<u8>>);
-    let changes: [(&str, Change); 14] = [
+    let changes: [(&str, Change); 36] = [
         ("no ranks", |m, _| m.mesh.ep = 0),
         ("too many ranks", |m, _| m.mesh.ep = u32::MAX),
         ("other members", |m, _| m.mesh.tp = 3),
@@ -306,6 +307,41 @@ fn bundles_whose_parts_do_not_fit_are_refused() {
             let cut = m.exchange[1].what.cut.as_mut().expect("a cut");
             cut.act.first = u64::MAX;
         }),
+        ("columns of another member", |m, _| {
+            let cut = m.exchange[1].what.cut.as_mut().expect("a cut");
+            cut.result.first = 0;
+        }),
+        ("rows of another name", |m, _| m.rows = Source::Input("rows".into())),
+        ("rows that the head does not make", |m, _| m.rows = Source::Head("rows".into())),
+        ("rows that are weights", |m, _| m.rows = m.weights.clone().expect("weights")),
+        ("ids that are weights", |m, _| m.ids = m.weights.clone().expect("weights")),
+        ("weights that are ids", |m, _| m.weights = Some(m.ids.clone())),
+        ("no weights", |m, _| m.weights = None),
+        ("more slots", |m, _| {
+            m.top_k += 1;
+            m.exchange.iter_mut().for_each(|of| of.what.top_k += 1);
+        }),
+        ("another wire", |m, _| m.wire = Wire::Rows(DType::F16)),
+        ("codes on the wire", |m, _| m.wire = Wire::Codes(ActQuant::MXFP8)),
+        ("kernels for codes", |m, _| {
+            let (quant, cols, sent, read) = (ActQuant::MXFP8, 64, DType::BF16, DType::BF16);
+            m.exchange[0].what.codes = Some(RowCodes { quant, cols, sent, read });
+        }),
+        ("kernels for other ids", |m, _| m.exchange[0].what.ids = DType::I64),
+        ("kernels without weights", |m, _| m.exchange[0].what.weights = None),
+        ("an input of another type", |m, _| m.inputs[0].ty.dtype = DType::F32),
+        ("an input of another name", |m, _| m.inputs[0].name = "x".into()),
+        ("an output that nobody makes", |m, _| m.outputs[0].name = "sum".into()),
+        ("an output of the other program", |m, _| m.outputs[0].made_by = Maker::Head),
+        ("an output less", |m, _| drop(m.outputs.remove(0))),
+        ("a matrix of another name", |m, _| m.experts[1].programs[0].stacks[0].name = "experts.gates".into()),
+        ("matrices that change places", |m, _| {
+            let stacks = &mut m.experts[0].programs[0].stacks;
+            let gate = stacks[0].source.clone();
+            stacks[0].source = std::mem::replace(&mut stacks[1].source, gate);
+        }),
+        ("a matrix less", |m, _| m.experts[0].programs[0].stacks.truncate(1)),
+        ("a wider matrix", |m, _| m.experts[0].programs[1].stacks[0].ty.shape[2] = Dim::Fixed(7)),
         ("a file too much", |_, files| drop(files.insert("more.tar".into(), Vec::new()))),
         ("a file less", |_, files| drop(files.remove("tail.tar"))),
         ("a program that is none", |_, files| drop(files.insert("tail.tar".into(), vec![7; 2000]))),

@@ -80,7 +80,7 @@ impl EmulatedRanks {
         let mut members = Vec::new();
         for (of, programs) in placed.exchange.iter().flat_map(|e| &e.members).zip(&placed.experts) {
             let kernels = of.kernels.iter().find(|(t, _)| t == target).map(|(_, k)| k);
-            let kernels = Kernels::new(kernels.ok_or_else(|| without_kernels(target))?)?;
+            let kernels = Kernels::new(kernels.ok_or_else(|| without_kernels(&placed, target))?)?;
             members.push(Member {
                 exchange: of.what,
                 kernels,
@@ -88,7 +88,7 @@ impl EmulatedRanks {
             });
         }
         let first = members.first().filter(|_| members.len() == n_members as usize);
-        let exchange = first.ok_or_else(|| without_kernels(target))?.exchange;
+        let exchange = first.ok_or_else(|| without_kernels(&placed, target))?.exchange;
         let sizes = exchange.window(n_ranks, max_tokens.max(1));
         let mut devices = ranks(target, n_ranks)?;
         let head_code = placed.head.as_ref().map(|b| RankCode::new(b, target, own)).transpose()?;
@@ -233,9 +233,15 @@ fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|w| w.to_le_bytes()).collect()
 }
 
-fn without_kernels(target: &str) -> Diagnostic {
-    let what = format!("the layer has no kernels that exchange rows for {target}");
-    Diagnostic::input("target-not-in-bundle", what).help("compile it for kernels that exchange")
+fn without_kernels(placed: &PlacedLayer, target: &str) -> Diagnostic {
+    let there = placed.exchange_targets().join(", ");
+    if there.is_empty() {
+        let what = format!("the layer has no kernels that exchange rows for {target}");
+        return Diagnostic::input("target-not-in-bundle", what).help("compile it for GPU targets alone");
+    }
+    let what = format!("the layer has kernels that exchange rows for {there}, and not for {target}");
+    Diagnostic::input("target-not-in-bundle", what)
+        .help(format!("run it on {there}, or compile it for {target} as well"))
 }
 
 /// The experts' programs of a member, for all tokens of all ranks.
@@ -245,7 +251,19 @@ fn code(
     (target, max_tokens, n_ranks): (&str, u64, u32),
 ) -> Result<Vec<RankCode>, Diagnostic> {
     let rows = max_tokens * u64::from(n_ranks);
-    let of = |program: &ExpertProgram, n| RankCode::new(&program.bundle, target, n);
+    let of = |program: &ExpertProgram, n| {
+        let at_most = program.bundle.manifest().target(target).map_or(n, |t| t.max_tokens());
+        if n > at_most {
+            let (what, per_row) = if n > rows { ("slots", n / rows) } else { ("rows", 1) };
+            let fits = at_most / (u64::from(n_ranks) * per_row);
+            let what = format!(
+                "{n_ranks} ranks of {max_tokens} tokens may send {n} {what} to one of them, and its experts were compiled for {at_most}"
+            );
+            return Err(Diagnostic::input("too-many-tokens", what)
+                .help(format!("give up to {fits} tokens to a rank, or compile for a mesh with as many ranks")));
+        }
+        RankCode::new(&program.bundle, target, n)
+    };
     match programs {
         ExpertPrograms::Whole(whole) => Ok(vec![of(whole, rows)?]),
         // The second product has a row for each slot.
@@ -353,8 +371,9 @@ fn stage<'p>(
         experts.push(program.stage(ranks, n, &given)?);
     }
     let result = |program: Option<&Staged<'_>>, name: &str| program.map_or(Ok(0), |p| p.output(name).map(|(at, _)| at));
-    let columns = result(experts.first().filter(|_| experts.len() > 1), "columns")?;
-    let slot_rows = result(experts.last(), "slot_rows")?;
+    let columns = result(experts.first(), "expert_rows")?;
+    let expert_rows = result(experts.last(), "expert_rows")?;
+    let slot_to_row = [result(experts.first(), "slot_to_row")?, result(experts.last(), "slot_to_row")?];
     if weights.is_some() {
         tail_inputs.push(("slot_weights", slot_weights));
     }
@@ -369,7 +388,8 @@ fn stage<'p>(
         slot_weights,
         local_ids,
         columns,
-        slot_rows,
+        expert_rows,
+        slot_to_row,
         count,
         n_tokens: n as u32,
     };

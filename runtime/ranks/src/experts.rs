@@ -96,8 +96,10 @@ fn load_experts(
     let members = placed.n_members();
     // Every slot of every rank may go to experts of this one.
     let most = options.max_tokens.saturating_mul(u64::from(n_ranks)).saturating_mul(placed.top_k as u64);
-    let most = most.min(options.max_slots).clamp(1, moec_bundle::MAX_TOKENS);
     let load = |program: &ExpertProgram| {
+        // Those that a program does not take at once, it takes one part after the other.
+        let at_once = program.bundle.manifest().targets.iter().map(|t| t.max_tokens()).max().unwrap_or(0);
+        let most = most.min(options.max_slots).min(at_once).clamp(1, moec_bundle::MAX_TOKENS);
         let experts = map.experts_of(rank / members);
         let selected = SelectedExperts { weights, stacks: &program.stacks, experts };
         Layer::load(&program.bundle, &Weights::Experts(selected), load_options(options, most))

@@ -14,6 +14,7 @@ mod dynamic;
 mod emulated;
 mod exchange;
 mod experts;
+mod fits;
 mod gather;
 mod layer;
 mod message;

@@ -1,5 +1,6 @@
 //! Layers for ranks as bundles on disk.
 
+use crate::fits;
 use crate::layer::{ExchangeKernels, ExpertProgram, ExpertPrograms, MemberKernels, PlacedLayer};
 use moec_bundle::manifest::{LayerInfo, ParamInfo, TensorInfo};
 use moec_bundle::{
@@ -114,25 +115,8 @@ impl PlacedLayer {
         if n_local != u64::from(m.n_local) {
             return Err(broken("its programs have room for other experts"));
         }
-        let acts: usize = experts.iter().map(|e| e.columns().0).sum();
         let mut members = Vec::new();
         for (member, of) in m.exchange.iter().enumerate() {
-            let fits = of.what.result_bytes == (slot.0.bytes() * slot.1) as u64
-                && of.what.row_bytes == m.wire.row_bytes(row.1 as u64)
-                && of.what.cut.is_none_or(|c| {
-                    let act = first.act_type().map_or(0, |t| t.bytes());
-                    let (own_act, own_slot) = experts[member].columns();
-                    let ends =
-                        |p: moec_ir::exchange::Piece, all: u64| p.first.checked_add(p.bytes).is_some_and(|e| e <= all);
-                    c.act_bytes == (act * acts) as u64
-                        && c.act.bytes == (act * own_act) as u64
-                        && c.result.bytes == (slot.0.bytes() * own_slot) as u64
-                        && ends(c.act, c.act_bytes)
-                        && ends(c.result, of.what.result_bytes)
-                });
-            if !fits {
-                return Err(broken("its kernels are for rows of other sizes"));
-            }
             let mut kernels = Vec::new();
             for (target, all) in &of.kernels {
                 let mut read = all.clone();
@@ -144,7 +128,7 @@ impl PlacedLayer {
             }
             members.push(MemberKernels { what: of.what, kernels });
         }
-        Ok(PlacedLayer {
+        let layer = PlacedLayer {
             head: m.head.as_ref().map(|file| bundle.program(file)).transpose()?,
             experts,
             tail: bundle.program(&m.tail)?,
@@ -160,6 +144,8 @@ impl PlacedLayer {
             row,
             slot,
             exchange: (!members.is_empty()).then_some(ExchangeKernels { members }),
-        })
+        };
+        fits::check(&layer, m).map_err(|why| broken(&why))?;
+        Ok(layer)
     }
 }

@@ -76,7 +76,7 @@ fn explain_model(options: &Options, path: &Path) -> Outcome {
     let layer = open_layer(path, options.layer, &LayerOptions { shard, ..LayerOptions::default() })?;
     let layer = layer.with_activations(options.compile.activations.unwrap_or_default()).map_err(one)?;
     if let Some(mesh) = options.mesh {
-        output::print(&mesh::text(&layer, mesh, options).map_err(one)?);
+        output::print(&output::wrapped(&mesh::text(&layer, mesh, options).map_err(one)?));
         return Ok(Ended::Well);
     }
     if let Some(file) = &options.html {

@@ -77,8 +77,13 @@ fn counts(path: &Path, n_experts: u32) -> Result<Vec<u64>, Diagnostic> {
         experts.filter(|&e| e < counts.len()).collect::<Vec<_>>().into_iter().for_each(|e| counts[e] += 1);
         return Ok(counts);
     }
-    let text = std::fs::read_to_string(path).map_err(|e| subject::unreadable(path, &e))?;
-    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| wrong(format!("it is no JSON, {e}")))?;
+    let bytes = std::fs::read(path).map_err(|e| subject::unreadable(path, &e))?;
+    // The header of a safetensors file is JSON behind its length.
+    if bytes.get(4..9) == Some(b"\0\0\0\0{") {
+        return Err(wrong("it looks like a safetensors file of another name".into())
+            .help("rename it to end in `.safetensors`"));
+    }
+    let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| wrong(format!("it is no JSON, {e}")))?;
     let list = value.get("counts").unwrap_or(&value).as_array().ok_or_else(|| wrong("it is no list".into()))?;
     let counts: Option<Vec<u64>> = list.iter().map(serde_json::Value::as_u64).collect();
     let counts = counts.ok_or_else(|| wrong("not all entries are whole numbers from 0 on".into()))?;
@@ -109,6 +114,9 @@ mod tests {
         for wrong in ["", "{}", "[1, 2]", "[1, 2, -1]", "[1, 2, 0.5]", "[1, 2, 18446744073709551615]"] {
             assert_eq!(read(wrong), Err("expert-counts-invalid".to_string()), "{wrong}");
         }
+        let other = dir.path().join("ids");
+        std::fs::write(&other, b"\x08\0\0\0\0\0\0\0{}      ").expect("written");
+        assert!(counts(&other, 3).is_err_and(|d| d.help.is_some_and(|h| h.contains("rename it"))));
         assert_eq!(counts(&dir.path().join("none.json"), 3).map_err(|d| d.code), Err("file-unreadable".to_string()));
     }
 }

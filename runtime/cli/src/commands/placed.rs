@@ -75,20 +75,20 @@ pub fn compile(options: &compile::Options, mesh: Mesh) -> Outcome {
         _ if !all_gpus => Err("ranks are on CPUs".to_string()),
         _ => compile_exchanging(&request, &spread, &mut say).map_err(one)?,
     };
-    let placed = match by_kernels {
-        Ok(placed) => placed,
+    let (placed, by_host) = match by_kernels {
+        Ok(placed) => (placed, None),
         Err(why) if args.exchange == Some(ExchangeArg::Kernels) => {
             let d = Diagnostic::machine("wrong-usage", format!("--exchange kernels cannot be: {why}"));
             return Err(vec![d.help("give --exchange host, or GPU targets alone")]);
         }
-        Err(_) => compile_placed(&request, &spread, &mut say).map_err(one)?,
+        Err(why) => (compile_placed(&request, &spread, &mut say).map_err(one)?, Some(why)),
     };
     drop(progress);
     let inputs = layer.graph.inputs.iter().map(TensorInfo::from).collect();
     let info = PlacedInfo { layer: layer.info.clone(), inputs, mesh, max_tokens };
     let bundle = placed.to_bundle(info).map_err(one)?;
     bundle.write(&options.output).map_err(one)?;
-    output::print(&describe(&bundle, &placed));
+    output::print(&describe(&bundle, &placed, by_host.as_deref()));
     Ok(Ended::Well)
 }
 
@@ -124,7 +124,7 @@ pub fn inspect(path: &std::path::Path, json: bool) -> Outcome {
         });
         output::print(&format!("{value:#}\n"));
     } else {
-        output::print(&describe(&bundle, &placed));
+        output::print(&describe(&bundle, &placed, None));
     }
     Ok(Ended::Well)
 }
@@ -138,8 +138,8 @@ fn windows(m: &PlacedManifest) -> Option<(u64, u64)> {
     m.exchange.first().map(|of| (n, of.what.window(m.mesh.n_ranks(), n as u32).bytes()))
 }
 
-/// What a host needs to know, and the steps of a rank in order.
-fn describe(bundle: &PlacedBundle, placed: &PlacedLayer) -> String {
+/// What a host needs to know, and the steps of a rank in order. `by_host` is why the host exchanges rows, where that is known.
+fn describe(bundle: &PlacedBundle, placed: &PlacedLayer, by_host: Option<&str>) -> String {
     let m = bundle.manifest();
     let whose = if m.mesh.tp > 1 { "a group of ranks" } else { "a rank" };
     let mut out = format!(
@@ -160,7 +160,7 @@ fn describe(bundle: &PlacedBundle, placed: &PlacedLayer) -> String {
             "rows are exchanged by kernels, through a window of {bytes} bytes on each of {} ranks of up to {n} tokens\n",
             m.mesh.n_ranks()
         ),
-        None => "rows are exchanged by the host\n".to_string(),
+        None => format!("rows are exchanged by the host{}\n", by_host.map_or(String::new(), |why| format!(": {why}"))),
     };
     out += &format!("written by moec {}\n\n", m.moec_version);
     let inputs: Vec<String> = m.inputs.iter().map(|t| format!("{} {}", t.name, t.ty)).collect();
