@@ -199,10 +199,12 @@ pub enum ExchangeParam {
     LocalIds,
     /// The floats of rows of codes that came, `[R * max tokens, row]`.
     Decoded,
-    /// This rank's columns of the activations of what came, `[R * max tokens * K, columns]`.
+    /// This rank's columns of the activations of what came, in expert order, `[R * max tokens * K, columns]`.
     Columns,
-    /// Result rows of what came, or this rank's columns of them, `[R * max tokens * K, result]`.
-    SlotRows,
+    /// Result rows of what came, or this rank's columns of them, in expert order, `[R * max tokens * K, result]`.
+    ExpertRows,
+    /// Which row of the columns, or of the results, a slot of what came has; negative for none: i32 `[R * max tokens, K]`.
+    SlotToRow,
     /// A counter for each rank and one more, i32, all 0 before and after.
     Counters,
     /// A line for each rank ([`crate::window::WaitReport`]).

@@ -74,7 +74,9 @@ impl Op {
             ],
             Op::TopK { k } => vec![("k", whole(k))],
             Op::Renormalise(rule) => vec![("rule", rule_attr(*rule))],
-            Op::Permute { n_experts } | Op::Unpermute { n_experts } => vec![("n_experts", whole(n_experts))],
+            Op::Permute { n_experts } | Op::Unpermute { n_experts } | Op::SlotToRow { n_experts } => {
+                vec![("n_experts", whole(n_experts))]
+            }
             Op::Concat { axis } => vec![("axis", whole(axis))],
             Op::Half(n) => vec![("index", whole(n))],
             Op::GroupedLinearAct { act, round, gather } => {
@@ -134,6 +136,7 @@ impl Op {
             "renormalise" => Op::Renormalise(a.rule("rule")?),
             "permute" => Op::Permute { n_experts: a.whole("n_experts")? },
             "unpermute" => Op::Unpermute { n_experts: a.whole("n_experts")? },
+            "slot_to_row" => Op::SlotToRow { n_experts: a.whole("n_experts")? },
             "grouped_linear" => Op::GroupedLinear,
             "weighted_sum" => Op::WeightedSum,
             "concat" => Op::Concat { axis: a.whole("axis")? },
@@ -156,7 +159,7 @@ impl Op {
     }
 
     /// The names of all operations, sorted.
-    pub const NAMES: [&'static str; 32] = [
+    pub const NAMES: [&'static str; 33] = [
         "activate",
         "add",
         "cast",
@@ -185,6 +188,7 @@ impl Op {
         "rms_norm",
         "scale",
         "score",
+        "slot_to_row",
         "sum_outside",
         "top_k",
         "unpermute",
@@ -417,6 +421,7 @@ mod tests {
             Op::Renormalise(RenormRule::SumAtLeast { min: Real(1e-12) }),
             Op::Permute { n_experts: 7 },
             Op::Unpermute { n_experts: 7 },
+            Op::SlotToRow { n_experts: 7 },
             Op::GroupedLinear,
             Op::WeightedSum,
             Op::Concat { axis: 1 },

@@ -57,7 +57,11 @@ impl<'a> Emit<'a> {
                     });
                 }
                 let mut op = op.clone();
-                if let (Some(n), Op::Permute { n_experts } | Op::Unpermute { n_experts }) = (self.n_local, &mut op) {
+                if let (
+                    Some(n),
+                    Op::Permute { n_experts } | Op::Unpermute { n_experts } | Op::SlotToRow { n_experts },
+                ) = (self.n_local, &mut op)
+                {
                     *n_experts = n;
                 }
                 self.b.set_origin(node.origin.clone());

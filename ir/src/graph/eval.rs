@@ -159,6 +159,10 @@ pub fn evaluate_node(node: &Node, x: &[&Tensor], n_tokens: usize) -> Tensor {
             let plan = r::plan(x[1].ints(), *n_experts as usize);
             float(take_rows(x[0], &plan.slot_to_row, shape[0]))
         }
+        Op::SlotToRow { n_experts } => {
+            let rows = r::plan(x[0].ints(), *n_experts as usize).slot_to_row;
+            Tensor::int(node.ty.dtype, &shape, rows.iter().map(|row| row.map_or(-1, |row| row as i64)).collect())
+        }
         Op::GroupedLinear => float(grouped(x[0], x[1], x[2], x.get(3).copied(), false)),
         Op::GatherGroupedLinear => float(grouped(x[0], x[1], x[2], x.get(3).copied(), true)),
         Op::GroupedLinearAct { act, round, gather } => {

@@ -143,6 +143,7 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
             c.axis_is(0, 0, slots)?;
             Ok(y.clone())
         }
+        Op::SlotToRow { .. } => Ok(c.ids(0)?.clone()),
         Op::GroupedLinear => c.grouped(false, 1),
         Op::GatherGroupedLinear => c.grouped(true, 1),
         Op::GroupedLinearAct { act, gather, .. } => c.grouped(*gather, if act.is_gated() { 2 } else { 1 }),
@@ -198,6 +199,7 @@ fn operand_count(op: &Op) -> (usize, usize) {
         | Op::GroupLimit { .. }
         | Op::TopK { .. }
         | Op::LocalIds { .. }
+        | Op::SlotToRow { .. }
         | Op::Renormalise(_)
         | Op::Half(_) => (1, 1),
         Op::Activate(a) => {

@@ -104,6 +104,12 @@ pub enum Op {
         /// Number of experts E.
         n_experts: u32,
     },
+    /// `ids[T, K] -> i32[T, K]`: the row in expert order of each slot, and -1 for those that no expert has: for whoever takes rows in
+    /// expert order out of the graph.
+    SlotToRow {
+        /// Number of experts E.
+        n_experts: u32,
+    },
     /// `rows[T*K, K'], ids[T, K], w[E, N, K'] (, bias[E, N]) -> [T*K, N]`: each row, in expert order, times its expert's matrix.
     GroupedLinear,
     /// `slots[T*K, H], w[T, K] -> [T, H]`: `out[t] = Σ_j w[t, j] · slots[t*K + j]`, in slot order, in f32.
@@ -250,6 +256,7 @@ impl Op {
             Op::LocalIds { .. } => "local_ids",
             Op::Permute { .. } => "permute",
             Op::Unpermute { .. } => "unpermute",
+            Op::SlotToRow { .. } => "slot_to_row",
             Op::GroupedLinear => "grouped_linear",
             Op::WeightedSum => "weighted_sum",
             Op::Concat { .. } => "concat",

@@ -1,7 +1,7 @@
-//! The experts' graph for rows that kernels receive: one row for all slots of a token.
+//! The experts' graphs for rows that kernels exchange: one row for all slots of a token, and results where the product leaves them.
 
 use super::emit::Emit;
-use super::{Graph, verify};
+use super::{Graph, Op, verify};
 use crate::DType;
 use crate::diag::Diagnostic;
 use crate::shape::{Dim, TensorType};
@@ -19,12 +19,39 @@ pub fn experts_of_tokens(experts: &Graph, top_k: u64) -> Result<Graph, Diagnosti
     let made = emit.b.input(&rows.name, rows.ty.clone());
     let ids = emit.b.input("local_ids", TensorType::new(DType::I32, [Dim::TOKENS, Dim::Fixed(top_k)]));
     for (i, node) in experts.nodes.iter().enumerate() {
-        if let super::Op::Input(n) = node.op {
+        if let Op::Input(n) = node.op {
             emit.map.insert(i, if n == 0 { made } else { ids });
         }
     }
     let slots = emit.value(*result)?;
     emit.b.output(name, slots);
     let graph = Graph { name: format!("{}, {top_k} slots of a row", experts.name), ..emit.b.finish() };
+    verify(&graph).into_iter().next().map_or(Ok(graph), Err)
+}
+
+/// The same experts, whose result rows stay in expert order, where the last product leaves them: `expert_rows` `[T*K, H']`, of which
+/// `slot_to_row` i32 `[T, K]` says which row a slot has, -1 for those that are elsewhere. Rows behind those of the last expert hold nothing.
+///
+/// # Errors
+/// `internal-error` for a graph whose result is not brought back to slot order.
+pub fn results_in_expert_order(experts: &Graph) -> Result<Graph, Diagnostic> {
+    let broken = || Diagnostic::internal("internal-error", "results of experts should come back in slot order");
+    let [(_, slots)] = &experts.outputs[..] else { return Err(broken()) };
+    let node = experts.node(*slots);
+    let (Op::Unpermute { n_experts }, &[rows, ids]) = (&node.op, &node.inputs[..]) else { return Err(broken()) };
+    let mut emit = Emit::new(experts);
+    // As they were: an input that only results of other slots need stays one.
+    for (i, node) in experts.nodes.iter().enumerate() {
+        if let Op::Input(n) = node.op {
+            let input = &experts.inputs[n as usize];
+            let made = emit.b.input(&input.name, input.ty.clone());
+            emit.map.insert(i, made);
+        }
+    }
+    let (rows, ids) = (emit.value(rows)?, emit.value(ids)?);
+    let map = emit.b.node("slot_to_row", Op::SlotToRow { n_experts: *n_experts }, &[ids])?;
+    emit.b.output("expert_rows", rows);
+    emit.b.output("slot_to_row", map);
+    let graph = Graph { name: experts.name.clone(), ..emit.b.finish() };
     verify(&graph).into_iter().next().map_or(Ok(graph), Err)
 }

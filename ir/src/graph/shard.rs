@@ -514,9 +514,10 @@ impl Sharding<'_> {
 fn dispatch_experts(graph: &Graph, i: usize) -> Option<u64> {
     let node = &graph.nodes[i];
     match &node.op {
-        Op::Permute { n_experts } | Op::Unpermute { n_experts } | Op::Combine { n_experts, .. } => {
-            Some(u64::from(*n_experts))
-        }
+        Op::Permute { n_experts }
+        | Op::Unpermute { n_experts }
+        | Op::SlotToRow { n_experts }
+        | Op::Combine { n_experts, .. } => Some(u64::from(*n_experts)),
         op => weights_of_experts(op).and_then(|w| graph.ty(node.inputs[w]).shape[0].fixed()),
     }
 }

@@ -313,6 +313,7 @@ fn expert_order(
         | Op::Lookup
         | Op::SumOutside { .. }
         | Op::LocalIds { .. }
+        | Op::SlotToRow { .. }
         | Op::WeightedSum
         | Op::Concat { .. } => {
             if order(0).is_some() {

@@ -148,6 +148,7 @@ fn only_by_rows(op: &Op) -> bool {
         | Op::Activate(_)
         | Op::Permute { .. }
         | Op::Unpermute { .. }
+        | Op::SlotToRow { .. }
         | Op::GroupedLinear
         | Op::WeightedSum
         | Op::Concat { .. }

@@ -159,6 +159,10 @@ impl<'a> Lowering<'a> {
                 let plan = self.plan(node.inputs[1], u64::from(*n_experts))?;
                 self.take_rows(v, plan.slot_to_row)?;
             }
+            Op::SlotToRow { n_experts } => {
+                let plan = self.plan(node.inputs[0], u64::from(*n_experts))?;
+                self.hand_out(v, plan.slot_to_row)?;
+            }
             Op::WeightedSum => {
                 let (y, weights) = (self.value(node.inputs[0])?, self.value(node.inputs[1])?);
                 let out = self.result(v)?;
@@ -420,6 +424,17 @@ impl<'a> Lowering<'a> {
         };
         let segment = Segment { a, a_quant, a_round, a_rows, groups, panels, biases, epilogue, out, out_quant };
         self.push(&node.name, Body::Contract(Contract::of(vec![segment])));
+        Ok(())
+    }
+
+    /// Makes the buffer of a plan the output that `v` is.
+    fn hand_out(&mut self, v: ValueId, buffer: BufferId) -> Result<(), Diagnostic> {
+        let output = self.graph.outputs.iter().position(|(_, w)| *w == v);
+        let Some(i) = output else { return Err(self.unsupported(v, "it can be an output only")) };
+        let b = &mut self.program.buffers[buffer.index()];
+        b.role = Role::Output(i as u32);
+        b.name.clone_from(&self.graph.outputs[i].0);
+        self.stored[v.index()] = Some(buffer);
         Ok(())
     }
 

@@ -20,7 +20,11 @@ pub(super) fn expert_orders(graph: &Graph) -> Vec<Option<ExpertOrder>> {
                 let experts = node.inputs.get(2).and_then(rows).and_then(|d| d.fixed());
                 experts.map(|n| (node.inputs[1], n))
             }
-            Op::Permute { .. } | Op::Unpermute { .. } | Op::WeightedSum | Op::Combine { .. } => None,
+            Op::Permute { .. }
+            | Op::Unpermute { .. }
+            | Op::SlotToRow { .. }
+            | Op::WeightedSum
+            | Op::Combine { .. } => None,
             _ => {
                 let same = node.inputs.iter().filter(|v| rows(v) == node.ty.shape.first());
                 same.filter_map(|v| orders[v.index()]).next()
@@ -32,11 +36,15 @@ pub(super) fn expert_orders(graph: &Graph) -> Vec<Option<ExpertOrder>> {
 }
 
 impl Lowering<'_> {
-    /// The offsets that end the rows of `v`; `None` when all of its rows hold a slot, or it is an output.
+    /// The offsets that end the rows of `v`; `None` when all of its rows hold a slot, or it is an output of which no other says which
+    /// rows do.
     pub(super) fn until(&mut self, v: ValueId) -> Result<Option<BufferId>, Diagnostic> {
-        let is_output = self.graph.outputs.iter().any(|(_, w)| *w == v);
+        let outputs = || self.graph.outputs.iter().map(|(_, w)| *w);
+        let tells = |w: ValueId, ids| matches!(self.node(w).op, Op::SlotToRow { .. }) && self.node(w).inputs[0] == ids;
+        let is_output = outputs().any(|w| w == v);
+        let is_told = |ids| outputs().any(|w| tells(w, ids));
         match self.orders[v.index()] {
-            Some((ids, n_experts)) if !is_output && self.may_miss(ids, n_experts) => {
+            Some((ids, n_experts)) if (!is_output || is_told(ids)) && self.may_miss(ids, n_experts) => {
                 Ok(Some(self.plan(ids, n_experts)?.offsets))
             }
             _ => Ok(None),

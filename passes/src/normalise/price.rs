@@ -59,6 +59,7 @@ impl Price {
             | Op::Quantise(_)
             | Op::Permute { .. }
             | Op::Unpermute { .. }
+            | Op::SlotToRow { .. }
             | Op::WeightedSum
             | Op::Combine { .. } => Some(kernel),
         }

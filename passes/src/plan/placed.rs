@@ -2,7 +2,7 @@
 
 use super::model::{CodedRows, Fabric, FabricLoad, Model};
 use crate::{CompileOptions, Variant, compile};
-use moec_ir::graph::{Graph, Placed, Rounding, Wire, place};
+use moec_ir::graph::{Graph, Placed, Rounding, Wire, place, results_in_expert_order};
 use moec_ir::target::Target;
 use moec_ir::tile::Body;
 use moec_ir::{Diagnostic, Numerics};
@@ -84,7 +84,8 @@ impl PlacedPrograms {
         let options = CompileOptions { numerics: Numerics::Bitwise, ..CompileOptions::default() };
         let programs = |graph: &Graph| compile(graph, target, &options);
         let head = placed.head.as_ref().map(programs).transpose()?.unwrap_or_default();
-        let (experts, tail) = (programs(&placed.experts)?, programs(&placed.tail)?);
+        // Results are sent from where the last product leaves them.
+        let (experts, tail) = (programs(&results_in_expert_order(&placed.experts)?)?, programs(&placed.tail)?);
         Ok(PlacedPrograms { placed, target, n_local, head, experts, tail })
     }
 

@@ -154,7 +154,11 @@ fn lengths(proof: &Proof, kept: u64) -> BTreeMap<u64, u64> {
     let mut experts: BTreeSet<u64> =
         leaves().filter(|t| t.shape.len() == 3).filter_map(|t| t.shape[0].fixed()).collect();
     for term in &proof.terms {
-        if let Op::Permute { n_experts } | Op::Unpermute { n_experts } | Op::Combine { n_experts, .. } = term.op {
+        if let Op::Permute { n_experts }
+        | Op::Unpermute { n_experts }
+        | Op::SlotToRow { n_experts }
+        | Op::Combine { n_experts, .. } = term.op
+        {
             experts.insert(n_experts.into());
         }
     }

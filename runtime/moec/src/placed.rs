@@ -5,7 +5,8 @@ use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
 use moec_ir::exchange::{Cut, Exchange, Piece, RowCodes};
 use moec_ir::graph::{
-    Columns, Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place, round_on_wire,
+    Columns, Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place,
+    results_in_expert_order, round_on_wire,
 };
 use moec_ir::placement::MAX_RANKS;
 use moec_ir::target::{Target, TargetKind};
@@ -107,7 +108,10 @@ pub fn compile_exchanging(
     let mut experts = ExpertGraphs::of(&placed, spread.n_members)?;
     for of in &mut experts {
         let (ExpertGraphs::Whole(first, _) | ExpertGraphs::Columns(Columns { up: first, .. })) = of;
-        *first = experts_of_tokens(first, placed.top_k)?;
+        *first = results_in_expert_order(&experts_of_tokens(first, placed.top_k)?)?;
+        if let ExpertGraphs::Columns(Columns { down, .. }) = of {
+            *down = results_in_expert_order(down)?;
+        }
     }
     let cuts = cuts(&experts);
     // Kernels give them a row for each token, and the second product of experts that are cut a row for each slot.

@@ -33,7 +33,9 @@ pub(crate) struct StepMemory {
     pub slot_weights: u64,
     pub local_ids: u64,
     pub columns: u64,
-    pub slot_rows: u64,
+    pub expert_rows: u64,
+    /// Of columns, and of results.
+    pub slot_to_row: [u64; 2],
     pub count: u64,
     pub n_tokens: u32,
 }
@@ -85,7 +87,8 @@ fn launch<'k>(
         P::LocalIds => step.local_ids,
         P::Decoded => rank.decoded,
         P::Columns => step.columns,
-        P::SlotRows => step.slot_rows,
+        P::ExpertRows => step.expert_rows,
+        P::SlotToRow => step.slot_to_row[usize::from(kernel.stage == Stage::Behind)],
         P::Count => step.count,
     };
     let launch = Launch {

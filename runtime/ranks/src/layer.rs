@@ -158,7 +158,7 @@ impl PlacedLayer {
     }
 
     /// The same layer, whose experts' program, or the first of two, takes all slots of a row ([`moec_ir::graph::experts_of_tokens`]), with
-    /// kernels that exchange rows for each target.
+    /// kernels that exchange rows for each target, and leaves results in expert order ([`moec_ir::graph::results_in_expert_order`]).
     #[must_use]
     pub fn with_exchange(self, exchange: ExchangeKernels) -> PlacedLayer {
         PlacedLayer { exchange: Some(exchange), ..self }

@@ -229,12 +229,13 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
             let parity = (case.first_epoch as usize + step) & 1;
             let mut room = |bytes: u32| ranks.alloc(rank, u64::from(bytes.max(4))).expect("room");
             let (sent_to, slot_weights) = (room(count * k * 4), room(count * k * 4));
-            let (local_ids, slot_rows) = (room(n * t * k * 4), room(n * t * k * n_results * 4));
+            let (local_ids, expert_rows) = (room(n * t * k * 4), room(n * t * k * n_results * 4));
+            let slot_to_row = [(); 2].map(|()| room(n * t * k * 4));
             let columns = room(n * t * k * n_acts * 4);
             let out = room(count * k * w * 4);
             let (coded, decoded) = (room(count * case.window().row_bytes as u32), room(n * t * w * 4));
             outs.push((rank, step, out, slot_weights));
-            let param = |p: &P| match p {
+            let param = |p: &P, stage: Stage| match p {
                 P::Terms => terms,
                 P::Peers => peers,
                 P::Map => map,
@@ -247,7 +248,8 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
                 P::SlotWeights => slot_weights,
                 P::LocalIds => local_ids,
                 P::Columns => columns,
-                P::SlotRows => slot_rows,
+                P::ExpertRows => expert_rows,
+                P::SlotToRow => slot_to_row[usize::from(stage == Stage::Behind)],
                 P::Counters => counters,
                 P::Report => report,
                 P::Count => count_at,
@@ -255,13 +257,13 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
             let window = windows[rank as usize];
             let steps = |stage: Stage| {
                 let kernels = kernels.exchange[member as usize].iter().filter(move |(k, _)| k.stage == stage);
-                kernels.map(|(kernel, program)| {
+                kernels.map(move |(kernel, program)| {
                     let blocks = match kernel.blocks {
                         Blocks::Tokens => count.max(1),
                         Blocks::Ranks => n,
                         Blocks::AllTokens => n * t,
                     };
-                    let params = kernel.params.iter().map(|p| Param::U64(param(p))).collect();
+                    let params = kernel.params.iter().map(|p| Param::U64(param(p, stage))).collect();
                     let (block, dynamic_smem_bytes) = ([kernel.threads, 1, 1], kernel.smem_bytes);
                     let launch =
                         Launch { grid: [blocks, 1, 1], block, dynamic_smem_bytes, params, ..Launch::default() };
@@ -276,22 +278,23 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
                 ..Launch::default()
             };
             let rows = if case.codes.is_some() { decoded } else { window + parts.rows[parity] };
-            let product = |program, pointers: [u64; 3], words: &[u32]| {
+            let product = |program, pointers: [u64; 4], words: &[u32]| {
                 let params = pointers.into_iter().map(Param::U64).chain(words.iter().map(|&w| Param::U32(w))).collect();
                 Step { program, launch: small(n * t * k, params) }
             };
-            let (ids, made, acts) = (local_ids, slot_rows, window + parts.acts);
+            let (ids, made, acts) = (local_ids, expert_rows, window + parts.acts);
+            let [of_columns, of_results] = slot_to_row;
             if case.members == 1 {
-                stream.push(product(&kernels.experts, [rows, ids, made], &[rank, k, w]));
+                stream.push(product(&kernels.experts, [rows, ids, made, of_results], &[rank, k, w]));
             } else {
                 let of_up = [group, k, w, first_act, n_acts];
-                stream.push(product(&kernels.up, [rows, ids, columns], &of_up));
+                stream.push(product(&kernels.up, [rows, ids, columns, of_columns], &of_up));
                 if is_dead(Stage::Between) {
                     break;
                 }
                 stream.extend(steps(Stage::Between));
                 let of_down = [case.act_words(), first_result, n_results];
-                stream.push(product(&kernels.down, [acts, ids, made], &of_down));
+                stream.push(product(&kernels.down, [acts, ids, made, of_results], &of_down));
             }
             stream.extend(steps(Stage::Behind));
             if count > 0 {

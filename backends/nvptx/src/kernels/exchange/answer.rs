@@ -4,11 +4,11 @@ use super::parts::{Terms, alignment};
 use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage};
 use moec_ir::window::Term;
 
-/// A block for each row that may have come. The last of a source's blocks raises its flag, if it sent any.
+/// A block for each row that may have come, which reads results where the last product of the experts left them. The last of a source's blocks raises its flag, if it sent any.
 pub fn kernel(exchange: &Exchange) -> Design {
     Design {
         entry: "moec_answer",
-        params: &[P::Terms, P::Peers, P::LocalIds, P::SlotRows, P::Counters],
+        params: &[P::Terms, P::Peers, P::SlotToRow, P::ExpertRows, P::Counters],
         stage: Stage::Behind,
         blocks: Blocks::AllTokens,
         smem_bytes: 4,
@@ -23,14 +23,15 @@ fn build(k: &Exchanging<'_>) {
     let (top_k, bytes, own) = (k.exchange.top_k, k.exchange.result_bytes, k.exchange.own_result());
     c.exit_if(row.ge(terms.n_ranks * terms.max_tokens));
     let (source, token) = (row / terms.max_tokens, row % terms.max_tokens);
-    let local_ids = k.param(P::LocalIds);
+    let rows_of_slots = k.param(P::SlotToRow);
     let window = k.window(source);
     c.part("results", || {
         let to = terms.part(window, Term::Results);
         c.range(0, top_k, 1, |slot| {
             let came = row * top_k + slot;
-            c.when(c.load_i32(local_ids.plus(came.wide() * 4)).is_negative().not(), || {
-                let from = k.param(P::SlotRows).plus(came.wide() * own.bytes);
+            let at = c.load_i32(rows_of_slots.plus(came.wide() * 4));
+            c.when(at.is_negative().not(), || {
+                let from = k.param(P::ExpertRows).plus(at.wide() * own.bytes);
                 let to = to.plus((token * top_k + slot).wide() * bytes).plus(own.first);
                 k.copy(from, to, (own.bytes, alignment([own.bytes, bytes, own.first])));
             });
@@ -41,9 +42,9 @@ fn build(k: &Exchanging<'_>) {
         c.when_last(counter, terms.max_tokens, c.shared(), || {
             let first = source * terms.max_tokens * top_k;
             k.for_warp_if_any(
-                local_ids.plus(first.wide() * 4),
+                rows_of_slots.plus(first.wide() * 4),
                 terms.max_tokens * top_k,
-                |local| local.is_negative().not(),
+                |row| row.is_negative().not(),
                 || c.release_flag(terms.line(window, Term::Answers, terms.rank), terms.epoch),
             );
         });

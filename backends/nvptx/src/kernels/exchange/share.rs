@@ -11,7 +11,7 @@ use moec_ir::window::{Stopped, Term};
 pub fn kernel(exchange: &Exchange) -> Design {
     Design {
         entry: "moec_share",
-        params: &[P::Terms, P::Peers, P::LocalIds, P::Columns, P::Counters, P::Report],
+        params: &[P::Terms, P::Peers, P::SlotToRow, P::Columns, P::Counters, P::Report],
         stage: Stage::Between,
         blocks: Blocks::AllTokens,
         smem_bytes: 4,
@@ -32,9 +32,9 @@ fn build<'c>(k: &Exchanging<'c>) {
     c.part("columns", || {
         c.range(0, top_k, 1, |slot| {
             let came = row * top_k + slot;
-            let here = c.load_i32(k.param(P::LocalIds).plus(came.wide() * 4)).is_negative().not();
-            c.when(here, || {
-                let from = k.param(P::Columns).plus(came.wide() * act.bytes);
+            let at = c.load_i32(k.param(P::SlotToRow).plus(came.wide() * 4));
+            c.when(at.is_negative().not(), || {
+                let from = k.param(P::Columns).plus(at.wide() * act.bytes);
                 c.range(0, members, 1, |peer| {
                     let acts = terms.single(k.window(first + peer), Term::Acts);
                     let to = acts.plus(came.wide() * act_bytes).plus(act.first);
