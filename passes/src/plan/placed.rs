@@ -29,6 +29,8 @@ pub struct Step {
     pub decode: f64,
     /// The products of the rank with most slots.
     pub experts: f64,
+    /// Of these, the last product.
+    pub last_product: f64,
     /// Result rows on their way back.
     pub combine: f64,
     /// The sum in slot order, and shared experts.
@@ -53,6 +55,11 @@ impl Step {
     /// From rows to sums, without router and shared experts, one after the other.
     pub fn routed(&self) -> f64 {
         self.dispatch + self.decode + self.experts + self.combine + self.sum
+    }
+
+    /// The same with a last product that stores its results into the windows of the tokens' ranks: the longer of it and of the way back.
+    pub fn routed_stored_afar(&self) -> f64 {
+        self.routed() - self.last_product.min(self.combine)
     }
 
     /// The same, overlapped.
@@ -117,11 +124,18 @@ impl PlacedPrograms {
             let others = launches.iter().filter(|(k, _)| !matches!(k.body, Body::Contract(_)));
             others.map(|(_, l)| l.seconds() + fabric.chip.launch_s).sum()
         });
+        let most_slots = load.most_slots().round() as u64;
+        let last_product = variant(&self.experts, most_slots).map_or(0.0, |v| {
+            let launches = model.launches(&v.program, most_slots);
+            let last = launches.iter().rev().find(|(k, _)| matches!(k.body, Body::Contract(_)));
+            last.map_or(0.0, |(_, l)| l.seconds() + fabric.chip.launch_s)
+        });
         Step {
             head: of(&self.head, n_tokens),
             dispatch: load.dispatch_s(fabric),
             decode: load.decode_s(fabric),
-            experts: of(&self.experts, load.most_slots().round() as u64),
+            experts: of(&self.experts, most_slots),
+            last_product,
             combine: load.combine_s(fabric),
             tail: of(&self.tail, n_tokens),
             sum,

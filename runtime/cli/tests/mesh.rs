@@ -226,6 +226,13 @@ fn explain_tells_the_modelled_time_on_a_fabric() {
     assert!((parts - us("in turn")).abs() < 0.5 && us("overlapped") < us("in turn"), "{text}");
     let too_many = of(&["ep=9", "--fabric", "HGX H200"]);
     assert!(too_many.code == 1 && too_many.stderr.contains("1 to 8 ranks"), "{}", too_many.stderr);
+    let narrow = Command::new(env!("CARGO_BIN_EXE_moec"))
+        .args(["explain", model, "--mesh", "ep=8"])
+        .env("COLUMNS", "72")
+        .output()
+        .unwrap();
+    let narrow = String::from_utf8(narrow.stdout).unwrap();
+    assert!(narrow.lines().count() > 12 && narrow.lines().all(|l| l.chars().count() <= 72), "{narrow}");
     assert!(of(&["ep=2", "--fabric", "Ethernet"]).stderr.contains("fabrics are GB200 NVL72"));
 }
 
@@ -280,6 +287,14 @@ fn bundles_for_ranks_run_as_the_model_does() {
         moec(&["compile", model, "--phase", phase, "--mesh", mesh, "-t", "cpu", "-o", phase]);
         assert!(run(phase, &[]).1 == alone, "{phase}");
     }
+    // Meshes on which an expert may get more slots than its program takes at once; a phase without tokens.
+    moec(&["compile", model, "--mesh", "ep=2", "--tokens", "0..6", "-t", "cpu", "-o", "few"]);
+    assert!(run("few", &["--mesh", "ep=8"]).1 == alone);
+    for (target, device) in [("cpu", "cpu"), ("sm_90a", "emulator:sm_90a")] {
+        moec(&["compile", model, "--tokens", "0..0", "--mesh", "ep=2", "-t", target, "-o", "none"]);
+        let text = moec(&["run", "none", "--weights", model, "--device", device, "--input", "random:T=0"]);
+        assert!(text.contains("with T=0"), "{text}");
+    }
     // Their weights are packed alike, those of experts one by one.
     let shares = moec(&["inspect", "decode", "--shares", "prefill"]);
     assert!(shares.contains("the same bytes, expert by expert") && !shares.contains("differently"), "{shares}");
@@ -296,6 +311,8 @@ fn bundles_for_ranks_run_as_the_model_does() {
     for (args, exit, code) in [
         (&["run", "cut", "--mesh", "ep=4", input[0], input[1], emulator[0], emulator[1]][..], 2, "mesh-invalid"),
         (&["run", "cut", input[0], input[1], input[2], input[3]], 2, "wrong-usage"),
+        (&[&["run", "cut", "--mesh", "ep=3,tp=2", "--tokens-per-rank", "24,0,0,0,0,0"], &input[..], &emulator].concat(), 1, "too-many-tokens"),
+        (&[&["run", "cut", emulator[0], "emulator:sm_100a"], &input[..]].concat(), 1, "target-not-in-bundle"),
         (&["run", "cpu", "--mesh", "ep=1", input[0], input[1]], 1, "placement-invalid"),
         (&["run", "cpu", "--mesh", "ep=3", "--wire", "bf16", input[0], input[1]], 2, "wrong-usage"),
         (&["run", "cpu", "--numerics", "fast", input[0], input[1]], 2, "wrong-usage"),

@@ -42,6 +42,19 @@ fn every_command_of_the_reference_is_in_the_help() {
     }
 }
 
+/// By the convention of `NO_COLOR`, a variable that is empty is not set.
+#[test]
+fn plain_sentences_are_asked_for_by_a_variable_that_says_something() {
+    let of = |value: Option<&str>| {
+        let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_moec"));
+        run.args(["explain", "none"]).env_remove("NO_GRAPHICS");
+        value.iter().for_each(|value| drop(run.env("NO_GRAPHICS", value)));
+        String::from_utf8(run.output().unwrap().stderr).unwrap()
+    };
+    let drawn = of(None);
+    assert!(drawn == of(Some("")) && drawn != of(Some("0")) && of(Some("0")) == of(Some("1")), "{drawn}");
+}
+
 #[test]
 fn a_closed_pipe_is_no_error() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_moec"))

@@ -195,7 +195,9 @@ fn programs(
     let numerics = if request.numerics == Numerics::Fast { Numerics::Fast } else { Numerics::Bitwise };
     let dtype = |graph: &Graph| graph.inputs.iter().map(|i| i.ty.dtype).find(|d| d.is_float());
     let mut piece = |graph: &Graph, times: u64| -> Result<Bundle, Diagnostic> {
-        let tokens = (request.tokens.0, request.tokens.1.saturating_mul(times).min(moec_passes::MAX_TOKENS));
+        // Memory of ranks has room for a token, where none has any.
+        let most = request.tokens.1.max(1).saturating_mul(times).min(moec_passes::MAX_TOKENS);
+        let tokens = (request.tokens.0, most);
         let mut info = request.info.clone();
         info.name.clone_from(&graph.name);
         if dtype(graph) != dtype(request.graph) {
