@@ -9,6 +9,9 @@ use crate::act_quant::ActQuant;
 use crate::window::Window;
 use serde::{Deserialize, Serialize};
 
+/// Threads of a block of these kernels.
+pub const THREADS: u32 = 128;
+
 /// What the kernels of a layer depend on. Ranks and numbers of tokens are read when they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,6 +72,45 @@ impl Exchange {
     /// What of a result row this rank computes.
     pub fn own_result(&self) -> Piece {
         self.cut.map_or(Piece { first: 0, bytes: self.result_bytes }, |c| c.result)
+    }
+
+    /// The kernels of a step in the order in which they run, without their text: what they are given, and how they are launched.
+    pub fn kernels(&self) -> Vec<ExchangeKernel> {
+        use ExchangeParam as P;
+        let kernel = |name: &str, stage, blocks, smem_bytes, params: &[&[P]]| ExchangeKernel {
+            entry: format!("moec_{name}"),
+            ptx: String::new(),
+            params: params.concat(),
+            stage,
+            blocks,
+            threads: THREADS,
+            smem_bytes,
+        };
+        // One number, which the last block of several is told by.
+        let number = 4;
+        let coded: &[P] = if self.codes.is_some() { &[P::Coded] } else { &[] };
+        // Of each slot owner, local expert, and whether it is the first of its owner; a number.
+        let of_slots = 12 * self.top_k + number;
+        let dispatch = [P::Terms, P::Peers, P::Map, P::Rows, P::Ids, P::SentTo, P::Counters, P::Count];
+        let receive = [P::Terms, P::Peers, P::Map, P::LocalIds, P::Report];
+        let mut all = vec![
+            kernel("dispatch", Stage::Before, Blocks::Tokens, of_slots, &[&dispatch, coded]),
+            kernel("receive", Stage::Before, Blocks::Ranks, 0, &[&receive]),
+        ];
+        if self.codes.is_some() {
+            let params = [P::Terms, P::Peers, P::LocalIds, P::Decoded];
+            all.push(kernel("decode", Stage::Before, Blocks::AllTokens, 0, &[&params]));
+        }
+        if self.cut.is_some() {
+            let params = [P::Terms, P::Peers, P::SlotToRow, P::Columns, P::Counters, P::Report];
+            all.push(kernel("share", Stage::Between, Blocks::AllTokens, number, &[&params]));
+        }
+        let answer = [P::Terms, P::Peers, P::SlotToRow, P::ExpertRows, P::Counters];
+        let weights: &[P] = if self.weights.is_some() { &[P::Weights, P::SlotWeights] } else { &[] };
+        let collect = [P::Terms, P::Peers, P::SentTo, P::Counters, P::Report, P::Count];
+        all.push(kernel("answer", Stage::Behind, Blocks::AllTokens, number, &[&answer]));
+        all.push(kernel("collect", Stage::Behind, Blocks::Ranks, number, &[&collect, weights]));
+        all
     }
 
     /// The window of each of `n_ranks` ranks of up to `max_tokens` tokens.

@@ -2,7 +2,7 @@
 
 use moec::Tensor;
 use moec_ir::graph::arbitrary::{moe_graph, tensors};
-use moec_ir::graph::{self, Graph, Rounding, Source, Wire, cut_columns, evaluate, place, round_on_wire};
+use moec_ir::graph::{self, Graph, Rounding, Source, Wire, cut_columns, evaluate, place, results_in_expert_order, round_on_wire};
 use moec_ir::{ActQuant, DType};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -60,6 +60,11 @@ fn placed_outputs(graph: &Graph, rounding: Rounding, inputs: &[Tensor], params: 
     let local = Tensor::int(DType::I32, &[slots.len(), 1], slots.iter().map(|&s| ids.ints()[s]).collect());
     let results = &run(&placed.experts, &vec![("rows", &sent), ("local_ids", &local)], &params)[0];
     let cols = results.cols();
+    // The same rows where the last product leaves them.
+    let in_order = results_in_expert_order(&placed.experts).expect("ends with the slots");
+    let left = run(&in_order, &vec![("rows", &sent), ("local_ids", &local)], &params);
+    let of_slots: Vec<usize> = left[1].ints().iter().map(|&row| row as usize).collect();
+    assert!(rows_of(&left[0], &of_slots).to_bytes() == results.to_bytes(), "{}", graph::print(&in_order));
     let mut all = vec![0.0; ids.elements() * cols];
     for (row, &slot) in results.floats().chunks(cols).zip(&slots) {
         all[slot * cols..(slot + 1) * cols].copy_from_slice(row);

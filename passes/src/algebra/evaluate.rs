@@ -36,9 +36,10 @@ fn ids<N: Number>(op: &Op, x: &[&Value<N>]) -> Vec<i64> {
             let (first, count) = (i64::from(*first), i64::from(*count));
             x[0].ids().iter().map(|id| if (first..first + count).contains(id) { id - first } else { -1 }).collect()
         }
-        Op::SlotToRow { n_experts } => {
-            rows_of_slots(x[0].ids(), *n_experts as usize).into_iter().map(|row| row.map_or(-1, |row| row as i64)).collect()
-        }
+        Op::SlotToRow { n_experts } => rows_of_slots(x[0].ids(), *n_experts as usize)
+            .into_iter()
+            .map(|row| row.map_or(-1, |row| row as i64))
+            .collect(),
         _ => Vec::new(),
     }
 }
@@ -47,12 +48,9 @@ fn numbers<N: Number>(op: &Op, shape: &[usize], x: &[&Value<N>]) -> Vec<N> {
     let zero = || N::constant(0.0);
     match op {
         // Leaves are given, ids are made above.
-        Op::Input(_)
-        | Op::Param(_)
-        | Op::TopK { .. }
-        | Op::Lookup
-        | Op::LocalIds { .. }
-        | Op::SlotToRow { .. } => Vec::new(),
+        Op::Input(_) | Op::Param(_) | Op::TopK { .. } | Op::Lookup | Op::LocalIds { .. } | Op::SlotToRow { .. } => {
+            Vec::new()
+        }
         Op::Linear => linear(x[0], x[1], x.get(2).copied()),
         Op::LinearAct { act, round } => activated(act, *round, &linear(x[0], x[1], x.get(2).copied()), x[1].shape[0]),
         Op::Add => each(shape, x, |a| a[0].add(&a[1])),

@@ -20,11 +20,9 @@ pub(super) fn expert_orders(graph: &Graph) -> Vec<Option<ExpertOrder>> {
                 let experts = node.inputs.get(2).and_then(rows).and_then(|d| d.fixed());
                 experts.map(|n| (node.inputs[1], n))
             }
-            Op::Permute { .. }
-            | Op::Unpermute { .. }
-            | Op::SlotToRow { .. }
-            | Op::WeightedSum
-            | Op::Combine { .. } => None,
+            Op::Permute { .. } | Op::Unpermute { .. } | Op::SlotToRow { .. } | Op::WeightedSum | Op::Combine { .. } => {
+                None
+            }
             _ => {
                 let same = node.inputs.iter().filter(|v| rows(v) == node.ty.shape.first());
                 same.filter_map(|v| orders[v.index()]).next()

@@ -311,7 +311,12 @@ fn bundles_for_ranks_run_as_the_model_does() {
     for (args, exit, code) in [
         (&["run", "cut", "--mesh", "ep=4", input[0], input[1], emulator[0], emulator[1]][..], 2, "mesh-invalid"),
         (&["run", "cut", input[0], input[1], input[2], input[3]], 2, "wrong-usage"),
-        (&[&["run", "cut", "--mesh", "ep=3,tp=2", "--tokens-per-rank", "24,0,0,0,0,0"], &input[..], &emulator].concat(), 1, "too-many-tokens"),
+        (
+            &[&["run", "cut", "--mesh", "ep=3,tp=2", "--tokens-per-rank", "24,0,0,0,0,0"], &input[..], &emulator]
+                .concat(),
+            1,
+            "too-many-tokens",
+        ),
         (&[&["run", "cut", emulator[0], "emulator:sm_100a"], &input[..]].concat(), 1, "target-not-in-bundle"),
         (&["run", "cpu", "--mesh", "ep=1", input[0], input[1]], 1, "placement-invalid"),
         (&["run", "cpu", "--mesh", "ep=3", "--wire", "bf16", input[0], input[1]], 2, "wrong-usage"),

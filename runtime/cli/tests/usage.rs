@@ -48,7 +48,7 @@ fn plain_sentences_are_asked_for_by_a_variable_that_says_something() {
     let of = |value: Option<&str>| {
         let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_moec"));
         run.args(["explain", "none"]).env_remove("NO_GRAPHICS");
-        value.iter().for_each(|value| drop(run.env("NO_GRAPHICS", value)));
+        run.envs(value.map(|value| ("NO_GRAPHICS", value)));
         String::from_utf8(run.output().unwrap().stderr).unwrap()
     };
     let drawn = of(None);

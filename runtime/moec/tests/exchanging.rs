@@ -7,7 +7,7 @@ use moec::{
 };
 use moec_bundle::manifest::TensorInfo;
 use moec_bundle::{PlacedBundle, PlacedManifest};
-use moec_ir::exchange::RowCodes;
+use moec_ir::exchange::{Blocks, ExchangeKernel, RowCodes, Stage};
 use moec_ir::graph::{Graph, Maker, Op, Source, Wire, round_on_wire};
 use moec_ir::{ActQuant, DType, Dim};
 use moec_ptx::exec::{Options, Schedule};
@@ -273,6 +273,10 @@ fn experts_of_groups_move_while_tokens_flow() {
     assert!(d.code == "rank-not-answering" && d.message.contains("which holds experts"), "{d}");
 }
 
+fn kernels(m: &mut PlacedManifest, member: usize) -> &mut Vec<ExchangeKernel> {
+    m.exchange[member].kernels.get_mut(TARGET).expect("kernels")
+}
+
 /// A bundle for ranks is read back as it was, and one whose parts do not fit each other is refused, whoever made its hashes.
 #[test]
 fn bundles_whose_parts_do_not_fit_are_refused() {
@@ -292,7 +296,7 @@ fn bundles_whose_parts_do_not_fit_are_refused() {
     let files: BTreeMap<String, Vec<u8>> =
         bundle.manifest().files.keys().map(|f| (f.clone(), bundle.file(f).expect("there").to_vec())).collect();
     type Change = fn(&mut PlacedManifest, &mut BTreeMap<String, Vec<u8>>);
-    let changes: [(&str, Change); 36] = [
+    let changes: [(&str, Change); 40] = [
         ("no ranks", |m, _| m.mesh.ep = 0),
         ("too many ranks", |m, _| m.mesh.ep = u32::MAX),
         ("other members", |m, _| m.mesh.tp = 3),
@@ -342,6 +346,10 @@ fn bundles_whose_parts_do_not_fit_are_refused() {
         }),
         ("a matrix less", |m, _| m.experts[0].programs[0].stacks.truncate(1)),
         ("a wider matrix", |m, _| m.experts[0].programs[1].stacks[0].ty.shape[2] = Dim::Fixed(7)),
+        ("kernels in another order", |m, _| kernels(m, 0).swap(0, 1)),
+        ("a kernel that runs at another time", |m, _| kernels(m, 1)[2].stage = Stage::Behind),
+        ("a kernel that is given something else", |m, _| kernels(m, 1)[3].params.swap(2, 3)),
+        ("a kernel of fewer blocks", |m, _| kernels(m, 0)[4].blocks = Blocks::Tokens),
         ("a file too much", |_, files| drop(files.insert("more.tar".into(), Vec::new()))),
         ("a file less", |_, files| drop(files.remove("tail.tar"))),
         ("a program that is none", |_, files| drop(files.insert("tail.tar".into(), vec![7; 2000]))),

@@ -4,7 +4,7 @@
 use crate::layer::{ExpertPrograms, PlacedLayer};
 use moec_bundle::PlacedManifest;
 use moec_bundle::manifest::{Manifest, ParamInfo, TensorInfo};
-use moec_ir::exchange::{Exchange, Piece};
+use moec_ir::exchange::{Exchange, ExchangeKernel, Piece};
 use moec_ir::graph::{Maker, Param, Source, Wire};
 use moec_ir::weights::{WeightSource, WeightStep};
 use moec_ir::{DType, Dim, TensorType};
@@ -20,8 +20,13 @@ pub(crate) fn check(layer: &PlacedLayer, m: &PlacedManifest) -> Result<(), Strin
     }
     parts.tail()?;
     parts.outputs()?;
-    let kernels = layer.exchange.iter().flat_map(|e| &e.members);
-    kernels.zip(&layer.experts).try_for_each(|(of, programs)| parts.kernels(&of.what, programs))
+    for (of, programs) in layer.exchange.iter().flat_map(|e| &e.members).zip(&layer.experts) {
+        parts.kernels(&of.what, programs)?;
+        for (target, kernels) in &of.kernels {
+            launches(&of.what, kernels).map_err(|why| format!("its kernels for {target}: {why}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn ensure(holds: bool, why: impl FnOnce() -> String) -> Result<(), String> {
@@ -45,6 +50,17 @@ fn takes(program: &Manifest, what: &str, wanted: &[(&str, TensorType)]) -> Resul
     }
     let missing = wanted.iter().find(|(name, _)| find(&program.inputs, name).is_none());
     missing.map_or(Ok(()), |(name, _)| Err(format!("{what} does not take `{name}`")))
+}
+
+/// Kernels are given what they read, in their order, and run in theirs.
+fn launches(what: &Exchange, kernels: &[ExchangeKernel]) -> Result<(), String> {
+    let wanted = what.kernels();
+    ensure(wanted.len() == kernels.len(), || format!("there are {}, and {} are needed", kernels.len(), wanted.len()))?;
+    for (wanted, kernel) in wanted.into_iter().zip(kernels) {
+        let bare = ExchangeKernel { ptx: String::new(), ..kernel.clone() };
+        ensure(bare == wanted, || format!("`{}` is launched otherwise than `{}` is", kernel.entry, wanted.entry))?;
+    }
+    Ok(())
 }
 
 struct Parts<'a> {

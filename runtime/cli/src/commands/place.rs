@@ -80,8 +80,9 @@ fn counts(path: &Path, n_experts: u32) -> Result<Vec<u64>, Diagnostic> {
     let bytes = std::fs::read(path).map_err(|e| subject::unreadable(path, &e))?;
     // The header of a safetensors file is JSON behind its length.
     if bytes.get(4..9) == Some(b"\0\0\0\0{") {
-        return Err(wrong("it looks like a safetensors file of another name".into())
-            .help("rename it to end in `.safetensors`"));
+        return Err(
+            wrong("it looks like a safetensors file of another name".into()).help("rename it to end in `.safetensors`")
+        );
     }
     let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| wrong(format!("it is no JSON, {e}")))?;
     let list = value.get("counts").unwrap_or(&value).as_array().ok_or_else(|| wrong("it is no list".into()))?;

@@ -1,23 +1,12 @@
 //! Results to the ranks that the rows came from.
 
 use super::parts::{Terms, alignment};
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage};
+use super::{ExchangeParam as P, Exchanging};
 use moec_ir::window::Term;
 
-/// A block for each row that may have come, which reads results where the last product of the experts left them. The last of a source's blocks raises its flag, if it sent any.
-pub fn kernel(exchange: &Exchange) -> Design {
-    Design {
-        entry: "moec_answer",
-        params: &[P::Terms, P::Peers, P::SlotToRow, P::ExpertRows, P::Counters],
-        stage: Stage::Behind,
-        blocks: Blocks::AllTokens,
-        smem_bytes: 4,
-        exchange: *exchange,
-        build,
-    }
-}
-
-fn build(k: &Exchanging<'_>) {
+/// A block for each row that may have come, which reads results where the last product of the experts left them. The last of a source's
+/// blocks raises its flag, if it sent any.
+pub(super) fn build(k: &Exchanging<'_>) {
     let c = k.builder;
     let (terms, row) = (Terms::load(k), c.block_x());
     let (top_k, bytes, own) = (k.exchange.top_k, k.exchange.result_bytes, k.exchange.own_result());

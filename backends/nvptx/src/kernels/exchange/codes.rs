@@ -1,6 +1,6 @@
 //! Rows that travel as codes: rounded where their token lives, floats again where its experts are.
 
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage, THREADS};
+use super::{ExchangeParam as P, Exchanging, THREADS};
 use crate::builder::{Builder, F32, Global, I32};
 use crate::parts::coded_row::CodedRow;
 use crate::parts::decode::{Decoder, block_of};
@@ -35,19 +35,7 @@ pub fn round_row<'c>(k: &Exchanging<'c>, codes: RowCodes, token: I32<'c>) {
 }
 
 /// A block for each row that may have come.
-pub fn kernel(exchange: &Exchange) -> Design {
-    Design {
-        entry: "moec_decode",
-        params: &[P::Terms, P::Peers, P::LocalIds, P::Decoded],
-        stage: Stage::Before,
-        blocks: Blocks::AllTokens,
-        smem_bytes: 0,
-        exchange: *exchange,
-        build,
-    }
-}
-
-fn build(k: &Exchanging<'_>) {
+pub(super) fn build(k: &Exchanging<'_>) {
     let Some(codes) = k.exchange.codes else { return k.builder.fail("rows that are no codes cannot be decoded") };
     let (c, row) = (k.builder, k.builder.block_x());
     let terms = super::parts::Terms::load(k);

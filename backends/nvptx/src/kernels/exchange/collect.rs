@@ -1,27 +1,12 @@
 //! Waiting for results.
 
 use super::parts::Terms;
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage, THREADS};
+use super::{ExchangeParam as P, Exchanging, THREADS};
 use moec_ir::window::{Stopped, Term};
 
 /// A block for each rank: it waits for that rank if rows went there, and makes the slots that nobody has zero, of some of the
 /// tokens. The last block ends the step.
-pub fn kernel(exchange: &Exchange) -> Design {
-    Design {
-        entry: "moec_collect",
-        params: match exchange.weights {
-            Some(_) => &[P::Terms, P::Peers, P::SentTo, P::Counters, P::Report, P::Count, P::Weights, P::SlotWeights],
-            None => &[P::Terms, P::Peers, P::SentTo, P::Counters, P::Report, P::Count],
-        },
-        stage: Stage::Behind,
-        blocks: Blocks::Ranks,
-        smem_bytes: 4,
-        exchange: *exchange,
-        build,
-    }
-}
-
-fn build(k: &Exchanging<'_>) {
+pub(super) fn build(k: &Exchanging<'_>) {
     let c = k.builder;
     let (terms, peer) = (Terms::load(k), c.block_x());
     let (top_k, bytes) = (k.exchange.top_k, k.exchange.result_bytes);

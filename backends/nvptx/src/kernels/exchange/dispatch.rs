@@ -1,30 +1,14 @@
 //! Rows to the ranks that have their experts.
 
 use super::parts::Terms;
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage, THREADS, codes};
+use super::{ExchangeParam as P, Exchanging, THREADS, codes};
 use crate::builder::{I32, Shared};
 use moec_ir::DType;
 use moec_ir::window::Term;
 
 /// A block for each token. The last of them raises the flags of all ranks, with rows there or not: who got none must know it. Where one
 /// store reaches all windows, that is one message.
-pub fn kernel(exchange: &Exchange) -> Design {
-    Design {
-        entry: "moec_dispatch",
-        params: match exchange.codes {
-            Some(_) => &[P::Terms, P::Peers, P::Map, P::Rows, P::Ids, P::SentTo, P::Counters, P::Count, P::Coded],
-            None => &[P::Terms, P::Peers, P::Map, P::Rows, P::Ids, P::SentTo, P::Counters, P::Count],
-        },
-        stage: Stage::Before,
-        blocks: Blocks::Tokens,
-        // Of each slot owner, local expert, and whether it is the first of its owner; a number.
-        smem_bytes: 12 * exchange.top_k + 4,
-        exchange: *exchange,
-        build,
-    }
-}
-
-fn build(k: &Exchanging<'_>) {
+pub(super) fn build(k: &Exchanging<'_>) {
     let c = k.builder;
     let (terms, token) = (Terms::load(k), c.block_x());
     let top_k = k.exchange.top_k;

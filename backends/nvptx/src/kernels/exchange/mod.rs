@@ -26,13 +26,10 @@ use crate::builder::{Builder, Global, Param};
 use crate::kernels::Registers;
 use crate::machine;
 use inkwell::context::Context;
-use moec_ir::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam, Stage};
+use moec_ir::exchange::{Exchange, ExchangeKernel, ExchangeParam, THREADS};
 use moec_ir::target::{Features, Target, TargetKind};
 use moec_ir::tile::{Extent, GpuLaunch};
 use moec_ir::{DType, Diagnostic};
-
-/// Threads of a block.
-const THREADS: u32 = 128;
 
 /// Compiles dispatch, receive, answer and collect for one GPU target, decode where rows travel as codes, and share where experts are
 /// cut, in the order in which they run.
@@ -55,28 +52,26 @@ pub fn emit_exchange(exchange: &Exchange, target: &Target) -> Result<Vec<Exchang
         return Err(Diagnostic::input("element-type-not-on-gpu", what)
             .help("give ids as i32 or i64, and weights as f32, f16 or bf16"));
     }
-    let before = [dispatch::kernel(exchange), receive::kernel(exchange)].into_iter();
-    let decode = exchange.codes.map(|_| codes::kernel(exchange));
-    let behind = [answer::kernel(exchange), collect::kernel(exchange)];
-    let between = exchange.cut.map(|_| share::kernel(exchange));
-    before.chain(decode).chain(between).chain(behind).map(|design| emit(&design, target)).collect()
+    exchange.kernels().into_iter().map(|kernel| emit(kernel, exchange, target)).collect()
 }
 
-/// A kernel before code is built for it.
-struct Design {
-    entry: &'static str,
-    params: &'static [ExchangeParam],
-    stage: Stage,
-    blocks: Blocks,
-    smem_bytes: u32,
-    exchange: Exchange,
-    build: for<'c> fn(&Exchanging<'c>),
+/// What builds the body of a kernel.
+fn body(entry: &str) -> Option<for<'c> fn(&Exchanging<'c>)> {
+    match entry {
+        "moec_dispatch" => Some(dispatch::build),
+        "moec_receive" => Some(receive::build),
+        "moec_decode" => Some(codes::build),
+        "moec_share" => Some(share::build),
+        "moec_answer" => Some(answer::build),
+        "moec_collect" => Some(collect::build),
+        _ => None,
+    }
 }
 
 /// The kernel being built.
 struct Exchanging<'c> {
     builder: &'c Builder<'c>,
-    params: &'static [ExchangeParam],
+    params: &'c [ExchangeParam],
     exchange: Exchange,
     features: Features,
 }
@@ -87,7 +82,10 @@ impl<'c> Exchanging<'c> {
     }
 }
 
-fn emit(design: &Design, target: &Target) -> Result<ExchangeKernel, Diagnostic> {
+fn emit(kernel: ExchangeKernel, exchange: &Exchange, target: &Target) -> Result<ExchangeKernel, Diagnostic> {
+    let ExchangeKernel { entry, params, smem_bytes, .. } = &kernel;
+    let build =
+        body(entry).ok_or_else(|| Diagnostic::internal("internal-error", format!("`{entry}` should have a body")))?;
     let TargetKind::Gpu { ptx_version, .. } = target.kind else {
         return Err(Diagnostic::input("not-a-gpu-target", format!("`{}` is not a GPU target", target.name)));
     };
@@ -95,24 +93,22 @@ fn emit(design: &Design, target: &Target) -> Result<ExchangeKernel, Diagnostic> 
         grid: [Extent::fixed(1); 3],
         block_threads: THREADS,
         cluster: 1,
-        dynamic_smem_bytes: design.smem_bytes,
+        dynamic_smem_bytes: *smem_bytes,
         persistent: false,
         programmatic: false,
         tensor_maps: Vec::new(),
     };
     let context = Context::create();
-    let module = context.create_module(design.entry);
+    let module = context.create_module(entry);
     let broken = |what: String, ir: String| {
-        Diagnostic::internal("internal-error", format!("kernel `{}` for {}: {what}", design.entry, target.name))
-            .note(ir)
+        Diagnostic::internal("internal-error", format!("kernel `{entry}` for {}: {what}", target.name)).note(ir)
     };
     let machine = machine::machine(target.name, ptx_version).map_err(|e| broken(e, String::new()))?;
     machine::prepare(&module, &machine);
-    let params = vec![Param { read_only: false }; design.params.len()];
-    let code = Builder::new(&context, &module, design.entry, &params, &launch, Registers::Default)
-        .with_parts(&module, design.entry);
-    let (params, features) = (design.params, target.features());
-    (design.build)(&Exchanging { builder: &code, params, exchange: design.exchange, features });
+    let pointers = vec![Param { read_only: false }; params.len()];
+    let code =
+        Builder::new(&context, &module, entry, &pointers, &launch, Registers::Default).with_parts(&module, entry);
+    build(&Exchanging { builder: &code, params, exchange: *exchange, features: target.features() });
     let parts = code.finish().and_then(|parts| machine::optimise(&module, &machine).map(|()| parts));
     // As of all kernels, the lowest version that will do.
     let machine = match code.ptx_version() {
@@ -124,7 +120,5 @@ fn emit(design: &Design, target: &Target) -> Result<ExchangeKernel, Diagnostic> 
     let ptx = parts
         .and_then(|parts| machine::ptx(&module, &machine, (target.name, ptx_version), &parts))
         .map_err(|e| broken(e, module.print_to_string().to_string()))?;
-    let Design { entry, params, stage, blocks, smem_bytes, .. } = *design;
-    let (entry, params) = (entry.to_string(), params.to_vec());
-    Ok(ExchangeKernel { entry, ptx, params, stage, blocks, threads: THREADS, smem_bytes })
+    Ok(ExchangeKernel { ptx, ..kernel })
 }

@@ -1,23 +1,11 @@
 //! Waiting for rows, and which of them came.
 
 use super::parts::Terms;
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage, THREADS};
+use super::{ExchangeParam as P, Exchanging, THREADS};
 use moec_ir::window::{Stopped, Term};
 
 /// A block for each source. Places where nothing came in this step are told by the number of the step that stands there.
-pub fn kernel(exchange: &Exchange) -> Design {
-    Design {
-        entry: "moec_receive",
-        params: &[P::Terms, P::Peers, P::Map, P::LocalIds, P::Report],
-        stage: Stage::Before,
-        blocks: Blocks::Ranks,
-        smem_bytes: 0,
-        exchange: *exchange,
-        build,
-    }
-}
-
-fn build(k: &Exchanging<'_>) {
+pub(super) fn build(k: &Exchanging<'_>) {
     let c = k.builder;
     let (terms, source) = (Terms::load(k), c.block_x());
     let top_k = k.exchange.top_k;

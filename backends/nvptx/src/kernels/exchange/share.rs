@@ -1,26 +1,14 @@
 //! Activations to the ranks that have other columns of the same experts.
 
 use super::parts::{Terms, alignment};
-use super::{Blocks, Design, Exchange, ExchangeParam as P, Exchanging, Stage};
+use super::{ExchangeParam as P, Exchanging};
 use crate::builder::I32;
 use moec_ir::exchange::Cut;
 use moec_ir::window::{Stopped, Term};
 
 /// A block for each row that may have come, with its columns of the row's slots for all members of the group. The last block raises a
 /// flag for each other member, and waits for theirs: what is launched behind it reads whole activations.
-pub fn kernel(exchange: &Exchange) -> Design {
-    Design {
-        entry: "moec_share",
-        params: &[P::Terms, P::Peers, P::SlotToRow, P::Columns, P::Counters, P::Report],
-        stage: Stage::Between,
-        blocks: Blocks::AllTokens,
-        smem_bytes: 4,
-        exchange: *exchange,
-        build,
-    }
-}
-
-fn build<'c>(k: &Exchanging<'c>) {
+pub(super) fn build<'c>(k: &Exchanging<'c>) {
     let Some(cut) = k.exchange.cut else { return k.builder.fail("whole experts exchange no activations") };
     let Cut { members, member, act_bytes, act, .. } = cut;
     let c = k.builder;
