@@ -63,6 +63,18 @@ fn what_others_see_is_written_whole() {
     let output = PROGRAM.replace("(%3[r, c]) -> %6", "(%3[r, c]) -> %6 until %1");
     let found = verify(&parse(&output).unwrap());
     assert!(found[0].message.contains("leaves rows of `y`, which others see"), "{found:?}");
+    // Whoever is told which rows hold a slot may see the others as they are.
+    let told = |role: &str| {
+        let plan = format!(
+            "  %7 = i32[1, T, 1] pitch 1 {role} \"slot_to_row\"\n  %8 = i32[1, T, 1] pitch 1 workspace \"row_to_token\"\n  \
+             %9 = i32[1, T, 1] pitch 1 input 1 \"ids\"\n  kernel plan (1 x 1 x 1, 1 stages, 1 warps) plan %9 of 2 -> %1, %7, %8\n  \
+             kernel double"
+        );
+        let offsets = ("input 1 \"offsets\"", "workspace \"offsets\"");
+        verify(&parse(&output.replacen("  kernel double", &plan, 1).replace(offsets.0, offsets.1)).unwrap())
+    };
+    assert_eq!(told("output 1"), []);
+    assert!(told("workspace")[0].message.contains("which others see"));
     let floats = PROGRAM.replace("until %1", "until %0");
     assert!(!verify(&parse(&floats).unwrap()).is_empty(), "offsets are integers");
 }

@@ -2,7 +2,9 @@
 
 use moec::Tensor;
 use moec_ir::graph::arbitrary::{moe_graph, tensors};
-use moec_ir::graph::{self, Graph, Rounding, Source, Wire, cut_columns, evaluate, place, results_in_expert_order, round_on_wire};
+use moec_ir::graph::{
+    self, Graph, Rounding, Source, Wire, cut_columns, evaluate, place, results_in_expert_order, round_on_wire,
+};
 use moec_ir::{ActQuant, DType};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

@@ -271,15 +271,25 @@ impl<'a> Verifier<'a> {
         }
     }
 
-    /// Offsets whose last entry ends the rows: i32 `[1, E + 1]`.
+    /// Offsets whose last entry ends the rows: i32 `[1, E + 1]`. Rows behind it are left; who sees a result has to be told which they are.
     fn until(&mut self, offsets: Option<BufferId>, written: impl IntoIterator<Item = BufferId>) {
         let Some(id) = offsets else { return };
         let cols = self.buffer(id).cols;
         self.is_ints(id, Dim::Fixed(1), cols);
         self.expect(cols > 0, || "rows end where no offset says".to_string());
+        let is_told = self.program.kernels.iter().any(|k| {
+            let plan = match &k.body {
+                Body::Plan(plan) => Some(plan),
+                Body::Rows(rows) => rows.plan.as_ref().map(|p| &p.plan),
+                Body::Contract(_) | Body::Map(_) | Body::Quantise(_) | Body::Combine(_) => None,
+            };
+            plan.is_some_and(|p| p.offsets == id && matches!(self.buffer(p.slot_to_row).role, Role::Output(_)))
+        });
         for out in written {
             let out = self.buffer(out);
-            self.expect(out.role == Role::Workspace, || format!("leaves rows of `{}`, which others see", out.name));
+            self.expect(is_told || out.role == Role::Workspace, || {
+                format!("leaves rows of `{}`, which others see", out.name)
+            });
         }
     }
 
