@@ -2,10 +2,10 @@
 
 use super::model::{CodedRows, Fabric, FabricLoad, Model};
 use crate::{CompileOptions, Variant, compile};
-use moec_ir::graph::{Graph, Placed, Rounding, Wire, place, results_in_expert_order};
+use moec_ir::graph::{Columns, Graph, Placed, Rounding, Wire, cut_columns, place, results_in_expert_order};
 use moec_ir::target::Target;
-use moec_ir::tile::Body;
-use moec_ir::{Diagnostic, Numerics};
+use moec_ir::tile::{Body, Role};
+use moec_ir::{Diagnostic, Mesh, Numerics};
 
 /// The programs of a placed layer, for ranks that hold as many experts each.
 #[derive(Clone, Debug)]
@@ -14,7 +14,9 @@ pub struct PlacedPrograms {
     target: &'static Target,
     n_local: u64,
     head: Vec<Variant>,
-    experts: Vec<Variant>,
+    n_members: u64,
+    /// Of whole experts; or of the columns of both products that the first member of a group has, which are the most.
+    experts: Vec<Vec<Variant>>,
     tail: Vec<Variant>,
 }
 
@@ -29,7 +31,9 @@ pub struct Step {
     pub decode: f64,
     /// The products of the rank with most slots.
     pub experts: f64,
-    /// Of these, the last product.
+    /// Activations on their way between members of a group, where experts are cut.
+    pub share: f64,
+    /// Of the products, the last one.
     pub last_product: f64,
     /// Result rows on their way back.
     pub combine: f64,
@@ -44,7 +48,7 @@ pub struct Step {
 impl Step {
     /// One after the other, as it is launched.
     pub fn in_turn(&self) -> f64 {
-        self.head + self.dispatch + self.decode + self.experts + self.combine + self.tail
+        self.head + self.dispatch + self.decode + self.experts + self.share + self.combine + self.tail
     }
 
     /// With products that start as rows arrive, and rows that go back as they are made: the longest of the three.
@@ -54,7 +58,7 @@ impl Step {
 
     /// From rows to sums, without router and shared experts, one after the other.
     pub fn routed(&self) -> f64 {
-        self.dispatch + self.decode + self.experts + self.combine + self.sum
+        self.dispatch + self.decode + self.experts + self.share + self.combine + self.sum
     }
 
     /// The same with a last product that stores its results into the windows of the tokens' ranks: the longer of it and of the way back.
@@ -69,35 +73,43 @@ impl Step {
 
     /// The part of a step in which nothing but rows on their way is waited for.
     pub fn exposed(&self) -> f64 {
-        (self.dispatch + self.combine) / self.in_turn()
+        (self.dispatch + self.share + self.combine) / self.in_turn()
     }
 
     fn longest(&self) -> f64 {
-        (self.decode + self.experts).max(self.dispatch).max(self.combine)
+        (self.decode + self.experts).max(self.dispatch).max(self.share).max(self.combine)
     }
 }
 
 impl PlacedPrograms {
-    /// Those of `graph`, a layer in the unfused form, on `n_ranks` ranks. Experts are spread evenly; where their number is no
-    /// multiple of that of the ranks, copies of some fill the places that are left.
+    /// Those of `graph`, a layer in the unfused form, on the ranks of `mesh`. Experts are spread evenly; where their number is no
+    /// multiple of that of the groups, copies of some fill the places that are left.
     ///
     /// # Errors
-    /// Those of [`place`] and [`compile`].
-    pub fn new(graph: &Graph, n_ranks: u64, target: &'static Target) -> Result<PlacedPrograms, Diagnostic> {
+    /// Those of [`place`], [`cut_columns`] and [`compile`].
+    pub fn new(graph: &Graph, mesh: Mesh, target: &'static Target) -> Result<PlacedPrograms, Diagnostic> {
         let n_experts = u64::from(place(graph, 1, Rounding::AfterDispatch)?.n_experts);
-        let n_local = n_experts.div_ceil(n_ranks.max(1));
+        let n_local = n_experts.div_ceil(u64::from(mesh.ep.max(1)));
         let placed = place(graph, n_local as u32, Rounding::AfterDispatch)?;
         // As placed layers are compiled: bits do not depend on the placement.
         let options = CompileOptions { numerics: Numerics::Bitwise, ..CompileOptions::default() };
         let programs = |graph: &Graph| compile(graph, target, &options);
         let head = placed.head.as_ref().map(programs).transpose()?.unwrap_or_default();
         // Results are sent from where the last product leaves them.
-        let (experts, tail) = (programs(&results_in_expert_order(&placed.experts)?)?, programs(&placed.tail)?);
-        Ok(PlacedPrograms { placed, target, n_local, head, experts, tail })
+        let left = |graph: &Graph| programs(&results_in_expert_order(graph)?);
+        let experts = match mesh.tp {
+            0 | 1 => vec![left(&placed.experts)?],
+            members => {
+                let Columns { up, down, .. } = cut_columns(&placed, members, 0)?;
+                vec![left(&up)?, left(&down)?]
+            }
+        };
+        let tail = programs(&placed.tail)?;
+        Ok(PlacedPrograms { placed, target, n_local, n_members: mesh.tp.max(1).into(), head, experts, tail })
     }
 
-    /// A step of `n_tokens` tokens of each of `n_ranks` ranks, which choose experts evenly.
-    pub fn step(&self, fabric: &Fabric, n_ranks: u64, n_tokens: u64) -> Step {
+    /// A step of `n_tokens` tokens of each of the ranks of `n_groups` groups, which choose experts evenly.
+    pub fn step(&self, fabric: &Fabric, n_groups: u64, n_tokens: u64) -> Step {
         let (row, slot) = self.placed.widths();
         let slot_type = self.placed.experts.ty(self.placed.experts.outputs[0].1).dtype;
         let read_bytes = self.placed.experts.inputs[0].ty.dtype.bytes() as f64;
@@ -109,12 +121,14 @@ impl PlacedPrograms {
             }
         };
         let load = FabricLoad {
-            n_ranks,
+            n_groups,
+            n_members: self.n_members,
             n_local: self.n_local,
             n_tokens,
             top_k: self.placed.top_k,
             row_bytes: self.placed.wire.row_bytes(row) as f64,
             slot_bytes: (slot * slot_type.bytes() as u64) as f64,
+            act_bytes: self.act_bytes(),
             codes,
         };
         let model = Model::new(fabric.chip, self.target);
@@ -125,7 +139,7 @@ impl PlacedPrograms {
             others.map(|(_, l)| l.seconds() + fabric.chip.launch_s).sum()
         });
         let most_slots = load.most_slots().round() as u64;
-        let last_product = variant(&self.experts, most_slots).map_or(0.0, |v| {
+        let last_product = self.experts.last().and_then(|of| variant(of, most_slots)).map_or(0.0, |v| {
             let launches = model.launches(&v.program, most_slots);
             let last = launches.iter().rev().find(|(k, _)| matches!(k.body, Body::Contract(_)));
             last.map_or(0.0, |(_, l)| l.seconds() + fabric.chip.launch_s)
@@ -134,13 +148,22 @@ impl PlacedPrograms {
             head: of(&self.head, n_tokens),
             dispatch: load.dispatch_s(fabric),
             decode: load.decode_s(fabric),
-            experts: of(&self.experts, most_slots),
+            experts: self.experts.iter().map(|variants| of(variants, most_slots)).sum(),
+            share: load.share_s(fabric),
             last_product,
             combine: load.combine_s(fabric),
             tail: of(&self.tail, n_tokens),
             sum,
-            bytes: load.dispatch_bytes() + load.combine_bytes(),
+            bytes: load.dispatch_bytes() + load.share_bytes() + load.combine_bytes(),
         }
+    }
+
+    /// Bytes of a row of activations of all members, which the second of two products reads.
+    fn act_bytes(&self) -> f64 {
+        let [_, down] = &self.experts[..] else { return 0.0 };
+        let buffers = down.first().map_or(&[][..], |v| &v.program.buffers);
+        let acts = buffers.iter().find(|b| b.role == Role::Input(0));
+        acts.map_or(0.0, |b| (b.cols * b.dtype.bytes() as u64) as f64)
     }
 }
 

@@ -224,6 +224,16 @@ fn explain_tells_the_modelled_time_on_a_fabric() {
     };
     let parts: f64 = ["head", "dispatch", "decode", "experts", "combine", "tail"].map(us).iter().sum();
     assert!((parts - us("in turn")).abs() < 0.5 && us("overlapped") < us("in turn"), "{text}");
+    // Ranks that share experts exchange activations, and each sends its columns of results alone.
+    let cut = of(&["ep=4,tp=2", "--fabric", "HGX H200", "--tokens", "128"]).stdout;
+    let part = |text: &str, name: &str| -> f64 {
+        let line = text.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{name}: {text}"));
+        line[name.len()..].split_whitespace().next().unwrap().parse().unwrap()
+    };
+    let parts: f64 =
+        ["head", "dispatch", "decode", "experts", "share", "combine", "tail"].map(|n| part(&cut, n)).iter().sum();
+    assert!((parts - part(&cut, "in turn")).abs() < 0.5 && !text.contains("\nshare"), "{cut}");
+    assert!(part(&cut, "share") > 0.0 && part(&cut, "dispatch") > us("dispatch"), "{cut}");
     let too_many = of(&["ep=9", "--fabric", "HGX H200"]);
     assert!(too_many.code == 1 && too_many.stderr.contains("1 to 8 ranks"), "{}", too_many.stderr);
     let narrow = Command::new(env!("CARGO_BIN_EXE_moec"))

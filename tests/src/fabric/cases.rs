@@ -2,9 +2,9 @@
 
 use crate::time_model::{nvfp4, with};
 use moec_frontend::{LayerOptions, ModelConfig, PublishedRows};
-use moec_ir::ActQuant;
 use moec_ir::graph::{Graph, quantise_activations};
 use moec_ir::target::Target;
+use moec_ir::{ActQuant, Mesh};
 use moec_passes::plan::model::Fabric;
 use moec_passes::plan::{PlacedPrograms, Step};
 use serde_json::{Value, json};
@@ -62,8 +62,8 @@ impl Case {
     pub(super) fn step(&self, fabric: &Fabric, n_ranks: u64, n_tokens: u64) -> Step {
         let target = Target::by_name(&fabric.chip.target).expect("a target");
         let mut programs = self.programs.borrow_mut();
-        let new =
-            || PlacedPrograms::new(&self.graph, n_ranks, target).unwrap_or_else(|d| panic!("{}: {d:?}", self.name));
+        let mesh = Mesh { ep: n_ranks as u32, tp: 1 };
+        let new = || PlacedPrograms::new(&self.graph, mesh, target).unwrap_or_else(|d| panic!("{}: {d:?}", self.name));
         programs.entry((n_ranks, target.name)).or_insert_with(new).step(fabric, n_ranks, n_tokens)
     }
 }

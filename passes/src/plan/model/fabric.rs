@@ -142,9 +142,11 @@ impl CodedRows {
 /// What a step of a placed layer puts on a fabric, for tokens that choose experts evenly.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct FabricLoad {
-    /// Ranks, which hold as many experts each.
-    pub n_ranks: u64,
-    /// Experts of a rank, copies counted.
+    /// Groups of ranks, which hold as many experts each; ranks, where experts are whole.
+    pub n_groups: u64,
+    /// Ranks of a group, which share the matrices of its experts.
+    pub n_members: u64,
+    /// Experts of a group, copies counted.
     pub n_local: u64,
     /// Tokens of each rank.
     pub n_tokens: u64,
@@ -154,6 +156,8 @@ pub struct FabricLoad {
     pub row_bytes: f64,
     /// Bytes of a result row.
     pub slot_bytes: f64,
+    /// Bytes of a row of activations, which members exchange.
+    pub act_bytes: f64,
     /// What rows are, where they travel as codes.
     pub codes: Option<CodedRows>,
 }
@@ -162,22 +166,26 @@ pub struct FabricLoad {
 const ID_BYTES: f64 = 4.0;
 
 impl FabricLoad {
-    /// Ranks that have an expert of a token, its own counted, as a mean: those that not all of its slots miss.
-    pub fn ranks_of_token(&self) -> f64 {
-        let (all, local) = ((self.n_ranks * self.n_local) as f64, self.n_local as f64);
+    /// Groups that have an expert of a token, its own counted, as a mean: those that not all of its slots miss.
+    pub fn groups_of_token(&self) -> f64 {
+        let (all, local) = ((self.n_groups * self.n_local) as f64, self.n_local as f64);
         let misses = (0..self.top_k).map(|i| ((all - local - i as f64) / (all - i as f64)).max(0.0));
-        self.n_ranks as f64 * (1.0 - misses.product::<f64>())
+        self.n_groups as f64 * (1.0 - misses.product::<f64>())
     }
 
-    /// Slots of the rank that gets most of them, as a mean.
+    fn n_ranks(&self) -> u64 {
+        self.n_groups * self.n_members
+    }
+
+    /// Slots of the group that gets most of them, as a mean.
     pub fn most_slots(&self) -> f64 {
-        let ranks = self.n_ranks as f64;
-        expected_most(self.n_ranks * self.n_tokens * self.top_k, 1.0 / ranks, self.n_ranks)
+        let groups = self.n_groups as f64;
+        expected_most(self.n_ranks() * self.n_tokens * self.top_k, 1.0 / groups, self.n_groups)
     }
 
-    /// Rows of the rank that gets most of them, as a mean.
+    /// Rows of the group that gets most of them, as a mean: all of its members get each.
     pub fn most_rows(&self) -> f64 {
-        expected_most(self.n_ranks * self.n_tokens, self.ranks_of_token() / self.n_ranks as f64, self.n_ranks)
+        expected_most(self.n_ranks() * self.n_tokens, self.groups_of_token() / self.n_groups as f64, self.n_groups)
     }
 
     /// Bytes that cross the fabric to the rank that gets most rows, as a mean.
@@ -185,14 +193,19 @@ impl FabricLoad {
         self.of_others() * self.most_rows() * (self.row_bytes + ID_BYTES * self.top_k as f64)
     }
 
-    /// Bytes that cross the fabric from the rank that computes most slots, as a mean.
+    /// Bytes that cross the fabric from the rank that computes most slots, as a mean: its columns of them.
     pub fn combine_bytes(&self) -> f64 {
-        self.of_others() * self.most_slots() * self.slot_bytes
+        self.of_others() * self.most_slots() * self.slot_bytes / self.n_members as f64
+    }
+
+    /// Bytes of activations that cross it from that rank, and to it: its columns to each other member.
+    pub fn share_bytes(&self) -> f64 {
+        (self.n_members - 1) as f64 / self.n_members as f64 * self.most_slots() * self.act_bytes
     }
 
     /// The part of a rank's rows that is of other ranks' tokens.
     fn of_others(&self) -> f64 {
-        (self.n_ranks - 1) as f64 / self.n_ranks as f64
+        (self.n_ranks() - 1) as f64 / self.n_ranks() as f64
     }
 
     /// The time of dispatch, in seconds: own rows are rounded, where they travel as codes, before they are sent.
@@ -211,6 +224,11 @@ impl FabricLoad {
             let made = fabric.rounding(elements, c.read_bytes + self.row_bytes / c.cols, c.of(FABRICS.links.decode));
             made + fabric.chip.launch_s + assumptions().fill_s
         })
+    }
+
+    /// The time in which members exchange activations, in seconds; none where experts are whole.
+    pub fn share_s(&self, fabric: &Fabric) -> f64 {
+        if self.n_members > 1 { fabric.crossing(self.share_bytes()) } else { 0.0 }
     }
 
     /// The time of the way back, in seconds.
@@ -237,12 +255,14 @@ mod tests {
     use super::*;
 
     const V3: FabricLoad = FabricLoad {
-        n_ranks: 8,
+        n_groups: 8,
+        n_members: 1,
         n_local: 32,
         n_tokens: 128,
         top_k: 8,
         row_bytes: 7168.0,
         slot_bytes: 14336.0,
+        act_bytes: 4096.0,
         codes: None,
     };
 
@@ -266,7 +286,7 @@ mod tests {
         let (mut touched, mut most, steps) = (0u64, 0u64, 40u64);
         for _ in 0..steps {
             let mut slots = [0u64; 8];
-            for _ in 0..V3.n_ranks * V3.n_tokens {
+            for _ in 0..V3.n_groups * V3.n_tokens {
                 let mut experts: Vec<u64> = Vec::new();
                 while experts.len() < 8 {
                     let e = draw(256);
@@ -282,8 +302,8 @@ mod tests {
             }
             most += slots.iter().max().copied().unwrap_or(0);
         }
-        let touched = touched as f64 / (steps * V3.n_ranks * V3.n_tokens) as f64;
-        assert!((V3.ranks_of_token() - touched).abs() < 0.02, "{} is not {touched}", V3.ranks_of_token());
+        let touched = touched as f64 / (steps * V3.n_groups * V3.n_tokens) as f64;
+        assert!((V3.groups_of_token() - touched).abs() < 0.02, "{} is not {touched}", V3.groups_of_token());
         let most = most as f64 / steps as f64;
         assert!((V3.most_slots() / most - 1.0).abs() < 0.01, "{} is not {most}", V3.most_slots());
     }
@@ -302,12 +322,26 @@ mod tests {
         assert!((of(8).decode_s(fabric) / want - 1.0).abs() < 1e-6, "{} is not {want}", of(8).decode_s(fabric));
     }
 
+    /// Four groups of two have the rows of four ranks with twice the tokens, and each member half of the bytes back.
+    #[test]
+    fn members_of_a_group_share_what_it_sends_back() {
+        let fabric = Fabric::by_name("HGX B200").expect("a fabric");
+        let whole = FabricLoad { n_groups: 4, n_local: 64, n_tokens: 256, ..V3 };
+        let cut = FabricLoad { n_members: 2, n_tokens: 128, ..whole };
+        assert_eq!((cut.most_rows(), cut.most_slots()), (whole.most_rows(), whole.most_slots()));
+        let of_others = (7.0 / 8.0) / (3.0 / 4.0);
+        assert!((cut.dispatch_bytes() / whole.dispatch_bytes() - of_others).abs() < 1e-9);
+        assert!((cut.combine_bytes() / whole.combine_bytes() - of_others / 2.0).abs() < 1e-9);
+        assert_eq!((whole.share_s(fabric), cut.share_bytes()), (0.0, cut.most_slots() * 2048.0));
+        assert!(cut.share_s(fabric) > cut.share_bytes() / fabric.link_bytes_per_s);
+    }
+
     #[test]
     fn one_rank_sends_nothing_and_many_ranks_send_a_row_for_each_slot() {
-        let alone = FabricLoad { n_ranks: 1, n_local: 256, ..V3 };
-        assert!(alone.dispatch_bytes() == 0.0 && alone.ranks_of_token() == 1.0);
-        let spread = FabricLoad { n_ranks: 256, n_local: 1, ..V3 };
-        assert!((spread.ranks_of_token() - 8.0).abs() < 1e-9);
+        let alone = FabricLoad { n_groups: 1, n_local: 256, ..V3 };
+        assert!(alone.dispatch_bytes() == 0.0 && alone.groups_of_token() == 1.0);
+        let spread = FabricLoad { n_groups: 256, n_local: 1, ..V3 };
+        assert!((spread.groups_of_token() - 8.0).abs() < 1e-9);
         assert!(spread.combine_bytes() > V3.combine_bytes(), "the busiest of many ranks has more above the mean");
     }
 }

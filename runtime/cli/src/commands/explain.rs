@@ -39,8 +39,8 @@ pub struct Options {
     /// Write a page with pictures: the layer before and after, a roofline, launches in time, programs by token counts.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// The time of a layer whose tokens and experts are spread over N GPUs of a fabric, each with --tokens tokens.
-    #[arg(long, value_name = "ep=N", value_parser = super::mesh::parse_mesh,
+    /// The time of a layer whose tokens and experts are spread over N * M GPUs of a fabric, each with --tokens tokens: M share an expert.
+    #[arg(long, value_name = "ep=N[,tp=M]", value_parser = super::mesh::parse_mesh,
           conflicts_with_all = ["html", "chip", "routing", "target", "tp", "ep", "rank"])]
     pub mesh: Option<Mesh>,
     /// The fabric, such as "HGX H200".

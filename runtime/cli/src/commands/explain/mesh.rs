@@ -15,14 +15,14 @@ pub(super) fn parse_fabric(name: &str) -> Result<&'static Fabric, String> {
 
 /// The times of a step, part by part.
 pub(super) fn text(layer: &ModelLayer, mesh: Mesh, options: &Options) -> Result<String, Diagnostic> {
-    let (fabric, n_ranks, n_tokens) = (options.fabric, u64::from(mesh.ep), options.tokens);
-    if mesh.tp > 1 || n_ranks > fabric.n_ranks {
+    let (fabric, n_ranks, n_tokens) = (options.fabric, u64::from(mesh.n_ranks()), options.tokens);
+    if n_ranks > fabric.n_ranks {
         let d = Diagnostic::input("mesh-invalid", format!("the time of {mesh} on {} is not modelled", fabric.name));
-        return Err(d.help(format!("give ep=N, with 1 to {} ranks and whole experts", fabric.n_ranks)));
+        return Err(d.help(format!("give ep=N or ep=N,tp=M with 1 to {} ranks", fabric.n_ranks)));
     }
     let target = Target::by_name(&fabric.chip.target)
         .ok_or_else(|| Diagnostic::internal("internal-error", "a chip should have a target".to_string()))?;
-    let step = PlacedPrograms::new(&layer.graph, n_ranks, target)?.step(fabric, n_ranks, n_tokens);
+    let step = PlacedPrograms::new(&layer.graph, mesh, target)?.step(fabric, mesh.ep.into(), n_tokens);
     let mut out = format!(
         "On {n_ranks} of {} ({}, {}) with {n_tokens} tokens each and uniform routing, modelled:\n\n",
         fabric.name, fabric.chip.name, target.name
@@ -32,12 +32,13 @@ pub(super) fn text(layer: &ModelLayer, mesh: Mesh, options: &Options) -> Result<
         ("dispatch", step.dispatch, "a row to each rank that has one of its experts"),
         ("decode", step.decode, "rows of codes become floats where they arrive"),
         ("experts", step.experts, "the products of the rank with most slots"),
+        ("share", step.share, "activations to the ranks that have other columns of the experts"),
         ("combine", step.combine, "a row back for each slot"),
         ("tail", step.tail, "the sum in slot order, and shared experts"),
         ("in turn", step.in_turn(), "one after the other, as it is launched"),
         ("overlapped", step.overlapped(), "if rows travelled while experts multiply"),
     ];
-    for (name, seconds, what) in lines {
+    for (name, seconds, what) in lines.into_iter().filter(|(name, ..)| *name != "share" || mesh.tp > 1) {
         let _ = writeln!(out, "{name:<10}  {:>8.1} us  {what}", seconds * 1e6);
     }
     let _ = writeln!(
