@@ -67,6 +67,86 @@ unsafe fn rounded(values: __m512, factor: f32) -> __m512i {
     }
 }
 
+/// `values · factor` rounded to bf16 as words, of two factors. Those that should be subnormal may be zero when `MAY_FLUSH`.
+#[inline(always)]
+unsafe fn two_entries<const BF16: bool, const MAY_FLUSH: bool>(values: __m512, first: f32, second: f32) -> __m512i {
+    // SAFETY: as below.
+    unsafe {
+        if BF16 && MAY_FLUSH {
+            let low = _mm512_mul_ps(values, _mm512_set1_ps(first));
+            let high = _mm512_mul_ps(values, _mm512_set1_ps(second));
+            return std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+        }
+        let upper = _mm512_loadu_si512(UPPER_WORDS.as_ptr().cast());
+        _mm512_permutex2var_epi16(rounded(values, first), upper, rounded(values, second))
+    }
+}
+
+/// The upper words of 32 bits of two vectors.
+const UPPER_WORDS: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = 2 * i as u16 + 1;
+        i += 1;
+    }
+    order
+};
+
+/// The even bytes of two vectors.
+const EVEN_BYTES: [u8; 64] = {
+    let mut order = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        order[i] = 2 * i as u8;
+        i += 1;
+    }
+    order
+};
+
+/// For each quarter of [`word_indices`], where the bytes of its words are: in the low codes, or 64 behind them in the high ones.
+/// The upper byte of a word does not matter.
+const CODES: [[u8; 64]; 4] = {
+    let mut order = [[0; 64]; 4];
+    let mut at = 0;
+    while at < 4 * 64 {
+        let (quarter, byte) = (at / 64, at % 64);
+        let code = byte % 16 / 2;
+        order[quarter][byte] = (byte / 16 * 16 + quarter * 4 + code / 2 + code % 2 * 64) as u8;
+        at += 1;
+    }
+    order
+};
+
+/// Pairs of codes of four bits as indices in words, in four quarters: eight codes of each 16 bytes, plus 16 for each 16 bytes before.
+/// What lies above six bits means nothing.
+#[inline(always)]
+unsafe fn word_indices(pairs: __m512i) -> [__m512i; 4] {
+    // SAFETY: as below.
+    unsafe {
+        let nibble = _mm512_set1_epi8(15);
+        let pieces = _mm512_setr_epi64(
+            0,
+            0,
+            0x1010_1010_1010_1010,
+            0x1010_1010_1010_1010,
+            0x2020_2020_2020_2020,
+            0x2020_2020_2020_2020,
+            0x3030_3030_3030_3030,
+            0x3030_3030_3030_3030,
+        );
+        // Each becomes one operation of three operands.
+        let low = _mm512_or_si512(_mm512_and_si512(pairs, nibble), pieces);
+        let high = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi16::<4>(pairs), nibble), pieces);
+        [
+            _mm512_permutex2var_epi8(low, _mm512_loadu_si512(CODES[0].as_ptr().cast()), high),
+            _mm512_permutex2var_epi8(low, _mm512_loadu_si512(CODES[1].as_ptr().cast()), high),
+            _mm512_permutex2var_epi8(low, _mm512_loadu_si512(CODES[2].as_ptr().cast()), high),
+            _mm512_permutex2var_epi8(low, _mm512_loadu_si512(CODES[3].as_ptr().cast()), high),
+        ]
+    }
+}
+
 /// The indices of the third byte of each of sixteen words.
 #[inline(always)]
 unsafe fn third_bytes() -> __m128i {
@@ -81,6 +161,8 @@ impl<const BF16: bool> Machine for Avx512<BF16> {
     type F = __m512;
     type B = __m512i;
     const COLUMNS: usize = 2;
+    const WORD_ENTRIES: bool = true;
+    const E4M3_TABLES: bool = true;
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
@@ -279,21 +361,84 @@ impl<const BF16: bool> Machine for Avx512<BF16> {
                 let x = sixteen_scales(scale, from.add((first + i) * scale.bytes() as usize), mask);
                 let x = _mm512_mul_ps(x, _mm512_set1_ps(global));
                 let nan = _mm512_cmpunord_ps_mask(x, x);
-                _mm512_mask_storeu_ps(to.add(i), mask, _mm512_mask_mov_ps(x, nan, _mm512_set1_ps(f32::NAN)));
+                // Whole, as processors do not forward masked stores to loads.
+                _mm512_storeu_ps(to.add(i), _mm512_mask_mov_ps(x, nan, _mm512_set1_ps(f32::NAN)));
             }
         }
     }
 
     #[inline(always)]
     unsafe fn least_byte(p: *const u8, n: usize) -> u8 {
-        let mut least = u8::MAX;
+        unsafe {
+            let ones = _mm512_set1_epi8(-1);
+            let mut least = ones;
+            for i in (0..n).step_by(64) {
+                let mask = if n - i >= 64 { u64::MAX } else { (1u64 << (n - i)) - 1 };
+                least = _mm512_min_epu8(least, _mm512_mask_loadu_epi8(ones, mask, p.add(i).cast()));
+            }
+            let x = _mm256_min_epu8(_mm512_castsi512_si256(least), _mm512_extracti64x4_epi64::<1>(least));
+            let x = _mm_min_epu8(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            // The lesser of both bytes of every word.
+            let words = _mm_min_epu8(x, _mm_srli_epi16::<8>(x));
+            _mm_cvtsi128_si32(_mm_minpos_epu16(words)) as u8
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn word_entries(values: &[f32; 16], factors: *const f32, n: usize, to: *mut u8) {
+        unsafe {
+            let values = _mm512_loadu_ps(values.as_ptr());
+            for i in 0..n {
+                let words = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(rounded(values, *factors.add(i))));
+                _mm256_storeu_si256(to.add(i * 32).cast(), words);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn four_bits(p: [*const u8; 2], [first, second]: [[*const u8; 4]; 2]) -> [__m512i; 4] {
+        unsafe {
+            let [a, b] = [Self::bytes([first[0], first[1]]), Self::bytes([first[2], first[3]])];
+            let [c, d] = [Self::bytes([second[0], second[1]]), Self::bytes([second[2], second[3]])];
+            let i = word_indices(Self::bytes(p));
+            [
+                _mm512_permutex2var_epi16(a, i[0], b),
+                _mm512_permutex2var_epi16(a, i[1], b),
+                _mm512_permutex2var_epi16(c, i[2], d),
+                _mm512_permutex2var_epi16(c, i[3], d),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn four_bits_of<const MAY_FLUSH: bool>(
+        values: &[f32; 16],
+        p: [*const u8; 2],
+        factors: [*const f32; 4],
+    ) -> [__m512i; 4] {
+        unsafe {
+            let values = _mm512_loadu_ps(values.as_ptr());
+            let a = two_entries::<BF16, MAY_FLUSH>(values, *factors[0], *factors[1]);
+            let b = two_entries::<BF16, MAY_FLUSH>(values, *factors[2], *factors[3]);
+            let i = word_indices(Self::bytes(p));
+            [
+                _mm512_permutex2var_epi16(a, i[0], b),
+                _mm512_permutex2var_epi16(a, i[1], b),
+                _mm512_permutex2var_epi16(a, i[2], b),
+                _mm512_permutex2var_epi16(a, i[3], b),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn least_of(p: *const f32, n: usize) -> u32 {
+        let mut least = u32::MAX;
         for i in (0..n).step_by(16) {
             let mask = if n - i >= 16 { 0xffff } else { (1u16 << (n - i)) - 1 };
             unsafe {
-                let x = _mm_mask_loadu_epi8(_mm_set1_epi8(-1), mask, p.add(i).cast());
-                // The lesser of both bytes of every word.
-                let words = _mm_min_epu8(x, _mm_srli_epi16::<8>(x));
-                least = least.min(_mm_cvtsi128_si32(_mm_minpos_epu16(words)) as u8);
+                let x = _mm512_maskz_loadu_epi32(mask, p.add(i).cast());
+                let x = _mm512_sub_epi32(_mm512_slli_epi32::<1>(x), _mm512_set1_epi32(1));
+                least = least.min(_mm512_reduce_min_epu32(x));
             }
         }
         least
@@ -335,6 +480,40 @@ impl<const BF16: bool> Machine for Avx512<BF16> {
             let even = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13), b);
             let odd = _mm512_permutex2var_epi64(a, _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15), b);
             [even, odd]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn e4m3_table(values: &[f32; 128], factor: f32, to: *mut u8) {
+        unsafe {
+            let upper = _mm512_loadu_si512(UPPER_WORDS.as_ptr().cast());
+            let low = _mm512_loadu_si512(EVEN_BYTES.as_ptr().cast());
+            let high = _mm512_add_epi8(low, _mm512_set1_epi8(1));
+            for half in 0..2 {
+                let v = values.as_ptr().add(half * 64);
+                let [a, b] = [rounded(_mm512_loadu_ps(v), factor), rounded(_mm512_loadu_ps(v.add(16)), factor)];
+                let [c, d] = [rounded(_mm512_loadu_ps(v.add(32)), factor), rounded(_mm512_loadu_ps(v.add(48)), factor)];
+                let ab = _mm512_permutex2var_epi16(a, upper, b);
+                let cd = _mm512_permutex2var_epi16(c, upper, d);
+                _mm512_storeu_si512(to.add(half * 64).cast(), _mm512_permutex2var_epi8(ab, low, cd));
+                _mm512_storeu_si512(to.add(128 + half * 64).cast(), _mm512_permutex2var_epi8(ab, high, cd));
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn e4m3_by_table(p: [*const u8; 2], table: *const u8) -> [__m512i; 4] {
+        unsafe {
+            let [a, b] = [_mm512_loadu_si512(table.cast()), _mm512_loadu_si512(table.add(64).cast())];
+            let [c, d] = [_mm512_loadu_si512(table.add(128).cast()), _mm512_loadu_si512(table.add(192).cast())];
+            let sign = Self::splat(0x80);
+            let [first, second] = Self::sixty_four_bytes(p);
+            // The sign is no part of an index.
+            let (low, high) = (_mm512_permutex2var_epi8(a, first, b), _mm512_permutex2var_epi8(c, first, d));
+            let [w, x] = Self::interleave(low, Self::xor(high, Self::and(first, sign)));
+            let (low, high) = (_mm512_permutex2var_epi8(a, second, b), _mm512_permutex2var_epi8(c, second, d));
+            let [y, z] = Self::interleave(low, Self::xor(high, Self::and(second, sign)));
+            [w, x, y, z]
         }
     }
 

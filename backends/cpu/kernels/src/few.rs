@@ -3,7 +3,7 @@
 use crate::machine::Machine;
 use crate::readers::{BLOCK, GROUP, ROOM, Reader, Source};
 use crate::scratch::Scratch;
-use crate::values::Matrix;
+use crate::values::{Columns, Matrix};
 use moec_ir::abi::arranged_len;
 
 /// Vectors of columns at once.
@@ -20,8 +20,6 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize>(m: &M
     let width = arranged_len(job.k) as usize;
     let whole = k / GROUP * GROUP;
     let at_once = N * M::COLUMNS;
-    // The same place of the columns that come next.
-    let ahead = at_once * job.pitch as usize;
     let mut first_column = 0;
     while first_column < n_columns {
         let mut columns = [[0; 2]; N];
@@ -30,22 +28,26 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize>(m: &M
             let first = first_column + n * M::COLUMNS;
             columns[n] = [first.min(n_columns - 1), (first + M::COLUMNS - 1).min(n_columns - 1)];
         }
-        // SAFETY: nothing is read.
-        unsafe { prefetch_scales::<M>(m, first_column + at_once, at_once) };
+        let ahead = Ahead::new::<M, S>(m, first_column, at_once);
         // SAFETY: the caller's contract; the columns exist; groups end within `k`, and rows are as long as all groups.
         unsafe {
             let rows = job.rows;
             let mut totals = [[M::zero(); N]; ROWS];
+            let mut places = [Columns::of(m, columns[0]); N];
+            for n in 1..N {
+                places[n] = Columns::of(m, columns[n]);
+            }
             let mut first = 0;
             while first < k {
                 let end = (first + BLOCK).min(whole).max(first);
-                let mut readers = [source.reader(m, columns[0], (first, end), ahead, scratch.room); N];
+                let mut readers = [source.reader(m, &places[0], (first, end), scratch.room); N];
                 for n in 1..N {
-                    readers[n] = source.reader(m, columns[n], (first, end), ahead, scratch.room.add(n * ROOM));
+                    readers[n] = source.reader(m, &places[n], (first, end), scratch.room.add(n * ROOM));
                 }
                 let mut sums = [[M::zero(); N]; ROWS];
                 for g in first / GROUP..end / GROUP {
                     let x = rows.add(g * GROUP);
+                    ahead.ask::<M, S, N>(&places, g);
                     if M::COLUMNS == 1 {
                         one::<M, S, ROWS, N, 0>(&readers, g, x, width, &mut sums);
                         one::<M, S, ROWS, N, 1>(&readers, g, x, width, &mut sums);
@@ -84,16 +86,59 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize>(m: &M
     }
 }
 
-/// Asks for the scales of `n` columns from `first` on, where each column has its own.
-#[inline(always)]
-pub(crate) unsafe fn prefetch_scales<M: Machine>(m: &Matrix, first: usize, n: usize) {
-    if m.job.block_rows != 1 {
-        return;
+/// Asks for memory behind the columns that are read, with every group of them a piece of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    /// What lies [`Ahead::far`] behind the first column.
+    next: *const u8,
+    /// How far behind what is read memory is asked for.
+    far: usize,
+}
+
+/// How far that is at least.
+const FAR: usize = 4096;
+/// Bits of elements whose columns are so long that they are asked for one by one, as streams.
+pub(crate) const WIDE: usize = 8;
+
+impl Ahead {
+    /// For `n` columns from `first` on.
+    #[inline(always)]
+    pub fn new<M: Machine, S: Source<M>>(m: &Matrix, first: usize, n: usize) -> Ahead {
+        let pitch = (m.job.pitch as usize).max(1);
+        let columns = if S::BITS >= WIDE { n } else { (2 * n).max(FAR / pitch) };
+        if m.job.block_rows == 1 {
+            let scales = m.scales(first + columns);
+            for line in (0..n * m.job.scales_pitch as usize).step_by(64) {
+                // SAFETY: nothing is read.
+                unsafe { M::prefetch(scales.wrapping_add(line)) };
+            }
+        }
+        Ahead { next: m.column(first + columns), far: columns * pitch }
     }
-    let bytes = n * m.job.scales_pitch as usize;
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: the caller's contract.
-        unsafe { M::prefetch(m.scales(first).wrapping_add(line)) };
+
+    /// What belongs to group `g` of these columns.
+    #[inline(always)]
+    pub fn ask<M: Machine, S: Source<M>, const N: usize>(self, columns: &[Columns; N], g: usize) {
+        let bytes = const { GROUP * S::BITS / 8 };
+        // SAFETY: nothing is read.
+        unsafe {
+            if S::BITS >= WIDE {
+                // The same place of other columns: processors ask for the rest of a stream by themselves.
+                for n in 0..N {
+                    for c in 0..M::COLUMNS {
+                        for line in (0..bytes).step_by(64) {
+                            M::prefetch_second(columns[n].codes[c].wrapping_add(self.far + g * bytes + line));
+                        }
+                    }
+                }
+            } else {
+                // Line by line, as it lies in memory.
+                let bytes = bytes * N * M::COLUMNS;
+                for line in (0..bytes).step_by(64) {
+                    M::prefetch(self.next.wrapping_add(g * bytes + line));
+                }
+            }
+        }
     }
 }
 

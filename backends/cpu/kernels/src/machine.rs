@@ -90,7 +90,7 @@ pub(crate) trait Machine: Copy {
     /// before: `values · factor` rounded to bf16 less `less`. A factor that is NaN is a quiet one.
     unsafe fn entries(values: &[f32; 16], less: u16, factors: *const f32, n: usize, to: *mut u8);
     /// Writes scales `first .. first + n` of those at `from`, times `global`; a NaN becomes a quiet one. No other scale is
-    /// read.
+    /// read, but up to a multiple of 16 anything is written.
     unsafe fn factors(scale: ScaleCode, from: *const u8, first: usize, n: usize, global: f32, to: *mut f32);
     /// The least of `n` bytes.
     #[inline(always)]
@@ -98,12 +98,66 @@ pub(crate) trait Machine: Copy {
         // SAFETY: the caller's contract.
         (0..n).fold(u8::MAX, |least, i| least.min(unsafe { *p.add(i) }))
     }
-    /// As [`Machine::entry_pairs`] of the entries of factors at `p`, which are made in registers, with nothing taken off.
+    /// Whether entries of codes of four bits are sixteen words, not their low bytes and then their high ones.
+    const WORD_ENTRIES: bool = false;
+    /// As [`Machine::entries`] with nothing taken off, in the order that [`Machine::four_bits`] wants.
+    #[inline(always)]
+    unsafe fn word_entries(values: &[f32; 16], factors: *const f32, n: usize, to: *mut u8) {
+        // SAFETY: the caller's contract.
+        unsafe { Self::entries(values, 0, factors, n, to) }
+    }
+    /// 64 codes of four bits of each column as words, by entries: for each half of a column one for its first sixteen codes
+    /// and one for the others.
+    #[inline(always)]
+    unsafe fn four_bits(p: [*const u8; 2], [first, second]: [[*const u8; 4]; 2]) -> [Self::B; 4] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let indices = nibbles::<Self>(p);
+            let [a, b] = words::<Self>(Self::entry_pairs(first), indices[0]);
+            let [c, d] = words::<Self>(Self::entry_pairs(second), indices[1]);
+            [a, b, c, d]
+        }
+    }
+    /// As [`Machine::four_bits`], by the factors of both halves of each column. A word that should be subnormal may be zero
+    /// when `MAY_FLUSH`.
+    #[inline(always)]
+    unsafe fn four_bits_of<const MAY_FLUSH: bool>(
+        values: &[f32; 16],
+        p: [*const u8; 2],
+        factors: [*const f32; 4],
+    ) -> [Self::B; 4] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let entries = Self::entries_of(values, factors);
+            let [first, second] = nibbles::<Self>(p);
+            let [a, b] = words::<Self>(entries, first);
+            let [c, d] = words::<Self>(entries, second);
+            [a, b, c, d]
+        }
+    }
+    /// The least of what `n` factors, zeros aside, have twice their bits less one of.
+    #[inline(always)]
+    unsafe fn least_of(p: *const f32, n: usize) -> u32 {
+        // SAFETY: the caller's contract. The sign is shifted out; zero becomes the greatest.
+        (0..n).fold(u32::MAX, |least, i| least.min(unsafe { (*p.add(i)).to_bits() << 1 }.wrapping_sub(1)))
+    }
+    /// [`Machine::entry_pairs`] of the entries of factors at `p`, which are made in registers, with nothing taken off.
     unsafe fn entries_of(values: &[f32; 16], p: [*const f32; 4]) -> [Self::B; 2];
     /// Entries at `p`, two for each column: low bytes, and high bytes.
     unsafe fn entry_pairs(p: [*const u8; 4]) -> [Self::B; 2];
     /// For 64 bytes of each column: its first and third 16 bytes, and its second and fourth.
     unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [Self::B; 2];
+
+    /// Whether codes of e4m3 are looked up in tables of all magnitudes.
+    const E4M3_TABLES: bool = false;
+    /// Writes such a table: low bytes of `values · factor` rounded to bf16, then the high ones.
+    unsafe fn e4m3_table(_values: &[f32; 128], _factor: f32, _to: *mut u8) {
+        unreachable!("machines with tables should make them");
+    }
+    /// 64 codes of e4m3 of each column as words, by one table for all.
+    unsafe fn e4m3_by_table(_p: [*const u8; 2], _table: *const u8) -> [Self::B; 4] {
+        unreachable!("machines with tables should read them");
+    }
 
     /// Does a task in a function of its own, compiled for the machine: within a larger one, registers would run out.
     unsafe fn apart(task: &impl Task);
@@ -121,4 +175,22 @@ pub(crate) trait Task {
     /// # Safety
     /// As said where the task is made.
     unsafe fn run(&self);
+}
+
+/// 64 codes of four bits as indices: elements 0 … 15 and 32 … 47, then 16 … 31 and 48 … 63.
+#[inline(always)]
+unsafe fn nibbles<M: Machine>(p: [*const u8; 2]) -> [M::B; 2] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let pairs = M::bytes(p);
+        let nibble = M::splat(15);
+        M::interleave(M::and(pairs, nibble), M::and(M::down_four(pairs), nibble))
+    }
+}
+
+/// The values at sixteen indices (twice), in two vectors.
+#[inline(always)]
+unsafe fn words<M: Machine>([low, high]: [M::B; 2], indices: M::B) -> [M::B; 2] {
+    // SAFETY: the caller's contract.
+    unsafe { M::interleave(M::look_up(low, indices), M::look_up(high, indices)) }
 }

@@ -4,7 +4,7 @@ use crate::few::tail;
 use crate::machine::Machine;
 use crate::readers::{BLOCK, GROUP, Reader, Source, place};
 use crate::scratch::{PANEL_COLUMNS, Scratch};
-use crate::values::Matrix;
+use crate::values::{Columns, Matrix};
 use moec_ir::abi::arranged_len;
 
 /// Vectors of columns of a tile.
@@ -43,12 +43,18 @@ impl<M: Machine, S: Source<M>> Fill<M> for Read<S> {
         stride: usize,
         scratch: Scratch,
     ) {
-        // The same columns' next block.
-        let ahead = BLOCK * S::BITS / 8;
+        let group = GROUP * S::BITS / 8;
         // SAFETY: the caller's contract.
         unsafe {
-            let reader = self.0.reader(m, columns, (first, end), ahead, scratch.room);
+            let reader = self.0.reader(m, &Columns::of(m, columns), (first, end), scratch.room);
             for g in first / GROUP..end / GROUP {
+                // The same columns' next block.
+                for column in &columns[..M::COLUMNS] {
+                    let next = m.column(*column).wrapping_add(g * group + BLOCK * S::BITS / 8);
+                    for line in (0..group).step_by(64) {
+                        M::prefetch_second(next.wrapping_add(line));
+                    }
+                }
                 let vectors = reader.group(g);
                 for j in 0..8 {
                     M::store(to.add((g * 8 - first / 8 + j) * stride), vectors[j]);

@@ -1,11 +1,14 @@
 //! A job, by what its weights are and how many rows it has.
 
-use crate::entries::{Least, Recipe, SAFE, is_safe_for_e4m3};
+use crate::entries::{E2M1_BY_E8M0, E4M3_LEAST, Entries, INT4_BY_E8M0, Least, Recipe, SAFE, is_safe_for_e4m3};
 use crate::few::few_rows;
 use crate::machine::{Machine, Task};
 use crate::many::{Any, Fill, Read, many_rows};
-use crate::readers::{E4m3, Floats, FourBits, GROUP, LEAST_BLOCK, MadeFourBits, Source, WideE4m3, WordSource, Words};
-use crate::scratch::{MOST_ROWS, Scratch};
+use crate::readers::{
+    E4m3, Floats, FourBits, GROUP, LEAST_BLOCK, MadeFourBits, Source, TabledE4m3, WideE4m3, WordSource, Words,
+    exponent_of_byte,
+};
+use crate::scratch::{MOST_ROWS, REST, Scratch};
 use crate::values::{Matrix, byte_scales, factor};
 use moec_ir::DType;
 use moec_ir::abi::{Products, WeightCode};
@@ -74,48 +77,42 @@ pub(crate) unsafe fn codes<M: Machine, W: Way<M>>(
             (Code::E2M1 | Code::Int4, DType::BF16 | DType::F16) if coarse || fine => {
                 let recipe = &Recipe::four_bits(code, round);
                 let half = round == DType::F16;
-                let table = scratch.table.cast_const();
+                let least_exponent = 0;
                 match byte_scales(scale) {
                     Some(values) if !half => {
-                        let mut factors = [0.0; 256];
-                        for (factor, value) in factors.iter_mut().zip(values) {
-                            let product = value * m.global;
-                            *factor = if product.is_nan() { f32::NAN } else { product };
-                        }
-                        recipe.entries::<M>(factors.as_ptr(), 256, scratch.table);
-                        let mut least = Least::ZEROS;
-                        factors.iter().for_each(|&factor| least.add(factor));
-                        let (factors, least_exponent) = (&factors, least.exponent(recipe.least_value()));
+                        let (table, least_exponent) = by_bytes::<M>(m, code, scale, recipe, values, scratch);
                         if fine {
-                            let source =
-                                FourBits::<true, true, false> { recipe, scale, shift, table, factors, least_exponent };
+                            let source = FourBits::<true, 4, false> { recipe, scale, shift, table, least_exponent };
+                            W::words(m, source, scratch);
+                        } else if M::WORD_ENTRIES && shift == 5 {
+                            let source = FourBits::<true, 5, false> { recipe, scale, shift, table, least_exponent };
                             W::words(m, source, scratch);
                         } else {
-                            let source =
-                                FourBits::<true, false, false> { recipe, scale, shift, table, factors, least_exponent };
+                            let source = FourBits::<true, 0, false> { recipe, scale, shift, table, least_exponent };
                             W::words(m, source, scratch);
                         }
                     }
                     Some(_) | None if !coarse => W::any(m, scratch),
                     Some(_) | None if half => {
-                        let source = FourBits::<false, false, true> {
-                            recipe,
-                            scale,
-                            shift,
-                            table,
-                            factors: &[0.0; 256],
-                            least_exponent: 0,
-                        };
+                        let table = std::ptr::null();
+                        let source = FourBits::<false, 0, true> { recipe, scale, shift, table, least_exponent };
                         W::words(m, source, scratch);
                     }
-                    Some(_) | None => W::words(m, MadeFourBits { recipe, scale, shift }, scratch),
+                    Some(_) | None if M::WORD_ENTRIES && shift == 5 => {
+                        W::words(m, MadeFourBits::<5> { recipe, scale, shift }, scratch)
+                    }
+                    Some(_) | None => W::words(m, MadeFourBits::<0> { recipe, scale, shift }, scratch),
                 }
             }
             (Code::E4M3, DType::BF16) if coarse => {
+                if M::E4M3_TABLES && shift >= GROUP.trailing_zeros() {
+                    let room = std::slice::from_raw_parts_mut(scratch.rest, REST);
+                    if let Some(source) = TabledE4m3::new::<M>(m, scale, shift, room) {
+                        return W::words(m, source, scratch);
+                    }
+                }
                 let recipes = &Recipe::e4m3();
-                // The least e4m3 that is not zero is 2^-9.
-                let least_exponent =
-                    safe_factors(m, scale).map(|least| least.exponent(f32::from_bits((127 - 9) << 23)));
+                let least_exponent = safe_factors(m, scale).map(|least| least.exponent(E4M3_LEAST));
                 match least_exponent {
                     Some(least_exponent) if shift >= GROUP.trailing_zeros() => {
                         W::words(m, WideE4m3 { recipes, scale, shift, least_exponent }, scratch);
@@ -126,6 +123,54 @@ pub(crate) unsafe fn codes<M: Machine, W: Way<M>>(
             }
             (Code::E4M3 | Code::E5M2 | Code::E2M1 | Code::Int4 | Code::Int16, _) => W::any(m, scratch),
         }
+    }
+}
+
+/// The entries of codes of four bits for every byte of a scale, and a bound of the exponents of the job's values.
+///
+/// # Safety
+/// As [`products`].
+#[inline(always)]
+unsafe fn by_bytes<M: Machine>(
+    m: &Matrix,
+    code: Code,
+    scale: ScaleCode,
+    recipe: &Recipe,
+    values: &[f32; 256],
+    scratch: Scratch,
+) -> (*const Entries, u32) {
+    if scale == ScaleCode::E8M0 && m.global == 1.0 {
+        // SAFETY: the caller's contract: there are such scales.
+        let least = unsafe { least_scale::<M>(m) };
+        let entries = if code == Code::Int4 { &INT4_BY_E8M0 } else { &E2M1_BY_E8M0 };
+        return (entries[usize::from(M::WORD_ENTRIES)].as_ptr(), exponent_of_byte(least, recipe));
+    }
+    let mut factors = [0.0; 256];
+    for (factor, value) in factors.iter_mut().zip(values) {
+        let product = value * m.global;
+        *factor = if product.is_nan() { f32::NAN } else { product };
+    }
+    // SAFETY: the caller's contract.
+    unsafe { recipe.entries::<M>(factors.as_ptr(), 256, scratch.table) };
+    let mut least = Least::ZEROS;
+    factors.iter().for_each(|&factor| least.add(factor));
+    (scratch.table, least.exponent(recipe.least_value()))
+}
+
+/// The least of the job's scales of one byte.
+///
+/// # Safety
+/// As [`products`].
+#[inline(always)]
+unsafe fn least_scale<M: Machine>(m: &Matrix) -> u8 {
+    let blocks = (m.job.k as usize).div_ceil(m.block);
+    let n_columns = m.job.n_columns as usize;
+    // SAFETY: the caller's contract.
+    unsafe {
+        if m.job.block_rows == 1 && m.job.scales_pitch as usize == blocks {
+            return M::least_byte(m.scales(0), n_columns * blocks);
+        }
+        (0..n_columns).fold(u8::MAX, |least, column| least.min(M::least_byte(m.scales(column), blocks)))
     }
 }
 

@@ -5,13 +5,13 @@ mod e4m3;
 mod floats;
 mod four_bits;
 
-pub(crate) use e4m3::{E4m3, WideE4m3};
+pub(crate) use e4m3::{E4m3, TabledE4m3, WideE4m3};
 pub(crate) use floats::{Floats, Words};
-pub(crate) use four_bits::{FourBits, MadeFourBits};
+pub(crate) use four_bits::{FourBits, MadeFourBits, exponent_of_byte};
 
 use crate::entries::Entries;
 use crate::machine::Machine;
-use crate::values::Matrix;
+use crate::values::{Columns, Matrix};
 
 /// Elements of a group, which eight vectors hold.
 pub(crate) const GROUP: usize = 64;
@@ -41,6 +41,8 @@ pub(crate) trait Reader<M: Machine>: Copy {
 pub(crate) trait WordReader<M: Machine>: Reader<M> {
     /// Whether they are f16, not bf16.
     const HALF: bool;
+    /// Whether [`WordReader::words_or_zero`] does less.
+    const MAY_FLUSH: bool = false;
 
     /// A bound of the biased exponents of all values that are not zero, from below; `None` where scales do not tell.
     fn least_exponent(&self) -> Option<u32> {
@@ -52,6 +54,16 @@ pub(crate) trait WordReader<M: Machine>: Reader<M> {
     /// # Safety
     /// As [`Reader::group`].
     unsafe fn words(&self, g: usize) -> [M::B; 4];
+
+    /// As [`WordReader::words`], but a number that is subnormal may become zero.
+    ///
+    /// # Safety
+    /// As [`Reader::group`].
+    #[inline(always)]
+    unsafe fn words_or_zero(&self, g: usize) -> [M::B; 4] {
+        // SAFETY: the caller's contract.
+        unsafe { self.words(g) }
+    }
 }
 
 /// A source of values of 16 bits.
@@ -68,19 +80,11 @@ pub(crate) trait Source<M: Machine>: Copy {
 
     /// A reader of whole groups of elements `first .. end`, at most a block, of one or two columns.
     ///
-    /// `ahead` is how many bytes behind what is read memory is asked for. `room` is for [`ROOM`] entries, which the reader
-    /// points to.
+    /// `room` is for [`ROOM`] entries, which the reader points to.
     ///
     /// # Safety
     /// The matrix has these columns and elements, and `room` is as large as that.
-    unsafe fn reader(
-        &self,
-        m: &Matrix,
-        columns: [usize; 2],
-        range: (usize, usize),
-        ahead: usize,
-        room: *mut Entries,
-    ) -> Self::Reader;
+    unsafe fn reader(&self, m: &Matrix, columns: &Columns, range: (usize, usize), room: *mut Entries) -> Self::Reader;
 }
 
 /// Eight vectors of four pairs of vectors, with even elements and with odd ones: what is odd has its turn first.

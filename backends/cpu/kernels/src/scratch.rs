@@ -16,8 +16,10 @@ const ROOM_AT: usize = 256 * ENTRIES;
 const TAIL_AT: usize = ROOM_AT + READERS * ROOM * ENTRIES;
 const PANEL_AT: usize = TAIL_AT + 8 * 16 * 4;
 const TOTALS_AT: usize = PANEL_AT + BLOCK * PANEL_COLUMNS * 4;
-const END: usize = TOTALS_AT + MOST_ROWS * PANEL_COLUMNS * 8 * 4;
-const _: () = assert!(END as u64 <= PRODUCTS_SCRATCH_BYTES);
+const REST_AT: usize = TOTALS_AT + MOST_ROWS * PANEL_COLUMNS * 8 * 4;
+const _: () = assert!(REST_AT as u64 <= PRODUCTS_SCRATCH_BYTES);
+/// Bytes behind all others.
+pub(crate) const REST: usize = PRODUCTS_SCRATCH_BYTES as usize - REST_AT;
 
 /// Where things are.
 #[derive(Clone, Copy)]
@@ -32,6 +34,8 @@ pub(crate) struct Scratch {
     pub panel: *mut f32,
     /// Totals of a panel's products.
     pub totals: *mut f32,
+    /// [`REST`] bytes for tables of a job.
+    pub rest: *mut u8,
 }
 
 impl Scratch {
@@ -43,6 +47,7 @@ impl Scratch {
             tail: start.wrapping_add(TAIL_AT).cast(),
             panel: start.wrapping_add(PANEL_AT).cast(),
             totals: start.wrapping_add(TOTALS_AT).cast(),
+            rest: start.wrapping_add(REST_AT),
         }
     }
 }

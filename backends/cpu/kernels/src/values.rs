@@ -24,6 +24,11 @@ pub(crate) fn four_bits(code: Code) -> &'static [f32; 16] {
     if code == Code::Int4 { &INT4 } else { &E2M1 }
 }
 
+/// The values of codes of e4m3 without their sign.
+pub(crate) fn e4m3_magnitudes() -> &'static [f32; 128] {
+    E4M3.first_chunk().expect("there are as many codes")
+}
+
 /// The values of every byte of scales of one byte.
 pub(crate) fn byte_scales(scale: ScaleCode) -> Option<&'static Bytes> {
     match scale {
@@ -63,9 +68,12 @@ impl<'j> Matrix<'j> {
     }
 
     /// Where the scales of column `column` (of the job) begin.
+    #[inline(always)]
     pub fn scales(&self, column: usize) -> *const u8 {
         let n = self.job.first_column + column as u64;
-        self.job.scales.wrapping_add((n.checked_div(self.job.block_rows).unwrap_or(0) * self.job.scales_pitch) as usize)
+        // Most formats have scales for each column; a division takes as long as some groups of codes.
+        let row = if self.job.block_rows == 1 { n } else { n.checked_div(self.job.block_rows).unwrap_or(0) };
+        self.job.scales.wrapping_add((row * self.job.scales_pitch) as usize)
     }
 
     /// Elements `first ..` of column `column`, as many as `to` holds.
@@ -92,6 +100,20 @@ impl<'j> Matrix<'j> {
                 }
             }
         }
+    }
+}
+
+/// Where the elements and the scales of one or two columns begin.
+#[derive(Clone, Copy)]
+pub(crate) struct Columns {
+    pub codes: [*const u8; 2],
+    pub scales: [*const u8; 2],
+}
+
+impl Columns {
+    #[inline(always)]
+    pub fn of(m: &Matrix, [a, b]: [usize; 2]) -> Columns {
+        Columns { codes: [m.column(a), m.column(b)], scales: [m.scales(a), m.scales(b)] }
     }
 }
 

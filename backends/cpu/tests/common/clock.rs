@@ -61,8 +61,14 @@ fn meet(ready: &AtomicUsize, threads: usize) {
 
 #[derive(Clone, Copy)]
 struct Pointers<'a>(&'a [*mut u8]);
-// SAFETY: the buffers outlive the threads, and work items do not overlap.
+// SAFETY: the buffers outlive the threads, work items do not overlap, and each thread takes scratch memory of its own.
 unsafe impl Sync for Pointers<'_> {}
+
+impl Pointers<'_> {
+    fn get(&self, i: usize) -> *mut u8 {
+        self.0[i]
+    }
+}
 
 /// Runs all kernels of the program on `threads` threads, which meet between kernels.
 pub fn run_layer(program: &Program, code: &Compiled, buffers: &[*mut u8], n_tokens: u64, threads: usize) -> Took {
@@ -74,14 +80,20 @@ pub fn run_layer(program: &Program, code: &Compiled, buffers: &[*mut u8], n_toke
     let (math, kernels) = (CpuMath::standard(), moec_cpu_kernels::table());
     let strides: Vec<Vec<Strides>> = program.kernels.iter().map(|k| super::strides(program, &k.body)).collect();
     let (operands, strides) = (&operands, &strides);
-    time(threads, |_| {
+    // Written before the clock runs, as that of a loaded layer has been.
+    let scratch_bytes = code.kernels.iter().map(|(_, launch)| launch.scratch_bytes).max().unwrap_or(0);
+    let mut scratch: Vec<Memory> = (0..threads).map(|_| Memory::new(scratch_bytes as usize)).collect();
+    let scratch: Vec<*mut u8> = scratch.iter_mut().map(Memory::pointer).collect();
+    let scratch = &Pointers(&scratch);
+    time(threads, |thread| {
         let mut cpu = 0.0;
+        let scratch = scratch.get(thread);
         for (k, (function, launch)) in code.kernels.iter().enumerate() {
-            let mut scratch = Memory::new(launch.scratch_bytes as usize);
-            let (buffers, strides, scratch) = (operands[k].0.as_ptr(), strides[k].as_ptr(), scratch.pointer());
+            let (buffers, strides) = (operands[k].0.as_ptr(), strides[k].as_ptr());
             let context = CpuContext { buffers, n_tokens, scratch, math: &math, kernels: &kernels, strides };
             let items = launch.items.at(n_tokens);
-            let piece = (items / (threads as u64 * 4)).max(1);
+            // As the loader's threads do.
+            let piece = (items / (threads as u64 * 8)).max(1);
             let start = cpu_seconds();
             loop {
                 let begin = next[k].fetch_add(piece, Ordering::Relaxed);

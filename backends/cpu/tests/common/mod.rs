@@ -65,6 +65,19 @@ pub fn load_object(program: &Program) -> Compiled {
     Compiled { name: "object", kernels, _jit: None, _object: Some(code) }
 }
 
+/// Asks for large pages before memory is written, as the loader does for weights.
+fn advise_large_pages(memory: &Vec<u8>) {
+    #[cfg(target_os = "linux")]
+    if memory.capacity() >= 4 << 20 {
+        let start = memory.as_ptr().addr().next_multiple_of(4096);
+        let len = memory.capacity() - 4096;
+        // SAFETY: these whole pages are this memory's; advice changes nothing that they hold.
+        unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), len, libc::MADV_HUGEPAGE) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
+}
+
 /// Memory aligned as buffers are.
 pub struct Memory {
     bytes: Vec<u8>,
@@ -75,7 +88,9 @@ pub struct Memory {
 impl Memory {
     pub fn new(len: usize) -> Memory {
         let align = BUFFER_ALIGN as usize;
-        let bytes = vec![GARBAGE; len + align + GUARD];
+        let mut bytes = Vec::with_capacity(len + align + GUARD);
+        advise_large_pages(&bytes);
+        bytes.resize(len + align + GUARD, GARBAGE);
         let start = bytes.as_ptr().align_offset(align);
         Memory { bytes, start, len }
     }

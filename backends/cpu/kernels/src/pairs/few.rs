@@ -3,14 +3,14 @@
 use super::many::tail;
 use super::rows::Row;
 use super::{Pairs, add_two, exponent, has_no_subnormal, word_of};
-use crate::few::prefetch_scales;
+use crate::few::{Ahead, WIDE};
 use crate::machine::Task;
 use crate::readers::{BLOCK, GROUP, ROOM, WordReader, WordSource};
 use crate::scratch::Scratch;
-use crate::values::Matrix;
+use crate::values::{Columns, Matrix};
 
-/// Vectors of columns at once.
-const N: usize = 4;
+/// Vectors of columns whose sums are written at once.
+const TILE: usize = 4;
 
 /// Products of `ROWS` rows, all of the job, with all columns.
 ///
@@ -20,7 +20,7 @@ const N: usize = 4;
 pub(super) unsafe fn few_rows<M: Pairs, S: WordSource<M>, const ROWS: usize>(m: &Matrix, source: &S, scratch: Scratch) {
     let job = m.job;
     let n_columns = job.n_columns as usize;
-    let at_once = N * M::COLUMNS;
+    let tile = TILE * M::COLUMNS;
     let mut rows = [Row::of(job.rows, job.k, 0); ROWS];
     let mut x_exponent = u32::MAX;
     for r in 0..ROWS {
@@ -30,67 +30,107 @@ pub(super) unsafe fn few_rows<M: Pairs, S: WordSource<M>, const ROWS: usize>(m: 
             x_exponent = x_exponent.min(unsafe { rows[r].exponent(job.k, block) });
         }
     }
-    let mut first_column = 0;
-    while first_column < n_columns {
-        let mut columns = [[0; 2]; N];
-        for n in 0..N {
-            // Past the last column, it is computed again.
-            let first = first_column + n * M::COLUMNS;
-            columns[n] = [first.min(n_columns - 1), (first + M::COLUMNS - 1).min(n_columns - 1)];
-        }
+    for first_column in (0..n_columns).step_by(tile) {
         // SAFETY: the caller's contract; the columns exist.
         unsafe {
-            prefetch_scales::<M>(m, first_column + at_once, at_once);
-            let (mut totals, least) = add::<M, S, ROWS, false>(m, source, rows, columns, scratch);
-            if !has_no_subnormal(x_exponent, exponent(least)) {
-                for r in 0..ROWS {
-                    let to = &raw mut totals[r];
-                    M::apart(&Exactly::<M, S> { m, source, row: rows[r], columns, scratch, to });
-                }
-            }
+            let all = if S::BITS >= WIDE {
+                totals::<M, S, ROWS, 4>(m, source, rows, x_exponent, first_column, scratch)
+            } else {
+                // Of more, pointers to codes and scales no longer fit the registers.
+                totals::<M, S, ROWS, 2>(m, source, rows, x_exponent, first_column, scratch)
+            };
             for r in 0..ROWS {
                 let to = job.out.add(r * job.out_pitch as usize + first_column);
-                M::store_sums(totals[r], n_columns - first_column, to);
+                M::store_sums(all[r], n_columns - first_column, to);
             }
         }
-        first_column += at_once;
     }
 }
 
+/// The totals of a tile of columns, `N` vectors at once.
+#[inline(always)]
+unsafe fn totals<M: Pairs, S: WordSource<M>, const ROWS: usize, const N: usize>(
+    m: &Matrix,
+    source: &S,
+    rows: [Row; ROWS],
+    x_exponent: u32,
+    first_column: usize,
+    scratch: Scratch,
+) -> [[M::F; TILE]; ROWS] {
+    let last = m.job.n_columns as usize - 1;
+    // SAFETY: the caller's contract; the columns exist.
+    unsafe {
+        let mut all = [[M::zero(); TILE]; ROWS];
+        for part in 0..TILE / N {
+            let at = first_column + part * N * M::COLUMNS;
+            let mut numbers = [[0; 2]; N];
+            for n in 0..N {
+                // Past the last column, it is computed again.
+                let first = at + n * M::COLUMNS;
+                numbers[n] = [first.min(last), (first + M::COLUMNS - 1).min(last)];
+            }
+            let mut columns = [Columns::of(m, numbers[0]); N];
+            for n in 1..N {
+                columns[n] = Columns::of(m, numbers[n]);
+            }
+            let places = Places { numbers, columns, ahead: Ahead::new::<M, S>(m, at, N * M::COLUMNS) };
+            let (mut totals, least) = add::<M, S, ROWS, N, false>(m, source, rows, &places, scratch);
+            if !has_no_subnormal(x_exponent, exponent(least)) {
+                for r in 0..ROWS {
+                    let (row, to) = (rows[r], &raw mut totals[r]);
+                    M::apart(&Exactly::<M, S, N> { m, source, row, places: &places, scratch, to });
+                }
+            }
+            for r in 0..ROWS {
+                for n in 0..N {
+                    all[r][part * N + n] = totals[r][n];
+                }
+            }
+        }
+        all
+    }
+}
+
+/// Columns that are multiplied at once.
+struct Places<const N: usize> {
+    numbers: [[usize; 2]; N],
+    columns: [Columns; N],
+    ahead: Ahead,
+}
+
 /// [`add`] of one row where a number may be subnormal.
-struct Exactly<'j, M: Pairs, S> {
+struct Exactly<'j, M: Pairs, S, const N: usize> {
     m: &'j Matrix<'j>,
     source: &'j S,
     row: Row,
-    columns: [[usize; 2]; N],
+    places: &'j Places<N>,
     scratch: Scratch,
     to: *mut [M::F; N],
 }
 
-impl<M: Pairs, S: WordSource<M>> Task for Exactly<'_, M, S> {
+impl<M: Pairs, S: WordSource<M>, const N: usize> Task for Exactly<'_, M, S, N> {
     #[inline(always)]
     unsafe fn run(&self) {
+        let &Exactly { m, source, row, places, scratch, to } = self;
         // SAFETY: the contract of `add`; the totals can be written.
         unsafe {
-            let ([totals], _) = add::<M, S, 1, true>(self.m, self.source, [self.row], self.columns, self.scratch);
-            *self.to = totals;
+            let ([totals], _) = add::<M, S, 1, N, true>(m, source, [row], places, scratch);
+            *to = totals;
         }
     }
 }
 
 /// The totals of rows by columns, and the least word of the columns ([`Pairs::least`]).
 #[inline(always)]
-unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const EXACT: bool>(
+unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const N: usize, const EXACT: bool>(
     m: &Matrix,
     source: &S,
     rows: [Row; ROWS],
-    columns: [[usize; 2]; N],
+    places: &Places<N>,
     scratch: Scratch,
 ) -> ([[M::F; N]; ROWS], u16) {
     let k = m.job.k as usize;
     let whole = k / GROUP * GROUP;
-    // The same place of the columns that come next.
-    let ahead = N * M::COLUMNS * m.job.pitch as usize;
     // SAFETY: the caller's contract; groups end within `k`, and rows are as long as all groups.
     unsafe {
         let mut least = M::splat(0xff);
@@ -98,9 +138,9 @@ unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const EXACT: bool>(
         let mut first = 0;
         while first < k {
             let end = (first + BLOCK).min(whole).max(first);
-            let mut readers = [source.reader(m, columns[0], (first, end), ahead, scratch.room); N];
+            let mut readers = [source.reader(m, &places.columns[0], (first, end), scratch.room); N];
             for n in 1..N {
-                readers[n] = source.reader(m, columns[n], (first, end), ahead, scratch.room.add(n * ROOM));
+                readers[n] = source.reader(m, &places.columns[n], (first, end), scratch.room.add(n * ROOM));
             }
             for n in 0..N {
                 if let Some(exponent) = readers[n].least_exponent() {
@@ -109,21 +149,22 @@ unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const EXACT: bool>(
             }
             let mut sums = [[M::zero(); N]; ROWS];
             for g in first / GROUP..end / GROUP {
+                places.ahead.ask::<M, S, N>(&places.columns, g);
                 for n in 0..N {
-                    let w = readers[n].words(g);
+                    let w = if EXACT { readers[n].words(g) } else { readers[n].words_or_zero(g) };
                     let is_known = readers[n].least_exponent().is_some();
-                    least = multiply::<M, ROWS, EXACT>(w, n, rows, g * GROUP, &mut sums, least, is_known);
+                    least = multiply::<M, ROWS, N, EXACT>(w, n, rows, g * GROUP, &mut sums, least, is_known);
                 }
             }
             if first + BLOCK > whole && whole < k {
                 for n in 0..N {
                     let to = scratch.tail.cast::<u8>();
-                    tail::<M>(m, columns[n], whole, to, M::COLUMNS * 32);
+                    tail::<M>(m, places.numbers[n], whole, to, M::COLUMNS * 32);
                     let mut w = [M::splat(0); 4];
                     for q in 0..4 {
                         w[q] = M::load_bytes(to.add(q * M::COLUMNS * 32));
                     }
-                    least = multiply::<M, ROWS, EXACT>(w, n, rows, whole, &mut sums, least, false);
+                    least = multiply::<M, ROWS, N, EXACT>(w, n, rows, whole, &mut sums, least, false);
                 }
             }
             for r in 0..ROWS {
@@ -140,7 +181,7 @@ unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const EXACT: bool>(
 /// Adds the products of one group of column vector `n` with every row; `i` is its first element. Returns [`Pairs::least`] of
 /// its words and `least`, or that alone when `is_known`.
 #[inline(always)]
-unsafe fn multiply<M: Pairs, const ROWS: usize, const EXACT: bool>(
+unsafe fn multiply<M: Pairs, const ROWS: usize, const N: usize, const EXACT: bool>(
     w: [M::B; 4],
     n: usize,
     rows: [Row; ROWS],

@@ -5,7 +5,7 @@ use super::{Pairs, add_two, exponent, has_no_subnormal, word_of};
 use crate::machine::Task;
 use crate::readers::{BLOCK, GROUP, WordReader, WordSource};
 use crate::scratch::Scratch;
-use crate::values::Matrix;
+use crate::values::{Columns, Matrix};
 use std::marker::PhantomData;
 
 /// Vectors of columns of a tile.
@@ -15,14 +15,17 @@ const TILE: usize = 4;
 pub(super) trait FillWords<M: Pairs>: Copy {
     /// Bits of an element in memory; 0 when they differ.
     const BITS: usize;
+    /// Whether [`FillWords::fill`] can do with less when no number is subnormal.
+    const MAY_FLUSH: bool = false;
 
     /// Writes whole groups of elements `first .. end`, at most a block, of the columns of a vector; a vector is `stride`
-    /// bytes behind the one before. Returns [`Pairs::least`] of them and `least`.
+    /// bytes behind the one before. Returns [`Pairs::least`] of them and `least`. A number that is subnormal may become zero
+    /// unless `EXACT`.
     ///
     /// # Safety
     /// The matrix has these columns and elements, `to` is as large as that, and the processor has the machine's features.
     #[allow(clippy::too_many_arguments, reason = "what a place in a matrix is")]
-    unsafe fn fill(
+    unsafe fn fill<const EXACT: bool>(
         &self,
         m: &Matrix,
         columns: [usize; 2],
@@ -40,9 +43,10 @@ pub(super) struct Read<S>(pub S);
 
 impl<M: Pairs, S: WordSource<M>> FillWords<M> for Read<S> {
     const BITS: usize = S::BITS;
+    const MAY_FLUSH: bool = <S::Reader as WordReader<M>>::MAY_FLUSH;
 
     #[inline(always)]
-    unsafe fn fill(
+    unsafe fn fill<const EXACT: bool>(
         &self,
         m: &Matrix,
         columns: [usize; 2],
@@ -54,13 +58,13 @@ impl<M: Pairs, S: WordSource<M>> FillWords<M> for Read<S> {
     ) -> M::B {
         // SAFETY: the caller's contract. Memory has been asked for before.
         unsafe {
-            let reader = self.0.reader(m, columns, (first, end), 0, scratch.room);
+            let reader = self.0.reader(m, &Columns::of(m, columns), (first, end), scratch.room);
             let known = reader.least_exponent();
             if let Some(exponent) = known {
                 least = M::lesser(least, M::splat_word(word_of(exponent)));
             }
             for g in first / GROUP..end / GROUP {
-                let words = reader.words(g);
+                let words = if EXACT { reader.words(g) } else { reader.words_or_zero(g) };
                 for q in 0..4 {
                     if known.is_none() {
                         least = M::least(least, words[q]);
@@ -81,7 +85,7 @@ impl<M: Pairs> FillWords<M> for Any {
     const BITS: usize = 0;
 
     #[inline(always)]
-    unsafe fn fill(
+    unsafe fn fill<const EXACT: bool>(
         &self,
         m: &Matrix,
         columns: [usize; 2],
@@ -166,10 +170,25 @@ pub(super) unsafe fn many_rows<M: Pairs, F: FillWords<M>>(m: &Matrix, fill: &F, 
                 for n in 0..TILE {
                     let columns = [column(n * M::COLUMNS), column((n + 1) * M::COLUMNS - 1)];
                     let to = words.add(n * vector);
-                    least = fill.fill(m, columns, (first, end), to, TILE * vector, scratch, least);
+                    least = fill.fill::<false>(m, columns, (first, end), to, TILE * vector, scratch, least);
                     if has_tail {
                         let to = to.add((end - first) / 16 * TILE * vector);
                         least = M::lesser(least, tail::<M>(m, columns, whole, to, TILE * vector));
+                    }
+                }
+                let exponent = exponent(M::least_word(least));
+                if F::MAY_FLUSH && exponent == 0 {
+                    for n in 0..TILE {
+                        let columns = [column(n * M::COLUMNS), column((n + 1) * M::COLUMNS - 1)];
+                        fill.fill::<true>(
+                            m,
+                            columns,
+                            (first, end),
+                            words.add(n * vector),
+                            TILE * vector,
+                            scratch,
+                            least,
+                        );
                     }
                 }
                 let is_last = first + BLOCK >= k;
@@ -178,7 +197,7 @@ pub(super) unsafe fn many_rows<M: Pairs, F: FillWords<M>>(m: &Matrix, fill: &F, 
                     first,
                     words,
                     turns: (end - first) / 16 + if has_tail { 4 } else { 0 },
-                    exponent: exponent(M::least_word(least)),
+                    exponent,
                     out: if is_last { job.out.wrapping_add(first_column) } else { std::ptr::null_mut() },
                     count,
                     next: m.column(column.min(n_columns - 1)).wrapping_add(element * F::BITS / 8),

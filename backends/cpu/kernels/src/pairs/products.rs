@@ -48,6 +48,7 @@ impl<M: Pairs> Way<M> for InPairs {
                 1 => M::apart(&FewRows::<M, S, 1> { m, source, scratch, machine }),
                 2 => M::apart(&FewRows::<M, S, 2> { m, source, scratch, machine }),
                 3 => M::apart(&FewRows::<M, S, 3> { m, source, scratch, machine }),
+                4 => M::apart(&FewRows::<M, S, 4> { m, source, scratch, machine }),
                 _ => M::apart(&ManyRows::<M, _> { m, fill: Read(source), scratch, machine }),
             }
         }

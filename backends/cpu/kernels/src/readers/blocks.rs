@@ -27,15 +27,14 @@ impl<const BYTES: bool> Blocks<BYTES> {
         }
     }
 
-    /// The entries for elements from `i` on in the lower 16 bytes, and for those from `i + 32` on in the upper: low bytes,
-    /// high bytes.
+    /// The entries for elements from `i` on and from `i + 32` on, of each column.
     #[inline(always)]
-    pub(super) unsafe fn pair<M: Machine>(&self, i: usize) -> [M::B; 2] {
+    pub(super) unsafe fn four<M: Machine>(&self, i: usize) -> [*const u8; 4] {
         // SAFETY: the caller's contract.
         unsafe {
             let (a, b) = (self.of(0, i), self.of(0, i + 32));
             let (c, d) = if M::COLUMNS == 2 { (self.of(1, i), self.of(1, i + 32)) } else { (a, b) };
-            M::entry_pairs([a, b, c, d])
+            [a, b, c, d]
         }
     }
 }
@@ -51,7 +50,7 @@ pub(super) unsafe fn make<M: Machine>(
     recipe: &Recipe,
     scale: ScaleCode,
     shift: u32,
-    column: usize,
+    scales: *const u8,
     (first, end): (usize, usize),
     room: *mut Entries,
 ) -> *const u8 {
@@ -60,7 +59,7 @@ pub(super) unsafe fn make<M: Machine>(
     let mut factors = [0.0; BLOCK / LEAST_BLOCK];
     // SAFETY: the caller's contract; a block of a sum has at most so many blocks of codes.
     unsafe {
-        M::factors(scale, m.scales(column), from, n, m.global, factors.as_mut_ptr());
+        M::factors(scale, scales, from, n, m.global, factors.as_mut_ptr());
         recipe.entries::<M>(factors.as_ptr(), n, room);
     }
     room.cast_const().cast::<u8>().wrapping_sub(from * ENTRIES)

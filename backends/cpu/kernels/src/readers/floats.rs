@@ -3,7 +3,7 @@
 use super::{Reader, Source, WordReader, eight, halves, widen};
 use crate::entries::Entries;
 use crate::machine::Machine;
-use crate::values::Matrix;
+use crate::values::{Columns, Matrix};
 
 /// Floats of 16 bits; f16 when `HALF`.
 #[derive(Clone, Copy)]
@@ -12,7 +12,6 @@ pub(crate) struct Words<const HALF: bool>;
 #[derive(Clone, Copy)]
 pub(crate) struct WordsReader<const HALF: bool> {
     at: [*const u8; 2],
-    ahead: usize,
 }
 
 impl<M: Machine, const HALF: bool> Source<M> for Words<HALF> {
@@ -21,15 +20,8 @@ impl<M: Machine, const HALF: bool> Source<M> for Words<HALF> {
     const FLOATS: bool = true;
 
     #[inline(always)]
-    unsafe fn reader(
-        &self,
-        m: &Matrix,
-        columns: [usize; 2],
-        _: (usize, usize),
-        ahead: usize,
-        _: *mut Entries,
-    ) -> Self::Reader {
-        WordsReader { at: [m.column(columns[0]), m.column(columns[1])], ahead }
+    unsafe fn reader(&self, _: &Matrix, columns: &Columns, _: (usize, usize), _: *mut Entries) -> Self::Reader {
+        WordsReader { at: columns.codes }
     }
 }
 
@@ -49,10 +41,6 @@ impl<M: Machine, const HALF: bool> WordReader<M> for WordsReader<HALF> {
         // SAFETY: the caller's contract: 128 bytes of each column are there.
         unsafe {
             let p = [self.at[0].add(g * 128), self.at[1].add(g * 128)];
-            for c in 0..M::COLUMNS {
-                M::prefetch_second(p[c].wrapping_add(self.ahead));
-                M::prefetch_second(p[c].wrapping_add(self.ahead + 64));
-            }
             M::groups_of_words(p)
         }
     }
@@ -65,7 +53,6 @@ pub(crate) struct Floats;
 #[derive(Clone, Copy)]
 pub(crate) struct FloatsReader {
     at: [*const u8; 2],
-    ahead: usize,
 }
 
 impl<M: Machine> Source<M> for Floats {
@@ -74,15 +61,8 @@ impl<M: Machine> Source<M> for Floats {
     const FLOATS: bool = true;
 
     #[inline(always)]
-    unsafe fn reader(
-        &self,
-        m: &Matrix,
-        columns: [usize; 2],
-        _: (usize, usize),
-        ahead: usize,
-        _: *mut Entries,
-    ) -> Self::Reader {
-        FloatsReader { at: [m.column(columns[0]), m.column(columns[1])], ahead }
+    unsafe fn reader(&self, _: &Matrix, columns: &Columns, _: (usize, usize), _: *mut Entries) -> Self::Reader {
+        FloatsReader { at: columns.codes }
     }
 }
 
@@ -92,11 +72,6 @@ impl<M: Machine> Reader<M> for FloatsReader {
         // SAFETY: the caller's contract: 256 bytes of each column are there.
         unsafe {
             let p = [self.at[0].add(g * 256), self.at[1].add(g * 256)];
-            for c in 0..M::COLUMNS {
-                for line in 0..4 {
-                    M::prefetch_second(p[c].wrapping_add(self.ahead + line * 64));
-                }
-            }
             let mut pairs = [[M::zero(); 2]; 4];
             for j in 0..4 {
                 pairs[j] = M::deal([halves::<M>(p, 32 * j, 128), halves::<M>(p, 32 * j + 16, 128)]);

@@ -4,76 +4,83 @@ use super::blocks::{Blocks, make};
 use super::{BLOCK, GROUP, LEAST_BLOCK, ROOM, Reader, Source, WordReader, widen};
 use crate::entries::{Entries, Least, Recipe};
 use crate::machine::Machine;
-use crate::values::Matrix;
+use crate::values::{Columns, Matrix};
 use moec_ir::quant::ScaleCode;
 
+/// Elements of a block as `1 << SHIFT`; 0 where that is known when a job comes.
+const fn shift_of<const SHIFT: u32>(shift: u32) -> u32 {
+    if SHIFT == 0 { shift } else { SHIFT }
+}
+
+/// The shift of blocks of 16, of which a group has two for each half of a column.
+const FINE: u32 = 4;
+
+/// A bound of exponents that leaves rows those of all but very small numbers.
+const ENOUGH: u32 = 64;
+
 /// Codes of four bits whose values are of 16 bits: f16 when `HALF`, else bf16. Scales are looked up by their bytes
-/// (`BYTES`) or entries are made for every block; blocks are of 16 elements (`FINE`) or of 32 or more.
+/// (`BYTES`) or entries are made for every block.
 #[derive(Clone, Copy)]
-pub(crate) struct FourBits<'t, const BYTES: bool, const FINE: bool, const HALF: bool> {
+pub(crate) struct FourBits<'t, const BYTES: bool, const SHIFT: u32, const HALF: bool> {
     pub recipe: &'t Recipe,
     pub scale: ScaleCode,
     pub shift: u32,
     /// The entries for every byte of a scale, when `BYTES`.
     pub table: *const Entries,
-    /// The factors of every byte of a scale, when `BYTES`.
-    pub factors: &'t [f32; 256],
     /// [`WordReader::least_exponent`] of all of them.
     pub least_exponent: u32,
 }
 
 #[derive(Clone, Copy)]
-pub(crate) struct FourBitsReader<const BYTES: bool, const FINE: bool, const HALF: bool> {
+pub(crate) struct FourBitsReader<const BYTES: bool, const SHIFT: u32, const HALF: bool> {
     codes: [*const u8; 2],
     blocks: Blocks<BYTES>,
-    ahead: usize,
     least_exponent: u32,
 }
 
-impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Source<M> for FourBits<'_, BYTES, FINE, HALF> {
-    type Reader = FourBitsReader<BYTES, FINE, HALF>;
+impl<M: Machine, const BYTES: bool, const SHIFT: u32, const HALF: bool> Source<M> for FourBits<'_, BYTES, SHIFT, HALF> {
+    type Reader = FourBitsReader<BYTES, SHIFT, HALF>;
     const BITS: usize = 4;
 
     #[inline(always)]
-    unsafe fn reader(
-        &self,
-        m: &Matrix,
-        columns: [usize; 2],
-        range: (usize, usize),
-        ahead: usize,
-        room: *mut Entries,
-    ) -> Self::Reader {
+    unsafe fn reader(&self, m: &Matrix, columns: &Columns, range: (usize, usize), room: *mut Entries) -> Self::Reader {
+        let shift = shift_of::<SHIFT>(self.shift);
         let mut entries = [self.table.cast::<u8>(); 2];
         if !BYTES && range.0 < range.1 {
             for c in 0..M::COLUMNS {
                 // SAFETY: the caller's contract; half of the room is for each column.
                 unsafe {
                     let room = room.add(c * ROOM / 2);
-                    entries[c] = make::<M>(m, self.recipe, self.scale, self.shift, columns[c], range, room);
+                    entries[c] = make::<M>(m, self.recipe, self.scale, shift, columns.scales[c], range, room);
                 }
             }
         }
-        let scales = [m.scales(columns[0]), m.scales(columns[1])];
-        let blocks = Blocks { entries, scales, shift: self.shift };
-        let codes = [m.column(columns[0]), m.column(columns[1])];
+        let &Columns { codes, scales } = columns;
         let mut least_exponent = self.least_exponent;
-        if BYTES && FINE && self.scale == ScaleCode::E8M0 && range.0 < range.1 {
-            // These scales reach down to nothing, and grow with their bytes: the least that is there tells.
-            let (from, to) = (range.0 >> self.shift, (range.1 - 1) >> self.shift);
-            let mut least = Least::ZEROS;
+        if BYTES && least_exponent < ENOUGH && self.scale == ScaleCode::E8M0 && range.0 < range.1 {
+            // Some scale of the job is very small; it need not be one of these.
+            let (from, n) = (range.0 >> shift, ((range.1 - 1) >> shift) + 1 - (range.0 >> shift));
+            let mut least = u8::MAX;
             for c in 0..M::COLUMNS {
                 // SAFETY: the caller's contract: there are scales of these elements.
-                let byte = unsafe { M::least_byte(scales[c].add(from), to + 1 - from) };
-                least.add(self.factors[usize::from(byte)]);
+                least = least.min(unsafe { M::least_byte(scales[c].add(from), n) });
             }
-            least_exponent = least.exponent(self.recipe.least_value());
+            least_exponent = exponent_of_byte(least, self.recipe);
         }
-        FourBitsReader { codes, blocks, ahead, least_exponent }
+        FourBitsReader { codes, blocks: Blocks { entries, scales, shift }, least_exponent }
     }
 }
 
-impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Reader<M>
-    for FourBitsReader<BYTES, FINE, HALF>
+/// [`WordReader::least_exponent`] of codes whose least scale is this e8m0.
+#[inline(always)]
+pub(crate) fn exponent_of_byte(least: u8, recipe: &Recipe) -> u32 {
+    let mut all = Least::ZEROS;
+    all.add(f32::from_bits(u32::from(least) << 23));
+    if least == 0 { 0 } else { all.exponent(recipe.least_value()) }
+}
+
+impl<M: Machine, const BYTES: bool, const SHIFT: u32, const HALF: bool> Reader<M>
+    for FourBitsReader<BYTES, SHIFT, HALF>
 {
     #[inline(always)]
     unsafe fn group(&self, g: usize) -> [M::F; 8] {
@@ -82,15 +89,14 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> Reader<M
     }
 }
 
-impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> WordReader<M>
-    for FourBitsReader<BYTES, FINE, HALF>
+impl<M: Machine, const BYTES: bool, const SHIFT: u32, const HALF: bool> WordReader<M>
+    for FourBitsReader<BYTES, SHIFT, HALF>
 {
     const HALF: bool = HALF;
 
     #[inline(always)]
     fn least_exponent(&self) -> Option<u32> {
-        // Where a group has twice as many scales, looking at words costs; else looking at scales costs as much.
-        if BYTES && FINE { Some(self.least_exponent) } else { None }
+        if BYTES { Some(self.least_exponent) } else { None }
     }
 
     #[inline(always)]
@@ -98,16 +104,11 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> WordRead
         // SAFETY: the caller's contract: 32 bytes of each column are there.
         unsafe {
             let p = [self.codes[0].add(g * 32), self.codes[1].add(g * 32)];
-            for c in 0..M::COLUMNS {
-                M::prefetch(p[c].wrapping_add(self.ahead));
-            }
-            let indices = nibbles::<M>(p);
             let i = g * GROUP;
-            let first = self.blocks.pair::<M>(i);
-            let second = if FINE { self.blocks.pair::<M>(i + 16) } else { first };
-            let [a, b] = words::<M>(first, indices[0]);
-            let [c, d] = words::<M>(second, indices[1]);
-            [a, b, c, d]
+            let blocks = Blocks { shift: shift_of::<SHIFT>(self.blocks.shift), ..self.blocks };
+            let first = blocks.four::<M>(i);
+            let second = if SHIFT == FINE { blocks.four::<M>(i + 16) } else { first };
+            M::four_bits(p, [first, second])
         }
     }
 }
@@ -115,60 +116,59 @@ impl<M: Machine, const BYTES: bool, const FINE: bool, const HALF: bool> WordRead
 /// As [`FourBits`], with values of bf16 and blocks of 32 elements or more whose scales are too many for a table: entries are
 /// made in registers where they are used.
 #[derive(Clone, Copy)]
-pub(crate) struct MadeFourBits<'t> {
+pub(crate) struct MadeFourBits<'t, const SHIFT: u32> {
     pub recipe: &'t Recipe,
     pub scale: ScaleCode,
     pub shift: u32,
 }
 
 #[derive(Clone, Copy)]
-pub(crate) struct MadeFourBitsReader<'t> {
+pub(crate) struct MadeFourBitsReader<'t, const SHIFT: u32> {
     codes: [*const u8; 2],
-    /// The factors of each column's blocks, as if from block 0 on.
-    factors: [*const f32; 2],
+    /// The factors of the first column's blocks, as if from block 0 on; those of the other lie [`FACTORS`] behind.
+    factors: *const f32,
     shift: u32,
-    ahead: usize,
     values: &'t [f32; 16],
     least_exponent: u32,
 }
 
-impl<'t, M: Machine> Source<M> for MadeFourBits<'t> {
-    type Reader = MadeFourBitsReader<'t>;
+/// Most factors of a column.
+const FACTORS: usize = BLOCK / LEAST_BLOCK;
+
+impl<'t, M: Machine, const SHIFT: u32> Source<M> for MadeFourBits<'t, SHIFT> {
+    type Reader = MadeFourBitsReader<'t, SHIFT>;
     const BITS: usize = 4;
 
     #[inline(always)]
     unsafe fn reader(
         &self,
         m: &Matrix,
-        columns: [usize; 2],
+        columns: &Columns,
         (first, end): (usize, usize),
-        ahead: usize,
         room: *mut Entries,
     ) -> Self::Reader {
-        let mut factors = [std::ptr::null(); 2];
+        let shift = shift_of::<SHIFT>(self.shift);
+        let (room, from) = (room.cast::<f32>(), first >> shift);
         let mut least = Least::ZEROS;
         if first < end {
-            let (from, to) = (first >> self.shift, (end - 1) >> self.shift);
+            let n = ((end - 1) >> shift) + 1 - from;
             for c in 0..M::COLUMNS {
-                let room = room.cast::<f32>().wrapping_add(c * BLOCK / LEAST_BLOCK);
+                let room = room.wrapping_add(c * FACTORS);
                 // SAFETY: the caller's contract; a block of a sum has at most so many blocks of codes.
                 unsafe {
-                    M::factors(self.scale, m.scales(columns[c]), from, to + 1 - from, m.global, room);
-                    for i in 0..to + 1 - from {
-                        least.add(*room.add(i));
-                    }
+                    M::factors(self.scale, columns.scales[c], from, n, m.global, room);
+                    least.add_all(M::least_of(room, n));
                 }
-                factors[c] = room.cast_const().wrapping_sub(from);
             }
         }
-        let codes = [m.column(columns[0]), m.column(columns[1])];
+        let codes = columns.codes;
         let values = &self.recipe.values;
         let least_exponent = least.exponent(self.recipe.least_value());
-        MadeFourBitsReader { codes, factors, shift: self.shift, ahead, values, least_exponent }
+        MadeFourBitsReader { codes, factors: room.cast_const().wrapping_sub(from), shift, values, least_exponent }
     }
 }
 
-impl<M: Machine> Reader<M> for MadeFourBitsReader<'_> {
+impl<M: Machine, const SHIFT: u32> Reader<M> for MadeFourBitsReader<'_, SHIFT> {
     #[inline(always)]
     unsafe fn group(&self, g: usize) -> [M::F; 8] {
         // SAFETY: the caller's contract.
@@ -176,8 +176,9 @@ impl<M: Machine> Reader<M> for MadeFourBitsReader<'_> {
     }
 }
 
-impl<M: Machine> WordReader<M> for MadeFourBitsReader<'_> {
+impl<M: Machine, const SHIFT: u32> WordReader<M> for MadeFourBitsReader<'_, SHIFT> {
     const HALF: bool = false;
+    const MAY_FLUSH: bool = true;
 
     #[inline(always)]
     fn least_exponent(&self) -> Option<u32> {
@@ -186,39 +187,29 @@ impl<M: Machine> WordReader<M> for MadeFourBitsReader<'_> {
 
     #[inline(always)]
     unsafe fn words(&self, g: usize) -> [M::B; 4] {
+        // SAFETY: the caller's contract.
+        unsafe { self.made::<M, false>(g) }
+    }
+
+    #[inline(always)]
+    unsafe fn words_or_zero(&self, g: usize) -> [M::B; 4] {
+        // SAFETY: the caller's contract.
+        unsafe { self.made::<M, true>(g) }
+    }
+}
+
+impl<const SHIFT: u32> MadeFourBitsReader<'_, SHIFT> {
+    #[inline(always)]
+    unsafe fn made<M: Machine, const MAY_FLUSH: bool>(&self, g: usize) -> [M::B; 4] {
         // SAFETY: the caller's contract: 32 bytes of each column are there, and factors of their blocks.
         unsafe {
             let p = [self.codes[0].add(g * 32), self.codes[1].add(g * 32)];
-            for c in 0..M::COLUMNS {
-                M::prefetch(p[c].wrapping_add(self.ahead));
-            }
-            let (a, b) = ((g * GROUP) >> self.shift, (g * GROUP + 32) >> self.shift);
-            let (first, second) = (self.factors[0], self.factors[M::COLUMNS - 1]);
-            let factors =
-                [first.wrapping_add(a), first.wrapping_add(b), second.wrapping_add(a), second.wrapping_add(b)];
-            let entries = M::entries_of(self.values, factors);
-            let [first, second] = nibbles::<M>(p);
-            let [a, b] = words::<M>(entries, first);
-            let [c, d] = words::<M>(entries, second);
-            [a, b, c, d]
+            let shift = shift_of::<SHIFT>(self.shift);
+            let first = self.factors.wrapping_add((g * GROUP) >> shift);
+            let second = self.factors.wrapping_add((g * GROUP + 32) >> shift);
+            let other = (M::COLUMNS - 1) * FACTORS;
+            let factors = [first, second, first.wrapping_add(other), second.wrapping_add(other)];
+            M::four_bits_of::<MAY_FLUSH>(self.values, p, factors)
         }
     }
-}
-
-/// 64 codes of four bits as indices: elements 0 … 15 and 32 … 47, then 16 … 31 and 48 … 63.
-#[inline(always)]
-unsafe fn nibbles<M: Machine>(p: [*const u8; 2]) -> [M::B; 2] {
-    // SAFETY: the caller's contract.
-    unsafe {
-        let pairs = M::bytes(p);
-        let nibble = M::splat(15);
-        M::interleave(M::and(pairs, nibble), M::and(M::down_four(pairs), nibble))
-    }
-}
-
-/// The values at sixteen indices (twice), in two vectors.
-#[inline(always)]
-unsafe fn words<M: Machine>([low, high]: [M::B; 2], indices: M::B) -> [M::B; 2] {
-    // SAFETY: the caller's contract.
-    unsafe { M::interleave(M::look_up(low, indices), M::look_up(high, indices)) }
 }
