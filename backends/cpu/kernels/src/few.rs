@@ -47,7 +47,9 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize>(m: &M
                 let mut sums = [[M::zero(); N]; ROWS];
                 for g in first / GROUP..end / GROUP {
                     let x = rows.add(g * GROUP);
-                    ahead.ask::<M, S, N>(&places, g);
+                    for n in 0..N {
+                        ahead.ask::<M, S, N>(&places[n], g, n);
+                    }
                     if M::COLUMNS == 1 {
                         one::<M, S, ROWS, N, 0>(&readers, g, x, width, &mut sums);
                         one::<M, S, ROWS, N, 1>(&readers, g, x, width, &mut sums);
@@ -116,26 +118,24 @@ impl Ahead {
         Ahead { next: m.column(first + columns), far: columns * pitch }
     }
 
-    /// What belongs to group `g` of these columns.
+    /// What belongs to group `g`, before that group of vector `n` of `N` is read.
     #[inline(always)]
-    pub fn ask<M: Machine, S: Source<M>, const N: usize>(self, columns: &[Columns; N], g: usize) {
+    pub fn ask<M: Machine, S: Source<M>, const N: usize>(self, columns: &Columns, g: usize, n: usize) {
         let bytes = const { GROUP * S::BITS / 8 };
         // SAFETY: nothing is read.
         unsafe {
             if S::BITS >= WIDE {
                 // The same place of other columns: processors ask for the rest of a stream by themselves.
-                for n in 0..N {
-                    for c in 0..M::COLUMNS {
-                        for line in (0..bytes).step_by(64) {
-                            M::prefetch_second(columns[n].codes[c].wrapping_add(self.far + g * bytes + line));
-                        }
+                for c in 0..M::COLUMNS {
+                    for line in (0..bytes).step_by(64) {
+                        M::prefetch_second(columns.codes[c].wrapping_add(self.far + g * bytes + line));
                     }
                 }
             } else {
                 // Line by line, as it lies in memory.
-                let bytes = bytes * N * M::COLUMNS;
+                let bytes = bytes * M::COLUMNS;
                 for line in (0..bytes).step_by(64) {
-                    M::prefetch(self.next.wrapping_add(g * bytes + line));
+                    M::prefetch(self.next.wrapping_add((g * N + n) * bytes + line));
                 }
             }
         }

@@ -149,8 +149,8 @@ unsafe fn add<M: Pairs, S: WordSource<M>, const ROWS: usize, const N: usize, con
             }
             let mut sums = [[M::zero(); N]; ROWS];
             for g in first / GROUP..end / GROUP {
-                places.ahead.ask::<M, S, N>(&places.columns, g);
                 for n in 0..N {
+                    places.ahead.ask::<M, S, N>(&places.columns[n], g, n);
                     let w = if EXACT { readers[n].words(g) } else { readers[n].words_or_zero(g) };
                     let is_known = readers[n].least_exponent().is_some();
                     least = multiply::<M, ROWS, N, EXACT>(w, n, rows, g * GROUP, &mut sums, least, is_known);
