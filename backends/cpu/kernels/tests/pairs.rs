@@ -103,6 +103,25 @@ fn numbers_of_any_size() {
     }
 }
 
+/// Columns that share scales by twos and more, so that codes are looked up in tables where there is room for them.
+#[test]
+fn blocks_of_several_columns() {
+    for (block_rows, block_cols) in [(2, 64), (8, 64), (8, 128), (3, 128), (128, 0)] {
+        for scale in [ScaleCode::F32, ScaleCode::E8M0] {
+            let weights = Weights::Codes(QuantFormat { code: Code::E4M3, scale, block_rows, block_cols }, DType::BF16);
+            for (i, size) in [0.0, 1e-40, 1e-37, 1.0, -2.7].into_iter().enumerate() {
+                for (columns, k) in [((4, 30), 330), ((5, 23), 330), ((0, 128), 640)] {
+                    for rows in [1, 3, 6] {
+                        let shape = Shape { rows, k, n: 130, columns };
+                        let factor = |r: &mut Random| size * (1.0 + r.float().abs());
+                        check(&Case::with_scales(i as u64, shape, weights, factor).with_bf16_rows());
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Scales that make small and subnormal weights, with rows that are small too.
 #[test]
 fn scales_of_any_size() {
