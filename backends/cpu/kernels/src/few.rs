@@ -47,16 +47,18 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize>(m: &M
                 let mut sums = [[M::zero(); N]; ROWS];
                 for g in first / GROUP..end / GROUP {
                     let x = rows.add(g * GROUP);
-                    for n in 0..N {
-                        ahead.ask::<M, S, N>(&places[n], g, n);
-                    }
                     if M::COLUMNS == 1 {
+                        ahead.ask::<M, S, N>(&places[0], g, 0);
                         one::<M, S, ROWS, N, 0>(&readers, g, x, width, &mut sums);
+                        ahead.ask::<M, S, N>(&places[1], g, 1);
                         one::<M, S, ROWS, N, 1>(&readers, g, x, width, &mut sums);
+                        ahead.ask::<M, S, N>(&places[2], g, 2);
                         one::<M, S, ROWS, N, 2>(&readers, g, x, width, &mut sums);
+                        ahead.ask::<M, S, N>(&places[3], g, 3);
                         one::<M, S, ROWS, N, 3>(&readers, g, x, width, &mut sums);
                     } else {
                         for n in 0..N {
+                            ahead.ask::<M, S, N>(&places[n], g, n);
                             let w = readers[n].group(g);
                             multiply::<M, ROWS, N>(&w, n, x, width, &mut sums);
                         }

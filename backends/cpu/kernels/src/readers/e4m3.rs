@@ -204,7 +204,7 @@ impl TabledE4m3 {
     pub unsafe fn new<M: Machine>(m: &Matrix, scale: ScaleCode, shift: u32, room: &mut [u8]) -> Option<TabledE4m3> {
         let job = m.job;
         let blocks = (job.k as usize).div_ceil(m.block);
-        if job.block_rows % 2 != 0 || job.first_column % 2 != 0 {
+        if !job.block_rows.is_multiple_of(2) || !job.first_column.is_multiple_of(2) {
             return None;
         }
         let row_of = |column: u64| column.checked_div(job.block_rows).unwrap_or(0);
