@@ -11,7 +11,8 @@ use moec_ir::DType;
 use moec_ir::quant::Code;
 use std::sync::LazyLock;
 
-/// Low bytes of sixteen 16-bit floats, then their high bytes.
+/// Low bytes of sixteen 16-bit floats, then their high bytes; or sixteen words, for codes of four bits on machines that look up
+/// words ([`Machine::WORD_ENTRIES`]).
 #[derive(Clone, Copy)]
 #[repr(C, align(32))]
 pub(crate) struct Entries([u8; 32]);
