@@ -212,3 +212,24 @@ fn what_cannot_be_a_name_in_c_is_refused() {
     );
     assert_eq!(common::diagnostics(&run)[0]["code"], "bundle-not-found");
 }
+
+/// `--cpu-arch aarch64`: an object file of the other architecture, which says so and is refused here.
+#[test]
+fn a_layer_for_other_processors_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("mixtral.f32");
+    let model = model.to_str().unwrap();
+    let compile = ["compile", model, "--layer", "0", "--message-format", "json"];
+    moec(dir.path(), &[&compile[..], &["--target", "cpu", "--cpu-arch", "aarch64", "-o", "arm"]].concat());
+    let object = std::fs::read(dir.path().join("arm/cpu/layer.o")).unwrap();
+    // `e_machine` of ELF: EM_AARCH64.
+    assert_eq!(u16::from_le_bytes([object[18], object[19]]), 183);
+    let run = moec_in(
+        dir.path(),
+        &["run", "arm", "--weights", model, "--input", "random:T=1,seed=1", "--message-format", "json"],
+    );
+    assert_eq!(common::diagnostics(&run)[0]["code"], "cpu-features-missing");
+    let run =
+        moec_in(dir.path(), &[&compile[..], &["--target", "sm_90a", "--cpu-arch", "aarch64", "-o", "gpu"]].concat());
+    assert_eq!((run.code, &common::diagnostics(&run)[0]["code"]), (2, &"wrong-usage".into()));
+}

@@ -2,7 +2,7 @@
 
 use crate::compile::{CompileRequest, Keep};
 use moec_bundle::{BundleBuilder, CpuKernelPart, CpuVariantPart, GpuKernelPart, GpuVariantPart};
-use moec_cpu::{ObjectOptions, compile_objects};
+use moec_cpu::{CpuArch, ObjectOptions, compile_objects};
 use moec_ir::diag::Diagnostic;
 use moec_ir::numerics::NumericClass;
 use moec_ir::target::{Target, TargetKind};
@@ -19,7 +19,7 @@ pub(crate) fn add_target(
     prefix: &str,
 ) -> Result<(), Diagnostic> {
     match target.kind {
-        TargetKind::Cpu => add_cpu(builder, variants, request.keep, prefix),
+        TargetKind::Cpu => add_cpu(builder, variants, request.cpu_arch, request.keep, prefix),
         TargetKind::Gpu { .. } => {
             let options =
                 EmitOptions { llvm_ir: request.keep.llvm_ir, only_check: request.only_check, ..EmitOptions::default() };
@@ -28,9 +28,15 @@ pub(crate) fn add_target(
     }
 }
 
-fn add_cpu(builder: &mut BundleBuilder, variants: &[Variant], keep: Keep, prefix: &str) -> Result<(), Diagnostic> {
+fn add_cpu(
+    builder: &mut BundleBuilder,
+    variants: &[Variant],
+    arch: CpuArch,
+    keep: Keep,
+    prefix: &str,
+) -> Result<(), Diagnostic> {
     let programs: Vec<&Program> = variants.iter().map(|v| &v.program).collect();
-    let object = compile_objects(&programs, &ObjectOptions::default(), prefix)?;
+    let object = compile_objects(&programs, &ObjectOptions { arch, ..ObjectOptions::default() }, prefix)?;
     let mut parts: Vec<CpuVariantPart<'_>> = variants
         .iter()
         .map(|v| CpuVariantPart {

@@ -2,6 +2,7 @@
 
 use moec_bundle::manifest::LayerInfo;
 use moec_bundle::{Bundle, BundleBuilder, FingerprintText};
+use moec_cpu::CpuArch;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Graph;
 use moec_ir::numerics::Numerics;
@@ -60,6 +61,8 @@ pub struct CompileRequest<'a> {
     pub most_variants: usize,
     /// How weights that are published as codes and scales lie in memory.
     pub weights: WeightStorage,
+    /// The processors that the object file of a CPU target is for.
+    pub cpu_arch: CpuArch,
     /// Tells the symbols of this layer's object file from those of an equal layer, when both are linked into one program.
     pub prefix: String,
     /// What the bundle holds beside the kernels.
@@ -83,6 +86,7 @@ impl<'a> CompileRequest<'a> {
             tokens: Phase::Both.tokens(),
             most_variants: MOST_VARIANTS,
             weights: WeightStorage::default(),
+            cpu_arch: CpuArch::default(),
             prefix: String::new(),
             keep: Keep::default(),
             only_check: false,

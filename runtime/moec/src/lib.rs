@@ -40,6 +40,7 @@ pub use session::Session;
 pub use view::{View, ViewMut};
 
 pub use moec_bundle::Bundle;
+pub use moec_cpu::CpuArch;
 pub use moec_frontend::{LayerOptions, Part, PublishedRows};
 pub use moec_ir::DType;
 pub use moec_ir::diag::Diagnostic;

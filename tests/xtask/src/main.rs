@@ -1,6 +1,7 @@
 //! `cargo xtask COMMAND`: what developers of moec run.
 //!
 //! * `test` — everything that has to be green, with ptxas fetched first and a table of what ran at the end.
+//! * `aarch64` — the kernels' tests and compiled layers on an emulated 64-bit Arm processor.
 //! * `dist` — what users get who do not build moec, as a folder and an archive.
 //! * `gpu-pack` — a self-contained folder for a GPU machine.
 //! * `conformance` — many small checkpoints of every family, made by transformers, against moec; with
@@ -8,7 +9,7 @@
 //! * `python-check` — the Python package against PyTorch, transformers, vLLM and SGLang.
 //! * `candle` — tests and lints of `runtime/candle`, which the workspace leaves out.
 //! * `peers` — programs and test suites of others over the emulated CUDA driver, and kernels of others in the emulator.
-//! * `sanitize` — the examples in C and C++ under the compiler's sanitizers.
+//! * `sanitize` — the examples in C and C++ under the compiler's sanitizers, the CPU's kernels under AddressSanitizer and valgrind.
 //! * `fuzz` — mutated configs and weights, against panics, hangs and large allocations; with `--graphs`, layer graphs through the
 //!   compiler and the CPU; with `--checkpoints`, against values
 //!   that change without a word.
@@ -18,6 +19,7 @@
 //! * `bench` — the benchmarks behind the figures of the README; with `--peers`, layers on the CPU beside ggml, PyTorch and ONNX Runtime.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a developer's command line talks to its terminal")]
 
+mod aarch64;
 mod bench;
 mod candle;
 mod conformance;
@@ -50,6 +52,8 @@ struct Args {
 enum Command {
     /// Run every test of the workspace, the lints and the format check.
     Test(test::Options),
+    /// Run the kernels' tests and compiled layers for 64-bit Arm in an emulator, on Debian 12.
+    Aarch64(aarch64::Options),
     /// Write what users get who do not build moec, as a folder and an archive, and try it.
     Dist(dist::Options),
     /// Write a folder that checks and times every kernel on a GPU machine without Rust.
@@ -62,7 +66,8 @@ enum Command {
     Candle,
     /// Run programs and test suites of others over the emulated CUDA driver, and kernels of others in the emulator.
     Peers(peers::Options),
-    /// Run the examples in C and C++ under the address, undefined-behaviour and thread sanitizers.
+    /// Run the examples in C and C++ under the address, undefined-behaviour and thread sanitizers, and the CPU's kernels under
+    /// AddressSanitizer (a nightly toolchain) and valgrind.
     Sanitize(sanitize::Options),
     /// Try mutated configs, layer graphs and safetensors files.
     Fuzz(fuzz::Options),
@@ -79,6 +84,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Args::parse().command {
         Command::Test(options) => test::run(&options),
+        Command::Aarch64(options) => aarch64::run(&options),
         Command::Dist(options) => dist::run(&options),
         Command::GpuPack(options) => gpu_pack::run(&options),
         Command::Conformance(options) => conformance::run(&options),

@@ -1,7 +1,7 @@
 //! The matrix products that compiled CPU layers call through [`CpuKernels`].
 //!
 //! The one room of the CPU backend with instructions of particular processors. [`table`] chooses by what the processor
-//! has: AVX-512 with or without BF16, AVX2, or portable code. An algorithm is written once, over vectors (`machine.rs`), so
+//! has: AVX-512 with or without BF16, AVX2, NEON, or portable code. An algorithm is written once, over vectors (`machine.rs`), so
 //! all give the same bits; what they are is defined by [`Products`].
 //!
 //! A job is done in one of two ways, which do not differ in bits either: with few rows, codes become floats in registers
@@ -22,6 +22,8 @@ mod few;
 mod integers;
 mod machine;
 mod many;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod pairs;
 mod portable;
@@ -50,6 +52,8 @@ pub enum Instructions {
     Avx512,
     /// AVX-512 BF16 beside those.
     Avx512Bf16,
+    /// NEON, of 64-bit Arm.
+    Neon,
 }
 
 impl Instructions {
@@ -75,6 +79,8 @@ impl Instructions {
             found.extend((avx2 && avx512).then_some(Instructions::Avx512));
             found.extend(bf16.then_some(Instructions::Avx512Bf16));
         }
+        #[cfg(target_arch = "aarch64")]
+        found.push(Instructions::Neon);
         found
     }
 }
@@ -98,6 +104,10 @@ pub fn with(instructions: Instructions) -> Option<CpuKernels> {
         Instructions::Avx512Bf16 => CpuKernels { arrange: arrange_avx512_bf16, products: products_avx512_bf16 },
         #[cfg(not(target_arch = "x86_64"))]
         Instructions::Avx2 | Instructions::Avx512 | Instructions::Avx512Bf16 => return None,
+        #[cfg(target_arch = "aarch64")]
+        Instructions::Neon => neon::kernels(),
+        #[cfg(not(target_arch = "aarch64"))]
+        Instructions::Neon => return None,
         Instructions::Portable => CpuKernels { arrange: arrange_portable, products: products_portable },
     })
 }

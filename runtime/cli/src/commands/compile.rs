@@ -6,7 +6,7 @@ use super::placed::{self, PlacedArgs};
 use super::subject::{CompileArgs, ModelArgs, parse_target, parse_tokens};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
-use moec::{CompileRequest, Compiled, Diagnostic, Keep, Phase, Target, Timing};
+use moec::{CompileRequest, Compiled, CpuArch, Diagnostic, Keep, Phase, Target, Timing};
 use std::path::PathBuf;
 
 #[derive(clap::Args, Debug)]
@@ -30,6 +30,9 @@ pub struct Options {
     /// Most programs for a target, each for a range of token counts.
     #[arg(long, default_value_t = moec_passes::MOST_VARIANTS, value_name = "N")]
     pub variants: usize,
+    /// The processors that code for the target cpu is for [default: x86-64].
+    #[arg(long, value_enum, value_name = "ARCH")]
+    pub cpu_arch: Option<CpuArchArg>,
     #[command(flatten)]
     pub compile: CompileArgs,
     /// What to write beside the kernels: graph, egraph, tile, llvm, ptx, cubin, sass, manifest, header, c, rust.
@@ -56,7 +59,29 @@ pub enum PhaseArg {
     Both,
 }
 
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum CpuArchArg {
+    #[value(name = "x86-64")]
+    X86_64,
+    Aarch64,
+}
+
 impl Options {
+    /// The processors of a CPU target.
+    ///
+    /// # Errors
+    /// `wrong-usage` when they are given without one.
+    pub(super) fn arch(&self) -> Result<CpuArch, Diagnostic> {
+        if self.cpu_arch.is_some() && !self.target.iter().any(|t| t.is_cpu()) {
+            let d = Diagnostic::machine("wrong-usage", "--cpu-arch is for the target cpu, which is not among --target");
+            return Err(d.help("leave it out, or add `cpu` to --target"));
+        }
+        Ok(match self.cpu_arch {
+            None | Some(CpuArchArg::X86_64) => CpuArch::X86_64,
+            Some(CpuArchArg::Aarch64) => CpuArch::Aarch64,
+        })
+    }
+
     /// The token counts to compile for: those of the phase that lie in the range.
     ///
     /// # Errors
@@ -93,6 +118,7 @@ pub fn run(options: &Options) -> Outcome {
         weights: options.compile.weight_storage,
         tokens,
         most_variants: options.variants,
+        cpu_arch: options.arch().map_err(|d| vec![d])?,
         prefix: options.prefix.clone(),
         keep: Keep { tile_text: options.emit.contains(&Emit::Tile), llvm_ir: options.emit.contains(&Emit::Llvm) },
         ..CompileRequest::new(&layer.graph, targets)

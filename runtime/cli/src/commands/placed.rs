@@ -63,6 +63,7 @@ pub fn compile(options: &compile::Options, mesh: Mesh) -> Outcome {
         // A rank may have no tokens in any phase.
         tokens: (0, max_tokens),
         most_variants: options.variants,
+        cpu_arch: options.arch().map_err(one)?,
         keep: Keep::default(),
         ..CompileRequest::new(&layer.graph, targets)
     };

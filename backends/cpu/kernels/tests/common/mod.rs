@@ -1,57 +1,13 @@
-//! Jobs with random weights, in memory that ends where nothing may be read.
+//! Jobs with random weights, in memory around which nothing may be touched.
 #![allow(dead_code, clippy::unwrap_used)]
 
+mod memory;
+
+use memory::Guarded;
+pub use memory::Place;
 use moec_ir::abi::{CpuKernels, Encoding, PRODUCTS_SCRATCH_BYTES, Products, WeightCode, arranged_len};
 use moec_ir::quant::{Code, QuantFormat, ScaleCode};
 use moec_ir::{DType, Tensor};
-
-/// Memory whose last byte is a page's last, with a page behind it that cannot be touched.
-pub struct Guarded {
-    map: *mut u8,
-    map_bytes: usize,
-    start: *mut u8,
-    len: usize,
-}
-
-impl Guarded {
-    pub fn new(bytes: &[u8]) -> Guarded {
-        let page = 4096;
-        let room = bytes.len().next_multiple_of(page);
-        let map_bytes = room + page;
-        // SAFETY: a new anonymous mapping, whose last page is then closed.
-        let map = unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-            let map = libc::mmap(std::ptr::null_mut(), map_bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
-            assert_ne!(map, libc::MAP_FAILED);
-            assert_eq!(libc::mprotect(map.cast::<u8>().add(room).cast(), page, libc::PROT_NONE), 0);
-            map.cast::<u8>()
-        };
-        let start = map.wrapping_add(room - bytes.len());
-        // SAFETY: `bytes.len()` bytes from `start` lie in the open part of the mapping.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, bytes.len()) };
-        Guarded { map, map_bytes, start, len: bytes.len() }
-    }
-
-    pub fn pointer(&self) -> *mut u8 {
-        self.start
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the memory is this value's and open.
-        unsafe { std::slice::from_raw_parts(self.start, self.len) }
-    }
-
-    pub fn floats(&self) -> Vec<f32> {
-        self.bytes().chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect()
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this value's own.
-        unsafe { libc::munmap(self.map.cast(), self.map_bytes) };
-    }
-}
 
 /// Repeatable random numbers (xorshift64*, Marsaglia 2003).
 pub struct Random(pub u64);
@@ -103,6 +59,8 @@ pub struct Case {
     global: Guarded,
     pitch: usize,
     grid_cols: usize,
+    /// Where all memory of the job lies.
+    place: Place,
 }
 
 impl Case {
@@ -173,30 +131,40 @@ impl Case {
             bf16_rows: false,
             int16_rows: None,
             values,
-            codes: Guarded::new(&padded),
-            scales: Guarded::new(&scales),
-            global: Guarded::new(&global.to_le_bytes()),
+            codes: Guarded::new(&padded, Place::default()),
+            scales: Guarded::new(&scales, Place::default()),
+            global: Guarded::new(&global.to_le_bytes(), Place::default()),
             pitch,
             grid_cols,
+            place: Place::default(),
         }
+    }
+
+    /// The same in memory that lies elsewhere.
+    pub fn placed(mut self, place: Place) -> Case {
+        for memory in [&mut self.codes, &mut self.scales, &mut self.global] {
+            *memory = Guarded::new(memory.bytes(), place);
+        }
+        Case { place, ..self }
     }
 
     /// The products as the kernels give them, row by row.
     pub fn run(&self, kernels: &CpuKernels) -> Vec<f32> {
         let Shape { rows, k, columns: (first, last), .. } = self.shape;
         let width = arranged_len(k as u64) as usize;
-        let arranged = Guarded::new(&vec![0xff; rows * width * 4]);
+        let arranged = Guarded::new(&vec![0xff; rows * width * 4], self.place);
         for r in 0..rows {
             let dtype = if self.bf16_rows { DType::BF16 } else { self.int16_rows.unwrap_or(DType::F32) };
-            let row = Guarded::new(&Tensor::float(dtype, &[k], self.x[r * k..(r + 1) * k].to_vec()).to_bytes());
+            let row = Tensor::float(dtype, &[k], self.x[r * k..(r + 1) * k].to_vec());
+            let row = Guarded::new(&row.to_bytes(), self.place);
             let encoding = self.with_rows(Encoding::floats(dtype).unwrap()).bits();
             let to = arranged.pointer().wrapping_add(r * width * 4).cast();
             // SAFETY: `row` has `k` floats, and there is room for an arranged row at `to`.
             unsafe { (kernels.arrange)(row.pointer(), encoding, k as u64, to) };
         }
         let (n_columns, padding) = (last - first, 3);
-        let out = Guarded::new(&vec![0xff; (rows * (n_columns + padding) - padding) * 4]);
-        let scratch = Guarded::new(&vec![0xff; PRODUCTS_SCRATCH_BYTES as usize]);
+        let out = Guarded::new(&vec![0xff; (rows * (n_columns + padding) - padding) * 4], self.place);
+        let scratch = Guarded::new(&vec![0xff; PRODUCTS_SCRATCH_BYTES as usize], self.place);
         let (encoding, block_rows, block_cols) = match self.weights {
             Weights::Floats(dtype) => (Encoding::floats(dtype), 0, 0),
             Weights::Codes(f, round) => (Encoding::codes(&f, round), f.block_rows, f.block_cols),

@@ -1,9 +1,12 @@
-//! `cargo xtask sanitize`: the examples in C and C++ under the compiler's sanitizers.
+//! `cargo xtask sanitize`: the examples in C and C++ under the compiler's sanitizers, and the CPU's kernels under
+//! AddressSanitizer and valgrind ([`kernels`]). Of the examples:
 //!
 //! * address and undefined behaviour: all of the host's code, and what the library does with the host's memory as far as it
 //!   goes through the C library; leaks of both;
 //! * threads: two threads with a layer each, in the host's code. What the library does among its own threads is left out: it is
 //!   built as users get it, and its atomics, which the compiler of the host has not seen, would look like races.
+
+mod kernels;
 
 use crate::places;
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +20,18 @@ pub struct Options {
     /// The C++ compiler; it compiles C as well.
     #[arg(long, default_value = "c++")]
     compiler: String,
+    /// One part of it.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+    /// The Rust toolchain whose sanitizer watches the kernels.
+    #[arg(long, default_value = "nightly")]
+    toolchain: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Examples,
+    Kernels,
 }
 
 /// A program and its arguments; it reads rows on standard input.
@@ -59,11 +74,18 @@ const PROBES: [&str; 2] = [
      pthread_create(&t, 0, add, 0);\n  shared++;\n  pthread_join(t, 0);\n  return 0;\n}\n",
 ];
 
-/// Builds library, bundle and programs, and runs each program under each sanitizer; `false` when one finds something.
+/// Runs what is asked for; `false` when something is found.
 ///
 /// # Errors
 /// When something cannot be built or started.
 pub fn run(options: &Options) -> Result<bool> {
+    let kernels = options.only == Some(Part::Examples) || kernels::run(&options.toolchain)?;
+    let examples = options.only == Some(Part::Kernels) || examples(options)?;
+    Ok(kernels && examples)
+}
+
+/// Builds library, bundle and programs, and runs each program under each sanitizer.
+fn examples(options: &Options) -> Result<bool> {
     let home = places::target_dir().join("sanitize");
     std::fs::create_dir_all(&home)?;
     std::fs::write(home.join("thread.txt"), "called_from_lib:libmoec_c.so\n")?;
