@@ -9,6 +9,7 @@
 //! multiplied with it, in tiles that stay in registers. Where rows and weights are bf16 and the processor multiplies pairs,
 //! `pairs.rs` does both.
 #![warn(missing_docs)]
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no other processor multiplies pairs"))]
 // Loops over small arrays of vectors are unrolled; iterators over them are not, without inlining.
 #![allow(clippy::needless_range_loop)]
 

@@ -80,14 +80,13 @@ impl Tools {
             ok(Command::new("dpkg").arg("--extract").arg(deb?.path()).arg(&tools.root))?;
         }
         fs::remove_dir_all(&debs)?;
-        let libraries = tools.root.join("usr/lib/x86_64-linux-gnu");
-        let script = format!(
-            "#!/bin/sh\nLD_LIBRARY_PATH='{}' exec '{}' \"$@\"\n",
-            libraries.display(),
-            tools.program("rustc").display()
-        );
-        fs::write(tools.rustc(), script)?;
-        ok(Command::new("chmod").arg("+x").arg(tools.rustc()))?;
+        tools.script("rustc", "rustc", &[])?;
+        let c = tools.root.join("usr/aarch64-linux-gnu");
+        let c = c.display();
+        let root = tools.root.display();
+        let flags =
+            [format!("--sysroot={root}"), format!("-isystem{c}/include"), format!("-B{c}/lib/"), format!("-L{c}/lib")];
+        tools.script("gcc", "aarch64-linux-gnu-gcc-12", &flags)?;
         fs::write(stamp, wanted)?;
         Ok(tools)
     }
@@ -123,12 +122,23 @@ impl Tools {
         Ok(path)
     }
 
-    fn program(&self, name: &str) -> PathBuf {
-        self.root.join("usr/bin").join(name)
+    /// Writes a script that starts a program with the libraries that were unpacked.
+    fn script(&self, name: &str, program: &str, flags: &[String]) -> Result<()> {
+        let libraries = self.root.join("usr/lib/x86_64-linux-gnu");
+        let words: Vec<String> = flags.iter().map(|f| format!("'{f}'")).collect();
+        let text = format!(
+            "#!/bin/sh\nLD_LIBRARY_PATH='{}' exec '{}' {} \"$@\"\n",
+            libraries.display(),
+            self.program(program).display(),
+            words.join(" ")
+        );
+        let path = self.home.join(name);
+        fs::write(&path, text)?;
+        ok(Command::new("chmod").arg("+x").arg(path))
     }
 
-    fn rustc(&self) -> PathBuf {
-        self.home.join("rustc")
+    fn program(&self, name: &str) -> PathBuf {
+        self.root.join("usr/bin").join(name)
     }
 
     /// Where cargo builds for aarch64.
@@ -141,35 +151,38 @@ impl Tools {
         self.target_dir().join(TRIPLE).join("debug")
     }
 
-    /// What tells GCC where headers and libraries are; programs are linked with all of their libraries in them.
-    fn gcc_flags(&self) -> [String; 4] {
-        let (root, c) = (self.root.display(), self.root.join("usr/aarch64-linux-gnu"));
-        let c = c.display();
-        [format!("--sysroot={root}"), format!("-isystem{c}/include"), format!("-B{c}/lib/"), format!("-L{c}/lib")]
-    }
-
     /// Cargo, building for aarch64 and running what it builds in the emulator.
     pub fn cargo(&self) -> Command {
-        let mut flags = vec![format!("-Zcrate-attr=feature({GATES})"), "-Ctarget-feature=+crt-static".to_string()];
-        flags.extend(self.gcc_flags().map(|f| format!("-Clink-arg={f}")));
+        let flags = [format!("-Zcrate-attr=feature({GATES})"), "-Ctarget-feature=+crt-static".to_string()];
         let mut cargo = places::cargo();
         cargo
-            .env("RUSTC", self.rustc())
+            .env("RUSTC", self.home.join("rustc"))
             .env("RUSTC_BOOTSTRAP", "1")
             .env("CARGO_TARGET_DIR", self.target_dir())
-            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", self.program("aarch64-linux-gnu-gcc-12"))
+            .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", self.home.join("gcc"))
             .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", self.program("qemu-aarch64-static"))
             .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
         cargo
     }
 
-    /// Options of cargo for what it builds.
-    pub const CARGO: [&str; 3] = ["--ignore-rust-version", "--target", TRIPLE];
+    /// Options of cargo for what it builds. LLVM 19 takes a quarter of an hour for the portable code at the level that users
+    /// get, since it unrolls every loop over an array.
+    pub const CARGO: [&str; 9] = [
+        "--ignore-rust-version",
+        "--config",
+        "profile.dev.package.moec-cpu-kernels.opt-level='s'",
+        "--config",
+        "profile.dev.package.moec-ir.opt-level=1",
+        "--config",
+        "profile.dev.lto='off'",
+        "--target",
+        TRIPLE,
+    ];
 
-    /// The C compiler.
+    /// The C compiler. Programs have all of their libraries in them: the emulator looks for none.
     pub fn gcc(&self) -> Command {
-        let mut gcc = Command::new(self.program("aarch64-linux-gnu-gcc-12"));
-        gcc.args(self.gcc_flags()).arg("-static");
+        let mut gcc = Command::new(self.home.join("gcc"));
+        gcc.arg("-static");
         gcc
     }
 
