@@ -137,13 +137,13 @@ impl Layer<'_> {
             self.moec(&[&place[..], &what, rows].concat())?;
         }
         self.moec(&["pack", "aarch64", "--weights", &model, "-o", "weights.safetensors"])?;
-        let golden_text = golden_path.display().to_string();
-        self.moec(&["run", "x86-64", "--weights", &model, "--input", &golden_text, "-o", "x86-64.safetensors"])?;
-        let host = tensors(&self.home.join("x86-64.safetensors"), &["output"])?.remove(0);
         let header = fs::read_to_string(self.home.join("aarch64/layer.h"))?;
         let dtype = if header.contains("input; /* bf16[") { DType::BF16 } else { DType::F32 };
+        let input = golden[0].cast(dtype);
+        fs::write(self.home.join("input.safetensors"), safetensors("input", &input)?)?;
+        self.moec(&["run", "x86-64", "--weights", &model, "--input", "input.safetensors", "-o", "x86-64.safetensors"])?;
+        let host = tensors(&self.home.join("x86-64.safetensors"), &["output"])?.remove(0);
         let program = self.build(&header, dtype)?;
-        let input = Tensor::float(dtype, &golden[0].shape, golden[0].floats().to_vec());
         let rows = self.emulated(&program, &input.to_bytes())?;
         let got = Tensor::from_bytes(dtype, &host.shape, &rows).context("the program wrote too little")?;
         let differ = got.floats().iter().zip(host.floats()).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
@@ -236,6 +236,15 @@ fn fields(header: &str) -> Vec<Field<'_>> {
             })
         })
         .collect()
+}
+
+/// A file of one tensor.
+fn safetensors(name: &str, tensor: &Tensor) -> Result<Vec<u8>> {
+    let (data, dtype) = (tensor.to_bytes(), if tensor.dtype == DType::BF16 { "BF16" } else { "F32" });
+    let entry = serde_json::json!({ "dtype": dtype, "shape": tensor.shape, "data_offsets": [0, data.len()] });
+    let mut header = serde_json::to_vec(&serde_json::json!({ name: entry }))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    Ok([&(header.len() as u64).to_le_bytes()[..], &header, &data].concat())
 }
 
 /// Where a tensor's data begins in a safetensors file.
