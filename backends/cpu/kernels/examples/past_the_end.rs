@@ -9,7 +9,7 @@ use moec_cpu_kernels::{Instructions, with};
 use moec_ir::DType;
 
 fn main() {
-    let shape = Shape { rows: 1, k: 64, n: 4, columns: (0, 4) };
+    let shape = Shape { rows: 1, k: 4096, n: 4, columns: (0, 4) };
     let mut case = Case::new(1, shape, Weights::Floats(DType::F32)).placed(Place::Heap);
     case.shape.columns.1 += 1;
     let best = Instructions::here().pop().unwrap();

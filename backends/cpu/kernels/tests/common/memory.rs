@@ -65,6 +65,11 @@ impl Guarded {
         unsafe { std::slice::from_raw_parts(self.start, self.len) }
     }
 
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and nobody else has it.
+        unsafe { std::slice::from_raw_parts_mut(self.start, self.len) }
+    }
+
     pub fn floats(&self) -> Vec<f32> {
         self.bytes().chunks_exact(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect()
     }

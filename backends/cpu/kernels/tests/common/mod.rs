@@ -153,18 +153,18 @@ impl Case {
         let Shape { rows, k, columns: (first, last), .. } = self.shape;
         let width = arranged_len(k as u64) as usize;
         let arranged = Guarded::new(&vec![0xff; rows * width * 4], self.place);
+        let dtype = if self.bf16_rows { DType::BF16 } else { self.int16_rows.unwrap_or(DType::F32) };
+        let encoding = self.with_rows(Encoding::floats(dtype).unwrap()).bits();
+        let mut row = Guarded::new(&vec![0; k * dtype.bytes()], self.place);
         for r in 0..rows {
-            let dtype = if self.bf16_rows { DType::BF16 } else { self.int16_rows.unwrap_or(DType::F32) };
-            let row = Tensor::float(dtype, &[k], self.x[r * k..(r + 1) * k].to_vec());
-            let row = Guarded::new(&row.to_bytes(), self.place);
-            let encoding = self.with_rows(Encoding::floats(dtype).unwrap()).bits();
+            let floats = Tensor::float(dtype, &[k], self.x[r * k..(r + 1) * k].to_vec());
+            row.bytes_mut().copy_from_slice(&floats.to_bytes());
             let to = arranged.pointer().wrapping_add(r * width * 4).cast();
             // SAFETY: `row` has `k` floats, and there is room for an arranged row at `to`.
             unsafe { (kernels.arrange)(row.pointer(), encoding, k as u64, to) };
         }
         let (n_columns, padding) = (last - first, 3);
         let out = Guarded::new(&vec![0xff; (rows * (n_columns + padding) - padding) * 4], self.place);
-        let scratch = Guarded::new(&vec![0xff; PRODUCTS_SCRATCH_BYTES as usize], self.place);
         let (encoding, block_rows, block_cols) = match self.weights {
             Weights::Floats(dtype) => (Encoding::floats(dtype), 0, 0),
             Weights::Codes(f, round) => (Encoding::codes(&f, round), f.block_rows, f.block_cols),
@@ -182,7 +182,7 @@ impl Case {
             n_columns: n_columns as u64,
             out: out.pointer().cast(),
             out_pitch: (n_columns + padding) as u64,
-            scratch: scratch.pointer(),
+            scratch: scratch(self.place),
             encoding: self.with_rows(encoding.unwrap()).bits(),
             scales: self.scales.pointer(),
             scales_pitch: self.grid_cols as u64 * scale_bytes,
@@ -266,6 +266,16 @@ impl std::fmt::Debug for Case {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?} {:?}", self.weights, self.shape)
     }
+}
+
+/// Scratch memory of this thread, which jobs use one after the other.
+fn scratch(place: Place) -> *mut u8 {
+    thread_local! {
+        static ALL: [Guarded; 3] =
+            Place::ALL.map(|place| Guarded::new(&vec![0xff; PRODUCTS_SCRATCH_BYTES as usize], place));
+    }
+    let i = Place::ALL.iter().position(|&p| p == place).unwrap();
+    ALL.with(|all| all[i].pointer())
 }
 
 /// A row as integers, and the scales of its blocks of 32.
