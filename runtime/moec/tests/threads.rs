@@ -87,7 +87,8 @@ fn recorded_layers_on_any_number_of_threads() {
         check(&name, &compiled(&layer), dir, &pools, &inputs);
         let has_int16 = layer.graph.params.iter().any(|p| p.stored.as_ref().is_some_and(|f| f.takes_int16_rows()));
         if has_int16 {
-            let rounded = layer.with_activations(Activations::Rounded(ActQuant::INT16)).expect("rows of integers");
+            let rounded =
+                layer.clone().with_activations(Activations::Rounded(ActQuant::INT16)).expect("rows of integers");
             check(&format!("{name}, int16"), &compiled(&rounded), dir, &pools, &inputs);
             n_int16 += 1;
         }
