@@ -223,7 +223,7 @@ impl PlacedManifest {
 fn verify(m: &PlacedManifest) -> Result<(), Diagnostic> {
     let ensure = |holds: bool, why: &str| {
         let what = || format!("the bundle of `{}` for ranks is not one that moec writes: {why}", m.layer.name);
-        if holds { Ok(()) } else { Err(Diagnostic::input("bundle-invalid", what())) }
+        if holds { Ok(()) } else { Err(Diagnostic::input("bundle-invalid", what()).help("compile the layer again")) }
     };
     ensure(m.mesh.ep >= 1 && m.mesh.tp >= 1, "its mesh has no ranks")?;
     ensure(

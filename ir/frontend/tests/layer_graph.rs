@@ -4,7 +4,7 @@
 use moec_frontend::layer_graph::{from_json, to_json};
 use moec_frontend::{LayerOptions, ModelConfig, Opened, open};
 use moec_ir::graph::arbitrary::{moe_graph, tensors};
-use moec_ir::graph::{Graph, evaluate, parse, print, verify};
+use moec_ir::graph::{Graph, Op, evaluate, parse, print, verify};
 use proptest::prelude::*;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -115,6 +115,17 @@ fn the_schema_refuses_what_the_reader_refuses() {
         assert_ne!(schema().errors(&serde_json::from_str(&text).unwrap()), Vec::<String>::new(), "schema: {to}");
         assert!(from_json("bad.json", text).is_err(), "reader: {to}");
     }
+}
+
+#[test]
+fn the_schema_knows_every_operation() {
+    let schema = schema().0;
+    let known = schema["$defs"]["node"]["properties"]["op"]["enum"].as_array().expect("a list of operations");
+    let mut known: Vec<&str> = known.iter().filter_map(Value::as_str).collect();
+    let mut names = Op::NAMES.to_vec();
+    known.sort_unstable();
+    names.sort_unstable();
+    assert_eq!(known, names);
 }
 
 /// As much of JSON Schema as the published schema uses.

@@ -25,7 +25,7 @@ const MAX_ELEMENTS: u64 = 1 << 48;
 ///
 /// Codes: `value-not-defined`, `leaf-not-defined`, `duplicate-name`, `node-type-mismatch`, `tensor-too-large`, `axis-empty`,
 /// `input-without-tokens`, `parameter-with-tokens`, `stored-not-a-matrix`, `expert-order-mismatch`, `expert-count-mismatch`, `half-not-defined`,
-/// `no-output`, and those of [`infer_type`].
+/// `no-output`, `graph-value-range` for numbers of experts, and those of [`infer_type`].
 pub fn verify(graph: &Graph) -> Vec<Diagnostic> {
     let mut found = Vec::new();
     names(graph, &mut found);
@@ -65,6 +65,7 @@ pub fn verify(graph: &Graph) -> Vec<Diagnostic> {
         size(&node.name, &node.ty, &mut found);
         let order = if defined {
             types(graph, node, &mut found);
+            expert_count(node, &mut found);
             expert_order(graph, node, &orders, &mut found)
         } else {
             None
@@ -193,6 +194,24 @@ fn types(graph: &Graph, node: &Node, found: &mut Vec<Diagnostic>) {
             "half-not-defined",
             format!("`{}` takes half number {n}; there are halves 0 and 1", node.name),
         ));
+    }
+}
+
+/// Most experts that rows may be ordered by.
+const MOST_EXPERTS: u32 = 1 << 20;
+
+/// Whether rows are ordered by a number of experts that is possible.
+fn expert_count(node: &Node, found: &mut Vec<Diagnostic>) {
+    let (Op::Permute { n_experts }
+    | Op::Unpermute { n_experts }
+    | Op::SlotToRow { n_experts }
+    | Op::Combine { n_experts, .. }) = &node.op
+    else {
+        return;
+    };
+    if !(1..=MOST_EXPERTS).contains(n_experts) {
+        let what = format!("`{}` orders rows by {n_experts} experts; 1 to {MOST_EXPERTS} are possible", node.name);
+        found.push(Diagnostic::input("graph-value-range", what).help("give the number of experts of the layer"));
     }
 }
 

@@ -124,7 +124,7 @@ impl<'a> Lowering<'a> {
         }
         let source = self.value(*v)?;
         if !self.ty(*v).dtype.is_float() {
-            return Err(self.unsupported(*v, "expert ids can be one output only"));
+            return Err(self.unsupported(*v, "integers can be one output only"));
         }
         let out = self.buffer_for(*v, name, Role::Output(i as u32))?;
         let args = vec![MapArg { buffer: source, row: RowAccess::Same, col: ColAccess::From(0) }];
@@ -431,9 +431,14 @@ impl<'a> Lowering<'a> {
     fn hand_out(&mut self, v: ValueId, buffer: BufferId) -> Result<(), Diagnostic> {
         let output = self.graph.outputs.iter().position(|(_, w)| *w == v);
         let Some(i) = output else { return Err(self.unsupported(v, "it can be an output only")) };
+        if let Role::Output(_) = self.program.buffer(buffer).role {
+            return Err(self.unsupported(v, "another node is the same, and integers can be one output only"));
+        }
+        let others = self.program.buffers.iter().enumerate().filter(|(other, _)| *other != buffer.index());
+        let names: Vec<&str> = others.map(|(_, b)| b.name.as_str()).collect();
+        let name = unique(&self.graph.outputs[i].0, '_', |n| names.contains(&n));
         let b = &mut self.program.buffers[buffer.index()];
-        b.role = Role::Output(i as u32);
-        b.name.clone_from(&self.graph.outputs[i].0);
+        (b.role, b.name) = (Role::Output(i as u32), name);
         self.stored[v.index()] = Some(buffer);
         Ok(())
     }

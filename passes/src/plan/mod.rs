@@ -153,11 +153,14 @@ impl Space {
         choice.schedules.iter().enumerate().map(of).sum()
     }
 
-    /// The forms with their times, each with its best schedules, in seconds.
+    /// The forms with their times, each with its best schedules, in seconds, the fastest first.
     pub fn form_times(&self, model: &Model<'_>, n_tokens: u64) -> Vec<(&Form, f64)> {
         let all = self.best_schedules(model, n_tokens);
         let of = |prices: &Vec<usize>| prices.iter().map(|&price| all[price].1).sum();
-        self.forms.iter().zip(&self.prices).map(|((form, _), prices)| (form, of(prices))).collect()
+        let mut times: Vec<(&Form, f64)> =
+            self.forms.iter().zip(&self.prices).map(|((form, _), p)| (form, of(p))).collect();
+        times.sort_by(|a, b| a.1.total_cmp(&b.1));
+        times
     }
 
     /// The kernels of a choice, each with all schedules that compete for it and their times in seconds.

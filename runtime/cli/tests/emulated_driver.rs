@@ -34,7 +34,7 @@ fn layers_run_on_every_generation_without_a_gpu() {
         let cuda = emulate(dir.path(), &[&through[..], &run, &device].concat());
         assert_eq!(cuda.code, 0, "{gpu}: {}{}", cuda.stdout, cuda.stderr);
         assert!(cuda.stdout.contains(&format!("ran {target}")), "{}", cuda.stdout);
-        assert!(cuda.stderr.contains("moec: 4 launches") && cuda.stderr.contains("0 findings"), "{}", cuda.stderr);
+        assert!(cuda.stderr.contains("moec: 3 launches") && cuda.stderr.contains("0 findings"), "{}", cuda.stderr);
         let direct = format!("emulator:{target}");
         let direct = moec_in(dir.path(), &[&run[..], &["--device", &direct, "-o", "direct.safetensors"]].concat());
         assert_eq!(direct.code, 0, "{}", direct.stderr);
@@ -60,7 +60,7 @@ fn layers_are_timed_on_a_gpu() {
     assert!(median(&json["read_gb_per_second"]) > 0.0);
     let run = &json["runs"][0];
     let kernels = run["kernels"].as_array().unwrap();
-    assert!(kernels.len() == 4 && kernels.iter().all(|k| median(&k["milliseconds"]) > 0.0), "{json:#}");
+    assert!(kernels.len() == 3 && kernels.iter().all(|k| median(&k["milliseconds"]) > 0.0), "{json:#}");
     assert!(median(&run["vs"]["ratio"]) > 0.0);
 }
 

@@ -259,8 +259,11 @@ fn code(
             let what = format!(
                 "{n_ranks} ranks of {max_tokens} tokens may send {n} {what} to one of them, and its experts were compiled for {at_most}"
             );
-            return Err(Diagnostic::input("too-many-tokens", what)
-                .help(format!("give up to {fits} tokens to a rank, or compile for a mesh with as many ranks")));
+            let help = match fits {
+                0 => format!("compile for {n_ranks} ranks, or with a larger --tokens"),
+                _ => format!("give up to {fits} tokens to a rank, or compile for a mesh with as many ranks"),
+            };
+            return Err(Diagnostic::input("too-many-tokens", what).help(help));
         }
         RankCode::new(&program.bundle, target, n)
     };

@@ -8,6 +8,7 @@ use moec_ir::exchange::{Exchange, ExchangeKernel, Piece};
 use moec_ir::graph::{Maker, Param, Source, Wire};
 use moec_ir::weights::{WeightSource, WeightStep};
 use moec_ir::{DType, Dim, TensorType};
+use std::fmt::Display;
 
 /// # Errors
 /// What does not fit, in words.
@@ -58,7 +59,17 @@ fn launches(what: &Exchange, kernels: &[ExchangeKernel]) -> Result<(), String> {
     ensure(wanted.len() == kernels.len(), || format!("there are {}, and {} are needed", kernels.len(), wanted.len()))?;
     for (wanted, kernel) in wanted.into_iter().zip(kernels) {
         let bare = ExchangeKernel { ptx: String::new(), ..kernel.clone() };
-        ensure(bare == wanted, || format!("`{}` is launched otherwise than `{}` is", kernel.entry, wanted.entry))?;
+        let said = |what: &str, found: &dyn Display, wanted: &dyn Display| {
+            format!("`{}` has {what} {found}, and {wanted} are needed", kernel.entry)
+        };
+        ensure(bare.entry == wanted.entry, || format!("there is `{}` where `{}` runs", kernel.entry, wanted.entry))?;
+        ensure(bare.threads == wanted.threads, || said("threads", &bare.threads, &wanted.threads))?;
+        ensure(bare.smem_bytes == wanted.smem_bytes, || {
+            said("bytes of shared memory", &bare.smem_bytes, &wanted.smem_bytes)
+        })?;
+        ensure(bare == wanted, || {
+            format!("`{}` is given other parameters than it reads, or another grid", kernel.entry)
+        })?;
     }
     Ok(())
 }
@@ -222,8 +233,10 @@ impl Parts<'_> {
 
     fn outputs(&self) -> Result<(), String> {
         let tail = &self.layer.tail.manifest().outputs;
-        for output in &self.m.outputs {
+        for (i, output) in self.m.outputs.iter().enumerate() {
             let name = &output.name;
+            let twice = self.m.outputs[..i].iter().any(|o| o.name == *name);
+            ensure(!twice, || format!("it has the output `{name}` twice"))?;
             let made = match output.made_by {
                 Maker::Tail => find(tail, name).is_some(),
                 // An input of the layer may be an output of it, which no program makes.

@@ -113,7 +113,12 @@ pub(crate) struct Columns {
 impl Columns {
     #[inline(always)]
     pub fn of(m: &Matrix, [a, b]: [usize; 2]) -> Columns {
-        Columns { codes: [m.column(a), m.column(b)], scales: [m.scales(a), m.scales(b)] }
+        // Jobs of floats do not say where scales would be.
+        let scales = match m.code {
+            WeightCode::Floats(_) => [std::ptr::null(); 2],
+            WeightCode::Codes { .. } => [m.scales(a), m.scales(b)],
+        };
+        Columns { codes: [m.column(a), m.column(b)], scales }
     }
 }
 

@@ -22,7 +22,6 @@ const MOST_SCORES_PER_LANE: u32 = 64;
 /// Passes over a row up to which the loop over its columns is written out.
 const MOST_UNROLLED: u32 = 8;
 
-///
 /// Runs the program for every row; the block, or cluster, that is done last makes the plan, when there is one.
 ///
 /// # Errors
