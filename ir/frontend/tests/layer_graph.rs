@@ -189,6 +189,11 @@ impl Schema {
                         fail("minimum");
                     }
                 }
+                "maximum" => {
+                    if v.as_f64().is_some_and(|x| x > rule.as_f64().unwrap()) {
+                        fail("maximum");
+                    }
+                }
                 "minItems" => {
                     if v.as_array().is_some_and(|a| (a.len() as u64) < rule.as_u64().unwrap()) {
                         fail("minItems");
