@@ -53,7 +53,7 @@ fn the_figures_behind_times_are_found() {
     let mut other = *assumptions();
     other.memory_share = 0.7;
     other.fill_s *= 2.5;
-    other.order_cycles *= 2.0;
+    other.l2_latency_s *= 2.0;
     let model = Model::new(&slow, Target::by_name("sm_90a").unwrap()).with_assumptions(&other);
     let report = report_of(chip, &model);
     assert_eq!(calibrate::chip(&report).unwrap().name, chip.name);
@@ -63,7 +63,7 @@ fn the_figures_behind_times_are_found() {
     for (name, want) in [
         ("memory_share", other.memory_share),
         ("fill_s", other.fill_s),
-        ("order_cycles", other.order_cycles),
+        ("l2_latency_s", other.l2_latency_s),
         ("launch_s", slow.launch_s),
     ] {
         let f = of(name);
