@@ -117,6 +117,24 @@ fn flags_pass_on_what_was_seen() {
     is_a_race(&chain("st.release.cta.global.u32", "ld.acquire.gpu.global.u32"), 3, 1);
 }
 
+/// From block 0 to block 1 of its cluster by way of another cluster, whose block 2 passes on what it has learned.
+#[test]
+fn another_cluster_passes_on_what_a_cluster_has_seen() {
+    let detour = |store: &str, load: &str| {
+        format!(
+            "setp.ne.u32 %p1, %r2, 0; @%p1 bra END; setp.eq.u32 %p4, %r1, 3; @%p4 bra END;
+             setp.ne.u32 %p2, %r1, 0; @%p2 bra NEXT; st.global.u32 [%rd1], 7; {store} [%rd2], 1; bra END;
+             NEXT: setp.eq.u32 %p5, %r1, 2; selp.u32 %r4, 0, 1, %p5; mul.wide.u32 %rd8, %r4, 4; add.s64 %rd9, %rd2, %rd8;
+             SPIN: {load} %r5, [%rd9]; setp.eq.u32 %p3, %r5, 0; @%p3 bra SPIN;
+             {store} [%rd9+4], 1; ld.global.u32 %r6, [%rd1]; END:"
+        )
+    };
+    is_right(&detour("st.release.gpu.global.u32", "ld.acquire.gpu.global.u32"), 4, 2);
+    is_right(&detour("fence.acq_rel.gpu; st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"), 4, 2);
+    is_a_race(&detour("st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"), 4, 2);
+    is_a_race(&detour("st.release.gpu.global.u32", "ld.relaxed.gpu.global.u32"), 4, 2);
+}
+
 /// As our own kernels and CUDA's cooperative groups do: the last one sets the count back, by a plain store. Who has observed a count
 /// comes after it, by an atomic of its own or by a poll.
 #[test]

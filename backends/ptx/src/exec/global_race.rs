@@ -85,7 +85,11 @@ impl Machine<'_> {
                 && !self.launch.run.released.has_seen(&by.clock.known, Earlier { mark: old, rank, step, address });
         }
         let other_cta = self.rank_of(old.actor()).zip(self.rank_of(by.actor)).is_some_and(|(a, b)| a != b);
-        other_cta && by.clock.seen.get(old.actor() as usize).is_none_or(|tick| *tick < old.tick())
+        let is_unseen = || by.clock.seen.get(old.actor() as usize).is_none_or(|tick| *tick < old.tick());
+        // Another cluster may have passed on what it learned of this one.
+        let (rank, step) = (self.launch.rank, self.launch.step);
+        let earlier = Earlier { mark: old, rank, step, address };
+        other_cta && is_unseen() && !self.launch.run.released.has_seen(&by.clock.known, earlier)
     }
 
     fn is_heap(&self, a: &Allocation) -> bool {
