@@ -4,7 +4,7 @@
 //! tokens there. Nothing waits: the others are done with these columns.
 
 use crate::builder::{Bool, I32, Shared};
-use crate::kernels::{Kernel, SlotSum};
+use crate::kernels::{Kernel, SlotSum, View};
 use crate::parts::Tile;
 use moec_ir::tile::{Contract, Groups, Program, STRIP, Schedule};
 
@@ -21,7 +21,7 @@ pub enum Group<'c> {
 pub struct Finish<'k, 'c, 'p> {
     k: &'k Kernel<'c, 'p>,
     sum: SlotSum<'k, 'c, 'p>,
-    counter: crate::kernels::View<'c>,
+    counter: View<'c>,
     n_tokens: I32<'c>,
     /// Rows of all segments.
     total: I32<'c>,

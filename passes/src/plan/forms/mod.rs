@@ -1,4 +1,4 @@
-//! Forms of a program that compete: which kernels share a launch. All give the same bits.
+//! Forms of a program that compete: which kernels share a launch, and who makes the router's logits. All give the same bits.
 
 mod combine_after_product;
 mod logits_by_many;
@@ -10,10 +10,10 @@ use moec_ir::DType;
 use moec_ir::shape::Dim;
 use moec_ir::tile::{Buffer, BufferId, Program, Role};
 
-/// A way to save launches.
+/// A way to save launches, or to have more of the machine take part in one.
 #[derive(Clone, Copy)]
 pub struct Merge {
-    /// What it puts together.
+    /// What it puts together, or shares.
     pub name: &'static str,
     /// Whether there is something to choose.
     pub pays: Pays,
