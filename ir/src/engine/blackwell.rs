@@ -99,12 +99,13 @@ pub fn takes(program: &Program, contract: &Contract) -> Result<(), String> {
 /// | `tile_k` | 128 bytes: 64 floats, 128 codes, or 256 of FP4 with FP4 |
 /// | `stages` | as many as asked and as shared memory holds, at least 2, of codes with codes 3; where codes become floats, stages of the codes |
 /// | `warps` | 8: four roles and the epilogue; 12 with block scales, which four bring; 16 where eight decode |
-/// | `k_parts` | as many as asked, and no more than the shortest segment has steps |
+/// | `k_parts` | as many as asked, and no more than the shortest segment has steps; 1 where segments are chained |
 /// | `team` | as asked; `SplitK` where there are parts of k; one pair where codes become floats, which is done in each CTA |
-/// | `dynamic` | as asked |
+/// | `dynamic` | as asked; not where segments are chained, whose CTAs all have to run at the same time |
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
     let operands = Operands::of(contract);
-    let k_parts = k_parts(program, contract, asked.k_parts, operands.tile_k());
+    let is_chained = !contract.chains.is_empty();
+    let k_parts = k_parts(program, contract, if is_chained { 1 } else { asked.k_parts }, operands.tile_k());
     let decodes = over(contract, |s| decoded_bytes(operands, s)) > 0;
     let team = match asked.team {
         Team::SplitK if k_parts > 1 => Team::SplitK,
@@ -124,7 +125,7 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
     };
     let tile_n = TILE_N * ctas(team);
     let cut = Schedule::new(tile_m, tile_n, operands.tile_k(), 0, warps);
-    let s = Schedule { team, k_parts, dynamic: asked.dynamic, ..cut };
+    let s = Schedule { team, k_parts, dynamic: asked.dynamic && !is_chained, ..cut };
     let g = Geometry::of(contract, &s, smem_bytes);
     let (stage_bytes, fixed) = (g.stage_bytes(), g.first_stage() + g.sum_bytes());
     let room = smem_bytes.saturating_sub(fixed);

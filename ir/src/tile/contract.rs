@@ -10,17 +10,37 @@ use serde::{Deserialize, Serialize};
 /// One or more matrix products that are launched together; their tiles share one grid.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contract {
-    /// The products. They do not depend on each other. At most one of them is [`Groups::ByExpert`].
+    /// The products. They do not depend on each other but for [`Contract::chains`]. Of those that nothing is chained to, at most one
+    /// is [`Groups::ByExpert`].
     pub segments: Vec<Segment>,
+    /// Segments whose rows are results of others of the same launch.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chains: Vec<Chain>,
     /// Made of all results of a run of columns, by whoever stores the last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub combine: Option<ContractCombine>,
 }
 
+/// A segment that reads what another of the launch makes: its tiles wait for the rows of their expert. One launch less.
+///
+/// Tiles of a launch have numbers, segment by segment, and a CTA takes them from the lowest on; all CTAs run at the same time. So a
+/// tile waits for tiles that somebody has begun, and who waits for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chain {
+    /// The segment that makes the rows, by number.
+    pub made_by: u32,
+    /// The segment that reads them, a later one with the same groups.
+    pub read_by: u32,
+    /// i32 `[2, E]`, 1 for a dense segment: parts of an expert's rows that are stored, and parts of its results for which they were
+    /// read. [`super::Role::Counter`].
+    pub counter: BufferId,
+}
+
 /// The weighted sum over slots at the end of a contraction: one launch less.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ContractCombine {
-    /// What is made. It reads the results of all segments, column by column.
+    /// What is made. It reads the results of all segments that no other one reads, column by column.
     pub combine: Combine,
     /// Counts stored rows for each [`STRIP`] columns, i32 `[1, ceil(H / STRIP)]`: [`super::Role::Counter`].
     pub counter: BufferId,
@@ -124,11 +144,27 @@ pub enum Groups {
 impl Contract {
     /// Of products alone.
     pub fn of(segments: Vec<Segment>) -> Contract {
-        Contract { segments, combine: None }
+        Contract { segments, chains: Vec::new(), combine: None }
+    }
+
+    /// The chain by which a segment gets its rows, where another one makes them.
+    pub fn chain_to(&self, segment: usize) -> Option<&Chain> {
+        self.chains.iter().find(|c| c.read_by as usize == segment)
+    }
+
+    /// The chain by which a segment's results are read, where another one reads them.
+    pub fn chain_from(&self, segment: usize) -> Option<&Chain> {
+        self.chains.iter().find(|c| c.made_by as usize == segment)
+    }
+
+    /// The segments whose results no other one reads.
+    pub fn last_segments(&self) -> impl Iterator<Item = (usize, &Segment)> {
+        self.segments.iter().enumerate().filter(|(i, _)| self.chain_from(*i).is_none())
     }
 
     pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
         self.segments.iter().for_each(|s| s.operands(add));
+        self.chains.iter().for_each(|chain| add(chain.counter, true));
         if let Some(then) = &self.combine {
             then.combine.operands(add);
             add(then.counter, true);

@@ -27,7 +27,7 @@ mod summary;
 mod verify;
 
 pub use coded_rows::{Pairing, Quantise, RowQuant, ScaledProduct};
-pub use contract::{Contract, ContractCombine, Groups, Panel, PanelQuant, RowMap, STRIP, Segment};
+pub use contract::{Chain, Contract, ContractCombine, Groups, Panel, PanelQuant, RowMap, STRIP, Segment};
 pub use eval::{evaluate, evaluate_given};
 pub use launch::{CpuLaunch, Extent, GpuLaunch, MapElem, TensorMap};
 pub use parse::parse;

@@ -1,8 +1,8 @@
 //! Reads the text form of tile programs, as [`super::print`] writes it.
 
 use super::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, Map, MapArg, Plan, Program,
-    Quantise,
+    Body, Buffer, BufferId, Chain, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, Map, MapArg, Plan,
+    Program, Quantise,
 };
 use super::{
     Panel, PanelQuant, Role, RowAccess, RowId, RowLogits, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowQuant,
@@ -148,6 +148,15 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
             c.expect("counted")?;
             c.expect("by")?;
             all.combine = Some(ContractCombine { combine, counter: buffer_id(c)? });
+            continue;
+        }
+        if c.take("chain") {
+            let made_by = c.small()?;
+            c.expect("to")?;
+            let read_by = c.small()?;
+            c.expect("counted")?;
+            c.expect("by")?;
+            all.chains.push(Chain { made_by, read_by, counter: buffer_id(c)? });
             continue;
         }
         let a = buffer_id(c)?;

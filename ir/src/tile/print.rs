@@ -1,8 +1,8 @@
 //! The text form of tile programs. [`super::parse`] reads it back.
 
 use super::{
-    Body, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Plan, Program, Quantise, Role,
-    RowAccess, RowMap, RowQuant,
+    Body, BufferId, Chain, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Plan, Program, Quantise,
+    Role, RowAccess, RowMap, RowQuant,
 };
 use super::{RowId, RowOp, RowOpKind, RowProgram, Segment, Team};
 use crate::act_quant::ActQuant;
@@ -88,6 +88,9 @@ impl Display for Contract {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         f.write_str("contract {\n")?;
         self.segments.iter().try_for_each(|s| write!(f, "{s}"))?;
+        for Chain { made_by, read_by, counter } in &self.chains {
+            writeln!(f, "    chain {made_by} to {read_by} counted by {counter}")?;
+        }
         if let Some(then) = &self.combine {
             writeln!(f, "    then {} counted by {}", then.combine, then.counter)?;
         }

@@ -26,6 +26,9 @@ impl Kernel {
                 if s.dynamic {
                     cut += ", dynamic";
                 }
+                if !c.chains.is_empty() {
+                    cut += ", chained";
+                }
                 if c.combine.is_some() {
                     cut += ", then combine";
                 }

@@ -157,13 +157,47 @@ impl<'a> Verifier<'a> {
 
     fn contract(&mut self, c: &Contract) {
         self.expect(!c.segments.is_empty(), || "a contraction has no segments".to_string());
-        let grouped = c.segments.iter().filter(|s| matches!(s.groups, Groups::ByExpert { .. })).count();
-        self.expect(grouped <= 1, || format!("{grouped} segments are grouped by expert; one at most can be"));
+        let is_grouped = |s: &Segment| matches!(s.groups, Groups::ByExpert { .. });
+        let first = c.segments.iter().enumerate().filter(|(i, s)| is_grouped(s) && c.chain_to(*i).is_none()).count();
+        self.expect(first <= 1, || format!("{first} segments are grouped by expert; one at most can be"));
         for s in &c.segments {
             self.segment(s);
         }
+        self.chains(c);
         if let Some(then) = &c.combine {
             self.contract_combine(c, then);
+        }
+    }
+
+    /// What a segment makes another one reads through a chain, and chains say nothing else.
+    fn chains(&mut self, c: &Contract) {
+        for (reader, s) in c.segments.iter().enumerate() {
+            let makers = || c.segments.iter().enumerate().filter(|(_, other)| other.out == s.a);
+            let chained = makers().all(|(maker, _)| c.chain_to(reader).is_some_and(|x| x.made_by as usize == maker));
+            self.expect(chained, || format!("segment {reader} reads rows that its launch makes without a chain"));
+            let once = c.chains.iter().filter(|x| x.read_by as usize == reader).count() <= 1;
+            self.expect(once, || format!("segment {reader} has its rows from several chains"));
+        }
+        for x in &c.chains {
+            let (made, read) = (c.segments.get(x.made_by as usize), c.segments.get(x.read_by as usize));
+            let fits = match (made, read) {
+                (Some(made), Some(read)) => {
+                    x.made_by < x.read_by
+                        && c.chain_to(x.made_by as usize).is_none()
+                        && made.groups == read.groups
+                        && read.a == made.out
+                        && read.a_quant == made.out_quant
+                        && read.a_rows == RowMap::Same
+                }
+                _ => false,
+            };
+            self.expect(fits, || {
+                format!("segment {} does not make what segment {} reads after it, row for row", x.made_by, x.read_by)
+            });
+            let experts = read.and_then(|s| s.panels.first()).map_or(1, |p| self.buffer(p.weights).batch);
+            self.is_ints(x.counter, Dim::Fixed(2), experts);
+            let counter = self.buffer(x.counter);
+            self.expect(counter.role == Role::Counter, || format!("`{}` is no counter", counter.name));
         }
     }
 
@@ -174,7 +208,7 @@ impl<'a> Verifier<'a> {
         let made = |id: BufferId| c.segments.iter().find(|s| s.out == id);
         let grouped = made(sum.y).is_some_and(|s| matches!(s.groups, Groups::ByExpert { .. }));
         self.expect(grouped, || "combines rows of no product by experts of its own".to_string());
-        for s in &c.segments {
+        for (_, s) in c.last_segments() {
             let out = self.buffer(s.out);
             let reads = s.out == sum.y || sum.args.iter().any(|a| a.buffer == s.out);
             let fits = reads && s.out_quant.is_none() && out.cols == self.buffer(sum.out).cols;

@@ -74,11 +74,13 @@ impl Space {
     /// Of a lowered program.
     pub fn new(program: &Program, model: &Model<'_>, merge: bool) -> Space {
         let forms = if merge { forms::forms(program) } else { vec![forms::merged(program, |_| false)] };
-        // The form with most merges says how sums are cut; others that would cut or multiply otherwise do not compete.
-        let Some(first) = forms.first() else {
+        // The form with most merges says how sums are cut; others that would cut or multiply otherwise do not compete. A launch of
+        // products that wait for each other cuts none, and is not asked.
+        let Some(first) = forms.iter().find(|f| !is_chained(&f.program)) else {
             return Space { forms: Vec::new(), priced: Vec::new(), prices: Vec::new() };
         };
         let parts: Vec<(BufferId, Engine, u32)> = sums(&first.program, model.target)
+            .unwrap_or_default()
             .into_iter()
             .map(|(kernel, out, engine)| (out, engine, k_parts(&first.program, kernel, model)))
             .collect();
@@ -195,7 +197,10 @@ fn without_counters(body: &Body) -> Body {
     let mut body = body.clone();
     let any = BufferId(u32::MAX);
     match &mut body {
-        Body::Contract(c) => c.combine.iter_mut().for_each(|then| then.counter = any),
+        Body::Contract(c) => {
+            c.combine.iter_mut().for_each(|then| then.counter = any);
+            c.chains.iter_mut().for_each(|chain| chain.counter = any);
+        }
         Body::Rows(r) => {
             r.plan.iter_mut().for_each(|then| then.counter = any);
             if let Some(logits) = &mut r.logits {
@@ -208,28 +213,35 @@ fn without_counters(body: &Body) -> Body {
     body
 }
 
-/// The contractions of a program by the results of their segments, with the engine that makes them.
-fn sums<'p>(program: &'p Program, target: &Target) -> Vec<(&'p Kernel, BufferId, Engine)> {
-    let of = |k: &'p Kernel| match &k.body {
-        Body::Contract(c) => {
-            let engine = Engine::of(target, program, c).unwrap_or(Engine::Portable);
-            c.segments.iter().map(|s| (k, s.out, engine)).collect()
+/// The contractions of a program by the results of their segments, with the engine that makes them; `None` where no engine makes one.
+fn sums<'p>(program: &'p Program, target: &Target) -> Option<Vec<(&'p Kernel, BufferId, Engine)>> {
+    let mut all = Vec::new();
+    for k in &program.kernels {
+        if let Body::Contract(c) = &k.body {
+            let engine = Engine::of(target, program, c).ok()?;
+            all.extend(c.segments.iter().map(|s| (k, s.out, engine)));
         }
-        Body::Rows(_) | Body::Plan(_) | Body::Map(_) | Body::Quantise(_) | Body::Combine(_) => Vec::new(),
-    };
-    program.kernels.iter().flat_map(of).collect()
+    }
+    Some(all)
+}
+
+/// Whether products of a program wait for others of their launch.
+fn is_chained(program: &Program) -> bool {
+    program.kernels.iter().any(|k| matches!(&k.body, Body::Contract(c) if !c.chains.is_empty()))
 }
 
 /// Parts of k for each kernel of a form, where its sums are cut and multiplied as `parts` says.
 fn inherit(form: &Form, parts: &[(BufferId, Engine, u32)], target: &Target) -> Option<Vec<u32>> {
-    let own = sums(&form.program, target);
+    let own = sums(&form.program, target)?;
     let of = |k: &Kernel| {
+        let is_chained = matches!(&k.body, Body::Contract(c) if !c.chains.is_empty());
         let mut all = own
             .iter()
             .filter(|(kernel, ..)| kernel.name == k.name)
             .map(|(_, out, engine)| parts.iter().find(|p| p.0 == *out && p.1 == *engine).map(|p| p.2));
         match all.next() {
             None => Some(1),
+            Some(first) if is_chained && first != Some(1) => None,
             Some(first) => all.all(|p| p == first).then_some(first?),
         }
     };

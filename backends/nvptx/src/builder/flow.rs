@@ -143,13 +143,13 @@ impl<'c> Builder<'c> {
         // The barrier gathers the block's writes, the fence hands them on with the number.
         self.barrier();
         self.when(is_first_thread, || {
-            self.call(Intrinsic::FenceGpu, &[]);
+            self.fence_gpu();
             self.store_i32(scratch, self.count(counter, some));
         });
         self.barrier();
         let before = self.load_i32(scratch);
         self.when((before + some).eq(total), || {
-            self.call(Intrinsic::FenceGpu, &[]);
+            self.fence_gpu();
             self.when(is_first_thread, || self.store_i32(counter, self.i32(0)));
             self.barrier();
             then();
@@ -168,14 +168,14 @@ impl<'c> Builder<'c> {
         // The barrier gathers the warp's writes, the fence hands them on with the number.
         self.warp_barrier();
         self.when(elected, || {
-            self.call(Intrinsic::FenceGpu, &[]);
+            self.fence_gpu();
             before.set(self.count(counter, some));
         });
         self.warp_barrier();
         // All lanes but one have 0.
         let before = self.warp_max(before.get());
         self.when((before + some).eq(total), || {
-            self.call(Intrinsic::FenceGpu, &[]);
+            self.fence_gpu();
             self.when(elected, || self.store_i32(counter, self.i32(0)));
             // What the lane that counted may read now, all may.
             self.warp_barrier();
@@ -195,10 +195,10 @@ impl<'c> Builder<'c> {
         // The barrier gathers the cluster's writes, the fence hands them on with the number.
         self.cluster_barrier();
         self.when(self.cluster_rank().eq(0).and(self.thread().eq(0)), || {
-            self.call(Intrinsic::FenceGpu, &[]);
+            self.fence_gpu();
             let number = self.count(counter, self.i32(1));
             self.when(number.eq(n_clusters - 1), || {
-                self.call(Intrinsic::FenceGpu, &[]);
+                self.fence_gpu();
                 self.store_i32(counter, self.i32(0));
             });
             (0..ctas).for_each(|rank| self.store_i32_to_peer(scratch, rank, number));
@@ -210,6 +210,27 @@ impl<'c> Builder<'c> {
             self.barrier();
             then();
         });
+    }
+
+    /// Hands on what this thread wrote or knows to be written, with a number: adds to an i32 in global memory, indivisibly; gives what
+    /// it was. Who finds the sum there and then calls [`Builder::fence_gpu`] may read it.
+    pub fn count_after(&'c self, counter: Global<'c>, some: I32<'c>) -> I32<'c> {
+        self.fence_gpu();
+        self.count(counter, some)
+    }
+
+    /// Waits until others have counted up to `total` with [`Builder::count_after`]. What they wrote may then be read, and copied by
+    /// TMA.
+    pub fn wait_for_count(&'c self, counter: Global<'c>, total: I32<'c>) {
+        self.repeat(|| self.load_flag(counter).ne(total));
+        self.fence_gpu();
+        // Copies read by another way than threads write.
+        self.call(Intrinsic::FenceProxyAsyncGlobal, &[]);
+    }
+
+    /// Orders what this thread read and wrote before against what it does after, for all threads of the GPU.
+    pub fn fence_gpu(&'c self) {
+        self.call(Intrinsic::FenceGpu, &[]);
     }
 
     /// Adds to an i32 in global memory, indivisibly; gives what it was.

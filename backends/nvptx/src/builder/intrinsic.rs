@@ -78,6 +78,7 @@ pub enum Intrinsic {
     BarrierTryWait,
     FenceBarrierInit,
     FenceProxyAsync,
+    FenceProxyAsyncGlobal,
     PrefetchMap,
     TmaLoad2,
     TmaLoad3,
@@ -119,7 +120,7 @@ pub enum Intrinsic {
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `q` i128, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 103] = [
+const TABLE: [(Intrinsic, &str, &str); 104] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
@@ -215,6 +216,7 @@ const TABLE: [(Intrinsic, &str, &str); 103] = [
     (Intrinsic::BarrierTryWait, "llvm.nvvm.mbarrier.try.wait.parity.scope.cta.space.cta", "b(si)"),
     (Intrinsic::FenceBarrierInit, "llvm.nvvm.fence.mbarrier_init.release.cluster", "v()"),
     (Intrinsic::FenceProxyAsync, "llvm.nvvm.fence.proxy.async.shared_cta", "v()"),
+    (Intrinsic::FenceProxyAsyncGlobal, "llvm.nvvm.fence.proxy.async.global", "v()"),
     (Intrinsic::PrefetchMap, "llvm.nvvm.prefetch.tensormap.p0", "v(p)"),
     (Intrinsic::TmaLoad2, "llvm.nvvm.cp.async.bulk.tensor.g2s.cta.tile.2d", "v(sspiilb)"),
     (Intrinsic::TmaLoad3, "llvm.nvvm.cp.async.bulk.tensor.g2s.cta.tile.3d", "v(sspiiilb)"),

@@ -23,7 +23,8 @@ pub struct Finish<'k, 'c, 'p> {
     sum: SlotSum<'k, 'c, 'p>,
     counter: View<'c>,
     n_tokens: I32<'c>,
-    /// Rows of all segments.
+    contract: &'k Contract,
+    /// Rows of all segments whose results are added up.
     total: I32<'c>,
     cols: u32,
 }
@@ -33,7 +34,7 @@ impl<'k, 'c, 'p> Finish<'k, 'c, 'p> {
     pub fn new(k: &'k Kernel<'c, 'p>, program: &Program, contract: &'k Contract, schedule: &Schedule) -> Option<Self> {
         let then = contract.combine.as_ref()?;
         let (c, n_tokens) = (k.builder, k.n_tokens());
-        let rows = contract.segments.iter().map(|s| match s.groups {
+        let rows = contract.last_segments().map(|(_, s)| match s.groups {
             Groups::Dense => k.length(program.buffer(s.out).rows, n_tokens),
             Groups::ByExpert { offsets } => {
                 let offsets = k.view(offsets);
@@ -45,6 +46,7 @@ impl<'k, 'c, 'p> Finish<'k, 'c, 'p> {
             sum: SlotSum::new(k, program, &then.combine, schedule),
             counter: k.view(then.counter),
             n_tokens,
+            contract,
             total: rows.reduce(|a, b| a + b).unwrap_or(c.i32(0)),
             cols: program.buffer(then.combine.out).cols as u32,
         })
@@ -56,7 +58,7 @@ impl<'k, 'c, 'p> Finish<'k, 'c, 'p> {
         let add_up = || self.columns(group, (first, width));
         c.part("rows that are stored", || {
             // A CTA of a team may have no rows of its tile: all may be counted before it comes here.
-            c.when(first.lt(self.cols).and(tile.rows.gt(0)), || {
+            c.when(self.is_last(tile).and(first.lt(self.cols)).and(tile.rows.gt(0)), || {
                 let (counter, rows) = (self.counter.nth(first / STRIP as u32), (tile.rows, self.total));
                 match group {
                     Group::Warp(elected) => c.when_warp_completes(elected, counter, rows, add_up),
@@ -64,6 +66,13 @@ impl<'k, 'c, 'p> Finish<'k, 'c, 'p> {
                 }
             });
         });
+    }
+
+    /// Whether the tile is of a segment whose results are added up: of those that are chained, the last.
+    fn is_last(&self, tile: &Tile<'c>) -> Bool<'c> {
+        let c = self.k.builder;
+        let others = self.contract.chains.iter().map(|chain| tile.segment.ne(chain.made_by));
+        others.reduce(Bool::and).unwrap_or(c.bool(true))
     }
 
     /// Where no slot has an expert nobody stores: the first CTA, of which this is group `rank` of `n`, makes the sums of nothing.

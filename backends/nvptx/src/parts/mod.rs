@@ -3,8 +3,10 @@
 //! A contraction for TMA runs as a pipeline of warps with different roles in CTAs that live as long as the kernel. One warp
 //! says which tile is next (`tiles`), some fill a ring of stages in shared memory (`ring`, `load`), where weights are codes
 //! others make floats of them (`decode`), some feed the tensor cores, and the rest turn sums into results (`store`). `team` is
-//! what CTAs that make a tile together agree on, `k_parts` how sums over parts of k become one, `finish` what follows the last rows.
+//! what CTAs that make a tile together agree on, `k_parts` how sums over parts of k become one, `chain` how tiles wait for tiles of the
+//! same launch, `finish` what follows the last rows.
 
+mod chain;
 pub mod coded_row;
 pub mod decode;
 pub mod encode;
@@ -17,6 +19,7 @@ pub mod store;
 mod team;
 mod tiles;
 
+pub use chain::Chains;
 pub use decode::CodedPanel;
 pub use finish::{Finish, Group};
 pub use load::{CodeRows, SegmentMaps, coded_maps, maps};

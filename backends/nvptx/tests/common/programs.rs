@@ -5,7 +5,7 @@ use moec_ir::expr::{Binary, Expr, ExprBuilder, Real};
 use moec_ir::graph::{GroupScore, RenormRule, RowMask};
 use moec_ir::shape::Dim;
 use moec_ir::tile::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, MapArg, Panel, Plan,
+    Body, Buffer, BufferId, Chain, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, MapArg, Panel, Plan,
     Program, Role, RowAccess, RowId, RowLogits, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowStore, STRIP,
     Schedule, Segment,
 };
@@ -231,6 +231,27 @@ pub fn with_combine_after_product(mut program: Program) -> Program {
         panic!("no product before it")
     };
     c.combine = Some(ContractCombine { combine, counter });
+    let errors = moec_ir::tile::verify(&program);
+    assert!(errors.is_empty(), "{errors:?}");
+    program
+}
+
+/// The same program, with its two contractions in one launch.
+pub fn with_chains(mut program: Program) -> Program {
+    let at = program.kernels.iter().position(|k| matches!(k.body, Body::Contract(_))).expect("a contraction");
+    let Body::Contract(then) = program.kernels.remove(at + 1).body else { panic!("a second contraction") };
+    let Body::Contract(first) = program.kernels[at].body.clone() else { panic!("a contraction") };
+    let mut all = first.clone();
+    for (i, read) in (0u32..).zip(then.segments) {
+        let made_by = first.segments.iter().position(|s| s.out == read.a).expect("rows of the first") as u32;
+        let (counter, cols) = (BufferId(program.buffers.len() as u32), program.buffer(read.panels[0].weights).batch);
+        let (rows, role) = (Dim::Fixed(2), Role::Counter);
+        let name = format!("chained_{i}");
+        program.buffers.push(Buffer { name, dtype: DType::I32, batch: 1, rows, cols, pitch: cols, role });
+        all.chains.push(Chain { made_by, read_by: all.segments.len() as u32, counter });
+        all.segments.push(read);
+    }
+    program.kernels[at].body = Body::Contract(all);
     let errors = moec_ir::tile::verify(&program);
     assert!(errors.is_empty(), "{errors:?}");
     program

@@ -4,6 +4,7 @@ mod combine_after_product;
 mod logits_by_many;
 mod merge_launches;
 mod plan_after_route;
+mod products_in_one;
 mod quantise_in_route;
 
 use moec_ir::DType;
@@ -32,7 +33,7 @@ pub enum Pays {
 }
 
 /// Every merge, in the order in which they are applied.
-pub const MERGES: [Merge; 5] = [
+pub const MERGES: [Merge; 6] = [
     Merge {
         name: "rows rounded by the router",
         pays: Pays::Always,
@@ -60,6 +61,13 @@ pub const MERGES: [Merge; 5] = [
         pays: Pays::Sometimes,
         on_cpu: false,
         apply: combine_after_product::combine_after_product,
+    },
+    // A launch less, but all tiles share a schedule and wait for each other.
+    Merge {
+        name: "gate, up and down in one launch",
+        pays: Pays::Sometimes,
+        on_cpu: false,
+        apply: products_in_one::products_in_one,
     },
 ];
 

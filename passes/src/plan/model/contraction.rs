@@ -254,8 +254,12 @@ pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Sch
     // A CTA for each part of k.
     let parts = if s.team == Team::SplitK { f64::from(s.k_parts) } else { 1.0 };
     [l.waves, l.shared_waves] = waves(l.tiles * parts, spread * parts, units, cut.resident);
+    if !c.chains.is_empty() {
+        // Results are stored and counted, and the count is read: copies of weights run ahead meanwhile, as far as there are stages.
+        l.tail += 3.0 * a.l2_latency_s;
+    }
     if let Some(then) = &c.combine {
-        l.tail = combine_tail(model, program, &then.combine, (&cut, s), n_tokens);
+        l.tail += combine_tail(model, program, &then.combine, (&cut, s), n_tokens);
         let out = bytes(program, then.combine.out, n_tokens);
         l.bytes += out;
         l.add(Resource::Memory, out / (chip.memory_bytes_per_s * a.memory_share));

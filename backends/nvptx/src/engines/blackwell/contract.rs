@@ -25,7 +25,8 @@ use crate::builder::{BARRIER_BYTES, Bool, CtaGroup, I32, Shared};
 use crate::kernels::{Design, Kernel, Registers};
 use crate::parts::k_parts::{KParts, Parts};
 use crate::parts::{
-    Barriers, Board, CodeRows, Member, Order, Reader, Ring, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles,
+    Barriers, Board, Chains, CodeRows, Member, Order, Reader, Ring, SegmentMaps, Tile, coded_maps, extent, maps,
+    publish_tiles,
 };
 use moec_ir::engine::blackwell::{DECODERS, Geometry, Operands, SCALE_WARPS, SETS, TILE_N};
 use moec_ir::target::Features;
@@ -150,6 +151,7 @@ fn build(
         codes_full,
         codes_empty,
         board,
+        chains: Chains::new(k, program, contract, (g.cluster_rows(), g.tile_n()), EPILOGUE_WARPS * order.team),
         tensor,
     };
     c.when(warp.eq(WEIGHTS), || c.part("copies of weights", || cta.copy_weights()));
@@ -198,6 +200,7 @@ pub struct Cta<'k, 'c, 'p> {
     pub codes_full: Barriers<'c>,
     pub codes_empty: Barriers<'c>,
     pub board: Board<'c>,
+    pub chains: Chains<'k, 'c, 'p>,
     /// Address of the CTA's tensor memory.
     pub tensor: I32<'c>,
 }

@@ -126,7 +126,9 @@ impl<'c> Cta<'_, 'c, '_> {
                 // Where other segments have codes, decoding warps arrive in the place of the warp that brings weights.
                 let has_weights = g.decodes() && !segment.codes_become_floats();
                 let more = if has_weights { segment.panels.len() as u32 * PANEL_BYTES } else { 0 };
-                let step = Step { map: self.maps[i].activations, wide, row_bytes, more };
+                let one_by_one = self.contract.chain_to(i).is_some();
+                let step = Step { map: self.maps[i].activations, wide, row_bytes, more, one_by_one };
+                self.chains.wait(i, tile, self.elected);
                 let activations = |slot| self.stage(slot).at(g.activations());
                 rows.bring((tile, part), segment.a_rows, &step, || self.steps(segment), activations);
             });

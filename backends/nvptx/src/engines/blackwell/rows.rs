@@ -29,6 +29,8 @@ pub struct Step {
     pub row_bytes: u32,
     /// Bytes of other operands that it is told of as well.
     pub more: u32,
+    /// Whether rows are brought one by one, gathered or not: those beside a tile's are not to be read.
+    pub one_by_one: bool,
 }
 
 impl<'c> Rows<'_, 'c, '_> {
@@ -42,21 +44,24 @@ impl<'c> Rows<'_, 'c, '_> {
         activations: impl Fn(I32<'c>) -> Shared<'c>,
     ) {
         let (c, ring, ids) = (self.k.builder, self.ring, self.ids);
-        let gathered = match rows_of {
-            RowMap::Gather(row_map) => {
-                let row_map = self.k.view(row_map);
-                c.range(c.lane(), rows, 32, |j| {
-                    // Rows that the tile does not have: -1, which no tensor has and becomes zeros.
-                    let id = c.var(c.i32(u32::MAX));
-                    let row = first + j;
-                    c.when(row.lt(tile.rows), || id.set(c.load_i32(row_map.nth(tile.row + row))));
-                    c.store_i32(ids.plus(j << 2), id.get());
-                });
-                c.warp_barrier();
-                true
-            }
-            RowMap::Same => false,
+        let row_map = match rows_of {
+            RowMap::Gather(row_map) => Some(self.k.view(row_map)),
+            RowMap::Same => None,
         };
+        let gathered = row_map.is_some() || step.one_by_one;
+        if gathered {
+            c.range(c.lane(), rows, 32, |j| {
+                // Rows that the tile does not have: -1, which no tensor has and becomes zeros.
+                let id = c.var(c.i32(u32::MAX));
+                let row = first + j;
+                c.when(row.lt(tile.rows), || {
+                    let row = tile.row + row;
+                    id.set(row_map.map_or(row, |map| c.load_i32(map.nth(row))));
+                });
+                c.store_i32(ids.plus(j << 2), id.get());
+            });
+            c.warp_barrier();
+        }
         c.when(self.elected, || {
             let (first_step, end) = steps();
             c.range(first_step, end, 1, |n| {

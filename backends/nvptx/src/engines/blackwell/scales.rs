@@ -145,7 +145,8 @@ impl<'c> Cta<'_, 'c, '_> {
         // Word `t` of an atom belongs to this row.
         let row = ((thread & 3) << 5) + (thread >> 2);
         self.each_tile(&Reader::Warp(self.elected), |tile| {
-            self.each_segment(tile, |_, segment| {
+            self.each_segment(tile, |i, segment| {
+                self.chains.wait(i, tile, self.elected);
                 let (panels, rows) = self.scale_rows(segment, tile, row);
                 let words = |step: I32<'c>| -> Vec<I32<'c>> {
                     let word = |r: &ScaleRow<'c>, atom: u32| r.word((step * g.atoms() + atom) << 2);

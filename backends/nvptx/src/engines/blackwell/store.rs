@@ -23,7 +23,9 @@ impl<'c> Cta<'_, 'c, '_> {
 
     /// After the sums of a part: where they were stored, somebody may have them all.
     fn finish(&self, finish: Option<&Finish<'_, 'c, '_>>, tile: &Tile<'c>, end: End<'c>) {
-        if let (Some(finish), End::Stored) = (finish, end) {
+        let End::Stored = end else { return };
+        self.chains.stored(tile, self.elected);
+        if let Some(finish) = finish {
             finish.stored(Group::Warp(self.elected), tile, (tile.col + self.lanes(), 32));
         }
     }
@@ -88,7 +90,11 @@ impl<'c> Cta<'_, 'c, '_> {
         let parts = self.parts_of(lanes + c.lane());
         self.each_tile(&Reader::Warp(self.elected), |tile| {
             parts.tile(self.elected, |part, end| {
-                self.each_segment(tile, |_, segment| self.add_steps(segment, tile, sets, lanes, &parts, (part, end)));
+                self.each_segment(tile, |i, segment| {
+                    // Scales of rows are read here.
+                    self.chains.wait(i, tile, self.elected);
+                    self.add_steps(segment, tile, sets, lanes, &parts, (part, end));
+                });
                 self.finish(finish, tile, end);
             });
         });

@@ -15,7 +15,7 @@ use moec_ir::tile::{BufferId, Contract, MapElem, Program, RowMap, Segment, Tenso
 pub struct SegmentMaps {
     /// For each panel: `[E, N, K]`, or the bytes of its codes, boxes of `[1, rows, k]`.
     pub weights: Vec<MapId>,
-    /// `[rows, K]`: boxes of rows, or of one row where rows are gathered.
+    /// `[rows, K]`: boxes of rows, or of one row where rows are gathered, or made by the same launch.
     pub activations: MapId,
 }
 
@@ -58,9 +58,9 @@ pub fn maps(
     box_rows: u32,
 ) -> Result<(Vec<TensorMap>, Vec<SegmentMaps>), String> {
     let mut table = Table { maps: Vec::new(), operands };
-    let mut segment = |s: &Segment| -> Result<SegmentMaps, String> {
+    let mut segment = |(i, s): (usize, &Segment)| -> Result<SegmentMaps, String> {
         let a = program.buffer(s.a);
-        let rows = if matches!(s.a_rows, RowMap::Gather(_)) { 1 } else { box_rows };
+        let rows = rows_of_box(contract, i, box_rows);
         let dims = (vec![Dim::Fixed(a.cols), a.rows], vec![a.pitch * 2]);
         let boxes = (vec![ROW_BYTES / 2, rows], ROW_BYTES);
         let activations = table.add(s.a, elem(a.dtype), dims, boxes)?;
@@ -80,7 +80,7 @@ pub fn maps(
         }
         Ok(SegmentMaps { weights, activations })
     };
-    let segments = contract.segments.iter().map(&mut segment).collect::<Result<_, _>>()?;
+    let segments = contract.segments.iter().enumerate().map(&mut segment).collect::<Result<_, _>>()?;
     Ok((table.maps, segments))
 }
 
@@ -112,11 +112,11 @@ pub fn coded_maps(
         CodeRows::Spread => (MapElem::U4Padded, k.next_multiple_of(u64::from(ROW_BYTES))),
         CodeRows::Whole | CodeRows::Half => (MapElem::U8, code.bytes(k)),
     };
-    let mut segment = |s: &Segment| -> Result<SegmentMaps, String> {
+    let mut segment = |(i, s): (usize, &Segment)| -> Result<SegmentMaps, String> {
         let (a, k, n) = (program.buffer(s.a), s.k(program), s.n(program));
         let quant = s.a_quant.as_ref().ok_or("a product of codes has rows that are none")?;
         let (elem, cols) = row(quant.q.code, k);
-        let rows = if matches!(s.a_rows, RowMap::Gather(_)) { 1 } else { box_rows };
+        let rows = rows_of_box(contract, i, box_rows);
         let dims = (vec![Dim::Fixed(cols), a.rows], vec![a.pitch]);
         let activations = table.add(s.a, elem, dims, (vec![ROW_BYTES, rows], ROW_BYTES))?;
         let mut weights = Vec::new();
@@ -131,8 +131,15 @@ pub fn coded_maps(
         }
         Ok(SegmentMaps { weights, activations })
     };
-    let segments = contract.segments.iter().map(&mut segment).collect::<Result<_, _>>()?;
+    let segments = contract.segments.iter().enumerate().map(&mut segment).collect::<Result<_, _>>()?;
     Ok((table.maps, segments))
+}
+
+/// Rows of activations that a copy brings for a segment. Of rows that the launch itself makes none but those of a tile are read: others
+/// may not be stored yet.
+fn rows_of_box(contract: &Contract, segment: usize, box_rows: u32) -> u32 {
+    let gathers = matches!(contract.segments[segment].a_rows, RowMap::Gather(_));
+    if gathers || contract.chain_to(segment).is_some() { 1 } else { box_rows }
 }
 
 fn elem(dtype: DType) -> MapElem {

@@ -70,6 +70,10 @@ pub fn extent(program: &Program, contract: &Contract, tile: (u32, u32)) -> Exten
     contract.segments.iter().map(|s| segment_tiles(program, s, tile)).reduce(sum).unwrap_or(Extent::fixed(1))
 }
 
+fn is_grouped(segment: &Segment) -> bool {
+    matches!(segment.groups, Groups::ByExpert { .. })
+}
+
 fn n_experts(program: &Program, segment: &Segment) -> u32 {
     segment.panels.first().map_or(1, |p| program.buffer(p.weights).batch as u32)
 }
@@ -183,7 +187,13 @@ pub fn publish_tiles<'c>(
     tile: (u32, u32),
 ) {
     let c = k.builder;
-    let segments: Vec<Tiles> = contract.segments.iter().map(|s| Tiles::new(k, program, s, tile)).collect();
+    let mut segments: Vec<Tiles> = Vec::new();
+    for s in &contract.segments {
+        // Segments that are chained have the same rows.
+        let same = contract.segments.iter().zip(&segments).find(|(other, _)| other.groups == s.groups && is_grouped(s));
+        let tiles = same.map_or_else(|| Tiles::new(k, program, s, tile), |(_, tiles)| tiles.of(program, s));
+        segments.push(tiles);
+    }
     let claims = Claims::new(c, board.team, board.claims);
     let ring = Ring::new(c, board.slots);
     c.repeat(|| {
@@ -213,6 +223,7 @@ pub fn publish_tiles<'c>(
 }
 
 /// The tiles of one segment.
+#[derive(Clone)]
 pub struct Tiles<'c> {
     rows: Rows<'c>,
     tile_rows: u32,
@@ -222,6 +233,7 @@ pub struct Tiles<'c> {
     row_tiles: I32<'c>,
 }
 
+#[derive(Clone)]
 enum Rows<'c> {
     /// So many rows with one matrix.
     Dense(I32<'c>),
@@ -262,6 +274,11 @@ impl<'c> Tiles<'c> {
             }
         };
         Tiles { rows, tile_rows, tile_cols, col_tiles: segment.n(program).div_ceil(tile_cols.into()) as u32, row_tiles }
+    }
+
+    /// Those of a segment that has the same rows.
+    fn of(&self, program: &Program, segment: &Segment) -> Tiles<'c> {
+        Tiles { col_tiles: segment.n(program).div_ceil(self.tile_cols.into()) as u32, ..self.clone() }
     }
 
     /// How many.
