@@ -149,6 +149,13 @@ fn blackwell_products() {
     check("sm_100a", DType::BF16, schedule(64, 128, 64, 2, 8), (72, 264));
 }
 
+#[test]
+fn hopper_products() {
+    check("sm_90a", DType::BF16, schedule(16, 128, 64, 4, 12), (200, 136));
+    check("sm_90a", DType::F16, Schedule { team: Team::Neighbours, ..schedule(8, 128, 64, 4, 12) }, (264, 72));
+    check("sm_90a", DType::BF16, schedule(64, 128, 64, 3, 12), (72, 264));
+}
+
 /// The kernel whose first wait for a count looks once and goes on.
 fn without_wait(image: &GpuKernelImage) -> GpuKernelImage {
     let mut lines: Vec<&str> = image.ptx.lines().collect();

@@ -105,7 +105,7 @@ pub fn takes(program: &Program, contract: &Contract) -> Result<(), String> {
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
     let operands = Operands::of(contract);
     let is_chained = !contract.chains.is_empty();
-    let k_parts = k_parts(program, contract, if is_chained { 1 } else { asked.k_parts }, operands.tile_k());
+    let k_parts = if is_chained { 1 } else { k_parts(program, contract, asked.k_parts, operands.tile_k()) };
     let decodes = over(contract, |s| decoded_bytes(operands, s)) > 0;
     let team = match asked.team {
         Team::SplitK if k_parts > 1 => Team::SplitK,

@@ -60,8 +60,8 @@ impl Engine {
         if contract.segments.iter().any(|s| s.a_round.is_some()) {
             return Err("rows are rounded as they are read by CPUs only".into());
         }
-        if !contract.chains.is_empty() && !matches!(self, Engine::Blackwell) {
-            return Err("tiles that wait for tiles of the same launch are for sm_100 and its kin".into());
+        if !contract.chains.is_empty() && !matches!(self, Engine::Blackwell | Engine::Hopper) {
+            return Err("tiles wait for tiles of the same launch where copies run ahead of products only".into());
         }
         match self {
             Engine::Portable if codes => Err("rows of codes are multiplied by engines of later chips only".into()),

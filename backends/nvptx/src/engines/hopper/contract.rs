@@ -20,7 +20,7 @@ use crate::builder::{BARRIER_BYTES, Bool, I32, Shared, WgmmaType};
 use crate::kernels::{Design, Kernel, Registers};
 use crate::parts::k_parts::{KParts, Parts};
 use crate::parts::{
-    Barriers, Board, CodeRows, Order, Reader, Ring, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles,
+    Barriers, Board, Chains, CodeRows, Order, Reader, Ring, SegmentMaps, Tile, coded_maps, extent, maps, publish_tiles,
 };
 use moec_ir::DType;
 use moec_ir::engine::hopper::{self, CONTROL_BYTES, Geometry, MOST_STAGES, Operands, PRODUCT_WARPS, WARPS};
@@ -116,12 +116,14 @@ fn build(
     sync();
     // Up to here nothing depends on the kernels before.
     c.wait_for_predecessor();
-    let cta = Cta { k, program, contract, schedule, g, ty, features, maps, parts, elected, warp, full, empty, board };
+    let tile = (g.tile_m * g.neighbours, g.tile_n);
+    let chains = Chains::new(k, program, contract, tile, PRODUCT_WARPS * g.neighbours);
+    let cta =
+        Cta { k, program, contract, schedule, g, ty, features, maps, parts, elected, warp, full, empty, board, chains };
     let bring = || {
         c.give_registers(FEW_REGISTERS);
         c.when(warp.eq(WEIGHTS), || c.part("copies of weights", || cta.copy_boxes()));
         c.when(warp.eq(TILES), || {
-            let tile = (g.tile_m * g.neighbours, g.tile_n);
             c.part("tiles", || publish_tiles(k, program, contract, &cta.board, elected, tile));
         });
         c.when(warp.ge(ROWS), || c.part("copies of rows", || cta.copy_rows()));
@@ -154,6 +156,7 @@ pub struct Cta<'k, 'c, 'p> {
     pub full: Barriers<'c>,
     pub empty: Barriers<'c>,
     pub board: Board<'c>,
+    pub chains: Chains<'k, 'c, 'p>,
 }
 
 impl<'c> Cta<'_, 'c, '_> {

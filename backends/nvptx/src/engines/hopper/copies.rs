@@ -1,7 +1,7 @@
 //! How operands come to a stage.
 //!
 //! One thread starts copies of boxes: weights or their codes, and activations whose rows are adjacent. Two warps start copies
-//! of 16 bytes of gathered rows, and of the windows of scales. Those complete in the order in which they were started; the
+//! of 16 bytes of rows that are gathered, or made by the same launch, and of the windows of scales. Those complete in the order in which they were started; the
 //! warps tell of a stage when copies of [`Cta::ahead`] later ones are under way.
 
 use super::contract::{Cta, ROW_IDS, ROW_WARPS, ROWS};
@@ -58,7 +58,8 @@ impl<'c> Cta<'_, 'c, '_> {
                     let (first, end) = self.steps(segment);
                     let weights = self.panel(segment, segment.panels.len());
                     let box_rows = self.g.box_rows();
-                    let rows = if segment.a_rows == RowMap::Same { self.rows_read(tile) } else { c.i32(0) };
+                    let boxed = !self.one_by_one(i);
+                    let rows = if boxed { self.rows_read(tile) } else { c.i32(0) };
                     c.range(first, end, 1, |step| {
                         let (full, stage) = (self.full.at(ring.slot()), self.stage(ring.slot()));
                         self.wait_for_empty(ring);
@@ -75,7 +76,7 @@ impl<'c> Cta<'_, 'c, '_> {
                             let to = to.plus(half * self.weight_row_bytes(panel.quant.as_ref()));
                             c.copy_box_for_all((to, full), map, &[at[0], at[1] + half, at[2]], 0b11);
                         }
-                        if segment.a_rows == RowMap::Same {
+                        if boxed {
                             let activations = stage.at(self.g.activations());
                             c.range(0, rows, box_rows, |row| {
                                 let to = activations.plus(row * ROW_BYTES);
@@ -96,10 +97,15 @@ impl<'c> Cta<'_, 'c, '_> {
         let ring = || Ring::new(c, self.g.stages);
         let progress = Progress { ring: ring(), behind: ring(), pending: c.var(c.i32(0)) };
         self.each_tile(&Reader::Warp(self.elected), |tile| {
-            self.each_segment(tile, |_, segment| {
-                let rows = self.rows_read(tile);
-                if let RowMap::Gather(map) = segment.a_rows {
-                    self.find_rows(tile, rows, map);
+            self.each_segment(tile, |i, segment| {
+                if self.contract.chain_to(i).is_some() {
+                    // This CTA may make them itself, of stages that nobody was told of.
+                    self.tell_of_all(&progress);
+                    self.chains.wait(i, tile, self.elected);
+                }
+                let (rows, one_by_one) = (self.rows_read(tile), self.one_by_one(i));
+                if one_by_one {
+                    self.find_rows(tile, rows, segment.a_rows);
                 }
                 let scales = self.scale_copiers(segment, tile);
                 let (first, end) = self.steps(segment);
@@ -107,7 +113,7 @@ impl<'c> Cta<'_, 'c, '_> {
                     let slot = progress.ring.slot();
                     self.wait_for_empty(progress.ring);
                     let stage = self.stage(slot);
-                    if let RowMap::Gather(_) = segment.a_rows {
+                    if one_by_one {
                         self.start_rows(segment, rows, stage.at(self.g.activations()), step);
                     }
                     for (copier, at) in &scales {
@@ -125,8 +131,19 @@ impl<'c> Cta<'_, 'c, '_> {
             // Numbers of rows are read before those of the next tile take their place.
             c.warp_barrier();
         });
+        self.tell_of_all(&progress);
+    }
+
+    /// Whether rows of a segment are brought one by one: they are gathered, or those beside a tile's may not be stored yet.
+    fn one_by_one(&self, segment: usize) -> bool {
+        self.contract.segments[segment].a_rows != RowMap::Same || self.contract.chain_to(segment).is_some()
+    }
+
+    /// Tells of all stages whose copies were started.
+    fn tell_of_all(&self, progress: &Progress<'c>) {
+        let c = self.k.builder;
         c.wait_copies(0);
-        c.range(0, progress.pending.get(), 1, |_| self.tell(&progress));
+        c.range(0, progress.pending.get(), 1, |_| self.tell(progress));
     }
 
     /// Tells of the oldest stage that nobody was told of, whose copies have come.
@@ -146,14 +163,20 @@ impl<'c> Cta<'_, 'c, '_> {
     }
 
     /// Writes down which row of the activations belongs to each row of a tile that this warp copies; -1 where there is none.
-    fn find_rows(&self, tile: &Tile<'c>, rows: I32<'c>, map: moec_ir::tile::BufferId) {
-        let c = self.k.builder;
-        let (map, ids) = (self.k.view(map), c.shared().at(ROW_IDS));
+    fn find_rows(&self, tile: &Tile<'c>, rows: I32<'c>, map: RowMap) {
+        let (c, ids) = (self.k.builder, self.k.builder.shared().at(ROW_IDS));
+        let map = match map {
+            RowMap::Gather(map) => Some(self.k.view(map)),
+            RowMap::Same => None,
+        };
         let half = (self.warp - ROWS) << 2;
         c.range(c.lane(), rows >> 1, 32, |i| {
             let row = ((i >> 2) << 3) + half + (i & 3);
             let id = c.var(c.i32(u32::MAX));
-            c.when(row.lt(tile.rows), || id.set(c.load_i32(map.nth(tile.row + row))));
+            c.when(row.lt(tile.rows), || {
+                let of = tile.row + row;
+                id.set(map.map_or(of, |map| c.load_i32(map.nth(of))));
+            });
             c.store_i32(ids.plus(row << 2), id.get());
         });
         c.warp_barrier();

@@ -52,7 +52,9 @@ impl<'c> Cta<'_, 'c, '_> {
                             Operands::Halves => self.store(segment, tile, place, &sums, &parts, end),
                             Operands::Fp8 => self.store_scaled(segment, tile, place, &sums, &parts, end),
                         });
-                        if let (Some(finish), End::Stored) = (&finish, end) {
+                        let End::Stored = end else { return };
+                        self.chains.stored(tile, self.elected);
+                        if let Some(finish) = &finish {
                             finish.stored(group, tile, (tile.col + (warp << 4), 16));
                         }
                     });
