@@ -245,12 +245,15 @@ fn a_whole_layer_is_at_most_four_launches() {
 
 #[test]
 fn the_shared_expert_runs_beside_the_routed_ones() {
-    let v = variants(&deepseek(DType::BF16).graph(), 2, Numerics::Deterministic).remove(0);
-    let segments = v.program.kernels.iter().filter_map(|k| match &k.body {
-        Body::Contract(c) => Some(c.segments.len()),
-        _ => None,
-    });
-    assert_eq!(segments.collect::<Vec<_>>(), [2, 2]);
+    let segments = |program: &tile::Program| -> Vec<usize> {
+        let of = |k: &tile::Kernel| if let Body::Contract(c) = &k.body { Some(c.segments.len()) } else { None };
+        program.kernels.iter().filter_map(of).collect()
+    };
+    let graph = deepseek(DType::BF16).graph();
+    for (target, want) in [("sm_80", vec![2, 2]), ("sm_100f", vec![4])] {
+        let variants = compile(&graph, Target::by_name(target).unwrap(), &CompileOptions::default()).unwrap();
+        assert_eq!(segments(&variants[0].program), want, "{target}");
+    }
 }
 
 #[test]

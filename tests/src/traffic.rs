@@ -144,6 +144,8 @@ pub enum Kind {
     Outside,
     /// Intermediates.
     Between,
+    /// What CTAs count for each other.
+    Counters,
 }
 
 /// A run.
@@ -183,7 +185,7 @@ impl Measured {
 
     /// Bytes of all else that contractions ask for, over its least.
     pub fn activations_asked(&self) -> f64 {
-        self.asked(|b| b.kind != Kind::Weights)
+        self.asked(|b| matches!(b.kind, Kind::Outside | Kind::Between))
     }
 
     fn asked(&self, which: impl Fn(&Moved) -> bool) -> f64 {
@@ -292,6 +294,7 @@ pub fn measure(ready: &Ready, n_tokens: u64, routing: Routing) -> Measured {
             let kind = match (b.role.param(), &b.role) {
                 (Some(_), _) => Kind::Weights,
                 (None, moec_ir::tile::Role::Input(_) | moec_ir::tile::Role::Output(_)) => Kind::Outside,
+                (None, moec_ir::tile::Role::Counter) => Kind::Counters,
                 (None, _) => Kind::Between,
             };
             Moved { name: b.name.clone(), kind, least, traffic: moved.traffic }

@@ -160,8 +160,10 @@ fn hopper_products() {
 fn without_wait(image: &GpuKernelImage) -> GpuKernelImage {
     let mut lines: Vec<&str> = image.ptx.lines().collect();
     let at = lines.iter().position(|l| l.contains("ld.relaxed.sys.global.b32")).expect("a wait");
-    let again = at + lines[at..].iter().position(|l| l.contains("bra")).expect("a loop");
-    lines[again] = "";
+    let is_less = at + lines[at..].iter().position(|l| l.contains("setp.")).expect("a comparison");
+    let (start, count) = lines[is_less].split_once(", ").expect("operands");
+    let same = format!("{start}, {0}, {0};", count.split(',').next().expect("an operand"));
+    lines[is_less] = &same;
     GpuKernelImage { ptx: lines.join("\n"), ..image.clone() }
 }
 

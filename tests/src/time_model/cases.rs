@@ -22,6 +22,15 @@ pub(crate) fn nvfp4() -> Value {
             "config_groups": { "group_0": { "targets": ["Linear"], "weights": weights } } })
 }
 
+/// The same with rows rounded to NVFP4, too, by a scale that the checkpoint gives.
+fn nvfp4_rows() -> Value {
+    let mut all = nvfp4();
+    let rows = json!({ "num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": true,
+                       "dynamic": "local" });
+    all["config_groups"]["group_0"]["input_activations"] = rows;
+    all
+}
+
 pub(crate) fn with(mut base: Value, more: &Value) -> Value {
     if let (Value::Object(base), Value::Object(more)) = (&mut base, more) {
         base.extend(more.clone());
@@ -46,16 +55,17 @@ pub(super) fn cases() -> Vec<Case> {
     let qwen = sized("Qwen3", qwen);
     let mixtral = sized("Mixtral", json!({ "hidden_size": 4096, "intermediate_size": 14336 }));
     let in_nvfp4 = |config: &Value| with(config.clone(), &json!({ "quantization_config": nvfp4() }));
+    let in_both = |config: &Value| with(config.clone(), &json!({ "quantization_config": nvfp4_rows() }));
     let case = |name, config, activations| Case { name, config, activations };
     vec![
-        case("DeepSeek-V3, NVFP4 × NVFP4", in_nvfp4(&deepseek), Some("nvfp4")),
+        case("DeepSeek-V3, NVFP4 × NVFP4", in_both(&deepseek), Some("nvfp4-static")),
         case("DeepSeek-V3, NVFP4 weights", in_nvfp4(&deepseek), None),
         case("DeepSeek-V3, FP8 × FP8", deepseek.clone(), Some("fp8-block")),
         case("DeepSeek-V3, FP8 weights", deepseek, None),
-        case("Kimi K2, NVFP4 × NVFP4", in_nvfp4(&kimi), Some("nvfp4")),
+        case("Kimi K2, NVFP4 × NVFP4", in_both(&kimi), Some("nvfp4-static")),
         case("gpt-oss-120b, MXFP4 × MXFP8", gpt.clone(), Some("mxfp8")),
         case("gpt-oss-120b, MXFP4 weights", gpt, None),
-        case("Qwen3-235B, NVFP4 × NVFP4", in_nvfp4(&qwen), Some("nvfp4")),
+        case("Qwen3-235B, NVFP4 × NVFP4", in_both(&qwen), Some("nvfp4-static")),
         case("Qwen3-235B, bf16", qwen, None),
         case("Mixtral 8x7B, bf16", mixtral, None),
     ]

@@ -3,7 +3,7 @@
 use super::cases::{cases, compile, ranks, variant};
 use super::{bound, chip, choices, hopper, is_product, model, products, rules, target, total};
 use moec_ir::engine;
-use moec_ir::tile::Team;
+use moec_ir::tile::{Body, Groups, Kernel, Team};
 use moec_passes::plan::model::{Chip, Model, Resource, sources};
 use std::fmt::Write;
 
@@ -89,7 +89,10 @@ pub fn page() -> String {
         let l = routed.launches(program, n_tokens);
         let ours = total(&l, routed.chip) * 1e6;
         let twice = ms * 1e3 / (total(&with_twice.launches(program, n_tokens), &twice_the_l2) * 1e6);
-        let bounds: Vec<&str> = l.iter().filter(|(k, _)| is_product(k)).map(|(_, l)| l.bound().name()).collect();
+        let mut bounds: Vec<&str> = l.iter().filter(|(k, _)| is_product(k)).map(|(_, l)| l.bound().name()).collect();
+        if bounds.len() == 1 {
+            bounds.push("the same launch");
+        }
         writeln!(
             out,
             "| {n_tokens} | {:.0} | {ours:.0} | {:.2} | {twice:.2} | {} |",
@@ -99,7 +102,8 @@ pub fn page() -> String {
         )
         .expect("memory");
     }
-    out += "\nAt one token the launches decide: NVFP4 with a scale for each row needs a launch to quantise between the products.\n";
+    out += "\nRows are rounded to NVFP4 by the scale that the checkpoint gives, as those kernels round them. With a scale for each row \
+            (`--activations nvfp4`) two more launches lie between the products.\n";
     out += &choices::section();
     out += &choices::worth();
     out += &rules::worth();
@@ -111,8 +115,7 @@ pub fn page() -> String {
             let parts: Vec<String> = Resource::ALL.iter().map(|&r| format!("{:.1}", l.part(r) * 1e6)).collect();
             let useful = if is_product(k) {
                 let rows = (n_tokens * 8) as f64;
-                let panels = if k.name.contains("down") { 1.0 } else { 2.0 };
-                format!("{:.2}", 2.0 * rows * panels * 7168.0 * 2048.0 / l.issued_flops)
+                format!("{:.2}", 2.0 * rows * panels(k) * 7168.0 * 2048.0 / l.issued_flops)
             } else {
                 "—".to_string()
             };
@@ -154,7 +157,7 @@ pub fn page() -> String {
             "| {} | {n} | {} | {} | {} | {:.1} | {:.1} |",
             case.name,
             k_parts[0],
-            k_parts[1],
+            k_parts[k_parts.len() - 1],
             blocks.join(", "),
             b200.seconds(&whole, 1) * 1e6,
             total(&l, b200.chip) * 1e6
@@ -189,4 +192,11 @@ pub fn page() -> String {
     out.truncate(out.trim_end().len());
     out.push('\n');
     out
+}
+
+/// Matrices of an expert that a kernel multiplies with.
+fn panels(k: &Kernel) -> f64 {
+    let Body::Contract(c) = &k.body else { return 0.0 };
+    let grouped = c.segments.iter().filter(|s| matches!(s.groups, Groups::ByExpert { .. }));
+    grouped.map(|s| s.panels.len() as f64).sum()
 }

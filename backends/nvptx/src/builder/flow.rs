@@ -6,6 +6,9 @@ use inkwell::values::PointerValue;
 use inkwell::{AtomicOrdering, AtomicRMWBinOp, IntPredicate};
 use std::marker::PhantomData;
 
+/// Between two looks at a count that is not whole, in ns.
+const SLEEP_NS: u32 = 100;
+
 /// A variable: set in one place, read in another, across branches and loops. Becomes a register.
 #[derive(Clone, Copy)]
 pub struct Var<'c, T> {
@@ -222,10 +225,17 @@ impl<'c> Builder<'c> {
     /// Waits until others have counted up to `total` with [`Builder::count_after`]. What they wrote may then be read, and copied by
     /// TMA.
     pub fn wait_for_count(&'c self, counter: Global<'c>, total: I32<'c>) {
-        self.repeat(|| self.load_flag(counter).ne(total));
+        self.repeat(|| {
+            let is_less = self.load_flag(counter).ne(total);
+            // Hundreds of warps may ask for one number: those that add to it come first.
+            self.when(is_less, || {
+                self.call(Intrinsic::Sleep, &[self.i32(SLEEP_NS).v.into()]);
+            });
+            is_less
+        });
         self.fence_gpu();
         // Copies read by another way than threads write.
-        self.call(Intrinsic::FenceProxyAsyncGlobal, &[]);
+        self.call(Intrinsic::FenceProxyAsyncAll, &[]);
     }
 
     /// Orders what this thread read and wrote before against what it does after, for all threads of the GPU.

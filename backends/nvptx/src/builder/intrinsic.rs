@@ -16,6 +16,7 @@ pub enum Intrinsic {
     CtaidZ,
     LaneMaskLt,
     GlobalTimer,
+    Sleep,
     Trap,
     Barrier,
     FenceGpu,
@@ -78,7 +79,7 @@ pub enum Intrinsic {
     BarrierTryWait,
     FenceBarrierInit,
     FenceProxyAsync,
-    FenceProxyAsyncGlobal,
+    FenceProxyAsyncAll,
     PrefetchMap,
     TmaLoad2,
     TmaLoad3,
@@ -120,11 +121,12 @@ pub enum Intrinsic {
 /// Name and signature: result, then parameters in parentheses. `v` nothing, `i` i32, `l` i64, `q` i128, `w` i16, `b` i1, `f` float,
 /// `h` `<2 x half>`, `x` `<2 x bfloat>`, `m` `<16 x i32>`; pointers: `p` generic, `g` to global memory, `s` to shared
 /// memory, `c` to a cluster's shared memory, `t` to tensor memory. Several results are a struct.
-const TABLE: [(Intrinsic, &str, &str); 104] = [
+const TABLE: [(Intrinsic, &str, &str); 105] = [
     (Intrinsic::TidX, "llvm.nvvm.read.ptx.sreg.tid.x", "i()"),
     (Intrinsic::CtaidX, "llvm.nvvm.read.ptx.sreg.ctaid.x", "i()"),
     (Intrinsic::CtaidZ, "llvm.nvvm.read.ptx.sreg.ctaid.z", "i()"),
     (Intrinsic::LaneMaskLt, "llvm.nvvm.read.ptx.sreg.lanemask.lt", "i()"),
+    (Intrinsic::Sleep, "llvm.nvvm.nanosleep", "v(i)"),
     (Intrinsic::GlobalTimer, "llvm.nvvm.read.ptx.sreg.globaltimer", "l()"),
     (Intrinsic::Trap, "llvm.trap", "v()"),
     (Intrinsic::Barrier, "llvm.nvvm.barrier.cta.sync.aligned.all", "v(i)"),
@@ -216,7 +218,7 @@ const TABLE: [(Intrinsic, &str, &str); 104] = [
     (Intrinsic::BarrierTryWait, "llvm.nvvm.mbarrier.try.wait.parity.scope.cta.space.cta", "b(si)"),
     (Intrinsic::FenceBarrierInit, "llvm.nvvm.fence.mbarrier_init.release.cluster", "v()"),
     (Intrinsic::FenceProxyAsync, "llvm.nvvm.fence.proxy.async.shared_cta", "v()"),
-    (Intrinsic::FenceProxyAsyncGlobal, "llvm.nvvm.fence.proxy.async.global", "v()"),
+    (Intrinsic::FenceProxyAsyncAll, "llvm.nvvm.fence.proxy.async", "v()"),
     (Intrinsic::PrefetchMap, "llvm.nvvm.prefetch.tensormap.p0", "v(p)"),
     (Intrinsic::TmaLoad2, "llvm.nvvm.cp.async.bulk.tensor.g2s.cta.tile.2d", "v(sspiilb)"),
     (Intrinsic::TmaLoad3, "llvm.nvvm.cp.async.bulk.tensor.g2s.cta.tile.3d", "v(sspiiilb)"),
