@@ -34,7 +34,7 @@ pub struct LayerBuilder {
 }
 
 enum Building {
-    Cpu(Box<CpuLayer>, Vec<Option<cpu::WeightMemory>>),
+    Cpu(Box<CpuLayer>, Vec<Option<cpu::WeightMemory>>, cpu::Room),
     #[cfg(feature = "cuda")]
     Cuda(Box<CudaLayer>, Vec<Option<crate::cuda::WeightMemory>>),
 }
@@ -48,13 +48,17 @@ impl LayerBuilder {
     /// `cuda-call-failed`; `device-not-built-in` for a device that this build does not have, and for the emulator, which
     /// [`Layer::load`] takes.
     pub fn new(bundle: &Bundle, options: LoadOptions) -> Result<LayerBuilder, Diagnostic> {
+        if options.device != Device::Cpu {
+            options.refuse_limit()?;
+        }
         let rule = options.keep_intermediates.then_some(WorkspaceRule::Disjoint);
         let engine = match options.device {
             Device::Cpu => {
                 let pool = options.pool.unwrap_or_else(|| Arc::new(Pool::for_all_cores()));
                 let layer = CpuLayer::without_weights(bundle, options.max_tokens, pool, options.jit, rule)?;
                 let slots = slots(layer.plan());
-                Building::Cpu(Box::new(layer), slots)
+                let room = cpu::Room { limit: options.memory_limit, folder: options.spill_folder };
+                Building::Cpu(Box::new(layer), slots, room)
             }
             #[cfg(feature = "cuda")]
             Device::Cuda { ordinal } => {
@@ -86,7 +90,7 @@ impl LayerBuilder {
             plan.weights.iter().zip(slots).all(|(w, slot)| w.param != param || slot.is_some())
         }
         match &self.engine {
-            Building::Cpu(layer, slots) => filled(layer.plan(), slots, param),
+            Building::Cpu(layer, slots, _) => filled(layer.plan(), slots, param),
             #[cfg(feature = "cuda")]
             Building::Cuda(layer, slots) => filled(layer.plan(), slots, param),
         }
@@ -103,7 +107,7 @@ impl LayerBuilder {
     /// `too-many-tokens`.
     pub fn launch_bytes(&self, n_tokens: u64) -> Result<u64, Diagnostic> {
         match &self.engine {
-            Building::Cpu(layer, _) => layer.launch_bytes(n_tokens),
+            Building::Cpu(layer, ..) => layer.launch_bytes(n_tokens),
             #[cfg(feature = "cuda")]
             Building::Cuda(layer, _) => layer.launch_bytes(n_tokens),
         }
@@ -111,7 +115,7 @@ impl LayerBuilder {
 
     fn plan(&self) -> &Plan {
         match &self.engine {
-            Building::Cpu(layer, _) => layer.plan(),
+            Building::Cpu(layer, ..) => layer.plan(),
             #[cfg(feature = "cuda")]
             Building::Cuda(layer, _) => layer.plan(),
         }
@@ -227,7 +231,7 @@ impl LayerBuilder {
         on_gpu: Option<[u64; 2]>,
     ) -> Result<(), Diagnostic> {
         match &mut self.engine {
-            Building::Cpu(layer, slots) => {
+            Building::Cpu(layer, slots, room) => {
                 if on_gpu.is_some() {
                     return Err(not_borrowable(info, "a GPU's memory is not the CPU's"));
                 }
@@ -237,7 +241,7 @@ impl LayerBuilder {
                     let lent =
                         lent.map(|(part, strides)| cpu::WeightMemory::Borrowed(given.bytes(part).as_ptr(), strides));
                     let pack = |dst: &mut [u8]| given.pack(info, &slot.buffer, dst);
-                    filled.push((i, lent.map_or_else(|| cpu::WeightMemory::packed(info, &slot.buffer, pack), Ok)?));
+                    filled.push((i, lent.map_or_else(|| cpu::WeightMemory::packed(info, &slot.buffer, room, pack), Ok)?));
                 }
                 filled.into_iter().for_each(|(i, memory)| slots[i] = Some(memory));
             }
@@ -288,11 +292,11 @@ impl LayerBuilder {
         let found = weights.find(&self.manifest)?;
         let params = &self.manifest.params;
         match &mut self.engine {
-            Building::Cpu(layer, slots) => {
+            Building::Cpu(layer, slots, room) => {
                 for (slot, memory) in layer.plan().weights.iter().zip(slots) {
                     let param = &params[slot.param];
                     found.begin(param, &slot.buffer);
-                    *memory = Some(cpu::WeightMemory::of(&found, param, &slot.buffer)?);
+                    *memory = Some(cpu::WeightMemory::of(&found, param, &slot.buffer, room)?);
                 }
             }
             #[cfg(feature = "cuda")]
@@ -335,12 +339,12 @@ impl LayerBuilder {
     /// The layer, ready to run.
     ///
     /// # Errors
-    /// `parameter-not-set`, naming those without a weight.
+    /// `parameter-not-set`, naming those without a weight; `memory-limit-too-small`, naming the least.
     pub fn finish(self) -> Result<Layer, Diagnostic> {
         self.check()?;
         let engine = match self.engine {
-            Building::Cpu(mut layer, slots) => {
-                layer.set_weights(slots.into_iter().flatten().collect());
+            Building::Cpu(mut layer, slots, room) => {
+                layer.set_weights(slots.into_iter().flatten().collect(), room.limit)?;
                 Engine::Cpu(layer)
             }
             #[cfg(feature = "cuda")]

@@ -10,6 +10,7 @@ use moec_bundle::{Bundle, Manifest};
 use moec_ir::Tensor;
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::Role;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// How a layer is loaded.
@@ -23,6 +24,12 @@ pub struct LoadOptions {
     pub pool: Option<Arc<Pool>>,
     /// CPU: kernels compiled in this process, instead of the bundle's object file.
     pub jit: Option<JitKernels>,
+    /// CPU, Linux: most bytes of routed experts in memory. They stay in the file that is mapped (the cache of packed weights, or the
+    /// checkpoint where nothing has to be packed) and come as they are chosen; those that were used longest ago go.
+    pub memory_limit: Option<u64>,
+    /// With a memory limit: where experts are written to that lie in no file as kernels read them. The files have no name and go
+    /// with the layer.
+    pub spill_folder: Option<PathBuf>,
     /// CUDA: leave out the layer's own workspace and memory for inputs and outputs; [`crate::cuda::CudaLayer::launch_in`]
     /// takes the caller's.
     pub callers_memory: bool,
@@ -41,12 +48,28 @@ impl Default for LoadOptions {
             max_tokens: 1,
             pool: None,
             jit: None,
+            memory_limit: None,
+            spill_folder: None,
             callers_memory: false,
             keep_intermediates: false,
             #[cfg(feature = "emulator")]
             // Counting costs a third of the time.
             emulator: moec_ptx::exec::Options { counters: false, ..moec_ptx::exec::Options::default() },
         }
+    }
+}
+
+impl LoadOptions {
+    /// That memory is not limited, on a device that has all experts in its own.
+    ///
+    /// # Errors
+    /// `memory-limit-unsupported`.
+    pub(crate) fn refuse_limit(&self) -> Result<(), Diagnostic> {
+        if self.memory_limit.is_none() {
+            return Ok(());
+        }
+        let what = format!("experts are not streamed to {}: a memory limit is for layers on the CPU", self.device);
+        Err(Diagnostic::machine("memory-limit-unsupported", what).help("load without a memory limit, or on the CPU"))
     }
 }
 
@@ -99,6 +122,7 @@ impl Layer {
     pub fn load(bundle: &Bundle, weights: &Weights<'_>, options: LoadOptions) -> Result<Layer, Diagnostic> {
         #[cfg(feature = "emulator")]
         if let Device::Emulator { target } = options.device {
+            options.refuse_limit()?;
             let layer =
                 crate::emulator::EmulatorLayer::load(bundle, weights, target, options.max_tokens, options.emulator)?;
             return Ok(Layer { manifest: bundle.manifest().clone(), engine: Engine::Emulator(Box::new(layer)) });
@@ -135,6 +159,11 @@ impl Layer {
     /// Bytes of packed weights on the device, or mapped in place.
     pub fn weight_bytes(&self) -> u64 {
         self.plan().weights.iter().map(|w| w.buffer.bytes(0)).sum()
+    }
+
+    /// What is in memory of the experts, of a layer on the CPU that was loaded under a memory limit.
+    pub fn expert_memory(&self) -> Option<crate::cpu::ExpertMemory> {
+        self.cpu().and_then(CpuLayer::expert_memory)
     }
 
     fn plan(&self) -> &crate::plan::Plan {

@@ -56,6 +56,7 @@ mod workspace;
 pub use builder::{Hold, LayerBuilder};
 pub use device::{Device, best_target};
 pub use layer::{Layer, LoadOptions, RunResult};
+pub use memory::parse_bytes;
 pub use packed_file::{weight_buffers, write_packed};
 pub use selected::{SelectedExperts, of_one_expert};
 pub use times::Times;

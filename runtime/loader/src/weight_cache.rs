@@ -28,6 +28,9 @@ const HEADER_BYTES: usize = 4096;
 /// Bytes that a check sum is of: enough of them for all cores to have some.
 const PIECE: usize = 1 << 20;
 
+/// Bytes that are looked at before their pages are let go, a multiple of [`PIECE`].
+const AT_ONCE: usize = 64 << 20;
+
 /// A checkpoint whose packed weights are kept in a directory.
 #[derive(Debug)]
 pub struct CachedWeights {
@@ -47,6 +50,23 @@ pub(crate) struct Packed {
 impl Packed {
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.map[HEADER_BYTES..HEADER_BYTES + self.bytes]
+    }
+
+    /// Whether the check sums are those of the weights. Pages that have been looked at are let go, so that a file of any size
+    /// takes little memory meanwhile; the system keeps them as long as it has room.
+    fn is_sound(&self) -> bool {
+        let sums_of = |at: usize| &self.map[HEADER_BYTES + self.bytes..][at / PIECE * 4..];
+        self.bytes().chunks(AT_ONCE).enumerate().all(|(i, weights)| {
+            let is_sound = sums_of(i * AT_ONCE).starts_with(&sums(weights));
+            #[cfg(unix)]
+            // SAFETY: the map is of a file and never written, so that dropped pages come back with the same bytes; the range lies
+            // within it. Failing is no error: the pages stay.
+            let _ = unsafe {
+                let at = HEADER_BYTES + i * AT_ONCE;
+                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, at, weights.len())
+            };
+            is_sound
+        })
     }
 }
 
@@ -123,7 +143,7 @@ impl CachedWeights {
         if state.is_some() && std::fs::read_to_string(&seen).ok() == state {
             return Ok(Some(packed));
         }
-        let sound = sums(packed.bytes()) == packed.map[HEADER_BYTES + packed.bytes..];
+        let sound = packed.is_sound();
         if let (true, Some(state)) = (sound, state) {
             // Where it cannot be written, as in a directory that is only read, every load looks at the sums.
             let _ = std::fs::write(seen, state);
@@ -177,7 +197,7 @@ fn sums(weights: &[u8]) -> Vec<u8> {
     weights.par_chunks(PIECE).flat_map_iter(|piece| crc32fast::hash(piece).to_le_bytes()).collect()
 }
 
-fn unusable(dir: &Path, error: &std::io::Error) -> Diagnostic {
+pub(crate) fn unusable(dir: &Path, error: &std::io::Error) -> Diagnostic {
     Diagnostic::machine(
         "weight-cache-unusable",
         format!("packed weights cannot be kept in `{}`: {error}", dir.display()),

@@ -2,10 +2,14 @@
 
 mod object_file;
 mod pool;
+mod spill;
+mod streamed;
 mod times;
 
 pub use object_file::{Code, check_features};
 pub use pool::{MAX_THREADS, Pool};
+pub use streamed::ExpertMemory;
+pub(crate) use spill::Room;
 
 use crate::host;
 use crate::memory::allocate;
@@ -19,6 +23,7 @@ use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuKernels, CpuMath, Str
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::{Buffer, CpuLaunch};
 use pool::Stage;
+use streamed::Streamed;
 use std::any::Any;
 use std::sync::Arc;
 
@@ -51,6 +56,8 @@ pub struct CpuLayer {
     plan: Plan,
     variants: Vec<CpuVariant>,
     weights: Vec<WeightMemory>,
+    /// Under a memory limit: what is in memory of the experts.
+    streamed: Option<Streamed>,
     /// What [`CpuLayer::launch`] works in.
     memory: MmapMut,
     scratch_stride: usize,
@@ -131,6 +138,7 @@ impl CpuLayer {
         let staging = plan.io_sizes(manifest).into_iter().map(|n| allocate(n, "inputs and outputs"));
         let mut layer = CpuLayer {
             weights: Vec::new(),
+            streamed: None,
             memory: allocate(0, "workspace")?,
             scratch_stride,
             math: Box::new(CpuMath::standard()),
@@ -146,8 +154,11 @@ impl CpuLayer {
         Ok(layer)
     }
 
-    /// Gives the layer its weights, one for each slot of the plan.
-    pub(crate) fn set_weights(&mut self, weights: Vec<WeightMemory>) {
+    /// Gives the layer its weights, one for each slot of the plan. With a limit, experts that are mapped take no more memory.
+    ///
+    /// # Errors
+    /// `memory-limit-too-small`, `memory-limit-unsupported`.
+    pub(crate) fn set_weights(&mut self, weights: Vec<WeightMemory>, limit: Option<u64>) -> Result<(), Diagnostic> {
         for step in self.variants.iter_mut().flat_map(|v| &mut v.kernels) {
             for (place, strides) in step.operands.iter().zip(&mut step.strides) {
                 if let Place::Weight(w) = *place
@@ -157,7 +168,14 @@ impl CpuLayer {
                 }
             }
         }
+        self.streamed = limit.map(|n| Streamed::new(&self.plan, &self.variants, &weights, n)).transpose()?;
         self.weights = weights;
+        Ok(())
+    }
+
+    /// What is in memory of the experts, of a layer that was loaded under a memory limit.
+    pub fn expert_memory(&self) -> Option<ExpertMemory> {
+        self.streamed.as_ref().map(Streamed::memory)
     }
 
     pub(crate) fn plan(&self) -> &Plan {
@@ -183,13 +201,15 @@ impl CpuLayer {
         Ok(self.cut(self.plan.variant_for(n_tokens)?).bytes as u64 + BUFFER_ALIGN)
     }
 
-    /// Runs the layer on the caller's memory, in the layer's own workspace. Does not allocate.
+    /// Runs the layer on the caller's memory, in the layer's own workspace. Does not allocate, but for lists of a few experts under
+    /// a memory limit.
     ///
     /// `inputs` and `outputs` stand in the manifest's order; their elements may lie at any address. Rows lie at the pitch of
     /// the chosen variant's buffers, which the compiler makes equal to the number of columns for inputs and outputs.
     ///
     /// # Errors
-    /// `too-many-tokens`; `input-missing` when the number of pointers is not the manifest's.
+    /// `too-many-tokens`; `input-missing` when the number of pointers is not the manifest's; under a memory limit
+    /// `experts-unreadable`.
     ///
     /// # Safety
     /// Every pointer is valid for its buffer's size at `n_tokens`, for reads (inputs) or writes (outputs), and no output
@@ -239,8 +259,13 @@ impl CpuLayer {
     ) -> Result<(), Diagnostic> {
         // SAFETY: the caller's contract; the stages are those of a launch.
         unsafe {
-            let stages = self.stages_at(memory, n_tokens, inputs, outputs)?;
-            self.pool.run(&*stages);
+            let stages = &*self.stages_at(memory, n_tokens, inputs, outputs)?;
+            match &self.streamed {
+                Some(streamed) => {
+                    streamed.run(&self.pool, self.plan.variant_for(n_tokens)?, stages, &mut |_| ())?;
+                }
+                None => self.pool.run(stages),
+            }
         }
         Ok(())
     }
@@ -364,22 +389,31 @@ impl WeightMemory {
         weights: &FoundWeights<'_>,
         param: &ParamInfo,
         buffer: &Buffer,
+        room: &Room,
     ) -> Result<WeightMemory, Diagnostic> {
         if let Some((pointer, keep)) = weights.borrow(param, buffer)? {
             return Ok(WeightMemory::Mapped(pointer, keep));
         }
-        WeightMemory::packed(param, buffer, |dst| weights.pack(param, buffer, dst))
+        WeightMemory::packed(param, buffer, room, |dst| weights.pack(param, buffer, dst))
     }
 
-    /// Memory of the buffer's size that `pack` fills.
+    /// Memory of the buffer's size that `pack` fills; a mapped file where memory is limited and the weight is one of experts.
     pub(crate) fn packed(
         param: &ParamInfo,
         buffer: &Buffer,
+        room: &Room,
         pack: impl FnOnce(&mut [u8]) -> Result<(), Diagnostic>,
     ) -> Result<WeightMemory, Diagnostic> {
+        let is_limited = room.limit.is_some() && streamed::is_stack(buffer);
+        if is_limited {
+            room.check(param)?;
+        }
         let bytes = buffer.bytes(0);
         let mut memory = allocate(bytes, &format!("the weight `{}`", param.name))?;
         pack(&mut memory[..bytes as usize])?;
+        if is_limited {
+            return room.spill(param, &memory[..bytes as usize]);
+        }
         Ok(WeightMemory::Packed(memory))
     }
 }

@@ -31,10 +31,14 @@ impl CpuLayer {
         // of it. Kernels run in their order.
         unsafe {
             let stages = &*self.stages_at(memory, n_tokens, &inputs, &outputs)?;
-            for stage in stages {
-                let start = Instant::now();
-                self.pool.run(std::slice::from_ref(stage));
-                kernels.push(start.elapsed().as_secs_f64());
+            let mut start = Instant::now();
+            let mut done = |_| kernels.push(std::mem::replace(&mut start, Instant::now()).elapsed().as_secs_f64());
+            match &self.streamed {
+                Some(streamed) => streamed.run(&self.pool, v, stages, &mut done)?,
+                None => stages.iter().enumerate().for_each(|(k, stage)| {
+                    self.pool.run(std::slice::from_ref(stage));
+                    done(k);
+                }),
             }
         }
         Ok(Times { all, kernels, copies: Vec::new() })
