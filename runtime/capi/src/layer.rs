@@ -58,7 +58,13 @@ pub(crate) fn free(handle: usize) -> Result<(), Diagnostic> {
 }
 
 /// Creates a layer; a handle for it.
-pub(crate) fn create(bundle: &Bundle, device: &str, max_tokens: u64, n_threads: u32) -> Result<usize, Diagnostic> {
+pub(crate) fn create(
+    bundle: &Bundle,
+    device: &str,
+    max_tokens: u64,
+    n_threads: u32,
+    memory_limit: u64,
+) -> Result<usize, Diagnostic> {
     let device = Device::parse(device)?;
     let manifest = bundle.manifest().clone();
     if manifest.inputs.len() > MAX_TENSORS || manifest.outputs.len() > MAX_TENSORS {
@@ -77,6 +83,7 @@ pub(crate) fn create(bundle: &Bundle, device: &str, max_tokens: u64, n_threads: 
         max_tokens: max_tokens.max(1),
         pool: (device == Device::Cpu).then_some(pool),
         callers_memory: true,
+        memory_limit: (memory_limit > 0).then_some(memory_limit),
         ..LoadOptions::default()
     };
     let builder = LayerBuilder::new(bundle, options)?;
@@ -293,15 +300,16 @@ pub unsafe extern "C" fn moec_layer_create(
         if out.is_null() {
             return Err(null("out"));
         }
-        let (mut device, mut max_tokens, mut n_threads) = ("cpu", 1, 0);
+        let (mut device, mut max_tokens, mut n_threads, mut memory_limit) = ("cpu", 1, 0, 0);
         if !options.is_null() {
             // SAFETY: the caller's contract.
             let options = unsafe { structs::read(options) }?;
             // SAFETY: as above.
             device = unsafe { optional_text(options.device, "device") }?.unwrap_or(device);
             (max_tokens, n_threads) = (options.max_tokens, options.n_threads);
+            memory_limit = options.memory_limit;
         }
-        let handle = create(&opened.bundle, device, max_tokens, n_threads)?;
+        let handle = create(&opened.bundle, device, max_tokens, n_threads, memory_limit)?;
         // SAFETY: the caller's contract.
         unsafe { give(out, handle as *mut moec_layer, "out") }
     })

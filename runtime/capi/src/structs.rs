@@ -20,6 +20,9 @@ pub struct moec_layer_options {
     pub n_threads: u32,
     /// Not used; 0.
     pub reserved: u32,
+    /// CPU, Linux: most bytes of routed experts in memory, the others being read as they are chosen from the `cache` that the layer
+    /// is loaded with, or from a checkpoint that needs no packing; 0 for no limit.
+    pub memory_limit: u64,
 }
 
 /// Called before each weight is loaded: bytes done and bytes in all, as kernels read them.

@@ -235,7 +235,7 @@ export!(
         let (max_tokens, n_threads) = (args.count("max_tokens")?, args.count("n_threads")?);
         let threads = u32::try_from(n_threads).unwrap_or(u32::MAX);
         let opened = bundle::open(path)?;
-        let made = layer::create(&bundle::get(opened as *const _)?.bundle, device, max_tokens, threads);
+        let made = layer::create(&bundle::get(opened as *const _)?.bundle, device, max_tokens, threads, 0);
         bundle::free(opened)?;
         Ok(Some(made? as i64))
     }

@@ -70,6 +70,44 @@ fn threads_are_as_many_as_asked_for_or_refused() {
     must(moec_bundle_free(bundle));
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn memory_limits_are_kept_or_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let checkpoint = CString::new(common::checkpoint().to_str().expect("text")).expect("no zero");
+    let cache = CString::new(folder.path().to_str().expect("text")).expect("no zero");
+    let run = |memory_limit: u64, cache: *const c_char| {
+        let (bundle, mut layer) = (open(&archive()), null_mut());
+        let options = moec_layer_options { memory_limit, ..options(5) };
+        // SAFETY: a handle, options and a place.
+        must(unsafe { moec_layer_create(bundle, &options, &mut layer) });
+        must(moec_bundle_free(bundle));
+        let from = moec_checkpoint_options {
+            struct_size: size_of::<moec_checkpoint_options>(),
+            path: checkpoint.as_ptr(),
+            cache,
+            progress: None,
+            user: null_mut(),
+        };
+        // SAFETY: options, with texts that live.
+        let loaded = unsafe { moec_layer_load_checkpoint(layer, &from) };
+        let ready = if loaded == moec_status::MOEC_OK { moec_layer_finish(layer) } else { loaded };
+        let result = if ready == moec_status::MOEC_OK {
+            let mut io = Io::new(layer, 5);
+            must(io.launch(layer, |_, _| {}));
+            Ok(io.output)
+        } else {
+            Err(refused(ready))
+        };
+        must(moec_layer_free(layer));
+        result
+    };
+    let want = run(0, cache.as_ptr()).expect("runs");
+    assert_eq!(run(1 << 20, cache.as_ptr()).expect("runs"), want);
+    assert_eq!(run(1, cache.as_ptr()).expect_err("too small"), "memory-limit-too-small");
+    assert_eq!(run(1 << 20, null()).expect_err("no file"), "memory-limit-needs-file");
+}
+
 fn empty_param() -> moec_param {
     // SAFETY: zeros are a valid value of each field.
     unsafe { std::mem::zeroed() }

@@ -29,7 +29,7 @@ const HEADER_BYTES: usize = 4096;
 const PIECE: usize = 1 << 20;
 
 /// Bytes that are looked at before their pages are let go, a multiple of [`PIECE`].
-const AT_ONCE: usize = 64 << 20;
+const AT_ONCE: usize = 16 << 20;
 
 /// A checkpoint whose packed weights are kept in a directory.
 #[derive(Debug)]

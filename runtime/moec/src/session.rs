@@ -68,8 +68,15 @@ impl Session {
         device: Device,
         max_tokens: u64,
     ) -> Result<Session, Diagnostic> {
-        let layer = Layer::load(bundle, weights, LoadOptions { device, max_tokens, ..LoadOptions::default() })?;
-        Ok(Session { layer })
+        Session::load_with(bundle, weights, LoadOptions { device, max_tokens, ..LoadOptions::default() })
+    }
+
+    /// Loads a bundle as the options say: under a memory limit, on threads of one's own.
+    ///
+    /// # Errors
+    /// Those of [`Layer::load`].
+    pub fn load_with(bundle: &Bundle, weights: &Weights<'_>, options: LoadOptions) -> Result<Session, Diagnostic> {
+        Ok(Session { layer: Layer::load(bundle, weights, options)? })
     }
 
     /// Compiles the CPU programs of `compiled` in this process, with everything that the processor has, and loads them.
@@ -77,6 +84,14 @@ impl Session {
     /// # Errors
     /// `target-not-in-bundle` when the layer was not compiled for `cpu`; `cpu-jit-host`; those of [`Session::load`].
     pub fn jit(compiled: &Compiled, weights: &Weights<'_>, max_tokens: u64) -> Result<Session, Diagnostic> {
+        Session::jit_with(compiled, weights, LoadOptions { max_tokens, ..LoadOptions::default() })
+    }
+
+    /// As [`Session::jit`], loaded as the options say; the device is the CPU.
+    ///
+    /// # Errors
+    /// As [`Session::jit`].
+    pub fn jit_with(compiled: &Compiled, weights: &Weights<'_>, options: LoadOptions) -> Result<Session, Diagnostic> {
         let cpu = compiled.targets.iter().find(|t| t.target.is_cpu()).ok_or_else(|| {
             Diagnostic::input("target-not-in-bundle", "the layer was not compiled for `cpu`")
                 .help("add `cpu` to the targets of the compile")
@@ -88,8 +103,7 @@ impl Session {
         // SAFETY: the kernels are those of the programs that `compiled.bundle` was built from, by variant and in launch
         // order; `programs` owns their code and is kept as long as they may be called.
         let jit = unsafe { JitKernels::new(kernels, programs) };
-        let options = LoadOptions { device: Device::Cpu, max_tokens, jit: Some(jit), ..LoadOptions::default() };
-        Ok(Session { layer: Layer::load(&compiled.bundle, weights, options)? })
+        Session::load_with(&compiled.bundle, weights, LoadOptions { device: Device::Cpu, jit: Some(jit), ..options })
     }
 
     /// Runs on host tensors and waits. `inputs` are found by name; the usual one is `input`, `[T, H]`.

@@ -35,8 +35,9 @@ class Layer:
     Made by :func:`load`. Without weights it is filled by :meth:`set` and closed by :meth:`finish`.
     """
 
-    def __init__(self, bundle, *, device="cpu", max_tokens: int = 4096, threads: int = 0):
-        for name, value, most in (("max_tokens", max_tokens, 2**64 - 1), ("threads", threads, 1024)):
+    def __init__(self, bundle, *, device="cpu", max_tokens: int = 4096, threads: int = 0, memory_limit: int = 0):
+        limits = (("max_tokens", max_tokens, 2**64 - 1), ("threads", threads, 1024), ("memory_limit", memory_limit, 2**64 - 1))
+        for name, value, most in limits:
             # Before ctypes cuts it to the bits that there are.
             if not 0 <= value <= most:
                 raise MoecError("argument-invalid", f"`{name}` is {value}", f"give a number from 0 to {most}")
@@ -44,7 +45,8 @@ class Layer:
         device = str(device)
         self.description, self.device, self.max_tokens = bundle.description, device, max_tokens
         most = max((t["max_tokens"] for t in self.description["targets"]), default=max_tokens)
-        options = c.LayerOptions(ctypes.sizeof(c.LayerOptions), device.encode(), min(max_tokens, most), threads, 0)
+        size = ctypes.sizeof(c.LayerOptions)
+        options = c.LayerOptions(size, device.encode(), min(max_tokens, most), threads, 0, memory_limit)
         self._handle = ctypes.c_void_p()
         c.check(c.LIBRARY.moec_layer_create(bundle._handle, ctypes.byref(options), ctypes.byref(self._handle)))
         weakref.finalize(self, c.LIBRARY.moec_layer_free, self._handle)
@@ -297,6 +299,7 @@ def load(
     device="cpu",
     max_tokens: int = 4096,
     threads: int = 0,
+    memory_limit: int = 0,
     cache=None,
     progress=None,
 ) -> Layer:
@@ -309,12 +312,14 @@ def load(
         device: ``"cpu"`` or ``"cuda:0"``, or PyTorch's device.
         max_tokens: most tokens of one call.
         threads: CPU: how many, up to 1024; 0 for one for each core, shared by all layers.
+        memory_limit: CPU, Linux: most bytes of routed experts in memory, 0 for no limit. The others are read as they are chosen, from
+            ``cache``, or from a checkpoint that needs no packing.
         cache, progress: as for :meth:`Layer.load`; ``progress=True`` shows a bar.
 
     Raises:
         MoecError: ``bundle-not-found``, ``target-not-in-bundle``, ``parameter-not-set`` and others, as the library tells them.
     """
-    layer = Layer(bundle, device=device, max_tokens=max_tokens, threads=threads)
+    layer = Layer(bundle, device=device, max_tokens=max_tokens, threads=threads, memory_limit=memory_limit)
     if isinstance(weights, dict):
         for name, tensor in weights.items():
             layer.set(name, tensor)

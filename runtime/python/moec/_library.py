@@ -39,6 +39,7 @@ class LayerOptions(ctypes.Structure):
         ("max_tokens", ctypes.c_uint64),
         ("n_threads", ctypes.c_uint32),
         ("reserved", ctypes.c_uint32),
+        ("memory_limit", ctypes.c_uint64),
     ]
 
 

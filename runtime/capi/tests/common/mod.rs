@@ -63,6 +63,7 @@ pub fn options(max_tokens: u64) -> moec_layer_options {
         max_tokens,
         n_threads: 2,
         reserved: 0,
+        memory_limit: 0,
     }
 }
 

@@ -4,13 +4,13 @@ mod counted;
 mod figures;
 mod read;
 
-use super::run::{compile, parse_device, parse_source, random_inputs, refuse_decided, targets};
+use super::run::{MemoryArgs, compile, parse_device, parse_source, random_inputs, refuse_decided, targets};
 use super::subject::{self, CompileArgs, PartArgs, ShardArgs, Subject};
 use crate::commands::run::Source;
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use figures::{Run, Spread};
-use moec::{Bundle, Checkpoint, Device, Diagnostic, Layer, LayerOptions, LoadOptions, Tensor, Weights};
+use moec::{Bundle, CachedWeights, Checkpoint, Device, Diagnostic, Layer, LayerOptions, LoadOptions, Tensor, Weights};
 use moec_runtime::Times;
 use moec_runtime::cpu::Pool;
 use read::Reader;
@@ -41,6 +41,11 @@ pub struct Options {
     /// Checkpoint of the weights.
     #[arg(long, value_parser = parse_source, default_value = "random:seed=1", value_name = "DIR|random:seed=1")]
     pub weights: Source,
+    /// Keep packed weights in this directory, and take them from there the next time.
+    #[arg(long, value_name = "DIR")]
+    pub weight_cache: Option<PathBuf>,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Everything as JSON, in milliseconds, bytes and GB/s.
     #[arg(long)]
     pub json: bool,
@@ -135,10 +140,23 @@ fn open(options: &Options) -> Result<Bundle, Vec<Diagnostic>> {
 fn load(bundle: &Bundle, options: &Options, pool: &Option<Arc<Pool>>, max_tokens: u64) -> Result<Layer, Diagnostic> {
     let weights = match &options.weights {
         Source::Random { seed, .. } => Weights::Random { seed: *seed },
-        Source::Path(path) => Weights::from_checkpoint(Checkpoint::open(path)?),
+        Source::Path(path) => {
+            let checkpoint = Checkpoint::open(path)?;
+            match &options.weight_cache {
+                Some(dir) => Weights::Cached(CachedWeights::new(checkpoint.into(), dir)?),
+                None => Weights::from_checkpoint(checkpoint),
+            }
+        }
     };
-    let device = options.device.clone();
-    Layer::load(bundle, &weights, LoadOptions { device, max_tokens, pool: pool.clone(), ..LoadOptions::default() })
+    let load = LoadOptions {
+        device: options.device.clone(),
+        max_tokens,
+        pool: pool.clone(),
+        memory_limit: options.memory.memory_limit,
+        spill_folder: options.weight_cache.clone(),
+        ..LoadOptions::default()
+    };
+    Layer::load(bundle, &weights, load)
 }
 
 /// # Errors

@@ -190,6 +190,7 @@ fn refuse(options: &Options) -> Result<(), Diagnostic> {
     let given = [
         ("--jit", options.jit),
         ("--weight-cache", options.weight_cache.is_some()),
+        ("--memory-limit", options.memory.memory_limit.is_some()),
         ("--counters", options.counters.is_some()),
     ];
     let wrong = |what: String| Err(Diagnostic::machine("wrong-usage", what));

@@ -6,7 +6,7 @@ use super::subject::{self, CompileArgs, PartArgs, ShardArgs, Subject};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use moec::{
-    Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, ModelLayer,
+    Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, LoadOptions, ModelLayer,
     RunResult, Session, Target, Tensor, TensorType, Weights,
 };
 use moec_bundle::PlacedBundle;
@@ -52,6 +52,8 @@ pub struct Options {
     /// Keep packed weights in this directory, and take them from there the next time.
     #[arg(long, value_name = "DIR")]
     pub weight_cache: Option<PathBuf>,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// On the CPU, compile in memory for this very processor instead of taking the bundle's object file.
     #[arg(long)]
     pub jit: bool,
@@ -60,6 +62,19 @@ pub struct Options {
     pub counters: Option<PathBuf>,
     #[command(flatten)]
     pub compile: CompileArgs,
+}
+
+/// How much memory experts may take.
+#[derive(clap::Args, Clone, Debug)]
+pub struct MemoryArgs {
+    /// On the CPU, keep at most so many bytes of routed experts in memory and read the others from the weight cache, or from a
+    /// checkpoint that needs no packing, as they are chosen.
+    #[arg(long, value_parser = parse_size, value_name = "8GiB")]
+    pub memory_limit: Option<u64>,
+}
+
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    moec_runtime::parse_bytes(text).map_err(|d| format!("{}; {}", d.message, d.help.unwrap_or_default()))
 }
 
 /// Where tensors come from.
@@ -346,9 +361,16 @@ fn load(options: &Options, ready: &Ready, n_tokens: u64, progress: &Progress) ->
         progress.say(&format!("loading weights: {before:.2} GiB so far, `{}`", param.name));
     };
     let weights = Weights::Watched(&weights, &watch);
+    let load = LoadOptions {
+        device: options.device.clone(),
+        max_tokens: n_tokens,
+        memory_limit: options.memory.memory_limit,
+        spill_folder: options.weight_cache.clone(),
+        ..LoadOptions::default()
+    };
     match (&ready.compiled, options.jit) {
-        (Some(compiled), true) => Session::jit(compiled, &weights, n_tokens),
-        _ => Session::load(&ready.bundle, &weights, options.device.clone(), n_tokens),
+        (Some(compiled), true) => Session::jit_with(compiled, &weights, load),
+        _ => Session::load_with(&ready.bundle, &weights, load),
     }
 }
 
