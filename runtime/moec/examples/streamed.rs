@@ -134,7 +134,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                     let ids = random.experts(n_tokens, &shares);
                     let inputs = [("input", &x), ("topk_ids", &ids), ("topk_weights", &weights)];
                     drop_files(&cache)?;
-                    let mut time = |layer: &mut Layer, times: &mut Vec<f64>| -> Result<Tensor, moec::Diagnostic> {
+                    let time = |layer: &mut Layer, times: &mut Vec<f64>| -> Result<Tensor, moec::Diagnostic> {
                         let start = Instant::now();
                         let result = layer.run_host(&inputs)?;
                         if step >= warm {

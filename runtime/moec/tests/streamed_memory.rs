@@ -23,7 +23,7 @@ const CONFIG: &str = r#"{"architectures": ["Qwen3MoeForCausalLM"], "model_type":
 const ALL: u64 = (EXPERTS * 3 * HIDDEN * FFN * 2) as u64;
 
 /// What is not experts: kernels, workspace, what the allocator keeps, pages of the cache while its sums are looked at (16 MiB).
-const REST: u64 = 28 << 20;
+const REST: u64 = 24 << 20;
 
 fn make(folder: &Path) {
     std::fs::write(folder.join("config.json"), CONFIG).expect("writes");

@@ -9,8 +9,8 @@ pub(super) struct Pages {
     pub end: usize,
 }
 
-/// Pages around one that is asked for, which the system maps along with it where they are in its cache (`fault_around_bytes`).
-pub(super) const AROUND: usize = 64 << 10;
+/// The largest page of the system's cache of files: with a page that is asked for, it maps all that lies between multiples of this.
+pub(super) const LARGE: usize = 2 << 20;
 
 /// That the system can be told.
 ///
@@ -39,6 +39,13 @@ impl Pages {
             0 => Ok(()),
             _ => Err(std::io::Error::last_os_error()),
         }
+    }
+
+    /// Has the pages mapped one by one: a large page that is mapped as a whole can be let go
+    /// as a whole only, with experts that are needed. They must begin at a page.
+    pub fn map_one_by_one(self) {
+        // A system that refuses has no large pages.
+        let _ = self.advise(libc::MADV_NOHUGEPAGE);
     }
 
     /// Brings the pages into memory and waits. They must begin at a page.
@@ -71,6 +78,9 @@ pub(super) fn page_bytes() -> usize {
 
 #[cfg(not(target_os = "linux"))]
 impl Pages {
+    /// Not called: [`check`] refuses.
+    pub fn map_one_by_one(self) {}
+
     /// Not called: [`check`] refuses.
     pub fn bring(self) -> std::io::Result<()> {
         Err(std::io::ErrorKind::Unsupported.into())

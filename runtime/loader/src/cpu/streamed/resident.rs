@@ -1,7 +1,7 @@
 //! Which matrices of experts are in memory, and which of them is let go for another.
 
 use super::Stack;
-use super::pages::{AROUND, Pages, page_bytes};
+use super::pages::{LARGE, Pages, page_bytes};
 use super::readers::{PIECE, Piece, Readers};
 use moec_ir::diag::Diagnostic;
 use std::collections::VecDeque;
@@ -58,6 +58,8 @@ pub(super) struct Table {
 /// What launches and readers share.
 pub(super) struct Shared {
     stacks: Vec<Stack>,
+    /// Nothing is ever let go.
+    has_room_for_all: bool,
     table: Mutex<Table>,
     work: Condvar,
     news: Condvar,
@@ -84,9 +86,27 @@ impl Stack {
         Pages { start: start / page * page, end }
     }
 
-    /// Most bytes that a matrix takes in memory: its pages, and those around that the system maps with them.
+    /// Most bytes that a matrix takes in memory: whole pages, of which two may be shared with its neighbours.
     fn cost(&self) -> u64 {
-        (self.bytes as usize).next_multiple_of(page_bytes()) as u64 + 2 * AROUND as u64
+        ((self.bytes as usize).next_multiple_of(page_bytes()) + page_bytes()) as u64
+    }
+
+    /// The matrices that the system may have mapped along with one.
+    fn around(&self, expert: usize) -> std::ops::Range<usize> {
+        let (first, bytes) = (self.start.addr(), (self.bytes as usize).max(1));
+        let start = (first + expert * bytes) / LARGE * LARGE;
+        let end = (first + (expert + 1) * bytes).next_multiple_of(LARGE);
+        start.saturating_sub(first) / bytes..((end - first).div_ceil(bytes)).min(self.n_experts)
+    }
+
+    /// Takes matrices out of memory, but for pages that they share with others.
+    fn let_go(&self, experts: std::ops::Range<usize>) {
+        let page = page_bytes();
+        let at = |expert: usize| self.start.addr() + expert * self.bytes as usize;
+        let (start, end) = (at(experts.start).next_multiple_of(page), at(experts.end) / page * page);
+        if start < end {
+            Pages { start, end }.let_go();
+        }
     }
 }
 
@@ -130,6 +150,7 @@ impl Shared {
             if state == State::Absent {
                 table.memory.resident -= self.stacks[piece.stack].cost();
             }
+            self.tidy(&table, piece.stack, piece.expert);
             self.news.notify_all();
         }
     }
@@ -178,29 +199,35 @@ impl Shared {
         };
         table.stacks[stack][expert].state = State::Absent;
         table.memory.resident -= self.stacks[stack].cost();
-        // With what was mapped around it, where nobody needs that.
-        let of = &table.stacks[stack];
-        let is_absent = |e: usize| of.get(e).is_some_and(|m| m.state == State::Absent);
-        let (stack, page) = (&self.stacks[stack], page_bytes());
-        let start = stack.start.addr() + expert * stack.bytes as usize;
-        let end = start + stack.bytes as usize;
-        let around = AROUND.min(stack.bytes as usize);
-        let start = match expert.checked_sub(1) {
-            Some(before) if is_absent(before) => (start - around).next_multiple_of(page),
-            _ => start.next_multiple_of(page),
-        };
-        let end = if is_absent(expert + 1) { end + around } else { end } / page * page;
-        if start < end {
-            Pages { start, end }.let_go();
-        }
+        self.tidy(table, stack, expert);
         true
+    }
+
+    /// Lets go of what is in memory around a matrix and is counted as absent.
+    fn tidy(&self, table: &Table, stack: usize, expert: usize) {
+        if self.has_room_for_all {
+            return;
+        }
+        let (matrices, of) = (&table.stacks[stack], &self.stacks[stack]);
+        let mut around = of.around(expert);
+        while let Some(first) = around.find(|&e| matrices[e].state == State::Absent) {
+            let last = around.find(|&e| matrices[e].state != State::Absent).unwrap_or(around.end);
+            of.let_go(first..last);
+        }
     }
 }
 
 impl Resident {
     pub fn new(stacks: Vec<Stack>, limit: u64) -> Resident {
-        let absent = Matrix { state: State::Absent, used: 0, needed: NOT_NEEDED };
         let all = stacks.iter().map(|s| s.bytes * s.n_experts as u64).sum();
+        let has_room_for_all = stacks.iter().map(|s| s.cost() * s.n_experts as u64).sum::<u64>() <= limit;
+        for stack in stacks.iter().filter(|_| !has_room_for_all) {
+            let (first, last) = (stack.pages(0), stack.pages(stack.n_experts - 1));
+            let all = Pages { start: first.start, end: last.end };
+            all.map_one_by_one();
+            all.let_go();
+        }
+        let absent = Matrix { state: State::Absent, used: 0, needed: NOT_NEEDED };
         let table = Table {
             stacks: stacks.iter().map(|s| vec![absent; s.n_experts]).collect(),
             pieces: VecDeque::new(),
@@ -211,7 +238,7 @@ impl Resident {
             memory: ExpertMemory { limit, all, ..ExpertMemory::default() },
         };
         let shared =
-            Arc::new(Shared { stacks, table: Mutex::new(table), work: Condvar::new(), news: Condvar::new() });
+            Arc::new(Shared { stacks, has_room_for_all, table: Mutex::new(table), work: Condvar::new(), news: Condvar::new() });
         Resident { readers: Readers::start(shared.clone()), shared }
     }
 
