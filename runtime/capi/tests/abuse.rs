@@ -74,9 +74,8 @@ fn threads_are_as_many_as_asked_for_or_refused() {
 #[test]
 fn memory_limits_are_kept_or_refused() {
     let folder = tempfile::tempdir().expect("a folder");
-    let checkpoint = CString::new(common::checkpoint().to_str().expect("text")).expect("no zero");
-    let cache = CString::new(folder.path().to_str().expect("text")).expect("no zero");
-    let run = |memory_limit: u64, cache: *const c_char| {
+    let (path, cache) = (c(checkpoint().to_str().expect("text")), c(folder.path().to_str().expect("text")));
+    let run = |memory_limit: u64, cache: *const std::ffi::c_char| {
         let (bundle, mut layer) = (open(&archive()), null_mut());
         let options = moec_layer_options { memory_limit, ..options(5) };
         // SAFETY: a handle, options and a place.
@@ -84,7 +83,7 @@ fn memory_limits_are_kept_or_refused() {
         must(moec_bundle_free(bundle));
         let from = moec_checkpoint_options {
             struct_size: size_of::<moec_checkpoint_options>(),
-            path: checkpoint.as_ptr(),
+            path: path.as_ptr(),
             cache,
             progress: None,
             user: null_mut(),

@@ -141,6 +141,40 @@ fn run_compares_with_expected_results() {
     assert_eq!(strict.code, 1, "an error above the tolerance should be a failure: {}", strict.stdout);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_memory_limit_is_kept_or_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = conformance("mixtral.bf16");
+    let model = model.to_str().unwrap();
+    let args = ["run", model, "--input", "random:T=5", "--output", "y.safetensors"];
+    let result = |more: &[&str]| {
+        let run = moec_in(dir.path(), &[&args[..], more].concat());
+        assert_eq!(run.code, 0, "{more:?}: {}", run.stderr);
+        std::fs::read(dir.path().join("y.safetensors")).unwrap()
+    };
+    let want = result(&[]);
+    for limit in ["64KiB", "1.5 MB", "1GiB"] {
+        assert!(result(&["--weight-cache", "cache", "--memory-limit", limit]) == want, "{limit}");
+    }
+    assert!(result(&["--jit", "--weight-cache", "cache", "--memory-limit", "64KiB"]) == want);
+    let code = |more: &[&str]| {
+        let run = moec_in(dir.path(), &[&["--message-format", "json"], &args[..], more].concat());
+        (run.code, common::diagnostics(&run).first().and_then(|d| Some(d["code"].as_str()?.to_string())).unwrap_or_default())
+    };
+    let cached = ["--weight-cache", "cache", "--memory-limit"];
+    assert_eq!(code(&[&cached[..], &["4KiB"]].concat()), (1, "memory-limit-too-small".into()));
+    assert_eq!(code(&["--memory-limit", "1GiB"]), (1, "memory-limit-needs-file".into()));
+    let emulated = [&cached[..], &["1GiB", "--device", "emulator:sm_90a"]].concat();
+    assert_eq!(code(&emulated), (2, "memory-limit-unsupported".into()));
+    let nonsense = moec_in(dir.path(), &[&args[..], &["--memory-limit", "8gigs"]].concat());
+    assert_eq!(nonsense.code, 2);
+    assert!(nonsense.stderr.contains("`8gigs` is not a number of bytes"), "{}", nonsense.stderr);
+    let bench = ["bench", model, "-T", "3", "--rounds", "2", "--weight-cache", "cache", "--memory-limit", "64KiB", "--json"];
+    let bench = moec_in(dir.path(), &bench);
+    assert_eq!(bench.code, 0, "{}", bench.stderr);
+}
+
 #[test]
 fn an_emulator_counts_what_kernels_move() {
     let dir = tempfile::tempdir().unwrap();

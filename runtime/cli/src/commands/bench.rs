@@ -4,7 +4,7 @@ mod counted;
 mod figures;
 mod read;
 
-use super::run::{MemoryArgs, compile, parse_device, parse_source, random_inputs, refuse_decided, targets};
+use super::run::{CpuArgs, compile, parse_device, parse_source, random_inputs, refuse_decided, targets};
 use super::subject::{self, CompileArgs, PartArgs, ShardArgs, Subject};
 use crate::commands::run::Source;
 use crate::output::{self, Ended, Outcome};
@@ -45,7 +45,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub weight_cache: Option<PathBuf>,
     #[command(flatten)]
-    pub memory: MemoryArgs,
+    pub cpu: CpuArgs,
     /// Everything as JSON, in milliseconds, bytes and GB/s.
     #[arg(long)]
     pub json: bool,
@@ -78,8 +78,14 @@ pub fn run(options: &Options) -> Outcome {
         return Err(vec![d.help("leave it out")]);
     }
     let bundle = open(options)?;
-    let pool =
-        (options.device == Device::Cpu).then(|| Pool::new(options.threads)).transpose().map_err(one)?.map(Arc::new);
+    if options.threads > 0 && options.cpu.cpu_affinity.is_some() {
+        let d = Diagnostic::machine("wrong-usage", "--threads and --cpu-affinity both say how many threads there are");
+        return Err(vec![d.help("give one of them")]);
+    }
+    let pool = match options.cpu.pool(&options.device).map_err(one)? {
+        None if options.device == Device::Cpu => Some(Arc::new(Pool::new(options.threads).map_err(one)?)),
+        pinned => pinned,
+    };
     let progress = Progress::start("loading weights");
     let mut layers = vec![load(&bundle, options, &pool, most).map_err(one)?];
     if let Some(path) = &options.vs {
@@ -152,7 +158,7 @@ fn load(bundle: &Bundle, options: &Options, pool: &Option<Arc<Pool>>, max_tokens
         device: options.device.clone(),
         max_tokens,
         pool: pool.clone(),
-        memory_limit: options.memory.memory_limit,
+        memory_limit: options.cpu.memory_limit,
         spill_folder: options.weight_cache.clone(),
         ..LoadOptions::default()
     };

@@ -190,7 +190,8 @@ fn refuse(options: &Options) -> Result<(), Diagnostic> {
     let given = [
         ("--jit", options.jit),
         ("--weight-cache", options.weight_cache.is_some()),
-        ("--memory-limit", options.memory.memory_limit.is_some()),
+        ("--memory-limit", options.cpu.memory_limit.is_some()),
+        ("--cpu-affinity", options.cpu.cpu_affinity.is_some()),
         ("--counters", options.counters.is_some()),
     ];
     let wrong = |what: String| Err(Diagnostic::machine("wrong-usage", what));

@@ -13,7 +13,9 @@ use moec_bundle::PlacedBundle;
 use moec_bundle::manifest::ParamInfo;
 use moec_ir::DType;
 use moec_ir::tile::Buffer;
+use moec_runtime::cpu::Pool;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[derive(clap::Args, Debug)]
@@ -53,7 +55,7 @@ pub struct Options {
     #[arg(long, value_name = "DIR")]
     pub weight_cache: Option<PathBuf>,
     #[command(flatten)]
-    pub memory: MemoryArgs,
+    pub cpu: CpuArgs,
     /// On the CPU, compile in memory for this very processor instead of taking the bundle's object file.
     #[arg(long)]
     pub jit: bool,
@@ -64,13 +66,37 @@ pub struct Options {
     pub compile: CompileArgs,
 }
 
-/// How much memory experts may take.
+/// How the CPU's memory and processors are used.
 #[derive(clap::Args, Clone, Debug)]
-pub struct MemoryArgs {
+pub struct CpuArgs {
     /// On the CPU, keep at most so many bytes of routed experts in memory and read the others from the weight cache, or from a
     /// checkpoint that needs no packing, as they are chosen.
     #[arg(long, value_parser = parse_size, value_name = "8GiB")]
     pub memory_limit: Option<u64>,
+    /// On the CPU, a thread on each of these processors, where it stays, as taskset names them [default: a thread for each core, where the
+    /// system puts it].
+    #[arg(long, value_parser = parse_cpus, value_name = "0-3,8")]
+    pub cpu_affinity: Option<Cpus>,
+}
+
+/// Processors, in the order of threads.
+#[derive(Clone, Debug)]
+pub struct Cpus(pub Vec<usize>);
+
+fn parse_cpus(text: &str) -> Result<Cpus, String> {
+    moec_runtime::cpu::parse_cpus(text).map(Cpus).map_err(|d| format!("{}; {}", d.message, d.help.unwrap_or_default()))
+}
+
+impl CpuArgs {
+    /// A pool on the processors that are named, if any are. This thread is one of it.
+    pub fn pool(&self, device: &Device) -> Result<Option<Arc<Pool>>, Diagnostic> {
+        let Some(Cpus(cpus)) = &self.cpu_affinity else { return Ok(None) };
+        if *device != Device::Cpu {
+            let d = Diagnostic::machine("wrong-usage", format!("--cpu-affinity changes nothing on {device}"));
+            return Err(d.help("leave it out"));
+        }
+        Ok(Some(Arc::new(Pool::pinned(cpus)?)))
+    }
 }
 
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
@@ -364,8 +390,9 @@ fn load(options: &Options, ready: &Ready, n_tokens: u64, progress: &Progress) ->
     let load = LoadOptions {
         device: options.device.clone(),
         max_tokens: n_tokens,
-        memory_limit: options.memory.memory_limit,
+        memory_limit: options.cpu.memory_limit,
         spill_folder: options.weight_cache.clone(),
+        pool: options.cpu.pool(&options.device)?,
         ..LoadOptions::default()
     };
     match (&ready.compiled, options.jit) {

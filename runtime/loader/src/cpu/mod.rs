@@ -1,11 +1,13 @@
 //! Layers on the host's processor.
 
+mod affinity;
 mod object_file;
 mod pool;
 mod spill;
 mod streamed;
 mod times;
 
+pub use affinity::parse_cpus;
 pub use object_file::{Code, check_features};
 pub use pool::{MAX_THREADS, Pool};
 pub use streamed::ExpertMemory;

@@ -4,6 +4,7 @@
 //! items from the stage's counter until none is left, waits until all items of the stage are finished (by whomever), and
 //! goes on. So threads are woken once a run and not once a kernel, and a thread that wakes late holds up nobody.
 
+use super::affinity;
 use moec_ir::abi::{CpuContext, CpuKernel};
 use moec_ir::diag::Diagnostic;
 use std::cell::UnsafeCell;
@@ -87,22 +88,49 @@ impl Pool {
         if n_threads == 0 {
             return Ok(Pool::for_all_cores());
         }
-        let pool = Pool::of(n_threads);
-        match pool.workers.len() + 1 {
+        Pool::of(n_threads, None)?.complete()
+    }
+
+    /// A pool with a thread on each of these processors, in their order, where each stays. The calling thread is the first of them:
+    /// it should be the one that runs the layers.
+    ///
+    /// # Errors
+    /// `cpu-not-available`; `argument-invalid` for none or more than [`MAX_THREADS`]; `out-of-memory` as for [`Pool::new`].
+    pub fn pinned(cpus: &[usize]) -> Result<Pool, Diagnostic> {
+        let Some(&first) = cpus.first().filter(|_| cpus.len() <= MAX_THREADS) else {
+            let what = format!("{} processors are named; a pool has 1 to {MAX_THREADS} threads", cpus.len());
+            return Err(Diagnostic::input("argument-invalid", what).help("name one for each thread"));
+        };
+        affinity::check(cpus)?;
+        let pool = Pool::of(cpus.len(), Some(cpus))?.complete()?;
+        affinity::pin(first)?;
+        Ok(pool)
+    }
+
+    /// # Errors
+    /// `out-of-memory` when there are fewer threads than were asked for.
+    fn complete(self) -> Result<Pool, Diagnostic> {
+        let n_threads = self.n_threads();
+        match self.workers.len() + 1 {
             started if started < n_threads => {
                 let what = format!("{n_threads} threads are asked for, but the machine started {started}");
                 Err(Diagnostic::machine("out-of-memory", what).help("ask for fewer threads, or raise `ulimit -u`"))
             }
-            _ => Ok(pool),
+            _ => Ok(self),
         }
     }
 
     /// A pool of one thread for each core, up to [`MAX_THREADS`]; fewer where the machine starts no more.
     pub fn for_all_cores() -> Pool {
-        Pool::of(std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS))
+        let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
+        Pool::of(n_threads, None).expect("threads that are not pinned should be what they are")
     }
 
-    fn of(wanted: usize) -> Pool {
+    /// As many threads as start; with `cpus`, each on its own.
+    ///
+    /// # Errors
+    /// `cpu-not-available`.
+    fn of(wanted: usize, cpus: Option<&[usize]>) -> Result<Pool, Diagnostic> {
         let shared = Arc::new(Shared {
             n_threads: wanted,
             stages: UnsafeCell::new((std::ptr::null(), 0)),
@@ -116,13 +144,24 @@ impl Pool {
             wake: Condvar::new(),
         });
         // Every item is run by those threads that there are.
-        let workers = (1..wanted)
+        let (told, tells) = std::sync::mpsc::channel();
+        let workers: Vec<_> = (1..wanted)
             .map_while(|i| {
-                let shared = shared.clone();
-                std::thread::Builder::new().name(format!("moec-{i}")).spawn(move || worker(&shared, i)).ok()
+                let (shared, told, cpu) = (shared.clone(), told.clone(), cpus.map(|cpus| cpus[i]));
+                let name = cpu.map_or_else(|| format!("moec-{i}"), |cpu| format!("moec-cpu{cpu}"));
+                let run = move || {
+                    // Whoever makes the pool waits for this.
+                    let _ = told.send(cpu.map_or(Ok(()), affinity::pin));
+                    worker(&shared, i);
+                };
+                std::thread::Builder::new().name(name).spawn(run).ok()
             })
             .collect();
-        Pool { shared, workers, running: Mutex::new(()) }
+        let pool = Pool { shared, workers, running: Mutex::new(()) };
+        if cpus.is_some() {
+            tells.iter().take(pool.workers.len()).collect::<Result<Vec<()>, _>>()?;
+        }
+        Ok(pool)
     }
 
     /// Number of threads that take part in a run, the caller's among them.
@@ -320,7 +359,7 @@ mod tests {
     #[test]
     fn every_item_runs_once_and_stages_do_not_overlap() {
         for n_threads in [1, 2, 5] {
-            let pool = Pool::of(n_threads);
+            let pool = Pool::new(n_threads).expect("threads");
             let math = CpuMath::standard();
             for _ in 0..200 {
                 let data: Vec<AtomicU64> = (0..1000).map(|_| AtomicU64::new(0)).collect();
@@ -336,7 +375,7 @@ mod tests {
 
     #[test]
     fn stages_without_items_and_runs_without_stages_return() {
-        let pool = Pool::of(3);
+        let pool = Pool::new(3).expect("threads");
         let math = CpuMath::standard();
         let mut scratch = vec![0u8; 256 * 3];
         let list = stages(&[], &mut scratch, &math, 3, 0);
@@ -357,7 +396,7 @@ mod tests {
 
     #[test]
     fn sleeping_threads_wake_again() {
-        let pool = Pool::of(2);
+        let pool = Pool::new(2).expect("threads");
         let math = CpuMath::standard();
         for _ in 0..5 {
             std::thread::sleep(std::time::Duration::from_millis(3));
