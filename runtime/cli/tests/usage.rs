@@ -160,7 +160,10 @@ fn a_memory_limit_is_kept_or_refused() {
     assert!(result(&["--jit", "--weight-cache", "cache", "--memory-limit", "64KiB"]) == want);
     let code = |more: &[&str]| {
         let run = moec_in(dir.path(), &[&["--message-format", "json"], &args[..], more].concat());
-        (run.code, common::diagnostics(&run).first().and_then(|d| Some(d["code"].as_str()?.to_string())).unwrap_or_default())
+        (
+            run.code,
+            common::diagnostics(&run).first().and_then(|d| Some(d["code"].as_str()?.to_string())).unwrap_or_default(),
+        )
     };
     let cached = ["--weight-cache", "cache", "--memory-limit"];
     assert_eq!(code(&[&cached[..], &["4KiB"]].concat()), (1, "memory-limit-too-small".into()));
@@ -170,7 +173,8 @@ fn a_memory_limit_is_kept_or_refused() {
     let nonsense = moec_in(dir.path(), &[&args[..], &["--memory-limit", "8gigs"]].concat());
     assert_eq!(nonsense.code, 2);
     assert!(nonsense.stderr.contains("`8gigs` is not a number of bytes"), "{}", nonsense.stderr);
-    let bench = ["bench", model, "-T", "3", "--rounds", "2", "--weight-cache", "cache", "--memory-limit", "64KiB", "--json"];
+    let bench =
+        ["bench", model, "-T", "3", "--rounds", "2", "--weight-cache", "cache", "--memory-limit", "64KiB", "--json"];
     let bench = moec_in(dir.path(), &bench);
     assert_eq!(bench.code, 0, "{}", bench.stderr);
 }

@@ -241,7 +241,8 @@ impl LayerBuilder {
                     let lent =
                         lent.map(|(part, strides)| cpu::WeightMemory::Borrowed(given.bytes(part).as_ptr(), strides));
                     let pack = |dst: &mut [u8]| given.pack(info, &slot.buffer, dst);
-                    filled.push((i, lent.map_or_else(|| cpu::WeightMemory::packed(info, &slot.buffer, room, pack), Ok)?));
+                    filled
+                        .push((i, lent.map_or_else(|| cpu::WeightMemory::packed(info, &slot.buffer, room, pack), Ok)?));
                 }
                 filled.into_iter().for_each(|(i, memory)| slots[i] = Some(memory));
             }

@@ -61,7 +61,11 @@ fn make(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(folder.join("config.json"), CONFIG)?;
     let mut random = Random(7);
     let mut matrix = |rows: usize, cols: usize| {
-        Tensor::float(DType::BF16, &[rows, cols], (0..rows * cols).map(|_| random.unit() as f32 * 0.05 - 0.025).collect())
+        Tensor::float(
+            DType::BF16,
+            &[rows, cols],
+            (0..rows * cols).map(|_| random.unit() as f32 * 0.05 - 0.025).collect(),
+        )
     };
     // All experts alike: only where they lie counts.
     let (gate, down, router) = (matrix(FFN, HIDDEN), matrix(HIDDEN, FFN), matrix(EXPERTS, HIDDEN));
@@ -95,13 +99,15 @@ fn median(of: &mut [f64]) -> f64 {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().collect();
     let folder = Path::new(args.get(1).ok_or("give a folder")?);
-    let tokens: Vec<usize> = args.get(2).map_or("1,16,512", String::as_str).split(',').map(str::parse).collect::<Result<_, _>>()?;
+    let tokens: Vec<usize> =
+        args.get(2).map_or("1,16,512", String::as_str).split(',').map(str::parse).collect::<Result<_, _>>()?;
     if !folder.join("model.safetensors").exists() {
         make(folder)?;
     }
     let part = Part::Experts { ids: DType::I64, weights: DType::F32 };
     let model = Model::open(folder).map_err(|d| d[0].clone())?;
-    let layer = model.layer_with(Some(0), &LayerOptions { part, ..LayerOptions::default() }).map_err(|d| d[0].clone())?;
+    let layer =
+        model.layer_with(Some(0), &LayerOptions { part, ..LayerOptions::default() }).map_err(|d| d[0].clone())?;
     let bundle =
         moec::compile(&CompileRequest::new(&layer.graph, Target::by_name("cpu").into_iter().collect()))?.bundle;
     let (most, cache) = (*tokens.iter().max().ok_or("give token counts")?, folder.join("cache"));

@@ -3,8 +3,8 @@
 #![cfg(target_os = "linux")]
 
 use moec::{
-    Bundle, CachedWeights, Checkpoint, CompileRequest, DType, Layer, LayerOptions, LoadOptions, Model, ModelLayer, Part,
-    Target, Tensor, Weights,
+    Bundle, CachedWeights, Checkpoint, CompileRequest, DType, Layer, LayerOptions, LoadOptions, Model, ModelLayer,
+    Part, Target, Tensor, Weights,
 };
 use moec_ir::diag::Diagnostic;
 use moec_runtime::cpu::Pool;
@@ -40,7 +40,8 @@ impl Kept<'_> {
     fn load(&self, pool: &Arc<Pool>, memory_limit: Option<u64>) -> Result<Layer, Diagnostic> {
         let checkpoint = Arc::new(Checkpoint::open(self.checkpoint)?);
         let weights = Weights::Cached(CachedWeights::new(checkpoint, self.cache.path())?);
-        let options = LoadOptions { max_tokens: 1025, pool: Some(pool.clone()), memory_limit, ..LoadOptions::default() };
+        let options =
+            LoadOptions { max_tokens: 1025, pool: Some(pool.clone()), memory_limit, ..LoadOptions::default() };
         Layer::load(self.bundle, &weights, options)
     }
 
@@ -94,8 +95,10 @@ fn check(name: &str, kept: &Kept<'_>, pools: &[Arc<Pool>], inputs: &[(&str, Tens
 
 #[test]
 fn recorded_layers_within_any_limit() {
-    let mut dirs: Vec<PathBuf> =
-        std::fs::read_dir(folder()).expect("the conformance set is there").map(|e| e.expect("readable").path()).collect();
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(folder())
+        .expect("the conformance set is there")
+        .map(|e| e.expect("readable").path())
+        .collect();
     dirs.sort();
     let (pools, mut n_layers) = (pools(), 0);
     for dir in dirs {

@@ -69,7 +69,8 @@ fn load(bundle: &Bundle, folder: &Path, memory_limit: Option<u64>) -> Layer {
 fn experts_take_the_limit_and_no_more() {
     let folder = tempfile::tempdir().expect("a folder");
     make(folder.path());
-    let layer = Model::open(folder.path()).expect("model").layer_with(Some(0), &LayerOptions::default()).expect("layer");
+    let layer =
+        Model::open(folder.path()).expect("model").layer_with(Some(0), &LayerOptions::default()).expect("layer");
     let cpu = Target::by_name("cpu").into_iter().collect();
     let bundle = moec::compile(&CompileRequest::new(&layer.graph, cpu)).expect("compiles").bundle;
     // Packs.

@@ -6,8 +6,8 @@ use super::subject::{self, CompileArgs, PartArgs, ShardArgs, Subject};
 use crate::output::{self, Ended, Outcome};
 use crate::progress::Progress;
 use moec::{
-    Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, LoadOptions, ModelLayer,
-    RunResult, Session, Target, Tensor, TensorType, Weights,
+    Bundle, CachedWeights, Checkpoint, CompileRequest, Compiled, Device, Diagnostic, LayerOptions, LoadOptions,
+    ModelLayer, RunResult, Session, Target, Tensor, TensorType, Weights,
 };
 use moec_bundle::PlacedBundle;
 use moec_bundle::manifest::ParamInfo;

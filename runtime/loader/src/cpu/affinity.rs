@@ -44,7 +44,8 @@ pub(super) fn check(cpus: &[usize]) -> Result<(), Diagnostic> {
     let Some(missing) = cpus.iter().find(|cpu| !allowed.contains(cpu)) else { return Ok(()) };
     let list: Vec<String> = allowed.iter().map(usize::to_string).collect();
     let what = format!("processor {missing} is not one of those that this process may use: {}", list.join(", "));
-    Err(Diagnostic::machine("cpu-not-available", what).help("name others, or start the process with more (taskset, cpusets)"))
+    Err(Diagnostic::machine("cpu-not-available", what)
+        .help("name others, or start the process with more (taskset, cpusets)"))
 }
 
 #[cfg(target_os = "linux")]

@@ -10,8 +10,8 @@ mod times;
 pub use affinity::parse_cpus;
 pub use object_file::{Code, check_features};
 pub use pool::{MAX_THREADS, Pool};
-pub use streamed::ExpertMemory;
 pub(crate) use spill::Room;
+pub use streamed::ExpertMemory;
 
 use crate::host;
 use crate::memory::allocate;
@@ -25,9 +25,9 @@ use moec_ir::abi::{BUFFER_ALIGN, CpuContext, CpuKernel, CpuKernels, CpuMath, Str
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::{Buffer, CpuLaunch};
 use pool::Stage;
-use streamed::Streamed;
 use std::any::Any;
 use std::sync::Arc;
+use streamed::Streamed;
 
 /// Kernels that were compiled in this process, for the variants of a bundle's `cpu` target.
 #[derive(Clone)]

@@ -48,8 +48,7 @@ impl Room {
         let write = || {
             std::fs::create_dir_all(&folder)?;
             let path = Scratch::new(folder.join(name));
-            let mut file =
-                std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(path.path())?;
+            let mut file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(path.path())?;
             file.write_all(weights)?;
             // Pages that are on the disk can be taken back when memory runs short.
             file.sync_data()?;

@@ -67,7 +67,12 @@ pub(crate) fn is_stack(buffer: &Buffer) -> bool {
 impl Streamed {
     /// # Errors
     /// `memory-limit-too-small`, naming the least; `memory-limit-unsupported` where the system cannot do it.
-    pub fn new(plan: &Plan, variants: &[CpuVariant], weights: &[WeightMemory], limit: u64) -> Result<Streamed, Diagnostic> {
+    pub fn new(
+        plan: &Plan,
+        variants: &[CpuVariant],
+        weights: &[WeightMemory],
+        limit: u64,
+    ) -> Result<Streamed, Diagnostic> {
         pages::check()?;
         let mut stacks = Vec::new();
         let mut number = vec![None; weights.len()];
@@ -107,15 +112,17 @@ impl Streamed {
         let resident = Resident::new(stacks, limit);
         let one = |needs: &Needs| needs.stacks.iter().map(|&s| resident.cost(s)).sum::<u64>();
         for (variant, needs) in plan.variants.iter().zip(&needs) {
-            let dearest = variant.kernels.iter().zip(needs).filter_map(|(k, n)| Some((one(n.as_ref()?), &k.name))).max();
+            let dearest =
+                variant.kernels.iter().zip(needs).filter_map(|(k, n)| Some((one(n.as_ref()?), &k.name))).max();
             if let Some((least, kernel)) = dearest.filter(|(least, _)| *least > limit) {
                 let what = format!(
                     "experts may take {limit} bytes ({}), but `{kernel}` reads {least} bytes of one expert ({})",
                     size(limit),
                     size(least)
                 );
-                return Err(Diagnostic::input("memory-limit-too-small", what)
-                    .help(format!("give a limit of {least} bytes or more; it is fast where the experts of a step have room")));
+                return Err(Diagnostic::input("memory-limit-too-small", what).help(format!(
+                    "give a limit of {least} bytes or more; it is fast where the experts of a step have room"
+                )));
             }
         }
         let most = needs.iter().flatten().flatten().map(|n| n.n_experts + 1).max().unwrap_or(0);

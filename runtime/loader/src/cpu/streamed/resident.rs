@@ -192,7 +192,8 @@ impl Shared {
 
     /// Lets go of a matrix that no portion below `from` needs: the one that is needed last of all, or was used longest ago.
     fn let_one_go(&self, table: &mut Table, from: usize) -> bool {
-        let all = table.stacks.iter().enumerate().flat_map(|(s, of)| of.iter().enumerate().map(move |(e, m)| (s, e, m)));
+        let all =
+            table.stacks.iter().enumerate().flat_map(|(s, of)| of.iter().enumerate().map(move |(e, m)| (s, e, m)));
         let may_go = all.filter(|(_, _, m)| m.state == State::Here && m.needed >= from);
         let Some((stack, expert, _)) = may_go.max_by_key(|(_, _, m)| (m.needed, std::cmp::Reverse(m.used))) else {
             return false;
@@ -237,8 +238,13 @@ impl Resident {
             stop: false,
             memory: ExpertMemory { limit, all, ..ExpertMemory::default() },
         };
-        let shared =
-            Arc::new(Shared { stacks, has_room_for_all, table: Mutex::new(table), work: Condvar::new(), news: Condvar::new() });
+        let shared = Arc::new(Shared {
+            stacks,
+            has_room_for_all,
+            table: Mutex::new(table),
+            work: Condvar::new(),
+            news: Condvar::new(),
+        });
         Resident { readers: Readers::start(shared.clone()), shared }
     }
 
