@@ -86,6 +86,11 @@ typedef struct moec_layer_options {
    * Not used; 0.
    */
   uint32_t reserved;
+  /**
+   * CPU, Linux: most bytes of routed experts in memory, the others being read as they are chosen from the `cache` that the layer
+   * is loaded with, or from a checkpoint that needs no packing; 0 for no limit.
+   */
+  uint64_t memory_limit;
 } moec_layer_options;
 
 /**
