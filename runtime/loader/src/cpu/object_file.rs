@@ -39,7 +39,7 @@ impl Code {
                 "cpu-features-missing",
                 format!("the layer was compiled for {:?} processors, this one is {host:?}", file.architecture()),
             )
-            .help("compile the layer for this kind of processor"));
+            .help(compile_for_here()));
         }
         let mut text: Option<(object::SectionIndex, &[u8])> = None;
         for section in file.sections() {
@@ -92,6 +92,11 @@ impl Code {
     }
 }
 
+/// What to do with a layer for other processors.
+fn compile_for_here() -> String {
+    format!("compile the layer with `--cpu-arch {}`", std::env::consts::ARCH.replace('_', "-"))
+}
+
 /// Checks that this processor has everything that a compiled layer needs.
 ///
 /// # Errors
@@ -105,7 +110,10 @@ pub fn check_features(requires: &[String]) -> Result<(), Diagnostic> {
         "cpu-features-missing",
         format!("this processor lacks what the layer was compiled for: {}", missing.join(", ")),
     )
-    .help("compile the layer on this machine, or for a plainer processor"))
+    .help(match missing.iter().any(|m| ["x86_64", "aarch64"].contains(m)) {
+        true => compile_for_here(),
+        false => "run it on a newer processor: `--cpu-arch x86-64` needs AVX2 and FMA".to_string(),
+    }))
 }
 
 #[cfg(target_arch = "x86_64")]
