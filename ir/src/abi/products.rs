@@ -56,6 +56,8 @@ pub struct Products {
     pub scratch: *mut u8,
     /// [`Encoding::bits`] of the weights.
     pub encoding: u64,
+    /// Where the first column of the job begins that will follow, which memory is asked for as this one ends; null when nobody knows.
+    pub next: *const u8,
     /// The matrix's grid of scales; not read when the weights are floats, and neither are the fields below.
     pub scales: *const u8,
     /// Bytes from a row of the grid to the next.
@@ -68,6 +70,8 @@ pub struct Products {
     pub block_rows: u64,
     /// Elements of a block along a column; 0 for all.
     pub block_cols: u64,
+    /// Where the scales of that first column begin; null when nobody knows, or columns share scales.
+    pub next_scales: *const u8,
 }
 
 /// What weights lie in memory as.

@@ -130,12 +130,14 @@ fn time(
         out_pitch: COLUMNS,
         scratch: scratch.pointer(),
         encoding: with_rows(encoding.unwrap()),
+        next: std::ptr::null(),
         scales: scales.pointer(),
         scales_pitch: grid,
         global: &raw const global,
         first_column: 0,
         block_rows: format.map_or(0, |f| f.block_rows),
         block_cols: format.map_or(0, |f| f.block_cols),
+        next_scales: std::ptr::null(),
     };
     let (places, jobs) = (memory / (pitch * COLUMNS), 2 + 2000 / rows);
     let mut times: Vec<f64> = (0..ROUNDS)

@@ -214,15 +214,6 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [__m256i; 2] {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let even = Self::quarters([p[0], p[0].add(32), p[1], p[1]]);
-            [even, Self::quarters([p[0].add(16), p[0].add(48), p[1], p[1]])]
-        }
-    }
-
-    #[inline(always)]
     unsafe fn apart(task: &impl Task) {
         #[inline(never)]
         #[target_feature(enable = "avx2,fma,f16c")]

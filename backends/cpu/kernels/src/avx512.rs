@@ -243,7 +243,8 @@ impl<const BF16: bool> Machine for Avx512<BF16> {
     unsafe fn bytes(p: [*const u8; 2]) -> __m512i {
         unsafe {
             let low = _mm512_castsi256_si512(_mm256_loadu_si256(p[0].cast()));
-            _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(p[1].cast()))
+            // A load into half of a vector, of which the other half is not read: insertions take turns with permutations on AMD's processors.
+            _mm512_mask_loadu_epi64(low, 0b1111_0000, p[1].wrapping_sub(32).cast())
         }
     }
 

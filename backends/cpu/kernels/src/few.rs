@@ -95,7 +95,7 @@ pub(crate) unsafe fn few_rows<M: Machine, S: Source<M>, const ROWS: usize>(m: &M
 pub(crate) struct Ahead {
     /// What lies [`Ahead::far`] behind the first column.
     next: *const u8,
-    /// How far behind what is read memory is asked for.
+    /// How far behind what is read memory is asked for: that much is added to an address, so that it may lie before it.
     far: usize,
 }
 
@@ -111,13 +111,18 @@ impl Ahead {
         let pitch = (m.job.pitch as usize).max(1);
         let columns = if S::BITS >= WIDE { n } else { (2 * n).max(FAR / pitch) };
         if m.job.block_rows == 1 {
-            let scales = m.scales(first + columns);
+            // Those of the job that follows, which may look at all of them before anything else.
+            let scales = match m.job.next_scales.is_null() {
+                true => m.scales(first + columns),
+                false => m.job.next_scales.wrapping_add(first * m.job.scales_pitch as usize),
+            };
             for line in (0..n * m.job.scales_pitch as usize).step_by(64) {
                 // SAFETY: nothing is read.
                 unsafe { M::prefetch(scales.wrapping_add(line)) };
             }
         }
-        Ahead { next: m.column(first + columns), far: columns * pitch }
+        let far = (columns * pitch).wrapping_add(m.jump(first + columns));
+        Ahead { next: m.column(first).wrapping_add(far), far }
     }
 
     /// What belongs to group `g`, before that group of vector `n` of `N` is read.
@@ -130,7 +135,7 @@ impl Ahead {
                 // The same place of other columns: processors ask for the rest of a stream by themselves.
                 for c in 0..M::COLUMNS {
                     for line in (0..bytes).step_by(64) {
-                        M::prefetch_second(columns.codes[c].wrapping_add(self.far + g * bytes + line));
+                        M::prefetch_second(columns.codes[c].wrapping_add(self.far.wrapping_add(g * bytes + line)));
                     }
                 }
             } else {

@@ -146,7 +146,14 @@ pub(crate) trait Machine: Copy {
     /// Entries at `p`, two for each column: low bytes, and high bytes.
     unsafe fn entry_pairs(p: [*const u8; 4]) -> [Self::B; 2];
     /// For 64 bytes of each column: its first and third 16 bytes, and its second and fourth.
-    unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [Self::B; 2];
+    #[inline(always)]
+    unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [Self::B; 2] {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let even = Self::quarters([p[0], p[0].add(32), p[1], p[1].add(32)]);
+            [even, Self::quarters([p[0].add(16), p[0].add(48), p[1].add(16), p[1].add(48)])]
+        }
+    }
 
     /// Whether codes of e4m3 are looked up in tables of all magnitudes.
     const E4M3_TABLES: bool = false;

@@ -257,14 +257,6 @@ impl Machine for Neon {
     }
 
     #[inline(always)]
-    unsafe fn sixty_four_bytes(p: [*const u8; 2]) -> [Self::B; 2] {
-        unsafe {
-            let even = Self::quarters([p[0], p[0].add(32), p[1], p[1]]);
-            [even, Self::quarters([p[0].add(16), p[0].add(48), p[1], p[1]])]
-        }
-    }
-
-    #[inline(always)]
     unsafe fn apart(task: &impl Task) {
         #[inline(never)]
         unsafe fn apart(task: &impl Task) {

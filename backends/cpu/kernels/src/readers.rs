@@ -19,8 +19,12 @@ pub(crate) const GROUP: usize = 64;
 pub(crate) const BLOCK: usize = 512;
 /// Least elements of a block of codes that has entries of its own, where entries are made for every block.
 pub(crate) const LEAST_BLOCK: usize = 32;
-/// Entries that a reader needs room for: of two columns, with one or two for a block.
+/// Entries that a reader of a block needs room for: of two columns, with one or two for a block of codes.
 pub(crate) const ROOM: usize = 4 * BLOCK / LEAST_BLOCK;
+/// As [`ROOM`], for a reader of `k` elements: a factor for each block of codes of two columns, in pieces of sixteen.
+pub(crate) const fn whole_room(k: usize) -> usize {
+    (k.div_ceil(LEAST_BLOCK).next_multiple_of(16) * 2 * size_of::<f32>()).div_ceil(size_of::<Entries>())
+}
 
 /// The place of element `i` of a group in the order of lanes: turn times eight plus lane.
 pub(crate) const fn place(i: usize) -> usize {
@@ -75,10 +79,12 @@ pub(crate) trait Source<M: Machine>: Copy {
     type Reader: Reader<M>;
     /// Bits of an element.
     const BITS: usize;
+    /// Whether a reader may be for any number of elements, with [`whole_room`] for it.
+    const WHOLE: bool = false;
     /// Whether elements are floats, which are decoded with few registers.
     const FLOATS: bool = false;
 
-    /// A reader of whole groups of elements `first .. end`, at most a block, of one or two columns.
+    /// A reader of whole groups of elements `first .. end`, at most a block unless it is [`Source::WHOLE`], of one or two columns.
     ///
     /// `room` is for [`ROOM`] entries, which the reader points to.
     ///

@@ -21,6 +21,9 @@ const _: () = assert!(REST_AT as u64 <= PRODUCTS_SCRATCH_BYTES);
 /// Bytes behind all others.
 pub(crate) const REST: usize = PRODUCTS_SCRATCH_BYTES as usize - REST_AT;
 
+/// Bytes of a panel and its totals.
+pub(crate) const WIDENED_BYTES: usize = REST_AT - PANEL_AT;
+
 /// Where things are.
 #[derive(Clone, Copy)]
 pub(crate) struct Scratch {
@@ -39,6 +42,11 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
+    /// [`WIDENED_BYTES`] of rows as products read them, where there is no panel.
+    pub fn widened(self) -> *mut u8 {
+        self.panel.cast()
+    }
+
     /// Of a job's scratch memory.
     pub fn new(start: *mut u8) -> Scratch {
         Scratch {

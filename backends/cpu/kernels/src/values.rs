@@ -67,6 +67,17 @@ impl<'j> Matrix<'j> {
         self.job.weights.wrapping_add(column * self.job.pitch as usize)
     }
 
+    /// What is added to the address of column `column` where memory is asked for: behind the last column the job that follows begins.
+    #[inline(always)]
+    pub fn jump(&self, column: usize) -> usize {
+        let end = self.job.n_columns as usize;
+        if column < end || self.job.next.is_null() {
+            0
+        } else {
+            self.job.next.addr().wrapping_sub(self.column(end).addr())
+        }
+    }
+
     /// Where the scales of column `column` (of the job) begin.
     #[inline(always)]
     pub fn scales(&self, column: usize) -> *const u8 {

@@ -103,6 +103,16 @@ fn numbers_of_any_size() {
     }
 }
 
+/// Rows of which scratch memory does not hold a second copy, and just.
+#[test]
+fn rows_of_any_length() {
+    for weights in formats() {
+        for (rows, k) in [(1, 32_768), (1, 32_832), (2, 16_384), (2, 16_500), (3, 48_700)] {
+            check(&Case::new((k + rows) as u64, shape(rows, k, 9), weights).with_bf16_rows());
+        }
+    }
+}
+
 /// Columns that share scales by twos and more, so that codes are looked up in tables where there is room for them.
 #[test]
 fn blocks_of_several_columns() {

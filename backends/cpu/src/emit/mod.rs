@@ -267,6 +267,36 @@ impl<'a> Emit<'a> {
         state
     }
 
+    /// The first of `from .. end` for which `found` is true, else the greater of `from` and `end`.
+    pub fn first(&mut self, from: Value, end: Value, found: impl FnOnce(&mut Self, Value) -> Value) -> Value {
+        let [head, test, done] = [self.b.create_block(), self.b.create_block(), self.b.create_block()];
+        let i = self.b.append_block_param(head, types::I64);
+        self.jump(head, &[from]);
+        self.b.switch_to_block(head);
+        let more = self.b.ins().icmp(IntCC::SignedLessThan, i, end);
+        self.branch(more, (test, Vec::new()), (done, Vec::new()));
+        self.b.switch_to_block(test);
+        let is_found = found(self, i);
+        let after = self.b.ins().iadd_imm_s(i, 1);
+        self.branch(is_found, (done, Vec::new()), (head, vec![after]));
+        self.b.switch_to_block(done);
+        i
+    }
+
+    /// For `i` from `begin` on while it is below `end`: `body`, which gives the next one.
+    pub fn walk(&mut self, begin: Value, end: Value, body: impl FnOnce(&mut Self, Value) -> Value) {
+        let [head, turn, done] = [self.b.create_block(), self.b.create_block(), self.b.create_block()];
+        let i = self.b.append_block_param(head, types::I64);
+        self.jump(head, &[begin]);
+        self.b.switch_to_block(head);
+        let more = self.b.ins().icmp(IntCC::SignedLessThan, i, end);
+        self.branch(more, (turn, Vec::new()), (done, Vec::new()));
+        self.b.switch_to_block(turn);
+        let next = body(self, i);
+        self.jump(head, &[next]);
+        self.b.switch_to_block(done);
+    }
+
     /// [`Emit::repeat`] by ones without carried values.
     pub fn each(&mut self, begin: Value, end: Value, body: impl FnOnce(&mut Self, Value)) {
         self.repeat(begin, end, 1, &[], |e, i, _| {

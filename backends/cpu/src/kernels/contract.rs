@@ -15,7 +15,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, Value};
 use moec_ir::DType;
 use moec_ir::abi::{Encoding, PRODUCTS_SCRATCH_BYTES, Products, arranged_len};
-use moec_ir::tile::{Contract, CpuLaunch, Extent, Groups, Panel, Program, RowMap, Schedule, Segment};
+use moec_ir::tile::{BufferId, Contract, CpuLaunch, Extent, Groups, Panel, Program, RowMap, Schedule, Segment};
 use std::mem::offset_of;
 
 /// Tokens for which the rows of a segment stay in one part.
@@ -131,8 +131,9 @@ fn emit_segment(e: &mut Emit, s: &Segment, item: &Item) {
                 let at = e.b.ins().imul(rows, part);
                 e.b.ins().udiv(at, item.parts)
             });
-            let expert = e.int(0);
-            emit_rows(e, s, item, expert, begin, end);
+            let this = e.int(0);
+            let there_is = e.b.ins().icmp_imm_s(IntCC::NotEqual, this, 0);
+            emit_rows(e, s, item, Experts { this, next: this, there_is }, begin, end);
         }
         Groups::ByExpert { offsets } => {
             let n_experts = e.buffer(s.panels[0].weights).batch;
@@ -142,23 +143,50 @@ fn emit_segment(e: &mut Emit, s: &Segment, item: &Item) {
             let turns = e.b.ins().iadd(turns, item.parts);
             let turns = e.plus(turns, -1);
             let turns = e.b.ins().sdiv(turns, item.parts);
-            let zero = e.int(0);
-            e.each(zero, turns, |e, turn| {
+            let base = e.pointer(offsets);
+            let expert_of = |e: &mut Emit, turn: Value| {
                 let expert = e.b.ins().imul(turn, item.parts);
-                let expert = e.b.ins().iadd(expert, item.part);
-                let base = e.pointer(offsets);
+                e.b.ins().iadd(expert, item.part)
+            };
+            let rows_of = |e: &mut Emit, expert: Value| {
                 let at = e.at(base, expert, 4);
-                let [begin, end] = [0, 4].map(|next| e.load_i32(at, next));
-                let some = e.b.ins().icmp(IntCC::SignedLessThan, begin, end);
-                e.when(some, |e| emit_rows(e, s, item, expert, begin, end));
+                [0, 4].map(|next| e.load_i32(at, next))
+            };
+            let with_rows_from = |e: &mut Emit, turn: Value| {
+                e.first(turn, turns, |e, turn| {
+                    let expert = expert_of(e, turn);
+                    let [begin, end] = rows_of(e, expert);
+                    e.b.ins().icmp(IntCC::SignedLessThan, begin, end)
+                })
+            };
+            let zero = e.int(0);
+            let first = with_rows_from(e, zero);
+            e.walk(first, turns, |e, turn| {
+                let after = e.plus(turn, 1);
+                let next = with_rows_from(e, after);
+                let (expert, next_expert) = (expert_of(e, turn), expert_of(e, next));
+                let there_is = e.b.ins().icmp(IntCC::SignedLessThan, next, turns);
+                let [begin, end] = rows_of(e, expert);
+                let experts = Experts { this: expert, next: next_expert, there_is };
+                emit_rows(e, s, item, experts, begin, end);
+                next
             });
         }
     }
 }
 
+/// The expert whose rows are multiplied, and the one after it, if there is one.
+#[derive(Clone, Copy)]
+struct Experts {
+    this: Value,
+    next: Value,
+    /// Whether the next one exists.
+    there_is: Value,
+}
+
 /// Rows `begin .. end`, all of `expert`, in pieces of about equal size that scratch memory holds: each is arranged once and
 /// multiplied with blocks of columns.
-fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value, end: Value) {
+fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, experts: Experts, begin: Value, end: Value) {
     let layout = layout(e.program(), s);
     let n = e.b.ins().isub(end, begin);
     let pieces = e.plus(n, layout.rows as i64 - 1);
@@ -183,7 +211,8 @@ fn emit_rows(e: &mut Emit, s: &Segment, item: &Item, expert: Value, begin: Value
                 let left = e.b.ins().isub(last, col);
                 let most = e.int(JOB_COLUMNS);
                 let columns = Columns { first: col, count: e.smaller(left, most) };
-                emit_block(e, s, columns, expert, Rows { first, count });
+                let next = next_columns(e, item, experts, columns);
+                emit_block(e, s, columns, experts.this, Rows { first, count }, next);
                 Vec::new()
             });
         });
@@ -202,6 +231,24 @@ struct Rows {
 struct Columns {
     first: Value,
     count: Value,
+}
+
+/// The columns that follow a block of columns of an expert: those behind it, then the first ones of the next expert.
+fn next_columns(e: &mut Emit, item: &Item, experts: Experts, columns: Columns) -> Next {
+    let behind = e.b.ins().iadd(columns.first, columns.count);
+    let end = e.b.ins().iadd(item.first, item.count);
+    let more = e.b.ins().icmp(IntCC::SignedLessThan, behind, end);
+    let expert = e.b.ins().select(more, experts.this, experts.next);
+    let first = e.b.ins().select(more, behind, item.first);
+    Next { expert, first, there_is: e.b.ins().bor(more, experts.there_is) }
+}
+
+/// Columns that will be multiplied next, if `there_is` anything.
+#[derive(Clone, Copy)]
+struct Next {
+    expert: Value,
+    first: Value,
+    there_is: Value,
 }
 
 /// Arranges the activations of `count` rows from `first` on.
@@ -240,9 +287,16 @@ fn with_rows(e: &Emit, s: &Segment, encoding: Encoding) -> Encoding {
 }
 
 /// Products of the rows in scratch memory with a block of columns of every panel, then the epilogue of each row.
-fn emit_block(e: &mut Emit, s: &Segment, columns: Columns, expert: Value, rows: Rows) {
-    for (p, panel) in s.panels.iter().enumerate() {
-        products(e, s, p, panel, columns, expert, rows.count);
+fn emit_block(e: &mut Emit, s: &Segment, columns: Columns, expert: Value, rows: Rows, next: Next) {
+    for p in 0..s.panels.len() {
+        let following = match s.panels.get(p + 1) {
+            Some(panel) => {
+                let there_is = e.b.ins().icmp(IntCC::Equal, expert, expert);
+                (panel, Next { expert, first: columns.first, there_is })
+            }
+            None => (&s.panels[0], next),
+        };
+        products(e, s, p, columns, expert, rows.count, following);
     }
     let biases: Vec<Option<Bias>> = (0..s.panels.len())
         .map(|p| {
@@ -264,16 +318,36 @@ fn products_at(layout: Layout, p: usize) -> u64 {
     layout.products + p as u64 * layout.rows * PRODUCTS
 }
 
-/// Writes a job for the products of `n_rows` rows with panel number `p`, and has it done.
-fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns, expert: Value, n_rows: Value) {
-    let layout = layout(e.program(), s);
-    let weights = e.buffer(panel.weights);
-    let (matrix, pitch) = e.strides(panel.weights);
-    let base = e.pointer(panel.weights);
+/// Where column `column` of an expert's matrix begins.
+fn column_of(e: &mut Emit, matrices: BufferId, expert: Value, column: Value) -> Value {
+    let (matrix, pitch) = e.strides(matrices);
+    let base = e.pointer(matrices);
     let matrix = e.b.ins().imul(expert, matrix);
-    let column = e.b.ins().imul(columns.first, pitch);
+    let column = e.b.ins().imul(column, pitch);
     let matrix = e.b.ins().iadd(base, matrix);
-    let first = e.b.ins().iadd(matrix, column);
+    e.b.ins().iadd(matrix, column)
+}
+
+/// Writes a job for the products of `n_rows` rows with panel number `p`, and has it done; what follows it is told.
+fn products(
+    e: &mut Emit,
+    s: &Segment,
+    p: usize,
+    columns: Columns,
+    expert: Value,
+    n_rows: Value,
+    (next_panel, next): (&Panel, Next),
+) {
+    let layout = layout(e.program(), s);
+    let panel = &s.panels[p];
+    let weights = e.buffer(panel.weights);
+    let (_, pitch) = e.strides(panel.weights);
+    let first = column_of(e, panel.weights, expert, columns.first);
+    let null = e.int(0);
+    let following = |e: &mut Emit, matrices: BufferId| {
+        let at = column_of(e, matrices, next.expert, next.first);
+        e.b.ins().select(next.there_is, at, null)
+    };
     let scratch = |e: &mut Emit, bytes: u64| e.plus(e.scratch, bytes as i64);
     let encoding = match &panel.quant {
         None => Encoding::floats(weights.dtype),
@@ -293,6 +367,7 @@ fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns
         (offset_of!(Products, out_pitch), e.int(JOB_COLUMNS)),
         (offset_of!(Products, scratch), scratch(e, layout.kernels)),
         (offset_of!(Products, encoding), e.int(encoding)),
+        (offset_of!(Products, next), following(e, next_panel.weights)),
     ];
     if let Some(q) = &panel.quant {
         let (grid, grid_pitch) = e.strides(q.scales);
@@ -306,6 +381,10 @@ fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns
                 e.at(base, expert, 4)
             }
         };
+        let next_scales = match &next_panel.quant {
+            Some(next) if next.format.block_rows == 1 => following(e, next.scales),
+            _ => null,
+        };
         fields.extend([
             (offset_of!(Products, scales), scales),
             (offset_of!(Products, scales_pitch), grid_pitch),
@@ -313,6 +392,7 @@ fn products(e: &mut Emit, s: &Segment, p: usize, panel: &Panel, columns: Columns
             (offset_of!(Products, first_column), columns.first),
             (offset_of!(Products, block_rows), e.int(q.format.block_rows)),
             (offset_of!(Products, block_cols), e.int(q.format.block_cols)),
+            (offset_of!(Products, next_scales), next_scales),
         ]);
     }
     for (offset, value) in fields {

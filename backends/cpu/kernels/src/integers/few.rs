@@ -66,7 +66,8 @@ impl Ahead {
     #[inline(always)]
     pub fn new(m: &Matrix, first: usize, columns: usize, steps: usize) -> Ahead {
         let bytes = columns * m.job.pitch as usize;
-        Ahead { next: m.column(first + columns), bytes_per_step: bytes.div_ceil(steps.max(1)) }
+        let next = m.column(first + columns).wrapping_add(m.jump(first + columns));
+        Ahead { next, bytes_per_step: bytes.div_ceil(steps.max(1)) }
     }
 
     /// What belongs to step `step`.

@@ -200,7 +200,7 @@ pub(super) unsafe fn many_rows<M: Pairs, F: FillWords<M>>(m: &Matrix, fill: &F, 
                     exponent,
                     out: if is_last { job.out.wrapping_add(first_column) } else { std::ptr::null_mut() },
                     count,
-                    next: m.column(column.min(n_columns - 1)).wrapping_add(element * F::BITS / 8),
+                    next: m.column(column).wrapping_add(m.jump(column)).wrapping_add(element * F::BITS / 8),
                     next_lines: BLOCK.min(k - element) * F::BITS / 8 / 64 * tile,
                 };
                 M::apart(&Multiply::<M> { m, block, totals: scratch.totals, machine: PhantomData });

@@ -1,7 +1,7 @@
 //! A job with rows of bf16 and weights whose values are bf16, by how many rows it has.
 
 use super::Pairs;
-use super::few::few_rows;
+use super::few::{few_rows, fits};
 use super::many::{Any, FillWords, Read, many_rows};
 use crate::machine::Task;
 use crate::products::{Way, codes};
@@ -44,7 +44,9 @@ impl<M: Pairs> Way<M> for InPairs {
                 unreachable!("rows of bf16 are said of weights of bf16 only");
             }
             let machine = PhantomData;
-            match m.job.n_rows as usize {
+            let few =
+                if fits::<M>(m.job.n_rows as usize, m.job.k as usize) { m.job.n_rows as usize } else { usize::MAX };
+            match few {
                 1 => M::apart(&FewRows::<M, S, 1> { m, source, scratch, machine }),
                 2 => M::apart(&FewRows::<M, S, 2> { m, source, scratch, machine }),
                 3 => M::apart(&FewRows::<M, S, 3> { m, source, scratch, machine }),

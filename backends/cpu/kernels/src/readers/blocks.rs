@@ -23,7 +23,7 @@ impl<const BYTES: bool> Blocks<BYTES> {
         // SAFETY: the element exists, so its block does.
         unsafe {
             let entry = if BYTES { usize::from(*self.scales[column].add(block)) } else { block };
-            self.entries[column].wrapping_add(entry * ENTRIES)
+            self.entries[if BYTES { 0 } else { column }].wrapping_add(entry * ENTRIES)
         }
     }
 

@@ -237,6 +237,7 @@ pub(crate) struct TabledE4m3Reader {
 impl<M: Machine> Source<M> for TabledE4m3 {
     type Reader = TabledE4m3Reader;
     const BITS: usize = 8;
+    const WHOLE: bool = true;
 
     #[inline(always)]
     unsafe fn reader(&self, _: &Matrix, columns: &Columns, _: (usize, usize), _: *mut Entries) -> Self::Reader {

@@ -18,6 +18,7 @@ impl<M: Machine, const HALF: bool> Source<M> for Words<HALF> {
     type Reader = WordsReader<HALF>;
     const BITS: usize = 16;
     const FLOATS: bool = true;
+    const WHOLE: bool = true;
 
     #[inline(always)]
     unsafe fn reader(&self, _: &Matrix, columns: &Columns, _: (usize, usize), _: *mut Entries) -> Self::Reader {
@@ -59,6 +60,7 @@ impl<M: Machine> Source<M> for Floats {
     type Reader = FloatsReader;
     const BITS: usize = 32;
     const FLOATS: bool = true;
+    const WHOLE: bool = true;
 
     #[inline(always)]
     unsafe fn reader(&self, _: &Matrix, columns: &Columns, _: (usize, usize), _: *mut Entries) -> Self::Reader {

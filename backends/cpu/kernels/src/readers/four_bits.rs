@@ -1,7 +1,7 @@
 //! Codes of four bits.
 
 use super::blocks::{Blocks, make};
-use super::{BLOCK, GROUP, LEAST_BLOCK, ROOM, Reader, Source, WordReader, widen};
+use super::{GROUP, ROOM, Reader, Source, WordReader, widen};
 use crate::entries::{Entries, Least, Recipe};
 use crate::machine::Machine;
 use crate::values::{Columns, Matrix};
@@ -41,6 +41,7 @@ pub(crate) struct FourBitsReader<const BYTES: bool, const SHIFT: u32, const HALF
 impl<M: Machine, const BYTES: bool, const SHIFT: u32, const HALF: bool> Source<M> for FourBits<'_, BYTES, SHIFT, HALF> {
     type Reader = FourBitsReader<BYTES, SHIFT, HALF>;
     const BITS: usize = 4;
+    const WHOLE: bool = BYTES;
 
     #[inline(always)]
     unsafe fn reader(&self, m: &Matrix, columns: &Columns, range: (usize, usize), room: *mut Entries) -> Self::Reader {
@@ -125,19 +126,19 @@ pub(crate) struct MadeFourBits<'t, const SHIFT: u32> {
 #[derive(Clone, Copy)]
 pub(crate) struct MadeFourBitsReader<'t, const SHIFT: u32> {
     codes: [*const u8; 2],
-    /// The factors of the first column's blocks, as if from block 0 on; those of the other lie [`FACTORS`] behind.
+    /// The factors of the first column's blocks, as if from block 0 on.
     factors: *const f32,
+    /// How many factors behind those of the first column those of the other one lie.
+    other: usize,
     shift: u32,
     values: &'t [f32; 16],
     least_exponent: u32,
 }
 
-/// Most factors of a column.
-const FACTORS: usize = BLOCK / LEAST_BLOCK;
-
 impl<'t, M: Machine, const SHIFT: u32> Source<M> for MadeFourBits<'t, SHIFT> {
     type Reader = MadeFourBitsReader<'t, SHIFT>;
     const BITS: usize = 4;
+    const WHOLE: bool = true;
 
     #[inline(always)]
     unsafe fn reader(
@@ -150,11 +151,12 @@ impl<'t, M: Machine, const SHIFT: u32> Source<M> for MadeFourBits<'t, SHIFT> {
         let shift = shift_of::<SHIFT>(self.shift);
         let (room, from) = (room.cast::<f32>(), first >> shift);
         let mut least = Least::ZEROS;
+        let n = if first < end { ((end - 1) >> shift) + 1 - from } else { 0 };
+        let other = n.next_multiple_of(16);
         if first < end {
-            let n = ((end - 1) >> shift) + 1 - from;
             for c in 0..M::COLUMNS {
-                let room = room.wrapping_add(c * FACTORS);
-                // SAFETY: the caller's contract; a block of a sum has at most so many blocks of codes.
+                let room = room.wrapping_add(c * other);
+                // SAFETY: the caller's contract: there is room for so many factors.
                 unsafe {
                     M::factors(self.scale, columns.scales[c], from, n, m.global, room);
                     least.add_all(M::least_of(room, n));
@@ -164,7 +166,14 @@ impl<'t, M: Machine, const SHIFT: u32> Source<M> for MadeFourBits<'t, SHIFT> {
         let codes = columns.codes;
         let values = &self.recipe.values;
         let least_exponent = least.exponent(self.recipe.least_value());
-        MadeFourBitsReader { codes, factors: room.cast_const().wrapping_sub(from), shift, values, least_exponent }
+        MadeFourBitsReader {
+            codes,
+            factors: room.cast_const().wrapping_sub(from),
+            other,
+            shift,
+            values,
+            least_exponent,
+        }
     }
 }
 
@@ -207,7 +216,7 @@ impl<const SHIFT: u32> MadeFourBitsReader<'_, SHIFT> {
             let shift = shift_of::<SHIFT>(self.shift);
             let first = self.factors.wrapping_add((g * GROUP) >> shift);
             let second = self.factors.wrapping_add((g * GROUP + 32) >> shift);
-            let other = (M::COLUMNS - 1) * FACTORS;
+            let other = if M::COLUMNS == 1 { 0 } else { self.other };
             let factors = [first, second, first.wrapping_add(other), second.wrapping_add(other)];
             M::four_bits_of::<MAY_FLUSH>(self.values, p, factors)
         }

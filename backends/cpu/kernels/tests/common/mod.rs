@@ -184,12 +184,14 @@ impl Case {
             out_pitch: (n_columns + padding) as u64,
             scratch: scratch(self.place),
             encoding: self.with_rows(encoding.unwrap()).bits(),
+            next: self.codes.pointer(),
             scales: self.scales.pointer(),
             scales_pitch: self.grid_cols as u64 * scale_bytes,
             global: self.global.pointer().cast(),
             first_column: first as u64,
             block_rows,
             block_cols,
+            next_scales: self.scales.pointer(),
         };
         // SAFETY: everything that the job points to is as large as it says.
         unsafe { (kernels.products)(&job) };
