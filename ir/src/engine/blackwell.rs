@@ -100,14 +100,15 @@ pub fn takes(program: &Program, contract: &Contract) -> Result<(), String> {
 /// | `stages` | as many as asked and as shared memory holds, at least 2, of codes with codes 3; where codes become floats, stages of the codes |
 /// | `warps` | 8: four roles and the epilogue; 12 with block scales, which four bring; 16 where eight decode |
 /// | `k_parts` | as many as asked, and no more than the shortest segment has steps; 1 where segments are chained |
-/// | `team` | as asked; `SplitK` where there are parts of k; one pair where codes become floats, which is done in each CTA |
-/// | `dynamic` | as asked; not where segments are chained, whose CTAs all have to run at the same time |
+/// | `team` | as asked; `SplitK` where there are parts of k; one pair where codes become floats, which is done in each CTA; one CTA where segments are chained |
+/// | `dynamic` | as asked; not where segments are chained, whose CTAs draw their tiles |
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
     let operands = Operands::of(contract);
-    let is_chained = !contract.chains.is_empty();
+    let is_chained = contract.is_chained();
     let k_parts = if is_chained { 1 } else { k_parts(program, contract, asked.k_parts, operands.tile_k()) };
     let decodes = over(contract, |s| decoded_bytes(operands, s)) > 0;
     let team = match asked.team {
+        _ if is_chained => Team::One,
         Team::SplitK if k_parts > 1 => Team::SplitK,
         Team::One | Team::Neighbours | Team::SplitK => Team::One,
         Team::TwoPairs if decodes => Team::Pair,

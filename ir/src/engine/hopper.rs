@@ -127,13 +127,13 @@ fn takes_codes(program: &Program, contract: &Contract) -> Result<(), String> {
 /// | `tile_k`, `warps` | 64 (128 of FP8 codes), 12 |
 /// | `stages` | as many as asked and as shared memory holds, at least 2 |
 /// | `k_parts` | as many as asked, and no more than the shortest segment has steps; 1 where segments are chained |
-/// | `team` | `SplitK` where there are parts of k, `Neighbours`, else one CTA |
+/// | `team` | `SplitK` where there are parts of k, `Neighbours` where segments are not chained, else one CTA |
 /// | `dynamic` | no: there is no cluster launch control |
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
     let operands = operands(contract);
     let most = operands.most_rows() / panels(contract);
     let tile_k = operands.tile_k();
-    let k_parts = if contract.chains.is_empty() { k_parts(program, contract, asked.k_parts, tile_k) } else { 1 };
+    let k_parts = if contract.is_chained() { 1 } else { k_parts(program, contract, asked.k_parts, tile_k) };
     let by_panel = asked.tile_n <= GROUP_N && k_parts == 1 && may_split_by_panel(operands, contract);
     let most = if by_panel { MOST_ROWS_OF_PANELS } else { most };
     let mut s = Schedule {
@@ -144,7 +144,7 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
         warps: WARPS,
         team: match asked.team {
             Team::SplitK if k_parts > 1 => Team::SplitK,
-            Team::Neighbours if !by_panel => Team::Neighbours,
+            Team::Neighbours if !by_panel && !contract.is_chained() => Team::Neighbours,
             Team::One | Team::Neighbours | Team::Pair | Team::TwoPairs | Team::SplitK => Team::One,
         },
         k_parts,

@@ -60,7 +60,7 @@ impl Engine {
         if contract.segments.iter().any(|s| s.a_round.is_some()) {
             return Err("rows are rounded as they are read by CPUs only".into());
         }
-        if !contract.chains.is_empty() && !matches!(self, Engine::Blackwell | Engine::Hopper) {
+        if contract.is_chained() && !matches!(self, Engine::Blackwell | Engine::Hopper) {
             return Err("tiles wait for tiles of the same launch where copies run ahead of products only".into());
         }
         match self {

@@ -16,6 +16,9 @@ pub struct Contract {
     /// Segments whose rows are results of others of the same launch.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chains: Vec<Chain>,
+    /// Where there are chains: i32 `[1, 1]`, from which CTAs draw the numbers of their tiles. [`super::Role::Counter`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub numbers: Option<BufferId>,
     /// Made of all results of a run of columns, by whoever stores the last of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub combine: Option<ContractCombine>,
@@ -23,8 +26,8 @@ pub struct Contract {
 
 /// A segment that reads what another of the launch makes: its tiles wait for the rows of their expert. One launch less.
 ///
-/// Tiles of a launch have numbers, segment by segment, and a CTA takes them from the lowest on; all CTAs run at the same time. So a
-/// tile waits for tiles that somebody has begun, and who waits for nothing.
+/// Tiles of a launch have numbers, segment by segment, and CTAs draw them from the lowest on ([`Contract::numbers`]). So a tile waits
+/// for tiles that CTAs have which run and wait for nothing, however few of the launch's CTAs run at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Chain {
@@ -144,7 +147,12 @@ pub enum Groups {
 impl Contract {
     /// Of products alone.
     pub fn of(segments: Vec<Segment>) -> Contract {
-        Contract { segments, chains: Vec::new(), combine: None }
+        Contract { segments, chains: Vec::new(), numbers: None, combine: None }
+    }
+
+    /// Whether some tiles wait for others of the launch.
+    pub fn is_chained(&self) -> bool {
+        !self.chains.is_empty()
     }
 
     /// The chain by which a segment gets its rows, where another one makes them.
@@ -164,7 +172,7 @@ impl Contract {
 
     pub(super) fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
         self.segments.iter().for_each(|s| s.operands(add));
-        self.chains.iter().for_each(|chain| add(chain.counter, true));
+        self.chains.iter().map(|chain| chain.counter).chain(self.numbers).for_each(|counter| add(counter, true));
         if let Some(then) = &self.combine {
             then.combine.operands(add);
             add(then.counter, true);

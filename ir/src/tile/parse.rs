@@ -159,6 +159,11 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
             all.chains.push(Chain { made_by, read_by, counter: buffer_id(c)? });
             continue;
         }
+        if c.take("drawn") {
+            c.expect("from")?;
+            all.numbers = Some(buffer_id(c)?);
+            continue;
+        }
         let a = buffer_id(c)?;
         let a_quant = row_quant(c)?;
         let a_round = if c.take("rounded") {

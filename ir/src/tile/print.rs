@@ -91,6 +91,9 @@ impl Display for Contract {
         for Chain { made_by, read_by, counter } in &self.chains {
             writeln!(f, "    chain {made_by} to {read_by} counted by {counter}")?;
         }
+        if let Some(numbers) = self.numbers {
+            writeln!(f, "    drawn from {numbers}")?;
+        }
         if let Some(then) = &self.combine {
             writeln!(f, "    then {} counted by {}", then.combine, then.counter)?;
         }

@@ -26,7 +26,7 @@ impl Kernel {
                 if s.dynamic {
                     cut += ", dynamic";
                 }
-                if !c.chains.is_empty() {
+                if c.is_chained() {
                     cut += ", chained";
                 }
                 if c.combine.is_some() {

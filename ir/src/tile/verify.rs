@@ -178,6 +178,13 @@ impl<'a> Verifier<'a> {
             let once = c.chains.iter().filter(|x| x.read_by as usize == reader).count() <= 1;
             self.expect(once, || format!("segment {reader} has its rows from several chains"));
         }
+        let draws = c.numbers.is_some() == c.is_chained();
+        self.expect(draws, || "numbers of tiles are drawn where segments are chained, and only there".to_string());
+        if let Some(numbers) = c.numbers {
+            self.is_ints(numbers, Dim::Fixed(1), 1);
+            let counter = self.buffer(numbers);
+            self.expect(counter.role == Role::Counter, || format!("`{}` is no counter", counter.name));
+        }
         for x in &c.chains {
             let (made, read) = (c.segments.get(x.made_by as usize), c.segments.get(x.read_by as usize));
             let fits = match (made, read) {

@@ -199,7 +199,11 @@ fn without_counters(body: &Body) -> Body {
     match &mut body {
         Body::Contract(c) => {
             c.combine.iter_mut().for_each(|then| then.counter = any);
-            c.chains.iter_mut().for_each(|chain| chain.counter = any);
+            c.chains
+                .iter_mut()
+                .map(|chain| &mut chain.counter)
+                .chain(&mut c.numbers)
+                .for_each(|counter| *counter = any);
         }
         Body::Rows(r) => {
             r.plan.iter_mut().for_each(|then| then.counter = any);
@@ -227,14 +231,14 @@ fn sums<'p>(program: &'p Program, target: &Target) -> Option<Vec<(&'p Kernel, Bu
 
 /// Whether products of a program wait for others of their launch.
 fn is_chained(program: &Program) -> bool {
-    program.kernels.iter().any(|k| matches!(&k.body, Body::Contract(c) if !c.chains.is_empty()))
+    program.kernels.iter().any(|k| matches!(&k.body, Body::Contract(c) if c.is_chained()))
 }
 
 /// Parts of k for each kernel of a form, where its sums are cut and multiplied as `parts` says.
 fn inherit(form: &Form, parts: &[(BufferId, Engine, u32)], target: &Target) -> Option<Vec<u32>> {
     let own = sums(&form.program, target)?;
     let of = |k: &Kernel| {
-        let is_chained = matches!(&k.body, Body::Contract(c) if !c.chains.is_empty());
+        let is_chained = matches!(&k.body, Body::Contract(c) if c.is_chained());
         let mut all = own
             .iter()
             .filter(|(kernel, ..)| kernel.name == k.name)

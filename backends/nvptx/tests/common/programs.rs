@@ -251,6 +251,10 @@ pub fn with_chains(mut program: Program) -> Program {
         all.chains.push(Chain { made_by, read_by: all.segments.len() as u32, counter });
         all.segments.push(read);
     }
+    let numbers = BufferId(program.buffers.len() as u32);
+    let (rows, role) = (Dim::Fixed(1), Role::Counter);
+    program.buffers.push(Buffer { name: "drawn".into(), dtype: DType::I32, batch: 1, rows, cols: 1, pitch: 1, role });
+    all.numbers = Some(numbers);
     program.kernels[at].body = Body::Contract(all);
     let errors = moec_ir::tile::verify(&program);
     assert!(errors.is_empty(), "{errors:?}");

@@ -1,8 +1,8 @@
 //! Puts gate and up and then down into one launch: a launch less, and weights of the down product are on their way while the last
 //! tiles of gate and up are made.
 //!
-//! Tiles of the down product wait for the rows of their expert. All tiles of a launch share a schedule, and CTAs have to run all at the
-//! same time, so that it is for few tokens. Only engines whose copies run ahead of products take it ([`Engine::takes`]).
+//! Tiles of the down product wait for the rows of their expert. All tiles of a launch share a schedule, and each is made by one CTA, so
+//! that it is for few tokens. Only engines whose copies run ahead of products take it ([`Engine::takes`]).
 //!
 //! [`Engine::takes`]: moec_ir::Engine::takes
 
@@ -15,7 +15,11 @@ pub fn products_in_one(program: &mut Program) {
     let found = program.kernels.windows(2).enumerate().find_map(|(at, pair)| match (&pair[0].body, &pair[1].body) {
         (Body::Contract(first), Body::Contract(then)) => {
             let makers: Option<Vec<u32>> = then.segments.iter().map(|read| maker(program, first, read)).collect();
-            Some((at, makers?, then.clone())).filter(|_| first.chains.is_empty() && then.chains.is_empty())
+            let makers = makers?;
+            // What adds up the slots of a launch reads all that no segment reads.
+            let all_read = (0..first.segments.len() as u32).all(|i| makers.contains(&i));
+            let joins = !first.is_chained() && !then.is_chained() && (then.combine.is_none() || all_read);
+            joins.then(|| (at, makers, then.clone()))
         }
         _ => None,
     });
@@ -26,11 +30,13 @@ pub fn products_in_one(program: &mut Program) {
         super::counter(program, "chained", (Dim::Fixed(2), experts))
     });
     let counters: Vec<_> = counters.collect();
+    let numbers = super::counter(program, "drawn", (Dim::Fixed(1), 1));
     if let Body::Contract(c) = &mut program.kernels[at].body {
         for ((read, made_by), counter) in then.segments.into_iter().zip(makers).zip(counters) {
             c.chains.push(Chain { made_by, read_by: c.segments.len() as u32, counter });
             c.segments.push(read);
         }
+        c.numbers = Some(numbers);
         c.combine = then.combine;
     }
 }

@@ -1,12 +1,14 @@
 //! The time of matrix products, from how engines cut them.
 
 use super::chip::Assumptions;
-use super::routing::Load;
+use super::routing::{Load, Share};
 use super::{Launch, Model, Resource, bytes};
 use moec_ir::engine::{self, Engine, portable};
 use moec_ir::quant::Code;
 use moec_ir::target::TargetKind;
-use moec_ir::tile::{Combine, Contract, Groups, Panel, Program, RowMap, Schedule, Segment, Team};
+use moec_ir::tile::{
+    Body, Combine, Contract, Groups, Panel, Program, RowMap, RowOp, RowOpKind, Schedule, Segment, Team,
+};
 use moec_ir::{DType, Dim};
 use std::rc::Rc;
 
@@ -236,7 +238,9 @@ pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Sch
     let lane_rate = a.lanes_per_cycle * chip.clock_hz * units;
     let mut l = Launch::default();
     let (mut in_flight, mut spread) = (0.0, 0.0);
-    for segment in c.segments.iter().filter(|s| model.with_shared || is_grouped(s)) {
+    // Tiles, and how far their number lies from that: of segments that others read, and of the rest.
+    let mut chained = [[0.0; 2]; 2];
+    for (i, segment) in c.segments.iter().enumerate().filter(|(_, s)| model.with_shared || is_grouped(s)) {
         let p = Product::new(model, program, segment, &cut, n_tokens);
         l.bytes += p.memory_bytes(n_tokens);
         l.issued_flops += p.flops(&cut);
@@ -247,16 +251,27 @@ pub(super) fn launch(model: &Model<'_>, program: &Program, c: &Contract, s: &Sch
         l.add(Resource::Epilogue, p.work.rows * p.cols * a.epilogue_instructions / lane_rate);
         l.tiles += p.row_tiles * p.col_tiles * cut.ctas;
         in_flight += p.in_flight(&cut, s) * units / c.segments.len() as f64;
-        spread += p.work.spread * cut.neighbours * p.col_tiles * cut.ctas;
+        let own = [p.row_tiles * p.col_tiles * cut.ctas, p.work.spread * cut.neighbours * p.col_tiles * cut.ctas];
+        spread += own[1];
+        let phase = &mut chained[usize::from(c.chain_from(i).is_none())];
+        phase.iter_mut().zip(own).for_each(|(sum, x)| *sum += x);
     }
     l.add(Resource::Memory, l.bytes / (chip.memory_bytes_per_s * a.memory_share));
     l.add(Resource::Latency, l.bytes / (in_flight / a.latency_s).max(1.0));
     // A CTA for each part of k.
     let parts = if s.team == Team::SplitK { f64::from(s.k_parts) } else { 1.0 };
-    [l.waves, l.shared_waves] = waves(l.tiles * parts, spread * parts, units, cut.resident);
-    if !c.chains.is_empty() {
-        // Results are stored and counted, and the count is read: copies of weights run ahead meanwhile, as far as there are stages.
-        l.tail += 3.0 * a.l2_latency_s;
+    [l.waves, l.shared_waves] = if c.is_chained() {
+        // Those that wait are counted as a launch of their own: what they overlap with the others is not known.
+        let of = |n: [f64; 2]| waves(n[0], n[1], units, cut.resident).map(|w| w * n[0] / l.tiles.max(1.0));
+        let [made, read] = chained.map(of);
+        [made[0] + read[0], made[1] + read[1]]
+    } else {
+        waves(l.tiles * parts, spread * parts, units, cut.resident)
+    };
+    if c.is_chained() {
+        // A number is drawn, behind a fence; results are stored and counted, and the count is read: copies of weights run ahead
+        // meanwhile, as far as there are stages.
+        l.tail += 5.0 * a.l2_latency_s;
     }
     if let Some(then) = &c.combine {
         l.tail += combine_tail(model, program, &then.combine, (&cut, s), n_tokens);
@@ -321,11 +336,21 @@ fn is_grouped(s: &Segment) -> bool {
 fn expert_load(model: &Model<'_>, program: &Program, s: &Segment, n_tokens: u64) -> (Rc<Load>, f64) {
     match (s.groups, program.buffer(s.out).rows) {
         (Groups::ByExpert { .. }, Dim::PerToken(k)) => {
-            let experts = program.buffer(s.panels[0].weights).batch;
-            (model.load(experts, k, n_tokens), experts as f64)
+            let here = program.buffer(s.panels[0].weights).batch;
+            (model.load(Share { here, of: chosen_from(program).max(here) }, k, n_tokens), here as f64)
         }
         (_, rows) => (Rc::new(Load::dense(rows.at(n_tokens))), 1.0),
     }
+}
+
+/// How many experts the router chooses from; 0 where ids are given, or rows of other ranks come.
+fn chosen_from(program: &Program) -> u64 {
+    let ops = program.kernels.iter().filter_map(|k| if let Body::Rows(r) = &k.body { Some(&r.ops) } else { None });
+    let of = |ops: &Vec<RowOp>, op: &RowOp| match op.kind {
+        RowOpKind::TopK(scores) => ops.get(scores.0 as usize).map(|x| x.width),
+        _ => None,
+    };
+    ops.flat_map(|ops| ops.iter().filter_map(move |op| of(ops, op))).max().unwrap_or(0)
 }
 
 /// Whether weights are read from shared memory as codes, once, and multiplied from registers.

@@ -14,7 +14,7 @@ mod routing;
 pub use calibrate::{Calibration, Figures, Fitted, Measured, Residual, Work, fit};
 pub use chip::{Assumptions, Chip, assumptions, sources};
 pub use fabric::{CodedRows, Fabric, FabricLoad};
-pub use routing::{Load, Routing};
+pub use routing::{Load, Routing, Share};
 
 use moec_ir::engine::{MmaType, plan, rows};
 use moec_ir::target::{Features, Target, TargetKind};
@@ -125,7 +125,7 @@ impl Launch {
 }
 
 /// The rows of experts, by experts, how many of them a token chooses, and tokens.
-type Loads = BTreeMap<(u64, u64, u64), Rc<Load>>;
+type Loads = BTreeMap<(Share, u64, u64), Rc<Load>>;
 
 /// A chip, what is compiled for it, and how tokens choose experts.
 pub struct Model<'a> {
@@ -292,7 +292,7 @@ impl<'a> Model<'a> {
         matches!(self.target.kind, TargetKind::Gpu { capability: 90, .. })
     }
 
-    fn load(&self, experts: u64, per_token: u64, n_tokens: u64) -> Rc<Load> {
+    fn load(&self, experts: Share, per_token: u64, n_tokens: u64) -> Rc<Load> {
         let mut loads = self.loads.borrow_mut();
         let new = || Rc::new(Load::new(&self.routing, experts, per_token, n_tokens));
         loads.entry((experts, per_token, n_tokens)).or_insert_with(new).clone()

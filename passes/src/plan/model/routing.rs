@@ -29,20 +29,37 @@ impl fmt::Display for Routing {
 }
 
 impl Routing {
-    /// `(experts, probability that a token chooses one of them)` of `n_experts`, of which a token chooses `per_token`.
-    fn classes(&self, n_experts: u64, per_token: u64) -> Vec<(f64, f64)> {
-        let (e, k) = (n_experts as f64, per_token.min(n_experts) as f64);
+    /// `(experts, probability that a token chooses one of them)` of the `here` experts of a layer, where a token chooses `per_token`
+    /// of `of`.
+    fn classes(&self, Share { here, of }: Share, per_token: u64) -> Vec<(f64, f64)> {
+        let of = of.max(here);
+        let (e, n, k) = (here as f64, of as f64, per_token.min(of) as f64);
         match self {
-            Routing::Uniform => vec![(e, k / e)],
-            Routing::OneHot => vec![(k, 1.0), (e - k, 0.0)],
-            Routing::Zipf(s) => in_proportion((1..=n_experts).map(|n| (n as f64).powf(-s)).collect(), k),
-            // Layers with fewer experts than were counted, such as shards, take the first ones.
+            Routing::Uniform => vec![(e, k / n)],
+            // As many of those that all tokens choose as there are in the mean.
+            Routing::OneHot => vec![(k * e / n, 1.0), (e - k * e / n, 0.0)],
+            Routing::Zipf(s) => spread(in_proportion((1..=of).map(|n| (n as f64).powf(-s)).collect(), k), here),
             Routing::Counts(counts) => {
-                let of = |i: u64| counts.get(i as usize).map_or(0.0, |&n| n as f64);
-                in_proportion((0..n_experts).map(of).collect(), k)
+                let at = |i: u64| counts.get(i as usize).map_or(0.0, |&n| n as f64);
+                spread(in_proportion((0..of).map(at).collect(), k), here)
             }
         }
     }
+}
+
+/// The experts that a program has, and how many there are to choose from: those of other ranks, and such as have no weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Share {
+    /// Experts of the program.
+    pub here: u64,
+    /// Experts that tokens choose from.
+    pub of: u64,
+}
+
+/// `here` of all experts, from the first to the last: it is not known which a rank has.
+fn spread(all: Vec<(f64, f64)>, here: u64) -> Vec<(f64, f64)> {
+    let of = all.len() as u64;
+    (0..here).filter_map(|i| all.get((i * of / here.max(1)) as usize).copied()).collect()
 }
 
 /// Probabilities in proportion to `weights` that come to `k` together: none is over 1, and what is cut off others get.
@@ -74,10 +91,10 @@ pub struct Load {
 }
 
 impl Load {
-    /// Of `n_experts` for `n_tokens` tokens that choose `per_token` each: the rows of an expert are binomial.
-    pub fn new(routing: &Routing, n_experts: u64, per_token: u64, n_tokens: u64) -> Load {
+    /// Of experts for `n_tokens` tokens that choose `per_token` each: the rows of an expert are binomial.
+    pub fn new(routing: &Routing, experts: Share, per_token: u64, n_tokens: u64) -> Load {
         let mut bins: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
-        for (experts, p) in routing.classes(n_experts, per_token) {
+        for (experts, p) in routing.classes(experts, per_token) {
             binomial(n_tokens, p, |rows, probability| {
                 let bin = bins.entry(bin(rows)).or_default();
                 bin.0 += rows * probability * experts;
@@ -85,7 +102,8 @@ impl Load {
             });
         }
         let by_rows = bins.into_values().filter(|b| b.1 > 0.0).map(|(rows, n)| (rows / n, n)).collect();
-        Load { by_rows, is_certain: n_tokens <= 1 || *routing == Routing::OneHot }
+        let is_whole = experts.here >= experts.of;
+        Load { by_rows, is_certain: (n_tokens <= 1 && is_whole) || *routing == Routing::OneHot }
     }
 
     /// One matrix for all rows.
@@ -151,7 +169,7 @@ mod tests {
         let counts = Routing::Counts((0..64).map(|i| i * i).collect());
         for routing in [Routing::Uniform, Routing::Zipf(1.2), counts, Routing::OneHot] {
             for n_tokens in [0, 1, 7, 300, 16384] {
-                let load = Load::new(&routing, 64, 6, n_tokens);
+                let load = Load::new(&routing, Share { here: 64, of: 64 }, 6, n_tokens);
                 let (rows, experts) = (load.sum(|x| x), load.sum(|_| 1.0));
                 assert!((rows - 6.0 * n_tokens as f64).abs() <= 1e-6 * rows + 1e-9, "{routing:?} {n_tokens}: {rows}");
                 assert!((experts - 64.0).abs() < 1e-6, "{routing:?} {n_tokens}: {experts}");
@@ -161,8 +179,22 @@ mod tests {
 
     #[test]
     fn touched_experts_are_those_of_the_formula() {
-        let touched = Load::new(&Routing::Uniform, 256, 8, 100).sum(|x| f64::from(x > 0.0));
+        let share = Share { here: 256, of: 256 };
+        let touched = Load::new(&Routing::Uniform, share, 8, 100).sum(|x| f64::from(x > 0.0));
         let formula = 256.0 * (1.0 - (1.0 - 8.0f64 / 256.0).powi(100));
         assert!((touched - formula).abs() < 1e-6, "{touched} is not {formula}");
+    }
+
+    #[test]
+    fn a_rank_has_its_part_of_the_rows() {
+        for routing in [Routing::Uniform, Routing::OneHot] {
+            let load = Load::new(&routing, Share { here: 32, of: 256 }, 8, 100);
+            assert!((load.sum(|x| x) - 100.0).abs() < 1e-6, "{routing:?}: {}", load.sum(|x| x));
+            assert!((load.sum(|_| 1.0) - 32.0).abs() < 1e-6, "{routing:?}");
+        }
+        let all = Load::new(&Routing::Zipf(1.2), Share { here: 256, of: 256 }, 8, 100);
+        let part = Load::new(&Routing::Zipf(1.2), Share { here: 32, of: 256 }, 8, 100);
+        let share = part.sum(|x| x) / all.sum(|x| x);
+        assert!((0.1..0.25).contains(&share), "{share}");
     }
 }

@@ -68,7 +68,7 @@ pub fn contract<'p>(
             coded_maps(program, contract, operands, sizes, code_rows)?
         }
     };
-    let order = Order { team: schedule.blocks(), dynamic: schedule.dynamic };
+    let order = Order { team: schedule.blocks(), dynamic: schedule.dynamic, drawn: contract.is_chained() };
     let tiles = extent(program, contract, (g.cluster_rows(), g.tile_n()));
     let launch = order.launch(tiles, schedule.warps * 32, g.smem_bytes(), tensor_maps);
     let schedule = *schedule;

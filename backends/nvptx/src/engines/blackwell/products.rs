@@ -153,7 +153,7 @@ impl<'c> Cta<'_, 'c, '_> {
             });
             done.set((done.get() + 1).min(SCALE_SETS));
             let scales = self.tensor + g.first_scale_column() + scale_sets.slot() * g.scale_columns();
-            self.start_scale_copies(scales, self.stage(step.slot));
+            self.start_scale_copies(segment, scales, self.stage(step.slot));
             let (weights, rows) = self.operands(first, step.slot);
             // Groups of four scales: of panel `p`, and of the rows behind all panels.
             let atoms = g.atoms();
@@ -174,9 +174,11 @@ impl<'c> Cta<'_, 'c, '_> {
 
     /// Copies the scales of a stage to tensor memory: atoms of the panels, one after another, then those of the activations,
     /// for each atom its groups of rows.
-    fn start_scale_copies(&self, to: I32<'c>, stage: Shared<'c>) {
+    fn start_scale_copies(&self, segment: &Segment, to: I32<'c>, stage: Shared<'c>) {
         let (c, g) = (self.k.builder, self.g);
-        for i in 0..(g.panels + g.row_groups()) * g.atoms() {
+        // A segment may have fewer panels than another: nobody writes scales of the others.
+        let missing = segment.panels.len() as u32 * g.atoms()..g.panels * g.atoms();
+        for i in (0..(g.panels + g.row_groups()) * g.atoms()).filter(|i| !missing.contains(i)) {
             c.copy_scales(self.ctas, to + 4 * i, stage.at(g.scales() + i * ATOM_BYTES));
         }
     }

@@ -80,7 +80,7 @@ pub fn contract<'p>(
         }
     };
     let tiles = extent(program, contract, (g.tile_m * g.neighbours, g.tile_n));
-    let order = Order { team: schedule.blocks(), dynamic: false };
+    let order = Order { team: schedule.blocks(), dynamic: false, drawn: contract.is_chained() };
     let launch = order.launch(tiles, WARPS * 32, g.smem_bytes(), tensor_maps);
     let schedule = *schedule;
     let body = move |k: &Kernel| build(k, program, (contract, &schedule), (&g, ty, order, features), &segment_maps);

@@ -1,15 +1,26 @@
-//! Which number a block takes next: every n-th, or that of a cluster that has not started.
+//! Which number a block takes next: every n-th, that of a cluster that has not started, or one that it draws from a counter.
 
-use crate::builder::{BARRIER_BYTES, Bool, Builder, CLAIM_BYTES, I32, Shared, Var};
+use crate::builder::{BARRIER_BYTES, Bool, Builder, CLAIM_BYTES, Global, I32, Shared, Var};
 use crate::parts::ring::Barriers;
+
+/// Where numbers come from.
+#[derive(Clone, Copy)]
+pub enum Source<'c> {
+    /// The block's own, and every n-th from there.
+    EveryNth,
+    /// Those of clusters that have not started. Responses come here, with a barrier behind that counts their bytes; behind it one where
+    /// blocks of a team ask for the next.
+    Claimed(Shared<'c>),
+    /// A counter that is 0 before and after the launch. There are `total` tiles; a block that draws a number behind them is done. Lower
+    /// numbers are drawn before higher ones, whatever runs at the same time. For blocks that make tiles by themselves.
+    Drawn { counter: Global<'c>, total: I32<'c> },
+}
 
 /// The numbers of a block's tiles. The blocks of a cluster, which make a tile together, get the same ones.
 pub struct Claims<'c> {
     c: &'c Builder<'c>,
     team: u32,
-    /// Where responses come, and a barrier that counts their bytes; behind it one where blocks of a team ask for the next.
-    /// `None`: every n-th.
-    response: Option<Shared<'c>>,
+    from: Source<'c>,
     number: Var<'c, I32<'c>>,
     more: Var<'c, Bool<'c>>,
     parity: Var<'c, I32<'c>>,
@@ -19,10 +30,14 @@ impl<'c> Claims<'c> {
     /// Shared memory that claims take, at a multiple of 16 bytes.
     pub const BYTES: u32 = CLAIM_BYTES + 2 * BARRIER_BYTES;
 
-    /// The numbers of this block: those of launched clusters that have not started where there is `room` for responses.
-    pub fn new(c: &'c Builder<'c>, team: u32, room: Option<Shared<'c>>) -> Claims<'c> {
+    /// The numbers of this block. A whole warp calls; `elected` is one lane.
+    pub fn new(c: &'c Builder<'c>, team: u32, from: Source<'c>, elected: Bool<'c>) -> Claims<'c> {
         let number = c.var(c.block_x() / team);
-        Claims { c, team, response: room, number, more: c.var(c.bool(true)), parity: c.var(c.i32(0)) }
+        let claims = Claims { c, team, from, number, more: c.var(c.bool(true)), parity: c.var(c.i32(0)) };
+        if let Source::Drawn { counter, total } = from {
+            claims.draw(counter, total, elected);
+        }
+        claims
     }
 
     /// Makes the barriers in `room`. One thread calls.
@@ -45,8 +60,10 @@ impl<'c> Claims<'c> {
     /// Goes on to the next. A whole warp calls; `elected` is one lane.
     pub fn advance(&self, elected: Bool<'c>) {
         let c = self.c;
-        let Some(response) = self.response else {
-            return self.number.set(self.number.get() + c.blocks_x() / self.team);
+        let response = match self.from {
+            Source::EveryNth => return self.number.set(self.number.get() + c.blocks_x() / self.team),
+            Source::Drawn { counter, total } => return self.draw(counter, total, elected),
+            Source::Claimed(response) => response,
         };
         let (full, asked) = (response.at(CLAIM_BYTES), response.at(CLAIM_BYTES + BARRIER_BYTES));
         c.when(elected, || {
@@ -71,5 +88,22 @@ impl<'c> Claims<'c> {
         // Read before the next response takes its place.
         c.publish_shared();
         c.warp_barrier();
+    }
+
+    /// Every block draws one number behind the last tile; who draws the last of those leaves the counter at 0.
+    fn draw(&self, counter: Global<'c>, total: I32<'c>, elected: Bool<'c>) {
+        let c = self.c;
+        let drawn = c.var(c.i32(0));
+        c.when(elected, || {
+            let number = c.count_after(counter, c.i32(1));
+            drawn.set(number);
+            c.when(number.eq(total + c.blocks_x() - 1), || {
+                c.fence_gpu();
+                c.store_i32(counter, c.i32(0));
+            });
+        });
+        c.warp_barrier();
+        // All lanes but one have 0.
+        self.number.set(c.warp_max(drawn.get()));
     }
 }

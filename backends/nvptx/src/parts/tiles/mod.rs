@@ -6,7 +6,7 @@
 //! into tiles and writes them to a board in shared memory, a few ahead of the warps that read it.
 
 use crate::parts::ring::{Barriers, Ring};
-use claims::Claims;
+use claims::{Claims, Source};
 mod claims;
 
 use crate::builder::{BARRIER_BYTES, Bool, Builder, I32, Shared};
@@ -85,6 +85,8 @@ pub struct Order {
     pub team: u32,
     /// Whether a block that is done takes the place of one that has not started, rather than every n-th tile.
     pub dynamic: bool,
+    /// Whether blocks draw their numbers from a counter ([`Contract::numbers`]).
+    pub drawn: bool,
 }
 
 impl Order {
@@ -134,7 +136,7 @@ impl<'c> Board<'c> {
     pub const BYTES: u32 = Self::CLAIMS + Claims::BYTES;
 
     pub fn new(c: &'c Builder<'c>, at: Shared<'c>, order: Order) -> Board<'c> {
-        let slots = if order.dynamic { 2 } else { Self::MOST_SLOTS };
+        let slots = if order.dynamic || order.drawn { 2 } else { Self::MOST_SLOTS };
         let full = at.at(Self::MOST_SLOTS * Self::TILE_BYTES);
         let empty = full.at(Self::MOST_SLOTS * BARRIER_BYTES);
         let claims = order.dynamic.then(|| at.at(Self::CLAIMS));
@@ -194,7 +196,12 @@ pub fn publish_tiles<'c>(
         let tiles = same.map_or_else(|| Tiles::new(k, program, s, tile), |(_, tiles)| tiles.of(program, s));
         segments.push(tiles);
     }
-    let claims = Claims::new(c, board.team, board.claims);
+    let total = segments.iter().map(Tiles::count).reduce(|a, b| a + b).unwrap_or(c.i32(0));
+    let from = match contract.numbers {
+        Some(numbers) => Source::Drawn { counter: k.view(numbers).base, total },
+        None => board.claims.map_or(Source::EveryNth, Source::Claimed),
+    };
+    let claims = Claims::new(c, board.team, from, elected);
     let ring = Ring::new(c, board.slots);
     c.repeat(|| {
         let found: [_; 4] = std::array::from_fn(|_| c.var(c.i32(0)));
