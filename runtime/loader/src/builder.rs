@@ -55,9 +55,10 @@ impl LayerBuilder {
         let engine = match options.device {
             Device::Cpu => {
                 let pool = options.pool.unwrap_or_else(|| Arc::new(Pool::for_all_cores()));
+                let nodes = pool.interleaving().clone();
                 let layer = CpuLayer::without_weights(bundle, options.max_tokens, pool, options.jit, rule)?;
                 let slots = slots(layer.plan());
-                let room = cpu::Room { limit: options.memory_limit, folder: options.spill_folder };
+                let room = cpu::Room { limit: options.memory_limit, folder: options.spill_folder, nodes };
                 Building::Cpu(Box::new(layer), slots, room)
             }
             #[cfg(feature = "cuda")]

@@ -2,11 +2,14 @@
 //! for nothing else may take memory meanwhile.
 #![cfg(target_os = "linux")]
 
+mod resident;
+
 use moec::{
     Bundle, CachedWeights, Checkpoint, CompileRequest, DType, Layer, LayerOptions, LoadOptions, Model, Target, Tensor,
     Weights,
 };
 use moec_weights::safetensors::write_safetensors;
+use resident::peak;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -40,22 +43,6 @@ fn make(folder: &Path) {
     }
     let named: Vec<(&str, &Tensor)> = tensors.iter().map(|(n, t)| (n.as_str(), *t)).collect();
     write_safetensors(&folder.join("model.safetensors"), &named).expect("writes");
-}
-
-/// A line of `/proc/self/status`, in bytes.
-fn status(name: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").expect("Linux");
-    let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':')).expect(name);
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
-}
-
-/// By how much resident memory was higher, at most, while something was done, than before it.
-fn peak<T>(what: impl FnOnce() -> T) -> (u64, T) {
-    // The peak begins anew. Source: proc(5), clear_refs.
-    std::fs::write("/proc/self/clear_refs", "5").expect("the peak is reset");
-    let before = status("VmRSS");
-    let result = what();
-    (status("VmHWM").saturating_sub(before), result)
 }
 
 fn load(bundle: &Bundle, folder: &Path, memory_limit: Option<u64>) -> Layer {

@@ -13,7 +13,7 @@ use moec_bundle::PlacedBundle;
 use moec_bundle::manifest::ParamInfo;
 use moec_ir::DType;
 use moec_ir::tile::Buffer;
-use moec_runtime::cpu::Pool;
+use moec_runtime::cpu::{Interleaving, Pool};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -95,7 +95,11 @@ impl CpuArgs {
             let d = Diagnostic::machine("wrong-usage", format!("--cpu-affinity changes nothing on {device}"));
             return Err(d.help("leave it out"));
         }
-        Ok(Some(Arc::new(Pool::pinned(cpus)?)))
+        let pool = Pool::pinned(cpus)?;
+        if let Interleaving::Refused(..) = pool.interleaving() {
+            output::remark(&format!("warning: {}", pool.interleaving()));
+        }
+        Ok(Some(Arc::new(pool)))
     }
 }
 

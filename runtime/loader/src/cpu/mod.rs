@@ -1,6 +1,7 @@
 //! Layers on the host's processor.
 
 mod affinity;
+mod interleave;
 mod object_file;
 mod pool;
 mod spill;
@@ -8,6 +9,7 @@ mod streamed;
 mod times;
 
 pub use affinity::parse_cpus;
+pub use interleave::Interleaving;
 pub use object_file::{Code, check_features};
 pub use pool::{MAX_THREADS, Pool};
 pub(crate) use spill::Room;
@@ -412,6 +414,7 @@ impl WeightMemory {
         }
         let bytes = buffer.bytes(0);
         let mut memory = allocate(bytes, &format!("the weight `{}`", param.name))?;
+        room.nodes.apply(&mut memory);
         pack(&mut memory[..bytes as usize])?;
         if is_limited {
             return room.spill(param, &memory[..bytes as usize]);

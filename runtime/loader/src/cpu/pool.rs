@@ -5,6 +5,7 @@
 //! goes on. So threads are woken once a run and not once a kernel, and a thread that wakes late holds up nobody.
 
 use super::affinity;
+use super::interleave::Interleaving;
 use moec_ir::abi::{CpuContext, CpuKernel};
 use moec_ir::diag::Diagnostic;
 use std::cell::UnsafeCell;
@@ -34,6 +35,8 @@ pub struct Pool {
     workers: Vec<JoinHandle<()>>,
     /// Held during a run: there is one list of stages.
     running: Mutex<()>,
+    /// Where layers that run here have their packed weights.
+    interleaving: Interleaving,
 }
 
 struct Shared {
@@ -92,7 +95,8 @@ impl Pool {
     }
 
     /// A pool with a thread on each of these processors, in their order, where each stays. The calling thread is the first of them:
-    /// it should be the one that runs the layers.
+    /// it should be the one that runs the layers. Where the processors are of several NUMA nodes, the packed weights of layers that
+    /// are loaded for the pool are spread over these ([`Pool::interleaving`]).
     ///
     /// # Errors
     /// `cpu-not-available`; `argument-invalid` for none or more than [`MAX_THREADS`]; `out-of-memory` as for [`Pool::new`].
@@ -102,8 +106,9 @@ impl Pool {
             return Err(Diagnostic::input("argument-invalid", what).help("name one for each thread"));
         };
         affinity::check(cpus)?;
-        let pool = Pool::of(cpus.len(), Some(cpus))?.complete()?;
+        let mut pool = Pool::of(cpus.len(), Some(cpus))?.complete()?;
         affinity::pin(first)?;
+        pool.interleaving = Interleaving::of(cpus);
         Ok(pool)
     }
 
@@ -157,7 +162,7 @@ impl Pool {
                 std::thread::Builder::new().name(name).spawn(run).ok()
             })
             .collect();
-        let pool = Pool { shared, workers, running: Mutex::new(()) };
+        let pool = Pool { shared, workers, running: Mutex::new(()), interleaving: Interleaving::Off };
         if cpus.is_some() {
             tells.iter().take(pool.workers.len()).collect::<Result<Vec<()>, _>>()?;
         }
@@ -167,6 +172,11 @@ impl Pool {
     /// Number of threads that take part in a run, the caller's among them.
     pub fn n_threads(&self) -> usize {
         self.shared.n_threads
+    }
+
+    /// Over which NUMA nodes the packed weights of layers are spread that are loaded for this pool.
+    pub fn interleaving(&self) -> &Interleaving {
+        &self.interleaving
     }
 
     /// Runs the stages in order; returns when all items of all stages are finished. Does not allocate.

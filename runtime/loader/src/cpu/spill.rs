@@ -1,6 +1,6 @@
 //! Experts under a memory limit that lie in no file as kernels read them: they are written to one.
 
-use super::WeightMemory;
+use super::{Interleaving, WeightMemory};
 use memmap2::Mmap;
 use moec_bundle::manifest::ParamInfo;
 use moec_ir::diag::Diagnostic;
@@ -10,13 +10,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How much memory weights may take.
-#[derive(Clone, Debug, Default)]
+/// Where weights may lie, and how much memory they may take.
+#[derive(Clone, Debug)]
 pub(crate) struct Room {
     /// Most bytes of routed experts in memory.
     pub limit: Option<u64>,
     /// Where files may be made for those that have none.
     pub folder: Option<PathBuf>,
+    /// Nodes that memory is taken from.
+    pub nodes: Interleaving,
 }
 
 impl Room {
