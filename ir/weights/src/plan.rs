@@ -60,6 +60,9 @@ pub struct StoredForm {
     pub tensors: Vec<String>,
 }
 
+/// Tensors whose scales are looked at before pages are let go. Around each the system may map 2 MiB.
+const CHECKED_AT_ONCE: usize = 8;
+
 impl<'a> Plan<'a> {
     /// Finds the tensors of `params` and checks names, types, shapes, schemes and global scales; no other data is read.
     ///
@@ -111,12 +114,20 @@ impl<'a> Plan<'a> {
         Ok(plan)
     }
 
-    /// Looks at every scale of the weights.
+    /// Looks at every scale of the weights. Pages that have been looked at are let go.
     ///
     /// # Errors
     /// `quantised-scale-invalid` for one that is zero over codes that are not, negative, infinite or not a number.
     pub fn check_scales(&self) -> Result<(), Diagnostic> {
-        let check = |either| self.pieces().try_for_each(|p| check_scales(&p.elements, either));
+        let pieces: Vec<&Piece<'_>> = self.pieces().collect();
+        let check = |either| {
+            pieces.chunks(CHECKED_AT_ONCE).try_for_each(|some| {
+                let checked = some.iter().try_for_each(|p| check_scales(&p.elements, either));
+                // All of them: the system maps megabytes around what is read, of tensors that nobody asked for.
+                self.checkpoint.release_all();
+                checked
+            })
+        };
         let checked = match check(false) {
             Err(fault) if fault.value < 0.0 && either_sign(self.pieces().map(|p| &p.elements)) => check(true),
             checked => checked,

@@ -167,6 +167,18 @@ impl Checkpoint {
         }
     }
 
+    /// Takes all pages of this checkpoint's maps out of the memory of this process, as [`Checkpoint::release`] does some.
+    pub(crate) fn release_all(&self) {
+        for shard in &self.shards {
+            let Some(Ok(mapped)) = shard.opened.get() else { continue };
+            #[cfg(unix)]
+            // SAFETY: as above. Failing is no error: the pages stay.
+            let _ = unsafe { mapped.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+            #[cfg(not(unix))]
+            let _ = mapped;
+        }
+    }
+
     /// What was opened, for messages.
     pub fn path(&self) -> &Path {
         &self.path
