@@ -166,7 +166,7 @@ impl<'a> Plan<'a> {
     /// `stored-format-mismatch`, `scale-not-exact`, `weight-out-of-range`, `buffer-shape-mismatch`.
     pub fn pack(&self, name: &str, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
         let Planned { param, content } = self.weight(name)?;
-        match content {
+        let packed = match content {
             Content::Number(number) => {
                 pack::pack_tensor(&Tensor::float(DType::F32, &[1], vec![*number]), param, buffer, dst)
             }
@@ -175,7 +175,10 @@ impl<'a> Plan<'a> {
                 parts::pack(&from, param, pieces, buffer, dst, &|p| self.release(p))
             }
             Content::Pieces(pieces) => pack::pack_pieces(param, pieces, buffer, dst, &|p| self.release(p)),
-        }
+        };
+        // What the system has mapped around the pieces, some of it after they were let go.
+        self.checkpoint.release_all();
+        packed
     }
 
     /// The checkpoint's own memory as the buffer, when it needs no packing: one tensor of the wanted type, whole, in order,
