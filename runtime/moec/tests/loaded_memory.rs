@@ -1,6 +1,7 @@
 //! A loaded layer takes the memory of its published weights and little more. A test of its own process, for nothing else may take
 //! memory meanwhile.
 #![cfg(target_os = "linux")]
+#![allow(clippy::print_stderr, reason = "figures of a test")]
 
 mod resident;
 
