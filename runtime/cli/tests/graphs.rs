@@ -32,6 +32,18 @@ fn reported_graphs_compile_or_are_told_why_not() {
     assert_eq!(refused, 11);
 }
 
+/// A product that shares a launch with gate and up, and that nothing adds up.
+#[test]
+fn a_second_result_beside_the_experts_has_a_program_on_every_gpu() {
+    let graph = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/graphs/result-beside-experts.json");
+    let dir = tempfile::tempdir().unwrap();
+    for device in ["emulator:sm_80", "emulator:sm_90a", "emulator:sm_100a"] {
+        let args = ["--weights", "random:seed=1", "--input", "random:T=1,seed=2", "--device", device];
+        let run = moec_in(dir.path(), &[&["run", graph.to_str().unwrap()], &args[..]].concat());
+        assert_eq!(run.code, 0, "{device}: {}", run.stderr);
+    }
+}
+
 /// Whether values are kept between kernels or inside one, f64 is refused.
 #[test]
 fn logits_of_f64_have_one_answer_at_every_level() {

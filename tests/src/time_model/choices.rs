@@ -89,12 +89,13 @@ pub(super) fn section() -> String {
         for name in CHIPS {
             let m = model(name);
             let variants = compile(case, m.target);
-            let ends: Vec<String> = variants.iter().rev().skip(1).rev().map(|v| v.tokens.1.to_string()).collect();
+            let mut ends: Vec<String> = variants.iter().rev().skip(1).rev().map(|v| v.tokens.1.to_string()).collect();
+            ends.push("…".into());
             let lost: Vec<String> = worst(case, &m, &variants)
                 .into_iter()
                 .map(|(lost, t)| if lost > 5e-4 { format!("{:.1} (T = {t})", lost * 100.0) } else { "0.0".into() })
                 .collect();
-            writeln!(out, "| {} | {} | {}, … | {} |", case.name, m.chip.name, ends.join(", "), lost.join(" | "))
+            writeln!(out, "| {} | {} | {} | {} |", case.name, m.chip.name, ends.join(", "), lost.join(" | "))
                 .expect("memory");
         }
     }

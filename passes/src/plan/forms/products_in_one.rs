@@ -24,7 +24,8 @@ pub fn products_in_one(program: &mut Program) {
         _ => None,
     });
     let Some((at, makers, then)) = found else { return };
-    program.kernels.remove(at + 1);
+    let second = program.kernels.remove(at + 1);
+    program.kernels[at].name = name_of_both(program, &program.kernels[at].name, &second.name);
     let counters = then.segments.iter().map(|s| {
         let experts = s.panels.first().map_or(1, |p| program.buffer(p.weights).batch);
         super::counter(program, "chained", (Dim::Fixed(2), experts))
@@ -39,6 +40,14 @@ pub fn products_in_one(program: &mut Program) {
         c.numbers = Some(numbers);
         c.combine = then.combine;
     }
+}
+
+/// What the names of two launches begin with, where that is a word of its own and nobody is called so; else both.
+fn name_of_both(program: &Program, first: &str, second: &str) -> String {
+    let n = first.bytes().zip(second.bytes()).take_while(|(a, b)| a == b).count();
+    let common = first[..n].rsplit_once('_').map_or("", |(word, _)| word);
+    let is_free = program.kernels.iter().all(|k| k.name != common);
+    if common.is_empty() || !is_free { format!("{first}_{second}") } else { common.to_string() }
 }
 
 /// The segment that makes the rows of `read`, row for row, where one launch multiplies both in the same way.

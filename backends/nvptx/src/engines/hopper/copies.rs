@@ -27,11 +27,11 @@ struct Progress<'c> {
 
 impl<'c> Cta<'_, 'c, '_> {
     /// Stages whose copies are under way when the one before them is told of. A product gives its stage back when the next
-    /// has been started, so that two stages are always beyond them. And as the board knows no more than four tiles that nobody
-    /// has multiplied, those stages are of three tiles at most: the warps would wait for a tile that waits for them.
+    /// has been started, so that two stages are always beyond them. And as the board knows no more than a few tiles that nobody
+    /// has multiplied, those stages are of one tile less at most: the warps would wait for a tile that waits for them.
     fn ahead(&self) -> u32 {
         let steps = self.contract.segments.iter().map(|s| self.n_steps(s) / self.parts.n).min().unwrap_or(1).max(1);
-        (self.g.stages - 2).min(MOST_AHEAD).min(3 * steps)
+        (self.g.stages - 2).min(MOST_AHEAD).min((self.board.slots() - 1) * steps)
     }
 
     /// Byte offset in a stage of the weights of panel `panel`.

@@ -144,6 +144,11 @@ impl<'c> Board<'c> {
         Board { c, tiles: at, full, empty, claims, slots, team: order.team }
     }
 
+    /// Tiles that are known at most of which a reader has not read the first.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
     /// Makes its barriers for so many readers. One thread calls.
     pub fn init(&self, readers: u32) {
         self.full.init(self.c, 1);
