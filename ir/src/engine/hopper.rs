@@ -33,6 +33,10 @@ pub const MOST_STAGES: u32 = 32;
 /// Sums of a tile that a thread has registers for: two for each row and panel.
 const MOST_SUMS: u32 = 128;
 
+/// Most experts whose tiles may wait for each other: the warp that finds tiles has the rows of each in registers, of which it has few.
+/// With 384, `ptxas` 13.5 spills two.
+const MOST_CHAINED_EXPERTS: u64 = 256;
+
 /// What tensor cores multiply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operands {
@@ -80,6 +84,10 @@ pub struct Geometry {
 /// # Errors
 /// Why it does not.
 pub fn takes(program: &Program, contract: &Contract) -> Result<(), String> {
+    let experts = contract.segments.iter().flat_map(|s| &s.panels).map(|p| program.buffer(p.weights).batch).max();
+    if contract.is_chained() && experts > Some(MOST_CHAINED_EXPERTS) {
+        return Err(format!("its tiles wait for each other, and it has more than {MOST_CHAINED_EXPERTS} experts"));
+    }
     if contract.has_coded_rows() {
         return takes_codes(program, contract);
     }

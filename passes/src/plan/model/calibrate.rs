@@ -128,7 +128,7 @@ const fn of_all(name: &'static str, of: fn(&mut Figures) -> &mut f64) -> Guess {
 }
 
 /// What holding on to a figure weighs against one measurement.
-const HOLD: f64 = 0.01;
+const HOLD: f64 = 0.002;
 /// The first step of a figure, as a factor, and the last.
 const STEPS: [f64; 2] = [1.5, 1.002];
 /// No figure changes by more than this factor: what would have to is a mistake of the model, not of a guess.
