@@ -117,6 +117,7 @@ fn has(form: &Form, merge: &str) -> bool {
 
 const SHARED: &str = "shared beside routed experts";
 const LOGITS: &str = "logits by many CTAs";
+const ONE_LAUNCH: &str = "gate, up and down in one launch";
 const COMBINED: &str = "slots added up by the down product's last CTAs";
 
 /// Forms and kinds of schedules, each of which has to be worth something.
@@ -130,6 +131,8 @@ fn withouts() -> Vec<Without> {
         Without { name: "logits by one CTA or cluster", form: |f| has(f, LOGITS), schedule: any },
         Without { name: COMBINED, form: |f| !has(f, COMBINED), schedule: any },
         Without { name: "slots added up in a launch of their own", form: |f| has(f, COMBINED), schedule: any },
+        Without { name: ONE_LAUNCH, form: |f| !has(f, ONE_LAUNCH), schedule: any },
+        Without { name: "gate, up and down in several launches", form: |f| has(f, ONE_LAUNCH), schedule: any },
         Without { name: "one CTA for a tile", form: any_form, schedule: |k, s| !is_product(k) || s.team != Team::One },
         Without { name: "pairs", form: any_form, schedule: |_, s| s.team != Team::Pair },
         Without { name: "two pairs", form: any_form, schedule: |_, s| s.team != Team::TwoPairs },
