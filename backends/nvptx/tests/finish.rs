@@ -3,23 +3,17 @@
 
 mod common;
 
-use common::emulate::run_images;
+use common::given_ids::{EXPERTS, ORDERS, TOP_K, lists, outputs};
 use common::mutant::Mutant;
 use common::programs::{Builder, schedule, with_combine_after_product};
-use common::random::Random;
 use moec_ir::expr::{Binary, Expr, ExprBuilder};
 use moec_ir::target::Target;
 use moec_ir::tile::{
-    Body, Buffer, ColAccess, Combine, Contract, Groups, MapArg, Panel, Plan, Program, Role, RowAccess, RowMap,
-    Schedule, Segment, Team,
+    Body, ColAccess, Combine, Contract, Groups, MapArg, Panel, Plan, Program, RowAccess, RowMap, Schedule, Segment,
+    Team,
 };
-use moec_ir::{DType, Dim, Tensor};
-use moec_nvptx::GpuKernelImage;
-use moec_ptx::exec::Schedule as Order;
+use moec_ir::{DType, Dim};
 
-const ORDERS: [Order; 4] = [Order::RoundRobin, Order::Random(1), Order::Random(2), Order::Random(3)];
-const EXPERTS: u64 = 5;
-const TOP_K: u64 = 3;
 const FFN: u64 = 64;
 
 fn target(name: &str) -> &'static Target {
@@ -69,46 +63,6 @@ fn down(dtype: DType, hidden: u64, shared: bool, s: Schedule) -> Program {
     let combine = Combine { y, slot_to_row: Some(slot_to_row), weights, args, expr, out };
     b.kernel("combine", Body::Combine(combine), schedule(1, 64, 1, 1, 4));
     b.finish("down")
-}
-
-/// Ids of `n` slots: any, any and some that are none, the last expert's alone, none, none but the first.
-fn lists(n: usize) -> [Vec<i64>; 5] {
-    let mut random = Random(n as u64);
-    let of = |f: &mut dyn FnMut() -> i64| (0..n).map(|_| f()).collect();
-    let mut first = vec![-1; n];
-    first.iter_mut().take(1).for_each(|id| *id = 2);
-    [
-        of(&mut || random.below(EXPERTS) as i64),
-        of(&mut || random.below(EXPERTS + 4) as i64 - 2),
-        of(&mut || EXPERTS as i64 - 1),
-        of(&mut || -1),
-        first,
-    ]
-}
-
-/// What kernels make of given ids and random numbers.
-fn outputs(
-    (program, images): (&Program, &[GpuKernelImage]),
-    on: &Target,
-    ids: &[i64],
-    extra_blocks: u32,
-    order: Order,
-) -> Result<Vec<Tensor>, String> {
-    let n_tokens = ids.len() as u64 / TOP_K;
-    let content = |b: &Buffer| {
-        let rows = (b.batch * b.rows.at(n_tokens)) as usize;
-        let shape = [rows, b.cols as usize];
-        match b.role {
-            Role::Input(_) if b.dtype == DType::I32 => Some(Tensor::int(DType::I32, &shape, ids.to_vec())),
-            Role::Input(_) | Role::Weight(_) => {
-                let mut random = Random(b.name.len() as u64);
-                let values = (0..rows as u64 * b.cols).map(|_| b.dtype.round(random.below(2001) as f32 / 1000.0 - 1.0));
-                Some(Tensor::float(b.dtype, &shape, values.collect()))
-            }
-            _ => None,
-        }
-    };
-    run_images(program, images, on, n_tokens, extra_blocks, &content, order)
 }
 
 /// Holds that both ways give the same bits with such a schedule of the product.

@@ -4,6 +4,7 @@ pub mod assembler;
 pub mod coded;
 pub mod contractions;
 pub mod emulate;
+pub mod given_ids;
 pub mod mutant;
 pub mod products;
 pub mod programs;
