@@ -135,7 +135,7 @@ fn what_two_bundles_decided_is_told_with_times() {
     compile("blackwell", "b200");
     let run = moec_in(dir.path(), &["explain", "hopper", "blackwell"]);
     assert_eq!(run.code, 0, "{}", run.stderr);
-    for part in ["the same 5 rewrites", "sm_90a and sm_100f", "other bits", "us, modelled", "experts_act"] {
+    for part in ["the same 5 rewrites", "sm_90a and sm_100f", "other bits", "us, modelled", "then combine"] {
         assert!(run.stdout.contains(part), "no {part}: {}", run.stdout);
     }
     let without = moec_in(dir.path(), &["explain", "four", "hopper"]);
