@@ -1,5 +1,7 @@
 //! A row has the same bits whatever runs beside it: with one thread and with eight, alone and among a thousand, routed anyhow.
 
+mod routings;
+
 use moec::{
     Activations, Bundle, Checkpoint, CompileRequest, DType, Layer, LayerOptions, LoadOptions, Model, ModelLayer, Part,
     Target, Tensor, Weights,
@@ -7,6 +9,7 @@ use moec::{
 use moec_ir::ActQuant;
 use moec_ir::target::TargetKind;
 use moec_runtime::cpu::Pool;
+use routings::routings;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -94,22 +97,6 @@ fn recorded_layers_on_any_number_of_threads() {
         }
     }
     assert!(layers.len() >= 60 && n_int16 >= 4, "{} layers, {n_int16} with rows of integers", layers.len());
-}
-
-/// Experts that a host routes to, of `n`: `top_k` for each of 1025 tokens.
-fn routings(n: i64, top_k: usize) -> Vec<(&'static str, Vec<i64>)> {
-    let slots = 1025 * top_k;
-    let all = |id: &dyn Fn(i64) -> i64| (0..slots as i64).map(id).collect::<Vec<i64>>();
-    // Half of the slots to one expert, a quarter to the next and so on.
-    let skewed = |i: i64| (i64::from((i * 7919 % 65_521).trailing_zeros()) + i % 2).min(n - 1);
-    vec![
-        ("one expert takes all", all(&|_| 3)),
-        ("two experts take all", all(&|i| i % 2 * (n - 1))),
-        ("skewed", all(&skewed)),
-        ("some slots have no expert", all(&|i| [i % n, -1, n, i64::MAX, (1 << 32) + 1][(i * 31 % 5) as usize])),
-        ("no slot has an expert", all(&|i| [-1, n, i64::MIN][(i % 3) as usize])),
-        ("the last token alone has an expert", all(&|i| if i == slots as i64 - 1 { 1 } else { -1 })),
-    ]
 }
 
 #[test]

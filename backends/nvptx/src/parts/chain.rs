@@ -5,8 +5,8 @@
 //! last results are stored, its rows have been read by all who wait, and the last one leaves both counters as they were: zero.
 //!
 //! Nobody waits for what nobody has begun: tiles that wait have higher numbers than those that they wait for, and numbers are drawn from
-//! a counter, the lowest first. A CTA that has drawn one runs, and makes its tiles in their order, so that there is always one that does not wait,
-//! however many CTAs of the launch run at the same time.
+//! a counter, the lowest first. A CTA that has drawn one runs, and makes its tiles in their order, so that there is always one that
+//! does not wait, however many CTAs of the launch run at the same time.
 
 use crate::builder::{Bool, Global, I32};
 use crate::kernels::Kernel;

@@ -1,7 +1,8 @@
 //! How operands come to a stage.
 //!
 //! One thread starts copies of boxes: weights or their codes, and activations whose rows are adjacent. Two warps start copies
-//! of 16 bytes of rows that are gathered, or made by the same launch, and of the windows of scales. Those complete in the order in which they were started; the
+//! of 16 bytes of rows that are gathered, or made by the same launch, and of the windows of scales. Those complete in the order in
+//! which they were started; the
 //! warps tell of a stage when copies of [`Cta::ahead`] later ones are under way.
 
 use super::contract::{Cta, ROW_IDS, ROW_WARPS, ROWS};
