@@ -93,6 +93,8 @@ class Engine:
 def answers(job: dict, folder: Path) -> dict:
     layer, threads = weights.Layer(**job["layer"]), job["threads"]
     weights.write(folder, layer, job["format"])
+    # Or they are still written to the disk, which takes memory's time, while the first layers are measured.
+    os.sync()
     reader = Program(job["reader"])
     engines = {e["name"]: Engine(e["name"], e["command"], folder, threads) for e in job["engines"]}
     if job["realtime"]:
