@@ -2,22 +2,27 @@
 //! instead of its own best one.
 
 use super::model::{Model, Routing};
-use super::{Choice, Options, Planned, Space};
-use moec_ir::tile::Schedule;
+use super::{Choice, NO_WORSE, Options, Planned, Space, space};
+use moec_ir::tile::{Body, Schedule};
+use std::ops::Range;
 
 /// What a token count may lose, where the number of programs allows it: with uniform routing.
 const REGRET: f64 = 0.004;
-/// The same with skewed routing (Zipf 1.2), and with all tokens at the same experts, over that.
-const SKEWED: f64 = 8.0;
-const ONE_HOT: f64 = 25.0;
+/// What is lost over this with uniform routing counts many times: towards that routers are trained.
+const MOST_REGRET: f64 = 0.02;
+/// The same with skewed routing (Zipf 1.2) and with all tokens at the same experts.
+const SKEWED_REGRET: f64 = 0.03;
+/// What skewed routing may lose before uniform routing loses more.
+const MOST_SKEWED_REGRET: f64 = 0.3;
 
 /// Above this, more tokens are more of the same.
 const LARGEST: u64 = 16384;
 
-/// Above this, a quarter of the way to the next power of two has a point of its own.
-const QUARTERS: u64 = 1024;
+/// Above this, a quarter of the way to the next power of two has a point of its own: rows that all go to the same experts fill tiles at
+/// powers of two, and half way between.
+const QUARTERS: u64 = 16;
 
-/// Powers of two, and half way between, with many tokens quarters of the way, that lie in `tokens`; at least one.
+/// Powers of two, half and quarters of the way between, that lie in `tokens`; at least one.
 fn grid(tokens: (u64, u64)) -> Vec<u64> {
     let first = tokens.0.clamp(1, LARGEST);
     let last = tokens.1.clamp(first, LARGEST);
@@ -33,14 +38,59 @@ fn grid(tokens: (u64, u64)) -> Vec<u64> {
 struct Point {
     /// Index into the grid.
     at: usize,
-    /// What a loss counts.
-    weight: f64,
+    is_uniform: bool,
+    /// What the program loses that loses least at this token count with all routings: no other one can be asked for less.
+    least: f64,
+}
+
+/// What is lost at most, as a part of the best program's time.
+#[derive(Clone, Copy)]
+struct Lost {
+    uniform: f64,
+    skewed: f64,
+}
+
+impl Lost {
+    const NOTHING: Lost = Lost { uniform: 0.0, skewed: 0.0 };
+
+    fn at(self, point: &Point, lost: f64) -> Lost {
+        let lost = if lost > point.least + 1e-6 { lost } else { 0.0 };
+        if point.is_uniform {
+            Lost { uniform: self.uniform.max(lost), ..self }
+        } else {
+            Lost { skewed: self.skewed.max(lost), ..self }
+        }
+    }
+
+    /// Over what may be lost.
+    fn weighed(self) -> f64 {
+        let uniform = self.uniform.max(self.uniform + 10.0 * (self.uniform - MOST_REGRET));
+        (uniform / REGRET).max(self.skewed / SKEWED_REGRET)
+    }
+
+    /// The most of all, where that weighs less than `bound`.
+    fn below<'p>(bound: f64, all: impl Iterator<Item = (&'p Point, f64)>) -> Option<Lost> {
+        let mut most = Lost::NOTHING;
+        for (point, lost) in all {
+            most = most.at(point, lost);
+            if most.weighed() >= bound {
+                return None;
+            }
+        }
+        Some(most)
+    }
+
+    fn is_within(self, limit: Lost) -> bool {
+        self.uniform <= limit.uniform && self.skewed <= limit.skewed
+    }
 }
 
 /// Schedules of a kernel that are best somewhere, and their times over that of the best program: `[schedule][point]`.
 struct Kernel {
     schedules: Vec<Schedule>,
     shares: Vec<Vec<f64>>,
+    /// Of all schedules, at each point.
+    least: Vec<f64>,
 }
 
 struct Priced {
@@ -51,100 +101,184 @@ struct Priced {
     forms: Vec<Vec<usize>>,
 }
 
+/// A form, and for each of its kernels the number of a schedule.
+type Numbered = (usize, Vec<usize>);
+
 impl Priced {
     fn new(space: &Space, model: &Model<'_>, grid: &[u64]) -> Priced {
-        let routings = [(Routing::Uniform, 1.0), (Routing::Zipf(1.2), SKEWED), (Routing::OneHot, ONE_HOT)];
-        let mut points = Vec::new();
-        let mut kernels: Vec<Kernel> = space.priced.iter().map(|_| Kernel::new()).collect();
-        let models = routings.map(|(routing, factor)| {
-            let exact = routing == Routing::Uniform;
-            let model = Model::new(model.chip, model.target).with_routing(routing);
-            let here = grid.iter().enumerate().filter(|(_, t)| exact || t.is_power_of_two());
-            let at: Vec<(usize, u64, f64)> =
-                here.map(|(i, &t)| (i, t, space.add_best_schedules(&model, t, &mut kernels))).collect();
-            points.extend(at.iter().map(|&(at, ..)| Point { at, weight: 1.0 / factor }));
-            (model, at)
-        });
-        for (&which, kernel) in space.priced.iter().zip(&mut kernels) {
-            let share = |s: &Schedule| {
-                let of = |(model, at): &(Model<'_>, Vec<(usize, u64, f64)>)| -> Vec<f64> {
-                    at.iter().map(|&(_, t, least)| space.kernel(model, which, s, t) / least.max(1e-12)).collect()
-                };
-                models.iter().flat_map(of).collect()
-            };
-            kernel.shares = kernel.schedules.iter().map(share).collect();
+        let routings = [Routing::Uniform, Routing::Zipf(1.2), Routing::OneHot];
+        let models = routings.map(|routing| Model::new(model.chip, model.target).with_routing(routing));
+        let mut wanted: Vec<Vec<Schedule>> = space.priced.iter().map(|_| Vec::new()).collect();
+        let (mut points, mut least) = (Vec::new(), Vec::new());
+        for (at, &n_tokens) in grid.iter().enumerate() {
+            points.extend(models.iter().map(|m| Point { at, is_uniform: m.routing == Routing::Uniform, least: 0.0 }));
+            least.extend(space.add_best_schedules(&models, n_tokens, &mut wanted));
         }
-        Priced { points, kernels, forms: space.prices.clone() }
+        let kernel = |(&which, schedules): (&(usize, usize), Vec<Schedule>)| {
+            let share = |s: &Schedule| {
+                let times = grid.iter().flat_map(|&t| space.with_each(&models, which, s, t));
+                times.zip(&least).map(|(time, least)| time / least).collect()
+            };
+            let shares = schedules.iter().map(share).collect();
+            Kernel::new(schedules, shares)
+        };
+        let kernels = space.priced.iter().zip(wanted).map(kernel).collect();
+        let mut priced = Priced { points, kernels, forms: space.prices.clone() };
+        for at in 0..grid.len() {
+            let best = priced.refined(&(at..at + 1));
+            for p in priced.points_in(&(at..at + 1)) {
+                priced.points[p].least = priced.time(&best, p) - 1.0;
+            }
+        }
+        priced
     }
 
-    /// The choice that loses least at worst in a part of the grid, and what.
-    fn best_in(&self, part: &std::ops::Range<usize>) -> (Choice, f64) {
-        let here: Vec<usize> = (0..self.points.len()).filter(|&p| part.contains(&self.points[p].at)).collect();
-        let mut best = (Choice { form: 0, schedules: Vec::new() }, f64::INFINITY);
-        let all: Vec<usize> = self.kernels.iter().map(|k| k.least_regret(&here, &self.points)).collect();
-        for (form, kernels) in self.forms.iter().enumerate() {
-            let mut lost = vec![-1.0; here.len()];
-            let mut schedules = Vec::new();
-            for &number in kernels {
-                let (kernel, chosen) = (&self.kernels[number], all[number]);
-                lost.iter_mut().zip(&here).for_each(|(lost, &p)| *lost += kernel.shares[chosen][p]);
-                schedules.push(kernel.schedules[chosen]);
+    /// What the choice loses that loses least at worst in a part of the grid.
+    fn best_in(&self, part: &Range<usize>) -> Lost {
+        let here = self.points_in(part);
+        let mut best: Option<Lost> = None;
+        for choice in self.least_regrets(&here) {
+            let bound = best.map_or(f64::INFINITY, Lost::weighed);
+            best = self.lost_below(&choice, &here, bound).or(best);
+        }
+        best.unwrap_or(Lost::NOTHING)
+    }
+
+    fn points_in(&self, part: &Range<usize>) -> Vec<usize> {
+        (0..self.points.len()).filter(|&p| part.contains(&self.points[p].at)).collect()
+    }
+
+    /// The choice of each form in which every kernel by itself loses least.
+    fn least_regrets(&self, here: &[usize]) -> impl Iterator<Item = Numbered> {
+        let all: Vec<usize> = self.kernels.iter().map(|k| k.least_regret(here, &self.points)).collect();
+        let of = move |(form, kernels): (usize, &Vec<usize>)| (form, kernels.iter().map(|&k| all[k]).collect());
+        self.forms.iter().enumerate().map(of)
+    }
+
+    /// What a choice loses at most at some points, where that is less than `bound`.
+    fn lost_below(&self, choice: &Numbered, here: &[usize], bound: f64) -> Option<Lost> {
+        let lost = |p: usize| (&self.points[p], self.time(choice, p) - 1.0);
+        Lost::below(bound, here.iter().map(|&p| lost(p)))
+    }
+
+    /// The time of a choice over that of the best program.
+    fn time(&self, (form, schedules): &Numbered, point: usize) -> f64 {
+        self.forms[*form].iter().zip(schedules).map(|(&k, &s)| self.kernels[k].shares[s][point]).sum()
+    }
+
+    /// A choice that loses no more: where one kernel loses, another one may not, so that each is chosen again beside the others until
+    /// nothing is won.
+    fn refined(&self, part: &Range<usize>) -> Numbered {
+        let here = self.points_in(part);
+        let refine = |mut best: Numbered| {
+            let mut least = self.lost_below(&best, &here, f64::INFINITY).map_or(f64::INFINITY, Lost::weighed);
+            loop {
+                let before = least;
+                for (i, &k) in self.forms[best.0].iter().enumerate() {
+                    for s in 0..self.kernels[k].schedules.len() {
+                        let mut other = best.clone();
+                        other.1[i] = s;
+                        if let Some(lost) = self.lost_below(&other, &here, least) {
+                            (best, least) = (other, lost.weighed());
+                        }
+                    }
+                }
+                if least >= before {
+                    return (best, least);
+                }
             }
-            let worst = lost.iter().zip(&here).map(|(lost, &p)| lost * self.points[p].weight).fold(0.0, f64::max);
-            if worst < best.1 {
-                best = (Choice { form, schedules }, worst);
+        };
+        let all = self.least_regrets(&here).map(refine);
+        all.reduce(|a, b| if b.1 < a.1 { b } else { a }).map_or((0, Vec::new()), |best| best.0)
+    }
+
+    fn choice(&self, (form, schedules): &Numbered) -> Choice {
+        let schedule = |(&k, &s): (&usize, &usize)| self.kernels[k].schedules[s];
+        let kernels = self.forms.get(*form).into_iter().flatten();
+        Choice { form: *form, schedules: kernels.zip(schedules).map(schedule).collect() }
+    }
+}
+
+impl Kernel {
+    fn new(schedules: Vec<Schedule>, shares: Vec<Vec<f64>>) -> Kernel {
+        let n_points = shares.first().map_or(0, Vec::len);
+        let least = |p: usize| shares.iter().map(|s| s[p]).fold(f64::INFINITY, f64::min);
+        Kernel { least: (0..n_points).map(least).collect(), schedules, shares }
+    }
+
+    /// The schedule that loses least at worst against the best at each point.
+    fn least_regret(&self, here: &[usize], points: &[Point]) -> usize {
+        let mut best = (0, f64::INFINITY);
+        for (i, shares) in self.shares.iter().enumerate() {
+            let lost = here.iter().map(|&p| (&points[p], shares[p] - self.least[p]));
+            if let Some(lost) = Lost::below(best.1, lost) {
+                best = (i, lost.weighed());
+            }
+        }
+        best.0
+    }
+}
+
+impl Space {
+    /// The times of a kernel by each of the models, in seconds. Routing bears on products alone.
+    fn with_each(&self, models: &[Model<'_>], which: (usize, usize), s: &Schedule, n_tokens: u64) -> Vec<f64> {
+        let is_product = matches!(self.forms[which.0].0.program.kernels[which.1].body, Body::Contract(_));
+        let priced = if is_product { models } else { &models[..1] };
+        let mut times: Vec<f64> = priced.iter().map(|m| self.kernel(m, which, s, n_tokens)).collect();
+        times.resize(models.len(), times[0]);
+        times
+    }
+
+    /// The times of the best programs by each of the models, in seconds. Schedules that are best for kernels by one of them, and those that
+    /// lose least by all, join those that the kernels have.
+    fn add_best_schedules(&self, models: &[Model<'_>], n_tokens: u64, kernels: &mut [Vec<Schedule>]) -> Vec<f64> {
+        let priced = |&(form_number, kernel): &(usize, usize)| {
+            let (form, parts) = &self.forms[form_number];
+            let k = &form.program.kernels[kernel];
+            let schedules = space::on_gpu(&form.program, k, models[0].target, parts[kernel], n_tokens);
+            let times = |s| self.with_each(models, (form_number, kernel), s, n_tokens);
+            (schedules.iter().map(times).collect::<Vec<Vec<f64>>>(), schedules)
+        };
+        let all: Vec<(Vec<Vec<f64>>, Vec<Schedule>)> = self.priced.iter().map(priced).collect();
+        let least = |k: usize, m: usize| all[k].0.iter().map(|times| times[m]).fold(f64::INFINITY, f64::min);
+        let best_of = |m: usize| {
+            let of = |prices: &Vec<usize>| prices.iter().map(|&k| least(k, m)).sum::<f64>();
+            self.prices.iter().map(of).fold(f64::INFINITY, f64::min).max(1e-12)
+        };
+        let at: Vec<usize> = (0..models.len()).collect();
+        let best: Vec<f64> = at.iter().map(|&m| best_of(m)).collect();
+        let point = |m: &Model<'_>| Point { at: 0, is_uniform: m.routing == Routing::Uniform, least: 0.0 };
+        let points: Vec<Point> = models.iter().map(point).collect();
+        for (k, kernel) in kernels.iter_mut().enumerate() {
+            let (times, schedules) = &all[k];
+            let first_of = |m: usize| times.iter().position(|t| t[m] <= least(k, m) * NO_WORSE).unwrap_or(0);
+            let shares = |times: &Vec<f64>| times.iter().zip(&best).map(|(time, best)| time / best).collect();
+            let priced = Kernel::new(schedules.clone(), times.iter().map(shares).collect());
+            let wanted = at.iter().copied().map(first_of).chain([priced.least_regret(&at, &points)]);
+            for s in wanted.filter_map(|s| schedules.get(s)) {
+                if !kernel.contains(s) {
+                    kernel.push(*s);
+                }
             }
         }
         best
     }
 }
 
-impl Kernel {
-    fn new() -> Kernel {
-        Kernel { schedules: Vec::new(), shares: Vec::new() }
-    }
-
-    /// The schedule that loses least at worst against the best at each point.
-    fn least_regret(&self, here: &[usize], points: &[Point]) -> usize {
-        let least: Vec<f64> =
-            here.iter().map(|&p| self.shares.iter().map(|s| s[p]).fold(f64::INFINITY, f64::min)).collect();
-        let worst = |s: usize| {
-            let of = |(&p, least): (&usize, &f64)| (self.shares[s][p] - least) * points[p].weight;
-            here.iter().zip(&least).map(of).fold(0.0, f64::max)
-        };
-        let all = (0..self.schedules.len()).map(|s| (s, worst(s)));
-        all.reduce(|a, b| if b.1 < a.1 { b } else { a }).map_or(0, |best| best.0)
-    }
-}
-
-impl Space {
-    /// The time of the best program, in seconds; the schedules that are best for kernels join those that they have.
-    fn add_best_schedules(&self, model: &Model<'_>, n_tokens: u64, kernels: &mut [Kernel]) -> f64 {
-        let all = self.best_schedules(model, n_tokens);
-        for (kernel, (schedule, _)) in kernels.iter_mut().zip(&all) {
-            if !kernel.schedules.contains(schedule) {
-                kernel.schedules.push(*schedule);
-            }
-        }
-        let time = |prices: &Vec<usize>| prices.iter().map(|&price| all[price].1).sum();
-        self.prices.iter().map(time).fold(f64::INFINITY, f64::min)
-    }
-}
-
 /// A part of the grid, and what runs in it.
 struct Part {
     first: usize,
-    choice: Choice,
+    end: usize,
 }
 
 /// The fewest parts of a grid of `n` that lose at most `limit`; among those the ones that lose least.
-fn cut(n: usize, limit: f64, best: &[Vec<(Choice, f64)>]) -> Option<Vec<Part>> {
+fn cut(n: usize, limit: Lost, best: &[Vec<Lost>]) -> Option<Vec<Part>> {
     // For each end: parts, what they lose together, and where the last begins.
     let mut ways: Vec<Option<(usize, f64, usize)>> = vec![Some((0, 0.0, 0))];
     for end in 1..=n {
         let way = |first: usize| {
-            let ((parts, lost, _), worst) = (ways[first]?, best[first][end - 1 - first].1);
-            (worst <= limit).then_some((parts + 1, lost + worst, first))
+            let ((parts, lost, _), worst) = (ways[first]?, best[first][end - 1 - first]);
+            worst.is_within(limit).then_some((parts + 1, lost + worst.weighed(), first))
         };
         ways.push((0..end).filter_map(way).reduce(|a, b| if (b.0, b.1) < (a.0, a.1) { b } else { a }));
     }
@@ -152,11 +286,20 @@ fn cut(n: usize, limit: f64, best: &[Vec<(Choice, f64)>]) -> Option<Vec<Part>> {
     let mut end = n;
     while end > 0 {
         let (.., first) = ways[end]?;
-        parts.push(Part { first, choice: best[first][end - 1 - first].0.clone() });
+        parts.push(Part { first, end });
         end = first;
     }
     parts.reverse();
     Some(parts)
+}
+
+/// What may be lost: first as little as is wanted; then more with skewed routing, and behind some of that with all.
+fn limits() -> impl Iterator<Item = Lost> {
+    let growing = std::iter::successors(Some(1.0), |x| Some(x * 1.25)).take_while(|x| *x < 1e10);
+    growing.map(|x: f64| {
+        let uniform = (x * SKEWED_REGRET / MOST_SKEWED_REGRET).max(1.0) * REGRET;
+        Lost { uniform, skewed: x * SKEWED_REGRET }
+    })
 }
 
 /// The programs for a layer's token counts.
@@ -164,21 +307,21 @@ pub fn ranges(space: &Space, model: &Model<'_>, options: &Options) -> Vec<Planne
     let grid = grid(options.tokens);
     let priced = Priced::new(space, model, &grid);
     let from = |first: usize| (first..grid.len()).map(|last| priced.best_in(&(first..last + 1))).collect();
-    let best: Vec<Vec<(Choice, f64)>> = (0..grid.len()).map(from).collect();
+    let best: Vec<Vec<Lost>> = (0..grid.len()).map(from).collect();
     // What may be lost grows until the programs are few enough, which one program is in the end.
-    let limits = std::iter::successors(Some(REGRET), |l| Some(l * 1.25)).take_while(|l| *l < 1e9);
     let few = |parts: &Vec<Part>| parts.len() <= options.most_variants.max(1);
-    let parts = limits.filter_map(|limit| cut(grid.len(), limit, &best)).find(few).unwrap_or_default();
+    let parts = limits().filter_map(|limit| cut(grid.len(), limit, &best)).find(few).unwrap_or_default();
+    let choices: Vec<Choice> = parts.iter().map(|p| priced.choice(&priced.refined(&(p.first..p.end)))).collect();
     let mut from = options.tokens.0;
     let mut planned: Vec<Planned> = Vec::new();
-    for (i, part) in parts.iter().enumerate() {
-        let end = match parts.get(i + 1) {
-            Some(next) => {
-                last_no_worse(space, model, [&part.choice, &next.choice], (grid[next.first - 1], grid[next.first]))
+    for (i, choice) in choices.iter().enumerate() {
+        let end = match (parts.get(i + 1), choices.get(i + 1)) {
+            (Some(part), Some(next)) => {
+                last_no_worse(space, model, [choice, next], (grid[part.first - 1], grid[part.first]))
             }
-            None => options.tokens.1,
+            _ => options.tokens.1,
         };
-        let program = space.program(&part.choice);
+        let program = space.program(choice);
         match planned.last_mut().filter(|last| last.program == program) {
             Some(last) => last.tokens.1 = end,
             None => planned.push(Planned { tokens: (from, end), program }),
