@@ -195,7 +195,7 @@ impl<'a> Model<'a> {
     fn launch(&self, program: &Program, body: &Body, s: &Schedule, n_tokens: u64) -> Launch {
         let launch = match body {
             Body::Contract(c) => contraction::launch(self, program, c, s, n_tokens),
-            Body::Rows(r) => self.rows(program, r, s, n_tokens),
+            Body::Rows(r) => self.rows((program, self.moved(program, body, n_tokens)), r, s, n_tokens),
             Body::Plan(p) => {
                 let tail = self.order(program, p, (s.order_ctas, s.warps), n_tokens);
                 Launch { tail, ..self.moved(program, body, n_tokens) }
@@ -217,9 +217,10 @@ impl<'a> Model<'a> {
 
     /// A router: its rows are read by each CTA that shares the columns, its weights by all of those together, and again for each
     /// block of rows that is multiplied together. Logits that go through the L2 are stored, counted, and read by the last.
-    fn rows(&self, program: &Program, r: &RowProgram, s: &Schedule, n_tokens: u64) -> Launch {
+    ///
+    /// `l` is what it moves.
+    fn rows(&self, (program, mut l): (&Program, Launch), r: &RowProgram, s: &Schedule, n_tokens: u64) -> Launch {
         let (chip, a) = (self.chip, self.assumptions);
-        let mut l = self.moved(program, &Body::Rows(r.clone()), n_tokens);
         let features: Features = self.target.features();
         let g = rows::Geometry::of(program, r, s, features);
         let n_rows = r.rows.at(n_tokens) as f64;
