@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 
 import moec
@@ -79,8 +80,15 @@ refused("checkpoint-not-found", moec.load, bundle, "/nonexistent")
 refused("unknown-device", moec.Layer, bundle, device="tpu")
 for wrong in ({"target": "sm_13"}, {"target": []}, {"part": "half"}, {"layer": -1}):
     assert refused("wrong-usage", moec.compile, model, **wrong).message.startswith("invalid value")
-for wrong in ({"threads": -1}, {"threads": 1025}, {"threads": 2**32 + 1}, {"max_tokens": -1}, {"max_tokens": 2**64}):
+for wrong in ({"threads": -1}, {"threads": 1025}, {"threads": 2**32 + 1}, {"max_tokens": -1}, {"max_tokens": 2**64}, {"memory_limit": -1}):
     refused("argument-invalid", moec.load, bundle, model, **wrong)
+
+# Experts that do not stay in memory come from a file.
+refused("memory-limit-needs-file", moec.load, bundle, model, max_tokens=8, memory_limit=100_000)
+with tempfile.TemporaryDirectory() as home:
+    cache = pathlib.Path(home) / "weights"
+    refused("memory-limit-too-small", moec.load, bundle, model, max_tokens=8, memory_limit=1, cache=cache)
+    moec.load(bundle, model, max_tokens=8, memory_limit=100_000, cache=cache)
 
 # Weights of another family, whose tensors have the same names and sizes.
 olmoe, qwen3 = (model.parent / f"{family}.f32" for family in ("olmoe", "qwen3_moe"))

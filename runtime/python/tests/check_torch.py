@@ -409,6 +409,19 @@ def weights() -> None:
     print("weights as operands: memory that is used again, changes, threads")
 
 
+def streamed() -> None:
+    """Experts that come from a file as they are chosen: the same bits, however few stay."""
+    path = pathlib.Path(sys.argv[1])
+    bundle, rows = moec.compile(path), torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
+    whole = moec.load(bundle, path, max_tokens=8, threads=2).run(rows)
+    with tempfile.TemporaryDirectory() as home:
+        for limit in (100_000, 150_000, 1 << 20):
+            layer = moec.load(bundle, path, max_tokens=8, threads=2, memory_limit=limit, cache=pathlib.Path(home) / "weights")
+            result = layer.run(rows)
+            assert all(torch.equal(result[name], whole[name]) for name in whole), limit
+    print("experts from a file: the same bits under three limits")
+
+
 def beyond() -> None:
     """Ids that 32 bits have no room for are no expert's, in a layer whose ids have 32; views that ctypes would misread."""
     layer = moec.Layer(moec.compile(sys.argv[1], part="experts"), max_tokens=8)
@@ -472,7 +485,7 @@ def main() -> None:
     print(f"{datetime.date.today()}, {versions}, calls {way}")
     assert moec.torch.IS_NATIVE is not PLAIN
     checks = [operator, weights, exported, compiled, changes]
-    for check in checks if PLAIN else [*checks, families, generate, patched, all_or_nothing, published, coded, from_checkpoint, refusals]:
+    for check in checks if PLAIN else [*checks, families, generate, patched, all_or_nothing, published, coded, from_checkpoint, streamed, refusals]:
         check()
 
 
