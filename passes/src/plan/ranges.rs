@@ -133,15 +133,28 @@ impl Priced {
         priced
     }
 
-    /// What the choice loses that loses least at worst in a part of the grid.
-    fn best_in(&self, part: &Range<usize>) -> Lost {
-        let here = self.points_in(part);
-        let mut best: Option<Lost> = None;
-        for choice in self.least_regrets(&here) {
-            let bound = best.map_or(f64::INFINITY, Lost::weighed);
-            best = self.lost_below(&choice, &here, bound).or(best);
-        }
-        best.unwrap_or(Lost::NOTHING)
+    /// What choices lose that lose least at worst in parts of a grid of `n`: in those from `first` on, by their ends.
+    fn best_from(&self, first: usize, n: usize) -> Vec<Lost> {
+        let mut here: Vec<usize> = Vec::new();
+        let mut lost: Vec<Vec<Lost>> = self.kernels.iter().map(|k| vec![Lost::NOTHING; k.schedules.len()]).collect();
+        let best_to = |last: usize| {
+            let new = self.points_in(&(last..last + 1));
+            for (kernel, lost) in self.kernels.iter().zip(&mut lost) {
+                for (shares, lost) in kernel.shares.iter().zip(lost) {
+                    *lost = new.iter().fold(*lost, |l, &p| l.at(&self.points[p], shares[p] - kernel.least[p]));
+                }
+            }
+            here.extend(new);
+            let chosen: Vec<usize> = lost.iter().map(|all| least(all.iter().map(|l| l.weighed()))).collect();
+            let mut best: Option<Lost> = None;
+            for (form, kernels) in self.forms.iter().enumerate() {
+                let choice = (form, kernels.iter().map(|&k| chosen[k]).collect());
+                let bound = best.map_or(f64::INFINITY, Lost::weighed);
+                best = self.lost_below(&choice, &here, bound).or(best);
+            }
+            best.unwrap_or(Lost::NOTHING)
+        };
+        (first..n).map(best_to).collect()
     }
 
     fn points_in(&self, part: &Range<usize>) -> Vec<usize> {
@@ -208,15 +221,17 @@ impl Kernel {
 
     /// The schedule that loses least at worst against the best at each point.
     fn least_regret(&self, here: &[usize], points: &[Point]) -> usize {
-        let mut best = (0, f64::INFINITY);
-        for (i, shares) in self.shares.iter().enumerate() {
-            let lost = here.iter().map(|&p| (&points[p], shares[p] - self.least[p]));
-            if let Some(lost) = Lost::below(best.1, lost) {
-                best = (i, lost.weighed());
-            }
-        }
-        best.0
+        let lost = |shares: &Vec<f64>| {
+            let each = here.iter().map(|&p| (&points[p], shares[p] - self.least[p]));
+            each.fold(Lost::NOTHING, |lost, (point, x)| lost.at(point, x)).weighed()
+        };
+        least(self.shares.iter().map(lost))
     }
+}
+
+/// The number of the first of the least.
+fn least(all: impl Iterator<Item = f64>) -> usize {
+    all.enumerate().reduce(|a, b| if b.1 < a.1 { b } else { a }).map_or(0, |best| best.0)
 }
 
 impl Space {
@@ -306,8 +321,7 @@ fn limits() -> impl Iterator<Item = Lost> {
 pub fn ranges(space: &Space, model: &Model<'_>, options: &Options) -> Vec<Planned> {
     let grid = grid(options.tokens);
     let priced = Priced::new(space, model, &grid);
-    let from = |first: usize| (first..grid.len()).map(|last| priced.best_in(&(first..last + 1))).collect();
-    let best: Vec<Vec<Lost>> = (0..grid.len()).map(from).collect();
+    let best: Vec<Vec<Lost>> = (0..grid.len()).map(|first| priced.best_from(first, grid.len())).collect();
     // What may be lost grows until the programs are few enough, which one program is in the end.
     let few = |parts: &Vec<Part>| parts.len() <= options.most_variants.max(1);
     let parts = limits().filter_map(|limit| cut(grid.len(), limit, &best)).find(few).unwrap_or_default();

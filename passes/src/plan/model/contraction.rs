@@ -10,7 +10,6 @@ use moec_ir::tile::{
     Body, Combine, Contract, Groups, Panel, Program, RowMap, RowOp, RowOpKind, Schedule, Segment, Team,
 };
 use moec_ir::{DType, Dim};
-use std::rc::Rc;
 
 /// A contraction, cut.
 struct Cut {
@@ -73,6 +72,11 @@ impl Cut {
         }
     }
 
+    /// What decides how rows are cut.
+    fn rows(&self) -> Rows {
+        (self.engine as u8, [self.tile_rows, self.rows_in, self.neighbours].map(|x| x as u32))
+    }
+
     /// Rows of instructions for `rows` rows of an expert.
     fn issued(&self, rows: f64) -> f64 {
         let tile = self.tile_rows * self.neighbours;
@@ -87,8 +91,12 @@ impl Cut {
     }
 }
 
+/// What decides how rows are cut: the engine, rows of a tile, those that are multiplied at a time, and neighbours.
+pub(super) type Rows = (u8, [u32; 3]);
+
 /// What a segment needs, summed over its experts.
-struct Work {
+#[derive(Clone, Copy)]
+pub(super) struct Work {
     touched: f64,
     /// Tiles of neighbouring rows that share weights.
     row_clusters: f64,
@@ -131,8 +139,7 @@ struct Product<'p> {
 
 impl<'p> Product<'p> {
     fn new(model: &Model<'_>, program: &'p Program, segment: &'p Segment, cut: &Cut, n_tokens: u64) -> Product<'p> {
-        let (load, experts) = expert_load(model, program, segment, n_tokens);
-        let work = Work::new(cut, &load);
+        let (work, experts) = work(model, program, segment, cut, n_tokens);
         let parts_of = |p: &Panel| [Some(p.weights), p.quant.as_ref().map(|q| q.scales)];
         let weights = segment.panels.iter().flat_map(parts_of).flatten();
         let rows = program.buffer(segment.a).rows.at(n_tokens).max(1) as f64;
@@ -332,14 +339,22 @@ fn is_grouped(s: &Segment) -> bool {
     matches!(s.groups, Groups::ByExpert { .. })
 }
 
-/// The rows of a segment's experts, and how many experts there are.
-fn expert_load(model: &Model<'_>, program: &Program, s: &Segment, n_tokens: u64) -> (Rc<Load>, f64) {
+/// What a segment's rows need, and how many experts it has.
+fn work(model: &Model<'_>, program: &Program, s: &Segment, cut: &Cut, n_tokens: u64) -> (Work, f64) {
     match (s.groups, program.buffer(s.out).rows) {
         (Groups::ByExpert { .. }, Dim::PerToken(k)) => {
             let here = program.buffer(s.panels[0].weights).batch;
-            (model.load(Share { here, of: chosen_from(program).max(here) }, k, n_tokens), here as f64)
+            let routed = (Share { here, of: chosen_from(program).max(here) }, k, n_tokens);
+            let key = (routed, cut.rows());
+            let known = model.work.borrow().get(&key).copied();
+            let work = known.unwrap_or_else(|| {
+                let work = Work::new(cut, &model.load(routed));
+                model.work.borrow_mut().insert(key, work);
+                work
+            });
+            (work, here as f64)
         }
-        (_, rows) => (Rc::new(Load::dense(rows.at(n_tokens))), 1.0),
+        (_, rows) => (Work::new(cut, &Load::dense(rows.at(n_tokens))), 1.0),
     }
 }
 

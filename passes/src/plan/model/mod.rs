@@ -124,8 +124,11 @@ impl Launch {
     }
 }
 
-/// The rows of experts, by experts, how many of them a token chooses, and tokens.
-type Loads = BTreeMap<(Share, u64, u64), Rc<Load>>;
+/// Experts, how many of them a token chooses, and tokens.
+type Routed = (Share, u64, u64);
+
+/// The rows of experts.
+type Loads = BTreeMap<Routed, Rc<Load>>;
 
 /// A chip, what is compiled for it, and how tokens choose experts.
 pub struct Model<'a> {
@@ -140,6 +143,8 @@ pub struct Model<'a> {
     /// Whether products for all tokens, such as those of shared experts, count.
     pub with_shared: bool,
     loads: RefCell<Loads>,
+    /// What products of them need, by how they are cut: many schedules and kernels cut alike.
+    work: RefCell<BTreeMap<(Routed, contraction::Rows), contraction::Work>>,
 }
 
 impl<'a> Model<'a> {
@@ -152,6 +157,7 @@ impl<'a> Model<'a> {
             routing: Routing::Uniform,
             with_shared: true,
             loads: RefCell::default(),
+            work: RefCell::default(),
         }
     }
 
@@ -162,7 +168,7 @@ impl<'a> Model<'a> {
 
     /// The same with another routing.
     pub fn with_routing(self, routing: Routing) -> Model<'a> {
-        Model { routing, loads: RefCell::default(), ..self }
+        Model { routing, loads: RefCell::default(), work: RefCell::default(), ..self }
     }
 
     /// The same with other assumptions.
@@ -293,10 +299,10 @@ impl<'a> Model<'a> {
         matches!(self.target.kind, TargetKind::Gpu { capability: 90, .. })
     }
 
-    fn load(&self, experts: Share, per_token: u64, n_tokens: u64) -> Rc<Load> {
+    fn load(&self, routed: Routed) -> Rc<Load> {
         let mut loads = self.loads.borrow_mut();
-        let new = || Rc::new(Load::new(&self.routing, experts, per_token, n_tokens));
-        loads.entry((experts, per_token, n_tokens)).or_insert_with(new).clone()
+        let new = || Rc::new(Load::new(&self.routing, routed.0, routed.1, routed.2));
+        loads.entry(routed).or_insert_with(new).clone()
     }
 }
 
