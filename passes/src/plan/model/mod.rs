@@ -201,7 +201,7 @@ impl<'a> Model<'a> {
     fn launch(&self, program: &Program, body: &Body, s: &Schedule, n_tokens: u64) -> Launch {
         let launch = match body {
             Body::Contract(c) => contraction::launch(self, program, c, s, n_tokens),
-            Body::Rows(r) => self.rows((program, self.moved(program, body, n_tokens)), r, s, n_tokens),
+            Body::Rows(r) => self.rows(program, (body, r), s, n_tokens),
             Body::Plan(p) => {
                 let tail = self.order(program, p, (s.order_ctas, s.warps), n_tokens);
                 Launch { tail, ..self.moved(program, body, n_tokens) }
@@ -223,10 +223,9 @@ impl<'a> Model<'a> {
 
     /// A router: its rows are read by each CTA that shares the columns, its weights by all of those together, and again for each
     /// block of rows that is multiplied together. Logits that go through the L2 are stored, counted, and read by the last.
-    ///
-    /// `l` is what it moves.
-    fn rows(&self, (program, mut l): (&Program, Launch), r: &RowProgram, s: &Schedule, n_tokens: u64) -> Launch {
+    fn rows(&self, program: &Program, (body, r): (&Body, &RowProgram), s: &Schedule, n_tokens: u64) -> Launch {
         let (chip, a) = (self.chip, self.assumptions);
+        let mut l = self.moved(program, body, n_tokens);
         let features: Features = self.target.features();
         let g = rows::Geometry::of(program, r, s, features);
         let n_rows = r.rows.at(n_tokens) as f64;

@@ -1,38 +1,16 @@
-//! Ranges of token counts: as few as keep within bounds what a token count loses by running the program of its range
-//! instead of its own best one.
+//! What programs lose against the best ones, at each token count of a grid and with each of three routings.
 
-use super::model::{Model, Routing};
-use super::{Choice, NO_WORSE, Options, Planned, Space, space};
+use crate::plan::model::{Model, Routing};
+use crate::plan::{Choice, NO_WORSE, Space, space};
 use moec_ir::tile::{Body, Schedule};
 use std::ops::Range;
 
 /// What a token count may lose, where the number of programs allows it: with uniform routing.
-const REGRET: f64 = 0.004;
-/// What is lost over this with uniform routing counts many times: towards that routers are trained.
+pub(super) const REGRET: f64 = 0.004;
+/// The same with skewed routing (Zipf 1.2), and with all tokens at the same experts.
+pub(super) const SKEWED_REGRET: f64 = 0.03;
+/// What is lost over this with uniform routing counts many times, for routers are trained towards it.
 const MOST_REGRET: f64 = 0.02;
-/// The same with skewed routing (Zipf 1.2) and with all tokens at the same experts.
-const SKEWED_REGRET: f64 = 0.03;
-/// What skewed routing may lose before uniform routing loses more.
-const MOST_SKEWED_REGRET: f64 = 0.3;
-
-/// Above this, more tokens are more of the same.
-const LARGEST: u64 = 16384;
-
-/// Above this, a quarter of the way to the next power of two has a point of its own: rows that all go to the same experts fill tiles at
-/// powers of two, and half way between.
-const QUARTERS: u64 = 16;
-
-/// Powers of two, half and quarters of the way between, that lie in `tokens`; at least one.
-fn grid(tokens: (u64, u64)) -> Vec<u64> {
-    let first = tokens.0.clamp(1, LARGEST);
-    let last = tokens.1.clamp(first, LARGEST);
-    let steps = (0..15).flat_map(|i| [1 << i, 3 << i >> 1]);
-    let quarters = (0..15).flat_map(|i| [5 << i >> 2, 7 << i >> 2]).filter(|t| *t > QUARTERS);
-    let mut all: Vec<u64> = steps.chain(quarters).filter(|t| (first..=last).contains(t)).chain([first, last]).collect();
-    all.sort_unstable();
-    all.dedup();
-    all
-}
 
 /// A token count and a routing for which programs are priced.
 struct Point {
@@ -45,9 +23,9 @@ struct Point {
 
 /// What is lost at most, as a part of the best program's time.
 #[derive(Clone, Copy)]
-struct Lost {
-    uniform: f64,
-    skewed: f64,
+pub(super) struct Lost {
+    pub(super) uniform: f64,
+    pub(super) skewed: f64,
 }
 
 impl Lost {
@@ -63,7 +41,7 @@ impl Lost {
     }
 
     /// Over what may be lost.
-    fn weighed(self) -> f64 {
+    pub(super) fn weighed(self) -> f64 {
         let uniform = self.uniform.max(self.uniform + 10.0 * (self.uniform - MOST_REGRET));
         (uniform / REGRET).max(self.skewed / SKEWED_REGRET)
     }
@@ -80,7 +58,7 @@ impl Lost {
         Some(most)
     }
 
-    fn is_within(self, limit: Lost) -> bool {
+    pub(super) fn is_within(self, limit: Lost) -> bool {
         self.uniform <= limit.uniform && self.skewed <= limit.skewed
     }
 }
@@ -93,7 +71,8 @@ struct Kernel {
     least: Vec<f64>,
 }
 
-struct Priced {
+/// Kernels and forms of a layer, priced at all points.
+pub(super) struct Priced {
     points: Vec<Point>,
     /// The kernels that are priced.
     kernels: Vec<Kernel>,
@@ -102,10 +81,10 @@ struct Priced {
 }
 
 /// A form, and for each of its kernels the number of a schedule.
-type Numbered = (usize, Vec<usize>);
+pub(super) type Numbered = (usize, Vec<usize>);
 
 impl Priced {
-    fn new(space: &Space, model: &Model<'_>, grid: &[u64]) -> Priced {
+    pub(super) fn new(space: &Space, model: &Model<'_>, grid: &[u64]) -> Priced {
         let routings = [Routing::Uniform, Routing::Zipf(1.2), Routing::OneHot];
         let models = routings.map(|routing| Model::new(model.chip, model.target).with_routing(routing));
         let mut wanted: Vec<Vec<Schedule>> = space.priced.iter().map(|_| Vec::new()).collect();
@@ -134,7 +113,7 @@ impl Priced {
     }
 
     /// What choices lose that lose least at worst in parts of a grid of `n`: in those from `first` on, by their ends.
-    fn best_from(&self, first: usize, n: usize) -> Vec<Lost> {
+    pub(super) fn best_from(&self, first: usize, n: usize) -> Vec<Lost> {
         let mut here: Vec<usize> = Vec::new();
         let mut lost: Vec<Vec<Lost>> = self.kernels.iter().map(|k| vec![Lost::NOTHING; k.schedules.len()]).collect();
         let best_to = |last: usize| {
@@ -145,7 +124,7 @@ impl Priced {
                 }
             }
             here.extend(new);
-            let chosen: Vec<usize> = lost.iter().map(|all| least(all.iter().map(|l| l.weighed()))).collect();
+            let chosen: Vec<usize> = lost.iter().map(|all| first_of_least(all.iter().map(|l| l.weighed()))).collect();
             let mut best: Option<Lost> = None;
             for (form, kernels) in self.forms.iter().enumerate() {
                 let choice = (form, kernels.iter().map(|&k| chosen[k]).collect());
@@ -181,7 +160,7 @@ impl Priced {
 
     /// A choice that loses no more: where one kernel loses, another one may not, so that each is chosen again beside the others until
     /// nothing is won.
-    fn refined(&self, part: &Range<usize>) -> Numbered {
+    pub(super) fn refined(&self, part: &Range<usize>) -> Numbered {
         let here = self.points_in(part);
         let refine = |mut best: Numbered| {
             let mut least = self.lost_below(&best, &here, f64::INFINITY).map_or(f64::INFINITY, Lost::weighed);
@@ -205,7 +184,7 @@ impl Priced {
         all.reduce(|a, b| if b.1 < a.1 { b } else { a }).map_or((0, Vec::new()), |best| best.0)
     }
 
-    fn choice(&self, (form, schedules): &Numbered) -> Choice {
+    pub(super) fn choice(&self, (form, schedules): &Numbered) -> Choice {
         let schedule = |(&k, &s): (&usize, &usize)| self.kernels[k].schedules[s];
         let kernels = self.forms.get(*form).into_iter().flatten();
         Choice { form: *form, schedules: kernels.zip(schedules).map(schedule).collect() }
@@ -225,12 +204,12 @@ impl Kernel {
             let each = here.iter().map(|&p| (&points[p], shares[p] - self.least[p]));
             each.fold(Lost::NOTHING, |lost, (point, x)| lost.at(point, x)).weighed()
         };
-        least(self.shares.iter().map(lost))
+        first_of_least(self.shares.iter().map(lost))
     }
 }
 
 /// The number of the first of the least.
-fn least(all: impl Iterator<Item = f64>) -> usize {
+fn first_of_least(all: impl Iterator<Item = f64>) -> usize {
     all.enumerate().reduce(|a, b| if b.1 < a.1 { b } else { a }).map_or(0, |best| best.0)
 }
 
@@ -278,80 +257,4 @@ impl Space {
         }
         best
     }
-}
-
-/// A part of the grid, and what runs in it.
-struct Part {
-    first: usize,
-    end: usize,
-}
-
-/// The fewest parts of a grid of `n` that lose at most `limit`; among those the ones that lose least.
-fn cut(n: usize, limit: Lost, best: &[Vec<Lost>]) -> Option<Vec<Part>> {
-    // For each end: parts, what they lose together, and where the last begins.
-    let mut ways: Vec<Option<(usize, f64, usize)>> = vec![Some((0, 0.0, 0))];
-    for end in 1..=n {
-        let way = |first: usize| {
-            let ((parts, lost, _), worst) = (ways[first]?, best[first][end - 1 - first]);
-            worst.is_within(limit).then_some((parts + 1, lost + worst.weighed(), first))
-        };
-        ways.push((0..end).filter_map(way).reduce(|a, b| if (b.0, b.1) < (a.0, a.1) { b } else { a }));
-    }
-    let mut parts = Vec::new();
-    let mut end = n;
-    while end > 0 {
-        let (.., first) = ways[end]?;
-        parts.push(Part { first, end });
-        end = first;
-    }
-    parts.reverse();
-    Some(parts)
-}
-
-/// What may be lost: first as little as is wanted; then more with skewed routing, and behind some of that with all.
-fn limits() -> impl Iterator<Item = Lost> {
-    let growing = std::iter::successors(Some(1.0), |x| Some(x * 1.25)).take_while(|x| *x < 1e10);
-    growing.map(|x: f64| {
-        let uniform = (x * SKEWED_REGRET / MOST_SKEWED_REGRET).max(1.0) * REGRET;
-        Lost { uniform, skewed: x * SKEWED_REGRET }
-    })
-}
-
-/// The programs for a layer's token counts.
-pub fn ranges(space: &Space, model: &Model<'_>, options: &Options) -> Vec<Planned> {
-    let grid = grid(options.tokens);
-    let priced = Priced::new(space, model, &grid);
-    let best: Vec<Vec<Lost>> = (0..grid.len()).map(|first| priced.best_from(first, grid.len())).collect();
-    // What may be lost grows until the programs are few enough, which one program is in the end.
-    let few = |parts: &Vec<Part>| parts.len() <= options.most_variants.max(1);
-    let parts = limits().filter_map(|limit| cut(grid.len(), limit, &best)).find(few).unwrap_or_default();
-    let choices: Vec<Choice> = parts.iter().map(|p| priced.choice(&priced.refined(&(p.first..p.end)))).collect();
-    let mut from = options.tokens.0;
-    let mut planned: Vec<Planned> = Vec::new();
-    for (i, choice) in choices.iter().enumerate() {
-        let end = match (parts.get(i + 1), choices.get(i + 1)) {
-            (Some(part), Some(next)) => {
-                last_no_worse(space, model, [choice, next], (grid[part.first - 1], grid[part.first]))
-            }
-            _ => options.tokens.1,
-        };
-        let program = space.program(choice);
-        match planned.last_mut().filter(|last| last.program == program) {
-            Some(last) => last.tokens.1 = end,
-            None => planned.push(Planned { tokens: (from, end), program }),
-        }
-        from = end + 1;
-    }
-    planned
-}
-
-/// The last token count before `to` for which the first choice is no worse than the second, as it is at `from`.
-fn last_no_worse(space: &Space, model: &Model<'_>, choices: [&Choice; 2], (from, to): (u64, u64)) -> u64 {
-    let (mut low, mut high) = (from, to);
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        let [first, second] = choices.map(|c| space.seconds(model, c, middle));
-        if first <= second { low = middle } else { high = middle }
-    }
-    low
 }
