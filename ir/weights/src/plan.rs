@@ -119,7 +119,7 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// `quantised-scale-invalid` for one that is zero over codes that are not, negative, infinite or not a number.
     pub fn check_scales(&self) -> Result<(), Diagnostic> {
-        let pieces: Vec<&Piece<'_>> = self.pieces().collect();
+        let pieces: Vec<&Piece<'_>> = self.pieces().filter(|p| !matches!(p.elements, Elements::Plain(..))).collect();
         let check = |either| {
             pieces.chunks(CHECKED_AT_ONCE).try_for_each(|some| {
                 let checked = some.iter().try_for_each(|p| check_scales(&p.elements, either));

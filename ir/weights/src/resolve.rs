@@ -268,12 +268,11 @@ fn piece<'a>(
         }
     };
     let found = if param.ty.dtype.is_float() { formats::find(checkpoint, name, declared)? } else { None };
-    let at = || checkpoint.path().display().to_string();
     let (mut view, stored, file) = match found.as_ref().map(|(_, elements)| elements) {
         Some(Elements::Integers(q)) => {
             let view = Strided::dense(&q.shape());
             let stored = format!("{} {:?}", q.words(), view.shape());
-            (view, stored, at())
+            (view, stored, checkpoint.path())
         }
         Some(Elements::Blocks(b)) => {
             let mut view = Strided::dense(&b.shape());
@@ -281,18 +280,18 @@ fn piece<'a>(
                 view = view.step(&WeightStep::Transpose).map_err(|why| internal(param, &why))?;
             }
             let stored = format!("{} {:?}", b.format, view.shape());
-            (view, stored, at())
+            (view, stored, checkpoint.path())
         }
         Some(Elements::Plain(..) | Elements::Ggml(_)) | None => {
             let tensor = checkpoint.tensor(name)?.ok_or_else(|| missing(checkpoint, param))?;
-            (Strided::dense(tensor.shape), tensor.describe(), tensor.file.display().to_string())
+            (Strided::dense(tensor.shape), tensor.describe(), tensor.file)
         }
     };
     let (tensor, elements) = match found {
         Some(found) => found,
         None => (name.to_string(), plain(checkpoint, param, name, declared)?),
     };
-    let before = view.shape();
+    let (before, file) = (view.shape(), file.display());
     for step in steps {
         view = view.step(step).map_err(|why| {
             Diagnostic::input(

@@ -5,6 +5,7 @@
 //! version of the packing. A file appears under its name when it is complete, and ends with check sums: a damaged one is made anew.
 //! Weights are mapped and not read, so that the sums of a file are looked at once for each state of it: what the file system said
 //! of the file then stands in a small one beside it (`.seen`). Whatever is written to a file, or to its time of change, shows there.
+//! That scales of a checkpoint are good ones is kept as well (`.checked`), so that they are read once.
 
 use crate::memory::allocate;
 use memmap2::Mmap;
@@ -95,7 +96,7 @@ impl CachedWeights {
     /// # Errors
     /// Those of [`Plan::pack`]; `weight-cache-unusable` when files cannot be written or read.
     pub(crate) fn packed(&self, plan: &Plan<'_>, param: &ParamInfo, buffer: &Buffer) -> Result<Packed, Diagnostic> {
-        let key = self.key(plan, param, buffer);
+        let key = self.name(plan, &format!("{param:?}\n{buffer:?}"));
         let path = self.dir.join(format!("{key}.packed"));
         let bytes = buffer.bytes(0);
         if let Some(found) = self.open(&path, &key, bytes)? {
@@ -103,22 +104,30 @@ impl CachedWeights {
         }
         let mut memory = allocate(bytes, &format!("the weight `{}`", param.name))?;
         plan.pack(&param.name, buffer, &mut memory[..bytes as usize])?;
-        self.write(&path, &key, &memory[..bytes as usize]).map_err(|e| unusable(&self.dir, &e))?;
-        drop(memory);
-        self.open(&path, &key, bytes)?.ok_or_else(|| {
-            unusable(&self.dir, &std::io::Error::other(format!("`{key}.packed` is gone as soon as it was written")))
-        })
+        let file = self.write(&path, &key, &memory[..bytes as usize]).map_err(|e| unusable(&self.dir, &e))?;
+        let map = self.map(&file)?;
+        Ok(Packed { map, bytes: bytes as usize })
     }
 
-    fn key(&self, plan: &Plan<'_>, param: &ParamInfo, buffer: &Buffer) -> String {
-        let parts = [
-            env!("CARGO_PKG_VERSION").to_string(),
-            PACKING_VERSION.to_string(),
-            self.identity.clone(),
-            plan.identity(),
-            format!("{param:?}"),
-            format!("{buffer:?}"),
-        ];
+    /// Looks at every scale of a plan, once for each state of the checkpoint.
+    ///
+    /// # Errors
+    /// Those of [`Plan::check_scales`].
+    pub(crate) fn check_scales(&self, plan: &Plan<'_>, params: &[ParamInfo]) -> Result<(), Diagnostic> {
+        let checked = self.dir.join(format!("{}.checked", self.name(plan, &format!("scales of {params:?}"))));
+        if checked.exists() {
+            return Ok(());
+        }
+        plan.check_scales()?;
+        // Where it cannot be written, as in a directory that is only read, every load looks at them.
+        let _ = std::fs::write(checked, "");
+        Ok(())
+    }
+
+    /// The name of what is kept of `what`, for these weights in their state.
+    fn name(&self, plan: &Plan<'_>, what: &str) -> String {
+        let (version, packing) = (env!("CARGO_PKG_VERSION"), PACKING_VERSION.to_string());
+        let parts = [version, &packing, &self.identity, &plan.identity(), what];
         moec_bundle::sha256(parts.join("\n").as_bytes())
     }
 
@@ -129,9 +138,7 @@ impl CachedWeights {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(unusable(&self.dir, &e)),
         };
-        // SAFETY: the file is not written again once it has its name; whoever changes it all the same breaks the promise
-        // that the directory belongs to moec while layers are loaded.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| unusable(&self.dir, &e))?;
+        let map = self.map(&file)?;
         let complete = map.len() as u64 == HEADER_BYTES as u64 + bytes + 4 * bytes.div_ceil(PIECE as u64)
             && map.starts_with(MAGIC)
             && map[MAGIC.len()..].starts_with(key.as_bytes());
@@ -151,18 +158,27 @@ impl CachedWeights {
         Ok(sound.then_some(packed))
     }
 
-    fn write(&self, path: &Path, key: &str, weights: &[u8]) -> std::io::Result<()> {
+    fn map(&self, file: &File) -> Result<Mmap, Diagnostic> {
+        // SAFETY: a file is not written again once it has its name; whoever changes it all the same breaks the promise
+        // that the directory belongs to moec while layers are loaded.
+        unsafe { Mmap::map(file) }.map_err(|e| unusable(&self.dir, &e))
+    }
+
+    /// The file, written, with its name, and open to be read.
+    fn write(&self, path: &Path, key: &str, weights: &[u8]) -> std::io::Result<File> {
         let fresh = self.dir.join(format!("{key}.{}.new", std::process::id()));
         let write = || {
             let mut header = [0; HEADER_BYTES];
             header[..MAGIC.len()].copy_from_slice(MAGIC);
             header[MAGIC.len()..MAGIC.len() + key.len()].copy_from_slice(key.as_bytes());
-            let mut file = File::create(&fresh)?;
+            let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&fresh)?;
             file.write_all(&header)?;
-            file.write_all(weights)?;
-            file.write_all(&sums(weights))?;
+            let (written, sums) = rayon::join(|| file.write_all(weights), || sums(weights));
+            written?;
+            file.write_all(&sums)?;
             file.sync_all()?;
-            std::fs::rename(&fresh, path)
+            std::fs::rename(&fresh, path)?;
+            Ok(file)
         };
         let result = write();
         if result.is_err() {

@@ -77,7 +77,10 @@ impl Weights<'_> {
         let model = source.map(|s| Published::read(s, DType::BF16)).transpose()?;
         let params: Vec<_> = manifest.params.iter().map(ParamInfo::param).collect();
         let plan = Plan::new(checkpoint, model.as_ref(), &params).map_err(first)?;
-        plan.check_scales()?;
+        match inner {
+            Weights::Cached(cached) => cached.check_scales(&plan, &manifest.params)?,
+            _ => plan.check_scales()?,
+        }
         Ok(FoundWeights { weights: self, inner, plan: Some((checkpoint, plan)), experts: None })
     }
 

@@ -41,6 +41,9 @@ fn scales_of(checkpoint: &Checkpoint, name: &str) -> impl Iterator<Item = String
 /// The name of a tensor of scales for floats, where there is one. `stem.scale` may be a parameter of its own where the config
 /// does not say that there are codes.
 pub(crate) fn scales_beside(checkpoint: &Checkpoint, name: &str, declared: Declared<'_>) -> Option<String> {
+    if checkpoint.is_alone(name, stem(name)) {
+        return None;
+    }
     let coded = matches!(declared, Declared::As(Spec::Coded(_) | Spec::Integers(_)));
     scales_of(checkpoint, name).find(|n| coded || !n.ends_with(".scale"))
 }
@@ -55,6 +58,11 @@ pub(crate) fn find<'a>(
     name: &str,
     declared: Declared<'_>,
 ) -> Result<Option<(String, Elements<'a>)>, Diagnostic> {
+    let is_float = |t: TensorView<'_>| matches!(t.dtype.dtype(), Some(dtype) if dtype.is_float());
+    if checkpoint.is_alone(name, stem(name)) && checkpoint.tensor(name)?.is_some_and(is_float) {
+        // Tensors of all schemes begin with the stem, so that there are none; experts are many, and so are schemes.
+        return Ok(None);
+    }
     let mut found: Option<(String, &str, Elements<'a>)> = None;
     for scheme in SCHEMES {
         let Some(codes_name) = (scheme.codes)(name) else { continue };
@@ -317,5 +325,20 @@ pub(crate) fn float_scales(dtype: StoredType) -> Option<ScaleCode> {
         StoredType::BF16 => Some(ScaleCode::BF16),
         StoredType::F16 => Some(ScaleCode::F16),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What [`find`] relies on for tensors that are alone.
+    #[test]
+    fn codes_of_every_scheme_begin_with_the_stem() {
+        for name in ["experts.0.gate_proj.weight", "experts.gate_up_proj"] {
+            for codes in SCHEMES.iter().filter_map(|s| (s.codes)(name)) {
+                assert!(codes.starts_with(stem(name)), "{codes}");
+            }
+        }
     }
 }

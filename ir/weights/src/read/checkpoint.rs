@@ -4,6 +4,7 @@ use super::gguf;
 use super::index::{self, Files, INDEX};
 use super::safetensors::{Entry, TensorView, duplicate, parse_header};
 use super::{onnx, pt2};
+use indexmap::IndexMap;
 use memmap2::Mmap;
 use moec_ir::diag::Diagnostic;
 use std::collections::BTreeMap;
@@ -19,8 +20,8 @@ use std::sync::OnceLock;
 pub struct Checkpoint {
     path: PathBuf,
     shards: Vec<Shard>,
-    /// Tensor name to index of its shard.
-    index: BTreeMap<String, usize>,
+    /// Tensor name to index of its shard, in alphabetical order. Names of experts begin alike, so that a tree would compare them long.
+    index: IndexMap<String, usize>,
     /// The index file, when shards were found by one.
     by_index: Option<PathBuf>,
     is_gguf: bool,
@@ -87,7 +88,7 @@ impl Checkpoint {
     }
 
     fn from_files(path: &Path, files: Vec<PathBuf>) -> Result<Checkpoint, Diagnostic> {
-        let mut index = BTreeMap::new();
+        let mut index = IndexMap::new();
         let mut shards: Vec<Shard> = Vec::new();
         for (i, file) in files.into_iter().enumerate() {
             let shard = Shard { path: file, opened: OnceLock::new() };
@@ -99,16 +100,18 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
+        index.sort_unstable_keys();
         Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf: false })
     }
 
     /// A checkpoint of files that are open and of which no two have a tensor of the same name.
     fn from_parts(path: &Path, parts: Vec<Part>, is_gguf: bool) -> Checkpoint {
-        let (mut index, mut shards) = (BTreeMap::new(), Vec::new());
+        let (mut index, mut shards) = (IndexMap::new(), Vec::new());
         for Part { path, map, entries } in parts {
             index.extend(entries.keys().map(|name| (name.clone(), shards.len())));
             shards.push(Shard { path, opened: OnceLock::from(Ok(Mapped { map, entries })) });
         }
+        index.sort_unstable_keys();
         Checkpoint { path: path.to_path_buf(), shards, index, by_index: None, is_gguf }
     }
 
@@ -119,6 +122,7 @@ impl Checkpoint {
 
     fn from_index(path: &Path, file: &Path) -> Result<Checkpoint, Diagnostic> {
         let (files, index) = index::read(file)?;
+        let index = index.into_iter().collect();
         let folder = file.parent().unwrap_or(Path::new(""));
         let shards = files.iter().map(|f| Shard { path: folder.join(f), opened: OnceLock::new() }).collect();
         Ok(Checkpoint { path: path.to_path_buf(), shards, index, by_index: Some(file.to_path_buf()), is_gguf: false })
@@ -192,6 +196,14 @@ impl Checkpoint {
     /// Whether the checkpoint has a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
         self.index.contains_key(name)
+    }
+
+    /// Whether `name` is the only tensor whose name begins with `stem`, as it does itself.
+    pub(crate) fn is_alone(&self, name: &str, stem: &str) -> bool {
+        let Some(at) = self.index.get_index_of(name) else { return false };
+        let neighbours = [at.checked_sub(1), Some(at + 1)].into_iter().flatten();
+        name.starts_with(stem)
+            && neighbours.filter_map(|i| self.index.get_index(i)).all(|(other, _)| !other.starts_with(stem))
     }
 
     /// The tensor called `name`, or `None` when there is no such tensor.
