@@ -14,6 +14,7 @@ use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
 use moec_ir::tile::Buffer;
 use moec_ir::weights::WeightSource;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Where every weight of a layer comes from.
 #[derive(Debug)]
@@ -60,8 +61,8 @@ pub struct StoredForm {
     pub tensors: Vec<String>,
 }
 
-/// Tensors whose scales are looked at before pages are let go. Around each the system may map 2 MiB.
-const CHECKED_AT_ONCE: usize = 8;
+/// Tensors that are read before all pages are let go: around each the system may map 2 MiB, of tensors that nobody asked for.
+const AT_ONCE: usize = 8;
 
 impl<'a> Plan<'a> {
     /// Finds the tensors of `params` and checks names, types, shapes, schemes and global scales; no other data is read.
@@ -121,9 +122,8 @@ impl<'a> Plan<'a> {
     pub fn check_scales(&self) -> Result<(), Diagnostic> {
         let pieces: Vec<&Piece<'_>> = self.pieces().filter(|p| !matches!(p.elements, Elements::Plain(..))).collect();
         let check = |either| {
-            pieces.chunks(CHECKED_AT_ONCE).try_for_each(|some| {
+            pieces.chunks(AT_ONCE).try_for_each(|some| {
                 let checked = some.iter().try_for_each(|p| check_scales(&p.elements, either));
-                // All of them: the system maps megabytes around what is read, of tensors that nobody asked for.
                 self.checkpoint.release_all();
                 checked
             })
@@ -166,15 +166,22 @@ impl<'a> Plan<'a> {
     /// `stored-format-mismatch`, `scale-not-exact`, `weight-out-of-range`, `buffer-shape-mismatch`.
     pub fn pack(&self, name: &str, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
         let Planned { param, content } = self.weight(name)?;
+        let n_done = AtomicUsize::new(0);
+        let done = |piece: &Piece<'_>| {
+            self.release(piece);
+            if (n_done.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(AT_ONCE) {
+                self.checkpoint.release_all();
+            }
+        };
         let packed = match content {
             Content::Number(number) => {
                 pack::pack_tensor(&Tensor::float(DType::F32, &[1], vec![*number]), param, buffer, dst)
             }
             Content::Pieces(pieces) if parts::is_part(buffer) => {
                 let from = format!("`{}`", self.checkpoint.path().display());
-                parts::pack(&from, param, pieces, buffer, dst, &|p| self.release(p))
+                parts::pack(&from, param, pieces, buffer, dst, &done)
             }
-            Content::Pieces(pieces) => pack::pack_pieces(param, pieces, buffer, dst, &|p| self.release(p)),
+            Content::Pieces(pieces) => pack::pack_pieces(param, pieces, buffer, dst, &done),
         };
         // What the system has mapped around the pieces, some of it after they were let go.
         self.checkpoint.release_all();

@@ -101,7 +101,8 @@ impl MemoryView<'_> {
             return Err(unsupported(param, "the tensor that was given", &self.dtype.to_string()));
         }
         let (view, elements) = (Strided::of_axes(self.axes.clone()), Elements::Plain(self.dtype, self.bytes));
-        copy_rows(rows, dst, |row| (view.row(row), &elements)).map_err(|value| out_of_range(param, buffer, value))
+        copy_rows(rows, dst, |row| (view.row(row), &elements), |_| ())
+            .map_err(|value| out_of_range(param, buffer, value))
     }
 }
 

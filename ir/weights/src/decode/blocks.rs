@@ -92,6 +92,13 @@ impl<'a> Blocks<'a> {
         &self.scales.0[index as usize * bytes..(index as usize + 1) * bytes]
     }
 
+    /// The scales of `n` blocks of columns from the one of column `col` on, as they are stored, where they lie one behind the other.
+    pub(crate) fn scale_run(&self, row: u64, col: u64, n: usize) -> Option<&'a [u8]> {
+        let (scales, [_, _, step]) = self.scales;
+        let (bytes, first) = (self.format.scale.bytes() as usize, self.scale_index(row, col) as usize);
+        (step == 1).then(|| scales.get(first * bytes..(first + n) * bytes)).flatten()
+    }
+
     /// A scale.
     pub(crate) fn scale_value(&self, index: u64) -> f32 {
         match self.format.scale {

@@ -11,6 +11,7 @@ use crate::decode::integers::GroupRun;
 use crate::strided::Row;
 use moec_ir::DType;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// The rows of a buffer.
 #[derive(Clone, Copy)]
@@ -35,7 +36,7 @@ struct Scratch {
 }
 
 /// Fills every row of `dst`; `row_source` gives where a row's elements are, and the stored tensor. Runs on all threads of
-/// the rayon pool.
+/// the rayon pool; `copied` is told of rows when they are there.
 ///
 /// # Errors
 /// An integer that does not fit the rows' type.
@@ -43,6 +44,7 @@ pub(crate) fn copy_rows<'a>(
     rows: &Rows,
     dst: &mut [u8],
     row_source: impl Fn(u64) -> (Row<'a>, &'a Elements<'a>) + Sync,
+    copied: impl Fn(Range<u64>) + Sync,
 ) -> Result<(), i64> {
     if rows.pitch_bytes == 0 {
         return Ok(());
@@ -71,6 +73,7 @@ pub(crate) fn copy_rows<'a>(
             here.chunks_exact_mut(rows.pitch_bytes).for_each(|row| row[padding..].fill(0));
             (left, dst) = (&left[regular.count..], rest);
         }
+        copied(first..first + sources.len() as u64);
         Ok(())
     })
 }
@@ -267,7 +270,7 @@ mod tests {
             let data = if from == DType::F16 { data.iter().map(|b| b & 0xBF).collect() } else { data };
             let (mut got, mut want) = (vec![0xAB; n_rows * pitch_bytes], vec![0xAB; n_rows * pitch_bytes]);
             let elements = Elements::Plain(from, &data);
-            prop_assert_eq!(copy_rows(&rows, &mut got, |r| (view.row(r), &elements)), Ok(()));
+            prop_assert_eq!(copy_rows(&rows, &mut got, |r| (view.row(r), &elements), |_| ()), Ok(()));
             if pitch_bytes > 0 {
                 obvious(&data, from, &view, &rows, &mut want);
             }

@@ -3,6 +3,7 @@
 pub(crate) mod convert;
 mod copy;
 pub(crate) mod parts;
+mod progress;
 mod transpose;
 
 use crate::decode::Elements;
@@ -15,9 +16,7 @@ use moec_ir::abi::BUFFER_ALIGN;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
 use moec_ir::tile::Buffer;
-
-/// Bytes of a buffer that are packed before the stored ones are let go.
-pub(crate) const BYTES_AT_A_TIME: usize = 128 << 20;
+use progress::{Done, Progress};
 
 /// Fills `dst` with the elements of `pieces`, one behind the other; `done` is told of each piece when it has been copied.
 pub(crate) fn pack_pieces(
@@ -25,7 +24,7 @@ pub(crate) fn pack_pieces(
     pieces: &[Piece<'_>],
     buffer: &Buffer,
     dst: &mut [u8],
-    done: &dyn Fn(&Piece<'_>),
+    done: Done<'_>,
 ) -> Result<(), Diagnostic> {
     let layout = Layout::new(param, buffer, dst.len())?;
     let per_piece = layout.rows / pieces.len().max(1) as u64;
@@ -34,21 +33,16 @@ pub(crate) fn pack_pieces(
             return Err(internal(param, "pieces of a weight should have equal sizes"));
         }
     }
-    let piece_bytes = per_piece as usize * layout.copied.pitch_bytes;
-    let at_a_time = (BYTES_AT_A_TIME / piece_bytes.max(1)).max(1);
-    if piece_bytes == 0 {
+    if per_piece == 0 {
         return Ok(());
     }
-    for (pieces, dst) in pieces.chunks(at_a_time).zip(dst.chunks_mut(at_a_time * piece_bytes)) {
-        copy_rows(&layout.copied, dst, |row| {
-            // `dst` has as many rows as these pieces.
-            let piece = &pieces[(row / per_piece) as usize];
-            (piece.view.row(row % per_piece), &piece.elements)
-        })
-        .map_err(|value| out_of_range(param, buffer, value))?;
-        pieces.iter().for_each(done);
-    }
-    Ok(())
+    let progress = Progress::new(pieces, per_piece, done);
+    let source = |row| {
+        let piece = &pieces[(row / per_piece) as usize];
+        (piece.view.row(row % per_piece), &piece.elements)
+    };
+    copy_rows(&layout.copied, dst, source, |rows| progress.copied(rows))
+        .map_err(|value| out_of_range(param, buffer, value))
 }
 
 /// The stored memory as the buffer, when it is the buffer.
@@ -88,7 +82,8 @@ pub fn pack_tensor(tensor: &Tensor, param: &Param, buffer: &Buffer, dst: &mut [u
     }
     let bytes = tensor.to_bytes();
     let (view, elements) = (Strided::dense(&shape), Elements::Plain(tensor.dtype, &bytes));
-    copy_rows(&layout.copied, dst, |row| (view.row(row), &elements)).map_err(|value| out_of_range(param, buffer, value))
+    copy_rows(&layout.copied, dst, |row| (view.row(row), &elements), |_| ())
+        .map_err(|value| out_of_range(param, buffer, value))
 }
 
 /// The inverse of packing: a parameter in the graph's layout, from the bytes of its buffer. Padding is dropped.

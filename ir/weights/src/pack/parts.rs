@@ -4,6 +4,7 @@
 //! of fused matrices, one scale for a whole tensor), as long as every block of the bundle has one scale there. Codes are
 //! copied bit for bit; scales too, or, where the checkpoint has them in another type, converted when that is exact.
 
+use super::progress::{Done, Progress};
 use crate::decode::{Blocks, Elements};
 use crate::resolve::{Piece, fixed_shape};
 use moec_ir::diag::Diagnostic;
@@ -34,7 +35,7 @@ pub(crate) fn pack(
     pieces: &[Piece<'_>],
     buffer: &Buffer,
     dst: &mut [u8],
-    done: &dyn Fn(&Piece<'_>),
+    done: Done<'_>,
 ) -> Result<(), Diagnostic> {
     let layout = PartLayout::new(param, buffer, dst.len())?;
     let stored = Stored::new(from, param, &layout, pieces)?;
@@ -44,10 +45,7 @@ pub(crate) fn pack(
         return Ok(());
     }
     let cols = buffer.cols as usize * buffer.dtype.bytes();
-    // Rows of the buffer that belong to one piece, and as many pieces as are done before they are let go.
-    let rows = dst.len() / pitch;
-    let per_piece = (rows / pieces.len().max(1)).max(1);
-    let pieces_at_a_time = (super::BYTES_AT_A_TIME / (per_piece * pitch)).max(1);
+    let progress = Progress::new(pieces, (dst.len() / pitch / pieces.len().max(1)).max(1) as u64, done);
     let copy = |(row, out): (usize, &mut [u8])| {
         let (out, padding) = out.split_at_mut(cols);
         padding.fill(0);
@@ -59,15 +57,11 @@ pub(crate) fn pack(
             }
         }
     };
-    let at_a_time = pieces_at_a_time * per_piece;
-    for (group, dst) in dst.chunks_mut(at_a_time * pitch).enumerate() {
-        let first = group * at_a_time;
-        dst.par_chunks_mut(pitch).enumerate().try_for_each(|(row, out)| copy((first + row, out)))?;
-        if matches!(buffer.role, Role::Weight(_)) {
-            pieces.iter().skip(group * pieces_at_a_time).take(pieces_at_a_time).for_each(done);
-        }
-    }
-    Ok(())
+    dst.par_chunks_mut(pitch).enumerate().try_for_each(|(row, out)| {
+        copy((row, out))?;
+        progress.copied(row as u64..row as u64 + 1);
+        Ok(())
+    })
 }
 
 /// Whether `pieces` hold a parameter in the format that it is marked as stored in, so that its codes can be copied.
@@ -240,6 +234,12 @@ impl<'a> Stored<'a> {
         let global = q.global(at.row);
         let cols = if format.block_cols == 0 { k } else { format.block_cols };
         let width = format.scale.bytes() as usize;
+        let as_stored = q.format.scale == format.scale && (format.has_global() || global == 1.0);
+        let same_blocks = q.format.block_cols == format.block_cols && at.first.is_multiple_of(cols.max(1));
+        if let (true, true, Some(run)) = (as_stored, same_blocks, q.scale_run(at.row, at.first, out.len() / width)) {
+            out.copy_from_slice(run);
+            return Ok(());
+        }
         for (c, out) in out.chunks_exact_mut(width).enumerate() {
             let first = c as u64 * cols;
             let last = (first + cols).min(k).saturating_sub(1).max(first);
@@ -247,7 +247,7 @@ impl<'a> Stored<'a> {
             if index != q.scale_index(at.row, at.first + last) {
                 return Err(self.other_blocks("a block of columns has several scales there"));
             }
-            if q.format.scale == format.scale && (format.has_global() || global == 1.0) {
+            if as_stored {
                 out.copy_from_slice(q.scale_bytes(index));
                 continue;
             }
