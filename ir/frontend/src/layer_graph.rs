@@ -248,7 +248,8 @@ impl Reader {
     fn op(&self, o: &Object) -> Result<Op, Diagnostic> {
         let node = o.require("op")?;
         let name = node.string()?;
-        let get = |key: &str| o.get(key).and_then(attr);
+        // What no attribute can be is a word that fits nowhere, so that what is expected is said.
+        let get = |key: &str| o.get(key).map(|v| attr(v).unwrap_or_else(|| Attr::Word(String::new(), Vec::new())));
         Op::from_attrs(&name, &get).map_err(|e| match e {
             AttrError::UnknownOp => {
                 let message = format!("{}: there is no operation {}", node.file(), node.shown());

@@ -140,6 +140,8 @@ fn malformed_graphs_are_diagnosed() {
         ("\"k\": 2, ", "", "missing-graph-key", "`k`"),
         ("\"k\": 2", "\"k\": \"two\"", "graph-key-type", "whole number"),
         ("\"k\": 2", "\"k\": 5000000000", "graph-key-type", "whole number"),
+        ("\"k\": 2", "\"k\": {\"two\": 2}", "graph-key-type", "whole number"),
+        ("\"op\": \"top_k\"", "\"op\": \"activate\", \"activation\": {\"silu\": 1}", "graph-key-type", "swiglu"),
         ("\"k\": 2", "\"k\": 4", "top-k-exceeds-experts", "4 of 3"),
         ("\"k\": 2", "\"k\": 2, \"kk\": 3", "unknown-graph-key", "kk"),
         ("[\"x\", \"w\"]", "[\"x\", \"v\"]", "unknown-value", "\"v\""),

@@ -3,6 +3,7 @@
 mod args;
 mod bug;
 mod commands;
+mod excerpt;
 mod output;
 mod progress;
 mod report;

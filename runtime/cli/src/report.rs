@@ -1,6 +1,7 @@
 //! Shows diagnostics: as pictures of the source for people, as one JSON object a line for programs.
 
-use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, NarratableReportHandler, SourceCode};
+use crate::excerpt::Excerpt;
+use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, NarratableReportHandler, SourceCode};
 use moec_ir::diag::{Diagnostic, Fault};
 use std::fmt;
 use std::io::IsTerminal;
@@ -119,7 +120,7 @@ fn width() -> usize {
 #[derive(Debug)]
 struct Report<'a> {
     diagnostic: &'a Diagnostic,
-    source: Option<NamedSource<String>>,
+    source: Option<Excerpt>,
 }
 
 impl<'a> Report<'a> {
@@ -127,7 +128,7 @@ impl<'a> Report<'a> {
         // A file that has changed or gone since it was read must not spoil the message about it.
         let source = diagnostic.origin.as_ref().and_then(|o| {
             let text = std::fs::read_to_string(&o.file).ok()?;
-            (o.start <= o.end && o.end <= text.len()).then(|| NamedSource::new(&o.file, text))
+            (o.start <= o.end && o.end <= text.len()).then(|| Excerpt::new(&o.file, text))
         });
         Report { diagnostic, source }
     }
@@ -183,6 +184,31 @@ mod tests {
             for part in ["shape-mismatch", "`b` is f32[3]", "bad", "they are added", "make them equal", "moec explain"]
             {
                 assert!(text.contains(part), "{color:?}: no `{part}` in {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_long_line_is_shown_where_it_is_wrong() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = dir.path().join("layer.json");
+        let ones = "1, ".repeat(3000);
+        for (text, wrong) in [
+            (format!("{{\n[{ones}\"wrong\", {ones}]\n}}\n"), "\"wrong\""),
+            (format!("[{ones}\"ü{ones}ü\"]"), &*format!("\"ü{ones}ü\"")),
+            ("ü".repeat(5000), "ü"),
+        ] {
+            std::fs::write(&file, &text).expect("written");
+            let start = text.find(wrong).expect("it is there");
+            let d = Diagnostic::input("odd-half", "a").at(Some(Origin {
+                file: file.to_string_lossy().to_string(),
+                start,
+                end: start + wrong.len(),
+            }));
+            for color in [Color::Auto, Color::Always, Color::Never] {
+                let shown = human(&d, color);
+                assert!(shown.len() < 1500, "{color:?}: {shown}");
+                assert!(shown.contains(&wrong[..wrong.floor_char_boundary(10)]), "{color:?}: {shown}");
             }
         }
     }
