@@ -90,6 +90,7 @@ fn portable_products() {
     check("sm_80", DType::BF16, schedule(16, 64, 64, 2, 4), 200);
     check("sm_120a", DType::F16, schedule(32, 32, 64, 2, 4), 96);
     check("sm_80", DType::F32, schedule(16, 64, 32, 2, 4), 72);
+    check("sm_80", DType::BF16, Schedule { rest_m: 16, ..schedule(32, 64, 64, 2, 4) }, 200);
 }
 
 #[test]

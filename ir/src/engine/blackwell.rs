@@ -101,6 +101,7 @@ pub fn takes(program: &Program, contract: &Contract) -> Result<(), String> {
 /// | `warps` | 8: four roles and the epilogue; 12 with block scales, which four bring; 16 where eight decode |
 /// | `k_parts` | as many as asked, and no more than the shortest segment has steps; 1 where segments are chained |
 /// | `team` | as asked; `SplitK` where there are parts of k; one pair where codes become floats, which is done in each CTA; one CTA where segments are chained |
+/// | `rest_m` | one height: products of a tile have as many rows as it has |
 /// | `dynamic` | as asked; not where segments are chained, whose CTAs draw their tiles |
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
     let operands = Operands::of(contract);

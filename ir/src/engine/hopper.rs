@@ -136,6 +136,7 @@ fn takes_codes(program: &Program, contract: &Contract) -> Result<(), String> {
 /// | `stages` | as many as asked and as shared memory holds, at least 2 |
 /// | `k_parts` | as many as asked, and no more than the shortest segment has steps; 1 where segments are chained |
 /// | `team` | `SplitK` where there are parts of k, `Neighbours` where segments are not chained, else one CTA |
+/// | `rest_m` | one height: products of a tile have as many rows as it has |
 /// | `dynamic` | no: there is no cluster launch control |
 pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: u32) -> Schedule {
     let operands = operands(contract);
@@ -157,6 +158,7 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
         },
         k_parts,
         dynamic: false,
+        rest_m: 0,
         order_ctas: 1,
         logit_ctas: 1,
     };

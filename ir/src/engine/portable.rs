@@ -4,7 +4,7 @@
 
 use super::geforce::{self, ScaledGeometry};
 use super::{MmaType, panels};
-use crate::tile::{Buffer, Contract, Program, Schedule, Segment, Team};
+use crate::tile::{Buffer, Contract, Groups, Program, Schedule, Segment, Team};
 
 /// Accumulators of a thread, which has 255 registers, on tensor cores; and of multiply-adds.
 const MOST_ACCUMULATORS: u32 = 128;
@@ -150,6 +150,7 @@ impl Limits {
 /// |---|---|
 /// | `warps` | a power of two, 1…8: with more, a thread has too few registers for its accumulators |
 /// | `tile_m` | a power of two, 16…256; f32 and codes with codes: 8…128 |
+/// | `rest_m` | a power of two below `tile_m`, where rows are those of experts and every warp has a part of such a tile; else one height |
 /// | `tile_n` | a power of two, 8…256 (f32: 8…128; codes with codes: 16…128, and a block of the result's scales); more when the warps would not all have columns; less when the accumulators would not fit in registers |
 /// | `tile_k` | a power of two, 16…128, and no more than K rounded up; f32: 16; codes with codes: 128, or 256 where scales are cut and aligned there |
 /// | `stages` | 2…8 (3…8 with quantised weights), less (and then a smaller `tile_k`) when shared memory is too small; f32: one tile in shared memory, one in registers |
@@ -168,6 +169,7 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
         team: Team::One,
         k_parts: 1,
         dynamic: false,
+        rest_m: 0,
         order_ctas: 1,
         logit_ctas: 1,
     };
@@ -197,10 +199,21 @@ pub fn fit(program: &Program, contract: &Contract, asked: Schedule, smem_bytes: 
             break;
         }
     }
+    let rest = if asked.rest_m == 0 { 0 } else { power(asked.rest_m, limits.m) };
+    s.rest_m = rest_of(program, contract, &s, rest);
     s
 }
 
-/// Bytes of shared memory of a CTA.
+/// Rows of low tiles: as asked, where each warp has a part of them and experts have rows that are left; else 0.
+fn rest_of(program: &Program, contract: &Contract, s: &Schedule, asked: u32) -> u32 {
+    let is_grouped = |segment: &Segment| matches!(segment.groups, Groups::ByExpert { .. });
+    let places = |segment: &Segment| Geometry::of(program, segment, &s.of_height(asked)).is_some();
+    let segments = &contract.segments;
+    let is_built = (1..s.tile_m).contains(&asked) && segments.iter().any(is_grouped) && segments.iter().all(places);
+    if is_built { asked } else { 0 }
+}
+
+/// Bytes of shared memory of a CTA: those of its highest tiles.
 pub fn smem_of(program: &Program, contract: &Contract, s: &Schedule) -> u32 {
     let of = |segment| Geometry::of(program, segment, s).map_or(0, |g| g.smem_bytes());
     contract.segments.iter().map(of).max().unwrap_or(0)

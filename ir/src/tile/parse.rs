@@ -106,6 +106,7 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
     while !c.take(")") {
         c.expect(",")?;
         match c.word()? {
+            "rest_m" => schedule.rest_m = c.small()?,
             "pair" => schedule.team = Team::Pair,
             "two_pairs" => schedule.team = Team::TwoPairs,
             "neighbours" => schedule.team = Team::Neighbours,
@@ -115,8 +116,7 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
             "order_ctas" => schedule.order_ctas = c.small()?,
             "logit_ctas" => schedule.logit_ctas = c.small()?,
             _ => {
-                let known =
-                    "pair, two_pairs, neighbours, split, k_parts, dynamic, order_ctas or logit_ctas before this";
+                let known = "rest_m, pair, two_pairs, neighbours, split, k_parts, dynamic, order_ctas or logit_ctas before this";
                 return Err(c.error(known));
             }
         }

@@ -53,6 +53,9 @@ impl Display for Kernel {
             "  kernel {} ({} x {} x {}, {} stages, {} warps",
             self.name, s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps
         )?;
+        if s.rest_m != 0 {
+            write!(f, ", rest_m {}", s.rest_m)?;
+        }
         match s.team {
             Team::One => {}
             Team::Pair => write!(f, ", pair")?,

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct Schedule {
     /// Rows of a tile.
     pub tile_m: u32,
+    /// Rows of low tiles, which hold the last rows of an expert where those are no more; 0 where all tiles are of one height.
+    #[serde(default)]
+    pub rest_m: u32,
     /// Columns of a tile.
     pub tile_n: u32,
     /// Contracted elements per step.
@@ -59,7 +62,30 @@ impl Schedule {
     /// One block for a tile, one sum, static order.
     pub const fn new(tile_m: u32, tile_n: u32, tile_k: u32, stages: u32, warps: u32) -> Schedule {
         let (team, k_parts, dynamic) = (Team::One, 1, false);
-        Schedule { tile_m, tile_n, tile_k, stages, warps, team, k_parts, dynamic, order_ctas: 1, logit_ctas: 1 }
+        Schedule {
+            tile_m,
+            rest_m: 0,
+            tile_n,
+            tile_k,
+            stages,
+            warps,
+            team,
+            k_parts,
+            dynamic,
+            order_ctas: 1,
+            logit_ctas: 1,
+        }
+    }
+
+    /// The heights of tiles, lowest first: a tile has the first that holds its rows.
+    pub fn heights(&self) -> impl Iterator<Item = u32> {
+        Some(self.rest_m).filter(|m| *m > 0).into_iter().chain([self.tile_m])
+    }
+
+    /// The same for tiles of one of the heights.
+    #[must_use]
+    pub fn of_height(&self, tile_m: u32) -> Schedule {
+        Schedule { tile_m, rest_m: 0, ..*self }
     }
 
     /// Blocks of a cluster that make a tile.

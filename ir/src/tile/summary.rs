@@ -13,6 +13,9 @@ impl Kernel {
         let cut = match &self.body {
             Body::Contract(c) => {
                 let mut cut = format!("{}x{}x{}, {} stages", s.tile_m, s.tile_n, s.tile_k, s.stages);
+                if s.rest_m > 0 {
+                    cut += &format!(", low tiles {}", s.rest_m);
+                }
                 match s.team {
                     Team::One => {}
                     Team::Pair => cut += ", pair",

@@ -72,6 +72,9 @@ impl<'a> Verifier<'a> {
             let sizes = [s.tile_m, s.tile_n, s.tile_k, s.stages, s.warps, s.k_parts, s.order_ctas, s.logit_ctas];
             let whole = sizes.iter().all(|&n| n > 0);
             self.expect(whole, || format!("kernel `{}` has a zero in its schedule", k.name));
+            self.expect(s.rest_m < s.tile_m, || {
+                format!("kernel `{}` has low tiles of {} rows beside those of {}", k.name, s.rest_m, s.tile_m)
+            });
             // A cluster has 8 blocks at most on every machine.
             let split = s.k_parts <= 8 && (s.team != Team::SplitK || s.k_parts > 1);
             self.expect(split, || format!("kernel `{}` cannot be made in {} parts", k.name, s.k_parts));

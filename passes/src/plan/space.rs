@@ -10,6 +10,9 @@ use moec_ir::{DType, Dim};
 /// Warps of a router: they share K, so that their number bears on bits.
 const ROUTER_WARPS: u32 = 8;
 
+/// Rows of the lowest tiles that have some of half their height beside them.
+const LEAST_OF_TWO: u32 = 32;
+
 /// The one schedule of a kernel on the CPU, whose backend cuts work by cores and cache, not by token count.
 pub fn on_cpu(kernel: &Kernel) -> Schedule {
     let (tile_m, tile_n) = match kernel.body {
@@ -103,11 +106,22 @@ fn of_engine(engine: Engine, program: &Program, c: &Contract, k_parts: u32, n_to
             let of_teams = |m| teams.into_iter().flatten().map(move |team| whole(m, team));
             in_parts([16, 32, 64, 96, 128, 192, 256].into_iter().flat_map(of_teams).collect(), k_parts, gated)
         }
-        Engine::GeForce => [8, 16, 32, 64, 128].into_iter().flat_map(|m| mma_of_codes(m, gated, c)).collect(),
-        Engine::Portable if is_half(program, c) => [16, 32, 64, 128].into_iter().flat_map(|m| mma(m, gated)).collect(),
+        Engine::GeForce => {
+            [8, 16, 32, 64, 128].into_iter().flat_map(|m| mma_of_codes(m, gated, c)).map(of_two_heights).collect()
+        }
+        Engine::Portable if is_half(program, c) => {
+            [16, 32, 64, 128].into_iter().flat_map(|m| mma(m, gated)).map(of_two_heights).collect()
+        }
         // Exact f32 on the ordinary units.
         Engine::Portable => [16, 32, 64].map(|m| Schedule::new(m, if gated { 32 } else { 64 }, 32, 2, 4)).to_vec(),
     }
+}
+
+/// High tiles read weights less often, low ones multiply less padding: what an expert has left behind high ones is half as high where
+/// that holds it. That costs no time, but a second loop over k in the kernel.
+fn of_two_heights(s: Schedule) -> Schedule {
+    let rest_m = if s.tile_m >= LEAST_OF_TWO { s.tile_m / 2 } else { 0 };
+    Schedule { rest_m, ..s }
 }
 
 /// With few tokens a CTA of a cluster for each part; with many, one CTA makes them one after another, and the sums so far

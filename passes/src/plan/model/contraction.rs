@@ -57,7 +57,8 @@ impl Cut {
                 let of_cta = portable::smem_of(program, c, s).max(1);
                 // A multiprocessor has 64 K registers; kernels may take 255 for each thread.
                 let by_registers = 65536 / (255 * 32 * s.warps).max(1);
-                Cut { resident: f64::from((smem_bytes / of_cta).min(by_registers).max(1)), ..plain }
+                let row_steps = s.heights().map(f64::from).collect();
+                Cut { row_steps, resident: f64::from((smem_bytes / of_cta).min(by_registers).max(1)), ..plain }
             }
             Engine::Hopper => {
                 let row_steps = engine::hopper::row_steps(s.tile_m).into_iter().map(f64::from).collect();
@@ -74,7 +75,8 @@ impl Cut {
 
     /// What decides how rows are cut.
     fn rows(&self) -> Rows {
-        (self.engine as u8, [self.tile_rows, self.rows_in, self.neighbours].map(|x| x as u32))
+        let least = self.row_steps.first().copied().unwrap_or(0.0);
+        (self.engine as u8, [self.tile_rows, self.rows_in, self.neighbours, least].map(|x| x as u32))
     }
 
     /// Rows of instructions for `rows` rows of an expert.
@@ -92,7 +94,7 @@ impl Cut {
 }
 
 /// What decides how rows are cut: the engine, rows of a tile, those that are multiplied at a time, and neighbours.
-pub(super) type Rows = (u8, [u32; 3]);
+pub(super) type Rows = (u8, [u32; 4]);
 
 /// What a segment needs, summed over its experts.
 #[derive(Clone, Copy)]

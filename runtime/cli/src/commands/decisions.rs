@@ -178,8 +178,9 @@ pub fn cut(s: &Schedule) -> String {
         Team::Neighbours => ", neighbours",
         Team::SplitK => ", a CTA for each part of k",
     };
+    let low = if s.rest_m > 0 { format!(", low tiles {}", s.rest_m) } else { String::new() };
     let parts = if s.k_parts > 1 { format!(", {} parts of k", s.k_parts) } else { String::new() };
     let by = |what: &str, ctas: u32| if ctas > 1 { format!(", {what} by {ctas} CTAs") } else { String::new() };
     let order = by("logits", s.logit_ctas) + &by("order", s.order_ctas);
-    format!("{}x{}x{}, {} stages{team}{parts}{order}", s.tile_m, s.tile_n, s.tile_k, s.stages)
+    format!("{}x{}x{}, {} stages{low}{team}{parts}{order}", s.tile_m, s.tile_n, s.tile_k, s.stages)
 }
