@@ -40,7 +40,7 @@ pub fn page() -> String {
          | memory | weights and scales of touched experts, activations in and out, each once |\n\
          | latency | the same bytes, at the rate at which the stages of all CTAs can ask for weights; of the router, the steps along k that a warp takes one after another |\n\
          | L2 | weights for every row tile, activations for every column tile; of the router, weights for each block of rows, rows for each CTA |\n\
-         | tensor cores | 2·M·N·K of the instructions, rows rounded up to what the engine multiplies (16 on sm_100, 32 for pairs, steps of a tile on sm_90, whole tiles elsewhere), columns to tiles |\n\
+         | tensor cores | 2·M·N·K of the instructions, rows rounded up to what the engine multiplies (16 on sm_100, 32 for pairs, steps of a tile on sm_90, the height of a tile, which is one of two, elsewhere), columns to tiles |\n\
          | shared memory | both operands of each instruction or warp (rows once for both CTAs of a pair), each stage written once |\n\
          | decoding | lane instructions for a code that becomes a float |\n\
          | epilogue | lane instructions for an element of the result |\n\
