@@ -1,7 +1,8 @@
 //! The kernels that exchange rows between ranks, as whoever launches them sees them.
 //!
 //! A step on a rank is: the layer's head, `dispatch`, `receive`, the experts, `answer`, `collect`, the layer's tail. Experts read rows,
-//! and the tail reads results, where they lie in the rank's window ([`crate::window`]), at the parity of the step. Rows of codes become
+//! and the tail reads results, where they lie in the rank's window ([`crate::window`]), at the parity of the step. The last product of the
+//! experts stores results into the windows of the tokens' ranks ([`slot_places`]); `answer` says that they are there. Rows of codes become
 //! floats before the experts (`decode`). Where experts are cut over a group of ranks, `share` is between their two products.
 
 use crate::DType;
@@ -105,12 +106,18 @@ impl Exchange {
             let params = [P::Terms, P::Peers, P::SlotToRow, P::Columns, P::Counters, P::Report];
             all.push(kernel("share", Stage::Between, Blocks::AllTokens, number, &[&params]));
         }
-        let answer = [P::Terms, P::Peers, P::SlotToRow, P::ExpertRows, P::Counters];
+        let answer = [P::Terms, P::Peers, P::LocalIds];
         let weights: &[P] = if self.weights.is_some() { &[P::Weights, P::SlotWeights] } else { &[] };
         let collect = [P::Terms, P::Peers, P::SentTo, P::Counters, P::Report, P::Count];
-        all.push(kernel("answer", Stage::Behind, Blocks::AllTokens, number, &[&answer]));
+        all.push(kernel("answer", Stage::Behind, Blocks::Ranks, 0, &[&answer]));
         all.push(kernel("collect", Stage::Behind, Blocks::Ranks, number, &[&collect, weights]));
         all
+    }
+
+    /// What the places of results are multiples of, in elements of so many bytes: no more than vectors of stores need.
+    pub fn result_unit(&self, element_bytes: u64) -> u32 {
+        let [row, first] = [self.result_bytes, self.own_result().first].map(|bytes| bytes / element_bytes.max(1));
+        [8, 4, 2].into_iter().find(|n| [row, first].iter().all(|x| x.is_multiple_of((*n).into()))).unwrap_or(1)
     }
 
     /// The window of each of `n_ranks` ranks of up to `max_tokens` tokens.
@@ -125,6 +132,17 @@ impl Exchange {
             act_bytes: self.cut.map_or(0, |c| c.act_bytes),
         }
     }
+}
+
+/// Where the experts of a rank store results in steps of each parity: for each slot that may come, the address of this rank's part of its
+/// row in the window of the token's rank, i64 `[R * max tokens, K]`. `windows` are the addresses of all ranks' windows.
+pub fn slot_places(exchange: &Exchange, window: &Window, windows: &[u64]) -> [Vec<u64>; 2] {
+    let first = exchange.own_result().first;
+    window.parts().results.map(|results| {
+        let slots = 0..u64::from(window.max_tokens) * u64::from(window.top_k);
+        let of_rank = |&at: &u64| slots.clone().map(move |slot| at + results + slot * window.result_bytes + first);
+        windows.iter().flat_map(of_rank).collect()
+    })
 }
 
 /// Rows that travel as codes: codes, as whole words of 4 bytes; the row's global scale, where the format has one; scales.
@@ -243,9 +261,7 @@ pub enum ExchangeParam {
     Decoded,
     /// This rank's columns of the activations of what came, in expert order, `[R * max tokens * K, columns]`.
     Columns,
-    /// Result rows of what came, or this rank's columns of them, in expert order, `[R * max tokens * K, result]`.
-    ExpertRows,
-    /// Which row of the columns, or of the results, a slot of what came has; negative for none: i32 `[R * max tokens, K]`.
+    /// Which row of the columns a slot of what came has; negative for none: i32 `[R * max tokens, K]`.
     SlotToRow,
     /// A counter for each rank and one more, i32, all 0 before and after.
     Counters,

@@ -3,7 +3,8 @@
 use moec::Tensor;
 use moec_ir::graph::arbitrary::{moe_graph, tensors};
 use moec_ir::graph::{
-    self, Graph, Rounding, Source, Wire, cut_columns, evaluate, place, results_in_expert_order, round_on_wire,
+    self, Graph, Rounding, Source, Wire, cut_columns, evaluate, place, results_at_places, results_in_expert_order,
+    round_on_wire,
 };
 use moec_ir::{ActQuant, DType};
 use proptest::prelude::*;
@@ -67,6 +68,11 @@ fn placed_outputs(graph: &Graph, rounding: Rounding, inputs: &[Tensor], params: 
     let left = run(&in_order, &vec![("rows", &sent), ("local_ids", &local)], &params);
     let of_slots: Vec<usize> = left[1].ints().iter().map(|&row| row as usize).collect();
     assert!(rows_of(&left[0], &of_slots).to_bytes() == results.to_bytes(), "{}", graph::print(&in_order));
+    // Where they are stored is no part of what they are.
+    let stored = results_at_places(&placed.experts, 8).expect("ends with the slots");
+    let places = Tensor::int(DType::I64, &local.shape, (0..slots.len() as i64).collect());
+    let given = vec![("rows", &sent), ("local_ids", &local), ("slot_places", &places)];
+    assert!(run(&stored, &given, &params)[0].to_bytes() == left[0].to_bytes(), "{}", graph::print(&stored));
     let mut all = vec![0.0; ids.elements() * cols];
     for (row, &slot) in results.floats().chunks(cols).zip(&slots) {
         all[slot * cols..(slot + 1) * cols].copy_from_slice(row);

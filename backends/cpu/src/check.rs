@@ -69,6 +69,15 @@ pub(crate) fn check_program(program: &Program) -> Result<(), Diagnostic> {
                 .then(|| "multiplies or makes rows of codes, which have no code".to_string()),
             Body::Plan(_) | Body::Map(_) | Body::Combine(_) => None,
         };
+        let at_places = match &kernel.body {
+            Body::Contract(c) => c.segments.iter().any(|s| s.out_places.is_some()),
+            Body::Map(m) => m.out_places.is_some(),
+            Body::Plan(p) => p.places.is_some(),
+            Body::Rows(_) | Body::Quantise(_) | Body::Combine(_) => false,
+        };
+        let wrong = wrong.or_else(|| {
+            at_places.then(|| "stores rows into memory of other ranks, which GPUs map from each other".to_string())
+        });
         if let Some(wrong) = wrong {
             return Err(internal(format!("kernel `{}`: {wrong}", kernel.name)));
         }

@@ -20,7 +20,7 @@ fn map_program(expr: Expr, cols: u64, from: DType, to: DType) -> Program {
         })
         .collect();
     let out = b.buffer("out", to, 1, Dim::TOKENS, cols, Role::Output(0));
-    b.kernel("map", Body::Map(Map { args, expr, out, until: None }));
+    b.kernel("map", Body::Map(Map { args, expr, out, until: None, out_places: None }));
     b.program
 }
 
@@ -192,7 +192,7 @@ fn arguments_are_addressed_by_row_and_column() {
             MapArg { buffer: bias, row: RowAccess::First, col: ColAccess::From(1) },
             MapArg { buffer: x, row: RowAccess::Through(map), col: ColAccess::First },
         ];
-        b.kernel("map", Body::Map(Map { args, expr: e.finish(r), out, until: None }));
+        b.kernel("map", Body::Map(Map { args, expr: e.finish(r), out, until: None, out_places: None }));
         for t in [0usize, 1, 5] {
             let x = b.random.tensor(DType::F32, &[t, 80], 1.0);
             let rows = (0..2 * t as i64).map(|i| if i % 3 == 1 { -1 } else { (i * 5) % t as i64 }).collect();
@@ -216,7 +216,7 @@ fn quantised_rows_are_those_of_the_reference() {
                 .map(|col| MapArg { buffer: x, row: RowAccess::Same, col })
                 .to_vec();
             args.push(MapArg { buffer: global, row: RowAccess::First, col: ColAccess::First });
-            b.kernel("map", Body::Map(Map { args, expr: q.expr(), out, until: None }));
+            b.kernel("map", Body::Map(Map { args, expr: q.expr(), out, until: None, out_places: None }));
             let program = b.program;
             let x = Random(9).tensor(DType::BF16, &[5, cols as usize], 3.0);
             let inputs = [x, Tensor::float(DType::F32, &[1, 1], vec![0.01])];

@@ -160,7 +160,7 @@ fn ids_out_of_range_are_not_dispatched() {
     let offsets = b.buffer("offsets", DType::I32, 1, Dim::Fixed(1), n_experts + 1, Role::Output(0));
     let slot_to_row = b.buffer("slot_to_row", DType::I32, 1, t, k, Role::Output(1));
     let row_to_token = b.buffer("row_to_token", DType::I32, 1, Dim::PerToken(k), 1, Role::Output(2));
-    b.kernel("plan", Body::Plan(Plan { ids, n_experts, offsets, slot_to_row, row_to_token }));
+    b.kernel("plan", Body::Plan(Plan { ids, n_experts, offsets, slot_to_row, row_to_token, places: None }));
     for t in TOKENS {
         let values = (0..t * 3).map(|_| (b.random.next() >> 40) as i64 % 8 - 1).collect();
         let ids = Tensor::int(DType::I32, &[t, 3], values);

@@ -10,7 +10,7 @@ use common::programs::{Layer, Schedules, layer, schedule};
 use moec_ir::exchange::{Cut, Exchange, Piece, RowCodes};
 use moec_ir::expr::Real;
 use moec_ir::target::{TARGETS, Target};
-use moec_ir::tile::{Program, Schedule, Team};
+use moec_ir::tile::{Body, Buffer, BufferId, Places, Program, Role, Schedule, Team};
 use moec_ir::{ActQuant, Activation, DType};
 use moec_ptx::ptxas;
 use std::fmt::Write;
@@ -115,6 +115,53 @@ fn products_that_read_codes_assemble_without_spills() {
     }
     if ptxas::release(&ptxas).is_ok_and(|r| r == "13.5") {
         insta::assert_snapshot!("registers_of_codes", table);
+    }
+}
+
+/// The last product of a layer with results at places, as experts have it whose tokens live on other ranks.
+fn at_places(mut program: Program) -> Program {
+    program.kernels.retain(|k| k.name == "gemm2");
+    let of_rows = BufferId(program.buffers.len() as u32);
+    let Some(Body::Contract(c)) = program.kernels.first_mut().map(|k| &mut k.body) else { panic!("no product") };
+    c.segments.truncate(1);
+    c.segments[0].out_places = Some(Places { of_rows, unit: 8 });
+    let out = c.segments[0].out;
+    let (name, dtype, role) = ("row_places".to_string(), DType::I64, Role::Workspace);
+    let rows = program.buffer(out).rows;
+    program.buffers.push(Buffer { name, dtype, batch: 1, rows, cols: 1, pitch: 1, role });
+    for (id, buffer) in (0..).map(BufferId).zip(&mut program.buffers) {
+        match buffer.role {
+            _ if id == out => buffer.role = Role::Output(0),
+            Role::Output(_) => buffer.role = Role::Workspace,
+            _ => {}
+        }
+    }
+    program
+}
+
+#[test]
+fn products_that_store_at_places_assemble_without_spills() {
+    let Some(ptxas) = find_ptxas() else { return };
+    use moec_ir::quant::{Code, QuantFormat, ScaleCode};
+    let mxfp4 = QuantFormat { code: Code::E2M1, scale: ScaleCode::E8M0, block_rows: 1, block_cols: 32 };
+    let fp8 = QuantFormat { code: Code::E4M3, scale: ScaleCode::F32, block_rows: 128, block_cols: 128 };
+    for target in ["sm_80", "sm_90a", "sm_100f", "sm_120f"] {
+        for tile_m in [16, 64, 128] {
+            let target = Target::by_name(target).expect("a target");
+            let dense = layer(&Layer::deepseek_r1(), &Schedules::for_rows(tile_m));
+            let mut all =
+                vec![("dense", dense.clone()), ("mxfp4", common::coded::in_format(dense.clone(), mxfp4, false))];
+            match target.name {
+                "sm_90a" => all.push(("fp8 x fp8", common::coded::in_codes(dense, ActQuant::FP8_BLOCK, fp8))),
+                "sm_100f" | "sm_120f" => {
+                    all.push(("mxfp8 x mxfp4", common::coded::in_codes(dense, ActQuant::MXFP8, mxfp4)));
+                }
+                _ => {}
+            }
+            for (name, program) in all {
+                assemble(&ptxas, &format!("{name}/{tile_m}"), &at_places(program), target, &machines(target.name)[..1]);
+            }
+        }
     }
 }
 

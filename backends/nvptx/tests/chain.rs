@@ -28,7 +28,7 @@ fn experts(dtype: DType, (hidden, ffn): (u64, u64), shared: bool, s: Schedule) -
     let offsets = b.workspace("offsets", DType::I32, Dim::Fixed(1), EXPERTS + 1);
     let slot_to_row = b.workspace("slot_to_row", DType::I32, t, TOP_K);
     let row_to_token = b.workspace("row_to_token", DType::I32, slots, 1);
-    let plan = Plan { ids, n_experts: EXPERTS, offsets, slot_to_row, row_to_token };
+    let plan = Plan { ids, n_experts: EXPERTS, offsets, slot_to_row, row_to_token, places: None };
     b.kernel("plan", Body::Plan(plan), schedule(1, 1, 1, 1, 4));
 
     let of = |a, a_rows, groups, panels: Vec<_>, epilogue, out| Segment {
@@ -42,6 +42,7 @@ fn experts(dtype: DType, (hidden, ffn): (u64, u64), shared: bool, s: Schedule) -
         epilogue,
         out,
         out_quant: None,
+        out_places: None,
     };
     let gated = || common::programs::epilogue(&Activation::SwiGlu, dtype);
     let (routed, dense) = (Groups::ByExpert { offsets }, Groups::Dense);

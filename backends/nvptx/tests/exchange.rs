@@ -5,10 +5,10 @@ mod bench;
 #[path = "exchange/mutants.rs"]
 mod mutants;
 
-use bench::{Case, Ran, compiled, emitted, run};
+use bench::{Case, Kernels, Ran, Slip, compiled, emitted, run};
 use moec_ir::Placement;
 use moec_ir::act_quant::{ActQuant, ActScale};
-use moec_ir::exchange::Stage;
+use moec_ir::exchange::{ExchangeKernel, Stage};
 use moec_ir::quant::Code;
 use moec_ir::window::Stopped;
 use moec_ptx::exec::{Options, Schedule};
@@ -45,6 +45,7 @@ fn small() -> Case {
         deadline: u32::MAX,
         multicast: true,
         first_epoch: 1,
+        slip: None,
     }
 }
 
@@ -225,6 +226,15 @@ fn what_leaves_a_rank_is_counted() {
             let flags = if case.multicast { 8 } else { u64::from(case.n_ranks() - 1) * 8 };
             let got = ran.bytes(rank, "dispatch");
             assert_eq!(got, rows * (row + line) + flags, "rank {rank}");
+            // Back go the results of slots that came, from the product that makes them, and a flag to whoever sent one.
+            let owned = |of: u32| {
+                let slots = (0..case.counts[of as usize]).flat_map(|t| (0..case.top_k).map(move |slot| (t, slot)));
+                slots.filter(|&(t, slot)| case.owner(0, of, t, slot).is_some_and(|(r, _)| r == rank)).count() as u64
+            };
+            let others: Vec<u64> = (0..case.n_ranks()).filter(|&of| of != rank).map(owned).collect();
+            let results = others.iter().sum::<u64>() * case.exchange(0).result_bytes;
+            let answers = others.iter().filter(|&&n| n > 0).count() as u64 * 4;
+            assert_eq!((ran.bytes(rank, "experts"), ran.bytes(rank, "answer")), (results, answers), "rank {rank}");
             let bare = (rows * row) as f64;
             assert!(
                 most.is_none_or(|most| got as f64 <= most * bare),
@@ -259,14 +269,25 @@ fn what_leaves_a_member_is_counted() {
         let came = (0..n).flat_map(tokens).flat_map(|(s, t)| slots(s, t)).filter(|(g, _)| *g == group).count() as u64;
         let own = case.exchange(rank % members).cut.expect("a member").act.bytes;
         assert_eq!(ran.bytes(rank, "share"), u64::from(members - 1) * (came * own + 4), "rank {rank}");
+        // Of results, each member its columns.
+        let of_others = (0..n)
+            .filter(|&source| source != rank)
+            .map(|source| tokens(source).flat_map(|(s, t)| slots(s, t)).filter(|(g, _)| *g == group).count() as u64);
+        let own = case.exchange(rank % members).own_result().bytes;
+        assert_eq!(ran.bytes(rank, "down"), of_others.clone().sum::<u64>() * own, "rank {rank}");
+        assert_eq!(ran.bytes(rank, "answer"), 4 * of_others.filter(|&n| n > 0).count() as u64, "rank {rank}");
     }
 }
 
-/// What gives a mutant away: under the first order that does, an error, a finding or a wrong result.
-fn given_away(case: &Case, mutant: &Mutant, kernels: &[Vec<moec_ir::exchange::ExchangeKernel>]) -> Option<String> {
-    let kernels = compiled(mutant.of(kernels)?);
+/// What gives a mutant away.
+fn mutant_given_away(case: &Case, mutant: &Mutant, kernels: &[Vec<ExchangeKernel>]) -> Option<String> {
+    given_away(case, &compiled(mutant.of(kernels)?))
+}
+
+/// What gives away that something is wrong: under the first order that does, an error, a finding or a wrong result.
+fn given_away(case: &Case, kernels: &Kernels) -> Option<String> {
     SCHEDULES.into_iter().find_map(|schedule| {
-        let ran = run(case, &kernels, &Options { instruction_limit: 5_000_000, ..options(schedule) });
+        let ran = run(case, kernels, &Options { instruction_limit: 5_000_000, ..options(schedule) });
         let report = match &ran.report {
             Ok(report) => report,
             Err(e) => return e.to_string().lines().next().map(str::to_owned),
@@ -294,9 +315,22 @@ fn every_slip_is_noticed() {
     let wide_cut = Case { counts: vec![2, 1], max_tokens: 2, members: 2, words: 260, maps: one_group, ..small() };
     let cases = [small(), wide, wide_cut].map(|case| (emitted(&case), case));
     is_right(&run(&cases[1].1, &compiled(cases[1].0.clone()), &options(Schedule::Random(5))));
-    let is_missed = |m: &&Mutant| cases.iter().all(|(kernels, case)| given_away(case, m, kernels).is_none());
+    let is_missed = |m: &&Mutant| cases.iter().all(|(kernels, case)| mutant_given_away(case, m, kernels).is_none());
     let missed: Vec<String> = MUTANTS.iter().filter(is_missed).map(Mutant::name).collect();
     assert!(missed.is_empty(), "{missed:?}");
+}
+
+/// Results that are stored elsewhere, or said to be there before they are.
+#[test]
+fn results_at_wrong_places_and_times_are_noticed() {
+    for case in [small(), cut()] {
+        let kernels = compiled(emitted(&case));
+        assert_eq!(given_away(&case, &kernels), None);
+        for slip in [Slip::FlagsFirst, Slip::OtherParity, Slip::NextSlot, Slip::OneElementFurther] {
+            let case = Case { slip: Some(slip), ..case.clone() };
+            assert!(given_away(&case, &kernels).is_some(), "{slip:?} with {} members", case.members);
+        }
+    }
 }
 
 /// Lane instructions of dispatch and of decode for an element of a row of codes, from rows of 4096 and 8192: the figures of

@@ -31,7 +31,7 @@ fn down(dtype: DType, hidden: u64, shared: bool, s: Schedule) -> Program {
     let offsets = b.workspace("offsets", DType::I32, Dim::Fixed(1), EXPERTS + 1);
     let slot_to_row = b.workspace("slot_to_row", DType::I32, t, TOP_K);
     let row_to_token = b.workspace("row_to_token", DType::I32, slots, 1);
-    let plan = Plan { ids, n_experts: EXPERTS, offsets, slot_to_row, row_to_token };
+    let plan = Plan { ids, n_experts: EXPERTS, offsets, slot_to_row, row_to_token, places: None };
     b.kernel("plan", Body::Plan(plan), schedule(1, 1, 1, 1, 4));
 
     let segment = |a, groups, weights, out| Segment {
@@ -45,6 +45,7 @@ fn down(dtype: DType, hidden: u64, shared: bool, s: Schedule) -> Program {
         epilogue: Expr::identity(),
         out,
         out_quant: None,
+        out_places: None,
     };
     let (y, w) = (b.workspace("y", dtype, slots, hidden), b.weight("down", dtype, EXPERTS, hidden, FFN));
     let mut segments = vec![segment(act, Groups::ByExpert { offsets }, w, y)];

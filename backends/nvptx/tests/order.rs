@@ -33,7 +33,7 @@ fn plan(b: &mut Builder, ids: moec_ir::tile::BufferId, n_experts: u64, top_k: u6
     let offsets = b.output("offsets", DType::I32, Dim::Fixed(1), n_experts + 1, 0);
     let slot_to_row = b.output("slot_to_row", DType::I32, Dim::TOKENS, top_k, 1);
     let row_to_token = b.output("row_to_token", DType::I32, Dim::PerToken(top_k), 1, 2);
-    b.kernel("plan", Body::Plan(Plan { ids, n_experts, offsets, slot_to_row, row_to_token }), s);
+    b.kernel("plan", Body::Plan(Plan { ids, n_experts, offsets, slot_to_row, row_to_token, places: None }), s);
 }
 
 /// A row program that copies such ids, with the order made at its end.

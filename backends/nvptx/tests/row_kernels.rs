@@ -115,7 +115,11 @@ fn ulps(f: Unary, xs: &[f32], floor: f32) -> (f32, f32) {
     let arg = e.arg(0);
     let y = e.unary(f, arg);
     let arg = MapArg { buffer: x, row: RowAccess::Same, col: ColAccess::From(0) };
-    b.kernel("map", Body::Map(Map { args: vec![arg], expr: e.finish(y), out, until: None }), schedule(2, 64, 1, 1, 1));
+    b.kernel(
+        "map",
+        Body::Map(Map { args: vec![arg], expr: e.finish(y), out, until: None, out_places: None }),
+        schedule(2, 64, 1, 1, 1),
+    );
     let program = b.finish("map");
     let rows = xs.len().div_ceil(64);
     let mut values = xs.to_vec();
@@ -199,7 +203,7 @@ fn min_and_max_keep_nan() {
     });
     b.kernel(
         "map",
-        Body::Map(Map { args: args.to_vec(), expr: e.finish(d), out, until: None }),
+        Body::Map(Map { args: args.to_vec(), expr: e.finish(d), out, until: None, out_places: None }),
         schedule(1, 4, 1, 1, 1),
     );
     let program = b.finish("map");
@@ -237,7 +241,11 @@ fn maps_read_rows_through_a_map_and_columns_at_an_offset() {
             MapArg { buffer: x, row: RowAccess::Same, col: ColAccess::From(0) },
             MapArg { buffer: gate, row: RowAccess::Same, col: ColAccess::First },
         ];
-        b.kernel("map", Body::Map(Map { args, expr: e.finish(s), out, until: None }), schedule(2, 16, 1, 1, 2));
+        b.kernel(
+            "map",
+            Body::Map(Map { args, expr: e.finish(s), out, until: None, out_places: None }),
+            schedule(2, 16, 1, 1, 2),
+        );
         let program = b.finish("map");
         let (mut inputs, _) = tensors(&program, 6, 4);
         inputs[2] = Tensor::int(DType::I32, &[6, 1], vec![3, -1, 0, 5, -7, 1]);
@@ -259,7 +267,11 @@ fn quantised_rows_are_those_of_the_reference() {
                 .map(|col| MapArg { buffer: x, row: RowAccess::Same, col })
                 .to_vec();
             args.push(MapArg { buffer: global, row: RowAccess::First, col: ColAccess::First });
-            b.kernel("map", Body::Map(Map { args, expr: q.expr(), out, until: None }), schedule(2, 32, 1, 1, 1));
+            b.kernel(
+                "map",
+                Body::Map(Map { args, expr: q.expr(), out, until: None, out_places: None }),
+                schedule(2, 32, 1, 1, 1),
+            );
             let program = b.finish("map");
             let (mut inputs, _) = tensors(&program, 5, 9);
             inputs[1] = Tensor::float(DType::F32, &[1, 1], vec![0.01]);
@@ -280,7 +292,7 @@ fn plans_are_stable_and_drop_ids_out_of_range() {
         let offsets = b.output("offsets", DType::I32, Dim::Fixed(1), n_experts + 1, 0);
         let slot_to_row = b.output("slot_to_row", DType::I32, t, top_k, 1);
         let row_to_token = b.output("row_to_token", DType::I32, Dim::PerToken(top_k), 1, 2);
-        let plan = Plan { ids, n_experts, offsets, slot_to_row, row_to_token };
+        let plan = Plan { ids, n_experts, offsets, slot_to_row, row_to_token, places: None };
         b.kernel("plan", Body::Plan(plan), schedule(1, 1, 1, 1, warps));
         let program = b.finish("plan");
         let mut random = Random(n_experts);

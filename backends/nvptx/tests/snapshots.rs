@@ -56,7 +56,7 @@ fn ptx_of_a_sigmoid() {
     let y = e.binary(Binary::Mul, arg, s);
     let args = vec![MapArg { buffer: x, row: RowAccess::Same, col: ColAccess::From(0) }];
     let expr = e.finish(y);
-    b.kernel("silu", Body::Map(Map { args, expr, out, until: None }), schedule(4, 2, 1, 1, 1));
+    b.kernel("silu", Body::Map(Map { args, expr, out, until: None, out_places: None }), schedule(4, 2, 1, 1, 1));
     let images = emit(&b.finish("map"), target("sm_100f")).expect("emitted");
     insta::assert_snapshot!(images[0].ptx);
 }

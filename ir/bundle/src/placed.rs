@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// The format that this version reads and writes.
-pub const PLACED_FORMAT: u32 = 1;
+pub const PLACED_FORMAT: u32 = 2;
 
 /// Name of the manifest within a bundle for ranks.
 pub const PLACED_FILE: &str = "placed.json";

@@ -64,7 +64,7 @@ fn program() -> Program {
     };
     let map = |from: u32, to: u32| {
         let arg = MapArg { buffer: BufferId(from), row: RowAccess::Same, col: ColAccess::From(0) };
-        Body::Map(Map { args: vec![arg], expr: Expr::identity(), out: BufferId(to), until: None })
+        Body::Map(Map { args: vec![arg], expr: Expr::identity(), out: BufferId(to), until: None, out_places: None })
     };
     let schedule = Schedule::new(1, 8, 1, 1, 1);
     let kernel = |name: &str, body| Kernel { name: name.into(), body, schedule };

@@ -1,7 +1,7 @@
 //! How kernels are cut that work element by element, or whose warps take rows.
 
 use super::power_of_warps;
-use crate::tile::{BufferId, ColAccess, MapArg, Program, Schedule};
+use crate::tile::{BufferId, ColAccess, MapArg, Places, Program, Schedule};
 
 /// The schedule nearest to `asked` of a kernel whose warps take rows.
 pub fn fit_rows(asked: Schedule) -> Schedule {
@@ -9,10 +9,15 @@ pub fn fit_rows(asked: Schedule) -> Schedule {
 }
 
 /// Adjacent columns that a thread of an elementwise kernel computes: 8, 4, 2 or 1, which divides the columns and every row
-/// pitch and offset, so that no vector is cut or misaligned.
-pub fn vector(program: &Program, out: BufferId, others: &[BufferId], args: &[MapArg]) -> u32 {
+/// pitch, address and offset, so that no vector is cut or misaligned.
+pub fn vector(
+    program: &Program,
+    (out, places): (BufferId, Option<Places>),
+    others: &[BufferId],
+    args: &[MapArg],
+) -> u32 {
     let out = program.buffer(out);
-    let mut lengths = vec![out.cols, out.pitch];
+    let mut lengths = vec![out.cols, places.map_or(out.pitch, |p| p.unit)];
     lengths.extend(others.iter().map(|&b| program.buffer(b).pitch));
     for a in args {
         if let ColAccess::From(offset) = a.col {

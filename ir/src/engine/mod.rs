@@ -17,7 +17,7 @@ pub use scales::ScaleWindow;
 
 use crate::DType;
 use crate::target::{Target, TargetKind};
-use crate::tile::{Body, Contract, Kernel, PanelQuant, Program, Schedule};
+use crate::tile::{Body, BufferId, Contract, Kernel, PanelQuant, Program, Schedule};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -157,8 +157,8 @@ pub fn fit(program: &mut Program, target: &Target) {
 /// is built: products that no engine takes, rows that do not fit in shared memory.
 pub fn fitted(program: &Program, kernel: &Kernel, target: &Target) -> Schedule {
     let (asked, TargetKind::Gpu { smem_bytes, .. }) = (kernel.schedule, target.kind) else { return kernel.schedule };
-    let by_element = |out, others: &[_], args: &[_]| {
-        elementwise::fit(program.buffer(out).cols, elementwise::vector(program, out, others, args), asked)
+    let by_element = |out: (BufferId, _), others: &[_], args: &[_]| {
+        elementwise::fit(program.buffer(out.0).cols, elementwise::vector(program, out, others, args), asked)
     };
     match &kernel.body {
         Body::Contract(c) => match Engine::of(target, program, c) {
@@ -168,7 +168,7 @@ pub fn fitted(program: &Program, kernel: &Kernel, target: &Target) -> Schedule {
         Body::Rows(r) => rows::fit(program, r, asked, smem_bytes, target.features()).unwrap_or(asked),
         Body::Plan(p) => plan::fit(p, asked, smem_bytes, target.features()),
         Body::Quantise(_) => elementwise::fit_rows(asked),
-        Body::Map(m) => by_element(m.out, &[], &m.args),
-        Body::Combine(c) => by_element(c.out, &[c.y], &c.args),
+        Body::Map(m) => by_element((m.out, m.out_places), &[], &m.args),
+        Body::Combine(c) => by_element((c.out, None), &[c.y], &c.args),
     }
 }

@@ -77,6 +77,7 @@ impl Op {
             Op::Permute { n_experts } | Op::Unpermute { n_experts } | Op::SlotToRow { n_experts } => {
                 vec![("n_experts", whole(n_experts))]
             }
+            Op::StoreAt { n_experts, unit } => vec![("n_experts", whole(n_experts)), ("unit", whole(unit))],
             Op::Concat { axis } => vec![("axis", whole(axis))],
             Op::Half(n) => vec![("index", whole(n))],
             Op::GroupedLinearAct { act, round, gather } => {
@@ -137,6 +138,7 @@ impl Op {
             "permute" => Op::Permute { n_experts: a.whole("n_experts")? },
             "unpermute" => Op::Unpermute { n_experts: a.whole("n_experts")? },
             "slot_to_row" => Op::SlotToRow { n_experts: a.whole("n_experts")? },
+            "store_at" => Op::StoreAt { n_experts: a.whole("n_experts")?, unit: a.whole("unit")? },
             "grouped_linear" => Op::GroupedLinear,
             "weighted_sum" => Op::WeightedSum,
             "concat" => Op::Concat { axis: a.whole("axis")? },
@@ -159,7 +161,7 @@ impl Op {
     }
 
     /// The names of all operations, sorted.
-    pub const NAMES: [&'static str; 33] = [
+    pub const NAMES: [&'static str; 34] = [
         "activate",
         "add",
         "cast",
@@ -189,6 +191,7 @@ impl Op {
         "scale",
         "score",
         "slot_to_row",
+        "store_at",
         "sum_outside",
         "top_k",
         "unpermute",
@@ -422,6 +425,7 @@ mod tests {
             Op::Permute { n_experts: 7 },
             Op::Unpermute { n_experts: 7 },
             Op::SlotToRow { n_experts: 7 },
+            Op::StoreAt { n_experts: 7, unit: 16 },
             Op::GroupedLinear,
             Op::WeightedSum,
             Op::Concat { axis: 1 },

@@ -59,7 +59,10 @@ impl<'a> Emit<'a> {
                 let mut op = op.clone();
                 if let (
                     Some(n),
-                    Op::Permute { n_experts } | Op::Unpermute { n_experts } | Op::SlotToRow { n_experts },
+                    Op::Permute { n_experts }
+                    | Op::Unpermute { n_experts }
+                    | Op::SlotToRow { n_experts }
+                    | Op::StoreAt { n_experts, .. },
                 ) = (self.n_local, &mut op)
                 {
                     *n_experts = n;

@@ -163,6 +163,8 @@ pub fn evaluate_node(node: &Node, x: &[&Tensor], n_tokens: usize) -> Tensor {
             let rows = r::plan(x[0].ints(), *n_experts as usize).slot_to_row;
             Tensor::int(node.ty.dtype, &shape, rows.iter().map(|row| row.map_or(-1, |row| row as i64)).collect())
         }
+        // Where rows lie is no part of what they are.
+        Op::StoreAt { .. } => float(x[0].floats().to_vec()),
         Op::GroupedLinear => float(grouped(x[0], x[1], x[2], x.get(3).copied(), false)),
         Op::GatherGroupedLinear => float(grouped(x[0], x[1], x[2], x.get(3).copied(), true)),
         Op::GroupedLinearAct { act, round, gather } => {

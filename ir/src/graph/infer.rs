@@ -144,6 +144,15 @@ pub fn infer_type(node: &str, op: &Op, types: &[&TensorType], names: &[&str]) ->
             Ok(y.clone())
         }
         Op::SlotToRow { .. } => Ok(c.ids(0)?.clone()),
+        Op::StoreAt { .. } => {
+            let y = c.rank(0, 2)?;
+            c.axis_is(0, 0, c.slots(1)?)?;
+            let places = c.ids_of(2, &[DType::I64])?;
+            if places.shape != types[1].shape {
+                return Err(c.mismatch("an address for each slot", 2));
+            }
+            Ok(y.clone())
+        }
         Op::GroupedLinear => c.grouped(false, 1),
         Op::GatherGroupedLinear => c.grouped(true, 1),
         Op::GroupedLinearAct { act, gather, .. } => c.grouped(*gather, if act.is_gated() { 2 } else { 1 }),
@@ -218,6 +227,7 @@ fn operand_count(op: &Op) -> (usize, usize) {
         | Op::WeightedSum
         | Op::Concat { .. } => (2, 2),
         Op::Linear | Op::LinearAct { .. } => (2, 3),
+        Op::StoreAt { .. } => (3, 3),
         Op::GroupedLinear | Op::GatherGroupedLinear | Op::GroupedLinearAct { .. } => (3, 4),
         Op::Combine { .. } => (3, 5),
     }

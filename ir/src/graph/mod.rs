@@ -32,7 +32,7 @@ pub use parse::parse;
 pub use place::{Maker, Placed, Rounding, Source, Wire, place};
 pub use print::{print, source as print_source};
 pub use quantise::quantise_activations;
-pub use received::{experts_of_tokens, results_in_expert_order};
+pub use received::{experts_of_tokens, results_at_places, results_in_expert_order};
 pub use shard::{Shard, ShardKind, shard};
 pub use slice::slice_param;
 pub use verify::verify;

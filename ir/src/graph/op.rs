@@ -110,6 +110,14 @@ pub enum Op {
         /// Number of experts E.
         n_experts: u32,
     },
+    /// `rows[T*K, N], ids[T, K], places i64[T, K] -> [T*K, N]`: the same rows in expert order, of which the one of each slot is stored at an
+    /// address of its own, in memory of whoever it is for. Slots that no expert has are stored nowhere.
+    StoreAt {
+        /// Number of experts E.
+        n_experts: u32,
+        /// Addresses are multiples of so many elements.
+        unit: u32,
+    },
     /// `rows[T*K, K'], ids[T, K], w[E, N, K'] (, bias[E, N]) -> [T*K, N]`: each row, in expert order, times its expert's matrix.
     GroupedLinear,
     /// `slots[T*K, H], w[T, K] -> [T, H]`: `out[t] = Σ_j w[t, j] · slots[t*K + j]`, in slot order, in f32.
@@ -257,6 +265,7 @@ impl Op {
             Op::Permute { .. } => "permute",
             Op::Unpermute { .. } => "unpermute",
             Op::SlotToRow { .. } => "slot_to_row",
+            Op::StoreAt { .. } => "store_at",
             Op::GroupedLinear => "grouped_linear",
             Op::WeightedSum => "weighted_sum",
             Op::Concat { .. } => "concat",

@@ -1,7 +1,7 @@
 //! The experts' graphs for rows that kernels exchange: one row for all slots of a token, and results where the product leaves them.
 
 use super::emit::Emit;
-use super::{Graph, Op, verify};
+use super::{Graph, Op, ValueId, verify};
 use crate::DType;
 use crate::diag::Diagnostic;
 use crate::shape::{Dim, TensorType};
@@ -35,6 +35,35 @@ pub fn experts_of_tokens(experts: &Graph, top_k: u64) -> Result<Graph, Diagnosti
 /// # Errors
 /// `internal-error` for a graph whose result is not brought back to slot order.
 pub fn results_in_expert_order(experts: &Graph) -> Result<Graph, Diagnostic> {
+    left_in_expert_order(experts, |emit, rows, ids, n_experts| {
+        let map = emit.b.node("slot_to_row", Op::SlotToRow { n_experts }, &[ids])?;
+        emit.b.output("expert_rows", rows);
+        emit.b.output("slot_to_row", map);
+        Ok(())
+    })
+}
+
+/// The same experts, whose result rows are stored where they are wanted: `slot_places` i64 `[T, K]` is an input, which says at which
+/// address the row of a slot goes, a multiple of `unit` elements. `expert_rows` `[T*K, H']` are these rows in expert order, which lie there and
+/// nowhere else.
+///
+/// # Errors
+/// `internal-error` for a graph whose result is not brought back to slot order.
+pub fn results_at_places(experts: &Graph, unit: u32) -> Result<Graph, Diagnostic> {
+    left_in_expert_order(experts, |emit, rows, ids, n_experts| {
+        let slots = TensorType { dtype: DType::I64, ..emit.b.ty(ids).clone() };
+        let places = emit.b.input("slot_places", slots);
+        let stored = emit.b.node("expert_rows", Op::StoreAt { n_experts, unit }, &[rows, ids, places])?;
+        emit.b.output("expert_rows", stored);
+        Ok(())
+    })
+}
+
+/// Experts whose results are not brought back to slot order: `leave` is given rows, ids and the number of experts.
+fn left_in_expert_order(
+    experts: &Graph,
+    leave: impl FnOnce(&mut Emit<'_>, ValueId, ValueId, u32) -> Result<(), Diagnostic>,
+) -> Result<Graph, Diagnostic> {
     let broken = || Diagnostic::internal("internal-error", "results of experts should come back in slot order");
     let [(_, slots)] = &experts.outputs[..] else { return Err(broken()) };
     let node = experts.node(*slots);
@@ -49,9 +78,7 @@ pub fn results_in_expert_order(experts: &Graph) -> Result<Graph, Diagnostic> {
         }
     }
     let (rows, ids) = (emit.value(rows)?, emit.value(ids)?);
-    let map = emit.b.node("slot_to_row", Op::SlotToRow { n_experts: *n_experts }, &[ids])?;
-    emit.b.output("expert_rows", rows);
-    emit.b.output("slot_to_row", map);
+    leave(&mut emit, rows, ids, *n_experts)?;
     let graph = Graph { name: experts.name.clone(), ..emit.b.finish() };
     verify(&graph).into_iter().next().map_or(Ok(graph), Err)
 }

@@ -517,6 +517,7 @@ fn dispatch_experts(graph: &Graph, i: usize) -> Option<u64> {
         Op::Permute { n_experts }
         | Op::Unpermute { n_experts }
         | Op::SlotToRow { n_experts }
+        | Op::StoreAt { n_experts, .. }
         | Op::Combine { n_experts, .. } => Some(u64::from(*n_experts)),
         op => weights_of_experts(op).and_then(|w| graph.ty(node.inputs[w]).shape[0].fixed()),
     }

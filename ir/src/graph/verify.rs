@@ -200,11 +200,12 @@ fn types(graph: &Graph, node: &Node, found: &mut Vec<Diagnostic>) {
 /// Most experts that rows may be ordered by.
 const MOST_EXPERTS: u32 = 1 << 20;
 
-/// Whether rows are ordered by a number of experts that is possible.
+/// Whether rows are ordered by a number of experts that is possible, and stored at multiples of some elements.
 fn expert_count(node: &Node, found: &mut Vec<Diagnostic>) {
     let (Op::Permute { n_experts }
     | Op::Unpermute { n_experts }
     | Op::SlotToRow { n_experts }
+    | Op::StoreAt { n_experts, .. }
     | Op::Combine { n_experts, .. }) = &node.op
     else {
         return;
@@ -212,6 +213,10 @@ fn expert_count(node: &Node, found: &mut Vec<Diagnostic>) {
     if !(1..=MOST_EXPERTS).contains(n_experts) {
         let what = format!("`{}` orders rows by {n_experts} experts; 1 to {MOST_EXPERTS} are possible", node.name);
         found.push(Diagnostic::input("graph-value-range", what).help("give the number of experts of the layer"));
+    }
+    if let Op::StoreAt { unit: 0, .. } = node.op {
+        let what = format!("`{}` stores rows at multiples of 0 elements; 1 or more are possible", node.name);
+        found.push(Diagnostic::input("graph-value-range", what).help("give \"unit\": 1 for rows that begin anywhere"));
     }
 }
 
@@ -275,7 +280,7 @@ fn expert_order(
             }
             Some(ExpertOrder { ids: *node.inputs.get(1)?, n_experts: experts(2) })
         }
-        Op::Unpermute { n_experts } | Op::Combine { n_experts, .. } => {
+        Op::Unpermute { n_experts } | Op::StoreAt { n_experts, .. } | Op::Combine { n_experts, .. } => {
             let ids = *node.inputs.get(1)?;
             match order(0) {
                 Some(o) if o.ids == ids => {
@@ -291,7 +296,8 @@ fn expert_order(
                 )),
                 None => mismatch(format!("`{}` brings back rows that are not in expert order", node.name)),
             }
-            None
+            // Rows that are stored at places are still counted in expert order.
+            order(0).filter(|_| matches!(node.op, Op::StoreAt { .. }))
         }
         // These work row by row and keep the order of their rows.
         Op::Linear

@@ -1,6 +1,6 @@
 //! Contractions: dense and grouped GEMMs with gathered rows and an epilogue.
 
-use super::{Buffer, BufferId, Combine, Program, RowQuant};
+use super::{Buffer, BufferId, Combine, Places, Program, RowQuant};
 use crate::DType;
 use crate::act_quant::ActQuant;
 use crate::expr::Expr;
@@ -81,6 +81,9 @@ pub struct Segment {
     /// whole row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub out_quant: Option<RowQuant>,
+    /// Where rows of the result lie, if not one behind the other: floats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_places: Option<Places>,
 }
 
 /// The weights of a segment: floats as they are, or codes and scales from which a kernel makes the floats as it reads.
@@ -243,6 +246,9 @@ impl Segment {
         add(self.out, true);
         if let Some(q) = &self.out_quant {
             q.operands(true, add);
+        }
+        if let Some(places) = &self.out_places {
+            add(places.of_rows, false);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Map, MapArg, Panel, Plan, Program, Quantise, Role,
-    RowAccess, RowMap,
+    RowAccess, RowMap, SlotPlaces,
 };
 use super::{RowOpKind, RowProgram, RowQuant, Segment};
 use crate::DType;
@@ -459,6 +459,11 @@ fn plan(m: &mut Memory, p: &Plan) {
     m.store_ints(p.offsets, plan.offsets.iter().map(|&o| o as i64).collect());
     m.store_ints(p.slot_to_row, plan.slot_to_row.iter().map(|row| row.map_or(-1, |row| row as i64)).collect());
     m.store_ints(p.row_to_token, tokens);
+    if let Some(SlotPlaces { of_slots, of_rows }) = p.places {
+        let mut places: Vec<i64> = plan.row_to_slot.iter().map(|&slot| m.ints(of_slots)[slot]).collect();
+        places.resize(plan.slot_to_row.len(), 0);
+        m.store_ints(of_rows, places);
+    }
 }
 
 fn map(m: &mut Memory, map: &Map) {

@@ -11,7 +11,8 @@
 //! * The token count `T` is read from device memory when the program runs. Every kernel is right for any `T`, 0 included,
 //!   up to the largest for which the workspace was made.
 //! * Element `(b, r, c)` of a buffer is at element offset `(b * rows + r) * pitch + c`. Columns from `cols` to `pitch`
-//!   are padding: weights hold zeros there, other buffers anything.
+//!   are padding: weights hold zeros there, other buffers anything. Where a kernel says of its result that rows have [`Places`], element
+//!   `(r, c)` is `c` elements behind the address of row `r`.
 //! * A kernel writes only its outputs, never reads what it writes, and sees everything that earlier kernels wrote. A plan or a
 //!   combine at the end of a kernel counts as another kernel.
 
@@ -156,6 +157,27 @@ pub enum Body {
     Combine(Combine),
 }
 
+/// Where rows lie that a kernel stores into memory of others: each at an address of its own. What such a buffer *holds* is counted as
+/// ever; no kernel reads it, and it has no memory in the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Places {
+    /// i64 `[rows, 1]`: the address of each row.
+    pub of_rows: BufferId,
+    /// Addresses are multiples of so many elements, so that stores may be so wide.
+    pub unit: u64,
+}
+
+/// Addresses of slots, in expert order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SlotPlaces {
+    /// i64 `[T, K]`: where the row of each slot goes.
+    pub of_slots: BufferId,
+    /// Out: i64 `[T*K, 1]`; the same for each row in expert order, anything for rows from `offsets[E]` on.
+    pub of_rows: BufferId,
+}
+
 /// Makes expert order from the chosen experts, by a stable counting sort.
 ///
 /// A slot whose id is outside `0..n_experts` is not dispatched.
@@ -171,12 +193,19 @@ pub struct Plan {
     pub slot_to_row: BufferId,
     /// Out: i32 `[T*K, 1]`; the token of each row, or -1 for rows from `offsets[E]` on.
     pub row_to_token: BufferId,
+    /// Where rows go, if they are stored into memory of others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub places: Option<SlotPlaces>,
 }
 
 impl Plan {
     fn operands(&self, add: &mut impl FnMut(BufferId, bool)) {
         add(self.ids, false);
         [self.offsets, self.slot_to_row, self.row_to_token].into_iter().for_each(|b| add(b, true));
+        if let Some(SlotPlaces { of_slots, of_rows }) = self.places {
+            add(of_slots, false);
+            add(of_rows, true);
+        }
     }
 }
 
@@ -193,6 +222,9 @@ pub struct Map {
     /// are left as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<BufferId>,
+    /// Where rows of the result lie, if not one behind the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_places: Option<Places>,
 }
 
 /// One argument of an elementwise expression, and how it is addressed from `(r, c)` of the result.
@@ -295,7 +327,7 @@ impl Body {
             Body::Quantise(q) => q.operands(&mut add),
             Body::Map(m) => {
                 arg_operands(&m.args, &mut add);
-                m.until.into_iter().for_each(|b| add(b, false));
+                m.until.into_iter().chain(m.out_places.map(|p| p.of_rows)).for_each(|b| add(b, false));
                 add(m.out, true);
             }
             Body::Combine(c) => c.operands(&mut add),

@@ -1,8 +1,8 @@
 //! Reads the text form of tile programs, as [`super::print`] writes it.
 
 use super::{
-    Body, Buffer, BufferId, Chain, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, Map, MapArg, Plan,
-    Program, Quantise,
+    Body, Buffer, BufferId, Chain, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, Map, MapArg, Places,
+    Plan, Program, Quantise, SlotPlaces,
 };
 use super::{
     Panel, PanelQuant, Role, RowAccess, RowId, RowLogits, RowMap, RowOp, RowOpKind, RowPlan, RowProgram, RowQuant,
@@ -129,7 +129,8 @@ fn kernel(c: &mut Cursor) -> Parsed<Kernel> {
             let expr = c.expr()?;
             let args = args(c)?;
             c.expect("->")?;
-            Body::Map(Map { args, expr, out: buffer_id(c)?, until: until(c)? })
+            let (out, out_places) = (buffer_id(c)?, places(c)?);
+            Body::Map(Map { args, expr, out, until: until(c)?, out_places })
         }
         "quantise" => Body::Quantise(quantise(c)?),
         "combine" => Body::Combine(combine(c)?),
@@ -188,8 +189,21 @@ fn contract(c: &mut Cursor) -> Parsed<Contract> {
         let epilogue = c.expr()?;
         c.expect("->")?;
         let out = buffer_id(c)?;
+        let out_places = places(c)?;
         let out_quant = row_quant(c)?;
-        all.segments.push(Segment { a, a_quant, a_round, a_rows, groups, panels, biases, epilogue, out, out_quant });
+        all.segments.push(Segment {
+            a,
+            a_quant,
+            a_round,
+            a_rows,
+            groups,
+            panels,
+            biases,
+            epilogue,
+            out,
+            out_quant,
+            out_places,
+        });
     }
     Ok(all)
 }
@@ -222,6 +236,15 @@ fn row_quant(c: &mut Cursor) -> Parsed<Option<RowQuant>> {
 /// The offsets whose last entry ends the rows, where they end before the buffer.
 fn until(c: &mut Cursor) -> Parsed<Option<BufferId>> {
     if c.take("until") { buffer_id(c).map(Some) } else { Ok(None) }
+}
+
+fn places(c: &mut Cursor) -> Parsed<Option<Places>> {
+    if !c.take("at") {
+        return Ok(None);
+    }
+    let of_rows = buffer_id(c)?;
+    c.expect("by")?;
+    Ok(Some(Places { of_rows, unit: c.integer()? }))
 }
 
 fn quantise(c: &mut Cursor) -> Parsed<Quantise> {
@@ -412,7 +435,15 @@ fn plan(c: &mut Cursor) -> Parsed<Plan> {
     c.expect(",")?;
     let slot_to_row = buffer_id(c)?;
     c.expect(",")?;
-    Ok(Plan { ids, n_experts, offsets, slot_to_row, row_to_token: buffer_id(c)? })
+    let row_to_token = buffer_id(c)?;
+    let places = if c.take("places") {
+        let of_slots = buffer_id(c)?;
+        c.expect("to")?;
+        Some(SlotPlaces { of_slots, of_rows: buffer_id(c)? })
+    } else {
+        None
+    };
+    Ok(Plan { ids, n_experts, offsets, slot_to_row, row_to_token, places })
 }
 
 fn args(c: &mut Cursor) -> Parsed<Vec<MapArg>> {

@@ -1,8 +1,8 @@
 //! The text form of tile programs. [`super::parse`] reads it back.
 
 use super::{
-    Body, BufferId, Chain, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Plan, Program, Quantise,
-    Role, RowAccess, RowMap, RowQuant,
+    Body, BufferId, Chain, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, Places, Plan, Program,
+    Quantise, Role, RowAccess, RowMap, RowQuant,
 };
 use super::{RowId, RowOp, RowOpKind, RowProgram, Segment, Team};
 use crate::act_quant::ActQuant;
@@ -127,6 +127,7 @@ impl Display for Segment {
             }
         }
         write!(f, " : {} -> {}", self.epilogue, self.out)?;
+        places(f, self.out_places)?;
         if let Some(q) = &self.out_quant {
             write!(f, " {q}")?;
         }
@@ -167,7 +168,8 @@ impl Display for Plan {
             f,
             "plan {} of {} -> {}, {}, {}",
             self.ids, self.n_experts, self.offsets, self.slot_to_row, self.row_to_token
-        )
+        )?;
+        self.places.map_or(Ok(()), |p| write!(f, " places {} to {}", p.of_slots, p.of_rows))
     }
 }
 
@@ -246,6 +248,7 @@ impl Display for Map {
         write!(f, "map {} (", self.expr)?;
         list(f, &self.args)?;
         write!(f, ") -> {}", self.out)?;
+        places(f, self.out_places)?;
         until(f, self.until)?;
         f.write_str("\n")
     }
@@ -283,6 +286,10 @@ impl Display for Combine {
 /// The offsets whose last entry ends the rows.
 fn until(f: &mut Formatter<'_>, offsets: Option<BufferId>) -> Result {
     offsets.map_or(Ok(()), |b| write!(f, " until {b}"))
+}
+
+fn places(f: &mut Formatter<'_>, places: Option<Places>) -> Result {
+    places.map_or(Ok(()), |p| write!(f, " at {} by {}", p.of_rows, p.unit))
 }
 
 fn list(f: &mut Formatter<'_>, items: &[impl Display]) -> Result {

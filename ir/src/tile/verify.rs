@@ -11,8 +11,8 @@
 //! Not checked: that row maps and offsets hold values in range (they are made by plans).
 
 use super::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, Map, MapArg, Plan, Program,
-    Role, STRIP,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, ContractCombine, Groups, Kernel, Map, MapArg, Places, Plan,
+    Program, Role, STRIP, SlotPlaces,
 };
 use super::{Panel, Quantise, RowAccess, RowId, RowMap, RowOpKind, RowProgram, RowQuant, Segment, Team};
 use crate::DType;
@@ -258,6 +258,10 @@ impl<'a> Verifier<'a> {
             }
             None => self.is_float(s.out),
         }
+        self.places(s.out, s.out_places);
+        self.expect(s.out_quant.is_none() || s.out_places.is_none(), || {
+            format!("codes `{}` are stored at places, where floats can be", out.name)
+        });
         let coded =
             s.a_quant.is_none() || s.panels.iter().all(|p| p.quant.as_ref().is_some_and(|q| q.round == DType::F32));
         self.expect(coded, || format!("codes `{}` are multiplied with weights that are not exact codes", a.name));
@@ -335,6 +339,19 @@ impl<'a> Verifier<'a> {
                 format!("leaves rows of `{}`, which others see", out.name)
             });
         }
+    }
+
+    /// Rows of a result that are stored into memory of others.
+    fn places(&mut self, out: BufferId, places: Option<Places>) {
+        let Some(Places { of_rows, unit }) = places else { return };
+        let (b, name) = (self.buffer(of_rows), &self.buffer(out).name);
+        self.has_dtype(of_rows, DType::I64);
+        self.has_shape(of_rows, 1, self.buffer(out).rows, 1);
+        self.expect(b.pitch == 1, || format!("addresses `{}` are {} elements apart", b.name, b.pitch));
+        self.expect(unit > 0, || format!("rows of `{name}` begin at multiples of no elements"));
+        let is_output = matches!(self.buffer(out).role, Role::Output(_));
+        let is_read = self.program.kernels.iter().any(|k| k.body.operands().contains(&(out, false)));
+        self.expect(is_output && !is_read, || format!("`{name}` is stored into memory of others, and read here"));
     }
 
     fn quantise(&mut self, q: &Quantise) {
@@ -518,6 +535,14 @@ impl<'a> Verifier<'a> {
         self.is_ints(p.offsets, Dim::Fixed(1), p.n_experts + 1);
         self.is_ints(p.slot_to_row, ids.rows, ids.cols);
         self.is_ints(p.row_to_token, Dim::PerToken(per * ids.cols), 1);
+        if let Some(SlotPlaces { of_slots, of_rows }) = p.places {
+            for (id, rows, cols) in [(of_slots, ids.rows, ids.cols), (of_rows, Dim::PerToken(per * ids.cols), 1)] {
+                self.has_dtype(id, DType::I64);
+                self.has_shape(id, 1, rows, cols);
+                let b = self.buffer(id);
+                self.expect(b.pitch == cols, || format!("addresses `{}` are {} elements apart", b.name, b.pitch));
+            }
+        }
     }
 
     fn map_args(&mut self, args: &[MapArg], out: &Buffer) {
@@ -558,7 +583,9 @@ impl<'a> Verifier<'a> {
         self.expect(out.batch == 1, || format!("`{}` has batch {}", out.name, out.batch));
         self.map_args(&m.args, out);
         self.expr(&m.expr, m.args.len());
-        self.until(m.until, [m.out]);
+        self.places(m.out, m.out_places);
+        // Rows that hold no slot have no place.
+        self.until(m.until, Some(m.out).filter(|_| m.out_places.is_none()));
     }
 
     fn combine(&mut self, c: &Combine) {

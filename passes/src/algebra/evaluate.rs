@@ -107,6 +107,7 @@ fn numbers<N: Number>(op: &Op, shape: &[usize], x: &[&Value<N>]) -> Vec<N> {
             take(x[0], sources.take(shape[0]))
         }
         Op::Unpermute { n_experts } => take(x[0], rows_of_slots(x[1].ids(), *n_experts as usize).into_iter()),
+        Op::StoreAt { .. } => x[0].numbers().to_vec(),
         Op::GroupedLinear => grouped(x, false),
         Op::GatherGroupedLinear => grouped(x, true),
         Op::GroupedLinearAct { act, round, gather } => activated(act, *round, &grouped(x, *gather), x[2].shape[1]),

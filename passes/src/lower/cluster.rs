@@ -149,6 +149,7 @@ fn only_by_rows(op: &Op) -> bool {
         | Op::Permute { .. }
         | Op::Unpermute { .. }
         | Op::SlotToRow { .. }
+        | Op::StoreAt { .. }
         | Op::GroupedLinear
         | Op::WeightedSum
         | Op::Concat { .. }

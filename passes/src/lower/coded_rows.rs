@@ -1,6 +1,6 @@
 //! Rows of activations as codes, for products that multiply codes with codes.
 
-use super::{Lowering, ROW_ALIGN_BYTES};
+use super::{Lowering, ROW_ALIGN_BYTES, Storing};
 use moec_ir::act_quant::ActQuant;
 use moec_ir::graph::{Op, ValueId};
 use moec_ir::quant::Code;
@@ -62,7 +62,7 @@ impl Lowering<'_> {
         // A block must lie in a tile, whatever the tile.
         let by_product = !q.has_row() && matches!(q.block, 16 | 32 | 64 | 128) && self.is_product_for(source, v);
         if self.fuse && by_product {
-            self.product(source, Some((v, q)))?;
+            self.product(source, Storing::Codes(v, q))?;
             if let Some(done) = &self.coded_rows[v.index()] {
                 return Ok(done.clone());
             }

@@ -15,7 +15,7 @@ use moec_ir::expr::{Binary, ExprBuilder};
 use moec_ir::graph::{Graph, Node, Op, ValueId, combine_expr};
 use moec_ir::target::Target;
 use moec_ir::tile::{
-    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, PanelQuant, Plan,
+    Body, Buffer, BufferId, ColAccess, Combine, Contract, Groups, Kernel, Map, MapArg, Panel, PanelQuant, Places, Plan,
     Program, Role, RowAccess, RowMap, RowQuant, Schedule, Segment,
 };
 use moec_ir::{Activation, DType, Diagnostic, Dim, Expr, TensorType};
@@ -46,6 +46,16 @@ struct Product {
     panels: Vec<Panel>,
     biases: Vec<Option<BufferId>>,
     epilogue: Expr,
+}
+
+/// What a product stores.
+enum Storing {
+    /// Its value.
+    Value,
+    /// The codes of a value that rounds this one, and their format.
+    Codes(ValueId, ActQuant),
+    /// Rows at places, as a value that stores them there wants.
+    Places(ValueId, Places),
 }
 
 struct Lowering<'a> {
@@ -128,7 +138,10 @@ impl<'a> Lowering<'a> {
         }
         let out = self.buffer_for(*v, name, Role::Output(i as u32))?;
         let args = vec![MapArg { buffer: source, row: RowAccess::Same, col: ColAccess::From(0) }];
-        self.push(&format!("copy_{name}"), Body::Map(Map { args, expr: Expr::identity(), out, until: None }));
+        self.push(
+            &format!("copy_{name}"),
+            Body::Map(Map { args, expr: Expr::identity(), out, until: None, out_places: None }),
+        );
         Ok(())
     }
 
@@ -150,7 +163,7 @@ impl<'a> Lowering<'a> {
             | Op::LinearAct { .. }
             | Op::GroupedLinear
             | Op::GatherGroupedLinear
-            | Op::GroupedLinearAct { .. } => self.product(v, None)?,
+            | Op::GroupedLinearAct { .. } => self.product(v, Storing::Value)?,
             Op::Permute { n_experts } => {
                 let plan = self.plan(node.inputs[1], u64::from(*n_experts))?;
                 self.take_rows(v, plan.row_to_token)?;
@@ -163,6 +176,7 @@ impl<'a> Lowering<'a> {
                 let plan = self.plan(node.inputs[0], u64::from(*n_experts))?;
                 self.hand_out(v, plan.slot_to_row)?;
             }
+            Op::StoreAt { n_experts, unit } => self.store_at(v, u64::from(*n_experts), u64::from(*unit))?,
             Op::WeightedSum => {
                 let (y, weights) = (self.value(node.inputs[0])?, self.value(node.inputs[1])?);
                 let out = self.result(v)?;
@@ -202,7 +216,7 @@ impl<'a> Lowering<'a> {
                     args.push(MapArg { buffer: self.value(global)?, row: RowAccess::First, col: ColAccess::First });
                 }
                 let (out, until) = (self.result(v)?, self.until(v)?);
-                self.push(&node.name, Body::Map(Map { args, expr: q.expr(), out, until }));
+                self.push(&node.name, Body::Map(Map { args, expr: q.expr(), out, until, out_places: None }));
             }
             Op::Half(which) => {
                 let cols = self.columns(v)?;
@@ -211,7 +225,7 @@ impl<'a> Lowering<'a> {
                 let col = ColAccess::From(cols * u64::from(*which));
                 let args = vec![MapArg { buffer: source, row: RowAccess::Same, col }];
                 let until = self.until(v)?;
-                self.push(&node.name, Body::Map(Map { args, expr: Expr::identity(), out, until }));
+                self.push(&node.name, Body::Map(Map { args, expr: Expr::identity(), out, until, out_places: None }));
             }
             Op::Reduce(_)
             | Op::MaskChosen
@@ -302,7 +316,10 @@ impl<'a> Lowering<'a> {
             row_to_token: ints("row_to_token", Dim::PerToken(k), 1),
         };
         let PlanBuffers { offsets, slot_to_row, row_to_token } = p;
-        self.push("plan", Body::Plan(Plan { ids: ids_buffer, n_experts, offsets, slot_to_row, row_to_token }));
+        self.push(
+            "plan",
+            Body::Plan(Plan { ids: ids_buffer, n_experts, offsets, slot_to_row, row_to_token, places: None }),
+        );
         self.plans.push((ids, n_experts, p));
         Ok(p)
     }
@@ -391,9 +408,8 @@ impl<'a> Lowering<'a> {
         Ok(Product { panels, biases, epilogue })
     }
 
-    /// The kernel of a matrix product. Where `codes` are wanted (a value that rounds this one, and its format) and the
-    /// kernel can make them, it stores them in place of the value.
-    fn product(&mut self, v: ValueId, codes: Option<(ValueId, ActQuant)>) -> Result<(), Diagnostic> {
+    /// The kernel of a matrix product. Where codes are wanted and the kernel can make them, it stores them in place of the value.
+    fn product(&mut self, v: ValueId, storing: Storing) -> Result<(), Diagnostic> {
         let node = self.node(v);
         let (grouped, gather, act) = match &node.op {
             Op::LinearAct { act, round } => (false, false, Some((act, *round))),
@@ -413,16 +429,22 @@ impl<'a> Lowering<'a> {
         let parts = self.product_parts(v, node.inputs[w], node.inputs.get(bias).copied(), act)?;
         let Product { mut panels, biases, mut epilogue } = parts;
         let (a, a_quant, a_round) = self.rows_of(node.inputs[0], &mut panels)?;
-        let (out, out_quant) = match codes.filter(|_| a_quant.is_some()) {
-            Some((codes, q)) => {
+        let mut out_places = None;
+        let (out, out_quant) = match storing {
+            Storing::Codes(codes, q) if a_quant.is_some() => {
                 // The value is rounded to its own type first.
                 epilogue = Expr::round_to(node.ty.dtype).compose(&[epilogue]);
                 let (out, quant) = self.code_buffers(codes, q)?;
                 (out, Some(quant))
             }
-            None => (self.result(v)?, None),
+            Storing::Places(stored, places) => {
+                out_places = Some(places);
+                (self.result(stored)?, None)
+            }
+            Storing::Value | Storing::Codes(..) => (self.result(v)?, None),
         };
-        let segment = Segment { a, a_quant, a_round, a_rows, groups, panels, biases, epilogue, out, out_quant };
+        let segment =
+            Segment { a, a_quant, a_round, a_rows, groups, panels, biases, epilogue, out, out_quant, out_places };
         self.push(&node.name, Body::Contract(Contract::of(vec![segment])));
         Ok(())
     }
@@ -447,7 +469,10 @@ impl<'a> Lowering<'a> {
         let source = self.value(self.node(v).inputs[0])?;
         let out = self.result(v)?;
         let args = vec![MapArg { buffer: source, row: RowAccess::Through(map), col: ColAccess::From(0) }];
-        self.push(&self.node(v).name, Body::Map(Map { args, expr: Expr::identity(), out, until: None }));
+        self.push(
+            &self.node(v).name,
+            Body::Map(Map { args, expr: Expr::identity(), out, until: None, out_places: None }),
+        );
         Ok(())
     }
 
@@ -467,7 +492,7 @@ impl<'a> Lowering<'a> {
             args.push(MapArg { buffer: self.value(x)?, row, col });
         }
         let (out, until) = (self.result(v)?, self.until(v)?);
-        self.push(&self.node(v).name, Body::Map(Map { args, expr, out, until }));
+        self.push(&self.node(v).name, Body::Map(Map { args, expr, out, until, out_places: None }));
         Ok(())
     }
 }

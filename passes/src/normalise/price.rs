@@ -60,6 +60,7 @@ impl Price {
             | Op::Permute { .. }
             | Op::Unpermute { .. }
             | Op::SlotToRow { .. }
+            | Op::StoreAt { .. }
             | Op::WeightedSum
             | Op::Combine { .. } => Some(kernel),
         }

@@ -2,7 +2,9 @@
 
 use super::model::{CodedRows, Fabric, FabricLoad, Model};
 use crate::{CompileOptions, Variant, compile};
-use moec_ir::graph::{Columns, Graph, Placed, Rounding, Wire, cut_columns, place, results_in_expert_order};
+use moec_ir::graph::{
+    Columns, Graph, Placed, Rounding, Wire, cut_columns, place, results_at_places, results_in_expert_order,
+};
 use moec_ir::target::Target;
 use moec_ir::tile::{Body, Role};
 use moec_ir::{Diagnostic, Mesh, Numerics};
@@ -33,10 +35,10 @@ pub struct Step {
     pub experts: f64,
     /// Activations on their way between members of a group, where experts are cut.
     pub share: f64,
-    /// Of the products, the last one.
-    pub last_product: f64,
-    /// Result rows on their way back.
+    /// What result rows take that the last product has stored into the windows of the tokens' ranks, behind it.
     pub combine: f64,
+    /// Result rows on their way back, if that began when the last product has ended.
+    pub way_back: f64,
     /// The sum in slot order, and shared experts.
     pub tail: f64,
     /// The tail without the products of shared experts.
@@ -61,9 +63,9 @@ impl Step {
         self.dispatch + self.decode + self.experts + self.share + self.combine + self.sum
     }
 
-    /// The same with a last product that stores its results into the windows of the tokens' ranks: the longer of it and of the way back.
-    pub fn routed_stored_afar(&self) -> f64 {
-        self.routed() - self.last_product.min(self.combine)
+    /// The same with a last product that leaves its results on its rank, and a launch that copies them to the tokens' ranks.
+    pub fn routed_copied(&self) -> f64 {
+        self.routed() - self.combine + self.way_back
     }
 
     /// The same, overlapped.
@@ -77,7 +79,7 @@ impl Step {
     }
 
     fn longest(&self) -> f64 {
-        (self.decode + self.experts).max(self.dispatch).max(self.share).max(self.combine)
+        (self.decode + self.experts).max(self.dispatch).max(self.share).max(self.way_back)
     }
 }
 
@@ -95,13 +97,13 @@ impl PlacedPrograms {
         let options = CompileOptions { numerics: Numerics::Bitwise, ..CompileOptions::default() };
         let programs = |graph: &Graph| compile(graph, target, &options);
         let head = placed.head.as_ref().map(programs).transpose()?.unwrap_or_default();
-        // Results are sent from where the last product leaves them.
-        let left = |graph: &Graph| programs(&results_in_expert_order(graph)?);
+        // The last product stores results where they are wanted.
+        let stored = |graph: &Graph| programs(&results_at_places(graph, 8)?);
         let experts = match mesh.tp {
-            0 | 1 => vec![left(&placed.experts)?],
+            0 | 1 => vec![stored(&placed.experts)?],
             members => {
                 let Columns { up, down, .. } = cut_columns(&placed, members, 0)?;
-                vec![left(&up)?, left(&down)?]
+                vec![programs(&results_in_expert_order(&up)?)?, stored(&down)?]
             }
         };
         let tail = programs(&placed.tail)?;
@@ -142,7 +144,7 @@ impl PlacedPrograms {
         let last_product = self.experts.last().and_then(|of| variant(of, most_slots)).map_or(0.0, |v| {
             let launches = model.launches(&v.program, most_slots);
             let last = launches.iter().rev().find(|(k, _)| matches!(k.body, Body::Contract(_)));
-            last.map_or(0.0, |(_, l)| l.seconds() + fabric.chip.launch_s)
+            last.map_or(0.0, |(_, l)| l.seconds())
         });
         Step {
             head: of(&self.head, n_tokens),
@@ -150,8 +152,8 @@ impl PlacedPrograms {
             decode: load.decode_s(fabric),
             experts: self.experts.iter().map(|variants| of(variants, most_slots)).sum(),
             share: load.share_s(fabric),
-            last_product,
-            combine: load.combine_s(fabric),
+            combine: load.combine_s(fabric, last_product),
+            way_back: load.way_back_s(fabric),
             tail: of(&self.tail, n_tokens),
             sum,
             bytes: load.dispatch_bytes() + load.share_bytes() + load.combine_bytes(),

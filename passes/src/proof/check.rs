@@ -157,6 +157,7 @@ fn lengths(proof: &Proof, kept: u64) -> BTreeMap<u64, u64> {
         if let Op::Permute { n_experts }
         | Op::Unpermute { n_experts }
         | Op::SlotToRow { n_experts }
+        | Op::StoreAt { n_experts, .. }
         | Op::Combine { n_experts, .. } = term.op
         {
             experts.insert(n_experts.into());

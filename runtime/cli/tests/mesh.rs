@@ -314,7 +314,7 @@ fn bundles_for_ranks_run_as_the_model_does() {
     // What cannot be is refused with a remedy.
     let text = std::fs::read_to_string(dir.path().join("again/placed.json")).unwrap();
     std::fs::create_dir(dir.path().join("newer")).unwrap();
-    let newer = text.replace("\"moec_placed\": 1", "\"moec_placed\": 2");
+    let newer = text.replace("\"moec_placed\": 2", "\"moec_placed\": 3");
     std::fs::write(dir.path().join("newer/placed.json"), newer).unwrap();
     std::fs::write(dir.path().join("again/tail.tar"), "x").unwrap();
     let input = ["--input", golden, "--weights", model];

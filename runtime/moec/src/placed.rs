@@ -5,7 +5,7 @@ use moec_bundle::Bundle;
 use moec_ir::diag::Diagnostic;
 use moec_ir::exchange::{Cut, Exchange, Piece, RowCodes};
 use moec_ir::graph::{
-    Columns, Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place,
+    Columns, Graph, Param, Placed, Rounding, Source, Wire, cut_columns, experts_of_tokens, place, results_at_places,
     results_in_expert_order, round_on_wire,
 };
 use moec_ir::placement::MAX_RANKS;
@@ -106,14 +106,19 @@ pub fn compile_exchanging(
         cut: None,
     };
     let mut experts = ExpertGraphs::of(&placed, spread.n_members)?;
-    for of in &mut experts {
-        let (ExpertGraphs::Whole(first, _) | ExpertGraphs::Columns(Columns { up: first, .. })) = of;
-        *first = results_in_expert_order(&experts_of_tokens(first, placed.top_k)?)?;
-        if let ExpertGraphs::Columns(Columns { down, .. }) = of {
-            *down = results_in_expert_order(down)?;
+    let cuts = cuts(&experts);
+    for (of, &cut) in experts.iter_mut().zip(&cuts) {
+        let unit = Exchange { cut, ..exchange }.result_unit(slot_type.bytes() as u64);
+        match of {
+            ExpertGraphs::Whole(whole, _) => {
+                *whole = results_at_places(&experts_of_tokens(whole, placed.top_k)?, unit)?;
+            }
+            ExpertGraphs::Columns(Columns { up, down, .. }) => {
+                *up = results_in_expert_order(&experts_of_tokens(up, placed.top_k)?)?;
+                *down = results_at_places(down, unit)?;
+            }
         }
     }
-    let cuts = cuts(&experts);
     // Kernels give them a row for each token, and the second product of experts that are cut a row for each slot.
     let rows = (u64::from(spread.n_ranks), u64::from(spread.n_ranks) * placed.top_k);
     let layer = programs(request, &placed, (experts, rows), progress)?;

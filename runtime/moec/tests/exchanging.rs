@@ -6,7 +6,7 @@ use moec::{
     Tensor, Weights, compile_exchanging,
 };
 use moec_bundle::manifest::TensorInfo;
-use moec_bundle::{PlacedBundle, PlacedManifest};
+use moec_bundle::{Bundle, PlacedBundle, PlacedManifest};
 use moec_ir::exchange::{Blocks, ExchangeKernel, RowCodes, Stage};
 use moec_ir::graph::{Graph, Maker, Op, Source, Wire, round_on_wire};
 use moec_ir::{ActQuant, DType, Dim};
@@ -87,16 +87,21 @@ fn options(schedule: Schedule) -> Options {
 /// Outputs by name, and what each rank did.
 type Stepped = (Vec<(String, Tensor)>, Vec<StepResult>);
 
-/// A step with these tokens on each rank; the outputs in token order, and what each rank did.
+/// A step with these tokens on each rank, of which nothing is to be said; the outputs in token order, and what each rank did.
 fn step(ranks: &mut EmulatedRanks, r: &Recorded, counts: &[usize]) -> Result<Stepped, Diagnostic> {
+    let (outputs, steps) = stepped(ranks, r, counts)?;
+    let found: Vec<&String> = steps.iter().flat_map(|s| &s.findings).collect();
+    assert!(found.is_empty(), "{found:?}");
+    Ok((outputs, steps))
+}
+
+fn stepped(ranks: &mut EmulatedRanks, r: &Recorded, counts: &[usize]) -> Result<Stepped, Diagnostic> {
     let mut parts = vec![Vec::new(); counts.len()];
     for (name, tensor) in &r.inputs {
         let of_ranks = split_tokens(tensor, counts).expect("as many tokens");
         parts.iter_mut().zip(of_ranks).for_each(|(part, t)| part.push((name.clone(), t)));
     }
     let steps = ranks.step(&parts.iter().map(|p| named(p)).collect::<Vec<_>>())?;
-    let found: Vec<&String> = steps.iter().flat_map(|s| &s.findings).collect();
-    assert!(found.is_empty(), "{found:?}");
     let joined = steps[0].outputs.iter().enumerate().map(|(i, (name, _))| {
         let parts: Vec<&Tensor> = steps.iter().map(|s| &s.outputs[i].1).collect();
         (name.clone(), join_tokens(&parts).expect("parts of one tensor"))
@@ -275,6 +280,102 @@ fn experts_of_groups_move_while_tokens_flow() {
     assert!(d.code == "rank-not-answering" && d.message.contains("which holds experts"), "{d}");
 }
 
+/// What is wrong in the text of a kernel of experts, given its file: none of it where the text has nothing of the kind.
+type Slip = fn(&str, &str) -> Option<String>;
+
+/// The bundle with a slip in the kernels of its experts; `None` where no text changes.
+fn with_slip(bundle: &PlacedBundle, slip: Slip) -> Option<PlacedBundle> {
+    let all = bundle.manifest().files.keys().map(|f| (f.clone(), bundle.file(f).expect("there").to_vec()));
+    let mut all: BTreeMap<String, Vec<u8>> = all.collect();
+    let mut changed = false;
+    for program in bundle.manifest().experts.iter().flat_map(|of| &of.programs) {
+        let whole = bundle.program(&program.file).expect("a bundle");
+        let files = whole.files().map(|(path, content)| {
+            let text = std::str::from_utf8(content).ok().filter(|_| path.ends_with(".ptx"));
+            let other = text.and_then(|text| slip(path, text));
+            changed |= other.is_some();
+            (path.to_string(), other.map_or(content.to_vec(), String::into_bytes))
+        });
+        let files = files.collect();
+        let other = Bundle::new(whole.manifest().clone(), files).expect("a bundle");
+        all.insert(program.file.clone(), other.to_archive());
+    }
+    changed.then(|| PlacedBundle::new(bundle.manifest().clone(), all).expect("a bundle"))
+}
+
+/// The text with each line changed that `is` holds for, given its number; `None` without one.
+fn changed(text: &str, is: impl Fn(usize, &str) -> bool, to: impl Fn(&str) -> String) -> Option<String> {
+    let lines: Vec<String> =
+        text.lines().enumerate().map(|(i, l)| if is(i, l) { to(l) } else { l.to_string() }).collect();
+    lines.iter().map(String::as_str).ne(text.lines()).then(|| lines.join("\n") + "\n")
+}
+
+fn makes_order(path: &str) -> bool {
+    path.contains("plan")
+}
+
+fn reads_address(line: &str) -> bool {
+    line.contains("ld.global") && line.contains(".b64 ")
+}
+
+fn address_behind(line: &str) -> String {
+    line.replacen(']', "+8]", 1)
+}
+
+/// Results that a product stores at places of others, or not at all, are noticed, whichever engine stores them.
+#[test]
+fn products_that_store_elsewhere_are_noticed() {
+    let slips: [(&str, Slip); 4] = [
+        ("addresses of the slot behind", |path, text| {
+            changed(text, |_, l| makes_order(path) && reads_address(l), address_behind)
+        }),
+        ("no addresses", |path, text| {
+            let is = |_, l: &str| makes_order(path) && l.contains("st.global") && l.contains(".b64 ");
+            changed(text, is, |_| String::new())
+        }),
+        ("the address of the row behind", |path, text| {
+            changed(text, |_, l| !makes_order(path) && reads_address(l), address_behind)
+        }),
+        ("a piece of a row that is not stored", |path, text| {
+            let lines: Vec<&str> = text.lines().collect();
+            let read = lines.iter().position(|l| !makes_order(path) && reads_address(l))?;
+            let store = (read..lines.len()).find(|&i| lines[i].contains("st.global"))?;
+            changed(text, |i, _| i == store, |_| String::new())
+        }),
+    ];
+    let r = recorded("qwen3_moe.bf16");
+    let map = Placement::even(n_experts(&r.layer), 3).expect("a map");
+    let counts = split_evenly(r.inputs[0].1.shape[0], 3);
+    let weights = Weights::Checkpoint(r.weights.clone());
+    for target in ["sm_80", "sm_90a", "sm_100a"] {
+        let want = alone_on(&r, &r.layer.graph, target);
+        let spread = Spread { n_ranks: 3, ..Spread::new(map.most_local()) };
+        let request = CompileRequest { tokens: (0, counts[0] as u64), ..request_on(&r, &r.layer.graph, target) };
+        let made = compile_exchanging(&request, &spread, &mut |_| {}).expect("compiles").expect("by kernels");
+        let info = PlacedInfo {
+            layer: r.layer.info.clone(),
+            inputs: r.layer.graph.inputs.iter().map(TensorInfo::from).collect(),
+            mesh: Mesh { ep: 3, tp: 1 },
+            max_tokens: counts[0] as u64,
+        };
+        let bundle = made.to_bundle(info).expect("a bundle");
+        let is_right = |bundle: &PlacedBundle| {
+            let layer = Arc::new(PlacedLayer::from_bundle(bundle).expect("one that loads"));
+            let (sizes, options) = ((counts[0] as u32, u32::MAX), options(Schedule::Random(3)));
+            let mut ranks = EmulatedRanks::load(layer, map.clone(), &weights, target, sizes, options).expect("loads");
+            stepped(&mut ranks, &r, &counts).is_ok_and(|(outputs, steps)| {
+                outputs.iter().zip(&want).all(|(a, b)| a.1.to_bytes() == b.1.to_bytes())
+                    && steps.iter().all(|s| s.findings.is_empty())
+            })
+        };
+        assert!(is_right(&bundle), "{target}: right as it is");
+        for (what, slip) in slips {
+            let other = with_slip(&bundle, slip).unwrap_or_else(|| panic!("{target}: {what}: no such line"));
+            assert!(!is_right(&other), "{target}: {what}: should be noticed");
+        }
+    }
+}
+
 fn kernels(m: &mut PlacedManifest, member: usize) -> &mut Vec<ExchangeKernel> {
     m.exchange[member].kernels.get_mut(TARGET).expect("kernels")
 }
@@ -350,7 +451,7 @@ fn bundles_whose_parts_do_not_fit_are_refused() {
         ("a wider matrix", |m, _| m.experts[0].programs[1].stacks[0].ty.shape[2] = Dim::Fixed(7)),
         ("kernels in another order", |m, _| kernels(m, 0).swap(0, 1)),
         ("a kernel that runs at another time", |m, _| kernels(m, 1)[2].stage = Stage::Behind),
-        ("a kernel that is given something else", |m, _| kernels(m, 1)[3].params.swap(2, 3)),
+        ("a kernel that is given something else", |m, _| kernels(m, 1)[3].params.swap(1, 2)),
         ("a kernel of fewer blocks", |m, _| kernels(m, 0)[4].blocks = Blocks::Tokens),
         ("a file too much", |_, files| drop(files.insert("more.tar".into(), Vec::new()))),
         ("a file less", |_, files| drop(files.remove("tail.tar"))),

@@ -94,7 +94,8 @@ impl EmulatedRanks {
         let head_code = placed.head.as_ref().map(|b| RankCode::new(b, target, own)).transpose()?;
         let tail_code = RankCode::new(&placed.tail, target, own)?;
         let mut of_rank = Vec::new();
-        for (rank, memory) in (0..).zip(RankMemory::of_all(&mut devices, sizes, exchange.codes, deadline)?) {
+        let exchanges: Vec<Exchange> = members.iter().map(|m| m.exchange).collect();
+        for (rank, memory) in (0..).zip(RankMemory::of_all(&mut devices, sizes, &exchanges, deadline)?) {
             let head = head_code.as_ref().map(|c| c.load(weights, &mut devices, rank)).transpose()?;
             let experts = local(&members, &placed, &map, rank, weights, &mut devices)?;
             let tail = tail_code.load(weights, &mut devices, rank)?;
@@ -365,18 +366,22 @@ fn stage<'p>(
         Some(_) => (put(ranks, Err(n * exchange.row_pitch()))?, of.memory.decoded),
         None => (0, of.memory.window + parts.rows[parity]),
     };
-    let rows_here = [("rows", rows_at), ("local_ids", local_ids)];
-    let acts_here = [("act_rows", of.memory.window + parts.acts), ("local_ids", local_ids)];
+    let slot_places = of.memory.slot_places[parity];
+    let rows_here = [("rows", rows_at), ("local_ids", local_ids), ("slot_places", slot_places)];
+    let acts_here =
+        [("act_rows", of.memory.window + parts.acts), ("local_ids", local_ids), ("slot_places", slot_places)];
     let mut experts = Vec::new();
     for program in &of.experts {
         // The first product has a row for all slots of a token, the second one for each: ids lie alike for both.
         let (n, given) = if experts.is_empty() { (all, rows_here) } else { (all * placed.top_k as u64, acts_here) };
         experts.push(program.stage(ranks, n, &given)?);
     }
-    let result = |program: Option<&Staged<'_>>, name: &str| program.map_or(Ok(0), |p| p.output(name).map(|(at, _)| at));
-    let columns = result(experts.first(), "expert_rows")?;
-    let expert_rows = result(experts.last(), "expert_rows")?;
-    let slot_to_row = [result(experts.first(), "slot_to_row")?, result(experts.last(), "slot_to_row")?];
+    // What the last product makes goes to the tokens' ranks; what the first of two makes stays until it is shared.
+    let made_by_first = |name: &str| match &experts[..] {
+        [up, _] => up.output(name).map(|(at, _)| at),
+        _ => Ok(0),
+    };
+    let (columns, slot_to_row) = (made_by_first("expert_rows")?, made_by_first("slot_to_row")?);
     if weights.is_some() {
         tail_inputs.push(("slot_weights", slot_weights));
     }
@@ -391,7 +396,6 @@ fn stage<'p>(
         slot_weights,
         local_ids,
         columns,
-        expert_rows,
         slot_to_row,
         count,
         n_tokens: n as u32,

@@ -1,7 +1,7 @@
 //! The kernels that exchange rows, on the ranks of an emulator: their memory, and their launches.
 
 use moec_ir::diag::Diagnostic;
-use moec_ir::exchange::{Blocks, ExchangeKernel, ExchangeParam as P, RowCodes, Stage};
+use moec_ir::exchange::{Blocks, Exchange, ExchangeKernel, ExchangeParam as P, Stage, slot_places};
 use moec_ir::window::{RankTerms, WaitReport, Window};
 use moec_ptx::ast::Module;
 use moec_ptx::exec::{Launch, Param, Program, Ranks, Step};
@@ -13,6 +13,8 @@ pub(crate) struct Kernels(Vec<(ExchangeKernel, Program)>);
 /// What the kernels have on a rank from step to step.
 pub(crate) struct RankMemory {
     pub window: u64,
+    /// Where results of slots that came go, in steps of each parity.
+    pub slot_places: [u64; 2],
     terms: u64,
     peers: u64,
     counters: u64,
@@ -33,9 +35,7 @@ pub(crate) struct StepMemory {
     pub slot_weights: u64,
     pub local_ids: u64,
     pub columns: u64,
-    pub expert_rows: u64,
-    /// Of columns, and of results.
-    pub slot_to_row: [u64; 2],
+    pub slot_to_row: u64,
     pub count: u64,
     pub n_tokens: u32,
 }
@@ -87,8 +87,7 @@ fn launch<'k>(
         P::LocalIds => step.local_ids,
         P::Decoded => rank.decoded,
         P::Columns => step.columns,
-        P::ExpertRows => step.expert_rows,
-        P::SlotToRow => step.slot_to_row[usize::from(kernel.stage == Stage::Behind)],
+        P::SlotToRow => step.slot_to_row,
         P::Count => step.count,
     };
     let launch = Launch {
@@ -103,11 +102,11 @@ fn launch<'k>(
 
 impl RankMemory {
     /// Windows that all ranks see, full of zeros, and what the kernels of each rank keep.
-    /// `codes` is what travels, where rows travel as codes.
+    /// `exchanges` are those of the members of a group.
     pub fn of_all(
         ranks: &mut Ranks,
         sizes: Window,
-        codes: Option<RowCodes>,
+        exchanges: &[Exchange],
         deadline: u32,
     ) -> Result<Vec<RankMemory>, Diagnostic> {
         let full = |e: moec_ptx::exec::ExecError| {
@@ -129,9 +128,14 @@ impl RankMemory {
                 Diagnostic::input("too-many-tokens", format!("a window of {} bytes is too large", sizes.bytes()))
                     .help("give each rank fewer tokens")
             })?;
+            let exchange = &exchanges[rank as usize % exchanges.len()];
+            let codes = exchange.codes;
             let mut put = |bytes: &[u8]| place(ranks, rank, Ok(bytes));
+            let [even, odd] = slot_places(exchange, &sizes, &windows)
+                .map(|places| places.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>());
             Ok(RankMemory {
                 window,
+                slot_places: [put(&even)?, put(&odd)?],
                 terms: put(&terms)?,
                 peers: put(&table)?,
                 counters: put(&vec![0; 4 * (n + 1)])?,
@@ -146,7 +150,7 @@ impl RankMemory {
                 ])?,
             })
         };
-        (0..sizes.n_ranks).zip(windows).map(of_rank).collect()
+        (0..sizes.n_ranks).zip(windows.clone()).map(of_rank).collect()
     }
 
     /// What a kernel wrote before it stopped.

@@ -150,13 +150,18 @@ impl Parts<'_> {
         };
         for (part, (input, ty, slots, output, (dtype, cols))) in of.parts().into_iter().zip(given) {
             let (program, what) = (part.bundle.manifest(), format!("the experts' program of member {member}"));
-            takes(program, &what, &[(input, ty), ("local_ids", ids(slots))])?;
             let made = rows_of(Dim::PerToken(slots as u64), dtype, cols);
-            // Kernels take results where the product leaves them.
-            let wanted = match self.layer.exchange {
-                Some(_) => vec![("expert_rows", made), ("slot_to_row", ids(slots))],
-                None => vec![(output, made)],
+            let mut inputs = vec![(input, ty), ("local_ids", ids(slots))];
+            // The last product stores results where it is told to; kernels take activations where the first of two leaves them.
+            let wanted = match (&self.layer.exchange, output) {
+                (Some(_), "slot_rows") => {
+                    inputs.push(("slot_places", rows_of(Dim::TOKENS, DType::I64, slots)));
+                    vec![("expert_rows", made)]
+                }
+                (Some(_), _) => vec![("expert_rows", made), ("slot_to_row", ids(slots))],
+                (None, _) => vec![(output, made)],
             };
+            takes(program, &what, &inputs)?;
             let makes = |(i, (name, ty)): (usize, &(&str, TensorType))| {
                 program.outputs.get(i).is_some_and(|o| (o.name.as_str(), &o.ty) == (*name, ty))
             };

@@ -64,11 +64,12 @@ pub fn page() -> String {
          rows travel as codes, a rank's own are rounded.\n\
          * **decode**: where rows travel as codes, a launch in which those that came become floats, which products then round again: the longer of its bytes, codes in and floats out, and of its instructions.\n\
          * **experts**: the products of the rank with most slots (the mean of the largest of all ranks).\n\
-         * **combine**: a row in the layer's type back, from where the last product leaves it, for *each slot*, since sums are made in slot order where the token lives: this is what bits that do \
-         not depend on the placement cost.\n\
+         * **combine**: a row in the layer's type back for *each slot*, since sums are made in slot order where the token lives: this is what bits that do \
+         not depend on the placement cost. The last product stores them into the windows of the tokens' ranks, so they cross while it runs: what of its bytes the link has not carried when \
+         the product ends, a launch that sends flags, and the time until they are seen. That its stores, pieces of 64 bytes of a row on Blackwell and of 16 on Hopper, fill a link as copies do is a guess.\n\
          * **head** and **tail**: the router; the sum, and shared experts, which every rank computes for its own tokens.\n\n\
-         *In turn* is one after the other. *Overlapped* takes the longest of dispatch, products and combine, as if \
-         products started with the first row and results left as they are made: a bound, which no kernel of moec reaches today. *Exposed* is the part of a step, in turn, that waits for rows. \
+         *In turn* is one after the other, as it is launched. *Overlapped* takes the longest of dispatch, products and combine, as if \
+         products started with the first row and nothing waited for the last one: a bound, which no kernel of moec reaches today. *Exposed* is the part of a step, in turn, that waits for rows. \
          Tokens a second count MoE layers alone, in turn; attention, and all else that a model does, is not in it.\n\n\
          | fabric | ranks | chip | GB/s of a link, each way |\n|---|--:|---|--:|\n",
     );
@@ -93,9 +94,9 @@ fn published(cases: &[Case]) -> String {
         "\n## Against published times\n\n\
          Measured by others with one kernel for dispatch, products and combine (DeepGEMM's Mega MoE on B200; the better of FlashInfer's CuTe DSL kernels and DeepGEMM's \
          on GB200, where V4 is NVFP4 for the one and FP4 × FP8 for the other); \
-         ours modelled, from rows to sums, without router and shared experts. *Stored afar* is in turn with a last product whose epilogue stores into the windows of \
-         the tokens' ranks, which no kernel of moec does: the longer of product and way back in place of both.\n\n\
-         | layer | fabric | ranks | tokens a rank | published µs | in turn | stored afar | overlapped | published ÷ in turn | of it dispatch | decode | experts | combine | sum |\n\
+         ours modelled, from rows to sums, without router and shared experts. *Copied* is in turn with a last product that leaves its results on its rank, and a launch that copies them \
+         to the tokens' ranks: what storing them there gains is the difference.\n\n\
+         | layer | fabric | ranks | tokens a rank | published µs | in turn | copied | overlapped | published ÷ in turn | of it dispatch | decode | experts | combine | sum |\n\
          |---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for (model, on, n_ranks, n_tokens, published) in ONE_KERNEL {
@@ -106,7 +107,7 @@ fn published(cases: &[Case]) -> String {
             "| {} | {on} | {n_ranks} | {n_tokens} | {published} | {} | {} | {} | {:.2} | {} | {} | {} | {} | {} |",
             case.name,
             us(s.routed()),
-            us(s.routed_stored_afar()),
+            us(s.routed_copied()),
             us(s.routed_overlapped()),
             published / (s.routed() * 1e6),
             us(s.dispatch),
@@ -124,7 +125,7 @@ fn published(cases: &[Case]) -> String {
         "\nNCCL EP publishes 44 µs for dispatch and 40 to 44 for combine of 128 tokens a rank on eight B200 (rows of 7168 in bf16, eight experts each); ours, \
          for Kimi K2 Thinking's, which are such rows, {} and {}. What a rank sends is {:.1} MB in all.",
         us(s.dispatch),
-        us(s.combine),
+        us(s.way_back),
         s.bytes / 1e6
     )
     .expect("memory");

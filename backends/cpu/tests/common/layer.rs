@@ -136,7 +136,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
     let offsets = b.buffer("offsets", DType::I32, 1, Dim::Fixed(1), l.experts + 1, Role::Workspace);
     let slot_to_row = b.buffer("slot_to_row", DType::I32, 1, t, l.top_k, Role::Workspace);
     let row_to_token = b.buffer("row_to_token", DType::I32, 1, slots, 1, Role::Workspace);
-    let plan = Plan { ids, n_experts: l.experts, offsets, slot_to_row, row_to_token };
+    let plan = Plan { ids, n_experts: l.experts, offsets, slot_to_row, row_to_token, places: None };
     b.kernel("plan", Body::Plan(plan));
 
     let n_panels = if l.activation.is_gated() { 2 } else { 1 };
@@ -159,6 +159,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
         epilogue: l.activation.expr(),
         out: mid,
         out_quant: None,
+        out_places: None,
     }];
     let down = b.weight("down", l.weights, [l.experts, l.hidden, l.ffn], 1.0 / (l.ffn as f32).sqrt());
     let down_bias = l.biases.then(|| b.weight("down_bias", l.weights, [1, l.experts, l.hidden], 0.5));
@@ -174,6 +175,7 @@ fn build_with(l: &Layer, values: bool) -> (Program, Vec<Tensor>) {
         epilogue: Expr::identity(),
         out: y,
         out_quant: None,
+        out_places: None,
     }];
     let mut args = Vec::new();
     let mut expr = ExprBuilder::new();
@@ -213,5 +215,6 @@ pub fn dense(a: BufferId, panels: &[BufferId], biases: &[Option<BufferId>], epil
         epilogue,
         out,
         out_quant: None,
+        out_places: None,
     }
 }

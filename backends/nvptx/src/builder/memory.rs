@@ -66,7 +66,7 @@ impl<'c> Builder<'c> {
         loaded
     }
 
-    fn store_raw(&'c self, place: impl Place<'c>, value: BasicValueEnum<'c>, align: u32) {
+    pub(super) fn store_raw(&'c self, place: impl Place<'c>, value: BasicValueEnum<'c>, align: u32) {
         match self.llvm.build_store(place.pointer().1, value) {
             Ok(store) => {
                 if let Err(e) = store.set_alignment(align) {

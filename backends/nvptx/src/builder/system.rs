@@ -6,11 +6,23 @@ use super::{Builder, GLOBAL, Intrinsic};
 use inkwell::values::{BasicValue, BasicValueEnum, InstructionValue};
 use inkwell::{AddressSpace, AtomicOrdering, IntPredicate};
 
+impl<'c> Global<'c> {
+    /// The address of global memory that lies here.
+    pub fn address(self) -> Global<'c> {
+        self.builder.load_address(self)
+    }
+}
+
 impl<'c> Builder<'c> {
     /// Reads an address of global memory.
     pub fn load_address(&'c self, place: impl Place<'c>) -> Global<'c> {
         let ty = self.context.ptr_type(AddressSpace::from(GLOBAL));
         Global::from_raw(self, self.load_raw(place, ty.into(), 8))
+    }
+
+    /// Writes an address of global memory.
+    pub fn store_address(&'c self, place: impl Place<'c>, address: Global<'c>) {
+        self.store_raw(place, address.v.into(), 8);
     }
 
     /// Reads a flag that another GPU may write at the same time. What it covers may be read after [`Builder::fence_system`].

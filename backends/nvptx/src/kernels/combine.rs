@@ -11,7 +11,7 @@ const MOST_UNROLLED: u32 = 16;
 
 /// Adds in slot order in f32, one fused multiply-add for each slot.
 pub fn combine<'p>(program: &'p Program, combine: &'p Combine, schedule: &Schedule) -> Design<'p> {
-    let cut = Cut::new(program, schedule, combine.out, &[combine.y], &combine.args);
+    let cut = Cut::new(program, schedule, (combine.out, None), &[combine.y], &combine.args);
     let (rows, schedule) = (program.buffer(combine.out).rows, *schedule);
     let body = move |k: &Kernel| {
         let sum = SlotSum::new(k, program, combine, &schedule);
@@ -31,7 +31,7 @@ pub struct SlotSum<'k, 'c, 'p> {
 impl<'k, 'c, 'p> SlotSum<'k, 'c, 'p> {
     /// For vectors as wide as rows allow.
     pub fn new(k: &'k Kernel<'c, 'p>, program: &Program, combine: &'k Combine, schedule: &Schedule) -> Self {
-        let cut = Cut::new(program, schedule, combine.out, &[combine.y], &combine.args);
+        let cut = Cut::new(program, schedule, (combine.out, None), &[combine.y], &combine.args);
         SlotSum { k, combine, slots: program.buffer(combine.weights).cols as u32, cut }
     }
 

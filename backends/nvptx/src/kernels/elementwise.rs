@@ -3,7 +3,7 @@
 use super::{Grid, Kernel, View};
 use crate::builder::{F32, I32, Var};
 use moec_ir::engine::elementwise;
-use moec_ir::tile::{BufferId, ColAccess, Extent, GpuLaunch, MapArg, Program, RowAccess, Schedule};
+use moec_ir::tile::{BufferId, ColAccess, Extent, GpuLaunch, MapArg, Places, Program, RowAccess, Schedule};
 
 /// How an elementwise kernel is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +18,15 @@ pub struct Cut {
 
 impl Cut {
     /// As `schedule` says, for a result, other operands of its columns, and arguments.
-    pub fn new(program: &Program, schedule: &Schedule, out: BufferId, others: &[BufferId], args: &[MapArg]) -> Cut {
+    pub fn new(
+        program: &Program,
+        schedule: &Schedule,
+        out: (BufferId, Option<Places>),
+        others: &[BufferId],
+        args: &[MapArg],
+    ) -> Cut {
         let vector = elementwise::vector(program, out, others, args);
-        let cols = program.buffer(out).cols as u32;
+        let cols = program.buffer(out.0).cols as u32;
         Cut { threads: 32 * schedule.warps, tile_m: schedule.tile_m, tile_n: schedule.tile_n, vector, cols }
     }
 

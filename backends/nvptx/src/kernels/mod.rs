@@ -14,8 +14,9 @@ pub use geometry::Grid;
 pub use map::map;
 
 use crate::builder::{Builder, Global, I32, I64, Param};
+use crate::parts::Tile;
 use moec_ir::shape::Dim;
-use moec_ir::tile::{Body, BufferId, GpuLaunch, Program, Role, RowOpKind};
+use moec_ir::tile::{Body, BufferId, GpuLaunch, Places, Program, Role, RowOpKind, Segment};
 use moec_ir::{DType, Diagnostic};
 
 /// A kernel before code is built for it: how it is launched, and what builds its body.
@@ -70,7 +71,20 @@ impl<'c, 'p> Kernel<'c, 'p> {
     pub fn view(&self, id: BufferId) -> View<'c> {
         let n = self.operands.iter().position(|&(b, _)| b == id).unwrap_or(self.operands.len() + 1);
         let buffer = self.program.buffer(id);
-        View { base: self.builder.param(n), dtype: buffer.dtype, cols: buffer.cols, pitch: buffer.pitch }
+        let base = self.builder.param(n);
+        View { base, dtype: buffer.dtype, cols: buffer.cols, pitch: buffer.pitch, places: None }
+    }
+
+    /// A result, whose rows may have places. Those behind row `last` are taken to lie where it does: their places are not known, and
+    /// nothing is stored there.
+    pub fn result(&self, id: BufferId, places: Option<Places>, last: I32<'c>) -> View<'c> {
+        let places = places.map(|p| RowPlaces { table: self.view(p.of_rows).base, last, unit: p.unit });
+        View { places, ..self.view(id) }
+    }
+
+    /// What a product stores of a tile's rows.
+    pub fn result_of(&self, segment: &Segment, tile: &Tile<'c>) -> View<'c> {
+        self.result(segment.out, segment.out_places, tile.row + tile.rows - 1)
     }
 
     /// The rows of an axis, or those of them that hold a slot.
@@ -100,17 +114,47 @@ pub struct View<'c> {
     pub cols: u64,
     /// Elements from one row to the next.
     pub pitch: u64,
+    /// Where rows lie that are stored into memory of others.
+    places: Option<RowPlaces<'c>>,
+}
+
+/// Addresses of rows.
+#[derive(Clone, Copy)]
+struct RowPlaces<'c> {
+    /// i64, one for each row.
+    table: Global<'c>,
+    /// The last row that has one.
+    last: I32<'c>,
+    /// They are multiples of so many elements.
+    unit: u64,
 }
 
 impl<'c> View<'c> {
     /// The address of column 0 of a row.
     pub fn row(&self, row: I32<'c>) -> Global<'c> {
+        if let Some(places) = &self.places {
+            return places.table.plus(row.min(places.last).wide() * 8).address();
+        }
         self.base.plus(row.wide() * (self.pitch * self.dtype.bytes() as u64))
     }
 
     /// The address of an element.
     pub fn at(&self, row: I32<'c>, col: I32<'c>) -> Global<'c> {
         self.row(row).plus(col.wide() * self.dtype.bytes() as u64)
+    }
+
+    /// The addresses of a column in `n` rows from `row` on.
+    pub fn column(&self, row: I32<'c>, col: I32<'c>, n: u32) -> Vec<Global<'c>> {
+        if self.places.is_some() {
+            return (0..n).map(|i| self.at(row + i, col)).collect();
+        }
+        let (first, row_bytes) = (self.at(row, col), self.pitch * self.dtype.bytes() as u64);
+        (0..n).map(|i| first.plus(u64::from(i) * row_bytes)).collect()
+    }
+
+    /// What rows begin at multiples of, in elements, up to their distance.
+    pub fn unit(&self) -> u64 {
+        self.places.as_ref().map_or(self.pitch, |p| p.unit)
     }
 
     /// The address of the n-th element, counting row by row without padding.
@@ -130,7 +174,7 @@ impl<'c> View<'c> {
 /// Refuses element types that no kernel computes with.
 ///
 /// # Errors
-/// `element-type-not-on-gpu` for 64-bit elements, but for token ids that a table is read by, and expert ids that are made narrow.
+/// `element-type-not-on-gpu` for 64-bit elements, but for token ids that a table is read by, expert ids that are made narrow, and addresses.
 pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
     let ids = |id| match body {
         Body::Rows(rows) => rows.ops.iter().any(|op| match op.kind {
@@ -140,9 +184,18 @@ pub fn check_types(program: &Program, body: &Body) -> Result<(), Diagnostic> {
         }),
         Body::Contract(_) | Body::Plan(_) | Body::Map(_) | Body::Quantise(_) | Body::Combine(_) => false,
     };
+    let addresses = |id| match body {
+        Body::Plan(p) => p.places.is_some_and(|p| p.of_slots == id || p.of_rows == id),
+        Body::Rows(r) => {
+            r.plan.as_ref().and_then(|p| p.plan.places).is_some_and(|p| p.of_slots == id || p.of_rows == id)
+        }
+        Body::Contract(c) => c.segments.iter().any(|s| s.out_places.is_some_and(|p| p.of_rows == id)),
+        Body::Map(m) => m.out_places.is_some_and(|p| p.of_rows == id),
+        Body::Quantise(_) | Body::Combine(_) => false,
+    };
     for (id, _) in body.operands() {
         let buffer = program.buffer(id);
-        if buffer.dtype == DType::I64 && ids(id) {
+        if buffer.dtype == DType::I64 && (ids(id) || addresses(id)) {
             continue;
         }
         if matches!(buffer.dtype, DType::F64 | DType::I64) {

@@ -109,6 +109,7 @@ impl<'p> Planner<'p> {
         c.barrier();
 
         let slot_to_row = k.view(plan.slot_to_row);
+        let places = plan.places.map(|p| (k.view(p.of_slots), k.view(p.of_rows)));
         c.part("plan: rows of slots", || {
             let n_rows = c.load_i32(word(first, c.i32(n_experts)));
             let thread = rank * block_threads + c.thread();
@@ -119,7 +120,12 @@ impl<'p> Planner<'p> {
                 let row = batch.take_row(slot, first);
                 c.when(slot.exists, || {
                     c.store_i32(slot_to_row.nth(slot.number), row);
-                    c.when(row.is_negative().not(), || c.store_i32(row_to_token.nth(row), slot.number / per_token));
+                    c.when(row.is_negative().not(), || {
+                        c.store_i32(row_to_token.nth(row), slot.number / per_token);
+                        if let Some((of_slots, of_rows)) = &places {
+                            c.store_address(of_rows.nth(row), c.load_address(of_slots.nth(slot.number)));
+                        }
+                    });
                 });
             });
         });

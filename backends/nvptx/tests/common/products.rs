@@ -154,7 +154,19 @@ pub fn program(case: &Case, random: &mut Random) -> (Program, Vec<(String, Tenso
             }
         };
         let (a_quant, epilogue) = (Some(quant.clone()), expr);
-        Segment { a, a_quant, a_round: None, a_rows, groups, panels, biases, epilogue, out, out_quant }
+        Segment {
+            a,
+            a_quant,
+            a_round: None,
+            a_rows,
+            groups,
+            panels,
+            biases,
+            epilogue,
+            out,
+            out_quant,
+            out_places: None,
+        }
     };
     let mut segments = vec![segment(&mut b, "", case.n_experts, case.gather, 0)];
     if case.shared {

@@ -302,7 +302,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
     let offsets = b.workspace("offsets", DType::I32, Dim::Fixed(1), e + 1);
     let slot_to_row = b.workspace("slot_to_row", DType::I32, t, l.top_k);
     let row_to_token = b.workspace("row_to_token", DType::I32, slots, 1);
-    b.kernel("plan", Body::Plan(Plan { ids, n_experts: e, offsets, slot_to_row, row_to_token }), s.plan);
+    b.kernel("plan", Body::Plan(Plan { ids, n_experts: e, offsets, slot_to_row, row_to_token, places: None }), s.plan);
 
     let n_panels = if l.activation.is_gated() { 2 } else { 1 };
     let names = ["gate", "up"];
@@ -326,6 +326,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
         epilogue: epilogue(&l.activation, l.dtype),
         out: act,
         out_quant: None,
+        out_places: None,
     }];
     let shared_act = (l.shared > 0).then(|| b.workspace("shared_act", l.dtype, t, l.shared));
     if let Some(out) = shared_act {
@@ -343,6 +344,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
             epilogue,
             out,
             out_quant: None,
+            out_places: None,
         });
     }
     b.kernel("gemm1", Body::Contract(Contract::of(segments)), s.gemm1);
@@ -361,6 +363,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
         epilogue: Expr::identity(),
         out: y,
         out_quant: None,
+        out_places: None,
     }];
     let base = shared_act.map(|a| {
         let w = b.weight("shared_down", l.dtype, 1, l.hidden, l.shared);
@@ -378,6 +381,7 @@ pub fn layer(l: &Layer, s: &Schedules) -> Program {
             epilogue,
             out,
             out_quant: None,
+            out_places: None,
         });
         out
     });
@@ -424,8 +428,19 @@ pub fn gemm(g: &Gemm, s: Schedule) -> Program {
     let biases = (0..g.panels).map(|i| g.biases.then(|| b.weight(&format!("b{i}"), g.w, 1, e, g.n))).collect();
     let epilogue = if g.panels == 2 { epilogue(&Activation::SwiGlu, g.out) } else { Expr::identity() };
     let out = b.output("out", g.out, rows, g.n, 0);
-    let segment =
-        Segment { a, a_quant: None, a_round: None, a_rows, groups, panels, biases, epilogue, out, out_quant: None };
+    let segment = Segment {
+        a,
+        a_quant: None,
+        a_round: None,
+        a_rows,
+        groups,
+        panels,
+        biases,
+        epilogue,
+        out,
+        out_quant: None,
+        out_places: None,
+    };
     b.kernel("gemm", Body::Contract(Contract::of(vec![segment])), s);
     b.finish("gemm")
 }

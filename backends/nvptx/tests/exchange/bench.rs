@@ -1,6 +1,8 @@
 //! The kernels of an exchange on several ranks of the emulator, between experts and a tail that are easy to check.
 
-use moec_ir::exchange::{Blocks, Cut, Exchange, ExchangeKernel, ExchangeParam as P, Piece, RowCodes, Stage};
+use moec_ir::exchange::{
+    Blocks, Cut, Exchange, ExchangeKernel, ExchangeParam as P, Piece, RowCodes, Stage, slot_places,
+};
 use moec_ir::window::{RankTerms, Term, WaitReport, Window};
 use moec_ir::{ActQuant, DType, Placement, target::Target};
 use moec_nvptx::emit_exchange;
@@ -38,6 +40,21 @@ pub struct Case {
     pub multicast: bool,
     /// The number of the first step.
     pub first_epoch: u32,
+    /// What whoever launches the kernels does wrong.
+    pub slip: Option<Slip>,
+}
+
+/// What can be wrong with where results are stored, and when they are said to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slip {
+    /// Flags are sent before the last product.
+    FlagsFirst,
+    /// Results are stored where those of the steps before and behind lie.
+    OtherParity,
+    /// Each slot's result is stored at the place of the slot behind it.
+    NextSlot,
+    /// Places begin an element behind where they do.
+    OneElementFurther,
 }
 
 pub struct Kernels {
@@ -204,6 +221,14 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
         let (group, member) = (rank / case.members, rank % case.members);
         let (first_act, n_acts) = case.piece(member, case.act_words());
         let (first_result, n_results) = case.piece(member, w);
+        let mut places = slot_places(&case.exchange(member), &case.window(), &windows);
+        match case.slip {
+            Some(Slip::OtherParity) => places.swap(0, 1),
+            Some(Slip::NextSlot) => places.iter_mut().for_each(|of| of.rotate_left(1)),
+            Some(Slip::OneElementFurther) => places.iter_mut().flatten().for_each(|at| *at += 4),
+            Some(Slip::FlagsFirst) | None => {}
+        }
+        let places = places.map(|of| put(&of.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>()));
         let mut stream = Vec::new();
         for (step, map) in case.maps.iter().enumerate() {
             let is_dead = |stage| case.dies == Some((rank, step, stage));
@@ -229,13 +254,12 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
             let parity = (case.first_epoch as usize + step) & 1;
             let mut room = |bytes: u32| ranks.alloc(rank, u64::from(bytes.max(4))).expect("room");
             let (sent_to, slot_weights) = (room(count * k * 4), room(count * k * 4));
-            let (local_ids, expert_rows) = (room(n * t * k * 4), room(n * t * k * n_results * 4));
-            let slot_to_row = [(); 2].map(|()| room(n * t * k * 4));
+            let (local_ids, slot_to_row) = (room(n * t * k * 4), room(n * t * k * 4));
             let columns = room(n * t * k * n_acts * 4);
             let out = room(count * k * w * 4);
             let (coded, decoded) = (room(count * case.window().row_bytes as u32), room(n * t * w * 4));
             outs.push((rank, step, out, slot_weights));
-            let param = |p: &P, stage: Stage| match p {
+            let param = |p: &P| match p {
                 P::Terms => terms,
                 P::Peers => peers,
                 P::Map => map,
@@ -248,8 +272,7 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
                 P::SlotWeights => slot_weights,
                 P::LocalIds => local_ids,
                 P::Columns => columns,
-                P::ExpertRows => expert_rows,
-                P::SlotToRow => slot_to_row[usize::from(stage == Stage::Behind)],
+                P::SlotToRow => slot_to_row,
                 P::Counters => counters,
                 P::Report => report,
                 P::Count => count_at,
@@ -263,7 +286,7 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
                         Blocks::Ranks => n,
                         Blocks::AllTokens => n * t,
                     };
-                    let params = kernel.params.iter().map(|p| Param::U64(param(p, stage))).collect();
+                    let params = kernel.params.iter().map(|p| Param::U64(param(p))).collect();
                     let (block, dynamic_smem_bytes) = ([kernel.threads, 1, 1], kernel.smem_bytes);
                     let launch =
                         Launch { grid: [blocks, 1, 1], block, dynamic_smem_bytes, params, ..Launch::default() };
@@ -278,25 +301,28 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
                 ..Launch::default()
             };
             let rows = if case.codes.is_some() { decoded } else { window + parts.rows[parity] };
-            let product = |program, pointers: [u64; 4], words: &[u32]| {
-                let params = pointers.into_iter().map(Param::U64).chain(words.iter().map(|&w| Param::U32(w))).collect();
+            let product = |program, pointers: &[u64], words: &[u32]| {
+                let words = words.iter().map(|&w| Param::U32(w));
+                let params = pointers.iter().map(|&p| Param::U64(p)).chain(words).collect();
                 Step { program, launch: small(n * t * k, params) }
             };
-            let (ids, made, acts) = (local_ids, expert_rows, window + parts.acts);
-            let [of_columns, of_results] = slot_to_row;
+            let (ids, acts, places) = (local_ids, window + parts.acts, places[parity]);
+            let n_flags_first = usize::from(case.slip == Some(Slip::FlagsFirst));
             if case.members == 1 {
-                stream.push(product(&kernels.experts, [rows, ids, made, of_results], &[rank, k, w]));
+                stream.extend(steps(Stage::Behind).take(n_flags_first));
+                stream.push(product(&kernels.experts, &[rows, ids, places], &[rank, k, w]));
             } else {
                 let of_up = [group, k, w, first_act, n_acts];
-                stream.push(product(&kernels.up, [rows, ids, columns, of_columns], &of_up));
+                stream.push(product(&kernels.up, &[rows, ids, columns, slot_to_row], &of_up));
                 if is_dead(Stage::Between) {
                     break;
                 }
                 stream.extend(steps(Stage::Between));
+                stream.extend(steps(Stage::Behind).take(n_flags_first));
                 let of_down = [case.act_words(), first_result, n_results];
-                stream.push(product(&kernels.down, [acts, ids, made, of_results], &of_down));
+                stream.push(product(&kernels.down, &[acts, ids, places], &of_down));
             }
-            stream.extend(steps(Stage::Behind));
+            stream.extend(steps(Stage::Behind).skip(n_flags_first));
             if count > 0 {
                 let results = window + parts.results[parity];
                 let params = vec![Param::U64(results), Param::U64(out), Param::U32(w)];
@@ -340,13 +366,12 @@ pub fn run(case: &Case, kernels: &Kernels, options: &Options) -> Ran {
     }
     let of_rank = |(rank, launches): (usize, &Vec<moec_ptx::exec::Report>)| {
         let kernels = &kernels.exchange[rank % case.members as usize];
-        // The kernels' launches in the first step, between which are those of experts.
-        let of_step = |stage: Stage, before: usize| {
-            let named = kernels.iter().filter(move |(k, _)| k.stage == stage).map(|(k, _)| k.entry.clone());
-            named.zip(launches.iter().skip(before)).map(|(name, r)| (name, r.counters.far_store_bytes))
-        };
-        let n_before = kernels.iter().filter(|(k, _)| k.stage == Stage::Before).count();
-        of_step(Stage::Before, 0).chain(of_step(Stage::Between, n_before + 1)).collect()
+        let of = |stage: Stage| kernels.iter().filter(move |(k, _)| k.stage == stage).map(|(k, _)| k.entry.as_str());
+        let products: [&[&str]; 2] = if case.members == 1 { [&["experts"], &[]] } else { [&["up"], &["down"]] };
+        let [first, last] = products.map(|names| names.iter().copied());
+        // The launches of the first step.
+        let names = of(Stage::Before).chain(first).chain(of(Stage::Between)).chain(last).chain(of(Stage::Behind));
+        names.zip(launches).map(|(name, r)| (name.to_string(), r.counters.far_store_bytes)).collect()
     };
     let sent = report.as_ref().map(|r| r.launches.iter().enumerate().map(of_rank).collect()).unwrap_or_default();
     Ran { report, wrong, stopped, sent }

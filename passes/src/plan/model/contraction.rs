@@ -302,7 +302,7 @@ fn combine_tail(
     n_tokens: u64,
 ) -> f64 {
     let (chip, a) = (model.chip, model.assumptions);
-    let vector = f64::from(engine::elementwise::vector(program, sum.out, &[sum.y], &sum.args));
+    let vector = f64::from(engine::elementwise::vector(program, (sum.out, None), &[sum.y], &sum.args));
     let (lanes, cols) = match cut.engine {
         Engine::Blackwell => (32.0, 32.0),
         Engine::Hopper => (32.0, 16.0),

@@ -1,7 +1,7 @@
 //! The time that rows of a placed layer take between ranks, on a fabric where every GPU reaches every other in one hop.
 //!
 //! A rank's link carries so many bytes a second each way. Dispatch sends a row once to each rank that has one of its token's
-//! experts, combine a row back for each slot; both are as long as the busiest rank's bytes, and end when a flag is seen.
+//! experts; the last product stores a row back for each slot. Both are as long as the busiest rank's bytes, and end when a flag is seen.
 
 use super::chip::{Chip, Sourced, assumptions};
 use super::routing::binomial;
@@ -108,8 +108,13 @@ impl Fabric {
 
     /// Until `bytes` of the busiest rank have crossed and the last flag is seen, with a launch that sends them, in seconds.
     fn crossing(&self, bytes: f64) -> f64 {
+        self.crossing_since(bytes, 0.0)
+    }
+
+    /// The same, where they have been on their way for `since` seconds before that launch.
+    fn crossing_since(&self, bytes: f64, since: f64) -> f64 {
         let rate = self.link_bytes_per_s * FABRICS.links.link_share;
-        bytes / rate + FABRICS.links.flag_s + self.chip.launch_s + assumptions().fill_s
+        (bytes / rate - since).max(0.0) + FABRICS.links.flag_s + self.chip.launch_s + assumptions().fill_s
     }
 
     /// So many elements of so many bytes, read and written, with so many instructions each, in seconds: the longer of both.
@@ -231,9 +236,15 @@ impl FabricLoad {
         if self.n_members > 1 { fabric.crossing(self.share_bytes()) } else { 0.0 }
     }
 
-    /// The time of the way back, in seconds.
-    pub fn combine_s(&self, fabric: &Fabric) -> f64 {
+    /// The time of the way back by itself, in seconds.
+    pub fn way_back_s(&self, fabric: &Fabric) -> f64 {
         fabric.crossing(self.combine_bytes())
+    }
+
+    /// What the way back adds to a last product of `product_s` seconds, whose stores are on their way while it runs: what has not crossed
+    /// when it ends, and the launch that sends flags.
+    pub fn combine_s(&self, fabric: &Fabric, product_s: f64) -> f64 {
+        fabric.crossing_since(self.combine_bytes(), product_s)
     }
 }
 
@@ -334,6 +345,18 @@ mod tests {
         assert!((cut.combine_bytes() / whole.combine_bytes() - of_others / 2.0).abs() < 1e-9);
         assert_eq!((whole.share_s(fabric), cut.share_bytes()), (0.0, cut.most_slots() * 2048.0));
         assert!(cut.share_s(fabric) > cut.share_bytes() / fabric.link_bytes_per_s);
+    }
+
+    /// Results cross while the last product runs: the longer of both is waited for, and a flag.
+    #[test]
+    fn the_way_back_is_hidden_behind_the_last_product() {
+        let fabric = Fabric::by_name("HGX B200").expect("a fabric");
+        let back = V3.way_back_s(fabric);
+        let flag = FabricLoad { n_groups: 1, n_local: 256, ..V3 }.way_back_s(fabric);
+        assert!(flag > FABRICS.links.flag_s && flag < back);
+        assert_eq!((V3.combine_s(fabric, 0.0), V3.combine_s(fabric, 1.0)), (back, flag));
+        let half = (back - flag) / 2.0;
+        assert!((V3.combine_s(fabric, half) - (flag + half)).abs() < 1e-12);
     }
 
     #[test]

@@ -23,7 +23,13 @@ pub const MAX_TOKENS: u64 = 300;
 
 fn map(args: &[u32], out: u32) -> Body {
     let arg = |&b: &u32| MapArg { buffer: BufferId(b), row: RowAccess::Same, col: ColAccess::From(0) };
-    Body::Map(Map { args: args.iter().map(arg).collect(), expr: Expr::identity(), out: BufferId(out), until: None })
+    Body::Map(Map {
+        args: args.iter().map(arg).collect(),
+        expr: Expr::identity(),
+        out: BufferId(out),
+        until: None,
+        out_places: None,
+    })
 }
 
 fn kernel(name: &str, body: Body) -> Kernel {

@@ -38,7 +38,7 @@ impl<'k, 'c, 'p> Results<'k, 'c, 'p> {
         let col = tile.col + lane_col;
         let column = ScaledColumn::new(k, program, segment, tile.expert, col);
         let has_col = column.has_col;
-        Results { k, segment, out: k.view(segment.out), column, col, lane_col, has_col }
+        Results { k, segment, out: k.result_of(segment, tile), column, col, lane_col, has_col }
     }
 
     /// Stores rows from `row` on, of which `rows` exist, from the sums `sums[panel][row]`. `source_row` gives the row of the
@@ -60,12 +60,9 @@ impl<'k, 'c, 'p> Results<'k, 'c, 'p> {
 
     fn store_floats(&self, row: I32<'c>, rows: I32<'c>, values: &[F32<'c>]) {
         let c = self.k.builder;
-        let first = self.out.at(row, self.col);
-        let row_bytes = self.out.pitch * self.out.dtype.bytes() as u64;
-        for (i, value) in values.iter().enumerate() {
-            c.when(self.has_col.and(c.i32(i as u32).lt(rows)), || {
-                c.store_elements(first.plus(i as u64 * row_bytes), self.out.dtype, &[*value]);
-            });
+        let places = self.out.column(row, self.col, values.len() as u32);
+        for ((i, value), to) in (0u32..).zip(values).zip(places) {
+            c.when(self.has_col.and(c.i32(i).lt(rows)), || c.store_elements(to, self.out.dtype, &[*value]));
         }
     }
 

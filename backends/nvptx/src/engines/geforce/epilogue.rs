@@ -47,7 +47,7 @@ pub fn store<'c>(
         let halves = [(first, second), (second, first)]
             .map(|(yes, no)| std::array::from_fn::<_, 4, _>(|i| c.select(in_order, yes[i], no[i]).as_f32()));
         let values = halves.as_flattened();
-        let out = k.view(segment.out);
+        let out = k.result_of(segment, tile);
         match &segment.out_quant {
             None => c.when(exists, || store_floats(k, &out, tile.row + row, col, n, values)),
             Some(q) => store_codes(k, &out, q, tile.row + row, col, n, exists, values),
@@ -119,7 +119,7 @@ fn shared_at<'c>(base: Shared<'c>, g: &ScaledGeometry, row: I32<'c>, col: I32<'c
 /// Stores adjacent columns in as few stores as the row's alignment allows.
 fn store_floats<'c>(k: &Kernel<'c, '_>, out: &View<'c>, row: I32<'c>, col: I32<'c>, n: u32, values: &[F32<'c>]) {
     let c = k.builder;
-    let fits = |v: &u32| out.pitch.is_multiple_of((*v).into()) && n.is_multiple_of(*v);
+    let fits = |v: &u32| out.unit().is_multiple_of((*v).into()) && n.is_multiple_of(*v);
     let width = [8, 4, 2].into_iter().find(fits).unwrap_or(1);
     for (i, part) in (0u32..).zip(values.chunks(width as usize)) {
         let col = col + i * width;

@@ -167,7 +167,7 @@ impl<'c> Cta<'_, 'c, '_> {
         c.barrier_of(RESULTS_BARRIER, PRODUCT_WARPS * 32);
         c.when(place.group.eq(0), || {
             for half in 0..2 {
-                let epilogue = Epilogue::new(self.k, self.program, segment, tile.expert, tile.col + column + 8 * half);
+                let epilogue = Epilogue::new(self.k, self.program, segment, tile, tile.col + column + 8 * half);
                 each(half, &|row, two| {
                     let other = (0..2).map(|i| c.load_i32(given(half, row + i)).as_f32()).collect();
                     epilogue.store(tile.row + row, (tile.rows - row).signed_max(0), &[two, other]);
@@ -192,7 +192,7 @@ impl<'c> Cta<'_, 'c, '_> {
         for half in 0..2 {
             let column = place.column + 8 * half;
             let (parts, col) = (parts.further(8 * half), tile.col + column);
-            let epilogue = Epilogue::new(self.k, self.program, segment, tile.expert, col);
+            let epilogue = Epilogue::new(self.k, self.program, segment, tile, col);
             for eight in 0..self.g.tile_m / 8 {
                 let row = place.row + 8 * eight;
                 c.when(tile.rows.gt(8 * eight), || {

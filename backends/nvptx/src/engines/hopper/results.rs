@@ -34,7 +34,7 @@ impl<'c> Cta<'_, 'c, '_> {
                 ScaledColumn::new(self.k, self.program, segment, tile.expert, col)
             })
             .into();
-        let out = self.k.view(segment.out);
+        let out = self.k.result_of(segment, tile);
         // `[eight rows][half][row]`, for codes.
         let kept = || [(); 2].map(|()| [(); 2].map(|()| c.var(c.f32(0.0))));
         let coded = segment.out_quant.as_ref().filter(|_| matches!(end, End::Stored));

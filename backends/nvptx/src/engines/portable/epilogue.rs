@@ -2,6 +2,7 @@
 
 use crate::builder::{Bool, F32, I32};
 use crate::kernels::{Kernel, View};
+use crate::parts::Tile;
 use crate::parts::math::evaluate;
 use moec_ir::Expr;
 use moec_ir::tile::{Program, Segment};
@@ -17,13 +18,13 @@ pub struct Epilogue<'k, 'c, 'p> {
 }
 
 impl<'k, 'c, 'p> Epilogue<'k, 'c, 'p> {
-    pub fn new(k: &'k Kernel<'c, 'p>, program: &Program, segment: &'k Segment, expert: I32<'c>) -> Self {
+    pub fn new(k: &'k Kernel<'c, 'p>, program: &Program, segment: &'k Segment, tile: &Tile<'c>) -> Self {
         Epilogue {
             k,
             expr: &segment.epilogue,
-            out: k.view(segment.out),
+            out: k.result_of(segment, tile),
             biases: segment.biases.iter().map(|b| b.map(|b| k.view(b))).collect(),
-            expert,
+            expert: tile.expert,
             n_cols: program.buffer(segment.out).cols as u32,
         }
     }
@@ -62,7 +63,7 @@ impl<'k, 'c, 'p> Epilogue<'k, 'c, 'p> {
             evaluate(c, self.expr, &args)
         };
         // Adjacent columns go out in one store where the row's alignment allows.
-        let in_one = n > 1 && self.out.pitch.is_multiple_of(n.into()) && self.n_cols.is_multiple_of(n);
+        let in_one = n > 1 && self.out.unit().is_multiple_of(n.into()) && self.n_cols.is_multiple_of(n);
         if in_one {
             c.when(exists.and(col.lt(self.n_cols)), || {
                 let values: Vec<F32> = (0..n as usize).map(value).collect();

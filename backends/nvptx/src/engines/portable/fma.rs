@@ -55,7 +55,7 @@ pub fn tile<'c>(
     });
 
     c.part("results", || {
-        let epilogue = Epilogue::new(k, program, segment, tile.expert);
+        let epilogue = Epilogue::new(k, program, segment, tile);
         for j in 0..cols {
             let col = tile.col + thread_n + j * g.threads_n;
             let biases = epilogue.biases(col, 1);

@@ -136,7 +136,7 @@ pub fn store<'c>(
 ) {
     let c = k.builder;
     let lane = c.lane();
-    let epilogue = Epilogue::new(k, program, segment, tile.expert);
+    let epilogue = Epilogue::new(k, program, segment, tile);
     let first_col = tile.col + fragments.col + ((lane & 3) << 1);
     let first_row = fragments.row + (lane >> 2);
     for j in 0..g.frags_n() {

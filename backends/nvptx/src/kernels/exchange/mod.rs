@@ -4,9 +4,10 @@
 //! dispatch   on a token's rank: its row and its local experts to each rank that has one of them, then a flag to every rank
 //! receive    on an experts' rank: waits for every rank's flag; which rows came, and for which local experts
 //! (decode)   where rows travel as codes: their floats
-//! (experts)  the compiled program, on rows where they lie in the window; two where experts are cut over a group of ranks
-//! (share)    between them: this rank's columns of activations to all members of its group, whose columns it waits for
-//! answer     each slot's result, from where the product left it, to its place in the window of the token's rank, then a flag to each rank that sent a row
+//! (experts)  the compiled program, on rows where they lie in the window; two where experts are cut over a group of ranks. The last product
+//!            stores each slot's result at its place in the window of the token's rank
+//! (share)    between the two: this rank's columns of activations to all members of its group, whose columns it waits for
+//! answer     a flag to each rank that sent a row
 //! collect    on the token's rank: waits for the ranks that it sent rows to; slots that nobody has become zero
 //! (tail)     the compiled program, on result rows where they lie in the window: the sum in slot order
 //! ```

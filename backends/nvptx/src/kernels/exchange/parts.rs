@@ -149,16 +149,18 @@ impl<'c> Exchanging<'c> {
     ) {
         let c = self.builder;
         c.when(c.warp().eq(0), || {
-            let found = c.var(c.bool(false));
-            c.range(0, n, 32, |first| {
-                let i = first + c.lane();
-                c.when(i.lt(n), || {
-                    let word = c.load_i32(words.plus(i.wide() * 4));
-                    found.set(found.get().or(is(word)));
+            let (first, found) = (c.var(c.i32(0)), c.var(c.bool(false)));
+            c.when(n.ne(0), || {
+                c.repeat(|| {
+                    let i = first.get() + c.lane();
+                    c.when(i.lt(n), || found.set(is(c.load_i32(words.plus(i.wide() * 4)))));
+                    // The first that is one ends the search.
+                    found.set(c.ballot(found.get()).ne(0));
+                    first.set(first.get() + 32);
+                    found.get().not().and(first.get().lt(n))
                 });
             });
-            let any = c.ballot(found.get()).ne(0);
-            c.when(any.and(c.lane().eq(0)), then);
+            c.when(found.get().and(c.lane().eq(0)), then);
         });
     }
 

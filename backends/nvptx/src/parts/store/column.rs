@@ -5,6 +5,7 @@
 
 use crate::builder::{Bool, F32, I32};
 use crate::kernels::{Kernel, View};
+use crate::parts::Tile;
 use crate::parts::math::evaluate;
 use moec_ir::Expr;
 use moec_ir::tile::{Program, Segment};
@@ -26,16 +27,16 @@ impl<'k, 'c, 'p> Epilogue<'k, 'c, 'p> {
         k: &'k Kernel<'c, 'p>,
         program: &Program,
         segment: &'k Segment,
-        expert: I32<'c>,
+        tile: &Tile<'c>,
         col: I32<'c>,
     ) -> Epilogue<'k, 'c, 'p> {
         let c = k.builder;
         let n_cols = program.buffer(segment.out).cols as u32;
-        let bias = |view: View<'c>| c.load_elements(view.at(expert, col.min(n_cols - 1)), view.dtype, 1)[0];
+        let bias = |view: View<'c>| c.load_elements(view.at(tile.expert, col.min(n_cols - 1)), view.dtype, 1)[0];
         Epilogue {
             k,
             expr: &segment.epilogue,
-            out: k.view(segment.out),
+            out: k.result_of(segment, tile),
             col,
             has_col: col.lt(n_cols),
             biases: segment.biases.iter().map(|b| b.map(|b| bias(k.view(b)))).collect(),
@@ -52,12 +53,9 @@ impl<'k, 'c, 'p> Epilogue<'k, 'c, 'p> {
             evaluate(c, self.expr, &args)
         };
         let values: Vec<F32> = (0..n).map(value).collect();
-        let first = self.out.at(row, self.col);
-        let row_bytes = self.out.pitch * self.out.dtype.bytes() as u64;
-        for (i, value) in values.into_iter().enumerate() {
-            c.when(self.has_col.and(c.i32(i as u32).lt(rows)), || {
-                c.store_elements(first.plus(i as u64 * row_bytes), self.out.dtype, &[value]);
-            });
+        let places = self.out.column(row, self.col, n as u32);
+        for ((i, value), to) in (0u32..).zip(values).zip(places) {
+            c.when(self.has_col.and(c.i32(i).lt(rows)), || c.store_elements(to, self.out.dtype, &[value]));
         }
     }
 }

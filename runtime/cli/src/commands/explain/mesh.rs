@@ -33,7 +33,7 @@ pub(super) fn text(layer: &ModelLayer, mesh: Mesh, options: &Options) -> Result<
         ("decode", step.decode, "rows of codes become floats where they arrive"),
         ("experts", step.experts, "the products of the rank with most slots"),
         ("share", step.share, "activations to the ranks that have other columns of the experts"),
-        ("combine", step.combine, "a row back for each slot"),
+        ("combine", step.combine, "a row back for each slot: what is left of the way when its product ends"),
         ("tail", step.tail, "the sum in slot order, and shared experts"),
         ("in turn", step.in_turn(), "one after the other, as it is launched"),
         ("overlapped", step.overlapped(), "if rows travelled while experts multiply"),
