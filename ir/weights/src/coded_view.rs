@@ -114,8 +114,8 @@ impl<'a> CodedView<'a> {
         };
         let pieces = std::slice::from_ref(&piece);
         match parts::is_part(buffer) {
-            true => parts::pack("what was given", param, pieces, buffer, dst, &|_| ()),
-            false => pack_pieces(param, pieces, buffer, dst, &|_| ()),
+            true => parts::pack("what was given", param, pieces, buffer, dst, &|| ()),
+            false => pack_pieces(param, pieces, buffer, dst, &|| ()),
         }
     }
 

@@ -27,7 +27,7 @@ pub use config::{Published, Source};
 pub use pack::parts::{is_part, unpack_part};
 pub use pack::{pack_tensor, unpack_weight};
 pub use plan::{Plan, PlannedWeight, StoredForm, first, holds_codes, pack_weight};
-pub use read::checkpoint::Checkpoint;
+pub use read::checkpoint::{Checkpoint, file_state};
 pub use read::gguf;
 pub use read::safetensors::{self, StoredType, TensorView};
 pub use read::{onnx, pt2};

@@ -4,7 +4,7 @@ use crate::config::{Published, Source};
 use crate::decode::{Elements, ScaleFault, check_scales, either_sign};
 use crate::formats::bad_scale;
 use crate::input_scale;
-use crate::pack::{self, parts};
+use crate::pack::{self, parts, read_once};
 use crate::read::checkpoint::Checkpoint;
 use crate::resolve::{From, Piece, resolve};
 use crate::whole;
@@ -14,7 +14,6 @@ use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
 use moec_ir::tile::Buffer;
 use moec_ir::weights::WeightSource;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Where every weight of a layer comes from.
 #[derive(Debug)]
@@ -60,9 +59,6 @@ pub struct StoredForm {
     /// Their names in the checkpoint, without those of scales and zero points.
     pub tensors: Vec<String>,
 }
-
-/// Tensors that are read before all pages are let go: around each the system may map 2 MiB, of tensors that nobody asked for.
-const AT_ONCE: usize = 8;
 
 impl<'a> Plan<'a> {
     /// Finds the tensors of `params` and checks names, types, shapes, schemes and global scales; no other data is read.
@@ -120,11 +116,11 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// `quantised-scale-invalid` for one that is zero over codes that are not, negative, infinite or not a number.
     pub fn check_scales(&self) -> Result<(), Diagnostic> {
-        let pieces: Vec<&Piece<'_>> = self.pieces().filter(|p| !matches!(p.elements, Elements::Plain(..))).collect();
+        let pieces: Vec<&Piece<'_>> = self.coded().collect();
         let check = |either| {
-            pieces.chunks(AT_ONCE).try_for_each(|some| {
+            pieces.chunks(read_once::TENSORS as usize).try_for_each(|some| {
                 let checked = some.iter().try_for_each(|p| check_scales(&p.elements, either));
-                self.checkpoint.release_all();
+                self.checkpoint.release();
                 checked
             })
         };
@@ -137,9 +133,13 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Lets go of the stored bytes of a piece that has been copied.
-    fn release(&self, piece: &Piece<'_>) {
-        piece.elements.bytes().iter().for_each(|bytes| self.checkpoint.release(bytes));
+    /// Whether any weight is stored as codes with scales.
+    pub fn has_scales(&self) -> bool {
+        self.coded().next().is_some()
+    }
+
+    fn coded(&self) -> impl Iterator<Item = &Piece<'a>> {
+        self.pieces().filter(|p| !matches!(p.elements, Elements::Plain(..)))
     }
 
     fn pieces(&self) -> impl Iterator<Item = &Piece<'a>> {
@@ -166,25 +166,19 @@ impl<'a> Plan<'a> {
     /// `stored-format-mismatch`, `scale-not-exact`, `weight-out-of-range`, `buffer-shape-mismatch`.
     pub fn pack(&self, name: &str, buffer: &Buffer, dst: &mut [u8]) -> Result<(), Diagnostic> {
         let Planned { param, content } = self.weight(name)?;
-        let n_done = AtomicUsize::new(0);
-        let done = |piece: &Piece<'_>| {
-            self.release(piece);
-            if (n_done.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(AT_ONCE) {
-                self.checkpoint.release_all();
-            }
-        };
+        let release = || self.checkpoint.release();
         let packed = match content {
             Content::Number(number) => {
                 pack::pack_tensor(&Tensor::float(DType::F32, &[1], vec![*number]), param, buffer, dst)
             }
             Content::Pieces(pieces) if parts::is_part(buffer) => {
                 let from = format!("`{}`", self.checkpoint.path().display());
-                parts::pack(&from, param, pieces, buffer, dst, &done)
+                parts::pack(&from, param, pieces, buffer, dst, &release)
             }
-            Content::Pieces(pieces) => pack::pack_pieces(param, pieces, buffer, dst, &done),
+            Content::Pieces(pieces) => pack::pack_pieces(param, pieces, buffer, dst, &release),
         };
-        // What the system has mapped around the pieces, some of it after they were let go.
-        self.checkpoint.release_all();
+        // What is left, and what the system has mapped around it.
+        self.checkpoint.release();
         packed
     }
 

@@ -1,4 +1,4 @@
-//! The part of a file that a diagnostic shows: lines around a place, or, of a line that is too long to be read, what is near it.
+//! The part of a file that a diagnostic shows: lines around a place, or, where one is too long to be read, what is near it in its own.
 
 use miette::{MietteError, MietteSpanContents, NamedSource, SourceCode, SourceSpan, SpanContents};
 
@@ -28,15 +28,17 @@ impl SourceCode for Excerpt {
         after: usize,
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
         let whole = self.source.read_span(span, before, after)?;
-        let text = self.source.inner();
-        let line_start = text[..span.offset()].rfind('\n').map_or(0, |i| i + 1);
-        let line_end = text[span.offset()..].find('\n').map_or(text.len(), |i| span.offset() + i);
         // Without lines around it is asked for the place alone: for its line and column.
-        if line_end - line_start <= LONGEST || before == 0 {
+        if before == 0 || whole.data().split(|b| *b == b'\n').all(|line| line.len() <= LONGEST) {
             return Ok(whole);
         }
-        let start = text.ceil_char_boundary(span.offset().saturating_sub(AROUND).max(line_start));
-        let end = text.floor_char_boundary((span.offset() + span.len().min(AROUND) + AROUND).min(line_end));
+        // A place may lie within a character: where a parser stopped, or in a file that has changed since.
+        let text = self.source.inner();
+        let place = text.floor_char_boundary(span.offset());
+        let line_start = text[..place].rfind('\n').map_or(0, |i| i + 1);
+        let line_end = text[place..].find('\n').map_or(text.len(), |i| place + i);
+        let start = text.ceil_char_boundary(place.saturating_sub(AROUND).max(line_start));
+        let end = text.floor_char_boundary((place + span.len().min(AROUND) + AROUND).min(line_end)).max(start);
         let line = text[..start].matches('\n').count();
         Ok(Box::new(MietteSpanContents::new_named(
             self.source.name().to_string(),

@@ -197,6 +197,8 @@ mod tests {
             (format!("{{\n[{ones}\"wrong\", {ones}]\n}}\n"), "\"wrong\""),
             (format!("[{ones}\"ü{ones}ü\"]"), &*format!("\"ü{ones}ü\"")),
             ("ü".repeat(5000), "ü"),
+            // Between lines that are too long.
+            (format!("[{ones}\n\"wrong\",\n{ones}]"), "\"wrong\""),
         ] {
             std::fs::write(&file, &text).expect("written");
             let start = text.find(wrong).expect("it is there");
@@ -209,6 +211,24 @@ mod tests {
                 let shown = human(&d, color);
                 assert!(shown.len() < 1500, "{color:?}: {shown}");
                 assert!(shown.contains(&wrong[..wrong.floor_char_boundary(10)]), "{color:?}: {shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_place_within_a_character_is_shown() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let file = dir.path().join("config.json");
+        for text in ["{\"a\": \"é", "{\"a\": \"\\u00é0\"}", &"é".repeat(5000)] {
+            std::fs::write(&file, text).expect("written");
+            let inside = text.find('é').expect("it is there") + 1;
+            for (start, end) in [(inside, inside), (inside, inside + 1), (inside - 1, inside), (text.len(), text.len())]
+            {
+                let d = Diagnostic::input("odd-half", "a reason");
+                let d = d.at(Some(Origin { file: file.to_string_lossy().to_string(), start, end }));
+                for color in [Color::Auto, Color::Always, Color::Never] {
+                    assert!(human(&d, color).contains("a reason"));
+                }
             }
         }
     }

@@ -5,21 +5,21 @@
 //! version of the packing. A file appears under its name when it is complete, and ends with check sums: a damaged one is made anew.
 //! Weights are mapped and not read, so that the sums of a file are looked at once for each state of it: what the file system said
 //! of the file then stands in a small one beside it (`.seen`). Whatever is written to a file, or to its time of change, shows there.
-//! That scales of a checkpoint are good ones is kept as well (`.checked`), so that they are read once.
+//! That scales of a checkpoint are good ones is kept as well (`.checked`), so that they are read once for each state of its files.
 
 use crate::memory::allocate;
 use memmap2::Mmap;
 use moec_bundle::manifest::ParamInfo;
 use moec_ir::diag::Diagnostic;
 use moec_ir::tile::Buffer;
-use moec_weights::{Checkpoint, Plan};
+use moec_weights::{Checkpoint, Plan, file_state};
 use rayon::prelude::*;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Raised when packing gives other bytes for the same checkpoint, parameter and buffer.
+/// Raised when packing gives other bytes for the same checkpoint, parameter and buffer, or refuses scales that it took.
 const PACKING_VERSION: u32 = 2;
 
 /// A file begins with the magic and its own key; the weights follow at the first page, then the CRC-32 of each piece of them.
@@ -114,13 +114,19 @@ impl CachedWeights {
     /// # Errors
     /// Those of [`Plan::check_scales`].
     pub(crate) fn check_scales(&self, plan: &Plan<'_>, params: &[ParamInfo]) -> Result<(), Diagnostic> {
+        if !plan.has_scales() {
+            return Ok(());
+        }
         let checked = self.dir.join(format!("{}.checked", self.name(plan, &format!("scales of {params:?}"))));
-        if checked.exists() {
+        let state = self.checkpoint.state();
+        if state.is_some() && std::fs::read_to_string(&checked).ok() == state {
             return Ok(());
         }
         plan.check_scales()?;
-        // Where it cannot be written, as in a directory that is only read, every load looks at them.
-        let _ = std::fs::write(checked, "");
+        if let Some(state) = state {
+            // Where it cannot be written, as in a directory that is only read, every load looks at them.
+            let _ = std::fs::write(checked, state);
+        }
         Ok(())
     }
 
@@ -146,7 +152,7 @@ impl CachedWeights {
             return Ok(None);
         }
         let packed = Packed { map, bytes: bytes as usize };
-        let (state, seen) = (state(&file), path.with_extension("seen"));
+        let (state, seen) = (file.metadata().ok().and_then(|m| file_state(&m)), path.with_extension("seen"));
         if state.is_some() && std::fs::read_to_string(&seen).ok() == state {
             return Ok(Some(packed));
         }
@@ -166,45 +172,25 @@ impl CachedWeights {
 
     /// The file, written, with its name, and open to be read.
     fn write(&self, path: &Path, key: &str, weights: &[u8]) -> std::io::Result<File> {
-        let fresh = self.dir.join(format!("{key}.{}.new", std::process::id()));
-        let write = || {
-            let mut header = [0; HEADER_BYTES];
-            header[..MAGIC.len()].copy_from_slice(MAGIC);
-            header[MAGIC.len()..MAGIC.len() + key.len()].copy_from_slice(key.as_bytes());
-            let mut file = File::options().read(true).write(true).create(true).truncate(true).open(&fresh)?;
-            file.write_all(&header)?;
-            let (written, sums) = rayon::join(|| file.write_all(weights), || sums(weights));
-            written?;
-            file.write_all(&sums)?;
-            file.sync_all()?;
-            std::fs::rename(&fresh, path)?;
-            Ok(file)
-        };
-        let result = write();
-        if result.is_err() {
-            // The first error is the one to tell.
-            let _ = std::fs::remove_file(&fresh);
+        let mut named = tempfile::Builder::new();
+        named.prefix(key).suffix(".new");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            // Who may read it is said by the mask of the process, as for any file; directories of caches are shared.
+            named.permissions(std::fs::Permissions::from_mode(0o666));
         }
-        result
-    }
-}
-
-/// What the file system says of a file that changes with everything that is done to it; `None` where systems have no such thing,
-/// and for a file that has just changed: clocks of file systems are coarse, and it may change again without a difference.
-fn state(file: &File) -> Option<String> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        use std::time::{Duration, SystemTime, UNIX_EPOCH};
-        let m = file.metadata().ok()?;
-        let changed = UNIX_EPOCH + Duration::new(m.ctime().try_into().ok()?, m.ctime_nsec().try_into().ok()?);
-        let is_settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age >= Duration::from_secs(1));
-        is_settled.then(|| format!("{} {} {} {} {}\n", m.dev(), m.ino(), m.size(), m.ctime(), m.ctime_nsec()))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = file;
-        None
+        // A name of its own: another process, or another machine, may be writing the same file.
+        let mut file = named.tempfile_in(&self.dir)?;
+        let mut header = [0; HEADER_BYTES];
+        header[..MAGIC.len()].copy_from_slice(MAGIC);
+        header[MAGIC.len()..MAGIC.len() + key.len()].copy_from_slice(key.as_bytes());
+        file.write_all(&header)?;
+        let (written, sums) = rayon::join(|| file.write_all(weights), || sums(weights));
+        written?;
+        file.write_all(&sums)?;
+        file.as_file().sync_all()?;
+        Ok(file.persist(path)?)
     }
 }
 

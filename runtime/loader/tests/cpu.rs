@@ -154,6 +154,31 @@ fn packed_weights_are_kept_and_taken_again_until_the_checkpoint_changes() {
 }
 
 #[test]
+fn many_fill_a_cache_at_once() {
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("model.safetensors");
+    let tensor = Tensor::float(DType::BF16, &bias()[0].1.shape, bias()[0].1.floats().to_vec());
+    write_safetensors(&path, &[("stored.bias", &tensor)]).expect("write");
+    for round in 0..20 {
+        let cache = dir.path().join(format!("cache{round}"));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let checkpoint = Arc::new(Checkpoint::open(&path).expect("open"));
+                    let cached = Weights::Cached(CachedWeights::new(checkpoint, &cache).expect("cache"));
+                    let mut layer = load(&cached, 4, 1);
+                    let run = layer.run_host(&[("input", &input(4))]).expect("run");
+                    assert_eq!(run.output("output").expect("output").floats(), expected(4).0);
+                });
+            }
+        });
+        let files = std::fs::read_dir(&cache).expect("dir").map(|e| e.expect("entry").path());
+        let left: Vec<_> = files.filter(|p| p.extension().is_some_and(|e| e == "new")).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[test]
 fn layers_share_a_pool() {
     let pool = Arc::new(Pool::new(3).expect("threads"));
     let tensors = bias();

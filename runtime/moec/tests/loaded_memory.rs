@@ -24,6 +24,8 @@ const TOKENS: u64 = 256;
 #[derive(Clone, Copy, Debug)]
 enum Form {
     Bf16,
+    /// The same, all experts in one tensor.
+    Stacked,
     /// Two codes of E2M1 in a byte, a scale for 32 of them.
     Mxfp4,
 }
@@ -32,14 +34,14 @@ impl Form {
     /// Enough of them for their bytes to be many times what a layer takes beside weights.
     fn experts(self) -> usize {
         match self {
-            Form::Bf16 => 128,
+            Form::Bf16 | Form::Stacked => 128,
             Form::Mxfp4 => 512,
         }
     }
 
     fn config(self) -> String {
         let quantised = match self {
-            Form::Bf16 => "",
+            Form::Bf16 | Form::Stacked => "",
             Form::Mxfp4 => {
                 r#""quantization_config": {"quant_method": "compressed-tensors", "format": "mxfp4-pack-quantized", "ignore": [],
 "config_groups": {"group_0": {"targets": ["Linear"],
@@ -58,7 +60,7 @@ impl Form {
     /// The tensors of a matrix, with what is put behind its name.
     fn matrix(self, rows: usize, cols: usize) -> Vec<(&'static str, Tensor)> {
         match self {
-            Form::Bf16 => vec![("weight", floats(rows, cols))],
+            Form::Bf16 | Form::Stacked => vec![("weight", floats(&[rows, cols]))],
             Form::Mxfp4 => vec![
                 ("weight_packed", bytes(rows, cols / 2, |i| (i * 7919 % 251) as u8)),
                 ("weight_scale", bytes(rows, cols / 32, |i| 120 + (i % 3) as u8)),
@@ -67,9 +69,9 @@ impl Form {
     }
 }
 
-fn floats(rows: usize, cols: usize) -> Tensor {
+fn floats(shape: &[usize]) -> Tensor {
     let value = |i: usize| ((i * 7919 % 1013) as f32 - 506.0) / 8192.0;
-    Tensor::float(DType::BF16, &[rows, cols], (0..rows * cols).map(value).collect())
+    Tensor::float(DType::BF16, shape, (0..shape.iter().product()).map(value).collect())
 }
 
 fn bytes(rows: usize, cols: usize, value: impl Fn(usize) -> u8) -> Tensor {
@@ -79,9 +81,17 @@ fn bytes(rows: usize, cols: usize, value: impl Fn(usize) -> u8) -> Tensor {
 /// Writes a checkpoint; returns the bytes of its tensors.
 fn publish(form: Form, folder: &Path) -> u64 {
     std::fs::write(folder.join("config.json"), form.config()).expect("writes");
-    let (gate, down, router) = (form.matrix(FFN, HIDDEN), form.matrix(HIDDEN, FFN), floats(form.experts(), HIDDEN));
+    let (gate, down, router) = (form.matrix(FFN, HIDDEN), form.matrix(HIDDEN, FFN), floats(&[form.experts(), HIDDEN]));
     let mut tensors = vec![("model.layers.0.mlp.gate.weight".to_string(), &router)];
-    for e in 0..form.experts() {
+    let stacks = match form {
+        Form::Stacked => vec![
+            ("gate_up_proj", floats(&[form.experts(), 2 * FFN, HIDDEN])),
+            ("down_proj", floats(&[form.experts(), HIDDEN, FFN])),
+        ],
+        Form::Bf16 | Form::Mxfp4 => Vec::new(),
+    };
+    tensors.extend(stacks.iter().map(|(name, tensor)| (format!("model.layers.0.mlp.experts.{name}"), tensor)));
+    for e in (0..form.experts()).filter(|_| stacks.is_empty()) {
         for (name, parts) in [("gate", &gate), ("up", &gate), ("down", &down)] {
             for (part, tensor) in parts {
                 tensors.push((format!("model.layers.0.mlp.experts.{e}.{name}_proj.{part}"), tensor));
@@ -117,7 +127,7 @@ fn packed_bytes(folder: &Path) -> u64 {
 
 #[test]
 fn a_layer_takes_the_bytes_of_its_published_weights() {
-    for form in [Form::Bf16, Form::Mxfp4] {
+    for form in [Form::Bf16, Form::Stacked, Form::Mxfp4] {
         let folder = tempfile::tempdir().expect("a folder");
         let published = publish(form, folder.path());
         let layer =

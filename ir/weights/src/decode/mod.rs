@@ -13,18 +13,6 @@ use crate::formats::ggml::Stored;
 use moec_ir::DType;
 use std::sync::Arc;
 
-impl<'a> Elements<'a> {
-    /// The stored bytes.
-    pub(crate) fn bytes(&self) -> [&'a [u8]; 2] {
-        match self {
-            Elements::Plain(_, data) => [data, &[]],
-            Elements::Blocks(b) => [b.codes.0, b.scales.0],
-            Elements::Integers(i) => [i.codes, i.scales],
-            Elements::Ggml(q) => [q.data, &[]],
-        }
-    }
-}
-
 /// The elements of a stored tensor.
 #[derive(Clone, Debug)]
 pub(crate) enum Elements<'a> {

@@ -11,7 +11,6 @@ use crate::decode::integers::GroupRun;
 use crate::strided::Row;
 use moec_ir::DType;
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// The rows of a buffer.
 #[derive(Clone, Copy)]
@@ -36,7 +35,7 @@ struct Scratch {
 }
 
 /// Fills every row of `dst`; `row_source` gives where a row's elements are, and the stored tensor. Runs on all threads of
-/// the rayon pool; `copied` is told of rows when they are there.
+/// the rayon pool; `copied` is told of how many rows are there now.
 ///
 /// # Errors
 /// An integer that does not fit the rows' type.
@@ -44,7 +43,7 @@ pub(crate) fn copy_rows<'a>(
     rows: &Rows,
     dst: &mut [u8],
     row_source: impl Fn(u64) -> (Row<'a>, &'a Elements<'a>) + Sync,
-    copied: impl Fn(Range<u64>) + Sync,
+    copied: impl Fn(u64) + Sync,
 ) -> Result<(), i64> {
     if rows.pitch_bytes == 0 {
         return Ok(());
@@ -73,7 +72,7 @@ pub(crate) fn copy_rows<'a>(
             here.chunks_exact_mut(rows.pitch_bytes).for_each(|row| row[padding..].fill(0));
             (left, dst) = (&left[regular.count..], rest);
         }
-        copied(first..first + sources.len() as u64);
+        copied(sources.len() as u64);
         Ok(())
     })
 }

@@ -3,7 +3,7 @@
 pub(crate) mod convert;
 mod copy;
 pub(crate) mod parts;
-mod progress;
+pub(crate) mod read_once;
 mod transpose;
 
 use crate::decode::Elements;
@@ -16,15 +16,15 @@ use moec_ir::abi::BUFFER_ALIGN;
 use moec_ir::diag::Diagnostic;
 use moec_ir::graph::Param;
 use moec_ir::tile::Buffer;
-use progress::{Done, Progress};
+use read_once::{ReadOnce, Release};
 
-/// Fills `dst` with the elements of `pieces`, one behind the other; `done` is told of each piece when it has been copied.
+/// Fills `dst` with the elements of `pieces`, one behind the other; `release` lets go of what has been read.
 pub(crate) fn pack_pieces(
     param: &Param,
     pieces: &[Piece<'_>],
     buffer: &Buffer,
     dst: &mut [u8],
-    done: Done<'_>,
+    release: Release<'_>,
 ) -> Result<(), Diagnostic> {
     let layout = Layout::new(param, buffer, dst.len())?;
     let per_piece = layout.rows / pieces.len().max(1) as u64;
@@ -36,12 +36,12 @@ pub(crate) fn pack_pieces(
     if per_piece == 0 {
         return Ok(());
     }
-    let progress = Progress::new(pieces, per_piece, done);
+    let rows_read = ReadOnce::new(per_piece, layout.copied.pitch_bytes, release);
     let source = |row| {
         let piece = &pieces[(row / per_piece) as usize];
         (piece.view.row(row % per_piece), &piece.elements)
     };
-    copy_rows(&layout.copied, dst, source, |rows| progress.copied(rows))
+    copy_rows(&layout.copied, dst, source, |rows| rows_read.copied(rows))
         .map_err(|value| out_of_range(param, buffer, value))
 }
 

@@ -4,7 +4,7 @@
 //! of fused matrices, one scale for a whole tensor), as long as every block of the bundle has one scale there. Codes are
 //! copied bit for bit; scales too, or, where the checkpoint has them in another type, converted when that is exact.
 
-use super::progress::{Done, Progress};
+use super::read_once::{ReadOnce, Release};
 use crate::decode::{Blocks, Elements};
 use crate::resolve::{Piece, fixed_shape};
 use moec_ir::diag::Diagnostic;
@@ -35,7 +35,7 @@ pub(crate) fn pack(
     pieces: &[Piece<'_>],
     buffer: &Buffer,
     dst: &mut [u8],
-    done: Done<'_>,
+    release: Release<'_>,
 ) -> Result<(), Diagnostic> {
     let layout = PartLayout::new(param, buffer, dst.len())?;
     let stored = Stored::new(from, param, &layout, pieces)?;
@@ -45,7 +45,7 @@ pub(crate) fn pack(
         return Ok(());
     }
     let cols = buffer.cols as usize * buffer.dtype.bytes();
-    let progress = Progress::new(pieces, (dst.len() / pitch / pieces.len().max(1)).max(1) as u64, done);
+    let rows_read = ReadOnce::new((dst.len() / pitch / pieces.len().max(1)) as u64, pitch, release);
     let copy = |(row, out): (usize, &mut [u8])| {
         let (out, padding) = out.split_at_mut(cols);
         padding.fill(0);
@@ -59,7 +59,7 @@ pub(crate) fn pack(
     };
     dst.par_chunks_mut(pitch).enumerate().try_for_each(|(row, out)| {
         copy((row, out))?;
-        progress.copied(row as u64..row as u64 + 1);
+        rows_read.copied(1);
         Ok(())
     })
 }

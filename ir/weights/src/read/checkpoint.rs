@@ -47,6 +47,25 @@ pub(crate) struct Part {
     pub entries: BTreeMap<String, Entry>,
 }
 
+/// What the file system says of a file that changes with everything that is done to it, in a line; `None` where systems have no such
+/// thing, and for a file that has just changed: clocks of file systems are coarse, and it may change again without a difference.
+pub fn file_state(file: &std::fs::Metadata) -> Option<String> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        use std::time::{Duration, SystemTime, UNIX_EPOCH};
+        let m = file;
+        let changed = UNIX_EPOCH + Duration::new(m.ctime().try_into().ok()?, m.ctime_nsec().try_into().ok()?);
+        let is_settled = SystemTime::now().duration_since(changed).is_ok_and(|age| age >= Duration::from_secs(1));
+        is_settled.then(|| format!("{} {} {} {} {}\n", m.dev(), m.ino(), m.size(), m.ctime(), m.ctime_nsec()))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        None
+    }
+}
+
 impl Checkpoint {
     /// Opens a model directory, a `.safetensors` file, a `.gguf` file, or the weights in an `.onnx` or `.pt2` file.
     ///
@@ -152,31 +171,20 @@ impl Checkpoint {
         Ok(words)
     }
 
-    /// Takes pages of `data`, a part of this checkpoint's maps, out of the memory of this process: they are read again when
-    /// somebody asks for them. Packing a large layer would otherwise hold it twice.
-    pub(crate) fn release(&self, data: &[u8]) {
-        let start = data.as_ptr() as usize;
-        for shard in &self.shards {
-            let Some(Ok(mapped)) = shard.opened.get() else { continue };
-            let first = mapped.map.as_ptr() as usize;
-            let Some(offset) = start.checked_sub(first).filter(|o| o + data.len() <= mapped.map.len()) else {
-                continue;
-            };
-            #[cfg(unix)]
-            // SAFETY: the map is of a file, private and never written, so that dropped pages come back with the same bytes; the
-            // range lies within it. Failing is no error: the pages stay.
-            let _ =
-                unsafe { mapped.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, data.len()) };
-            return;
-        }
+    /// What the file system says of every shard, which changes with everything that is done to them; `None` where one of them has no
+    /// [`file_state`].
+    pub fn state(&self) -> Option<String> {
+        self.shards.iter().map(|s| file_state(&std::fs::metadata(&s.path).ok()?)).collect()
     }
 
-    /// Takes all pages of this checkpoint's maps out of the memory of this process, as [`Checkpoint::release`] does some.
-    pub(crate) fn release_all(&self) {
+    /// Takes all pages of this checkpoint's maps out of the memory of this process: they are read again when somebody asks for them.
+    /// Packing a large layer would otherwise hold it twice.
+    pub(crate) fn release(&self) {
         for shard in &self.shards {
             let Some(Ok(mapped)) = shard.opened.get() else { continue };
             #[cfg(unix)]
-            // SAFETY: as above. Failing is no error: the pages stay.
+            // SAFETY: the map is of a file, private and never written, so that dropped pages come back with the same bytes. Failing is
+            // no error: the pages stay.
             let _ = unsafe { mapped.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
             #[cfg(not(unix))]
             let _ = mapped;
