@@ -81,28 +81,15 @@ pub struct Variant {
 /// `unsupported-op` when the layer needs something that no kernel computes; `internal-error` and
 /// `tile-program-invalid` for bugs of moec.
 pub fn compile(graph: &Graph, target: &Target, options: &CompileOptions) -> Result<Vec<Variant>, Diagnostic> {
-    if options.opt_level == 0 {
-        return variants(graph, None, target, options);
-    }
-    let (graph, report) = normalise(graph, options.numerics, options.limits)?;
-    std::thread::scope(|scope| {
-        // It takes as long as the programs do, and neither needs the other.
-        let held = scope.spawn(|| hold(&report.proof, options.numerics, &graph.name));
-        let made = variants(&graph, Some(&report), target, options);
-        held.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        made
-    })
-}
-
-/// The programs of a graph that has been rewritten.
-fn variants(
-    graph: &Graph,
-    saturation: Option<&Saturation>,
-    target: &Target,
-    options: &CompileOptions,
-) -> Result<Vec<Variant>, Diagnostic> {
     let optimise = options.opt_level > 0;
-    let program = lower_graph(graph, target, optimise, options.weights)?;
+    let (graph, saturation) = if optimise {
+        let (graph, report) = normalise(graph, options.numerics, options.limits)?;
+        hold(&report.proof, options.numerics, &graph.name)?;
+        (graph, Some(report))
+    } else {
+        (graph.clone(), None)
+    };
+    let program = lower_graph(&graph, target, optimise, options.weights)?;
     let planned = plan::plan(
         &program,
         target,
@@ -127,7 +114,7 @@ fn variants(
         None => Ok(Variant {
             tokens: p.tokens,
             graph: graph.clone(),
-            saturation: saturation.cloned(),
+            saturation: saturation.clone(),
             program: p.program,
             fingerprint,
         }),
